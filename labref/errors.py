@@ -1,0 +1,51 @@
+"""The errors labref raises on purpose. Each message says what failed, where, and what to do next."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AgentError",
+    "BundleError",
+    "ConfigError",
+    "LabError",
+    "LabrefError",
+    "StoreError",
+    "StoreLockedError",
+    "StoreTooNewError",
+    "UnreadableImageError",
+]
+
+
+class LabrefError(Exception):
+    """Base of every error a person can act on; the command prints it as one line and exits 1."""
+
+
+class ConfigError(LabrefError):
+    """`labref.toml` (or a LABREF_* variable) holds something labref cannot use."""
+
+
+class LabError(LabrefError):
+    """A lab folder is missing, incomplete, or already there."""
+
+
+class UnreadableImageError(LabrefError):
+    """A file is no image that labref can use; the message is the reason the ledger keeps."""
+
+
+class BundleError(LabrefError):
+    """A bundle is damaged, incomplete, or of a format this labref does not know."""
+
+
+class StoreError(LabrefError):
+    """The latent store cannot be opened or used."""
+
+
+class StoreLockedError(StoreError):
+    """Another process has the store open."""
+
+
+class StoreTooNewError(StoreError):
+    """The store was written by a newer labref."""
+
+
+class AgentError(LabrefError):
+    """The agent cannot start, or did not answer."""
