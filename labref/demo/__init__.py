@@ -1,0 +1,3 @@
+"""The demo: a simulated analyser, a real agent, and what the agent made of the cells."""
+
+from __future__ import annotations
