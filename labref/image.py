@@ -1,0 +1,306 @@
+"""Bytes of one cell image → a prepared crop: decoded safely, background fixed, nucleus centred, 256×256.
+
+The very same code prepares a cell for training and in the lab. The order is: decode to 8-bit RGB; measure the smear's
+background and bring it to `BACKGROUND` in every channel (a gain per channel, so optical densities are kept: Beer–Lambert);
+find the nucleus by its optical density in red light, where the azure dyes of every Romanowsky stain absorb and red cells
+do not; cut `CROP_SIZE` pixels around it at the analyser's own scale, padded with background beyond the image's edge.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from labref.errors import UnreadableImageError
+
+__all__ = [
+    "BACKGROUND",
+    "CROP_SIZE",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "PREPARATION",
+    "CellImage",
+    "cut",
+    "decode",
+    "find_nucleus",
+    "measure_background",
+    "prepare",
+    "prepare_pixels",
+]
+
+CROP_SIZE = 256
+"""Side of a crop in pixels (the thesis' 256×256 around the nucleus)."""
+BACKGROUND = 240
+"""Intensity, 0 to 255, that the smear's background gets in every channel."""
+MIN_SIDE = 32
+"""An image with a shorter side (pixels) holds no cell and is refused."""
+MAX_PIXELS = 64_000_000
+"""An image with more pixels is refused before it is decoded: no analyser writes one, a decompression bomb does."""
+PREPARATION = {"version": 1, "crop_size": CROP_SIZE, "background": BACKGROUND}
+"""What a bundle's manifest records of the preparation; a bundle made with another is refused."""
+
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+_REDUCE = 4  # background and nucleus are looked for in the image at a quarter of its scale
+_GAIN_LIMITS = (0.75, 4.0)
+_WINDOW = 28 / _REDUCE  # σ of the mean shift, about a lobe and its neighbour
+
+_LOG = np.log(np.arange(256, dtype=np.float32) + 1.0)
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CellImage:
+    """One prepared cell.
+
+    crop : uint8[256, 256, 3], RGB, background at `BACKGROUND`, nucleus in the middle.
+    centre : (row, column) of the crop's centre in the decoded image, pixels.
+    size : (height, width) of the decoded image, pixels.
+    background : intensity of the smear's background per channel (R, G, B) as measured, 0 to 255.
+    nucleus_found : False where nothing absorbed enough red light and the image's own centre was taken.
+    """
+
+    crop: U8
+    centre: tuple[float, float]
+    size: tuple[int, int]
+    background: tuple[float, float, float]
+    nucleus_found: bool
+
+
+def decode(data: bytes) -> U8:
+    """Decode JPEG, PNG, BMP or TIFF bytes to RGB as a person would see them.
+
+    EXIF orientation is applied, transparency laid over white, 16-bit and grey brought to 8-bit RGB, CMYK converted; of
+    several frames the first is taken.
+
+    Returns uint8[height, width, 3]. Raises `UnreadableImageError` whose message is a reason fit for the ledger.
+    """
+    return np.asarray(_decode(data))
+
+
+def _decode(data: bytes) -> Image.Image:
+    if not data:
+        raise UnreadableImageError("the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableImageError(_too_large(width, height))
+            if min(width, height) < MIN_SIDE:
+                raise UnreadableImageError(
+                    f"too small to hold a cell: {width}×{height} px, at least {MIN_SIDE}×{MIN_SIDE} is needed"
+                )
+            opened.load()
+            image = opened if opened.format == "PNG" else ImageOps.exif_transpose(opened)
+            if opened.format == "PNG" and opened.getexif().get(0x0112, 1) != 1:
+                image = ImageOps.exif_transpose(opened)
+            return _to_rgb(image)
+    except UnreadableImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImageError(_too_large(*_png_or_unknown_size(data))) from None
+    except UnidentifiedImageError:
+        raise UnreadableImageError("not an image: the content is no JPEG, PNG, BMP or TIFF, whatever its name says") from None
+    except MemoryError:
+        raise UnreadableImageError("too large to decode in this computer's memory") from None
+    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "truncated" in text.lower() or "unexpected end" in text.lower():
+            raise UnreadableImageError(f"truncated: the image ends before it is complete ({len(data)} bytes)") from None
+        raise UnreadableImageError(f"damaged image: {text}") from None
+
+
+def _too_large(width: int | None, height: int | None) -> str:
+    size = f": {width}×{height} px" if width and height else ""
+    return f"too large{size}, at most {MAX_PIXELS // 1_000_000} million pixels are decoded (a decompression bomb?)"
+
+
+def _png_or_unknown_size(data: bytes) -> tuple[int | None, int | None]:
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return int(width), int(height)
+    return None, None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise UnreadableImageError("damaged image: pixel values that are no numbers")
+        top = values.max(initial=0.0)
+        # 16 bit unless the values say otherwise: floats in 0…1, or 8-bit values in a wider type
+        scale = 255.0 if image.mode == "F" and top <= 1.0 else 1.0 if top <= 255.0 else 255.0 / 65535.0
+        grey = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")
+
+
+def measure_background(small: U8) -> tuple[float, float, float]:
+    """Intensity of the smear's background, R, G, B, 0 to 255.
+
+    small : uint8[h, w, 3], an image at reduced scale. The background is the brightest mode of the image's grey values that
+    holds at least 3 % of it; where a field is too crowded to show one, the 98th percentile stands in.
+    """
+    flat = small.reshape(-1, 3)
+    grey = (flat[:, 0].astype(np.uint16) + flat[:, 1] + flat[:, 2]) // 3
+    histogram = np.bincount(grey, minlength=256).astype(np.float64)
+    kernel = np.exp(-0.5 * (np.arange(-9, 10) / 3.0) ** 2)
+    smooth = np.convolve(histogram, kernel / kernel.sum(), mode="same")
+    window = np.convolve(histogram, np.ones(17), mode="same")
+    is_mode = np.zeros(256, dtype=bool)
+    is_mode[1:-1] = (smooth[1:-1] >= smooth[:-2]) & (smooth[1:-1] > smooth[2:])
+    is_mode[-1] = smooth[-1] > smooth[-2]
+    modes = np.flatnonzero(is_mode & (window >= max(0.03 * len(flat), 0.25 * window.max())))
+    brightest = int(modes[-1]) if modes.size else int(np.percentile(grey, 98))
+    near = np.abs(grey.astype(np.int16) - brightest) <= 8
+    chosen = flat[near] if near.any() else flat
+    red, green, blue = np.median(chosen, axis=0)
+    return float(red), float(green), float(blue)
+
+
+def _gain_table(background: tuple[float, float, float]) -> U8:
+    """Look-up table uint8[3, 256] that brings `background` to `BACKGROUND` in each channel."""
+    gains = np.clip(BACKGROUND / np.maximum(background, 1.0), *_GAIN_LIMITS)
+    return np.clip(np.rint(np.arange(256)[None, :] * gains[:, None]), 0, 255).astype(np.uint8)
+
+
+def _otsu(values: F32, bins: int = 64) -> float:
+    """Otsu's threshold (IEEE Trans. SMC 9:62, 1979) of values float32[n]."""
+    counts, edges = np.histogram(values, bins=bins)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    mass = np.cumsum(counts * middles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    between[~np.isfinite(between)] = -1.0
+    return float(edges[1 + int(np.argmax(between))])
+
+
+def _illumination(score: F32) -> F32:
+    """Plane float32[h, w] of uneven illumination under a density map, fitted to the lighter half of its pixels."""
+    height, width = score.shape
+    y = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
+    values = score[::2, ::2].ravel()
+    design = np.stack([np.ones_like(score), np.broadcast_to(y, score.shape), np.broadcast_to(x, score.shape)], -1)
+    design = design[::2, ::2].reshape(-1, 3)
+    plane = np.array([np.median(values), 0.0, 0.0], dtype=np.float32)
+    for _ in range(4):
+        residual = values - design @ plane
+        light = residual <= np.median(residual)
+        chosen = design[light]
+        # a little ridge keeps the slopes at zero where the lighter pixels lie on one side only
+        normal = chosen.T @ chosen + np.diag([0.0, 0.02, 0.02]).astype(np.float32) * len(chosen)
+        plane = np.linalg.solve(normal, chosen.T @ values[light]).astype(np.float32)
+    slope: F32 = plane[1] * y + plane[2] * x
+    return slope
+
+
+def find_nucleus(small: U8, background: tuple[float, float, float]) -> tuple[float, float] | None:
+    """Centre of the nucleus (or of the platelet) nearest to the middle, as (row, column) in pixels of `small`; None if there is none.
+
+    small : uint8[h, w, 3] at a quarter of the analyser's scale. Optical density in red light is thresholded (Otsu), lobes
+    close together count as one nucleus, the one with most density near the middle wins, and a mean shift (Comaniciu & Meer,
+    IEEE PAMI 24:603, 2002) settles on its centre of density, so that a recapture shifted by some pixels settles on the same.
+    """
+    height, width = small.shape[:2]
+    density = np.log(np.asarray(background[:2], dtype=np.float32) + 1.0) - _LOG[small[:, :, :2]]
+    # red light finds the nucleus; a little green keeps pale, eosin-rich platelets and washed-out stains in sight
+    score = density[:, :, 0] + 0.15 * density[:, :, 1]
+    score = np.clip(score - _illumination(score), 0.0, 2.0)
+    score = ndimage.uniform_filter(score, 3, mode="nearest")
+    threshold = max(_otsu(score.ravel()), 0.12)
+    mask = score > threshold
+    if int(mask.sum()) < 6:
+        return None
+    rows = np.arange(height, dtype=np.float32)[:, None]
+    columns = np.arange(width, dtype=np.float32)[None, :]
+    spread = 0.2 * min(height, width)
+    prior = np.exp(-((rows - (height - 1) / 2) ** 2 + (columns - (width - 1) / 2) ** 2) / (2 * spread**2))
+    weight = np.where(mask, score, 0.0).astype(np.float32)
+    labels, count = ndimage.label(ndimage.binary_dilation(mask, iterations=1))
+    sums = np.bincount(labels.ravel(), weights=(weight * prior).ravel(), minlength=count + 1)
+    sums[0] = 0.0
+    inside = np.where(labels == int(np.argmax(sums)), weight, 0.0)
+    total = float(inside.sum())
+    if total <= 0.0 or sums.max() <= 0.0:
+        return None
+    row = float((inside.sum(axis=1) * rows[:, 0]).sum() / total)
+    column = float((inside.sum(axis=0) * columns[0]).sum() / total)
+    for _ in range(8):
+        near_rows = np.exp(-((rows[:, 0] - row) ** 2) / (2 * _WINDOW**2))
+        near_columns = np.exp(-((columns[0] - column) ** 2) / (2 * _WINDOW**2))
+        by_row = weight @ near_columns
+        by_column = near_rows @ weight
+        mass = float(near_rows @ by_row)
+        if mass <= 0.0:
+            break
+        next_row = float((near_rows * by_row) @ rows[:, 0]) / mass
+        next_column = float((near_columns * by_column) @ columns[0]) / mass
+        moved = abs(next_row - row) + abs(next_column - column)
+        row, column = next_row, next_column
+        if moved < 0.02:
+            break
+    return row, column
+
+
+def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
+    """Crop uint8[size, size, 3] of `image` uint8[h, w, 3] around `centre` (row, column), `fill` uint8[3] beyond its edges."""
+    height, width = image.shape[:2]
+    top = round(centre[0]) - size // 2
+    left = round(centre[1]) - size // 2
+    y0, y1 = max(top, 0), min(top + size, height)
+    x0, x1 = max(left, 0), min(left + size, width)
+    if y1 - y0 == size and x1 - x0 == size:
+        return image[y0:y1, x0:x1]
+    crop = np.empty((size, size, 3), dtype=np.uint8)
+    crop[:] = fill
+    if y1 > y0 and x1 > x0:
+        crop[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
+    return crop
+
+
+def prepare(data: bytes) -> CellImage:
+    """Prepare the cell in `data`, the bytes of one image file.
+
+    Raises `UnreadableImageError` whose message is a reason fit for the ledger.
+    """
+    return prepare_pixels(_decode(data))
+
+
+def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
+    """Prepare a cell that is already decoded: an RGB picture, or uint8[h, w, 3]. `prepare` is this after `decode`."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    small = np.asarray(picture.reduce(_REDUCE))
+    background = measure_background(small)
+    found = find_nucleus(small, background)
+    width, height = picture.size
+    if found is None:
+        centre = ((height - 1) / 2, (width - 1) / 2)
+    else:
+        centre = ((found[0] + 0.5) * _REDUCE - 0.5, (found[1] + 0.5) * _REDUCE - 0.5)
+    table = _gain_table(background)
+    image = np.asarray(picture)
+    # the fill goes through the same table as the pixels, so it comes out as the background does
+    fill = np.rint(background).astype(np.uint8)
+    raw = cut(image, centre, fill)
+    crop = np.empty((CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
+    for channel in range(3):
+        np.take(table[channel], raw[:, :, channel], out=crop[:, :, channel])
+    return CellImage(
+        crop=crop, centre=centre, size=(height, width), background=background, nucleus_found=found is not None
+    )
