@@ -1,8 +1,8 @@
-"""Synthetic but plausible blood cells: what the demo's analyser exports, and what tests use where no real images are.
+"""Synthetic but plausible blood cells: what the demo's analyser exports, and tests use for want of real ones.
 
-A cell is painted as light passing through stained matter: everything is a transmission per channel, so cells that
-overlap multiply (Beer-Lambert), a slide's stain scales optical densities, and the optics come last (blur, contrast,
-vignetting, noise). Nothing here is meant to train on or to judge a model by; the labels are what was drawn.
+A cell is painted as light through stained matter: everything is a transmission per channel, so a stain
+scales optical densities (Beer-Lambert), and the optics come last (blur, contrast, vignetting, noise).
+Nothing here is meant to train on or to judge a model by; the labels are what was drawn.
 
     rng = numpy.random.default_rng(7)
     slide = make_slides(12, seed=7)[0]
@@ -48,9 +48,9 @@ _CLEAR: Colour = (255.0, 230.0, 203.0)  # empty glass, as a CellaVision DM96 sho
 class Optics:
     """One analyser's way of seeing.
 
-    glass is the colour (RGB, 0-255) of empty glass; blur_px the standard deviation of the blur in pixels; sharpen the
-    per cent of unsharp masking; contrast scales optical density; vignetting is the share of light lost in a corner;
-    noise the standard deviation of the sensor's noise in grey levels.
+    glass is the colour (RGB, 0-255) of empty glass; blur_px the standard deviation of the blur in pixels;
+    sharpen the per cent of unsharp masking; contrast scales optical density; vignetting is the share of light
+    lost in a corner; noise the standard deviation of the sensor's noise in grey levels.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Optics:
 
 
 OPTICS: dict[str, Optics] = {
-    "warm": Optics("warm", _CLEAR, 0.65, 70, 1.0, 0.02, 1.2),
+    "warm": Optics("warm", _CLEAR, 0.7, 40, 1.0, 0.02, 1.2),
     "cool": Optics("cool", (228.0, 224.0, 238.0), 1.35, 0, 0.8, 0.12, 2.2),
 }
 """The two analysers of the demo, by name: a crisp warm one, and a softer, cooler one with vignetting."""
@@ -73,8 +73,9 @@ OPTICS: dict[str, Optics] = {
 class Slide:
     """One smear: who stained it shows in every cell on it.
 
-    stain scales the optical density per channel (RGB); red_cells is how many red cells lie in a picture; red_radius_px
-    their mean radius in pixels; pallor (0-1) how pale their middle is; tint is added to the glass (grey levels).
+    stain scales the optical density per channel (RGB); red_cells is how many red cells lie in a picture;
+    red_radius_px their mean radius in pixels; pallor (0-1) how pale their middle is; tint (grey levels) adds
+    to the glass.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Slide:
 
 
 def make_slides(n: int = 12, *, seed: int = 0) -> list[Slide]:
-    """`n` smears with their own stain, crowding and red cells, shared out over `OPTICS` in turn; same seed, same slides."""
+    """`n` smears with their own stain, crowding and red cells, in turn from each of `OPTICS`; seeded."""
     rng = np.random.default_rng([seed, 0x51DE])
     names = tuple(OPTICS)
     slides = []
@@ -102,7 +103,7 @@ def make_slides(n: int = 12, *, seed: int = 0) -> list[Slide]:
                 stain=(float(stain[0]), float(stain[1]), float(stain[2])),
                 red_cells=int(rng.integers(9, 24)),
                 red_radius_px=float(rng.uniform(36.0, 44.0)),
-                pallor=float(rng.uniform(0.35, 1.0)),
+                pallor=float(rng.uniform(0.45, 1.0)),
                 tint=(float(tint[0]), float(tint[1]), float(tint[2])),
             )
         )
@@ -112,8 +113,8 @@ def make_slides(n: int = 12, *, seed: int = 0) -> list[Slide]:
 def draw_cell(label: str, optics: Optics, slide: Slide, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One image with a cell of class `label` in its middle, red cells around it.
 
-    Returns uint8[363, 360, 3], RGB. The same generator state gives the same picture. Raises ValueError for a class
-    that is not in `LABELS`.
+    Returns uint8[363, 360, 3], RGB. The same generator state gives the same picture. Raises ValueError for a
+    class that is not in `LABELS`.
     """
     if label not in _PAINTERS:
         raise ValueError(f"no cell {label!r} can be drawn; the classes are {', '.join(LABELS)}")
@@ -133,12 +134,12 @@ def encode_jpeg(picture: NDArray[np.uint8], *, quality: int = 92) -> bytes:
     return out.getvalue()
 
 
-# --- shapes and textures: float32 fields over a square window around a cell --------------------------------------------
+# --- shapes and textures: float32 fields over a square window around a cell ---
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A square part of the picture: `rows`, `columns` cut it out, `y`, `x` are pixels from the cell's centre."""
+    """A square of the picture: `rows`, `columns` cut it out; `y`, `x` are pixels from the cell's centre."""
 
     rows: slice
     columns: slice
@@ -168,7 +169,9 @@ def _noise(shape: tuple[int, int], grain_px: float, rng: np.random.Generator) ->
     return np.asarray(field * 1.35, np.float32)
 
 
-def _outline(w: _Window, radius: float, wobble: float, rng: np.random.Generator, stretch: float = 1.0) -> Floats:
+def _outline(
+    w: _Window, radius: float, wobble: float, rng: np.random.Generator, stretch: float = 1.0
+) -> Floats:
     """Distance to a roundish outline in pixels, negative inside: a circle with a few random harmonics."""
     turn = rng.uniform(0, np.pi)
     c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
@@ -176,24 +179,28 @@ def _outline(w: _Window, radius: float, wobble: float, rng: np.random.Generator,
     angle = np.arctan2(v, u)
     edge = np.ones_like(angle)
     for order in (2, 3, 4, 5):
-        edge += np.float32(wobble / order * rng.normal()) * np.cos(order * angle + np.float32(rng.uniform(0, 7)))
+        edge += np.float32(wobble / order * rng.normal()) * np.cos(
+            order * angle + np.float32(rng.uniform(0, 7))
+        )
     return np.asarray(np.hypot(u, v) - np.float32(radius) * edge, np.float32)
 
 
 def _inside(distance: Floats, edge_px: float = 1.2) -> Floats:
     """1 inside, 0 outside, with a soft edge."""
-    return np.clip(np.float32(0.5) - distance / np.float32(2 * edge_px), 0, 1)
+    return np.asarray(np.clip(0.5 - distance / np.float32(2 * edge_px), 0, 1), np.float32)
 
 
 def _merge(a: Floats, b: Floats, softness_px: float) -> Floats:
     """Union of two distance fields with a filleted seam (the polynomial smooth minimum)."""
     k = np.float32(softness_px)
     h = np.maximum(k - np.abs(a - b), 0) / k
-    return np.minimum(a, b) - h * h * k / 4
+    return np.asarray(np.minimum(a, b) - h * h * k / 4, np.float32)
 
 
 def _disc(w: _Window, at: tuple[float, float], radius: float) -> Floats:
-    return np.asarray(np.hypot(w.y - np.float32(at[0]), w.x - np.float32(at[1])) - np.float32(radius), np.float32)
+    return np.asarray(
+        np.hypot(w.y - np.float32(at[0]), w.x - np.float32(at[1])) - np.float32(radius), np.float32
+    )
 
 
 def _bar(w: _Window, a: tuple[float, float], b: tuple[float, float], radius: float) -> Floats:
@@ -216,18 +223,19 @@ def _chain(w: _Window, points: list[tuple[float, float]], radii: list[float], br
 def _arc(radius: float, start: float, sweep: float, n: int, squash: float) -> list[tuple[float, float]]:
     """`n` points (row, column) along an arc around the cell's middle, in pixels and radians."""
     return [
-        (radius * squash * float(np.sin(a)), radius * float(np.cos(a))) for a in np.linspace(start, start + sweep, n)
+        (radius * squash * float(np.sin(a)), radius * float(np.cos(a)))
+        for a in np.linspace(start, start + sweep, n)
     ]
 
 
 def _dots(w: _Window, where: Floats, share: float, size_px: float, rng: np.random.Generator) -> Floats:
-    """Granules (0-1) scattered over `where`: a `share` of its pixels seeds a round grain `size_px` in radius."""
+    """Granules (0-1) over `where`: a `share` of its pixels seeds a round grain `size_px` in radius."""
     seeds = (rng.random(w.shape, np.float32) < share * where).astype(np.float32)
     grains = ndimage.gaussian_filter(seeds, size_px / 1.5, truncate=2.5)
-    return np.clip(grains * np.float32(4.2 * size_px * size_px) - np.float32(0.5), 0, 1)
+    return np.asarray(np.clip(grains * np.float32(4.2 * size_px * size_px) - 0.5, 0, 1), np.float32)
 
 
-# --- paint ------------------------------------------------------------------------------------------------------------
+# --- paint ---
 
 
 def _transmission(rgb: Colour) -> Floats:
@@ -242,7 +250,7 @@ def _lay(light: Floats, w: _Window, cover: Floats, paint: Floats) -> None:
 
 
 def _between(light_paint: Colour, dark_paint: Colour, darkness: Floats) -> Floats:
-    """float32[h, w, 3] from the light to the dark colour by `darkness` (clipped to 0-1), mixed as densities."""
+    """float32[h, w, 3]: from the light to the dark colour by `darkness` (0-1, clipped), as densities."""
     a, b = np.log(_transmission(light_paint)), np.log(_transmission(dark_paint))
     return np.asarray(np.exp(a + np.clip(darkness, 0, 1)[..., None] * (b - a)), np.float32)
 
@@ -251,7 +259,8 @@ def _paint_red_cells(
     light: Floats, slide: Slide, centre: tuple[float, float], radius: float, rng: np.random.Generator
 ) -> None:
     """Red cells all over the field, keeping off the white cell; where two overlap they darken."""
-    density = -np.log(_transmission((212.0, 176.0, 168.0)))
+    density = -np.log(_transmission((210.0, 173.0, 166.0)))
+    layers = np.zeros(SIZE, np.float32)
     placed: list[tuple[float, float, float]] = []
     for _ in range(slide.red_cells * 6):
         if len(placed) >= slide.red_cells:
@@ -270,12 +279,13 @@ def _paint_red_cells(
             continue
         d = _outline(w, r, 0.07, rng, stretch=float(rng.uniform(1.0, 1.1)))
         depth = np.clip(1 + d / np.float32(r), 0, 1)  # 0 in the middle, 1 at the rim
-        width = np.float32(rng.uniform(0.36, 0.56))
-        pallor = slide.pallor * rng.uniform(0.4, 1.0)
-        thickness = 1 - np.float32(pallor) * np.exp(-((depth / width) ** 4))
-        thickness *= np.float32(rng.uniform(0.85, 1.12)) * (0.88 + 0.16 * depth)
-        part = light[w.rows, w.columns]
-        part *= np.exp(-(thickness * _inside(d, 1.6))[..., None] * density)
+        width = np.float32(rng.uniform(0.4, 0.66))
+        pallor = np.float32(min(0.96, slide.pallor * rng.uniform(0.55, 1.15)))
+        thickness = 1 - pallor * np.exp(-((depth / width) ** 4))
+        thickness *= np.float32(rng.uniform(0.85, 1.1)) * (0.9 + 0.12 * depth)
+        layers[w.rows, w.columns] += thickness * _inside(d, 1.6)
+    layers -= 0.45 * np.maximum(layers - 1.0, 0)  # cells that overlap press each other thinner
+    light *= np.exp(-layers[..., None] * density)
 
 
 def _paint_stray_platelets(
@@ -300,27 +310,36 @@ def _nucleus(
     density: float,
     clumps: float,
 ) -> Floats:
-    """Paints a nucleus: chromatin of `grain_px` grains around `density` (0 pale, 1 dark), denser along its membrane."""
+    """Paints a nucleus: chromatin in grains around `density` (0 pale, 1 dark), denser along its membrane."""
     cover = _inside(distance, 1.1)
     chromatin = _noise(w.shape, grain_px, rng) + 0.6 * _noise(w.shape, grain_px * 2.2, rng)
-    membrane = np.exp(-((distance + 2.0) / 2.4) ** 2)
+    membrane = np.exp(-(((distance + 2.0) / 2.4) ** 2))
     darkness = density + clumps * chromatin + 0.5 * membrane
     _lay(light, w, cover, _between(pale, dark, darkness))
     return cover
 
 
 def _cytoplasm(
-    light: Floats, w: _Window, distance: Floats, rng: np.random.Generator, *, pale: Colour, dark: Colour, grain_px: float
+    light: Floats,
+    w: _Window,
+    distance: Floats,
+    rng: np.random.Generator,
+    *,
+    pale: Colour,
+    dark: Colour,
+    grain_px: float,
 ) -> Floats:
     """Paints a cell's body, a little denser along its edge."""
     cover = _inside(distance, 1.3)
     darkness = 0.42 + 0.2 * _noise(w.shape, grain_px, rng) + 0.16 * _noise(w.shape, 22.0, rng)
-    darkness += 0.35 * np.exp(-((distance + 1.5) / 2.5) ** 2)
+    darkness += 0.35 * np.exp(-(((distance + 1.5) / 2.5) ** 2))
     _lay(light, w, cover, _between(pale, dark, darkness))
     return cover
 
 
-def _warp(w: _Window, distance: Floats, amount_px: float, grain_px: float, rng: np.random.Generator) -> Floats:
+def _warp(
+    w: _Window, distance: Floats, amount_px: float, grain_px: float, rng: np.random.Generator
+) -> Floats:
     """The same outline, made uneven by about `amount_px`."""
     return distance + np.float32(amount_px) * _noise(w.shape, grain_px, rng)
 
@@ -339,7 +358,9 @@ def _cell_window(centre: tuple[float, float], radius: float) -> _Window:
 def _neutrophil(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.05, rng), 0.9, 14, rng)
-    cover = _cytoplasm(light, w, body, rng, pale=(230.0, 196.0, 190.0), dark=(196.0, 150.0, 172.0), grain_px=4)
+    cover = _cytoplasm(
+        light, w, body, rng, pale=(230.0, 196.0, 190.0), dark=(196.0, 150.0, 172.0), grain_px=4
+    )
     _lay(light, w, 0.55 * _dots(w, cover, 0.05, 1.2, rng), _transmission((160.0, 106.0, 158.0)))
     start, squash = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0)
     if rng.random() < 0.25:  # a band: one thick curved rod
@@ -357,30 +378,54 @@ def _neutrophil(light: Floats, centre: tuple[float, float], radius: float, rng: 
 def _eosinophil(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.06, rng), 1.2, 10, rng)
-    cover = _cytoplasm(light, w, body, rng, pale=(206.0, 158.0, 166.0), dark=(184.0, 120.0, 150.0), grain_px=4)
-    grains = _dots(w, cover, 0.16, 2.0, rng)
-    shade = _between((200.0, 118.0, 126.0), (164.0, 76.0, 120.0), 0.4 + 0.35 * _noise(w.shape, 5, rng))
-    _lay(light, w, np.clip(0.25 * cover + 0.85 * grains, 0, 0.95) * _inside(body + 1.5), shade)
+    cover = _cytoplasm(
+        light, w, body, rng, pale=(206.0, 158.0, 166.0), dark=(184.0, 120.0, 150.0), grain_px=4
+    )
+    grains = _dots(w, cover, 0.14, 1.5, rng)
+    shade = _between((204.0, 128.0, 138.0), (168.0, 86.0, 126.0), 0.4 + 0.35 * _noise(w.shape, 5, rng))
+    _lay(light, w, np.clip(0.45 * cover + 0.5 * grains, 0, 0.95) * _inside(body + 1.5), shade)
     turn = rng.uniform(0, 2 * np.pi)
     apart = radius * rng.uniform(0.36, 0.46)
     n = 2 if rng.random() < 0.85 else 3
-    points = _arc(apart * (1 if n == 2 else 1.15), turn, np.pi * (1.0 if n == 2 else 1.1) * rng.uniform(0.75, 1), n, 1.0)
-    radii = [radius * r for r in rng.uniform(0.30, 0.37, n) * (1.0 if n == 2 else 0.8)]
+    points = _arc(
+        apart * (1 if n == 2 else 1.15), turn, np.pi * (1.0 if n == 2 else 1.1) * rng.uniform(0.75, 1), n, 1.0
+    )
+    radii = [radius * r for r in rng.uniform(0.35, 0.43, n) * (1.0 if n == 2 else 0.8)]
     shape = _warp(w, _chain(w, points, radii, rng.uniform(2.5, 6.0)), 1.8, 14, rng)
-    _nucleus(light, w, shape, rng, pale=(130.0, 84.0, 160.0), dark=(70.0, 28.0, 134.0), grain_px=4.5, density=0.68, clumps=0.3)
+    _nucleus(
+        light,
+        w,
+        shape,
+        rng,
+        pale=(130.0, 84.0, 160.0),
+        dark=(70.0, 28.0, 134.0),
+        grain_px=4.5,
+        density=0.68,
+        clumps=0.3,
+    )
 
 
 def _basophil(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.08, rng), 1.6, 9, rng)
-    cover = _cytoplasm(light, w, body, rng, pale=(220.0, 184.0, 192.0), dark=(168.0, 120.0, 166.0), grain_px=5)
+    cover = _cytoplasm(light, w, body, rng, pale=(198.0, 156.0, 180.0), dark=(140.0, 88.0, 152.0), grain_px=5)
     n = int(rng.integers(2, 4))
     points = _arc(radius * 0.33, rng.uniform(0, 2 * np.pi), rng.uniform(2.0, 3.4), n, 0.9)
-    shape = _chain(w, points, [radius * r for r in rng.uniform(0.38, 0.5, n)], radius * 0.22)
+    shape = _chain(w, points, [radius * r for r in rng.uniform(0.42, 0.54, n)], radius * 0.28)
     shape = _warp(w, shape, 3.0, 13, rng)
-    _nucleus(light, w, shape, rng, pale=(136.0, 90.0, 158.0), dark=(74.0, 34.0, 134.0), grain_px=6, density=0.55, clumps=0.26)
-    grains = _dots(w, cover, rng.uniform(0.02, 0.045), rng.uniform(2.2, 2.8), rng)
-    _lay(light, w, 0.92 * grains, _transmission((66.0, 22.0, 118.0)))
+    _nucleus(
+        light,
+        w,
+        shape,
+        rng,
+        pale=(136.0, 90.0, 158.0),
+        dark=(74.0, 34.0, 134.0),
+        grain_px=6,
+        density=0.55,
+        clumps=0.26,
+    )
+    grains = _dots(w, cover, rng.uniform(0.016, 0.045), rng.uniform(1.9, 2.6), rng)
+    _lay(light, w, 0.85 * grains, _transmission((70.0, 24.0, 124.0)))
 
 
 def _lymphocyte(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
@@ -393,26 +438,52 @@ def _lymphocyte(light: Floats, centre: tuple[float, float], radius: float, rng: 
     moved = _shifted(w, rng.normal(0, shift), rng.normal(0, shift))
     shape = _warp(w, _outline(moved, radius * rng.uniform(0.76, 0.9), 0.06, rng), 1.6, 16, rng)
     shape = np.maximum(shape, body + 2.0)
-    _nucleus(light, w, shape, rng, pale=(122.0, 74.0, 150.0), dark=(66.0, 27.0, 124.0), grain_px=6.5, density=0.72, clumps=0.22)
+    _nucleus(
+        light,
+        w,
+        shape,
+        rng,
+        pale=(122.0, 74.0, 150.0),
+        dark=(66.0, 27.0, 124.0),
+        grain_px=6.5,
+        density=0.72,
+        clumps=0.22,
+    )
 
 
-def _erythroblast(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
+def _erythroblast(
+    light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator
+) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.08, rng), 1.2, 18, rng)
     old = rng.random()  # the older, the more haemoglobin: from blue-grey to the red cells' own colour
     pale = tuple(a + old * (b - a) for a, b in zip((170.0, 156.0, 182.0), (228.0, 194.0, 184.0), strict=True))
     dark = tuple(a + old * (b - a) for a, b in zip((128.0, 110.0, 162.0), (190.0, 158.0, 168.0), strict=True))
-    _cytoplasm(light, w, body, rng, pale=(pale[0], pale[1], pale[2]), dark=(dark[0], dark[1], dark[2]), grain_px=7)
+    _cytoplasm(
+        light, w, body, rng, pale=(pale[0], pale[1], pale[2]), dark=(dark[0], dark[1], dark[2]), grain_px=7
+    )
     away = radius * 0.16
     moved = _shifted(w, rng.normal(0, away), rng.normal(0, away))
-    shape = _warp(w, _outline(moved, radius * rng.uniform(0.48, 0.62), 0.04, rng), 0.7, 12, rng)
-    _nucleus(light, w, shape, rng, pale=(100.0, 66.0, 146.0), dark=(54.0, 26.0, 118.0), grain_px=6, density=0.78, clumps=0.3)
+    shape = _warp(w, _outline(moved, radius * rng.uniform(0.54, 0.72), 0.04, rng), 0.7, 12, rng)
+    _nucleus(
+        light,
+        w,
+        shape,
+        rng,
+        pale=(100.0, 66.0, 146.0),
+        dark=(54.0, 26.0, 118.0),
+        grain_px=6,
+        density=0.78,
+        clumps=0.3,
+    )
 
 
 def _monocyte(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
-    body = _warp(w, _outline(w, radius, 0.12, rng), 3.0, 22, rng)
-    cover = _cytoplasm(light, w, body, rng, pale=(204.0, 184.0, 196.0), dark=(150.0, 132.0, 178.0), grain_px=3.5)
+    body = _warp(w, _outline(w, radius, 0.12, rng), 2.6, 34, rng)
+    cover = _cytoplasm(
+        light, w, body, rng, pale=(204.0, 184.0, 196.0), dark=(150.0, 132.0, 178.0), grain_px=3.5
+    )
     _lay(light, w, 0.3 * _dots(w, cover, 0.03, 1.1, rng), _transmission((140.0, 96.0, 164.0)))
     holes = _dots(w, cover * _inside(body + 8), float(rng.choice([0.0, 0.0006, 0.0015])), 3.2, rng)
     _lay(light, w, 0.8 * holes, _transmission((244.0, 220.0, 202.0)))
@@ -421,11 +492,23 @@ def _monocyte(light: Floats, centre: tuple[float, float], radius: float, rng: np
         points = _arc(radius * 0.40, turn, rng.uniform(2.8, 3.8), 7, rng.uniform(0.8, 1))
         shape = _chain(w, points, [radius * rng.uniform(0.24, 0.32)] * 7, radius * 0.24)
     else:  # kidney
-        shape = _outline(w, radius * rng.uniform(0.62, 0.72), 0.08, rng, stretch=float(rng.uniform(1.0, 1.15)))
+        shape = _outline(
+            w, radius * rng.uniform(0.62, 0.72), 0.08, rng, stretch=float(rng.uniform(1.0, 1.15))
+        )
         bite_at = (radius * 0.72 * float(np.sin(turn)), radius * 0.72 * float(np.cos(turn)))
         shape = -_merge(-shape, _disc(w, bite_at, radius * rng.uniform(0.2, 0.42)), 12)
     shape = np.maximum(_warp(w, shape, 2.6, 20, rng), body + 4)
-    _nucleus(light, w, shape, rng, pale=(142.0, 94.0, 164.0), dark=(80.0, 30.0, 138.0), grain_px=3.6, density=0.56, clumps=0.27)
+    _nucleus(
+        light,
+        w,
+        shape,
+        rng,
+        pale=(142.0, 94.0, 164.0),
+        dark=(80.0, 30.0, 138.0),
+        grain_px=3.6,
+        density=0.56,
+        clumps=0.27,
+    )
 
 
 def _immature_granulocyte(
@@ -433,18 +516,35 @@ def _immature_granulocyte(
 ) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.07, rng), 1.8, 20, rng)
-    cover = _cytoplasm(light, w, body, rng, pale=(204.0, 174.0, 190.0), dark=(150.0, 118.0, 172.0), grain_px=4)
-    _lay(light, w, 0.6 * _dots(w, cover, rng.uniform(0.03, 0.09), 1.5, rng), _transmission((112.0, 56.0, 140.0)))
+    cover = _cytoplasm(
+        light, w, body, rng, pale=(204.0, 174.0, 190.0), dark=(150.0, 118.0, 172.0), grain_px=4
+    )
+    _lay(
+        light,
+        w,
+        0.6 * _dots(w, cover, rng.uniform(0.03, 0.09), 1.5, rng),
+        _transmission((112.0, 56.0, 140.0)),
+    )
     turn = rng.uniform(0, 2 * np.pi)
     away = radius * rng.uniform(0.12, 0.24)
     moved = _shifted(w, away * float(np.sin(turn)), away * float(np.cos(turn)))
-    shape = _outline(moved, radius * rng.uniform(0.62, 0.72), 0.06, rng, stretch=float(rng.uniform(1.0, 1.14)))
+    shape = _outline(
+        moved, radius * rng.uniform(0.62, 0.72), 0.06, rng, stretch=float(rng.uniform(1.0, 1.14))
+    )
     if rng.random() < 0.35:  # a metamyelocyte's shallow dent
         bite_at = (-radius * 0.75 * float(np.sin(turn)), -radius * 0.75 * float(np.cos(turn)))
         shape = -_merge(-shape, _disc(w, bite_at, radius * rng.uniform(0.2, 0.36)), 14)
     shape = np.maximum(_warp(w, shape, 1.8, 20, rng), body + 3)
     nucleus = _nucleus(
-        light, w, shape, rng, pale=(140.0, 88.0, 164.0), dark=(72.0, 28.0, 136.0), grain_px=4.6, density=0.62, clumps=0.25
+        light,
+        w,
+        shape,
+        rng,
+        pale=(140.0, 88.0, 164.0),
+        dark=(72.0, 28.0, 136.0),
+        grain_px=4.6,
+        density=0.62,
+        clumps=0.25,
     )
     _lay(light, w, 0.35 * _dots(w, nucleus, 0.02, 1.4, rng), _transmission((70.0, 24.0, 122.0)))
 
@@ -453,10 +553,12 @@ def _platelet(light: Floats, centre: tuple[float, float], radius: float, rng: np
     w = _window(centre, radius * 1.7 + 4)
     if w is None:
         return
-    body = _warp(w, _outline(w, radius, 0.14, rng), radius * 0.09, 6, rng)
-    cover = _cytoplasm(light, w, body, rng, pale=(204.0, 178.0, 196.0), dark=(156.0, 128.0, 180.0), grain_px=4)
+    body = _warp(w, _outline(w, radius, 0.14, rng), radius * 0.06, 7, rng)
+    cover = _cytoplasm(
+        light, w, body, rng, pale=(196.0, 168.0, 192.0), dark=(148.0, 116.0, 174.0), grain_px=4
+    )
     middle = np.clip(-body / np.float32(radius * 0.45), 0, 1)
-    grains = _dots(w, cover * middle, 0.13, 1.5, rng)
+    grains = np.clip(_dots(w, cover * middle, 0.16, 1.5, rng) + 0.3 * middle, 0, 1)
     shade = _between((150.0, 96.0, 164.0), (88.0, 34.0, 138.0), 0.5 + 0.4 * _noise(w.shape, 4, rng))
     _lay(light, w, 0.85 * grains, shade)
 
@@ -466,14 +568,14 @@ def _shifted(w: _Window, rows_px: float, columns_px: float) -> _Window:
 
 
 _RADII = {
-    "basophil": 58.0,
-    "eosinophil": 61.0,
+    "basophil": 62.0,
+    "eosinophil": 66.0,
     "erythroblast": 42.0,
-    "ig": 72.0,
+    "ig": 74.0,
     "lymphocyte": 48.0,
     "monocyte": 78.0,
-    "neutrophil": 65.0,
-    "platelet": 26.0,
+    "neutrophil": 68.0,
+    "platelet": 29.0,
 }
 
 _PAINTERS: dict[str, Callable[[Floats, tuple[float, float], float, np.random.Generator], None]] = {
@@ -488,7 +590,9 @@ _PAINTERS: dict[str, Callable[[Floats, tuple[float, float], float, np.random.Gen
 }
 
 
-def _through_optics(light: Floats, optics: Optics, slide: Slide, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _through_optics(
+    light: Floats, optics: Optics, slide: Slide, rng: np.random.Generator
+) -> NDArray[np.uint8]:
     """What the analyser's camera makes of the light: stain, glass, vignetting, blur, noise."""
     power = np.asarray(slide.stain, np.float32) * np.float32(optics.contrast)
     seen = np.clip(light, 1e-3, 1.0) ** power
