@@ -1,0 +1,5 @@
+"""Training of labref's networks: from a folder of class folders to a run that `exporters` ships.
+
+A run is one folder, described by its `run.json`: the split, the classifier, the features at its break, the VAE, the figures.
+Every stage is written down when it ends and goes on where it was stopped.
+"""

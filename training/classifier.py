@@ -1,0 +1,227 @@
+"""Training of the classifier: augmented batches streamed from the cache, checkpoints that resume to the batch."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from labref.image import BACKGROUND
+from training.config import Augmentation, ClassifierConfig
+from training.data import batches, cache_crops
+from training.networks import build_classifier
+from training.run import Run, write_json
+
+__all__ = ["augment", "class_weights", "predict", "train_classifier"]
+
+_CHECKPOINT_SECONDS = 300.0
+
+
+def augment(crops: Any, config: Augmentation, seed: Any) -> Any:
+    """Randomly changed crops: uint8[n, s, s, 3] → float32[n, s, s, 3], 0 to 255.
+
+    One projective transform does rotation, mirror, shift and zoom (bilinear; beyond the edge lies background).
+    seed : int32[2] of a stateless generator: the same seed gives the same batch.
+    """
+    shape = tf.shape(crops)
+    count, side = shape[0], tf.cast(shape[1], tf.float32)
+
+    def uniform(index: int, limit: float, *columns: int) -> Any:
+        return tf.random.stateless_uniform([count, *columns], seed + [index, 0], -limit, limit)
+
+    angle = uniform(1, config.rotation_degrees * math.pi / 180.0)
+    scale = 1.0 / (1.0 + uniform(2, config.zoom))
+    dx, dy = uniform(3, config.shift) * side, uniform(4, config.shift) * side
+    mirror = tf.where((uniform(5, 1.0) > 0) & config.flip, -1.0, 1.0)
+    cosine, sine, middle = tf.cos(angle) * scale, tf.sin(angle) * scale, (side - 1.0) / 2.0
+    a0, a1, b0, b1 = cosine * mirror, -sine * mirror, sine, cosine
+    a2 = middle + dx - a0 * middle - a1 * middle
+    b2 = middle + dy - b0 * middle - b1 * middle
+    zeros = tf.zeros_like(a0)
+    images = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(crops, tf.float32),
+        transforms=tf.stack([a0, a1, a2, b0, b1, b2, zeros, zeros], axis=1),
+        output_shape=shape[1:3],
+        fill_value=float(BACKGROUND),
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    if config.blur > 0:
+        kernel = tf.constant([1.0, 2.0, 1.0])[:, None] * tf.constant([1.0, 2.0, 1.0])[None, :] / 16.0
+        blurred = tf.nn.depthwise_conv2d(
+            images, tf.tile(kernel[:, :, None, None], [1, 1, 3, 1]), strides=[1, 1, 1, 1], padding="SAME"
+        )
+        chosen = tf.random.stateless_uniform([count, 1, 1, 1], seed + [6, 0]) < config.blur
+        images = tf.where(chosen, blurred, images)
+    gain = (1.0 + uniform(7, config.gain, 3)) * (1.0 + uniform(8, config.brightness, 1))
+    return tf.clip_by_value(images * gain[:, None, None, :], 0.0, 255.0)
+
+
+def class_weights(labels: NDArray[np.int64], classes: int, how: str) -> NDArray[np.float32]:
+    """Weight of each class, float32[classes], mean 1 over the images: "none", "sqrt" or "balanced" inverse frequency."""
+    counts = np.maximum(np.bincount(labels, minlength=classes), 1).astype(np.float64)
+    weights = {"none": np.ones(classes), "sqrt": counts**-0.5, "balanced": counts**-1.0}[how]
+    return np.asarray(weights * counts.sum() / (weights * counts).sum(), dtype=np.float32)
+
+
+def predict(model: Any, crops: NDArray[np.uint8], rows: NDArray[np.int64], batch_size: int = 128) -> NDArray[np.float32]:
+    """Class probabilities float32[len(rows), c] of cached crops, batch by batch."""
+    step = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    parts = [step(tf.constant(crops[np.sort(b)].astype(np.float32))).numpy() for b in batches(rows, batch_size, seed=None)]
+    return np.concatenate(parts) if parts else np.zeros((0, model.output_shape[1]), np.float32)
+
+
+class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
+    """Writes model, optimiser and place within the epoch every few minutes, so that a stop costs at most that."""
+
+    def __init__(self, folder: Path, epoch: int, first_step: int, progress: Progress, task: Any) -> None:
+        super().__init__()
+        self.folder, self.epoch, self.done = folder, epoch, first_step
+        self.progress, self.task = progress, task
+        self.last = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Count, show, and write when it is time."""
+        self.done += 1
+        values = logs or {}
+        self.progress.update(self.task, advance=1, info=f"loss {values.get('loss', 0):.3f} acc {values.get('accuracy', 0):.3f}")
+        if time.monotonic() - self.last > _CHECKPOINT_SECONDS:
+            save_checkpoint(self.model, self.folder, self.epoch, self.done)
+            self.last = time.monotonic()
+
+
+def save_checkpoint(model: Any, folder: Path, epoch: int, step: int) -> None:
+    """Write `checkpoint-E-S.keras` and then point `checkpoint.json` to it; the older one goes last."""
+    name = f"checkpoint-{epoch}-{step}.keras"
+    model.save(folder / name)
+    write_json(folder / "checkpoint.json", {"file": name, "epoch": epoch, "step": step})
+    for old in folder.glob("checkpoint-*.keras"):
+        if old.name != name:
+            old.unlink()
+
+
+def _dataset(
+    crops: NDArray[np.uint8],
+    targets: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    config: ClassifierConfig,
+    weights: NDArray[np.float32],
+    seed: int,
+    first_step: int,
+) -> Any:
+    def generate() -> Iterator[tuple[Any, ...]]:
+        plan = batches(rows, config.batch_size, seed=seed, start=first_step, drop_last=True)
+        for number, batch in enumerate(plan, start=first_step):
+            labels = targets[batch]
+            yield crops[batch], labels, weights[labels], np.array([seed, number], np.int32)
+
+    size, classes = crops.shape[1], len(weights)
+    signature = (
+        tf.TensorSpec((None, size, size, 3), tf.uint8),
+        tf.TensorSpec((None,), tf.int64),
+        tf.TensorSpec((None,), tf.float32),
+        tf.TensorSpec((2,), tf.int32),
+    )
+
+    def prepare(images: Any, labels: Any, weight: Any, batch_seed: Any) -> Any:
+        return augment(images, config.augmentation, batch_seed * [1000, 10]), tf.one_hot(labels, classes), weight
+
+    data = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    return data.map(prepare, num_parallel_calls=2).prefetch(4)
+
+
+def _learning_rate(config: ClassifierConfig, steps_per_epoch: int) -> Any:
+    if config.schedule == "constant":
+        return config.learning_rate
+    warmup = int(config.warmup_epochs * steps_per_epoch)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=config.learning_rate / 20,
+        warmup_target=config.learning_rate,
+        warmup_steps=max(warmup, 1),
+        decay_steps=max(config.epochs * steps_per_epoch - warmup, 1),
+    )
+
+
+def train_classifier(run: Run, progress: Progress) -> Path:
+    """Train the classifier of `run`, or go on with it; returns `classifier.keras`.
+
+    Writes a checkpoint every five minutes and after each epoch, `history.csv` (one line an epoch) and at the end the model
+    and the confusion matrix of the held-out part in `classifier.json`.
+    """
+    config, folder, split = run.config.classifier, run.folder, run.split
+    final = folder / "classifier.keras"
+    if final.exists():
+        return final
+    if config.mixed_precision:
+        keras.mixed_precision.set_global_policy("mixed_bfloat16" if not tf.config.list_physical_devices("GPU") else "mixed_float16")
+    index = {label: number for number, label in enumerate(split.labels)}
+    crops, targets, rows = {}, {}, {}
+    for part in ("train", "validation"):
+        items = split.part(part)
+        task = progress.add_task(f"preparing {part} crops", total=len(items), info="")
+        crops[part], good = cache_crops(
+            run.data, items, config.input_size, run.cache, lambda n, t=task: progress.update(t, advance=n)
+        )
+        targets[part] = np.array([index[item.label] for item in items], dtype=np.int64)
+        rows[part] = np.flatnonzero(good).astype(np.int64)
+    steps = max(len(rows["train"]) // config.batch_size, 1)
+    weights = class_weights(targets["train"][rows["train"]], len(split.labels), config.class_weights)
+
+    keras.utils.set_random_seed(run.config.seed)
+    epoch, first_step = 0, 0
+    state = folder / "checkpoint.json"
+    if state.exists():
+        place = json.loads(state.read_text())
+        model = keras.models.load_model(folder / place["file"])
+        epoch, first_step = place["epoch"], place["step"]
+        if first_step >= steps:
+            epoch, first_step = epoch + 1, 0
+    else:
+        model = build_classifier(config, len(split.labels))
+        model.compile(
+            optimizer=keras.optimizers.Adam(_learning_rate(config, steps)),
+            loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
+            weighted_metrics=[],
+            metrics=["accuracy"],
+        )
+    history = folder / "history.csv"
+    if not history.exists():
+        history.write_text("epoch,loss,accuracy,validation_loss,validation_accuracy,seconds\n")
+    task = progress.add_task("training the classifier", total=config.epochs * steps, completed=epoch * steps + first_step, info="")
+    for number in range(epoch, config.epochs):
+        began = time.monotonic()
+        skip = first_step if number == epoch else 0
+        data = _dataset(crops["train"], targets["train"], rows["train"], config, weights, run.config.seed * 1000 + number, skip)
+        fit = model.fit(data, steps_per_epoch=steps - skip, shuffle=False, verbose=0, callbacks=[_Checkpoint(folder, number, skip, progress, task)])
+        values = {key: float(v[-1]) for key, v in fit.history.items()}
+        valid = rows["validation"]
+        if len(valid):
+            probabilities = predict(model, crops["validation"], valid)
+            right = probabilities[np.arange(len(valid)), targets["validation"][valid]]
+            validation = (float(-np.log(np.maximum(right, 1e-7)).mean()), float((probabilities.argmax(1) == targets["validation"][valid]).mean()))
+        else:
+            validation = (float("nan"), float("nan"))
+        with history.open("a", newline="") as file:
+            csv.writer(file).writerow(
+                [number + 1, f"{values['loss']:.5f}", f"{values['accuracy']:.5f}", f"{validation[0]:.5f}", f"{validation[1]:.5f}", f"{time.monotonic() - began:.1f}"]
+            )
+        progress.console.print(
+            f"epoch {number + 1}/{config.epochs}: loss {values['loss']:.4f}, accuracy {values['accuracy']:.4f}, "
+            f"validation accuracy {validation[1]:.4f}, {time.monotonic() - began:.0f} s"
+        )
+        save_checkpoint(model, folder, number + 1, 0)
+    temporary = folder / "classifier.part.keras"
+    model.save(temporary)
+    os.replace(temporary, final)
+    return final

@@ -1,0 +1,172 @@
+"""Class folders → a split written down → prepared crops cached on disk, read as a memory map.
+
+Nothing here holds all images: the cache is one `.npy` memory map of uint8 crops at the network's input size, and batches
+are gathered from it; 400,000 crops at 224 px are 60 GB of disk and a few MB of memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from labref.errors import UnreadableImageError
+from labref.image import CROP_SIZE, prepare
+
+__all__ = ["IMAGE_SUFFIXES", "Item", "Split", "cache_crops", "list_images", "make_split", "name_fraction", "resize_crop"]
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled image: its path relative to the data folder (with `/`), and its class folder's name."""
+
+    path: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The items of a run by part, each sorted by path, and the class names in order."""
+
+    train: tuple[Item, ...]
+    validation: tuple[Item, ...]
+    holdout: tuple[Item, ...]
+    labels: tuple[str, ...]
+
+    def part(self, name: str) -> tuple[Item, ...]:
+        """Items of `train`, `validation` or `holdout`."""
+        parts: dict[str, tuple[Item, ...]] = {
+            "train": self.train,
+            "validation": self.validation,
+            "holdout": self.holdout,
+        }
+        return parts[name]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every part, path and label: names the split in every figure."""
+        return hashlib.sha256(self.to_csv().encode()).hexdigest()
+
+    def to_csv(self) -> str:
+        """`part,label,path` lines; the form in which a split is written down."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["part", "label", "path"])
+        for name in ("train", "validation", "holdout"):
+            writer.writerows((name, item.label, item.path) for item in self.part(name))
+        return text.getvalue()
+
+    @staticmethod
+    def from_csv(text: str) -> Split:
+        """Read what `to_csv` wrote."""
+        parts: dict[str, list[Item]] = {"train": [], "validation": [], "holdout": []}
+        for row in csv.DictReader(io.StringIO(text)):
+            parts[row["part"]].append(Item(row["path"], row["label"]))
+        labels = tuple(sorted({item.label for items in parts.values() for item in items}))
+        return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["holdout"]), labels)
+
+
+def list_images(data: Path) -> list[Item]:
+    """Images of a folder of class folders, sorted by path. Raises ValueError where there are none."""
+    items = []
+    for folder in sorted(entry for entry in data.iterdir() if entry.is_dir()) if data.is_dir() else []:
+        for root, folders, names in os.walk(folder):
+            folders.sort()
+            for name in sorted(names):
+                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                    items.append(Item((Path(root) / name).relative_to(data).as_posix(), folder.name))
+    if not items:
+        raise ValueError(f"{data}: no images in class folders; expected {data}/<class>/<image>.jpg")
+    return sorted(items, key=lambda item: item.path)
+
+
+def name_fraction(name: str, salt: str) -> float:
+    """A number in [0, 1) that depends on a file's name alone: the first 8 bytes of SHA-256(salt + ":" + name)."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def make_split(items: Sequence[Item], *, holdout: float, validation: float) -> Split:
+    """Split by name hash: the same file name is always in the same part, whatever else is in the folder."""
+    parts: dict[str, list[Item]] = {"train": [], "validation": [], "holdout": []}
+    for item in items:
+        name = item.path.rsplit("/", 1)[-1]
+        if name_fraction(name, "labref-holdout") < holdout:
+            part = "holdout"
+        elif name_fraction(name, "labref-validation") < validation:
+            part = "validation"
+        else:
+            part = "train"
+        parts[part].append(item)
+    labels = tuple(sorted({item.label for item in items}))
+    return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["holdout"]), labels)
+
+
+def resize_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A crop uint8[256, 256, 3] at `size` px, as the exported trunk rescales it (bilinear; at half size the mean of four)."""
+    if size == CROP_SIZE:
+        return crop
+    if CROP_SIZE % size == 0:
+        return np.asarray(Image.fromarray(crop).reduce(CROP_SIZE // size))
+    return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def cache_crops(
+    data: Path,
+    items: Sequence[Item],
+    size: int,
+    folder: Path,
+    advance: Callable[[int], None] = lambda _: None,
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Prepared crops of `items` as a read-only memory map uint8[n, size, size, 3], and which of them could be read, bool[n].
+
+    The cache is keyed by the items, the size and the preparation's version; a cache that was stopped half-way goes on.
+    `advance` is called with the number of images done.
+    """
+    key = hashlib.sha256(repr(([(item.path) for item in items], size, "preparation-1")).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    path, state_path = folder / f"crops-{size}-{key}.npy", folder / f"crops-{size}-{key}.state.npy"
+    if not (path.exists() and state_path.exists()):
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(items), size, size, 3)).flush()
+        np.save(state_path, np.zeros(len(items), dtype=np.uint8))
+    state = np.load(state_path)  # 0: not done, 1: done, 2: unreadable
+    waiting = np.flatnonzero(state == 0)
+    advance(len(items) - len(waiting))
+    if waiting.size:
+        crops = np.lib.format.open_memmap(path, mode="r+")
+
+        def one(index: int) -> None:
+            try:
+                crops[index] = resize_crop(prepare((data / items[index].path).read_bytes()).crop, size)
+                state[index] = 1
+            except (UnreadableImageError, OSError):
+                state[index] = 2
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            for start in range(0, len(waiting), 512):
+                chunk = waiting[start : start + 512]
+                list(pool.map(one, chunk.tolist()))
+                crops.flush()
+                np.save(state_path, state)
+                advance(len(chunk))
+    return np.load(path, mmap_mode="r"), state == 1
+
+
+def batches(
+    rows: NDArray[np.int64], batch_size: int, *, seed: int | None, start: int = 0, drop_last: bool = False
+) -> Iterator[NDArray[np.int64]]:
+    """Batches of `rows`, shuffled by `seed` (None: in order), from batch number `start` on: what a resumed epoch needs."""
+    order = rows if seed is None else np.random.default_rng(seed).permutation(rows)
+    end = len(order) - len(order) % batch_size if drop_last and len(order) >= batch_size else len(order)
+    for first in range(start * batch_size, end, batch_size):
+        yield order[first : first + batch_size]

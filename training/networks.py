@@ -1,0 +1,201 @@
+"""The networks: the thesis' modified Xception, broken at the sixth layer from the end, and Keng's VAE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from numpy.typing import NDArray
+
+from labref.image import CROP_SIZE
+from training.config import ClassifierConfig, VaeConfig
+
+__all__ = ["BREAK", "build_classifier", "build_trunk", "build_vae_parts", "orbit_matrix", "pooled_size"]
+
+BREAK = "break"
+"""Name of the batch normalisation that is the sixth layer from the classifier's end: where features are taken."""
+
+
+def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
+    """Modified Xception: float32[n, s, s, 3] with values 0 to 255 → class probabilities float32[n, classes].
+
+    Chollet's Xception (arXiv 1610.02357, figure 5) with the middle flow `middle_repeats` times instead of eight, and an exit
+    flow that narrows to `break_channels`, as the thesis' figure 31: at 224 px the break is 7×7×256 = 12,544 numbers.
+    """
+
+    def wide(filters: int) -> int:
+        return max(8, round(filters * config.width / 8) * 8)
+
+    def norm(name: str | None = None) -> Any:
+        return layers.BatchNormalization(momentum=config.batch_norm_momentum, name=name)
+
+    def conv(filters: int, kernel: int, strides: int = 1) -> Any:
+        return layers.Conv2D(filters, kernel, strides=strides, padding="same", use_bias=False)
+
+    def separable(filters: int) -> Any:
+        return layers.SeparableConv2D(filters, 3, padding="same", use_bias=False)
+
+    inputs = keras.Input((config.input_size, config.input_size, 3), name="crop")
+    x = layers.Rescaling(1.0 / 255.0)(inputs)
+    x = layers.ReLU()(norm()(conv(wide(32), 3, 2)(x)))
+    x = layers.ReLU()(norm()(conv(wide(64), 3)(x)))
+    for number, filters in enumerate((128, 256, 728)):
+        residual = norm()(conv(wide(filters), 1, 2)(x))
+        if number:
+            x = layers.ReLU()(x)
+        x = norm()(separable(wide(filters))(x))
+        x = norm()(separable(wide(filters))(layers.ReLU()(x)))
+        x = layers.Add()([layers.MaxPooling2D(3, 2, padding="same")(x), residual])
+    for _ in range(config.middle_repeats):
+        residual = x
+        for _ in range(3):
+            x = norm()(separable(wide(728))(layers.ReLU()(x)))
+        x = layers.Add()([x, residual])
+    residual = norm()(conv(wide(1024), 1, 2)(x))
+    x = norm()(separable(wide(728))(layers.ReLU()(x)))
+    x = norm()(separable(wide(1024))(layers.ReLU()(x)))
+    x = layers.Add()([layers.MaxPooling2D(3, 2, padding="same")(x), residual])
+    x = separable(config.break_channels)(x)
+    x = norm(name=BREAK)(x)
+    x = layers.ReLU()(x)
+    x = separable(wide(1024))(x)
+    x = norm()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    outputs = layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
+    return keras.Model(inputs, outputs, name="modified_xception")
+
+
+_TURNS: tuple[tuple[bool, int], ...] = tuple((mirror, turns) for mirror in (False, True) for turns in range(4))
+# the order in which orientations are taken: first opposite ones, then the quarter turns, then the mirrored
+_ORIENTATIONS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3), 8: tuple(range(8))}
+
+
+@keras.saving.register_keras_serializable("labref")
+class Orient(layers.Layer):
+    """Turn [n, s, s, c] by `turns` × 90° after mirroring its columns if `mirror`; `inverse` undoes just that."""
+
+    def __init__(self, mirror: bool, turns: int, inverse: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mirror, self.turns, self.inverse = mirror, turns, inverse
+
+    def call(self, inputs: Any) -> Any:
+        """Transpositions and flips only, which ONNX has."""
+        ops = keras.ops
+        x = inputs
+        if self.mirror and not self.inverse:
+            x = ops.flip(x, axis=2)
+        for _ in range((4 - self.turns) % 4 if self.inverse else self.turns):
+            x = ops.flip(ops.transpose(x, (0, 2, 1, 3)), axis=1)
+        if self.mirror and self.inverse:
+            x = ops.flip(x, axis=2)
+        return x
+
+    def compute_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Square images keep their shape."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """For saving."""
+        return {**super().get_config(), "mirror": self.mirror, "turns": self.turns, "inverse": self.inverse}
+
+
+def build_trunk(classifier: keras.Model, orientations: int = 1) -> keras.Model:
+    """The exported trunk: crops uint8[n, 256, 256, 3] → probabilities float32[n, c], features float32[n, h, w, 256].
+
+    Rescaling to the input size is inside. With more than one orientation (2, 4 or 8 turns and mirrors) probabilities are
+    averaged, and features turned back and averaged, so that a turned crop gives the turned features, exactly.
+    """
+    size = classifier.input_shape[1]
+    both = keras.Model(classifier.input, [classifier.output, classifier.get_layer(BREAK).output])
+    crops = keras.Input((CROP_SIZE, CROP_SIZE, 3), dtype="uint8", name="crops")
+    x = keras.ops.cast(crops, "float32")
+    x = layers.Resizing(size, size, interpolation="bilinear")(x)
+    probabilities, features = [], []
+    for index in _ORIENTATIONS[orientations]:
+        mirror, turns = _TURNS[index]
+        p, f = both(Orient(mirror, turns)(x) if index else x)
+        probabilities.append(p)
+        features.append(Orient(mirror, turns, inverse=True)(f) if index else f)
+    mean = (lambda parts: parts[0]) if orientations == 1 else layers.Average()
+    outputs = {
+        "probabilities": layers.Identity(name="probabilities")(mean(probabilities)),
+        "features": layers.Identity(name="features", dtype="float32")(mean(features)),
+    }
+    return keras.Model(crops, outputs, name="trunk")
+
+
+def orbit_matrix(side: int) -> NDArray[np.float32]:
+    """float32[side², orbits] that averages a side×side grid over the orbits of the square's eight symmetries."""
+    grid = np.arange(side * side).reshape(side, side)
+    same = np.stack([np.rot90(g, k).ravel() for g in (grid, grid[:, ::-1]) for k in range(4)])
+    names = same.min(axis=0)
+    orbits = np.unique(names)
+    matrix = (names[:, None] == orbits[None, :]).astype(np.float32)
+    return np.asarray(matrix / matrix.sum(axis=0, keepdims=True), dtype=np.float32)
+
+
+def pooled_size(feature_shape: tuple[int, int, int], pooling: str) -> int:
+    """Numbers per cell after `pooling` of features [h, w, c]."""
+    height, width, channels = feature_shape
+    return height * width * channels if pooling == "flatten" else orbit_matrix(height).shape[1] * channels
+
+
+@keras.saving.register_keras_serializable("labref")
+class OrbitPooling(layers.Layer):
+    """[n, s, s, c] → [n, orbits × c]: the mean over cells of the grid that turns and mirrors carry into each other."""
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Keep the averaging matrix as a constant."""
+        self.matrix = orbit_matrix(int(input_shape[1]))
+        self.cells = int(input_shape[1]) * int(input_shape[2])
+        self.channels = int(input_shape[3])
+
+    def call(self, inputs: Any) -> Any:
+        """One matrix product."""
+        ops = keras.ops
+        flat = ops.transpose(ops.reshape(inputs, (-1, self.cells, self.channels)), (0, 2, 1))
+        pooled = ops.matmul(flat, ops.convert_to_tensor(self.matrix))
+        return ops.reshape(pooled, (-1, self.channels * self.matrix.shape[1]))
+
+    def compute_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """[n, orbits × c]."""
+        return (input_shape[0], orbit_matrix(int(input_shape[1])).shape[1] * int(input_shape[3]))
+
+
+def build_vae_parts(
+    feature_shape: tuple[int, int, int],
+    config: VaeConfig,
+    classes: int,
+    mean: NDArray[np.float32],
+    deviation: NDArray[np.float32],
+) -> tuple[keras.Model, keras.Model, keras.Model]:
+    """Encoder, decoder and class head of the VAE.
+
+    encoder : features float32[n, h, w, c] → (mean float32[n, L], log-variance float32[n, L]).
+    decoder : latent float32[n, L] → standardised pooled features float32[n, d].
+    head : latent float32[n, L] → class probabilities (used only where `class_weight` is above zero).
+    mean, deviation : float32[d], by which pooled features are standardised inside the encoder.
+    Dense layers of equal width with batch normalisation, ReLU and dropout (Keng 2017, the thesis' reference 41).
+    """
+
+    def hidden(x: Any) -> Any:
+        for _ in range(config.layers):
+            x = layers.Dense(config.width, use_bias=False)(x)
+            x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
+            x = layers.Dropout(config.dropout)(x)
+        return x
+
+    inputs = keras.Input(feature_shape, name="features")
+    pooled = layers.Flatten()(inputs) if config.pooling == "flatten" else OrbitPooling()(inputs)
+    x = layers.Normalization(mean=mean, variance=deviation.astype(np.float64) ** 2, name="standardise")(pooled)
+    x = hidden(x)
+    latent_mean = layers.Dense(config.latent_size, name="latent_mean")(x)
+    latent_log_variance = layers.Dense(config.latent_size, name="latent_log_variance")(x)
+    encoder = keras.Model(inputs, [latent_mean, latent_log_variance], name="encoder")
+    latent = keras.Input((config.latent_size,), name="latent")
+    decoder = keras.Model(latent, layers.Dense(len(mean))(hidden(latent)), name="decoder")
+    head_in = keras.Input((config.latent_size,), name="latent")
+    head = keras.Model(head_in, layers.Dense(classes, activation="softmax")(head_in), name="class_head")
+    return encoder, decoder, head

@@ -1,0 +1,76 @@
+"""A run's folder: what is written down, by whom, and how it is found again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.config import RunConfig
+from training.data import Split, list_images, make_split
+
+__all__ = ["Run", "RunError", "write_json"]
+
+
+class RunError(Exception):
+    """A run cannot go on; the message says why and what to do."""
+
+
+def write_json(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of one."""
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder, its configuration, the images it learns from, and its split.
+
+    Files: `run.json`, `split.csv`, `classifier.keras` with `history.csv`, `features/`, `encoder.keras`, `vae_history.csv`,
+    `figures.json` and the pictures beside it.
+    """
+
+    folder: Path
+    config: RunConfig
+    data: Path
+    split: Split
+
+    @staticmethod
+    def create(folder: Path, data: Path, config: RunConfig) -> Run:
+        """Begin a run in `folder`, or take up the one that is there, which must have the same configuration."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "run.json").exists():
+            run = Run.open(folder, data)
+            if run.config != config:
+                raise RunError(
+                    f"{folder} holds a run with other settings. Resume it with `python -m training resume {folder}`, "
+                    "or name a new folder."
+                )
+            return run
+        split = make_split(list_images(data), holdout=config.holdout, validation=config.validation)
+        if not split.train or len(split.labels) < 2:
+            raise RunError(f"{data}: a classifier needs images of at least two classes, found {len(split.labels)}")
+        (folder / "split.csv").write_text(split.to_csv(), encoding="utf-8")
+        write_json(folder / "run.json", {"config": config.to_json(), "data": str(data.resolve()), "split": split.digest})
+        return Run(folder, config, data, split)
+
+    @staticmethod
+    def open(folder: Path, data: Path | None = None) -> Run:
+        """Open the run in `folder`; `data` where its images lie somewhere else by now."""
+        try:
+            values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            split = Split.from_csv((folder / "split.csv").read_text(encoding="utf-8"))
+        except (OSError, KeyError, ValueError) as error:
+            raise RunError(f"{folder} holds no run: {error}. Begin one with `python -m training train`.") from None
+        if split.digest != values["split"]:
+            raise RunError(f"{folder}/split.csv was changed after the run began; restore it, or begin a new run")
+        return Run(folder, RunConfig.from_json(values["config"]), data or Path(values["data"]), split)
+
+    @property
+    def cache(self) -> Path:
+        """Folder of cached crops; shared by runs beside each other."""
+        return self.folder.parent / "cache"
