@@ -1,0 +1,459 @@
+"""The thesis' figure 34 as a picture: a query among its reference cells, and below the spread of the hundred.
+
+    picture = draw(answer, query_image, reference_images)
+    picture.save("grid.png")
+
+Drawn with Pillow alone. Text is set in the system's own sans serif, which covers Å, and 日本
+where the system has a font for it; else in the face built into Pillow. A character that no font has is set
+without its accent, or as a small box with its code.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["class_colour", "draw"]
+
+_TILE: Final = 288  # side of one image, pixels
+_GAP: Final = 22
+_MARGIN: Final = 34
+_CAPTION: Final = 96
+_BARS_MOST: Final = 10
+
+_PAPER: Final = "#ffffff"
+_INK: Final = "#1b1f24"
+_SOFT: Final = "#5d6670"
+_LINE: Final = "#d5dade"
+_ACCENT: Final = "#14508c"
+_WARN_PAPER, _WARN_INK = "#fff1d6", "#7a4300"
+_NOTE_PAPER, _NOTE_INK = "#e6eef6", "#14508c"
+
+_COLOURS: Final[Mapping[str, str]] = {
+    "basophil": "#4b3fa0",
+    "eosinophil": "#d9573c",
+    "erythroblast": "#8c4a3a",
+    "ig": "#b3418c",
+    "lymphocyte": "#2f8f4e",
+    "monocyte": "#c79a17",
+    "neutrophil": "#3b78c4",
+    "platelet": "#4fb3bf",
+    "blast": "#222b35",
+    "promyelocyte": "#7d5ba6",
+    "segmented_neutrophil": "#3b78c4",
+    "segmented neutrophils": "#3b78c4",
+    "band neutrophils": "#7ba7dd",
+}
+_SOURCES: Final[Mapping[str, str]] = {
+    "reviewed": "reviewed by a person",
+    "analyser": "the analyser's class",
+    "predicted": "predicted, not reviewed",
+}
+
+
+def class_colour(label: str) -> str:
+    """The colour of a class, "#rrggbb": the same in every picture; any name has one."""
+    known = _COLOURS.get(label.casefold())
+    if known is not None:
+        return known
+    seed = hashlib.sha256(label.casefold().encode()).digest()
+    r, g, b = colorsys.hls_to_rgb(seed[0] / 256, 0.36 + seed[1] / 256 * 0.2, 0.42 + seed[2] / 256 * 0.3)
+    return f"#{round(r * 255):02x}{round(g * 255):02x}{round(b * 255):02x}"
+
+
+def draw(
+    answer: Mapping[str, Any],
+    query_image: NDArray[np.uint8],
+    reference_images: Sequence[NDArray[np.uint8] | None],
+) -> Image.Image:
+    """Draws an answer to a query.
+
+    answer : what `labref query --json` prints for one image.
+    query_image : uint8[h, w, 3], RGB.
+    reference_images : uint8[h, w, 3] for each of the answer's references; None where there is none.
+
+    Returns an RGB picture, 976 pixels wide for eight references. Raises ValueError when the numbers of
+    references and of their images differ.
+    """
+    references = list(answer["references"])
+    if len(references) != len(reference_images):
+        raise ValueError(f"{len(references)} references, but {len(reference_images)} images of references")
+    columns, rows, middle = _arrange(len(references))
+    width = 2 * _MARGIN + columns * _TILE + (columns - 1) * _GAP
+    bands = _bands(answer)
+    shares = _shares(answer["distribution"]["weights"])
+    top = _MARGIN + 82 + 52 * len(bands) + (10 if bands else 0)
+    grid_height = rows * (_TILE + _CAPTION) + (rows - 1) * _GAP
+    height = top + grid_height + 24 + 50 + 34 * max(1, len(shares)) + 46 + _MARGIN
+    page = _Page(Image.new("RGB", (width, height), _PAPER))
+
+    page.text((_MARGIN, _MARGIN), "Reference cells", 30, bold=True)
+    page.text(
+        (_MARGIN, _MARGIN + 38),
+        str(answer["image"]),
+        17,
+        colour=_SOFT,
+        room=width - 2 * _MARGIN,
+        cut="middle",
+    )
+    y = _MARGIN + 74
+    for kind, line in bands:
+        page.band((_MARGIN, y, width - _MARGIN, y + 44), kind, line)
+        y += 52
+
+    cells = [i for i in range(columns * rows) if i != middle]
+    for place, (reference, image) in enumerate(zip(references, reference_images, strict=True)):
+        page.reference(_corner(cells[place], columns, top), place + 1, reference, image)
+    page.query(_corner(middle, columns, top), answer, query_image)
+    if not references:
+        x, y = _corner(cells[0] if cells else 0, columns, top)
+        page.text((x, y + _TILE // 2), "No reference yet:", 18, colour=_SOFT)
+        page.text((x, y + _TILE // 2 + 26), "the store is empty.", 18, colour=_SOFT)
+    page.spread((_MARGIN, top + grid_height + 24), width - 2 * _MARGIN, answer["distribution"]["n"], shares)
+    page.foot(answer, width, height)
+    return page.picture
+
+
+def _arrange(k: int) -> tuple[int, int, int]:
+    """Columns, rows and the query's place (row by row) for `k` references: 3×3 and the middle for eight."""
+    columns = max(3, math.isqrt(k))
+    while columns * columns < k + 1:
+        columns += 1
+    columns += 1 - columns % 2  # odd, so that there is a middle
+    rows = max(1, math.ceil((k + 1) / columns))
+    middle = (rows // 2) * columns + columns // 2
+    if middle >= columns * rows or k == 0:
+        middle = 1
+    return columns, rows, middle
+
+
+def _corner(place: int, columns: int, top: int) -> tuple[int, int]:
+    row, column = divmod(place, columns)
+    return _MARGIN + column * (_TILE + _GAP), top + row * (_TILE + _CAPTION + _GAP)
+
+
+def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lines that must not be overlooked: ("warning" or "note", text)."""
+    bands = []
+    novelty = answer["novelty"]
+    if novelty["is_novel"]:
+        score = novelty["score"]
+        how = "no cell is stored yet" if score is None else f"novelty {score:.2f}, where 1 is the limit"
+        bands.append(("warning", f"Nothing in this lab resembles this cell: {how}"))
+    if answer["duplicate_of"]:
+        bands.append(("note", f"This cell is already in the store: duplicate of {answer['duplicate_of']}"))
+    return bands
+
+
+def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, str]]:
+    """(class, share, colour), largest first; what does not fit is summed up in a last bar."""
+    shares = [
+        (label, share, class_colour(label)) for label, share in sorted(weights.items(), key=lambda i: -i[1])
+    ]
+    if len(shares) <= _BARS_MOST:
+        return shares
+    rest = shares[_BARS_MOST - 1 :]
+    return [*shares[: _BARS_MOST - 1], (f"{len(rest)} other classes", sum(s for _, s, _ in rest), "#98a1aa")]
+
+
+@dataclass
+class _Page:
+    """A picture being drawn."""
+
+    picture: Image.Image
+
+    def __post_init__(self) -> None:
+        self.pen = ImageDraw.Draw(self.picture)
+
+    def text(
+        self,
+        at: tuple[float, float],
+        text: str,
+        size: int,
+        *,
+        bold: bool = False,
+        colour: str = _INK,
+        room: float | None = None,
+        cut: str = "end",
+        align: str = "left",
+    ) -> float:
+        """Sets one line with its top at `at`, shortened to `room` pixels; returns its width in pixels."""
+        line = text if room is None else _fit(text, size, bold, room, cut)
+        length = _length(line, size, bold)
+        x = at[0] - (length if align == "right" else length / 2 if align == "centre" else 0)
+        baseline = at[1] + size
+        for face, part in _runs(line, size, bold):
+            if face is None:
+                self._code((x, baseline), part, size, colour)
+            else:
+                for shift in (0.0, face.thicken) if face.thicken else (0.0,):
+                    self.pen.text((x + shift, baseline), part, colour, face.font, anchor="ls")
+            x += _run_length(face, part, size)
+        return length
+
+    def _code(self, at: tuple[float, float], character: str, size: int, colour: str) -> None:
+        """A box with a character's code, as browsers draw what no font has."""
+        x, y, side = at[0] + 1, at[1] + size * 0.12, _run_length(None, character, size) - 3
+        self.pen.rectangle((x, y - size, x + side, y), outline=colour)
+        code, small = f"{ord(character):04X}", max(6, round(size * 0.4))
+        half = (len(code) + 1) // 2
+        font = _faces(small, False)[-1].font
+        for i, digits in enumerate((code[:half], code[half:])):
+            self.pen.text((x + side / 2, y - size * (0.56 - 0.46 * i)), digits, colour, font, anchor="ms")
+
+    def band(self, box: tuple[int, int, int, int], kind: str, line: str) -> None:
+        paper, ink = (_WARN_PAPER, _WARN_INK) if kind == "warning" else (_NOTE_PAPER, _NOTE_INK)
+        self.pen.rounded_rectangle(box, 8, fill=paper)
+        x, y = box[0] + 16, box[1] + 11
+        if kind == "warning":
+            self.pen.polygon([(x, y + 21), (x + 12, y), (x + 24, y + 21)], fill=ink)
+            self.pen.line([(x + 12, y + 8), (x + 12, y + 14)], fill=paper, width=3)
+            self.pen.rectangle((x + 11, y + 16, x + 13, y + 18), fill=paper)
+        else:
+            self.pen.rectangle((x, y + 5, x + 14, y + 19), outline=ink, width=2)
+            self.pen.rectangle((x + 6, y, x + 20, y + 14), fill=paper, outline=ink, width=2)
+        self.text((x + 38, y), line, 18, bold=True, colour=ink, room=box[2] - x - 54)
+
+    def image(self, at: tuple[int, int], image: NDArray[np.uint8] | None) -> None:
+        x, y = at
+        if image is None:
+            self.pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill="#f1f3f5", outline=_LINE)
+            self.text((x + _TILE / 2, y + _TILE / 2 - 9), "no image kept", 16, colour=_SOFT, align="centre")
+            return
+        whole = Image.fromarray(image)
+        side = min(whole.size)
+        left, upper = (whole.width - side) // 2, (whole.height - side) // 2
+        square = whole.resize(
+            (_TILE, _TILE), Image.Resampling.LANCZOS, box=(left, upper, left + side, upper + side)
+        )
+        self.picture.paste(square, at)
+
+    def reference(
+        self, at: tuple[int, int], rank: int, reference: Mapping[str, Any], image: NDArray[np.uint8] | None
+    ) -> None:
+        x, y = at
+        label, source = str(reference["label"]), str(reference["label_source"])
+        colour = class_colour(label)
+        self.image(at, image)
+        self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=colour)
+        self.pen.rounded_rectangle((x + 8, y + 8, x + 20 + 11 * len(str(rank)), y + 32), 6, fill=_PAPER)
+        self.text(
+            (x + 14 + 5.5 * len(str(rank)), y + 10), str(rank), 16, bold=True, colour=_SOFT, align="centre"
+        )
+        if reference.get("duplicate_of"):
+            self.pen.rounded_rectangle((x + _TILE - 102, y + 8, x + _TILE - 8, y + 34), 6, fill=_NOTE_PAPER)
+            self.text((x + _TILE - 55, y + 12), "duplicate", 15, bold=True, colour=_NOTE_INK, align="centre")
+        line = y + _TILE + 12
+        self._name((x, line), label, _INK)
+        self._source(x, line + 32, source)
+        self.text((x + _TILE, line + 31), _number(reference["distance"]), 16, colour=_SOFT, align="right")
+        where = "  ·  ".join(str(reference[key]) for key in ("slide", "analyser") if reference.get(key))
+        self.text((x, line + 56), where, 14, colour=_SOFT, room=_TILE, cut="middle")
+
+    def _name(self, at: tuple[int, int], label: str, colour: str) -> None:
+        """A class in bold, set smaller before it is cut."""
+        size = next((s for s in (22, 20, 18) if _length(label, s, True) <= _TILE), 16)
+        self.text((at[0], at[1] + (22 - size)), label, size, bold=True, room=_TILE, colour=colour)
+
+    def _source(self, x: int, y: int, source: str) -> None:
+        """A full disc for a person's class, half a disc for the analyser's, a ring for a prediction."""
+        box = (x, y + 3, x + 13, y + 16)
+        ink = "#2b7a3d" if source == "reviewed" else _SOFT
+        self.pen.ellipse(box, outline=ink, width=2, fill=ink if source == "reviewed" else _PAPER)
+        if source == "analyser":
+            self.pen.pieslice(box, 90, 270, fill=ink)
+        self.text((x + 21, y), _SOURCES.get(source, source), 15, colour=ink, room=_TILE - 21)
+
+    def query(self, at: tuple[int, int], answer: Mapping[str, Any], image: NDArray[np.uint8]) -> None:
+        x, y = at
+        self.pen.rounded_rectangle(
+            (x - 11, y - 11, x + _TILE + 10, y + _TILE + _CAPTION + 5),
+            10,
+            fill="#f0f5fa",
+            outline=_ACCENT,
+            width=3,
+        )
+        self.image(at, image)
+        predicted = answer["predicted"]
+        label = str(predicted["label"])
+        self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=class_colour(label))
+        line = y + _TILE + 12
+        self._name((x, line), label, _ACCENT)
+        chance = f"predicted, {predicted['probability']:.1%}".replace("%", " %")
+        self.text((x, line + 32), chance, 15, colour=_ACCENT, room=_TILE)
+        self.text((x, line + 56), "the cell asked about", 14, colour=_SOFT, room=_TILE)
+
+    def spread(
+        self, at: tuple[int, int], room: int, n: int, shares: Sequence[tuple[str, float, str]]
+    ) -> None:
+        x, y = at
+        self.pen.line((x, y, x + room, y), fill=_LINE, width=2)
+        cells = "the one stored cell" if n == 1 else f"the {n} nearest cells"
+        title = (
+            f"Classes of {cells}, weighted by likeness"
+            if n
+            else "No cell is stored yet, so there is no spread"
+        )
+        self.text((x, y + 14), title, 20, bold=True, room=room)
+        names = min(max((_length(name, 18, True) for name, _, _ in shares), default=0) + 18, room * 0.4)
+        left, right = x + names, x + room - 84
+        for i, (name, share, colour) in enumerate(shares):
+            line = y + 52 + 34 * i
+            self.text((x, line + 1), name, 18, bold=True, room=names - 14)
+            self.pen.rectangle((left, line, right, line + 24), fill="#eef1f3")
+            if share > 0:
+                self.pen.rectangle(
+                    (left, line, max(left + 2, left + (right - left) * share), line + 24), fill=colour
+                )
+            self.text((x + room, line + 1), f"{share:.1%}".replace("%", " %"), 18, align="right")
+
+    def foot(self, answer: Mapping[str, Any], width: int, height: int) -> None:
+        parts = [f"bundle {str(answer['bundle'])[:12]}"]
+        score = answer["novelty"]["score"]
+        if score is not None:
+            parts.append(f"novelty {score:.2f} (above 1: unlike anything here)")
+        parts.append("distance: mean squared error of latents")
+        line = "  ·  ".join(parts)
+        self.text((_MARGIN, height - _MARGIN - 14), line, 14, colour=_SOFT, room=width - 2 * _MARGIN)
+
+
+def _number(distance: float) -> str:
+    """A distance with three significant figures."""
+    return f"{distance:#.3g}".rstrip(".") if 1e-3 <= abs(distance) < 1000 else f"{distance:.3g}"
+
+
+# --- typography ---
+
+_LATIN: Final = (  # (regular, bold): the first pair the system has is used
+    ("segoeui.ttf", "segoeuib.ttf"),
+    ("HelveticaNeue.ttc", "HelveticaNeue.ttc"),
+    ("NotoSans-Regular.ttf", "NotoSans-Bold.ttf"),
+    ("OpenSans-Regular.ttf", "OpenSans-Bold.ttf"),
+    ("Roboto-Regular.ttf", "Roboto-Bold.ttf"),
+    ("arial.ttf", "arialbd.ttf"),
+    ("Arial.ttf", "Arial Bold.ttf"),
+    ("LiberationSans-Regular.ttf", "LiberationSans-Bold.ttf"),
+    ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf"),
+)
+_EAST_ASIAN: Final = (
+    ("YuGothM.ttc", "YuGothB.ttc"),
+    ("meiryo.ttc", "meiryob.ttc"),
+    ("msyh.ttc", "msyhbd.ttc"),
+    ("malgun.ttf", "malgunbd.ttf"),
+    ("ヒラギノ角ゴシック W3.ttc", "ヒラギノ角ゴシック W6.ttc"),
+    ("NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc"),
+    ("NotoSansCJKjp-Regular.otf", "NotoSansCJKjp-Bold.otf"),
+    ("ipaexg.ttf", "ipaexg.ttf"),
+    ("DroidSansFallbackFull.ttf", "DroidSansFallbackFull.ttf"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Face:
+    """A font at one size; one without a bold of its own is set twice, `thicken` pixels apart."""
+
+    font: ImageFont.FreeTypeFont
+    thicken: float
+
+    def length(self, text: str) -> float:
+        return self.font.getlength(text) + self.thicken
+
+    def has(self, character: str) -> bool:
+        return _covers(self.font, character)
+
+
+@lru_cache(maxsize=4096)
+def _covers(font: ImageFont.FreeTypeFont, character: str) -> bool:
+    """Whether a font has a glyph of its own for a character, not the box it draws for what it lacks."""
+    if character.isspace():
+        return True
+    glyph, missing = font.getmask(character), font.getmask("\U0010fffe")
+    return glyph.size != missing.size or bytes(glyph) != bytes(missing)
+
+
+@lru_cache(maxsize=64)
+def _faces(size: int, bold: bool) -> tuple[_Face, ...]:
+    """The faces to look for a glyph in, best first; the last is built into Pillow and always there."""
+    faces = []
+    for family in (_LATIN, _EAST_ASIAN):
+        for names in family:
+            try:
+                faces.append(_Face(ImageFont.truetype(names[bold], size), 0.0))
+            except OSError:
+                continue
+            break
+    built_in = ImageFont.load_default(size)
+    if isinstance(built_in, ImageFont.FreeTypeFont):
+        faces.append(_Face(built_in, size / 24 if bold else 0.0))
+    return tuple(faces)
+
+
+def _plain(character: str) -> str:
+    """A character without its accents, "" when nothing is left."""
+    return "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
+
+
+def _runs(text: str, size: int, bold: bool) -> list[tuple[_Face | None, str]]:
+    """The text in parts, each with its face: one throughout where one can; None where none has the glyph."""
+    faces = _faces(size, bold)
+    text = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", text))
+    for face in faces:
+        if all(face.has(c) for c in text):
+            return [(face, text)]
+    runs: list[tuple[_Face | None, str]] = []
+    for character in text:
+        for part in (character, _plain(character)):
+            fitting = next((f for f in faces if part and all(f.has(c) for c in part)), None)
+            if fitting is not None:
+                break
+        else:
+            part = character
+        if runs and fitting is not None and runs[-1][0] is fitting:
+            runs[-1] = (fitting, runs[-1][1] + part)
+        else:
+            runs.append((fitting, part))
+    return runs
+
+
+def _run_length(face: _Face | None, part: str, size: int) -> float:
+    return (
+        size * (0.92 if len(part) == 1 and ord(part) < 0x10000 else 1.2)
+        if face is None
+        else face.length(part)
+    )
+
+
+def _length(text: str, size: int, bold: bool) -> float:
+    """Width of a line of text in pixels."""
+    return sum(_run_length(face, part, size) for face, part in _runs(text, size, bold))
+
+
+def _fit(text: str, size: int, bold: bool, room: float, cut: str) -> str:
+    """The text shortened with … to at most `room` pixels, at its end or in its middle."""
+    if _length(text, size, bold) <= room:
+        return text
+    least, most = 0, len(text)
+    while least < most:
+        keep = (least + most + 1) // 2
+        if _length(_shorten(text, keep, cut), size, bold) <= room:
+            least = keep
+        else:
+            most = keep - 1
+    return _shorten(text, least, cut)
+
+
+def _shorten(text: str, keep: int, cut: str) -> str:
+    if cut == "end":
+        return text[:keep].rstrip() + "…"
+    tail = keep // 2
+    return text[: keep - tail] + "…" + (text[-tail:] if tail else "")
