@@ -107,10 +107,22 @@ def _decode(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImageError(_too_large(*_png_or_unknown_size(data))) from None
     except UnidentifiedImageError:
-        raise UnreadableImageError("not an image: the content is no JPEG, PNG, BMP or TIFF, whatever its name says") from None
+        raise UnreadableImageError(
+            "not an image: the content is no JPEG, PNG, BMP or TIFF, whatever its name says"
+        ) from None
     except MemoryError:
         raise UnreadableImageError("too large to decode in this computer's memory") from None
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        struct.error,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "truncated" in text.lower() or "unexpected end" in text.lower():
             raise UnreadableImageError(f"truncated: the image ends before it is complete ({len(data)} bytes)") from None

@@ -75,10 +75,14 @@ def class_weights(labels: NDArray[np.int64], classes: int, how: str) -> NDArray[
     return np.asarray(weights * counts.sum() / (weights * counts).sum(), dtype=np.float32)
 
 
-def predict(model: Any, crops: NDArray[np.uint8], rows: NDArray[np.int64], batch_size: int = 128) -> NDArray[np.float32]:
+def predict(
+    model: Any, crops: NDArray[np.uint8], rows: NDArray[np.int64], batch_size: int = 128
+) -> NDArray[np.float32]:
     """Class probabilities float32[len(rows), c] of cached crops, batch by batch."""
     step = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
-    parts = [step(tf.constant(crops[np.sort(b)].astype(np.float32))).numpy() for b in batches(rows, batch_size, seed=None)]
+    parts = [
+        step(tf.constant(crops[np.sort(b)].astype(np.float32))).numpy() for b in batches(rows, batch_size, seed=None)
+    ]
     return np.concatenate(parts) if parts else np.zeros((0, model.output_shape[1]), np.float32)
 
 
@@ -95,7 +99,9 @@ class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
         """Count, show, and write when it is time."""
         self.done += 1
         values = logs or {}
-        self.progress.update(self.task, advance=1, info=f"loss {values.get('loss', 0):.3f} acc {values.get('accuracy', 0):.3f}")
+        self.progress.update(
+            self.task, advance=1, info=f"loss {values.get('loss', 0):.3f} acc {values.get('accuracy', 0):.3f}"
+        )
         if time.monotonic() - self.last > _CHECKPOINT_SECONDS:
             save_checkpoint(self.model, self.folder, self.epoch, self.done)
             self.last = time.monotonic()
@@ -164,7 +170,9 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     if final.exists():
         return final
     if config.mixed_precision:
-        keras.mixed_precision.set_global_policy("mixed_bfloat16" if not tf.config.list_physical_devices("GPU") else "mixed_float16")
+        keras.mixed_precision.set_global_policy(
+            "mixed_bfloat16" if not tf.config.list_physical_devices("GPU") else "mixed_float16"
+        )
     index = {label: number for number, label in enumerate(split.labels)}
     crops, targets, rows = {}, {}, {}
     for part in ("train", "validation"):
@@ -198,23 +206,43 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     history = folder / "history.csv"
     if not history.exists():
         history.write_text("epoch,loss,accuracy,validation_loss,validation_accuracy,seconds\n")
-    task = progress.add_task("training the classifier", total=config.epochs * steps, completed=epoch * steps + first_step, info="")
+    task = progress.add_task(
+        "training the classifier", total=config.epochs * steps, completed=epoch * steps + first_step, info=""
+    )
     for number in range(epoch, config.epochs):
         began = time.monotonic()
         skip = first_step if number == epoch else 0
-        data = _dataset(crops["train"], targets["train"], rows["train"], config, weights, run.config.seed * 1000 + number, skip)
-        fit = model.fit(data, steps_per_epoch=steps - skip, shuffle=False, verbose=0, callbacks=[_Checkpoint(folder, number, skip, progress, task)])
+        data = _dataset(
+            crops["train"], targets["train"], rows["train"], config, weights, run.config.seed * 1000 + number, skip
+        )
+        fit = model.fit(
+            data,
+            steps_per_epoch=steps - skip,
+            shuffle=False,
+            verbose=0,
+            callbacks=[_Checkpoint(folder, number, skip, progress, task)],
+        )
         values = {key: float(v[-1]) for key, v in fit.history.items()}
         valid = rows["validation"]
         if len(valid):
             probabilities = predict(model, crops["validation"], valid)
             right = probabilities[np.arange(len(valid)), targets["validation"][valid]]
-            validation = (float(-np.log(np.maximum(right, 1e-7)).mean()), float((probabilities.argmax(1) == targets["validation"][valid]).mean()))
+            validation = (
+                float(-np.log(np.maximum(right, 1e-7)).mean()),
+                float((probabilities.argmax(1) == targets["validation"][valid]).mean()),
+            )
         else:
             validation = (float("nan"), float("nan"))
         with history.open("a", newline="") as file:
             csv.writer(file).writerow(
-                [number + 1, f"{values['loss']:.5f}", f"{values['accuracy']:.5f}", f"{validation[0]:.5f}", f"{validation[1]:.5f}", f"{time.monotonic() - began:.1f}"]
+                [
+                    number + 1,
+                    f"{values['loss']:.5f}",
+                    f"{values['accuracy']:.5f}",
+                    f"{validation[0]:.5f}",
+                    f"{validation[1]:.5f}",
+                    f"{time.monotonic() - began:.1f}",
+                ]
             )
         progress.console.print(
             f"epoch {number + 1}/{config.epochs}: loss {values['loss']:.4f}, accuracy {values['accuracy']:.4f}, "

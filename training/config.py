@@ -119,9 +119,7 @@ PRESETS: dict[str, RunConfig] = {
         name="thesis",
         classifier=ClassifierConfig(
             schedule="constant",
-            augmentation=Augmentation(
-                rotation_degrees=90, shift=0.1, zoom=0.1, gain=0.0, brightness=0.0, blur=0.0
-            ),
+            augmentation=Augmentation(rotation_degrees=90, shift=0.1, zoom=0.1, gain=0.0, brightness=0.0, blur=0.0),
         ),
     ),
     "full": RunConfig(
@@ -156,7 +154,9 @@ def override(config: RunConfig, settings: list[str]) -> RunConfig:
         for part in path:
             place = place.get(part) if isinstance(place, dict) else None
         if not equals or not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
-            raise ValueError(f"--set {setting!r}: no such setting; write key=value with a key of run.json, as classifier.epochs=3")
+            raise ValueError(
+                f"--set {setting!r}: no such setting; write key=value with a key of run.json, as classifier.epochs=3"
+            )
         old = place[last]
         try:
             place[last] = json.loads(text) if not isinstance(old, str) else text

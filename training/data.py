@@ -22,7 +22,16 @@ from PIL import Image
 from labref.errors import UnreadableImageError
 from labref.image import CROP_SIZE, prepare
 
-__all__ = ["IMAGE_SUFFIXES", "Item", "Split", "cache_crops", "list_images", "make_split", "name_fraction", "resize_crop"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Item",
+    "Split",
+    "cache_crops",
+    "list_images",
+    "make_split",
+    "name_fraction",
+    "resize_crop",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 

@@ -55,7 +55,9 @@ class Run:
         if not split.train or len(split.labels) < 2:
             raise RunError(f"{data}: a classifier needs images of at least two classes, found {len(split.labels)}")
         (folder / "split.csv").write_text(split.to_csv(), encoding="utf-8")
-        write_json(folder / "run.json", {"config": config.to_json(), "data": str(data.resolve()), "split": split.digest})
+        write_json(
+            folder / "run.json", {"config": config.to_json(), "data": str(data.resolve()), "split": split.digest}
+        )
         return Run(folder, config, data, split)
 
     @staticmethod
