@@ -394,7 +394,7 @@ def _faces(size: int, bold: bool) -> tuple[_Face, ...]:
             break
     built_in = ImageFont.load_default(size)
     if isinstance(built_in, ImageFont.FreeTypeFont):
-        faces.append(_Face(built_in, size / 24 if bold else 0.0))
+        faces.append(_Face(built_in, size / 20 if bold else 0.0))
     return tuple(faces)
 
 

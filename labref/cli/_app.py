@@ -1,0 +1,89 @@
+"""Puts the sub-commands together, and turns labref's errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from labref import __version__
+from labref.cli import agent, demo, init, ledger, query, status
+from labref.errors import LabrefError
+
+__all__ = ["app", "main"]
+
+_HELP = """Adaptive reference cells: the lab's own most similar cells, beside the hard one.
+
+A lab is one folder with its configuration (labref.toml), its store and its images. An agent watches the analyser's
+export folder, which is never written to, and keeps every cell; a query gives the eight stored cells that look most
+like an image, and the classes of the nearest hundred.
+
+\b
+See it work, on made-up cells, in a minute or two:
+  labref demo
+
+\b
+Set up a lab, fill it, ask it:
+  labref init lab --watch "D:/CellaVision/Export"
+  labref agent --once --lab lab
+  labref query cell.jpg --lab lab --grid cell.png
+
+\b
+The lab is --lab DIR, else LABREF_LAB, else the nearest parent folder with a labref.toml.
+Exit codes: 0 all done, 1 something asked for failed (stderr says what, and the remedy), 2 wrong usage.
+"""
+
+
+class _Group(TyperGroup):
+    """Commands whose `LabrefError` is one line on stderr, and exit code 1."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer.Context is what it is given
+        try:
+            return super().invoke(ctx)
+        except LabrefError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="labref",
+    cls=_Group,
+    help=_HELP,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"labref {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _labref(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _module in (init, agent, query, status, ledger, demo):
+    _module.add_to(app)
+
+
+def main() -> None:
+    """Runs the command line; the entry point of the `labref` script."""
+    for stream in (sys.stdout, sys.stderr):
+        # a Windows console or a pipe in a code page without Å or 日本 must not end a command
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError, OSError):
+                stream.reconfigure(errors="backslashreplace")
+    app(prog_name="labref")

@@ -1,0 +1,58 @@
+"""`labref demo`: a simulated analyser, a real agent, and what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["add_to"]
+
+_HELP = """Show labref at work: simulate an analyser, run a real agent on a new lab, ask for reference cells.
+
+Draws blood cells of eight classes as two analysers would see them (a dozen slides), drops them into a folder in
+CellaVision's layout, among them copies, a truncated file, a file that is no image and one that is written slowly,
+while an agent takes them in; then asks for the references of cells the lab has never seen, draws the answers as
+pictures, and says what became of every file. Ends by itself in about a minute, needs no network and no data, and
+touches nothing but its own folder.
+
+\b
+Examples:
+  labref demo
+  labref demo --keep demo-lab                     in a folder of your choice
+  labref demo --images pbc --cells 400            with real images, flat or in class folders
+"""
+
+
+def demo(
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Use a sample of the real images in DIR (flat, or one folder a class) instead of drawn ones.",
+            show_default=False,
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            "--keep",
+            metavar="DIR",
+            help="Where to put the demo's export folder, lab and pictures. Default: a new temporary folder.",
+            show_default=False,
+        ),
+    ] = None,
+    cells: Annotated[int, typer.Option("--cells", min=20, max=5000, help="How many cells the analyser exports.")] = 160,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same cells.")] = 1,
+) -> None:
+    from labref.demo.show import show
+
+    show(images=images, keep=keep, cells=cells, seed=seed)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(help=_HELP)(demo)

@@ -1,0 +1,81 @@
+"""`labref init`: a lab folder, ready for its agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labref.cli._shared import JsonOption, print_json, quoted
+
+__all__ = ["add_to"]
+
+_HELP = """Make a lab: a new folder with its configuration, an empty store and a bundle.
+
+DIR must not exist yet, or be empty. --watch names the analyser's export folder (several may be given); labref only
+ever reads there. Without --bundle the starter bundle that ships with labref is installed.
+
+\b
+Examples:
+  labref init lab --watch /mnt/analyser/export
+  labref init C:/labref/lab --watch "D:/CellaVision/Export" --watch "E:/Old exports"
+  labref init lab --watch export --bundle hospital-2.labref
+
+\b
+With --json, one object: lab, config, store, bundle {name, version, digest}, watch [folder, ...].
+"""
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The lab folder to make.", show_default=False)],
+    watch: Annotated[
+        list[Path],
+        typer.Option(
+            "--watch",
+            metavar="FOLDER",
+            help="The analyser's export folder; give it once for each folder.",
+            show_default=False,
+        ),
+    ],
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            metavar="FILE",
+            help="A bundle file to install instead of the starter bundle.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    lab = Lab.create(folder, watch, bundle)
+    with lab.open_store() as store:
+        installed = lab.bundle(store)
+    if json:
+        print_json(
+            {
+                "lab": str(lab.folder),
+                "config": str(lab.folder / "labref.toml"),
+                "store": str(lab.folder / "store.duckdb"),
+                "bundle": {
+                    "name": installed.manifest.name,
+                    "version": installed.manifest.version,
+                    "digest": installed.digest,
+                },
+                "watch": [str(f) for f in lab.config.watch.folders],
+            }
+        )
+        return
+    classes = ", ".join(installed.manifest.labels)
+    typer.echo(f"lab     {lab.folder}")
+    typer.echo(f"watches {', '.join(str(f) for f in lab.config.watch.folders)}")
+    typer.echo(f"bundle  {installed.manifest.name} {installed.manifest.version} ({installed.short}): {classes}")
+    typer.echo("\nNext, take in what is there and keep watching (Ctrl-C ends it):")
+    typer.echo(f"  labref agent --lab {quoted(lab.folder)}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(help=_HELP, no_args_is_help=True)(init)

@@ -1,0 +1,148 @@
+"""`labref query`: the stored cells that look most like an image."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labref.cli._shared import JsonOption, LabOption, print_json
+from labref.errors import LabrefError
+
+if TYPE_CHECKING:
+    from labref.lab import Lab
+
+__all__ = ["add_to", "draw_grid"]
+
+_HELP = """Find the stored cells that look most like an image, and the classes of the nearest hundred.
+
+Works while the lab's agent runs (it is asked) and while it does not; the answer is the same. An image that is itself
+in the store is not its own reference, nor is a duplicate of it.
+
+\b
+Examples:
+  labref query cell.jpg
+  labref query cell.jpg --grid cell.png            a picture: the query among its references, and the spread
+  labref query *.jpg -k 16 --json > answers.jsonl  one JSON object a line
+
+\b
+With --json, one object for each image: image, bundle, predicted {label, probability}, probabilities {label: p},
+references [{cell_id, label, label_source, distance (mean squared error of latents), slide, analyser, captured_at,
+path, duplicate_of}] nearest first, distribution {n, weights {label: w}} of the nearest hundred, novelty {score (above
+1: unlike anything in the lab), is_novel}, duplicate_of, map {row, column} or null, timings_ms. An image that cannot
+be used has no object; stderr says why, the others are answered, and the exit code is 1.
+"""
+
+
+class By(StrEnum):
+    """How references are found."""
+
+    LATENT = "latent"
+    MAP = "map"
+
+
+def query(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images of one cell each.", show_default=False)
+    ],
+    lab: LabOption = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="How many references.")] = 8,
+    by: Annotated[
+        By, typer.Option("--by", help="latent: nearest by their latents; map: by their place on the lab's map.")
+    ] = By.LATENT,
+    json: JsonOption = False,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            "--grid",
+            metavar="OUT.png",
+            help="Also draw the answer as a picture; for several images OUT-1.png, OUT-2.png, ...",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    from labref.lab import Lab
+    from labref.query import ask
+
+    found = Lab.find(lab)
+    failed = False
+    for number, image in enumerate(images, 1):
+        try:
+            data = _read(image)
+            answer = ask(found, data, name=str(image), k=k, by=by.value)
+            if grid is not None:
+                out = grid if len(images) == 1 else grid.with_stem(f"{grid.stem}-{number}")
+                draw_grid(found, answer, data, out)
+                if not json:
+                    typer.echo(f"grid drawn: {out}", err=True)
+        except LabrefError as error:
+            typer.echo(f"error: {image}: {error}", err=True)
+            failed = True
+            continue
+        if json:
+            print_json(answer)
+        else:
+            typer.echo(_text(answer))
+        sys.stdout.flush()
+    if failed:
+        raise typer.Exit(1)
+
+
+def draw_grid(lab: Lab, answer: Mapping[str, Any], data: bytes, out: Path) -> None:
+    """Draws an answer with the images that the lab keeps, to the picture file `out`.
+
+    Raises `LabrefError` where the picture cannot be written.
+    """
+    from labref.grid import draw
+    from labref.image import decode
+
+    images = []
+    for reference in answer["references"]:
+        kept = lab.kept_image(reference["cell_id"])
+        images.append(None if kept is None else decode(kept))
+    picture = draw(answer, decode(data), images)
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise LabrefError(
+            f"the grid could not be written to {out}: {error}. Give --grid a file name that ends in .png, in a folder "
+            "that exists and can be written to."
+        ) from None
+
+
+def _read(image: Path) -> bytes:
+    try:
+        return image.read_bytes()
+    except OSError as error:
+        raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the file's permissions.") from None
+
+
+def _text(answer: Mapping[str, Any]) -> str:
+    """An answer for people."""
+    predicted, novelty = answer["predicted"], answer["novelty"]
+    lines = [f"{answer['image']}: {predicted['label']}, predicted {predicted['probability']:.1%}"]
+    if answer["duplicate_of"]:
+        lines.append(f"  already in the store: duplicate of {answer['duplicate_of']}")
+    if novelty["is_novel"]:
+        score = "no cell is stored yet" if novelty["score"] is None else f"novelty {novelty['score']:.2f}, 1 is the limit"
+        lines.append(f"  WARNING: nothing in this lab resembles this cell ({score})")
+    references = answer["references"]
+    width = max((len(r["label"]) for r in references), default=0)
+    for rank, r in enumerate(references, 1):
+        where = ", ".join(r[key] for key in ("slide", "analyser") if r.get(key))
+        lines.append(
+            f"  {rank:3d}  {r['label']:<{width}}  {r['distance']:<9.4g} {r['label_source']:<9}  {r['cell_id']}  {where}".rstrip()
+        )
+    spread = answer["distribution"]
+    if spread["n"]:
+        shares = ", ".join(f"{label} {share:.1%}" for label, share in spread["weights"].items() if share >= 0.0005)
+        lines.append(f"  nearest {spread['n']}, weighted: {shares}")
+    return "\n".join(lines)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(help=_HELP, no_args_is_help=True)(query)

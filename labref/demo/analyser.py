@@ -1,0 +1,180 @@
+"""A simulated analyser: what it exports, where it puts it, and the accidents that happen to real export folders.
+
+The layout is CellaVision's: `<patient>/<order>/Signed slides/<class>/<CODE>_<number>.jpg` for cells a person has
+reviewed, `<patient>/<order>/Unsigned slides/<slide>_<nnn>.jpg` for the others.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol
+
+import numpy as np
+from PIL import Image
+
+from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+from labref.errors import LabrefError
+
+__all__ = ["Exported", "FolderSource", "Source", "Specimen", "SyntheticSource", "exports", "put"]
+
+SLIDES: Final = 12
+"""How many smears a demo's cells come from."""
+
+_FOLDERS: Final = {  # class: (folder, file-name code) as CellaVision's software writes them
+    "basophil": ("Basophil", "BA"),
+    "eosinophil": ("Eosinophils", "EO"),
+    "erythroblast": ("Erythroblast", "ERB"),
+    "lymphocyte": ("Lymphocyte", "LY"),
+    "monocyte": ("Monocyte", "MO"),
+    "neutrophil": ("Segmented neutrophils", "SNE"),
+}
+_SIGNED_SHARE: Final = 0.6
+_IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One cell under the analyser: its class as drawn or as its folder says (None: unknown), slide and image file."""
+
+    label: str | None
+    slide: str
+    data: bytes
+    suffix: str = ".jpg"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One file the analyser writes: where (relative to the export folder), what, and what is special about it.
+
+    kind : "cell", "copy" (byte-identical, under another name), "recapture" (the same cell imaged again), "truncated",
+    "text" (no image), or "slow" (a cell whose file grows in pieces).
+    """
+
+    path: PurePosixPath
+    data: bytes
+    kind: str
+
+
+class Source(Protocol):
+    """Where the analyser's cells come from."""
+
+    def take(self, n: int) -> Iterator[Specimen]:
+        """The next `n` cells, made or read one at a time; fewer where there are no more."""
+
+
+class SyntheticSource:
+    """Drawn cells of all classes, in turn, from a dozen slides and both optics; same seed, same cells."""
+
+    def __init__(self, *, seed: int) -> None:
+        self._slides = make_slides(SLIDES, seed=seed)
+        self._rng = np.random.default_rng([seed, 0xCE11])
+        self._drawn = 0
+
+    def take(self, n: int) -> Iterator[Specimen]:
+        """The next `n` cells."""
+        for _ in range(n):
+            label = LABELS[self._drawn % len(LABELS)]
+            slide = self._slides[int(self._rng.integers(len(self._slides)))]
+            self._drawn += 1
+            picture = draw_cell(label, OPTICS[slide.optics], slide, self._rng)
+            yield Specimen(label, slide.name, encode_jpeg(picture))
+
+
+class FolderSource:
+    """Real images: a sample of a folder, as even over its class folders as they allow; same seed, same sample.
+
+    The name of the folder an image lies in is its class; images directly in `folder` have none. Raises LabrefError
+    where there is no image.
+    """
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        rng = np.random.default_rng([seed, 0xF01D])
+        by_class: dict[str | None, list[Path]] = {}
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
+                by_class.setdefault(None if path.parent == folder else path.parent.name, []).append(path)
+        if not by_class:
+            raise LabrefError(
+                f"no image (JPEG, PNG, BMP, TIFF) in {folder}. Give --images a folder of cell images, flat or sorted "
+                "into one folder a class; without --images the demo draws its own."
+            )
+        order = [
+            (place, int(rng.integers(1 << 30)), label, path)
+            for label, paths in by_class.items()
+            for place, path in enumerate(np.array(paths, dtype=object)[rng.permutation(len(paths))])
+        ]
+        order.sort(key=lambda item: item[:2])  # the first of every class, in any order, then the second, and so on
+        self._order = iter(order)
+        self._rng = rng
+        self.found = len(order)
+
+    def take(self, n: int) -> Iterator[Specimen]:
+        """The next `n` cells, fewer where the folder has no more."""
+        for _, (_, _, label, path) in zip(range(n), self._order, strict=False):
+            slide = f"S{int(self._rng.integers(SLIDES)) + 1:03d}"
+            yield Specimen(label, slide, path.read_bytes(), path.suffix)
+
+
+def exports(specimens: Iterator[Specimen], *, seed: int) -> Iterator[Exported]:
+    """What an analyser exports for some cells, in the order it writes them.
+
+    Most cells give one file. Among them: byte-identical copies of an unsigned cell as a signed one, a cell captured
+    twice, a truncated file, a text named .jpg, and a file that is written slowly; at least one of each from the sixth
+    cell on.
+    """
+    rng = np.random.default_rng([seed, 0xE8])
+    for i, specimen in enumerate(specimens):
+        signed = specimen.label is not None and rng.random() < _SIGNED_SHARE
+        path = _path(specimen, i, signed)
+        yield Exported(path, specimen.data, "slow" if i == 5 else "cell")
+        accident = i % 40
+        if accident == 1:
+            copied = _path(specimen, i, not signed if specimen.label is not None else False, again=True)
+            yield Exported(copied, specimen.data, "copy")
+        elif accident == 2:
+            again = _path(specimen, i, signed, again=True).with_suffix(".jpg")
+            yield Exported(again, _recaptured(specimen.data), "recapture")
+        elif i == 3:
+            yield Exported(_path(specimen, i, signed, again=True), specimen.data[: len(specimen.data) // 3], "truncated")
+        elif i == 4:
+            text = b"The analyser's own notes: this is no image.\n"
+            yield Exported(path.with_name("notes.jpg"), text, "text")
+
+
+def put(exported: Exported, folder: Path, *, pieces: int = 8, pause_s: float = 0.4) -> Path:
+    """Writes one file as an analyser does, a slow one in `pieces` with `pause_s` seconds between; returns its path."""
+    path = folder / exported.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if exported.kind != "slow":
+        path.write_bytes(exported.data)
+        return path
+    step = -(-len(exported.data) // pieces)
+    with path.open("wb", buffering=0) as out:
+        for start in range(0, len(exported.data), step):
+            if start:
+                time.sleep(pause_s)
+            out.write(exported.data[start : start + step])
+    return path
+
+
+def _path(specimen: Specimen, number: int, signed: bool, *, again: bool = False) -> PurePosixPath:
+    order = PurePosixPath(f"demo-{specimen.slide}", specimen.slide)
+    number = 100_000 + 10 * number + (1 if again else 0)
+    if signed and specimen.label is not None:
+        folder, code = _FOLDERS.get(specimen.label, (specimen.label, specimen.label[:3].upper()))
+        return order / "Signed slides" / folder / f"{code}_{number}{specimen.suffix}"
+    return order / "Unsigned slides" / f"{specimen.slide}_{number}{specimen.suffix}"
+
+
+def _recaptured(data: bytes) -> bytes:
+    """The same cell captured again: compressed anew, a little brighter. What cannot be decoded stays as it is."""
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            picture = np.asarray(opened.convert("RGB"), np.float32)
+    except OSError:
+        return data
+    return encode_jpeg(np.clip(picture * 1.01, 0, 255).astype(np.uint8), quality=88)

@@ -1,0 +1,222 @@
+"""The picture of an answer: everything the answer says can be seen on it, whatever its names and its size."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageChops
+
+from labref import grid
+from labref.demo.cells import OPTICS, draw_cell, make_slides
+
+
+def picture(label: str, seed: int) -> NDArray[np.uint8]:
+    slide = make_slides(12, seed=3)[seed % 12]
+    return draw_cell(label, OPTICS[slide.optics], slide, np.random.default_rng(seed))
+
+
+def answer(k: int = 8, **changed: Any) -> dict[str, Any]:
+    labels = ["monocyte", "ig", "neutrophil"]
+    sources = ["reviewed", "analyser", "predicted"]
+    return {
+        "image": "cell.jpg",
+        "bundle": "5f3a9c21b7e4" + "0" * 52,
+        "predicted": {"label": "monocyte", "probability": 0.97},
+        "probabilities": {"monocyte": 0.97, "ig": 0.03},
+        "references": [
+            {
+                "cell_id": f"{i:016x}",
+                "label": labels[i % 3],
+                "label_source": sources[i % 3],
+                "distance": 0.03 * (i + 1),
+                "slide": f"S-{i}",
+                "analyser": "DC-1",
+                "captured_at": "2026-01-02T03:04:05+00:00",
+                "path": f"/export/{i}.jpg",
+                "duplicate_of": None,
+            }
+            for i in range(k)
+        ],
+        "distribution": {"n": 100 if k else 0, "weights": {"monocyte": 0.75, "ig": 0.25} if k else {}},
+        "novelty": {"score": 0.4, "is_novel": False} if k else {"score": None, "is_novel": True},
+        "duplicate_of": None,
+        "map": None,
+        "timings_ms": {"total": 41.0},
+        **changed,
+    }
+
+
+def drawn(said: dict[str, Any]) -> Image.Image:
+    images = [picture("monocyte", i + 1) for i in range(len(said["references"]))]
+    return grid.draw(said, picture("monocyte", 0), images)
+
+
+def changes(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two answers with the same references look different."""
+    one, other = drawn(a), drawn(b)
+    return one.size != other.size or ImageChops.difference(one, other).getbbox() is not None
+
+
+def counted(page: Image.Image, colour: str) -> int:
+    rgb = tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return int((np.asarray(page) == rgb).all(axis=2).sum())
+
+
+def where_is(page: Image.Image, cell: NDArray[np.uint8]) -> tuple[int, int] | None:
+    """Column and row of a cell's picture among the nine places of a grid for eight."""
+    height, width = cell.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    whole = Image.fromarray(cell)
+    square = whole.resize((288, 288), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    wanted = np.asarray(square)[100:180, 100:180]
+    pixels = np.asarray(page)
+    for y in range(0, page.height - 80):
+        for column, x in enumerate((34, 34 + 310, 34 + 620)):
+            if (pixels[y, x + 100 : x + 180] == wanted[0]).all() and (
+                pixels[y : y + 80, x + 100 : x + 180] == wanted
+            ).all():
+                return column, (y - 100) // 380
+    return None
+
+
+def test_the_query_is_in_the_middle_and_its_references_around_it_nearest_first() -> None:
+    said = answer()
+    page = drawn(said)
+    assert where_is(page, picture("monocyte", 0)) == (1, 1)
+    places = [where_is(page, picture("monocyte", i + 1)) for i in range(8)]
+    assert places == [(0, 0), (1, 0), (2, 0), (0, 1), (2, 1), (0, 2), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 5, 7, 8, 9, 16, 24, 25])
+def test_any_number_of_references_has_room(k: int) -> None:
+    columns, rows, middle = grid._arrange(k)
+    assert columns * rows >= k + 1
+    assert 0 <= middle < columns * rows
+    if k >= 8:
+        assert middle == (rows // 2) * columns + columns // 2
+        assert columns % 2 == 1
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 12])
+def test_other_numbers_than_eight_are_drawn(k: int) -> None:
+    page = drawn(answer(k))
+    assert page.mode == "RGB"
+    assert page.width >= 900
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label": "lymphocyte"},
+        {"distance": 0.5},
+        {"label_source": "predicted"},
+        {"slide": "another slide"},
+        {"analyser": "another analyser"},
+        {"duplicate_of": "00ff00ff00ff00ff"},
+    ],
+)
+def test_all_that_is_said_of_a_reference_shows(change: dict[str, Any]) -> None:
+    said = answer()
+    other = copy.deepcopy(said)
+    other["references"][0] |= change
+    assert changes(said, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "another.jpg"},
+        {"predicted": {"label": "ig", "probability": 0.97}},
+        {"predicted": {"label": "monocyte", "probability": 0.55}},
+        {"novelty": {"score": 1.7, "is_novel": True}},
+        {"novelty": {"score": 0.5, "is_novel": False}},
+        {"duplicate_of": "00ff00ff00ff00ff"},
+        {"distribution": {"n": 57, "weights": {"monocyte": 0.75, "ig": 0.25}}},
+    ],
+)
+def test_all_that_is_said_of_the_query_shows(change: dict[str, Any]) -> None:
+    assert changes(answer(), answer(**change))
+
+
+def test_the_spread_is_drawn_to_scale_in_the_colours_of_the_classes() -> None:
+    def bars(weights: dict[str, float]) -> dict[str, int]:
+        page = drawn(answer(distribution={"n": 100, "weights": weights}))
+        below = page.crop((0, page.height - 46 - 34 - 34 * len(weights) - 10, page.width, page.height))
+        return {label: counted(below, grid.class_colour(label)) for label in weights}
+
+    even = bars({"platelet": 0.5, "basophil": 0.5})
+    assert even["platelet"] == pytest.approx(even["basophil"], rel=0.02)
+    uneven = bars({"platelet": 0.8, "basophil": 0.2})
+    assert uneven["platelet"] == pytest.approx(4 * uneven["basophil"], rel=0.05)
+
+
+def test_many_classes_end_in_one_bar_for_the_rest() -> None:
+    weights = {f"class {i}": 1 / 30 for i in range(30)}
+    shares = grid._shares(weights)
+    assert len(shares) == 10
+    assert shares[-1][0] == "21 other classes"
+    assert sum(share for _, share, _ in shares) == pytest.approx(1.0)
+
+
+def test_a_class_has_one_colour_whatever_its_case_and_other_classes_have_others() -> None:
+    assert grid.class_colour("Monocyte") == grid.class_colour("monocyte")
+    names = ["basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet"]
+    assert len({grid.class_colour(n) for n in [*names, "Blast, no lineage spec", "Smudge cells"]}) == 10
+
+
+@pytest.mark.parametrize("fonts", ["system", "built in"])
+@pytest.mark.parametrize("name", ["Ångström", "日本", "日 and Å, " + "very long " * 30, "x" * 300, "a\nb\tc", "😀", ""])
+def test_names_of_any_script_and_length_stay_in_their_place(
+    name: str, fonts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fonts == "built in":
+        monkeypatch.setattr(grid, "_LATIN", ())
+        monkeypatch.setattr(grid, "_EAST_ASIAN", ())
+    grid._faces.cache_clear()
+    try:
+        said = answer(image=name, distribution={"n": 100, "weights": {name: 0.6, "ig": 0.4}})
+        said["references"][0] |= {"label": name, "slide": name, "analyser": name}
+        page = drawn(said)
+        assert grid._length(grid._fit(name, 22, True, 288, "end"), 22, True) <= 288
+    finally:
+        grid._faces.cache_clear()
+    pixels = np.asarray(page)
+    margin, gap = pixels[:, :33], pixels[120 : 120 + 288 + 90, 34 + 289 : 34 + 288 + 21]
+    assert (margin == 255).all()
+    assert (gap == 255).all()
+
+
+def test_two_names_that_no_font_can_set_do_not_look_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "_LATIN", ())
+    monkeypatch.setattr(grid, "_EAST_ASIAN", ())
+    grid._faces.cache_clear()
+    try:
+        one, other = answer(), answer()
+        one["references"][0]["label"] = "日"
+        other["references"][0]["label"] = "本"
+        assert changes(one, other)
+    finally:
+        grid._faces.cache_clear()
+
+
+def test_a_reference_without_an_image_keeps_its_place() -> None:
+    said = answer()
+    images: list[NDArray[np.uint8] | None] = [picture("ig", i) for i in range(8)]
+    images[3] = None
+    assert grid.draw(said, picture("ig", 9), images).size == drawn(said).size
+
+
+def test_images_of_any_shape_are_drawn() -> None:
+    shapes = [(480, 640), (640, 480), (33, 400), (256, 256), (1, 1), (363, 360), (900, 900), (2, 50)]
+    images = [np.full((*shape, 3), 120, np.uint8) for shape in shapes]
+    assert grid.draw(answer(), picture("ig", 1), images).width == 976
+
+
+def test_a_missing_image_is_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="8 references, but 7 images"):
+        grid.draw(answer(), picture("ig", 0), [picture("ig", 1)] * 7)
