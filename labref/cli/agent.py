@@ -49,4 +49,4 @@ def agent(
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(help=_HELP)(agent)
+    app.command(help=_HELP, short_help="Watch the export folder and take every cell in.")(agent)

@@ -55,4 +55,4 @@ def demo(
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(help=_HELP)(demo)
+    app.command(help=_HELP, short_help="Simulate an analyser and see labref at work.")(demo)

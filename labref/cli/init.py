@@ -13,14 +13,14 @@ __all__ = ["add_to"]
 
 _HELP = """Make a lab: a new folder with its configuration, an empty store and a bundle.
 
-DIR must not exist yet, or be empty. --watch names the analyser's export folder (several may be given); labref only
+DIR is made where it is missing, and must not be a lab yet. --watch names the analyser's export folder (several may be given); labref only
 ever reads there. Without --bundle the starter bundle that ships with labref is installed.
 
 \b
 Examples:
   labref init lab --watch /mnt/analyser/export
   labref init C:/labref/lab --watch "D:/CellaVision/Export" --watch "E:/Old exports"
-  labref init lab --watch export --bundle hospital-2.labref
+  labref init lab --watch export --bundle hospital-2.labref --analyser DC-1
 
 \b
 With --json, one object: lab, config, store, bundle {name, version, digest}, watch [folder, ...].
@@ -47,35 +47,44 @@ def init(
             show_default=False,
         ),
     ] = None,
+    analyser: Annotated[
+        str | None,
+        typer.Option(
+            "--analyser",
+            metavar="NAME",
+            help="What to call the analyser whose cells these are; shown beside each reference.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
 
-    lab = Lab.create(folder, watch, bundle)
+    lab = Lab.create(folder, watch, bundle, analyser=analyser)
     with lab.open_store() as store:
         installed = lab.bundle(store)
     if json:
         print_json(
             {
                 "lab": str(lab.folder),
-                "config": str(lab.folder / "labref.toml"),
-                "store": str(lab.folder / "store.duckdb"),
+                "config": str(lab.config_file),
+                "store": str(lab.store_file),
                 "bundle": {
                     "name": installed.manifest.name,
                     "version": installed.manifest.version,
                     "digest": installed.digest,
                 },
-                "watch": [str(f) for f in lab.config.watch.folders],
+                "watch": [str(f) for f in lab.watched],
             }
         )
         return
     classes = ", ".join(installed.manifest.labels)
     typer.echo(f"lab     {lab.folder}")
-    typer.echo(f"watches {', '.join(str(f) for f in lab.config.watch.folders)}")
+    typer.echo(f"watches {', '.join(str(f) for f in lab.watched)}")
     typer.echo(f"bundle  {installed.manifest.name} {installed.manifest.version} ({installed.short}): {classes}")
     typer.echo("\nNext, take in what is there and keep watching (Ctrl-C ends it):")
     typer.echo(f"  labref agent --lab {quoted(lab.folder)}")
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(help=_HELP, no_args_is_help=True)(init)
+    app.command(help=_HELP, short_help="Make a lab: configuration, store, bundle.", no_args_is_help=True)(init)

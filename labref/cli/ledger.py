@@ -78,4 +78,4 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(help=_HELP)(ledger)
+    app.command(help=_HELP, short_help="What became of every file found.")(ledger)

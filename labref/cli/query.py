@@ -46,9 +46,7 @@ class By(StrEnum):
 
 
 def query(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Images of one cell each.", show_default=False)
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Images of one cell each.", show_default=False)],
     lab: LabOption = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="How many references.")] = 8,
     by: Annotated[
@@ -118,7 +116,9 @@ def _read(image: Path) -> bytes:
     try:
         return image.read_bytes()
     except OSError as error:
-        raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the file's permissions.") from None
+        raise LabrefError(
+            f"cannot be read: {error.strerror or error}. Check the path and the file's permissions."
+        ) from None
 
 
 def _text(answer: Mapping[str, Any]) -> str:
@@ -128,7 +128,9 @@ def _text(answer: Mapping[str, Any]) -> str:
     if answer["duplicate_of"]:
         lines.append(f"  already in the store: duplicate of {answer['duplicate_of']}")
     if novelty["is_novel"]:
-        score = "no cell is stored yet" if novelty["score"] is None else f"novelty {novelty['score']:.2f}, 1 is the limit"
+        score = (
+            "no cell is stored yet" if novelty["score"] is None else f"novelty {novelty['score']:.2f}, 1 is the limit"
+        )
         lines.append(f"  WARNING: nothing in this lab resembles this cell ({score})")
     references = answer["references"]
     width = max((len(r["label"]) for r in references), default=0)
@@ -145,4 +147,4 @@ def _text(answer: Mapping[str, Any]) -> str:
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command(help=_HELP, no_args_is_help=True)(query)
+    app.command(help=_HELP, short_help="Find the stored cells most like an image.", no_args_is_help=True)(query)

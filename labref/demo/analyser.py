@@ -1,7 +1,7 @@
 """A simulated analyser: what it exports, where it puts it, and the accidents that happen to real export folders.
 
-The layout is CellaVision's: `<patient>/<order>/Signed slides/<class>/<CODE>_<number>.jpg` for cells a person has
-reviewed, `<patient>/<order>/Unsigned slides/<slide>_<nnn>.jpg` for the others.
+The layout is CellaVision's, in a folder for each analyser: `<analyser>/<slide>/Signed slides/<class>/<CODE>_<n>.jpg`
+for cells a person has reviewed, `<analyser>/<slide>/Unsigned slides/<slide>_<n>.jpg` for the others.
 """
 
 from __future__ import annotations
@@ -19,10 +19,22 @@ from PIL import Image
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from labref.errors import LabrefError
 
-__all__ = ["Exported", "FolderSource", "Source", "Specimen", "SyntheticSource", "exports", "put"]
+__all__ = ["LAYOUT", "Exported", "FolderSource", "Source", "Specimen", "SyntheticSource", "exports", "put"]
 
 SLIDES: Final = 12
 """How many smears a demo's cells come from."""
+
+LAYOUT: Final = """
+# The demo's analysers write into one folder each, in CellaVision's layout
+[[watch.layout]]
+pattern = '(?P<analyser>[^/]+)/(?P<slide>[^/]+)/Signed slides/(?P<label>[^/]+)/[^/]+'
+label_source = 'reviewed'
+
+[[watch.layout]]
+pattern = '(?P<analyser>[^/]+)/(?P<slide>[^/]+)/Unsigned slides/[^/]+'
+label_source = 'predicted'
+"""
+"""What the demo's labref.toml says of its export folder."""
 
 _FOLDERS: Final = {  # class: (folder, file-name code) as CellaVision's software writes them
     "basophil": ("Basophil", "BA"),
@@ -38,9 +50,10 @@ _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".t
 
 @dataclass(frozen=True)
 class Specimen:
-    """One cell under the analyser: its class as drawn or as its folder says (None: unknown), slide and image file."""
+    """One cell: its class as drawn or as its folder says (None: unknown), where it comes from, its image file."""
 
     label: str | None
+    analyser: str
     slide: str
     data: bytes
     suffix: str = ".jpg"
@@ -81,7 +94,7 @@ class SyntheticSource:
             slide = self._slides[int(self._rng.integers(len(self._slides)))]
             self._drawn += 1
             picture = draw_cell(label, OPTICS[slide.optics], slide, self._rng)
-            yield Specimen(label, slide.name, encode_jpeg(picture))
+            yield Specimen(label, slide.optics, slide.name, encode_jpeg(picture))
 
 
 class FolderSource:
@@ -116,7 +129,7 @@ class FolderSource:
         """The next `n` cells, fewer where the folder has no more."""
         for _, (_, _, label, path) in zip(range(n), self._order, strict=False):
             slide = f"S{int(self._rng.integers(SLIDES)) + 1:03d}"
-            yield Specimen(label, slide, path.read_bytes(), path.suffix)
+            yield Specimen(label, "analyser", slide, path.read_bytes(), path.suffix)
 
 
 def exports(specimens: Iterator[Specimen], *, seed: int) -> Iterator[Exported]:
@@ -139,7 +152,9 @@ def exports(specimens: Iterator[Specimen], *, seed: int) -> Iterator[Exported]:
             again = _path(specimen, i, signed, again=True).with_suffix(".jpg")
             yield Exported(again, _recaptured(specimen.data), "recapture")
         elif i == 3:
-            yield Exported(_path(specimen, i, signed, again=True), specimen.data[: len(specimen.data) // 3], "truncated")
+            yield Exported(
+                _path(specimen, i, signed, again=True), specimen.data[: len(specimen.data) // 3], "truncated"
+            )
         elif i == 4:
             text = b"The analyser's own notes: this is no image.\n"
             yield Exported(path.with_name("notes.jpg"), text, "text")
@@ -162,7 +177,7 @@ def put(exported: Exported, folder: Path, *, pieces: int = 8, pause_s: float = 0
 
 
 def _path(specimen: Specimen, number: int, signed: bool, *, again: bool = False) -> PurePosixPath:
-    order = PurePosixPath(f"demo-{specimen.slide}", specimen.slide)
+    order = PurePosixPath(specimen.analyser, specimen.slide)
     number = 100_000 + 10 * number + (1 if again else 0)
     if signed and specimen.label is not None:
         folder, code = _FOLDERS.get(specimen.label, (specimen.label, specimen.label[:3].upper()))

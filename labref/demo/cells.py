@@ -169,9 +169,7 @@ def _noise(shape: tuple[int, int], grain_px: float, rng: np.random.Generator) ->
     return np.asarray(field * 1.35, np.float32)
 
 
-def _outline(
-    w: _Window, radius: float, wobble: float, rng: np.random.Generator, stretch: float = 1.0
-) -> Floats:
+def _outline(w: _Window, radius: float, wobble: float, rng: np.random.Generator, stretch: float = 1.0) -> Floats:
     """Distance to a roundish outline in pixels, negative inside: a circle with a few random harmonics."""
     turn = rng.uniform(0, np.pi)
     c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
@@ -179,9 +177,7 @@ def _outline(
     angle = np.arctan2(v, u)
     edge = np.ones_like(angle)
     for order in (2, 3, 4, 5):
-        edge += np.float32(wobble / order * rng.normal()) * np.cos(
-            order * angle + np.float32(rng.uniform(0, 7))
-        )
+        edge += np.float32(wobble / order * rng.normal()) * np.cos(order * angle + np.float32(rng.uniform(0, 7)))
     return np.asarray(np.hypot(u, v) - np.float32(radius) * edge, np.float32)
 
 
@@ -198,9 +194,7 @@ def _merge(a: Floats, b: Floats, softness_px: float) -> Floats:
 
 
 def _disc(w: _Window, at: tuple[float, float], radius: float) -> Floats:
-    return np.asarray(
-        np.hypot(w.y - np.float32(at[0]), w.x - np.float32(at[1])) - np.float32(radius), np.float32
-    )
+    return np.asarray(np.hypot(w.y - np.float32(at[0]), w.x - np.float32(at[1])) - np.float32(radius), np.float32)
 
 
 def _bar(w: _Window, a: tuple[float, float], b: tuple[float, float], radius: float) -> Floats:
@@ -223,8 +217,7 @@ def _chain(w: _Window, points: list[tuple[float, float]], radii: list[float], br
 def _arc(radius: float, start: float, sweep: float, n: int, squash: float) -> list[tuple[float, float]]:
     """`n` points (row, column) along an arc around the cell's middle, in pixels and radians."""
     return [
-        (radius * squash * float(np.sin(a)), radius * float(np.cos(a)))
-        for a in np.linspace(start, start + sweep, n)
+        (radius * squash * float(np.sin(a)), radius * float(np.cos(a))) for a in np.linspace(start, start + sweep, n)
     ]
 
 
@@ -288,9 +281,7 @@ def _paint_red_cells(
     light *= np.exp(-layers[..., None] * density)
 
 
-def _paint_stray_platelets(
-    light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator
-) -> None:
+def _paint_stray_platelets(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     for _ in range(rng.poisson(0.7)):
         at = (rng.uniform(0, SIZE[0]), rng.uniform(0, SIZE[1]))
         r = rng.uniform(7, 13)
@@ -337,9 +328,7 @@ def _cytoplasm(
     return cover
 
 
-def _warp(
-    w: _Window, distance: Floats, amount_px: float, grain_px: float, rng: np.random.Generator
-) -> Floats:
+def _warp(w: _Window, distance: Floats, amount_px: float, grain_px: float, rng: np.random.Generator) -> Floats:
     """The same outline, made uneven by about `amount_px`."""
     return distance + np.float32(amount_px) * _noise(w.shape, grain_px, rng)
 
@@ -358,9 +347,7 @@ def _cell_window(centre: tuple[float, float], radius: float) -> _Window:
 def _neutrophil(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.05, rng), 0.9, 14, rng)
-    cover = _cytoplasm(
-        light, w, body, rng, pale=(230.0, 196.0, 190.0), dark=(196.0, 150.0, 172.0), grain_px=4
-    )
+    cover = _cytoplasm(light, w, body, rng, pale=(230.0, 196.0, 190.0), dark=(196.0, 150.0, 172.0), grain_px=4)
     _lay(light, w, 0.55 * _dots(w, cover, 0.05, 1.2, rng), _transmission((160.0, 106.0, 158.0)))
     start, squash = rng.uniform(0, 2 * np.pi), rng.uniform(0.75, 1.0)
     if rng.random() < 0.25:  # a band: one thick curved rod
@@ -378,9 +365,7 @@ def _neutrophil(light: Floats, centre: tuple[float, float], radius: float, rng: 
 def _eosinophil(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.06, rng), 1.2, 10, rng)
-    cover = _cytoplasm(
-        light, w, body, rng, pale=(206.0, 158.0, 166.0), dark=(184.0, 120.0, 150.0), grain_px=4
-    )
+    cover = _cytoplasm(light, w, body, rng, pale=(206.0, 158.0, 166.0), dark=(184.0, 120.0, 150.0), grain_px=4)
     grains = _dots(w, cover, 0.14, 1.5, rng)
     shade = _between((204.0, 128.0, 138.0), (168.0, 86.0, 126.0), 0.4 + 0.35 * _noise(w.shape, 5, rng))
     _lay(light, w, np.clip(0.45 * cover + 0.5 * grains, 0, 0.95) * _inside(body + 1.5), shade)
@@ -451,17 +436,13 @@ def _lymphocyte(light: Floats, centre: tuple[float, float], radius: float, rng: 
     )
 
 
-def _erythroblast(
-    light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator
-) -> None:
+def _erythroblast(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.08, rng), 1.2, 18, rng)
     old = rng.random()  # the older, the more haemoglobin: from blue-grey to the red cells' own colour
     pale = tuple(a + old * (b - a) for a, b in zip((170.0, 156.0, 182.0), (228.0, 194.0, 184.0), strict=True))
     dark = tuple(a + old * (b - a) for a, b in zip((128.0, 110.0, 162.0), (190.0, 158.0, 168.0), strict=True))
-    _cytoplasm(
-        light, w, body, rng, pale=(pale[0], pale[1], pale[2]), dark=(dark[0], dark[1], dark[2]), grain_px=7
-    )
+    _cytoplasm(light, w, body, rng, pale=(pale[0], pale[1], pale[2]), dark=(dark[0], dark[1], dark[2]), grain_px=7)
     away = radius * 0.16
     moved = _shifted(w, rng.normal(0, away), rng.normal(0, away))
     shape = _warp(w, _outline(moved, radius * rng.uniform(0.54, 0.72), 0.04, rng), 0.7, 12, rng)
@@ -481,9 +462,7 @@ def _erythroblast(
 def _monocyte(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.12, rng), 2.6, 34, rng)
-    cover = _cytoplasm(
-        light, w, body, rng, pale=(204.0, 184.0, 196.0), dark=(150.0, 132.0, 178.0), grain_px=3.5
-    )
+    cover = _cytoplasm(light, w, body, rng, pale=(204.0, 184.0, 196.0), dark=(150.0, 132.0, 178.0), grain_px=3.5)
     _lay(light, w, 0.3 * _dots(w, cover, 0.03, 1.1, rng), _transmission((140.0, 96.0, 164.0)))
     holes = _dots(w, cover * _inside(body + 8), float(rng.choice([0.0, 0.0006, 0.0015])), 3.2, rng)
     _lay(light, w, 0.8 * holes, _transmission((244.0, 220.0, 202.0)))
@@ -492,9 +471,7 @@ def _monocyte(light: Floats, centre: tuple[float, float], radius: float, rng: np
         points = _arc(radius * 0.40, turn, rng.uniform(2.8, 3.8), 7, rng.uniform(0.8, 1))
         shape = _chain(w, points, [radius * rng.uniform(0.24, 0.32)] * 7, radius * 0.24)
     else:  # kidney
-        shape = _outline(
-            w, radius * rng.uniform(0.62, 0.72), 0.08, rng, stretch=float(rng.uniform(1.0, 1.15))
-        )
+        shape = _outline(w, radius * rng.uniform(0.62, 0.72), 0.08, rng, stretch=float(rng.uniform(1.0, 1.15)))
         bite_at = (radius * 0.72 * float(np.sin(turn)), radius * 0.72 * float(np.cos(turn)))
         shape = -_merge(-shape, _disc(w, bite_at, radius * rng.uniform(0.2, 0.42)), 12)
     shape = np.maximum(_warp(w, shape, 2.6, 20, rng), body + 4)
@@ -511,14 +488,10 @@ def _monocyte(light: Floats, centre: tuple[float, float], radius: float, rng: np
     )
 
 
-def _immature_granulocyte(
-    light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator
-) -> None:
+def _immature_granulocyte(light: Floats, centre: tuple[float, float], radius: float, rng: np.random.Generator) -> None:
     w = _cell_window(centre, radius)
     body = _warp(w, _outline(w, radius, 0.07, rng), 1.8, 20, rng)
-    cover = _cytoplasm(
-        light, w, body, rng, pale=(204.0, 174.0, 190.0), dark=(150.0, 118.0, 172.0), grain_px=4
-    )
+    cover = _cytoplasm(light, w, body, rng, pale=(204.0, 174.0, 190.0), dark=(150.0, 118.0, 172.0), grain_px=4)
     _lay(
         light,
         w,
@@ -528,9 +501,7 @@ def _immature_granulocyte(
     turn = rng.uniform(0, 2 * np.pi)
     away = radius * rng.uniform(0.12, 0.24)
     moved = _shifted(w, away * float(np.sin(turn)), away * float(np.cos(turn)))
-    shape = _outline(
-        moved, radius * rng.uniform(0.62, 0.72), 0.06, rng, stretch=float(rng.uniform(1.0, 1.14))
-    )
+    shape = _outline(moved, radius * rng.uniform(0.62, 0.72), 0.06, rng, stretch=float(rng.uniform(1.0, 1.14)))
     if rng.random() < 0.35:  # a metamyelocyte's shallow dent
         bite_at = (-radius * 0.75 * float(np.sin(turn)), -radius * 0.75 * float(np.cos(turn)))
         shape = -_merge(-shape, _disc(w, bite_at, radius * rng.uniform(0.2, 0.36)), 14)
@@ -554,9 +525,7 @@ def _platelet(light: Floats, centre: tuple[float, float], radius: float, rng: np
     if w is None:
         return
     body = _warp(w, _outline(w, radius, 0.14, rng), radius * 0.06, 7, rng)
-    cover = _cytoplasm(
-        light, w, body, rng, pale=(196.0, 168.0, 192.0), dark=(148.0, 116.0, 174.0), grain_px=4
-    )
+    cover = _cytoplasm(light, w, body, rng, pale=(196.0, 168.0, 192.0), dark=(148.0, 116.0, 174.0), grain_px=4)
     middle = np.clip(-body / np.float32(radius * 0.45), 0, 1)
     grains = np.clip(_dots(w, cover * middle, 0.16, 1.5, rng) + 0.3 * middle, 0, 1)
     shade = _between((150.0, 96.0, 164.0), (88.0, 34.0, 138.0), 0.5 + 0.4 * _noise(w.shape, 4, rng))
@@ -590,9 +559,7 @@ _PAINTERS: dict[str, Callable[[Floats, tuple[float, float], float, np.random.Gen
 }
 
 
-def _through_optics(
-    light: Floats, optics: Optics, slide: Slide, rng: np.random.Generator
-) -> NDArray[np.uint8]:
+def _through_optics(light: Floats, optics: Optics, slide: Slide, rng: np.random.Generator) -> NDArray[np.uint8]:
     """What the analyser's camera makes of the light: stain, glass, vignetting, blur, noise."""
     power = np.asarray(slide.stain, np.float32) * np.float32(optics.contrast)
     seen = np.clip(light, 1e-3, 1.0) ** power

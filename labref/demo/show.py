@@ -1,0 +1,266 @@
+"""Runs the demo: a new lab, a real agent beside a simulated analyser, queries over HTTP, and an account of it all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+import typer
+
+from labref.cli._shared import quoted
+from labref.cli.query import draw_grid
+from labref.demo.analyser import LAYOUT, FolderSource, Source, Specimen, SyntheticSource, exports, put
+from labref.errors import AgentError, LabrefError
+from labref.lab import Lab
+from labref.query import ask, ledger_rows, status
+
+__all__ = ["Account", "show"]
+
+_SECONDS_MOST: Final = 160.0  # all that the demo waits for, together
+_EXPORT_SECONDS: Final = 20.0  # the analyser takes about this long, where drawing is quick enough
+_QUERIES: Final = 8
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Account:
+    """What happened in a demo.
+
+    written : files the analyser wrote, by kind.  outcomes : files by ledger outcome.  rejected : (file name, reason).
+    alike : share (0-1) of the queries' references that have the query's own class; None where classes are unknown.
+    grids : pictures of the answers.
+    """
+
+    folder: Path
+    written: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    alike: float | None = None
+    grids: list[Path] = field(default_factory=list)
+
+
+def show(*, images: Path | None, keep: Path | None, cells: int, seed: int, say: Say = typer.echo) -> Account:
+    """Runs the whole demo and tells it through `say`, a line at a time.
+
+    images : folder of real images, or None to draw cells.  keep : folder for all the demo makes, new or empty; None
+    takes a new temporary one.  cells : how many cells the analyser exports.
+
+    Raises `LabrefError` where a step fails, or a file the analyser wrote has not exactly one outcome in the end.
+    """
+    started = time.monotonic()
+    deadline = started + _SECONDS_MOST
+    source: Source = SyntheticSource(seed=seed) if images is None else FolderSource(images, seed=seed)
+    folder = _folder(keep)
+    account = Account(folder)
+    export = folder / "export"
+    export.mkdir()
+    say(f"A lab and an export folder of their own, in {folder}")
+    lab = Lab.create(folder / "lab", [export])
+    with lab.config_file.open("a", encoding="utf-8") as config:
+        config.write(LAYOUT)
+    lab = Lab.open(lab.folder)
+
+    unseen = list(source.take(_QUERIES))
+    with _agent(lab, folder / "agent.txt", deadline) as agent:
+        found = status(lab)
+        say(f"The agent runs (process {agent.pid}): {found['provider_line']}")
+        what = "drawn cells" if images is None else f"real cells from {images}"
+        say(f"\nThe analyser exports {cells} {what}, a few copies, and files that are no use ...")
+        files = _export(source, unseen, lab, export, account, cells, seed, deadline, say)
+        say("The analyser is done; the agent takes in the last files ...")
+        _wait_for_outcomes(lab, files, deadline)
+        _tell_outcomes(lab, files, account, say)
+        _ask(lab, unseen, account, say)
+    say(f"\nThe agent was asked to end, and did. All of it took {time.monotonic() - started:.0f} s.")
+    _next_steps(lab, export, account, say)
+    return account
+
+
+def _folder(keep: Path | None) -> Path:
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix="labref-demo-"))
+    folder = keep.expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise LabrefError(
+                f"{folder} is not empty. Remove it, or give --keep another folder: the demo makes its own."
+            )
+    except OSError as error:
+        raise LabrefError(f"{folder} cannot be used: {error.strerror or error}. Give --keep another folder.") from None
+    return folder
+
+
+@contextmanager
+def _agent(lab: Lab, output: Path, deadline: float) -> Iterator[subprocess.Popen[bytes]]:
+    """A real agent in a process of its own, answering when the block begins and ended in good order after it."""
+    flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+    command = [sys.executable, "-m", "labref", "agent", "--lab", str(lab.folder)]
+    with output.open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, creationflags=flags)
+    try:
+        while not lab.agent_file.exists():
+            _still_running(process, output)
+            if time.monotonic() > deadline:
+                raise AgentError(f"the agent did not start in time; what it said is in {output}")
+            time.sleep(0.1)
+        yield process
+        _still_running(process, output)
+        process.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+        code = process.wait(timeout=60)
+        if code != 0:
+            raise AgentError(f"the agent ended with exit code {code}; what it said is in {output}")
+    finally:
+        if process.poll() is None:  # something failed: still leave no process behind
+            process.terminate()
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _still_running(process: subprocess.Popen[bytes], output: Path) -> None:
+    code = process.poll()
+    if code is not None:
+        said = output.read_text(encoding="utf-8", errors="replace").strip()[-500:]
+        raise AgentError(f"the agent ended by itself with exit code {code}: {said or 'it said nothing'}")
+
+
+def _export(
+    source: Source,
+    unseen: list[Specimen],
+    lab: Lab,
+    export: Path,
+    account: Account,
+    cells: int,
+    seed: int,
+    deadline: float,
+    say: Say,
+) -> dict[str, str]:
+    """Writes the export files at an analyser's pace, and asks now and then; returns the kind of each path written."""
+    files: dict[str, str] = {}
+    pause_s = _EXPORT_SECONDS / cells
+    asked = 0
+    began = time.monotonic()
+    for exported in exports(source.take(cells), seed=seed):
+        path = put(exported, export)
+        files[str(path)] = exported.kind
+        account.written[exported.kind] += 1
+        behind = began + pause_s * len(files) - time.monotonic()
+        if behind > 0:
+            time.sleep(behind)
+        if time.monotonic() > deadline:
+            raise AgentError(f"{len(files)} files took too long to export. Try again with fewer: --cells {cells // 4}.")
+        if unseen and len(files) in (cells // 2, cells * 7 // 8):
+            specimen = unseen[asked]
+            asked += 1
+            before = time.monotonic()
+            answer = ask(lab, specimen.data, name="a new cell", k=8, by="latent")
+            took_ms = (time.monotonic() - before) * 1000
+            say(f"  {len(files)} files out; asked meanwhile, in {took_ms:.0f} ms: {_in_words(answer, specimen)}")
+    return files
+
+
+def _wait_for_outcomes(lab: Lab, files: Mapping[str, str], deadline: float) -> None:
+    while True:
+        missing = len(files.keys() - {row["path"] for row in ledger_rows(lab)})
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            raise AgentError(
+                f"{missing} of {len(files)} files have no outcome yet; see `labref ledger --lab {lab.folder}`"
+            )
+        time.sleep(0.5)
+
+
+def _tell_outcomes(lab: Lab, files: Mapping[str, str], account: Account, say: Say) -> None:
+    """Counts the outcomes, and holds the agent to its word: every file has exactly one."""
+    rows = list(ledger_rows(lab))
+    seen = Counter(row["path"] for row in rows)
+    if set(seen) != set(files) or max(seen.values()) > 1:
+        odd = len(set(seen) ^ set(files)) + sum(n > 1 for n in seen.values())
+        raise AgentError(f"{odd} files have not exactly one outcome. This is a fault in labref; please report it.")
+    account.outcomes.update(row["outcome"] for row in rows)
+    account.rejected = [(Path(row["path"]).name, row["reason"]) for row in rows if row["outcome"] == "rejected"]
+    kinds = account.written
+    say(
+        f"\nOf {len(files)} files ({kinds['copy']} byte-identical copies, {kinds['recapture']} cells captured twice, "
+        f"{kinds['slow']} written slowly, {kinds['truncated']} truncated, {kinds['text']} no image):"
+    )
+    for outcome in ("stored", "duplicate", "possible_duplicate", "rejected"):
+        say(f"  {account.outcomes[outcome]:5d}  {outcome.replace('_', ' ')}")
+    for name, reason in account.rejected:
+        say(f"         {name}: {reason}")
+
+
+def _ask(lab: Lab, unseen: list[Specimen], account: Account, say: Say) -> None:
+    """Asks for the references of cells that were never exported, and draws the answers."""
+    say(f"\nEight references each for {len(unseen)} cells the lab has never seen:")
+    pictures = account.folder / "pictures"
+    pictures.mkdir()
+    queries = account.folder / "queries"
+    queries.mkdir()
+    shares = []
+    for number, specimen in enumerate(unseen, 1):
+        path = queries / f"{number}-{_safe(specimen.label or 'cell')}{specimen.suffix}"
+        path.write_bytes(specimen.data)
+        try:
+            answer = ask(lab, specimen.data, name=path.name, k=8, by="latent")
+        except LabrefError as error:
+            say(f"  {path.name}: {error}")
+            continue
+        picture = pictures / f"{path.stem}.png"
+        draw_grid(lab, answer, specimen.data, picture)
+        account.grids.append(picture)
+        if specimen.label is not None and answer["references"]:
+            shares.append(_same_class(answer, specimen.label))
+        say(f"  {_in_words(answer, specimen)}")
+    if shares:
+        account.alike = sum(shares) / len(shares)
+        say(f"On average {account.alike:.0%} of a cell's references are of its own class.")
+
+
+def _in_words(answer: Mapping[str, Any], specimen: Specimen) -> str:
+    labels = Counter(reference["label"] for reference in answer["references"])
+    among = ", ".join(f"{n} {label}" for label, n in labels.most_common()) or "none yet"
+    nearest = f", nearest at {answer['references'][0]['distance']:.3g}" if answer["references"] else ""
+    novel = "; UNLIKE ANYTHING HERE" if answer["novelty"]["is_novel"] else ""
+    return f"{specimen.label or 'a cell'} -> {among}{nearest}{novel}"
+
+
+def _same_class(answer: Mapping[str, Any], label: str) -> float:
+    references = answer["references"]
+    return sum(r["label"].casefold() == label.casefold() for r in references) / len(references)
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_ " else "_" for c in name)[:60]
+
+
+def _next_steps(lab: Lab, export: Path, account: Account, say: Say) -> None:
+    where = f"--lab {quoted(lab.folder)}"
+    query = next(iter(sorted((account.folder / "queries").iterdir())))
+    say("\nWhat to do next")
+    say("  Look at the answers, one picture each:")
+    say(f"    {account.folder / 'pictures'}")
+    say("  Ask again, now without an agent (the answer is the same):")
+    say(f"    labref query {quoted(query)} {where}")
+    say("  See what became of every file, and how the lab is:")
+    say(f"    labref ledger {where}")
+    say(f"    labref status {where}")
+    say("  Make your own lab, with your analyser's export folder:")
+    say("    labref init my-lab --watch EXPORT-FOLDER")
+    say("    labref agent --lab my-lab")
+    say(f"  All of the demo is in {account.folder}; delete it when you are done.")
