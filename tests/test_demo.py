@@ -118,7 +118,7 @@ def test_a_flat_folder_of_images_has_no_classes(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none here")
-    with pytest.raises(LabrefError, match="no image .* without --images the demo draws its own"):
+    with pytest.raises(LabrefError, match=r"no image .* without --images the demo draws its own"):
         FolderSource(tmp_path, seed=1)
 
 

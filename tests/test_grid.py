@@ -75,7 +75,7 @@ def where_is(page: Image.Image, cell: NDArray[np.uint8]) -> tuple[int, int] | No
     square = whole.resize((288, 288), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     wanted = np.asarray(square)[100:180, 100:180]
     pixels = np.asarray(page)
-    for y in range(0, page.height - 80):
+    for y in range(page.height - 80):
         for column, x in enumerate((34, 34 + 310, 34 + 620)):
             if (pixels[y, x + 100 : x + 180] == wanted[0]).all() and (
                 pixels[y : y + 80, x + 100 : x + 180] == wanted

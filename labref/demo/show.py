@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import typer
 
@@ -117,7 +116,8 @@ def _agent(lab: Lab, output: Path, deadline: float) -> Iterator[subprocess.Popen
             time.sleep(0.1)
         yield process
         _still_running(process, output)
-        process.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+        # Windows has no SIGTERM that a process could act on; Ctrl-Break reaches a process group of its own
+        process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
         code = process.wait(timeout=60)
         if code != 0:
             raise AgentError(f"the agent ended with exit code {code}; what it said is in {output}")
@@ -242,7 +242,8 @@ def _in_words(answer: Mapping[str, Any], specimen: Specimen) -> str:
 
 def _same_class(answer: Mapping[str, Any], label: str) -> float:
     references = answer["references"]
-    return sum(r["label"].casefold() == label.casefold() for r in references) / len(references)
+    same = sum(bool(r["label"].casefold() == label.casefold()) for r in references)
+    return same / len(references)
 
 
 def _safe(name: str) -> str:
