@@ -1,0 +1,128 @@
+"""What a file's place in the export folder says of its cell: slide, label, who gave the label, analyser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from labref.config import LabelSource, LayoutPattern, WatchConfig
+
+__all__ = ["BUILT_IN", "ClassNames", "Layout", "Place"]
+
+BUILT_IN: Final = (
+    # CellaVision: <patient>/[<order>/]Signed slides/<class name>/<CODE>_<number>.jpg, seen by a person
+    LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?Signed slides/(?P<label>[^/]+)/[^/]+", label_source="reviewed"),
+    # CellaVision: <patient>/[<order>/]Unsigned slides/<slide>_<nnn>.jpg, seen by nobody yet
+    LayoutPattern(pattern=r"(?:.+/)?Unsigned slides/(?:.+/)?(?P<slide>[^/]+)_\d+\.[^./]+", label_source="predicted"),
+    LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?Unsigned slides/.+", label_source="predicted"),
+    # class folders: a class name holds no digit, which the name of a slide, an order or a patient's number does
+    LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?(?P<label>[^/\d]+)/[^/]+", label_source="analyser"),
+    # flat, or one folder a slide
+    LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?[^/]+", label_source="predicted"),
+)
+"""Layouts understood without configuring, tried in this order after a lab's own."""
+
+# CellaVision's class names and codes, each with the wider classes that a bundle may know instead, narrowest first
+_CELLAVISION: Final[tuple[tuple[str, ...], ...]] = (
+    ("segmented neutrophil", "sne", ">", "neutrophil"),
+    ("band neutrophil", "bne", ">", "neutrophil"),
+    ("eosinophil", "eo"),
+    ("basophil", "ba"),
+    ("lymphocyte", "ly"),
+    ("lymphocyte variant", "variant lymphocyte", "reactive lymphocyte", "vly", ">", "lymphocyte"),
+    ("monocyte", "mo"),
+    ("promonocyte", "pmo"),
+    ("promyelocyte", "pmy", ">", "immature granulocyte", "ig"),
+    ("myelocyte", "my", ">", "immature granulocyte", "ig"),
+    ("metamyelocyte", "mmy", ">", "immature granulocyte", "ig"),
+    ("immature granulocyte", "ig"),
+    ("blast no lineage spec", "blast", "bl"),
+    ("prolymphocyte", "ply"),
+    ("plasma cell", "pc"),
+    ("erythroblast", "normoblast", "nrbc", "erb"),
+    ("smudge cell", "smu"),
+    ("platelet", "thrombocyte"),
+    ("giant thrombocyte", "giant platelet", "gt", ">", "platelet", "thrombocyte"),
+    ("thrombocyte aggregation", "platelet clump", "erc"),
+    ("arifact", "artifact", "artefact", "art"),
+    ("unidentified", "ui"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a path says of its cell.
+
+    slide : name of the slide, or of the folders that stand for it; None where the path has none.
+    label : the class a person or the analyser gave; None leaves it to the bundle's prediction.
+    label_source : who gave it.  analyser : name of the analyser.
+    """
+
+    slide: str | None
+    label: str | None
+    label_source: LabelSource
+    analyser: str | None
+
+
+class ClassNames:
+    """From the name of a class folder to a label: a lab's own table first, then the bundle's labels and CellaVision's names.
+
+    A name that nobody knows is kept as it is. A class narrower than the bundle's (band neutrophil) takes the bundle's.
+    """
+
+    def __init__(self, bundle_labels: Sequence[str], own: Mapping[str, str]) -> None:
+        self._own = {_key(name): label for name, label in own.items()}
+        labels = {_key(label): label for label in bundle_labels}
+        self._known = dict(labels)
+        for entry in _CELLAVISION:
+            split = entry.index(">") if ">" in entry else len(entry)
+            names, wider = entry[:split], entry[split + 1 :]
+            label = next((labels[name] for name in (*names, *wider) if name in labels), None)
+            if label is not None:
+                for name in names:
+                    self._known.setdefault(name, label)
+
+    def label(self, folder_name: str) -> str:
+        """The label that the class folder `folder_name` stands for."""
+        key = _key(folder_name)
+        return self._own.get(key) or self._known.get(key) or folder_name
+
+
+class Layout:
+    """The patterns of one lab, and its class names."""
+
+    def __init__(self, watch: WatchConfig, bundle_labels: Sequence[str]) -> None:
+        self._patterns = [
+            (re.compile(layout.pattern, re.IGNORECASE | re.DOTALL), layout.label_source)
+            for layout in (*watch.layout, *BUILT_IN)
+        ]
+        self._names = ClassNames(bundle_labels, watch.labels)
+        self._analyser = watch.analyser
+
+    def place(self, relative: str) -> Place:
+        """What `relative`, a path below its watched folder with `/` between folders, says of its cell."""
+        for pattern, source in self._patterns:
+            match = pattern.fullmatch(relative)
+            if match is None:
+                continue
+            groups = match.groupdict()
+            label = groups.get("label") or None
+            named = label is not None and source != "predicted"
+            return Place(
+                slide=groups.get("slide") or None,
+                label=self._names.label(label) if label is not None and named else None,
+                label_source=source if named else "predicted",
+                analyser=groups.get("analyser") or self._analyser,
+            )
+        return Place(None, None, "predicted", self._analyser)
+
+
+def _key(name: str) -> str:
+    """`name` without what differs between spellings of one class: case, punctuation, the plural."""
+    words = re.sub(r"[\W_]+", " ", name).casefold().split()
+    return " ".join(
+        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+        for word in words
+    )

@@ -1,0 +1,445 @@
+"""From settled files to stored cells: threads that read and prepare, one that embeds, one that stores, bounded queues between.
+
+A batch is stored in one transaction, after the original bytes of its cells are on the disk: killed at any moment, a file is
+either stored whole or not at all, and a file not stored is found again by the next scan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import numpy as np
+
+from labref.agent.layout import Layout, Place
+from labref.agent.log import Log
+from labref.agent.metrics import Metrics
+from labref.agent.paths import path_to_text
+from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
+from labref.agent.scan import Candidate, Signature
+from labref.errors import AgentError, StoreError
+from labref.inference import Embedder
+from labref.lab import Lab
+from labref.store import LedgerRow, NewCell, Rejected, SeenAgain, Store
+
+__all__ = ["Engine", "Pipeline", "Settled", "Tally"]
+
+_T = TypeVar("_T")
+
+_IDLE_SECONDS: Final = 0.2  # an incomplete batch waits this long for more cells
+_COMMIT_FILES: Final = 256  # most files in one transaction
+_RETRY_SECONDS: Final = (1.0, 60.0)  # first and longest wait before the disk is tried again
+
+
+class Engine:
+    """The lab's embedder, opened when it is first needed: a pass that finds nothing new never loads the networks."""
+
+    def __init__(self, open_embedder: Callable[[], Embedder]) -> None:
+        self._open = open_embedder
+        self._lock = threading.Lock()
+        self._embedder: Embedder | None = None
+
+    def embedder(self) -> Embedder:
+        """The one embedder. Safe from several threads."""
+        with self._lock:
+            if self._embedder is None:
+                self._embedder = self._open()
+            return self._embedder
+
+    @property
+    def opened(self) -> Embedder | None:
+        """The embedder where it is open already."""
+        return self._embedder
+
+    def close(self) -> None:
+        """Free the networks."""
+        with self._lock:
+            if self._embedder is not None:
+                self._embedder.close()
+                self._embedder = None
+
+
+@dataclass
+class Tally:
+    """What became of files since the agent started.
+
+    outcomes : files by ledger outcome.  embedded : cells that went through the networks.  unchanged : files tried again that
+    ended as they had before.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    embedded: int = 0
+    unchanged: int = 0
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A file's outcome as the store has it now. path : as text.  signature : None where it is to be tried again."""
+
+    path: str
+    signature: Signature | None
+    outcome: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class _Record:
+    candidate: Candidate
+    signature: Signature | None
+    entry: NewCell | SeenAgain | Rejected
+
+
+class Pipeline:
+    """The threads and queues of one agent.
+
+    layout : what a path says.  recorded_reason : the reason the ledger already has for a rejected file's path, else None.
+    on_settled : called, by the storing thread, with the files of each stored batch.
+    patient : True waits and tries again while the lab's disk takes nothing; False gives up with an `AgentError`.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        store: Store,
+        engine: Engine,
+        layout: Layout,
+        *,
+        bundle: str,
+        readers: int,
+        recorded_reason: Callable[[str], str | None],
+        on_settled: Callable[[Sequence[Settled]], None],
+        log: Log,
+        metrics: Metrics,
+        patient: bool,
+    ) -> None:
+        self._lab, self._store, self._engine, self._layout = lab, store, engine, layout
+        self._bundle = bundle
+        self._batch_size = lab.config.agent.batch_size
+        self._max_bytes = int(lab.config.watch.max_file_megabytes * 1e6)
+        self._recorded_reason = recorded_reason
+        self._on_settled = on_settled
+        self._log, self._metrics, self._patient = log, metrics, patient
+        self.tally = Tally()
+        self.problem: str | None = None
+        self.failure: BaseException | None = None
+        self._stopping = threading.Event()
+        self._dead = threading.Event()
+        self._paths: set[str] = set()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._returned: queue.SimpleQueue[NotYet] = queue.SimpleQueue()
+        self._candidates: queue.Queue[Candidate | None] = queue.Queue(maxsize=4 * self._batch_size)
+        self._ready: queue.Queue[Read | None] = queue.Queue(maxsize=2 * self._batch_size)
+        self._commits: queue.Queue[list[_Record] | None] = queue.Queue(maxsize=2)
+        self._readers = [
+            threading.Thread(target=self._run, args=(self._read_all,), name=f"labref-read-{n}") for n in range(readers)
+        ]
+        self._embedding = threading.Thread(target=self._run, args=(self._embed_all,), name="labref-embed")
+        self._storing = threading.Thread(target=self._run, args=(self._store_all,), name="labref-store")
+        for thread in (*self._readers, self._embedding, self._storing):
+            thread.start()
+
+    def offer(self, candidate: Candidate, *, timeout: float = 0.0) -> bool:
+        """Take a settled file in; False where there is no room after `timeout` seconds. A file already in flight counts as taken.
+
+        Raises what ended the pipeline, where something did.
+        """
+        self.check()
+        with self._lock:
+            if candidate.path in self._paths:
+                return True
+            self._paths.add(candidate.path)
+        try:
+            if timeout > 0:
+                self._candidates.put(candidate, timeout=timeout)
+            else:
+                self._candidates.put_nowait(candidate)
+        except queue.Full:
+            self._done(candidate)
+            return False
+        return True
+
+    def check(self) -> None:
+        """Raise what ended the pipeline, where something did."""
+        if self.failure is not None:
+            raise self.failure
+
+    def returned(self) -> list[NotYet]:
+        """Files that were not finished after all, since the last call."""
+        found = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                found.append(self._returned.get_nowait())
+        return found
+
+    @property
+    def in_flight(self) -> int:
+        """Files taken in and not yet stored or returned."""
+        return len(self._paths)
+
+    def holds(self, path: str) -> bool:
+        """Whether the file at `path` is in flight."""
+        return path in self._paths
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait until nothing is in flight, at most `timeout` seconds; True where that is so."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._paths or self._dead.is_set(), timeout)
+
+    def close(self) -> None:
+        """End: files not yet read are left to the next scan, cells in hand are embedded and stored, the threads ended."""
+        self._stopping.set()
+        for _ in self._readers:
+            self._put(self._candidates, None)
+        for thread in self._readers:
+            thread.join()
+        self._put(self._ready, None)
+        self._embedding.join()
+        self._put(self._commits, None)
+        self._storing.join()
+
+    # the threads
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            if self.failure is None:
+                self.failure = error
+            self._log.error("pipeline failed", thread=threading.current_thread().name, error=type(error).__name__)
+            self._dead.set()
+            with self._idle:
+                self._idle.notify_all()
+
+    def _put(self, target: queue.Queue[_T], item: _T) -> None:
+        while not self._dead.is_set():
+            with contextlib.suppress(queue.Full):
+                target.put(item, timeout=0.5)
+                return
+
+    def _get(self, source: queue.Queue[_T], timeout: float | None = None) -> _T | None:
+        """The next item; None at the end, or where `timeout` seconds (then queue.Empty is raised) brought none."""
+        if timeout is not None:
+            return source.get(timeout=timeout)
+        while not self._dead.is_set():
+            with contextlib.suppress(queue.Empty):
+                return source.get(timeout=0.5)
+        return None
+
+    def _done(self, *candidates: Candidate) -> None:
+        with self._idle:
+            self._paths.difference_update(candidate.path for candidate in candidates)
+            if not self._paths:
+                self._idle.notify_all()
+
+    def _place(self, candidate: Candidate) -> Place:
+        below = candidate.path[len(candidate.root) :].replace(os.sep, "/")
+        return self._layout.place(path_to_text(below.lstrip("/")))
+
+    def _is_stored(self, digest: str) -> bool:
+        return self._store.has_digest(digest) is not None
+
+    def _read_all(self) -> None:
+        while (candidate := self._get(self._candidates)) is not None:
+            result = None if self._stopping.is_set() else self._read(candidate)
+            if result is None:
+                self._done(candidate)
+            elif isinstance(result, NotYet):
+                # first returned, then no longer in flight: whoever waits for idleness finds it among the returned
+                self._returned.put(result)
+                self._done(candidate)
+            else:
+                self._put(self._ready, result)
+
+    def _read(self, candidate: Candidate) -> Read | None:
+        wait = _RETRY_SECONDS[0]
+        while True:
+            try:
+                return read_cell(
+                    candidate,
+                    place=self._place,
+                    is_stored=self._is_stored,
+                    keep=self._lab.store_image,
+                    max_bytes=self._max_bytes,
+                )
+            except StorageError as error:
+                if not self._try_again(f"the kept images: {error}", str(error), wait):
+                    return None
+                wait = min(2 * wait, _RETRY_SECONDS[1])
+            except Exception as error:
+                # one odd file must not end the agent; the message could hold the path, so it is not logged
+                name = self._lab.pseudonym(candidate.path)
+                self._log.error("reading failed", file=name, error=type(error).__name__)
+                return Refused(candidate, None, f"cannot be used: {type(error).__name__} while it was prepared")
+
+    def _embed_all(self) -> None:
+        ended = False
+        while not ended:
+            batch: list[Prepared | Known | Refused] = []
+            cells = 0
+            item = self._get(self._ready)
+            while item is not None:
+                assert not isinstance(item, NotYet)
+                batch.append(item)
+                cells += isinstance(item, Prepared)
+                if cells >= self._batch_size or len(batch) >= _COMMIT_FILES:
+                    break
+                try:
+                    item = self._get(self._ready, _IDLE_SECONDS)
+                except queue.Empty:
+                    break
+            else:
+                ended = True
+            if batch:
+                self._put(self._commits, self._embed(batch))
+
+    def _embed(self, batch: Sequence[Prepared | Known | Refused]) -> list[_Record]:
+        prepared = [item for item in batch if isinstance(item, Prepared)]
+        records = [_record(item) for item in batch if not isinstance(item, Prepared)]
+        if not prepared:
+            return records
+        embedder = self._engine.embedder()
+        started = time.perf_counter()
+        embeddings = embedder.embed(np.stack([item.crop for item in prepared]))
+        self._metrics.embedding.observe(time.perf_counter() - started)
+        self._metrics.embedded.inc(len(prepared))
+        self.tally.embedded += len(prepared)
+        labels = embedder.bundle.manifest.labels
+        best = embeddings.probabilities.argmax(axis=1)
+        usable = np.isfinite(embeddings.latents).all(axis=1) & np.isfinite(embeddings.probabilities).all(axis=1)
+        for index, item in enumerate(prepared):
+            if not usable[index]:
+                refused = Refused(item.candidate, None, "the networks give no finite numbers for it; verify the bundle")
+                records.append(_record(refused))
+                continue
+            probabilities, latent = embeddings.probabilities[index], embeddings.latents[index]
+            cell = NewCell(
+                cell_id=item.digest[:16],
+                digest=item.digest,
+                path=path_to_text(item.candidate.path),
+                size_bytes=item.signature.size_bytes,
+                mtime_ns=item.signature.mtime_ns,
+                width=item.width,
+                height=item.height,
+                label=item.place.label,
+                label_source=item.place.label_source,
+                slide=item.place.slide,
+                analyser=item.place.analyser,
+                captured_at=item.captured_at,
+                predicted_label=labels[best[index]],
+                predicted_probability=float(probabilities[best[index]]),
+                average_hash=item.average_hash,
+                latent=latent,
+                probabilities=probabilities,
+            )
+            records.append(_Record(item.candidate, item.signature, cell))
+        return records
+
+    def _store_all(self) -> None:
+        ended = False
+        while not ended:
+            batch = self._get(self._commits)
+            if batch is None:
+                return
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < _COMMIT_FILES:
+                    more = self._commits.get_nowait()
+                    if more is None:
+                        ended = True
+                        break
+                    batch.extend(more)
+            self._store_batch(batch)
+
+    def _store_batch(self, batch: list[_Record]) -> None:
+        fresh = [record for record in batch if not self._is_as_recorded(record)]
+        rows: list[LedgerRow] = []
+        wait = _RETRY_SECONDS[0]
+        while fresh:
+            try:
+                started = time.perf_counter()
+                self._lab.sync_images(record.entry.digest for record in fresh if isinstance(record.entry, NewCell))
+                rows = self._store.record([record.entry for record in fresh], bundle=self._bundle)
+                self._metrics.recording.observe(time.perf_counter() - started)
+                break
+            except (StoreError, OSError) as error:
+                cause = error.__cause__ or error
+                if not self._try_again(_in_words(error), type(cause).__name__, wait):
+                    self._done(*(record.candidate for record in batch))
+                    return
+                wait = min(2 * wait, _RETRY_SECONDS[1])
+        if self.problem is not None:
+            self.problem = None
+            self._metrics.blocked.set(0)
+            self._log.info("the lab's disk takes files again")
+        signatures = {path_to_text(record.candidate.path): record.signature for record in fresh}
+        self.tally.unchanged += len(batch) - len(fresh)
+        self.tally.outcomes.update(row.outcome for row in rows)
+        for row in rows:
+            self._metrics.files.labels(outcome=str(row.outcome)).inc()
+        self._on_settled([Settled(row.path, signatures.get(row.path), row.outcome, row.reason) for row in rows])
+        self._done(*(record.candidate for record in batch))
+        if rows:
+            counts = Counter(str(row.outcome) for row in rows)
+            self._log.info("batch stored", files=len(rows), **counts)
+            for record in fresh:
+                if isinstance(record.entry, Rejected):
+                    name = self._lab.pseudonym(record.candidate.path)
+                    self._log.warning("file rejected", file=name, reason=record.entry.reason)
+
+    def _is_as_recorded(self, record: _Record) -> bool:
+        return (
+            isinstance(record.entry, Rejected)
+            and record.signature is None
+            and self._recorded_reason(record.entry.path) == record.entry.reason
+        )
+
+    def _try_again(self, problem: str, logged: str, wait: float) -> bool:
+        """Say that the lab's disk or store takes nothing, and wait; False where this is the end.
+
+        logged : the problem without what a database may quote of the rows it refused.
+        """
+        first = self.problem is None
+        self.problem = problem
+        self._metrics.blocked.set(1)
+        if first:
+            self._log.error("nothing can be stored; nothing is lost, it is tried again", problem=logged)
+        if not self._patient and self.failure is None:
+            self.failure = AgentError(
+                f"nothing more can be stored in {self._lab.folder}: {problem}. Free space or mend it and start again; what is "
+                "stored is whole, and the other files are found again."
+            )
+        if self.failure is not None:
+            self._dead.set()
+            with self._idle:
+                self._idle.notify_all()
+            return False
+        return not self._stopping.wait(wait)
+
+
+def _record(item: Known | Refused) -> _Record:
+    path = path_to_text(item.candidate.path)
+    if isinstance(item, Refused):
+        size = None if item.signature is None else item.signature.size_bytes
+        mtime = None if item.signature is None else item.signature.mtime_ns
+        return _Record(item.candidate, item.signature, Rejected(path, size, mtime, item.reason))
+    entry = SeenAgain(
+        path=path,
+        size_bytes=item.signature.size_bytes,
+        mtime_ns=item.signature.mtime_ns,
+        digest=item.digest,
+        label=item.place.label,
+        label_source=item.place.label_source,
+        slide=item.place.slide,
+    )
+    return _Record(item.candidate, item.signature, entry)
+
+
+def _in_words(error: StoreError | OSError) -> str:
+    return str(error) if isinstance(error, StoreError) else error.strerror or type(error).__name__

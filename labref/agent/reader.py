@@ -1,0 +1,154 @@
+"""From a settled file to a prepared cell: its bytes read whole, digested, decoded, cropped and hashed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from labref.agent.layout import Place
+from labref.agent.scan import Candidate, Signature
+from labref.errors import UnreadableImageError
+from labref.fingerprint import average_hash, digest
+from labref.image import U8, prepare
+
+__all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cell ready for the networks. crop : uint8[256, 256, 3].  height, width : of the original, pixels."""
+
+    candidate: Candidate
+    signature: Signature
+    digest: str
+    crop: U8
+    height: int
+    width: int
+    average_hash: int
+    place: Place
+    captured_at: datetime
+
+
+@dataclass(frozen=True)
+class Known:
+    """A file whose very bytes are stored already."""
+
+    candidate: Candidate
+    signature: Signature
+    digest: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A file that is not used, and why. signature : None where it is to be tried again though it looks the same."""
+
+    candidate: Candidate
+    signature: Signature | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """A file to be waited for. changed : it changed while being read; else it ends too early (`reason`)."""
+
+    candidate: Candidate
+    changed: bool
+    reason: str
+
+
+Read = Prepared | Known | Refused | NotYet
+
+
+class StorageError(Exception):
+    """The lab's own disk takes nothing; the message says why. The file that was read is not at fault."""
+
+
+def read_cell(
+    candidate: Candidate,
+    *,
+    place: Callable[[Candidate], Place],
+    is_stored: Callable[[str], bool],
+    keep: Callable[[bytes, str], object],
+    max_bytes: int,
+) -> Read:
+    """Read and prepare one file, which is opened for reading only.
+
+    place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  keep : keeps a usable
+    image's bytes under their digest.  max_bytes : largest file that is read.
+    Raises `StorageError` where the bytes cannot be kept.
+    """
+    if candidate.signature is None:
+        return Refused(candidate, None, candidate.refusal or "cannot be read")
+    try:
+        data, signature = _read_whole(candidate.path, max_bytes)
+    except FileNotFoundError:
+        return Refused(candidate, None, "deleted before it could be read; it is read if it comes back")
+    except PermissionError:
+        return Refused(candidate, None, "no permission to read it; give the agent's user read access")
+    except _TooLargeError as error:
+        return Refused(candidate, error.signature, str(error))
+    except OSError as error:
+        return Refused(candidate, None, f"cannot be read: {error.strerror or error}")
+    if data is None:
+        return NotYet(candidate, True, "changed while it was read")
+    name = digest(data)
+    where = place(candidate)
+    if is_stored(name):
+        return Known(candidate, signature, name, where)
+    try:
+        cell = prepare(data)
+    except UnreadableImageError as error:
+        reason = str(error)
+        if not data or "truncated" in reason:
+            return NotYet(Candidate(candidate.path, candidate.root, signature), False, reason)
+        return Refused(candidate, signature, reason)
+    except MemoryError:
+        return Refused(candidate, None, "too large to decode in this computer's memory")
+    height, width = cell.size
+    try:
+        keep(data, name)
+    except OSError as error:
+        raise StorageError(error.strerror or type(error).__name__) from None
+    captured = datetime.fromtimestamp(max(signature.mtime_ns, 0) // 1_000_000_000, tz=UTC)
+    return Prepared(candidate, signature, name, cell.crop, height, width, average_hash(cell.crop), where, captured)
+
+
+class _TooLargeError(Exception):
+    def __init__(self, signature: Signature, max_bytes: int) -> None:
+        self.signature = signature
+        size, most = signature.size_bytes / 1e6, max_bytes / 1e6
+        super().__init__(f"too large: a file of {size:.0f} MB, at most {most:.0f} MB are read")
+
+
+def _read_whole(path: str, max_bytes: int) -> tuple[bytes | None, Signature]:
+    """A file's bytes and its signature; None for the bytes where it was changed or replaced meanwhile."""
+    # without O_NONBLOCK, opening a pipe that took the file's place would wait for ever
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags)
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            return None, Signature.of(before)
+        if before.st_size > max_bytes:
+            raise _TooLargeError(Signature.of(before), max_bytes)
+        parts = []
+        total = 0
+        while part := os.read(descriptor, min(_CHUNK, before.st_size - total + 1)):
+            parts.append(part)
+            total += len(part)
+            if total > before.st_size:
+                return None, Signature.of(before)
+        after = os.stat(path)
+        # the same file still has its name, and nothing of it changed while it was read
+        same = (before.st_ino, before.st_dev) == (after.st_ino, after.st_dev)
+        unchanged = Signature.of(before) == Signature.of(after) and total == before.st_size
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return (data if same and unchanged else None), Signature.of(before)
+    finally:
+        os.close(descriptor)

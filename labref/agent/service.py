@@ -1,0 +1,530 @@
+"""One agent: opens the lab, serves it, and brings its files from the scan and the events into the pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import os
+import random
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from labref import __version__
+from labref.agent.client import AgentClient, read_agent_record
+from labref.agent.http import Answers, Server, make_app
+from labref.agent.layout import Layout
+from labref.agent.log import Log, open_log
+from labref.agent.metrics import Metrics
+from labref.agent.paths import path_to_text
+from labref.agent.pipeline import Engine, Pipeline, Settled
+from labref.agent.scan import Candidate, ScanReport, look, scan
+from labref.agent.settle import Settling
+from labref.agent.watch import Watcher
+from labref.bundle import Bundle
+from labref.errors import AgentError, LabError, StoreLockedError
+from labref.lab import Lab
+from labref.query import answer, ledger_json, open_embedder, open_free_store, store_status
+from labref.store import FileState, Store
+
+__all__ = ["Summary", "run_agent"]
+
+_TICK_SECONDS: Final = 0.25
+_ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
+_LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
+
+
+@dataclass
+class Summary:
+    """What an agent did.
+
+    found : files with an image's name that were met; each has exactly one of the outcomes stored, duplicate,
+    possible_duplicate and rejected, or was unchanged since an earlier pass.  embedded : cells that went through the networks.
+    ignored : other files.  vanished : files deleted while they were still being written.  unreachable : watched folders, and
+    folders in them, that could not be read.  interrupted : asked to end before the pass was whole.
+    """
+
+    found: int = 0
+    stored: int = 0
+    duplicate: int = 0
+    possible_duplicate: int = 0
+    rejected: int = 0
+    unchanged: int = 0
+    embedded: int = 0
+    seconds: float = 0.0
+    cells_per_second: float = 0.0
+    ignored: int = 0
+    vanished: int = 0
+    unreachable: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> Summary:
+    """See `labref.agent.run`."""
+    console = console or Console(stderr=True)
+    if not lab.config.watch.folders:
+        raise AgentError(f"{lab.config_file} names no folder to watch; add one to [watch] folders")
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(_own_store(lab))
+        lab.clear_incoming()
+        log = stack.enter_context(open_log(lab))
+        agent = stack.enter_context(_Agent(lab, store, log, once=once))
+        stack.enter_context(_until_signalled(agent.stop))
+        if once:
+            summary = agent.run_once(console if not json else None)
+        else:
+            agent.announce(console, json=json)
+            summary = agent.serve()
+    if json:
+        print(jsonlib.dumps(asdict(summary)), flush=True)
+    elif once:
+        console.print(_told(summary), highlight=False)
+    if once and summary.unreachable and not summary.interrupted:
+        raise AgentError(
+            f"{len(summary.unreachable)} folders could not be read: {', '.join(summary.unreachable[:3])}. Mount them, or give the "
+            "agent's user access; the others were taken in."
+        )
+    return summary
+
+
+def _told(summary: Summary) -> str:
+    parts = [
+        f"{summary.stored} stored",
+        f"{summary.duplicate} duplicates",
+        f"{summary.possible_duplicate} possible duplicates",
+    ]
+    parts += [f"{summary.rejected} rejected", f"{summary.unchanged} unchanged"]
+    lines = [f"{summary.found} files found in {summary.seconds:.1f} s: {', '.join(parts)}."]
+    if summary.embedded:
+        lines.append(f"{summary.embedded} cells embedded, {summary.cells_per_second:.1f} a second.")
+    if summary.rejected:
+        lines.append("Why: labref ledger --outcome rejected")
+    if summary.interrupted:
+        lines.append("Ended before the pass was whole; run it again to take in the rest.")
+    return "\n".join(lines)
+
+
+def _own_store(lab: Lab) -> Store:
+    """The lab's store, for this agent alone. Raises `AgentError` where an agent has it."""
+    try:
+        store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab), patience_seconds=_LOCK_SECONDS)
+    except StoreLockedError:
+        record = read_agent_record(lab)
+        if record is None:
+            raise
+        raise _already(lab, record.pid, record.started_at) from None
+    if agent is not None:
+        raise _already(lab, agent.record.pid, agent.record.started_at)
+    assert store is not None
+    return store
+
+
+def _already(lab: Lab, pid: int, started_at: str) -> AgentError:
+    return AgentError(
+        f"an agent (pid {pid}, since {started_at}) already runs on this lab, {lab.folder}. One is enough; to start another, "
+        "end it first (Ctrl-C, or stop the service)."
+    )
+
+
+@contextlib.contextmanager
+def _until_signalled(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and Windows' Ctrl-Break call `stop`; a second Ctrl-C interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {}
+
+    def handle(number: int, _: object) -> None:
+        stop()
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is not None:
+            before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Agent:
+    """An agent at work, from `__enter__` to `__exit__`. Its methods are for one thread, but for `stop` and what HTTP asks."""
+
+    def __init__(self, lab: Lab, store: Store, log: Log, *, once: bool) -> None:
+        self._lab, self._store, self._log, self._once = lab, store, log, once
+        self._watch = lab.config.watch
+        self._metrics = Metrics()
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._settling = Settling(self._watch)
+        self._settled: deque[Candidate] = deque()
+        self._known: dict[str, FileState] = {}
+        self._reasons: dict[str, str] = {}
+        self._unchanged = 0
+        self._scanned = False
+        self._last_report = ScanReport()
+        self._last_scan: tuple[str, float] | None = None
+        self._state = "starting"
+        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Agent:
+        with contextlib.ExitStack() as stack:
+            bundle = self._lab.bundle(self._store)
+            self._bundle = bundle
+            self._engine = Engine(lambda: self._open_embedder(bundle))
+            stack.callback(self._engine.close)
+            self._known = dict(self._store.known_files())
+            self._read_reasons()
+            if not self._once:
+                self._engine.embedder()
+                self._store.build_index()
+            self._pipeline = Pipeline(
+                self._lab,
+                self._store,
+                self._engine,
+                Layout(self._watch, bundle.manifest.labels),
+                bundle=bundle.digest,
+                readers=self._lab.config.agent.readers or max(2, (os.cpu_count() or 2) // 2),
+                recorded_reason=self._reasons.get,
+                on_settled=self._note,
+                log=self._log,
+                metrics=self._metrics,
+                patient=not self._once,
+            )
+            stack.callback(self._pipeline.close)
+            answers = Answers(
+                query=self._answer,
+                status=self._status,
+                ledger=lambda outcome, path, limit: map(
+                    ledger_json, self._store.ledger(outcome=outcome, path=path, limit=limit)
+                ),
+                image=self._lab.kept_image,
+                healthy=self._healthy,
+            )
+            app = make_app(
+                answers,
+                self._metrics,
+                token=self._lab.token(),
+                max_bytes=int(self._watch.max_file_megabytes * 1e6),
+            )
+            self._server = stack.enter_context(Server(app, self._lab.config.agent.port))
+            self._log.info(
+                "agent started", version=__version__, bundle=bundle.short, once=self._once, files_known=len(self._known)
+            )
+            self._write_record()
+            stack.callback(self._lab.agent_file.unlink, missing_ok=True)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._state = "ending"
+        self._stack.close()
+        self._log.info("agent ended", embedded=self._pipeline.tally.embedded, error=kind.__name__ if kind else None)
+
+    def stop(self) -> None:
+        """Ask the agent to end. Safe from a signal handler."""
+        self._stop.set()
+        self._wake.set()
+
+    def announce(self, console: Console, *, json: bool) -> None:
+        """Say that the agent is ready."""
+        embedder = self._engine.embedder()
+        if json:
+            ready = {
+                "event": "ready",
+                "pid": os.getpid(),
+                "port": self._server.port,
+                "provider_line": embedder.provider_line,
+            }
+            print(jsonlib.dumps(ready), flush=True)
+            return
+        folders = ", ".join(str(folder) for folder in self._lab.watched)
+        console.print(f"labref {__version__}, lab {self._lab.folder}", highlight=False, markup=False)
+        console.print(embedder.provider_line, highlight=False, markup=False)
+        console.print(f"watching {folders}; Ctrl-C ends it", highlight=False, markup=False)
+
+    def run_once(self, console: Console | None) -> Summary:
+        """One full pass over the export folders."""
+        started = time.perf_counter()
+        self._state = "scanning"
+        with _progress(console, self._progress):
+            self._scan()
+            while not self._stop.is_set():
+                self._pump()
+                if self._settled:
+                    self._pipeline.wait_idle(_TICK_SECONDS)
+                elif len(self._settling):
+                    self._stop.wait(_TICK_SECONDS)
+                elif self._pipeline.wait_idle(_TICK_SECONDS):
+                    self._pump()  # what was returned just before
+                    if not self._settled and not len(self._settling) and not self._pipeline.in_flight:
+                        break
+                self._pipeline.check()
+        self._pipeline.check()
+        interrupted = self._stop.is_set()
+        self._pipeline.close()
+        self._pipeline.check()
+        return self._summary(time.perf_counter() - started, interrupted=interrupted)
+
+    def serve(self) -> Summary:
+        """Watch and scan until asked to end."""
+        started = time.perf_counter()
+        watcher = Watcher(
+            self._lab.watched,
+            extensions=self._watch.extensions,
+            polling=self._watch.polling,
+            wake=self._wake,
+            log=self._log,
+        )
+        self._watcher = watcher
+        next_scan = roots_due = 0.0
+        with contextlib.closing(watcher):
+            while not self._stop.is_set():
+                self._wake.clear()
+                self._pipeline.check()
+                now = time.monotonic()
+                if now >= roots_due:
+                    # watched first, scanned then: what comes between is seen twice rather than never
+                    if watcher.ensure():
+                        next_scan = 0.0
+                    self._metrics.unreachable.set(sum(how == "missing" for how in watcher.methods().values()))
+                    roots_due = now + _ROOTS_SECONDS
+                if self._take_hints(watcher):
+                    next_scan = min(next_scan, now + 1.0)
+                if now >= next_scan:
+                    self._state = "scanning"
+                    took = self._scan(watcher)
+                    self._state = "watching"
+                    if watcher.must_poll():
+                        # a slow share is not asked without pause
+                        next_scan = time.monotonic() + max(self._watch.poll_seconds, 4 * took)
+                    else:
+                        next_scan = time.monotonic() + self._watch.rescan_seconds * random.uniform(0.9, 1.1)
+                self._pump()
+                busy = len(self._settling) or self._settled or self._pipeline.in_flight
+                self._wake.wait(_TICK_SECONDS if busy else min(1.0, max(next_scan - time.monotonic(), 0.05)))
+        return self._summary(time.perf_counter() - started, interrupted=False)
+
+    # bringing files in
+
+    def _scan(self, watcher: Watcher | None = None) -> float:
+        """Look at every file once; those that are new or changed go on. Returns the seconds it took."""
+        started = time.perf_counter()
+        report = ScanReport()
+        self._unchanged = 0
+        pumped = time.monotonic()
+        for candidate in scan(
+            self._lab.watched, extensions=self._watch.extensions, excluded=self._excluded(), report=report
+        ):
+            if self._stop.is_set():
+                break
+            self._consider(candidate, observe=self._scanned)
+            while (len(self._settled) > 256 or len(self._settling) > 4096) and not self._stop.is_set():
+                self._pump()
+                if len(self._settled) > 256:
+                    self._pipeline.wait_idle(0.02)
+                elif len(self._settling) > 4096:
+                    self._stop.wait(_TICK_SECONDS)
+            if time.monotonic() - pumped > _TICK_SECONDS:
+                if watcher is not None and self._take_hints(watcher):
+                    watcher.want_scan()  # after this one
+                self._pump()
+                pumped = time.monotonic()
+        took = time.perf_counter() - started
+        if not self._stop.is_set():
+            self._scanned = True
+            if set(report.unreadable) - set(self._last_report.unreadable):
+                self._log.warning("folders could not be read", folders=len(report.unreadable))
+            self._last_report = report
+            self._last_scan = (datetime.now(UTC).isoformat(timespec="seconds"), took)
+            self._metrics.scan_seconds.set(took)
+            self._metrics.scan_at.set_to_current_time()
+            self._log.info(
+                "scan ended",
+                seconds=round(took, 3),
+                unchanged=self._unchanged,
+                ignored=report.ignored,
+                unreachable=len(report.unreachable),
+            )
+        return took
+
+    def _excluded(self) -> list[Path]:
+        """The lab's own folders, and the whole lab unless an export folder lies in it."""
+        lab = os.path.realpath(self._lab.folder)
+        inside = any(os.path.realpath(root).startswith(lab + os.sep) for root in self._lab.watched)
+        return [*self._lab.own_folders(), *([] if inside else [self._lab.folder])]
+
+    def _consider(self, candidate: Candidate, *, observe: bool) -> None:
+        if self._pipeline.holds(candidate.path):
+            return
+        name = path_to_text(candidate.path)
+        state = self._known.get(name)
+        if state is not None:
+            signature = candidate.signature
+            if signature is None:
+                if state.size_bytes is None and self._reasons.get(name) == candidate.refusal:
+                    self._unchanged += 1
+                    return
+            elif state.size_bytes == signature.size_bytes and state.mtime_ns == signature.mtime_ns:
+                self._unchanged += 1
+                return
+            elif state.size_bytes is None:
+                observe = False  # tried before and looked at since
+        if self._settling.add(candidate, observe=observe):
+            self._settled.append(candidate)
+
+    def _take_hints(self, watcher: Watcher) -> bool:
+        """Look at the files that events named; True where a scan is wanted as well."""
+        hints, wanted = watcher.hints()
+        own = tuple(str(folder) + os.sep for folder in self._excluded())
+        for path, root in hints.items():
+            if path.startswith(own):
+                continue
+            candidate = look(path, root)
+            if candidate is not None:
+                before = self._unchanged
+                self._consider(candidate, observe=True)
+                self._unchanged = before
+        return wanted
+
+    def _pump(self) -> None:
+        """Move files on: returned ones back to waiting, settled ones into the pipeline as far as it has room."""
+        for back in self._pipeline.returned():
+            if back.changed:
+                now = look(back.candidate.path, back.candidate.root)
+                if now is not None and self._settling.add(now, observe=True):
+                    self._settled.append(now)
+            elif not self._settling.unfinished(back.candidate):
+                self._settled.append(Candidate(back.candidate.path, back.candidate.root, None, back.reason))
+        self._settled.extend(self._settling.settled())
+        while self._settled and self._pipeline.offer(self._settled[0]):
+            self._settled.popleft()
+        self._metrics.waiting.set(len(self._settling))
+        self._metrics.in_flight.set(self._pipeline.in_flight)
+
+    def _note(self, settled: Sequence[Settled]) -> None:
+        """Remember what the store now has; called by the storing thread."""
+        for file in settled:
+            size = None if file.signature is None else file.signature.size_bytes
+            mtime = None if file.signature is None else file.signature.mtime_ns
+            self._known[file.path] = FileState(size, mtime, file.outcome)
+            if file.signature is None and file.reason is not None:
+                self._reasons[file.path] = file.reason
+            else:
+                self._reasons.pop(file.path, None)
+
+    def _read_reasons(self) -> None:
+        """The reasons of files that are tried at every scan: only a new reason is written down again."""
+        if any(state.size_bytes is None for state in self._known.values()):
+            for row in self._store.ledger(outcome="rejected"):
+                if row.reason is not None and self._known[row.path].size_bytes is None:
+                    self._reasons[row.path] = row.reason
+
+    # answering
+
+    def _open_embedder(self, bundle: Bundle) -> Any:
+        embedder = open_embedder(self._lab, bundle)
+        self._log.info("inference", provider=embedder.provider, why=embedder.provider_line)
+        self._metrics.info.info({"version": __version__, "bundle": bundle.short, "provider": embedder.provider})
+        return embedder
+
+    def _answer(self, data: bytes, name: str, k: int, by: str) -> dict[str, Any]:
+        return answer(self._store, self._engine.embedder(), data, name=name, k=k, by=by)
+
+    def _healthy(self) -> str:
+        return "ok" if self._pipeline.problem is None and self._pipeline.failure is None else "storage"
+
+    def _status(self) -> dict[str, Any]:
+        methods = self._watcher.methods() if hasattr(self, "_watcher") else {}
+        watch = [
+            {"folder": path_to_text(str(root)), "how": methods.get(root, "one pass" if root.is_dir() else "missing")}
+            for root in self._lab.watched
+        ]
+        at, took = self._last_scan or (None, None)
+        agent = {
+            "pid": os.getpid(),
+            "port": self._server.port,
+            "started_at": self._started_at,
+            "state": self._state,
+            "problem": self._pipeline.problem,
+            "waiting": len(self._settling),
+            "in_flight": self._pipeline.in_flight,
+            "embedded": self._pipeline.tally.embedded,
+            "last_scan_at": at,
+            "last_scan_seconds": took,
+        }
+        return store_status(self._lab, self._store, self._engine.embedder()) | {"watch": watch, "agent": agent}
+
+    def _write_record(self) -> None:
+        values = {"pid": os.getpid(), "port": self._server.port, "started_at": self._started_at}
+        temporary = self._lab.agent_file.with_suffix(".json.part")
+        try:
+            temporary.write_text(jsonlib.dumps(values) + "\n", encoding="utf-8")
+            os.replace(temporary, self._lab.agent_file)
+        except OSError as error:
+            raise LabError(
+                f"{self._lab.agent_file} cannot be written: {error.strerror}. Give the agent's user access."
+            ) from None
+
+    def _progress(self) -> str:
+        tally = self._pipeline.tally
+        done = sum(tally.outcomes.values())
+        return f"{done} files taken in, {tally.embedded} cells embedded, {self._unchanged} unchanged"
+
+    def _summary(self, seconds: float, *, interrupted: bool) -> Summary:
+        tally = self._pipeline.tally
+        outcomes = tally.outcomes
+        unchanged = self._unchanged + tally.unchanged
+        return Summary(
+            found=sum(outcomes.values()) + unchanged,
+            stored=outcomes["stored"],
+            duplicate=outcomes["duplicate"],
+            possible_duplicate=outcomes["possible_duplicate"],
+            rejected=outcomes["rejected"],
+            unchanged=unchanged,
+            embedded=tally.embedded,
+            seconds=round(seconds, 3),
+            cells_per_second=round(tally.embedded / seconds, 2) if seconds > 0 else 0.0,
+            ignored=self._last_report.ignored,
+            vanished=self._settling.vanished,
+            unreachable=[
+                path_to_text(folder) for folder in (*self._last_report.unreachable, *self._last_report.unreadable)
+            ],
+            interrupted=interrupted,
+        )
+
+
+@contextlib.contextmanager
+def _progress(console: Console | None, describe: Callable[[], str]) -> Iterator[None]:
+    """Shows `describe()` on a terminal, some times a second, until the block ends; elsewhere nothing."""
+    if console is None or not console.is_terminal:
+        yield
+        return
+    ended = threading.Event()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def update() -> None:
+            while not ended.wait(0.2):
+                progress.update(task, description=describe())
+
+        thread = threading.Thread(target=update, name="labref-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

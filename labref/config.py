@@ -1,0 +1,302 @@
+"""`labref.toml` and the LABREF_* environment variables, checked: every key known, every value of its type and range.
+
+A variable overrides the file: LABREF_<SECTION>__<KEY>, for example LABREF_AGENT__PORT=8123 or, lists as JSON,
+LABREF_WATCH__FOLDERS='["/mnt/export"]'.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from labref.errors import ConfigError
+
+__all__ = [
+    "AgentConfig",
+    "Config",
+    "InferenceConfig",
+    "LayoutPattern",
+    "WatchConfig",
+    "load_config",
+    "starting_config",
+]
+
+_PREFIX = "LABREF_"
+_NOT_SETTINGS = frozenset({"LABREF_LAB"})  # names the lab itself
+_LAYOUT_GROUPS = frozenset({"slide", "label", "analyser"})
+
+LabelSource = Literal["reviewed", "analyser", "predicted"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayoutPattern(_Section):
+    """How a file's path below its watched folder, with `/` between folders, gives slide, label and analyser.
+
+    pattern : regular expression matched to the whole relative path, upper and lower case alike; named groups `slide`,
+        `label` and `analyser` say what the parts are.
+    label_source : who gave the label that the pattern finds. `predicted` means that the path gives none.
+    """
+
+    pattern: str
+    label_source: LabelSource = "analyser"
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        try:
+            groups = re.compile(value).groupindex
+        except re.error as error:
+            raise ValueError(f"is no regular expression ({error})") from None
+        unknown = sorted(set(groups) - _LAYOUT_GROUPS)
+        if unknown:
+            raise ValueError(f"names the group {unknown[0]!r}; only {', '.join(sorted(_LAYOUT_GROUPS))} are known")
+        return value
+
+
+class WatchConfig(_Section):
+    """What is watched and when a file counts as finished.
+
+    folders : export folders; relative ones are meant from the lab folder. labref only ever reads them.
+    polling : True looks at the folders every `poll_seconds`, False relies on file events (beside the full scans), "auto"
+        polls network shares.
+    poll_seconds : seconds between two looks at a polled folder.
+    stable_seconds : a new or changed file must keep its size and times this long, seconds.
+    complete_seconds : an image that ends too early is given this long after its last change, seconds, to be completed.
+    settle_limit_seconds : a file that changes longer than this is rejected until the next scan, seconds.
+    rescan_seconds : seconds between two full scans, varied by ±10 %.
+    extensions : file-name endings of images, with the dot; other files are ignored and counted.
+    analyser : name of the analyser the cells come from, unless a pattern finds it in the path.
+    layout : own patterns, tried before the built-in ones.
+    labels : class-folder names (keys) and the label to use for each (values), before the built-in names.
+    max_file_megabytes : a larger file is rejected unread.
+    """
+
+    folders: tuple[Path, ...] = ()
+    polling: bool | Literal["auto"] = "auto"
+    poll_seconds: float = Field(default=5.0, ge=0.2, le=3600)
+    stable_seconds: float = Field(default=2.0, ge=0.0, le=600)
+    complete_seconds: float = Field(default=10.0, ge=0.0, le=3600)
+    settle_limit_seconds: float = Field(default=120.0, ge=1.0, le=86400)
+    rescan_seconds: float = Field(default=900.0, ge=1.0, le=86400)
+    extensions: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff")
+    analyser: str | None = None
+    layout: tuple[LayoutPattern, ...] = ()
+    labels: dict[str, str] = Field(default_factory=dict)
+    max_file_megabytes: float = Field(default=256.0, gt=0, le=4096)
+
+    @field_validator("extensions")
+    @classmethod
+    def _dotted(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for ending in value:
+            if not re.fullmatch(r"\.[^./\\]+", ending):
+                raise ValueError(f'holds {ending!r}; an ending is written with its dot, like ".jpg"')
+        return tuple(ending.lower() for ending in value)
+
+
+class AgentConfig(_Section):
+    """The agent itself.
+
+    port : TCP port on 127.0.0.1; 0 takes any free one (the command finds it either way).
+    batch_size : most cells embedded at once.
+    readers : threads that read and prepare files; 0 chooses by the number of cores.
+    log_megabytes : size at which logs/labref.log is rotated; five old ones are kept.
+    """
+
+    port: int = Field(default=0, ge=0, le=65535)
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    readers: int = Field(default=0, ge=0, le=64)
+    log_megabytes: float = Field(default=10.0, ge=0.01, le=1024)
+
+
+class InferenceConfig(_Section):
+    """Where the networks run.
+
+    device : "auto" takes CUDA where it works, else the CPU.
+    threads : CPU threads for the networks; 0 takes every core.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=0, ge=0, le=1024)
+
+
+class Config(BaseSettings):
+    """Everything `labref.toml` can say, one section each; made by `load_config`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="__", env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    watch: WatchConfig = Field(default_factory=WatchConfig)
+    agent: AgentConfig = Field(default_factory=AgentConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+
+def load_config(file: Path) -> Config:
+    """The configuration in `file` (a labref.toml) with the LABREF_* variables over it.
+
+    Raises `ConfigError` that names the key, the file (or the variable) and the remedy.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} is not there; `labref init` makes a lab with one") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is not UTF-8 text; save it again as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        hint = (
+            "; write Windows paths in single quotes: 'D:\\Export'"
+            if "\\" in str(error) or "escape" in str(error)
+            else ""
+        )
+        raise ConfigError(f"{file} is not valid TOML: {error}{hint}") from None
+    _refuse_unknown_variables()
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, values, file)) from None
+    except SettingsError as error:
+        raise ConfigError(
+            f'a LABREF_* variable holds no valid JSON ({error}); lists are written as JSON: ["a", "b"]'
+        ) from None
+
+
+def _refuse_unknown_variables() -> None:
+    # a mistyped section would otherwise be ignored in silence; mistyped keys are refused by their section
+    for name in os.environ:
+        if name.upper().startswith(_PREFIX) and "__" in name and name.upper() not in _NOT_SETTINGS:
+            section = name[len(_PREFIX) :].split("__", 1)[0].lower()
+            if section not in Config.model_fields:
+                raise ConfigError(
+                    f"the variable {name} sets nothing: there is no section {section!r}"
+                    f"{_did_you_mean(section, list(Config.model_fields))}; unset or rename it"
+                )
+
+
+def _explain(error: ValidationError, values: dict[str, Any], file: Path) -> str:
+    problems = error.errors()
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    path = [str(part) for part in first["loc"]]
+    # a union's branch is named in the location after the key; what a person wrote is the key
+    while len(path) > 2 and path[-1] in ("bool", "literal['auto']"):
+        path.pop()
+    key = ".".join(path)
+    where = f"{file}"
+    variable = _PREFIX + "__".join(part.upper() for part in path)
+    if any(name.upper() == variable for name in os.environ):
+        where = f"the variable {variable}"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        what = "section" if len(path) == 1 else "key"
+        return f"{where} holds the unknown {what} {key!r}{_did_you_mean(path[-1], known)}; rename or remove it"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{where}: {key} is missing; add it"
+    if key == "watch.polling":
+        message = 'should be true, false or "auto"'
+    return f"{where}: {key} {_lower_first(message)}, got {_shown(first['input'])}; correct it"
+
+
+def _known_keys(sections: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for part in sections:
+        if part.isdigit():
+            continue
+        if part == "layout":
+            model = LayoutPattern
+        elif part in model.model_fields:
+            model = {"watch": WatchConfig, "agent": AgentConfig, "inference": InferenceConfig}.get(part, model)
+    return list(model.model_fields)
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
+
+
+def _lower_first(text: str) -> str:
+    text = text.replace("Input should be", "should be").replace("a valid tuple", "a list")
+    text = re.sub(r"a valid dictionary or instance of \w+", "a section", text)
+    return text[:1].lower() + text[1:]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _toml_string(value: str) -> str:
+    if "'" not in value and value.isprintable():
+        return f"'{value}'"  # literal: a Windows path stays readable
+    return json.dumps(value, ensure_ascii=False)
+
+
+def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str:
+    """Text of a new lab's labref.toml that watches `folders`; all else stands there as a comment with its default.
+
+    Raises `ConfigError` where a folder's name cannot be written in a text file.
+    """
+    watched = []
+    for folder in folders:
+        try:
+            str(folder).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"the name of {str(folder)!r} is not valid UTF-8; rename it or watch its parent"
+            ) from None
+        watched.append(f"    {_toml_string(str(folder))},\n")
+    watch = WatchConfig()
+    agent = AgentConfig()
+    named = f"analyser = {_toml_string(analyser)}" if analyser else "# analyser = 'DC-1'"
+    return (
+        "# labref.toml: one lab. Restart the agent after a change. Every key: `labref agent --help` and the README.\n\n"
+        "[watch]\n"
+        "# Export folders. labref only ever reads them. Windows paths in single quotes: 'D:\\Export'\n"
+        "folders = [\n" + "".join(watched) + "]\n"
+        "# Name of the analyser, shown beside each reference\n"
+        f"{named}\n"
+        "# true looks every poll_seconds, false relies on file events, 'auto' polls network shares\n"
+        "# polling = 'auto'\n"
+        f"# poll_seconds = {watch.poll_seconds}\n"
+        "# A new file is read once its size and times have stood still this long\n"
+        f"# stable_seconds = {watch.stable_seconds}\n"
+        f"# rescan_seconds = {watch.rescan_seconds}\n"
+        "# Class-folder names and the label to use for each\n"
+        "# labels = { 'Segs' = 'neutrophil' }\n"
+        "# CellaVision exports, class folders and flat folders are understood; for another layout:\n"
+        "# [[watch.layout]]\n"
+        "# pattern = '(?P<slide>[^/]+)/(?P<label>[^/]+)/[^/]+'\n"
+        "# label_source = 'analyser'\n\n"
+        "[agent]\n"
+        "# 0 takes any free port of this computer (127.0.0.1 only)\n"
+        f"# port = {agent.port}\n"
+        f"# batch_size = {agent.batch_size}\n\n"
+        "[inference]\n"
+        "# 'auto' takes CUDA where it works, else the CPU\n"
+        "# device = 'auto'\n"
+        "# threads = 0\n"
+    )
