@@ -24,8 +24,10 @@ Examples:
   labref agent --once --json                      the same, for a script
 
 \b
-With --once --json, one object at the end: found, stored, duplicate, possible_duplicate, rejected, unchanged
-(known from before), embedded, seconds, cells_per_second.
+With --json, one object at the end: found, stored, duplicate, possible_duplicate, rejected, unchanged (known from
+before), embedded, seconds, cells_per_second, ignored (files that are no image by their name), vanished (deleted while
+being written), unreachable [folder, ...], interrupted (ended before the pass was whole). Without --once a line
+{event: ready, pid, port, provider_line} comes first.
 
 \b
 Settings are in the lab's labref.toml; a variable overrides one: LABREF_AGENT__PORT=8123.

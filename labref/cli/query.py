@@ -15,6 +15,7 @@ from labref.errors import LabrefError
 
 if TYPE_CHECKING:
     from labref.lab import Lab
+    from labref.query import Desk
 
 __all__ = ["add_to", "draw_grid"]
 
@@ -58,36 +59,41 @@ def query(
         typer.Option(
             "--grid",
             metavar="OUT.png",
+            dir_okay=False,
             help="Also draw the answer as a picture; for several images OUT-1.png, OUT-2.png, ...",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     from labref.lab import Lab
-    from labref.query import ask
+    from labref.query import Desk
 
-    found = Lab.find(lab)
     failed = False
-    for number, image in enumerate(images, 1):
-        try:
-            data = _read(image)
-            answer = ask(found, data, name=str(image), k=k, by=by.value)
-            if grid is not None:
-                out = grid if len(images) == 1 else grid.with_stem(f"{grid.stem}-{number}")
-                draw_grid(found, answer, data, out)
-                if not json:
-                    typer.echo(f"grid drawn: {out}", err=True)
-        except LabrefError as error:
-            typer.echo(f"error: {image}: {error}", err=True)
-            failed = True
-            continue
-        if json:
-            print_json(answer)
-        else:
-            typer.echo(_text(answer))
-        sys.stdout.flush()
+    with Desk.open(Lab.find(lab)) as desk:
+        for number, image in enumerate(images, 1):
+            out = grid if grid is None or len(images) == 1 else grid.with_stem(f"{grid.stem}-{number}")
+            try:
+                _answer(desk, image, k, by, json, out)
+            except LabrefError as error:
+                typer.echo(f"error: {image}: {error}", err=True)
+                failed = True
     if failed:
         raise typer.Exit(1)
+
+
+def _answer(desk: Desk, image: Path, k: int, by: By, json: bool, grid: Path | None) -> None:
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the permissions.") from None
+    answer = desk.ask(data, name=str(image), k=k, by=by.value)
+    if json:
+        print_json(answer)
+    else:
+        typer.echo(_text(answer))
+    sys.stdout.flush()
+    if grid is not None:
+        draw_grid(desk.lab, answer, data, grid)
 
 
 def draw_grid(lab: Lab, answer: Mapping[str, Any], data: bytes, out: Path) -> None:
@@ -109,15 +115,6 @@ def draw_grid(lab: Lab, answer: Mapping[str, Any], data: bytes, out: Path) -> No
         raise LabrefError(
             f"the grid could not be written to {out}: {error}. Give --grid a file name that ends in .png, in a folder "
             "that exists and can be written to."
-        ) from None
-
-
-def _read(image: Path) -> bytes:
-    try:
-        return image.read_bytes()
-    except OSError as error:
-        raise LabrefError(
-            f"cannot be read: {error.strerror or error}. Check the path and the file's permissions."
         ) from None
 
 
