@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,13 @@ from training.data import batches, cache_crops
 from training.networks import build_classifier
 from training.run import Run, write_json
 
-__all__ = ["augment", "class_weights", "predict", "train_classifier"]
+__all__ = ["augment", "class_weights", "evaluate_classifier", "predict", "train_classifier"]
 
 _CHECKPOINT_SECONDS = 300.0
+
+
+def _advance(progress: Progress, task: Any, done: int) -> None:
+    progress.update(task, advance=done)
 
 
 def augment(crops: Any, config: Augmentation, seed: Any) -> Any:
@@ -38,7 +43,7 @@ def augment(crops: Any, config: Augmentation, seed: Any) -> Any:
     count, side = shape[0], tf.cast(shape[1], tf.float32)
 
     def uniform(index: int, limit: float, *columns: int) -> Any:
-        return tf.random.stateless_uniform([count, *columns], seed + [index, 0], -limit, limit)
+        return tf.random.stateless_uniform([count, *columns], tf.add(seed, [index, 0]), -limit, limit)
 
     angle = uniform(1, config.rotation_degrees * math.pi / 180.0)
     scale = 1.0 / (1.0 + uniform(2, config.zoom))
@@ -62,7 +67,7 @@ def augment(crops: Any, config: Augmentation, seed: Any) -> Any:
         blurred = tf.nn.depthwise_conv2d(
             images, tf.tile(kernel[:, :, None, None], [1, 1, 3, 1]), strides=[1, 1, 1, 1], padding="SAME"
         )
-        chosen = tf.random.stateless_uniform([count, 1, 1, 1], seed + [6, 0]) < config.blur
+        chosen = tf.random.stateless_uniform([count, 1, 1, 1], tf.add(seed, [6, 0])) < config.blur
         images = tf.where(chosen, blurred, images)
     gain = (1.0 + uniform(7, config.gain, 3)) * (1.0 + uniform(8, config.brightness, 1))
     return tf.clip_by_value(images * gain[:, None, None, :], 0.0, 255.0)
@@ -86,7 +91,7 @@ def predict(
     return np.concatenate(parts) if parts else np.zeros((0, model.output_shape[1]), np.float32)
 
 
-class _Checkpoint(keras.callbacks.Callback):  # type: ignore[misc]
+class _Checkpoint(keras.callbacks.Callback):
     """Writes model, optimiser and place within the epoch every few minutes, so that a stop costs at most that."""
 
     def __init__(self, folder: Path, epoch: int, first_step: int, progress: Progress, task: Any) -> None:
@@ -162,8 +167,7 @@ def _learning_rate(config: ClassifierConfig, steps_per_epoch: int) -> Any:
 def train_classifier(run: Run, progress: Progress) -> Path:
     """Train the classifier of `run`, or go on with it; returns `classifier.keras`.
 
-    Writes a checkpoint every five minutes and after each epoch, `history.csv` (one line an epoch) and at the end the model
-    and the confusion matrix of the held-out part in `classifier.json`.
+    Writes a checkpoint every five minutes and after each epoch, `history.csv` (one line an epoch) and at the end the model.
     """
     config, folder, split = run.config.classifier, run.folder, run.split
     final = folder / "classifier.keras"
@@ -179,7 +183,7 @@ def train_classifier(run: Run, progress: Progress) -> Path:
         items = split.part(part)
         task = progress.add_task(f"preparing {part} crops", total=len(items), info="")
         crops[part], good = cache_crops(
-            run.data, items, config.input_size, run.cache, lambda n, t=task: progress.update(t, advance=n)
+            run.data, items, config.input_size, run.cache, partial(_advance, progress, task)
         )
         targets[part] = np.array([index[item.label] for item in items], dtype=np.int64)
         rows[part] = np.flatnonzero(good).astype(np.int64)
@@ -253,3 +257,36 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     model.save(temporary)
     os.replace(temporary, final)
     return final
+
+
+def evaluate_classifier(run: Run, progress: Progress) -> dict[str, Any]:
+    """Accuracy and confusion matrix of the held-out part (of the validation part where nothing was held out).
+
+    Returns `part`, `n`, `accuracy`, `confusion` (int[c][c], rows: the class people gave), written as `classifier.json`.
+    """
+    out = run.folder / "classifier.json"
+    if out.exists():
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+    part = "holdout" if run.split.holdout else "validation"
+    items = run.split.part(part)
+    index = {label: number for number, label in enumerate(run.split.labels)}
+    task = progress.add_task(f"preparing {part} crops", total=len(items), info="")
+    crops, good = cache_crops(
+        run.data, items, run.config.classifier.input_size, run.cache, partial(_advance, progress, task)
+    )
+    rows = np.flatnonzero(good).astype(np.int64)
+    targets = np.array([index[items[row].label] for row in rows], dtype=np.int64)
+    model = keras.models.load_model(run.folder / "classifier.keras", compile=False)
+    guesses = predict(model, crops, rows).argmax(axis=1)
+    confusion = np.zeros((len(index), len(index)), dtype=int)
+    np.add.at(confusion, (targets, guesses), 1)
+    figures = {
+        "part": part,
+        "n": len(rows),
+        "accuracy": float((guesses == targets).mean()) if len(rows) else float("nan"),
+        "labels": list(run.split.labels),
+        "confusion": confusion.tolist(),
+    }
+    write_json(out, figures)
+    return figures

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from labref.image import CROP_SIZE
 from training.config import ClassifierConfig, VaeConfig
 
-__all__ = ["BREAK", "build_classifier", "build_trunk", "build_vae_parts", "orbit_matrix", "pooled_size"]
+__all__ = [
+    "BREAK",
+    "build_classifier",
+    "build_trunk",
+    "build_vae_parts",
+    "orbit_matrix",
+    "orientations_of",
+    "pooled_size",
+]
 
 BREAK = "break"
 """Name of the batch normalisation that is the sixth layer from the classifier's end: where features are taken."""
@@ -72,6 +80,13 @@ _TURNS: tuple[tuple[bool, int], ...] = tuple((mirror, turns) for mirror in (Fals
 _ORIENTATIONS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3), 8: tuple(range(8))}
 
 
+def orientations_of(count: int) -> list[tuple[bool, int]]:
+    """The (mirrored, quarter turns) that are averaged: the crop as it is comes first. Raises ValueError but for 1, 2, 4, 8."""
+    if count not in _ORIENTATIONS:
+        raise ValueError(f"orientations must be 1, 2, 4 or 8, not {count}")
+    return [_TURNS[index] for index in _ORIENTATIONS[count]]
+
+
 @keras.saving.register_keras_serializable("labref")
 class Orient(layers.Layer):
     """Turn [n, s, s, c] by `turns` × 90° after mirroring its columns if `mirror`; `inverse` undoes just that."""
@@ -113,11 +128,10 @@ def build_trunk(classifier: keras.Model, orientations: int = 1) -> keras.Model:
     x = keras.ops.cast(crops, "float32")
     x = layers.Resizing(size, size, interpolation="bilinear")(x)
     probabilities, features = [], []
-    for index in _ORIENTATIONS[orientations]:
-        mirror, turns = _TURNS[index]
-        p, f = both(Orient(mirror, turns)(x) if index else x)
+    for number, (mirror, turns) in enumerate(orientations_of(orientations)):
+        p, f = both(Orient(mirror, turns)(x) if number else x)
         probabilities.append(p)
-        features.append(Orient(mirror, turns, inverse=True)(f) if index else f)
+        features.append(Orient(mirror, turns, inverse=True)(f) if number else f)
     mean = (lambda parts: parts[0]) if orientations == 1 else layers.Average()
     outputs = {
         "probabilities": layers.Identity(name="probabilities")(mean(probabilities)),
@@ -164,6 +178,21 @@ class OrbitPooling(layers.Layer):
         return (input_shape[0], orbit_matrix(int(input_shape[1])).shape[1] * int(input_shape[3]))
 
 
+@keras.saving.register_keras_serializable("labref")
+class Standardise(layers.Layer):
+    """(x - mean) × scale, both fixed weights float32[d]: unlike Keras' Normalization it freezes into an ONNX graph."""
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Two weights that are not trained."""
+        shape = (int(input_shape[-1]),)
+        self.mean = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="mean")
+        self.scale = self.add_weight(shape=shape, initializer="ones", trainable=False, name="scale")
+
+    def call(self, inputs: Any) -> Any:
+        """Standardised inputs."""
+        return (inputs - self.mean) * self.scale
+
+
 def build_vae_parts(
     feature_shape: tuple[int, int, int],
     config: VaeConfig,
@@ -189,7 +218,9 @@ def build_vae_parts(
 
     inputs = keras.Input(feature_shape, name="features")
     pooled = layers.Flatten()(inputs) if config.pooling == "flatten" else OrbitPooling()(inputs)
-    x = layers.Normalization(mean=mean, variance=deviation.astype(np.float64) ** 2, name="standardise")(pooled)
+    standardise = Standardise(name="standardise")
+    x = standardise(pooled)
+    standardise.set_weights([mean, 1.0 / deviation])
     x = hidden(x)
     latent_mean = layers.Dense(config.latent_size, name="latent_mean")(x)
     latent_log_variance = layers.Dense(config.latent_size, name="latent_log_variance")(x)

@@ -1,0 +1,59 @@
+"""`python -m exporters`: ship a trained run as a bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Ship a trained run as a bundle that labs run without TensorFlow.", no_args_is_help=True)
+
+
+@app.callback()
+def _commands() -> None:
+    """Ship a trained run as a bundle that labs run without TensorFlow."""
+
+
+@app.command()
+def bundle(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that `python -m training train` made.")],
+    out: Annotated[Path, typer.Option(help="The bundle file to write, as starter.labref.")],
+    figures: Annotated[
+        Path | None, typer.Option(help="JSON of `python -m training evaluate`, for the manifest and the model card.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The run's images, where they lie elsewhere by now.")] = None,
+) -> None:
+    """Convert trunk and encoder to ONNX, check them against Keras on held-out crops, add golden outputs, manifest and model card, and pack one file.
+
+    Without --figures the card says that nothing was measured. The usual order:
+
+    python -m exporters bundle runs/mine --out mine.labref
+
+    python -m training evaluate --bundle mine.labref --references DIR --queries DIR --json > runs/mine/figures.json
+
+    python -m exporters bundle runs/mine --out mine.labref --figures runs/mine/figures.json
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    console = Console(stderr=True)
+    from exporters.bundles import ExportError, export_bundle
+    from labref.errors import LabrefError
+    from training.progress import progress_bars
+    from training.run import Run, RunError
+
+    try:
+        with progress_bars(console) as progress:
+            shipped, parity = export_bundle(Run.open(run, data), out, progress, figures)
+    except (ExportError, RunError, LabrefError, OSError) as error:
+        console.print(f"error: {error}", style="red", highlight=False)
+        raise typer.Exit(1) from None
+    print(
+        f"{out}: bundle {shipped.short} “{shipped.manifest.name}”, {out.stat().st_size / 1e6:.1f} MB; largest difference from Keras on "
+        f"{parity.crops} held-out crops: probabilities {parity.probabilities:.2g}, latents {parity.latents:.2g}"
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,174 @@
+"""A trained run → one bundle file: graphs, golden outputs, calibrated thresholds, manifest, model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from exporters.card import model_card
+from exporters.classes import class_group, class_id
+from exporters.graphs import ExportError, Parity, convert, measure_parity
+from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, manifest_bytes, pack
+from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
+from labref.fingerprint import DUPLICATE_BELOW, POSSIBLE_UP_TO
+from labref.image import PREPARATION, prepare, prepare_pixels
+from labref.inference import Embedder
+from training.networks import build_trunk
+from training.run import Run
+from training.vae import extract_features
+
+__all__ = ["ExportError", "export_bundle"]
+
+PARITY_LIMIT = 1e-3
+GOLDEN_TOLERANCE = 2e-2  # of latents and probabilities between computers: other CPUs and GPUs sum in another order
+NOVELTY_K = 8
+NOVELTY_QUANTILE = 0.99
+
+
+def export_bundle(
+    run: Run, out: Path, progress: Progress, figures: Path | None = None, parity_crops: int = 64
+) -> tuple[Bundle, Parity]:
+    """Ship `run` as the one file `out`.
+
+    figures : the JSON of `python -m training evaluate` for this model; it goes into the manifest and the model card.
+    Returns the bundle as it was packed (its folder is gone by then) and the parity between Keras and ONNX Runtime on
+    `parity_crops` held-out crops. Raises `ExportError` where parity fails or the run is not trained to its end.
+    """
+    for name in ("classifier.keras", "encoder.keras"):
+        if not (run.folder / name).exists():
+            raise ExportError(
+                f"{run.folder} has no {name} yet; `python -m training resume {run.folder}` goes on with it"
+            )
+    note = progress.console.print
+    classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
+    full_encoder = keras.models.load_model(run.folder / "encoder.keras", compile=False)
+    trunk = build_trunk(classifier, run.config.orientations)
+    encoder = keras.Model(full_encoder.input, full_encoder.outputs[0], name="encoder")
+    with tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
+        folder = Path(scratch) / "bundle"
+        folder.mkdir()
+        note("converting to ONNX")
+        convert(trunk, "crops", np.uint8, ["probabilities", "features"], folder / "trunk.onnx")
+        convert(encoder, "features", np.float32, ["latent"], folder / "encoder.onnx")
+        note("comparing with Keras on held-out crops")
+        parity = measure_parity(trunk, encoder, folder, _holdout_crops(run, parity_crops))
+        if max(parity.probabilities, parity.latents) > PARITY_LIMIT:
+            raise ExportError(f"ONNX and Keras differ by more than {PARITY_LIMIT}: {parity}")
+        note("calibrating novelty on the validation part")
+        novelty, scale = _calibrate(run, full_encoder, progress)
+        _write_golden(folder, trunk, encoder)
+        measured = json.loads(figures.read_text(encoding="utf-8")) if figures else {}
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            name=run.config.name,
+            version=hashlib.sha256(
+                (folder / "trunk.onnx").read_bytes() + (folder / "encoder.onnx").read_bytes()
+            ).hexdigest()[:12],
+            labels=run.split.labels,
+            class_ids={label: class_id(label) for label in run.split.labels},
+            class_groups={label: class_group(label) for label in run.split.labels},
+            preparation=PREPARATION,
+            features=tuple(trunk.output["features"].shape[1:]),
+            orientations=run.config.orientations,
+            latent_size=run.config.vae.latent_size,
+            latent_scale=scale,
+            novelty=novelty,
+            duplicates={
+                "hash": "average_hash",
+                "duplicate_below": DUPLICATE_BELOW,
+                "possible_up_to": POSSIBLE_UP_TO,
+                "how": "the thesis' rule, section 4.2",
+            },
+            golden_tolerance=GOLDEN_TOLERANCE,
+            training={
+                "config": run.config.to_json(),
+                "data": run.data.name,
+                "split_digest": run.split.digest,
+                "images": {part: len(run.split.part(part)) for part in ("train", "validation", "holdout")},
+                "parity": asdict(parity),
+                "weights": {"trunk": int(trunk.count_params()), "encoder": int(encoder.count_params())},
+            },
+            figures=measured,
+            files={},
+        )
+        (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
+        manifest = Manifest(**{**vars(manifest), "files": _files(folder)})
+        (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+        bundle = Bundle.open(folder)
+        with Embedder.open(bundle, device="cpu") as embedder:
+            embedder.golden_difference()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return pack(folder, out), parity
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+    }
+
+
+def _holdout_crops(run: Run, count: int) -> NDArray[np.uint8]:
+    items = run.split.holdout or run.split.validation or run.split.train
+    chosen = [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
+    return np.stack([prepare((run.data / item.path).read_bytes()).crop for item in chosen])
+
+
+def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:
+    """Golden inputs are cells drawn by labref itself: a bundle carries no patient's image."""
+    slides = make_slides(len(LABELS), seed=1)
+    stacked = np.stack(
+        [
+            prepare_pixels(draw_cell(label, OPTICS[slide.optics], slide, np.random.default_rng(number))).crop
+            for number, (label, slide) in enumerate(zip(LABELS, slides, strict=True))
+        ]
+    )
+    outputs = trunk(stacked, training=False)
+    latents = np.asarray(encoder(outputs["features"], training=False))
+    np.savez_compressed(
+        folder / "golden.npz",
+        crops=stacked,
+        probabilities=np.asarray(outputs["probabilities"], dtype=np.float32),
+        latents=latents.astype(np.float32),
+    )
+
+
+def _latents(encoder: Any, run: Run, part: str, progress: Progress) -> NDArray[np.float32]:
+    features = extract_features(run, part, run.config.vae.views, progress)
+    blocks = [
+        np.asarray(encoder(features.views[start : start + 512, 0].astype(np.float32), training=False)[0])
+        for start in range(0, len(features.targets), 512)
+    ]
+    return np.concatenate(blocks)
+
+
+def _calibrate(run: Run, encoder: Any, progress: Progress) -> tuple[NoveltyThreshold, float]:
+    """The novelty threshold, and the mean squared error between random pairs of training cells (the latent scale)."""
+    known, unseen = _latents(encoder, run, "train", progress), _latents(encoder, run, "validation", progress)
+    if not len(unseen):
+        raise ExportError("the run has no validation part to calibrate novelty on; set validation above 0")
+    size = known.shape[1]
+    squares = (known**2).sum(axis=1)
+    scores = []
+    for start in range(0, len(unseen), 256):
+        block = unseen[start : start + 256]
+        distances = np.maximum(squares[None, :] - 2 * block @ known.T + (block**2).sum(axis=1)[:, None], 0) / size
+        scores.append(np.sort(np.partition(distances, NOVELTY_K, axis=1)[:, :NOVELTY_K], axis=1).mean(axis=1))
+    threshold = float(np.quantile(np.concatenate(scores), NOVELTY_QUANTILE))
+    rng = np.random.default_rng(run.config.seed)
+    pairs = rng.integers(0, len(known), (2, 20_000))
+    scale = float(((known[pairs[0]] - known[pairs[1]]) ** 2).mean())
+    how = (
+        f"{NOVELTY_QUANTILE:.0%} of {len(unseen)} validation cells have a smaller mean distance to their "
+        f"{NOVELTY_K} nearest of {len(known)} training cells"
+    )
+    return NoveltyThreshold(threshold, NOVELTY_K, how), scale

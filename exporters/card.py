@@ -1,0 +1,99 @@
+"""The model card of a bundle: what it was trained on, how it was measured, what it must not be used for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from labref.bundle import Manifest
+
+__all__ = ["model_card"]
+
+_PBC = """\
+Cells: *A dataset of microscopic peripheral blood cell images for development of automatic recognition systems*,
+Acevedo, Merino, Alférez, Molina, Boldú, Rodellar, Data in Brief 30:105474 (2020), doi 10.17632/snkd93bnjr.1,
+licence CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/). Healthy donors, Hospital Clínic Barcelona,
+CellaVision DM96, May-Grünwald-Giemsa. {total:,} of its images were used as described here, cropped and normalised; no
+image is part of this bundle: the golden inputs are cells drawn by labref itself."""
+
+
+def model_card(manifest: Manifest) -> str:
+    """Markdown text of `MODEL_CARD.md`, from nothing but the manifest: no figure is written by hand."""
+    training, config = manifest.training, manifest.training["config"]
+    images: Mapping[str, int] = training["images"]
+    classifier, vae, parity = config["classifier"], config["vae"], training["parity"]
+    total = sum(images.values())
+    data = _PBC.format(total=total) if training["data"] == "pbc" else f"Class folders named `{training['data']}`."
+    pooling = "flattened" if vae["pooling"] == "flatten" else "averaged over turns and mirrors of the grid"
+    grid = "×".join(str(n) for n in manifest.features)
+    turns = manifest.orientations
+    lines = [
+        f"# Model card: labref bundle “{manifest.name}”, version {manifest.version}",
+        "",
+        f"Latents of {manifest.latent_size} numbers and probabilities of {len(manifest.labels)} classes "
+        f"({', '.join(manifest.labels)}) for one blood-cell image.",
+        "",
+        "## Use",
+        "To find a lab's own cells that look like a given one, beside a person who decides. It makes no diagnosis, and was",
+        "trained on cells of healthy donors from one analyser: its class names are a hint, its distances a way to look.",
+        "",
+        "## Data and licence",
+        data,
+        "",
+        f"Split by name hash, SHA-256 of the list `{training['split_digest'][:16]}…`: {images['train']:,} trained on, "
+        f"{images['validation']:,} for curves and the novelty threshold, {images['holdout']:,} held out and never trained on.",
+        "Patients are unknown in this data, so a donor's cells lie on both sides of the split.",
+        "",
+        "## Model",
+        f"Modified Xception (middle flow ×{classifier['middle_repeats']}), width {classifier['width']}, input "
+        f"{classifier['input_size']} px from a 256 px crop, features {grid} at the sixth layer from the end"
+        + (f", averaged over {turns} orientations of the crop" if turns > 1 else "")
+        + f"; VAE on these, {pooling}, {vae['layers']} hidden layers of {vae['width']}, {manifest.latent_size} latents. "
+        f"{training['weights']['trunk']:,} and {training['weights']['encoder']:,} weights.",
+        f"Trained for {classifier['epochs']} epochs with Adam, rotations of ±{classifier['augmentation']['rotation_degrees']:g}°, "
+        f"then the VAE for {vae['epochs']} epochs on {vae['views']} views of each cell.",
+        "",
+        f"ONNX against Keras on {parity['crops']} held-out crops, largest absolute difference: probabilities "
+        f"{parity['probabilities']:.2g}, features {parity['features']:.2g}, latents {parity['latents']:.2g}.",
+        "",
+        "## Figures",
+        *_figures(manifest.figures),
+        "",
+        "## Novelty",
+        f"A cell counts as novel when the mean distance to its {manifest.novelty.k} nearest is above "
+        f"{manifest.novelty.threshold:.4g}: {manifest.novelty.how}.",
+        "",
+        "## Limits",
+        "One analyser, one stain, eight classes, no disease. On other optics distances and classes shift; references from the",
+        "lab's own store are what labref relies on there. Erythroblasts and immature granulocytes are the weakest classes.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(figures: Mapping[str, Any]) -> list[str]:
+    if not figures:
+        return ["Not measured yet (`python -m training evaluate`, then export again with `--figures`)."]
+    precision = figures["precision_at_8"]
+    rows = [
+        f"Measured by `{figures['command']}`: {figures['n_queries']:,} queries never trained on, "
+        f"{figures['n_references']:,} references.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        f"| class precision@8, mean over classes | {precision['macro']:.4f} |",
+        f"| class precision@8, mean over queries | {precision['micro']:.4f} |",
+        *(f"| class precision@8, {label} | {value:.4f} |" for label, value in precision["per_class"].items()),
+        f"| classifier accuracy | {figures['classifier_accuracy']:.4f} |",
+        f"| accuracy of the weighted vote of eight | {figures['knn_accuracy']:.4f} |",
+    ]
+    overlap = figures.get("rotation_overlap_at_8")
+    if overlap:
+        rows += [f"| of the eight stay when the query is {how} | {value:.2f} |" for how, value in overlap.items()]
+    attributes = figures.get("attribute_agreement_at_8")
+    if attributes:
+        rows += [
+            f"| attribute agreement@8 (WBCAtt, 11 attributes) | {attributes['references']:.4f} |",
+            f"| … of a random reference of the same class | {attributes['random_same_class']:.4f} |",
+        ]
+    return rows

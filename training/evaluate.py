@@ -1,0 +1,270 @@
+"""Figures of a bundle on any two class-folder trees: references and queries.
+
+What is measured is what a lab runs: the shipped graphs, through `labref.image` and `labref.inference`.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from labref.errors import UnreadableImageError
+from labref.fingerprint import digest
+from labref.image import decode, measure_background, prepare_pixels
+from labref.inference import Embedder
+from training.data import Item, list_images
+
+__all__ = ["TURNS", "Embedded", "attribute_agreement", "embed_tree", "evaluate", "nearest", "turn"]
+
+K = 8
+TURNS: dict[str, tuple[float, bool]] = {
+    "turned 90°": (90.0, False),
+    "turned 180°": (180.0, False),
+    "turned 270°": (270.0, False),
+    "turned 37°": (37.0, False),
+    "mirrored": (0.0, True),
+}
+"""The changes of a query under which its eight references should stay: degrees counter-clockwise, mirrored left to right."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A tree, embedded. items : n images.  digests : of their bytes.  probabilities : float32[n, c].  latents : float32[n, L].
+    unreadable : images that could not be prepared, with the reason."""
+
+    items: tuple[Item, ...]
+    digests: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    latents: NDArray[np.float32]
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+
+def turn(pixels: NDArray[np.uint8], degrees: float, mirrored: bool) -> NDArray[np.uint8]:
+    """An image uint8[h, w, 3] turned counter-clockwise and then mirrored, as if the slide had lain so: the picture grows
+    where it must, and what lies outside shows the smear's background."""
+    if degrees % 90 == 0:
+        turned = np.rot90(pixels, int(degrees // 90) % 4)
+    else:
+        background = measure_background(np.asarray(Image.fromarray(pixels).reduce(4)))
+        fill = (round(background[0]), round(background[1]), round(background[2]))
+        picture = Image.fromarray(pixels).rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=fill)
+        turned = np.asarray(picture)
+    return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)
+
+
+def embed_tree(
+    embedder: Embedder,
+    tree: Path,
+    items: Sequence[Item],
+    change: tuple[float, bool] = (0.0, False),
+    advance: Callable[[int], None] = lambda _: None,
+) -> Embedded:
+    """Prepare and embed `items` of `tree`, each turned by `change` first; batches only, so memory stays small."""
+    parts: list[Any] = []
+    kept: list[Item] = []
+    digests: list[str] = []
+    unreadable: list[tuple[str, str]] = []
+
+    def one(item: Item) -> tuple[str, Any]:
+        data = (tree / item.path).read_bytes()
+        try:
+            pixels = decode(data)
+            return digest(data), prepare_pixels(turn(pixels, *change) if change != (0.0, False) else pixels).crop
+        except UnreadableImageError as error:
+            return digest(data), str(error)
+
+    size = embedder.batch_size * 4
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for start in range(0, len(items), size):
+            crops = []
+            for item, (name, crop) in zip(
+                items[start : start + size], pool.map(one, items[start : start + size]), strict=True
+            ):
+                if isinstance(crop, str):
+                    unreadable.append((item.path, crop))
+                else:
+                    crops.append(crop)
+                    kept.append(item)
+                    digests.append(name)
+            if crops:
+                parts.append(embedder.embed(np.stack(crops)))
+            advance(min(size, len(items) - start))
+    manifest = embedder.bundle.manifest
+    return Embedded(
+        tuple(kept),
+        tuple(digests),
+        np.concatenate([np.zeros((0, len(manifest.labels)), np.float32), *(p.probabilities for p in parts)]),
+        np.concatenate([np.zeros((0, manifest.latent_size), np.float32), *(p.latents for p in parts)]),
+        tuple(unreadable),
+    )
+
+
+def nearest(
+    queries: NDArray[np.float32], references: NDArray[np.float32], same: NDArray[np.bool_] | None, k: int = K
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rows and mean squared errors, int64[n, k] and float64[n, k], of the k nearest references, nearest first.
+
+    queries float32[n, L], references float32[m, L]; same : bool[n, m], True where a reference is the query's own image.
+    """
+    wide = references.astype(np.float64)
+    rows = np.empty((len(queries), k), dtype=np.int64)
+    distances = np.empty((len(queries), k))
+    for start in range(0, len(queries), 256):
+        block = queries[start : start + 256].astype(np.float64)
+        squares = (wide**2).sum(1)[None, :] - 2 * block @ wide.T + (block**2).sum(1)[:, None]
+        if same is not None:
+            squares[same[start : start + 256]] = np.inf
+        part = np.argpartition(squares, k - 1, axis=1)[:, :k]
+        order = np.argsort(np.take_along_axis(squares, part, 1), axis=1, kind="stable")
+        chosen = np.take_along_axis(part, order, 1)
+        rows[start : start + 256] = chosen
+        distances[start : start + 256] = np.maximum(np.take_along_axis(squares, chosen, 1), 0) / queries.shape[1]
+    return rows, distances
+
+
+def _same(queries: Sequence[str], references: Sequence[str]) -> NDArray[np.bool_]:
+    places: dict[str, list[int]] = {}
+    for row, name in enumerate(references):
+        places.setdefault(name, []).append(row)
+    same = np.zeros((len(queries), len(references)), dtype=bool)
+    for row, name in enumerate(queries):
+        same[row, places.get(name, [])] = True
+    return same
+
+
+def attribute_agreement(
+    queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64], attributes: Path
+) -> dict[str, float]:
+    """Share of expert attributes that a query has in common with its references, and with a random one of its class.
+
+    attributes : CSV with a column `path` (`<class>/<name>`) and one column for each attribute. Queries and references without a
+    line are left out. `random_same_class` is exact: the mean over every reference of the query's class.
+    """
+    with attributes.open(newline="", encoding="utf-8") as file:
+        table = {row.pop("path").rsplit("/", 1)[-1]: tuple(row.values()) for row in csv.DictReader(file)}
+    codes: dict[tuple[int, str], int] = {}
+    known = {
+        name: np.array([codes.setdefault((i, v), len(codes)) for i, v in enumerate(values)])
+        for name, values in table.items()
+    }
+
+    def of(item: Item) -> Any:
+        return known.get(item.path.rsplit("/", 1)[-1])
+
+    coded = [of(item) for item in references]
+    by_class: dict[str, Any] = {}
+    for item, values in zip(references, coded, strict=True):
+        if values is not None:
+            by_class.setdefault(item.label, []).append(values)
+    by_class = {label: np.stack(values) for label, values in by_class.items()}
+    found, random = [], []
+    for item, chosen in zip(queries, rows, strict=True):
+        own = of(item)
+        shown = [coded[row] for row in chosen if coded[row] is not None]
+        if own is None or not shown or item.label not in by_class:
+            continue
+        found.append(np.mean([(own == other).mean() for other in shown]))
+        random.append((by_class[item.label] == own).mean())
+    if not found:
+        return {"n_queries": 0, "references": float("nan"), "random_same_class": float("nan")}
+    return {
+        "n_queries": len(found),
+        "references": float(np.mean(found)),
+        "random_same_class": float(np.mean(random)),
+    }
+
+
+def evaluate(
+    embedder: Embedder,
+    references: Path,
+    queries: Path,
+    *,
+    attributes: Path | None = None,
+    rotations: bool = True,
+    limit: int | None = None,
+    step: Callable[[str, int], Callable[[int], None]] = lambda _name, _total: lambda _done: None,
+) -> dict[str, Any]:
+    """Measure the bundle in `embedder`: `queries` against `references`, two folders of class folders.
+
+    A query's own image among the references (the same bytes) is not its reference. limit : at most so many queries of each class.
+    step(name, total) is called as each stage begins, and what it returns as the stage goes on. Raises ValueError for empty trees.
+    """
+    reference_items, query_items = list_images(references), list_images(queries)
+    if limit is not None:
+        taken: dict[str, int] = {}
+        query_items = [
+            i
+            for i in query_items
+            if taken.setdefault(i.label, 0) < limit and not taken.update({i.label: taken[i.label] + 1})
+        ]
+    known = embed_tree(embedder, references, reference_items, advance=step("references", len(reference_items)))
+    asked = embed_tree(embedder, queries, query_items, advance=step("queries", len(query_items)))
+    if len(known.items) <= K or not asked.items:
+        raise ValueError(f"{references} must hold more than {K} readable images, and {queries} at least one")
+    same = _same(asked.digests, known.digests)
+    rows, distances = nearest(asked.latents, known.latents, same)
+    reference_labels = np.array([item.label for item in known.items])
+    query_labels = np.array([item.label for item in asked.items])
+    hits = (reference_labels[rows] == query_labels[:, None]).mean(axis=1)
+    classes = sorted(set(query_labels.tolist()))
+    per_class = {label: float(hits[query_labels == label].mean()) for label in classes}
+
+    # the vote of the eight, weighted as the spread is: exp(-d / d_8)
+    weights = np.exp(-distances / np.maximum(distances[:, -1:], 1e-30))
+    votes = []
+    for labels, weight in zip(reference_labels[rows], weights, strict=True):
+        names = sorted(set(labels.tolist()))
+        votes.append(names[int(np.argmax([weight[labels == name].sum() for name in names]))])
+    known_labels = np.array(embedder.bundle.manifest.labels)
+    predicted = known_labels[asked.probabilities.argmax(axis=1)]
+    in_bundle = np.isin(query_labels, known_labels)
+    confusion = {
+        label: {name: int(((query_labels == label) & (predicted == name)).sum()) for name in known_labels.tolist()}
+        for label in classes
+    }
+    figures: dict[str, Any] = {
+        "bundle": embedder.bundle.digest,
+        "model_version": embedder.bundle.manifest.version,
+        "provider": embedder.provider,
+        "n_queries": len(asked.items),
+        "n_references": len(known.items),
+        "unreadable": [
+            {"tree": name, "path": path, "reason": reason}
+            for name, tree in (("references", known), ("queries", asked))
+            for path, reason in tree.unreadable
+        ],
+        "precision_at_8": {
+            "micro": float(hits.mean()),
+            "macro": float(np.mean(list(per_class.values()))),
+            "per_class": per_class,
+        },
+        "knn_accuracy": float((np.array(votes) == query_labels).mean()),
+        "classifier_accuracy": float((predicted == query_labels)[in_bundle].mean()) if in_bundle.any() else None,
+        "confusion": confusion,
+        "novel_share": float((distances.mean(axis=1) > embedder.bundle.manifest.novelty.threshold).mean()),
+        "queries_digest": hashlib.sha256("\n".join(sorted(asked.digests)).encode()).hexdigest(),
+        "references_digest": hashlib.sha256("\n".join(sorted(known.digests)).encode()).hexdigest(),
+    }
+    if rotations:
+        overlap = {}
+        for name, change in TURNS.items():
+            turned = embed_tree(embedder, queries, asked.items, change, step(f"queries {name}", len(asked.items)))
+            if len(turned.items) != len(asked.items):
+                raise ValueError(f"{queries}: {turned.unreadable[0]} could be read before and cannot now")
+            again, _ = nearest(turned.latents, known.latents, same)
+            overlap[name] = float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(rows, again, strict=True)]))
+        overlap["mean"] = float(np.mean(list(overlap.values())))
+        figures["rotation_overlap_at_8"] = overlap
+    if attributes is not None:
+        figures["attribute_agreement_at_8"] = attribute_agreement(asked.items, known.items, rows, attributes)
+    return figures

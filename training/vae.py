@@ -1,0 +1,206 @@
+"""Features at the classifier's break, and the VAE that turns them into latents."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from training.classifier import augment
+from training.config import Augmentation, VaeConfig
+from training.data import batches, cache_crops
+from training.networks import BREAK, Orient, build_vae_parts, orbit_matrix, orientations_of
+from training.run import Run, RunError, write_json
+
+__all__ = ["Features", "extract_features", "feature_model", "train_vae"]
+
+VIEW = Augmentation(rotation_degrees=180, flip=True, shift=0.02, zoom=0.04, gain=0.04, brightness=0.02, blur=0.1)
+"""Changes between views of a cell that must not change its latent: turns, mirrors, and what a recapture differs by."""
+
+
+class Features:
+    """Features of one part of a run.
+
+    views : float16 memory map [n, v, h, w, c]; view 0 is the plain crop.  targets : int64[n], class indices.
+    """
+
+    def __init__(self, views: NDArray[np.float16], targets: NDArray[np.int64]) -> None:
+        self.views = views
+        self.targets = targets
+
+
+def feature_model(classifier: Any, orientations: int) -> Any:
+    """Crops float32[n, s, s, 3] → features float32[n, h, w, c], averaged over orientations as the exported trunk does."""
+    size = classifier.input_shape[1]
+    inner = keras.Model(classifier.input, classifier.get_layer(BREAK).output)
+    inputs = keras.Input((size, size, 3))
+    parts = []
+    for number, (mirror, turns) in enumerate(orientations_of(orientations)):
+        turned = inner(Orient(mirror, turns)(inputs) if number else inputs)
+        parts.append(Orient(mirror, turns, inverse=True)(turned) if number else turned)
+    return keras.Model(inputs, parts[0] if len(parts) == 1 else keras.layers.Average()(parts))
+
+
+def extract_features(run: Run, part: str, views: int, progress: Progress) -> Features:
+    """Features of `part` ("train" or "validation"), cached in the run's folder as a float16 memory map; resumable.
+
+    View 0 is the plain crop, the others are turned, mirrored and slightly changed (`VIEW`).
+    """
+    folder = run.folder / "features"
+    folder.mkdir(exist_ok=True)
+    items = run.split.part(part)
+    index = {label: number for number, label in enumerate(run.split.labels)}
+    size = run.config.classifier.input_size
+    crops, good = cache_crops(run.data, items, size, run.cache)
+    rows = np.flatnonzero(good).astype(np.int64)
+    targets = np.array([index[items[row].label] for row in rows], dtype=np.int64)
+    path, state = folder / f"{part}-{views}.npy", folder / f"{part}-{views}.json"
+    classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
+    model = feature_model(classifier, run.config.orientations)
+    shape = (len(rows), views, *model.output_shape[1:])
+    done = json.loads(state.read_text())["done"] if state.exists() and path.exists() else 0
+    if done == 0:
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+    task = progress.add_task(f"features, {part}", total=len(rows), completed=done, info="")
+    if done < len(rows):
+        step = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        out = np.lib.format.open_memmap(path, mode="r+")
+        for start in range(done, len(rows), 64):
+            batch = rows[start : start + 64]
+            raw = tf.constant(crops[batch])
+            out[start : start + len(batch), 0] = step(tf.cast(raw, tf.float32)).numpy()
+            for view in range(1, views):
+                seed = tf.constant([run.config.seed * 100_000 + start, view * 100], tf.int32)
+                out[start : start + len(batch), view] = step(augment(raw, VIEW, seed)).numpy()
+            if (start // 64) % 10 == 9 or start + 64 >= len(rows):
+                out.flush()
+                write_json(state, {"done": start + len(batch)})
+            progress.update(task, advance=len(batch))
+    return Features(np.load(path, mmap_mode="r"), targets)
+
+
+def _pool(views: NDArray[Any], pooling: str) -> NDArray[np.float32]:
+    """Pooled features float32[..., d] of views [..., h, w, c], as the encoder pools them."""
+    *lead, height, width, channels = views.shape
+    values = views.astype(np.float32)
+    if pooling == "flatten":
+        return values.reshape(*lead, height * width * channels)
+    matrix = orbit_matrix(height)
+    flat = np.swapaxes(values.reshape(*lead, height * width, channels), -1, -2)
+    return np.asarray((flat @ matrix).reshape(*lead, channels * matrix.shape[1]), dtype=np.float32)
+
+
+def _moments(features: Features, pooling: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation float32[d] of the pooled plain features, in one pass over blocks."""
+    total: Any = 0.0
+    square: Any = 0.0
+    for start in range(0, len(features.targets), 1024):
+        block = _pool(features.views[start : start + 1024, 0], pooling).astype(np.float64)
+        total, square = total + block.sum(axis=0), square + (block**2).sum(axis=0)
+    mean = total / len(features.targets)
+    deviation = np.sqrt(np.maximum(square / len(features.targets) - mean**2, 0.0))
+    # a channel that hardly varies carries nothing, and must not be blown up to unit variance
+    floor = 0.05 * float(np.median(deviation)) + 1e-6
+    return mean.astype(np.float32), np.maximum(deviation, floor).astype(np.float32)
+
+
+def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out: Path | None = None) -> Path:
+    """Train the VAE of `run` on the features at the break, or return the one it has: `encoder.keras`.
+
+    The loss is the evidence lower bound with unit variance: half the squared error summed over standardised features, plus
+    β times the KL divergence to the unit normal (Kingma & Welling, arXiv 1312.6114, eq. 10), plus the class head's cross
+    entropy where `class_weight` asks for it. Writes `vae_history.csv`. Raises `RunError` where the classifier is missing.
+    """
+    config = config or run.config.vae
+    final = out or run.folder / "encoder.keras"
+    if final.exists():
+        return final
+    if not (run.folder / "classifier.keras").exists():
+        raise RunError(
+            f"{run.folder} has no trained classifier yet; `python -m training resume {run.folder}` trains it"
+        )
+    train = extract_features(run, "train", config.views, progress)
+    validation = extract_features(run, "validation", config.views, progress)
+    mean, deviation = _moments(train, config.pooling)
+    keras.utils.set_random_seed(run.config.seed)
+    shape = train.views.shape[2:]
+    encoder, decoder, head = build_vae_parts(shape, config, len(run.split.labels), mean, deviation)
+    variables = [*encoder.trainable_variables, *decoder.trainable_variables]
+    if config.class_weight:
+        variables += head.trainable_variables
+    steps = max(len(train.targets) // config.batch_size, 1)
+    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps)
+    optimiser = keras.optimizers.Adam(rate)
+    optimiser.build(variables)
+    classes = len(run.split.labels)
+
+    def losses(features: Any, target: Any, labels: Any, training: bool) -> Any:
+        latent_mean, log_variance = encoder(features, training=training)
+        log_variance = tf.clip_by_value(log_variance, -10.0, 10.0)
+        noise = tf.random.normal(tf.shape(latent_mean)) if training else 0.0
+        decoded = decoder(latent_mean + tf.exp(0.5 * log_variance) * noise, training=training)
+        reconstruction = 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(decoded - target), axis=1))
+        divergence = 0.5 * tf.reduce_mean(
+            tf.reduce_sum(tf.exp(log_variance) + tf.square(latent_mean) - 1.0 - log_variance, axis=1)
+        )
+        entropy = tf.constant(0.0)
+        if config.class_weight:
+            guess = head(latent_mean, training=training)
+            entropy = tf.reduce_mean(keras.losses.categorical_crossentropy(tf.one_hot(labels, classes), guess))
+        return reconstruction + config.beta * divergence + config.class_weight * entropy, reconstruction, divergence
+
+    @tf.function(reduce_retracing=True)
+    def step(features: Any, target: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            values = losses(features, target, labels, True)
+        optimiser.apply_gradients(zip(tape.gradient(values[0], variables), variables, strict=True))
+        return tf.stack(values)
+
+    @tf.function(reduce_retracing=True)
+    def check(features: Any, target: Any, labels: Any) -> Any:
+        return tf.stack(losses(features, target, labels, False))
+
+    def draw(data: Features, batch: NDArray[np.int64], generator: np.random.Generator | None) -> tuple[Any, Any, Any]:
+        views = data.views[batch]
+        goal = (_pool(views, config.pooling).mean(axis=1) - mean) / deviation
+        # from any one view, the mean of all: a turn of the cell is noise that the latent learns to leave out
+        one = np.zeros(len(batch), int) if generator is None else generator.integers(0, views.shape[1], len(batch))
+        return views[np.arange(len(batch)), one].astype(np.float32), goal.astype(np.float32), data.targets[batch]
+
+    rows, valid = np.arange(len(train.targets)), np.arange(len(validation.targets))
+    history = run.folder / "vae_history.csv"
+    lines: list[list[str]] = []
+    task = progress.add_task("training the VAE", total=config.epochs * steps, info="")
+    for epoch in range(config.epochs):
+        began = time.monotonic()
+        generator = np.random.default_rng(run.config.seed * 1000 + epoch)
+        sums: Any = np.zeros(3)
+        plan = batches(rows, config.batch_size, seed=run.config.seed * 1000 + epoch, drop_last=True)
+        for batch in plan:
+            sums = sums + step(*map(tf.constant, draw(train, batch, generator))).numpy()
+            progress.update(task, advance=1)
+        checks: Any = np.zeros(3)
+        for batch in batches(valid, 256, seed=None):
+            checks = checks + check(*map(tf.constant, draw(validation, batch, None))).numpy() * len(batch)
+        checks = checks / max(len(valid), 1)
+        progress.update(task, info=f"loss {sums[0] / steps:.1f} validation {checks[0]:.1f}")
+        numbers = [*(sums / steps), *checks]
+        lines.append([str(epoch + 1), *(f"{n:.4f}" for n in numbers), f"{time.monotonic() - began:.1f}"])
+        with history.open("w", newline="") as file:
+            writer = csv.writer(file)
+            names = ["loss", "reconstruction", "divergence"]
+            writer.writerow(["epoch", *names, *(f"validation_{n}" for n in names), "seconds"])
+            writer.writerows(lines)
+    temporary = final.with_name("encoder.part.keras")
+    encoder.save(temporary)
+    os.replace(temporary, final)
+    return final
