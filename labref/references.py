@@ -1,0 +1,154 @@
+"""The references of a cell: its nearest neighbours in the lab, the spread of the nearest hundred, and whether it is new."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.bundle import Bundle
+from labref.fingerprint import DUPLICATE_BELOW
+from labref.store import Cell, Neighbour, Store, cell_id_of
+
+__all__ = ["BANDWIDTH_RANK", "Distribution", "Found", "Novelty", "Reference", "find", "weights"]
+
+BANDWIDTH_RANK = 8
+"""The distance of this neighbour is the width of the kernel that weighs the spread."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A stored cell to show beside the query.
+
+    distance: mean squared error in latent space. label_source: "reviewed", "analyser" or "predicted". captured_at:
+    ISO 8601, UTC. duplicate_of: the earlier cell that this one repeats or may repeat.
+    """
+
+    cell_id: str
+    label: str
+    label_source: str
+    distance: float
+    slide: str | None
+    analyser: str | None
+    captured_at: str | None
+    path: str
+    duplicate_of: str | None
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Share of each label among the n nearest cells, weighted by distance, largest first; the shares sum to 1."""
+
+    n: int
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """score: mean distance of the nearest cells over the bundle's threshold, None in an empty store. is_novel: above 1."""
+
+    score: float | None
+    is_novel: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a query gets. duplicate_of: the stored cell that the query is, or repeats, if there is one."""
+
+    references: list[Reference]
+    distribution: Distribution
+    novelty: Novelty
+    duplicate_of: str | None
+
+
+def find(
+    store: Store,
+    *,
+    bundle: Bundle,
+    latent: NDArray[np.float32],
+    digest: str | None,
+    average_hash: int | None,
+    predicted_label: str,
+    k: int = 8,
+    spread: int = 100,
+) -> Found:
+    """References of a query.
+
+    latent : float32[L] in the space of `bundle`. digest : SHA-256 of the query's bytes, and average_hash of its crop,
+    or None where they are not known. k : references wanted. spread : cells that the distribution is made of.
+
+    The query itself is no reference, where the store has it, nor is a duplicate of it: not the cells linked with it
+    as duplicates, nor those of its class that the thesis' rule (average hash, Hamming < 2) calls one.
+
+    Raises StoreError where the store does not know the bundle, ValueError where the latent does not fit it.
+    """
+    itself = None if digest is None else store.has_digest(digest)
+    label = predicted_label
+    excluded: list[str] = []
+    if itself is not None:
+        excluded += store.duplicate_group(itself)
+        stored = store.cell(itself)
+        label = label if stored is None else stored.label
+    if average_hash is not None:
+        excluded += [match.cell_id for match in store.hash_matches(average_hash, label, below=DUPLICATE_BELOW)]
+    duplicate_of = itself or (excluded[0] if excluded else None)
+
+    novelty = bundle.manifest.novelty
+    wanted = max(k, spread, novelty.k, BANDWIDTH_RANK)
+    neighbours = store.nearest(latent, bundle=bundle.digest, k=wanted, exclude=set(excluded))
+    cells = store.cells([neighbour.cell_id for neighbour in neighbours])
+    return Found(
+        [_reference(cells[neighbour.cell_id], neighbour.distance) for neighbour in neighbours[:k]],
+        _distribution(neighbours[:spread], cells, neighbours[:BANDWIDTH_RANK]),
+        _novelty([neighbour.distance for neighbour in neighbours[: novelty.k]], novelty.threshold),
+        duplicate_of,
+    )
+
+
+def weights(distances: Sequence[float], width: float) -> list[float]:
+    """exp(-d / width) of each distance: one where the cell is the query's twin, 1/e at the width.
+
+    The width is the distance of a near neighbour, so that the kernel is narrow where the lab has many such cells and
+    wide where it has few (Loftsgaarden & Quesenberry 1965; Zelnik-Manor & Perona 2004). For a width of 0, its limit:
+    one for distance 0, else 0.
+    """
+    if width == 0:
+        return [1.0 if distance == 0 else 0.0 for distance in distances]
+    return [math.exp(-distance / width) for distance in distances]
+
+
+def _distribution(neighbours: Sequence[Neighbour], cells: dict[str, Cell], near: Sequence[Neighbour]) -> Distribution:
+    if not neighbours:
+        return Distribution(0, {})
+    of_each = weights([neighbour.distance for neighbour in neighbours], near[-1].distance)
+    total = math.fsum(of_each)
+    by_label: dict[str, list[float]] = {}
+    for neighbour, weight in zip(neighbours, of_each, strict=True):
+        by_label.setdefault(cells[neighbour.cell_id].label, []).append(weight)
+    shares = {label: math.fsum(parts) / total for label, parts in by_label.items()}
+    return Distribution(len(neighbours), dict(sorted(shares.items(), key=lambda share: (-share[1], share[0]))))
+
+
+def _novelty(distances: Sequence[float], threshold: float) -> Novelty:
+    if not distances:
+        return Novelty(None, True)
+    score = math.fsum(distances) / len(distances) / threshold
+    return Novelty(score, score > 1)
+
+
+def _reference(cell: Cell, distance: float) -> Reference:
+    return Reference(
+        cell.cell_id,
+        cell.label,
+        str(cell.label_source),
+        distance,
+        cell.slide,
+        cell.analyser,
+        None if cell.captured_at is None else cell.captured_at.astimezone(UTC).isoformat(),
+        cell.path,
+        cell.duplicate_of,
+    )

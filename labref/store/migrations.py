@@ -1,0 +1,171 @@
+"""The schema, as the steps that led to it.
+
+Every step is a small function, registered in order and applied together with its record in one transaction: a
+store is at one version or the next, never between. A released step is never edited; the next change is a new one.
+Times are TIMESTAMP columns holding UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import duckdb
+
+from labref import __version__
+from labref.errors import StoreError, StoreTooNewError
+
+__all__ = ["Migration", "apply", "latest_version", "migration", "schema_version"]
+
+Step = Callable[[duckdb.DuckDBPyConnection], None]
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One step: the schema version it leads to, what it brings, and the function that does it."""
+
+    version: int
+    summary: str
+    step: Step
+
+
+_REGISTRY: list[Migration] = []
+
+
+def migration(version: int, summary: str) -> Callable[[Step], Step]:
+    """Register a step; versions count up from 1 without a gap."""
+
+    def register(step: Step) -> Step:
+        if version != len(_REGISTRY) + 1:
+            raise ValueError(f"migration {version} follows {len(_REGISTRY)}")
+        _REGISTRY.append(Migration(version, summary, step))
+        return step
+
+    return register
+
+
+def latest_version() -> int:
+    """The schema version that this labref writes."""
+    return _REGISTRY[-1].version
+
+
+def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
+    """The schema version of an open database; 0 for an empty one.
+
+    Raises StoreError where the database holds tables but is no labref store.
+    """
+    tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    if not tables:
+        return 0
+    if "migration" not in tables:
+        raise StoreError("it is a DuckDB database, but not a labref store (no table named `migration`)")
+    found = connection.execute("SELECT max(version) FROM migration").fetchone()
+    return int(found[0]) if found and found[0] is not None else 0
+
+
+def apply(connection: duckdb.DuckDBPyConnection, steps: list[Migration] | None = None) -> int:
+    """Bring the database to the newest schema this labref knows, and return its version.
+
+    Raises StoreTooNewError, and changes nothing, where a newer labref wrote it. A step that fails leaves the
+    database as the step before it left it.
+    """
+    steps = _REGISTRY if steps is None else steps
+    version = schema_version(connection)
+    if version > steps[-1].version:
+        writer = connection.execute("SELECT labref_version FROM migration WHERE version = ?", [version]).fetchone()
+        raise StoreTooNewError(
+            f"it was written by labref {writer[0] if writer else '(unknown)'} (schema {version}); this is labref "
+            f"{__version__}, which knows schemas up to {steps[-1].version}. Install that labref or a newer one, or "
+            "restore a backup made before the upgrade"
+        )
+    for step in steps[version:]:
+        connection.begin()
+        try:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS migration (version INTEGER PRIMARY KEY, summary VARCHAR NOT NULL, "
+                "applied_at TIMESTAMP NOT NULL, labref_version VARCHAR NOT NULL)"
+            )
+            step.step(connection)
+            connection.execute(
+                "INSERT INTO migration VALUES (?, ?, ?, ?)",
+                [step.version, step.summary, datetime.now(UTC).replace(tzinfo=None), __version__],
+            )
+            connection.commit()
+        except BaseException:
+            connection.rollback()
+            raise
+    return steps[-1].version
+
+
+@migration(1, "bundles, and which of them is active")
+def _bundles(connection: duckdb.DuckDBPyConnection) -> None:
+    # each bundle has its own table embedding_<number>, because its latents have their own length and space
+    connection.execute("""
+        CREATE TABLE bundle (
+            number      INTEGER PRIMARY KEY,
+            digest      VARCHAR NOT NULL UNIQUE,
+            name        VARCHAR NOT NULL,
+            version     VARCHAR NOT NULL,
+            latent_size INTEGER NOT NULL,
+            labels      VARCHAR[] NOT NULL,
+            added_at    TIMESTAMP NOT NULL
+        )""")
+    # the last row names the active bundle; the others are how the lab got there
+    connection.execute("""
+        CREATE TABLE activation (
+            number       INTEGER PRIMARY KEY,
+            digest       VARCHAR NOT NULL,
+            activated_at TIMESTAMP NOT NULL
+        )""")
+
+
+@migration(2, "cells, and how their labels changed")
+def _cells(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("""
+        CREATE TABLE cell (
+            cell_id           VARCHAR PRIMARY KEY,
+            digest            VARCHAR NOT NULL,
+            path              VARCHAR NOT NULL,
+            size_bytes        BIGINT NOT NULL,
+            width             INTEGER NOT NULL,
+            height            INTEGER NOT NULL,
+            label             VARCHAR NOT NULL,
+            label_source      VARCHAR NOT NULL,
+            slide             VARCHAR,
+            analyser          VARCHAR,
+            captured_at       TIMESTAMP,
+            average_hash      UBIGINT NOT NULL,
+            duplicate_of      VARCHAR,
+            duplicate_verdict VARCHAR,
+            duplicate_group   VARCHAR,
+            added_at          TIMESTAMP NOT NULL
+        )""")
+    connection.execute("""
+        CREATE TABLE label_change (
+            cell_id         VARCHAR NOT NULL,
+            changed_at      TIMESTAMP NOT NULL,
+            path            VARCHAR NOT NULL,
+            label           VARCHAR NOT NULL,
+            label_source    VARCHAR NOT NULL,
+            previous        VARCHAR NOT NULL,
+            previous_source VARCHAR NOT NULL
+        )""")
+
+
+@migration(3, "the ledger: one outcome a file, and what it replaced")
+def _ledger(connection: duckdb.DuckDBPyConnection) -> None:
+    # label, label_source, slide: what the path itself says; NULL where it says nothing
+    columns = """
+            size_bytes   BIGINT,
+            mtime_ns     BIGINT,
+            outcome      VARCHAR NOT NULL,
+            reason       VARCHAR,
+            cell_id      VARCHAR,
+            label        VARCHAR,
+            label_source VARCHAR,
+            slide        VARCHAR,
+            duplicate_of VARCHAR,
+            recorded_at  TIMESTAMP NOT NULL"""
+    connection.execute(f"CREATE TABLE file (path VARCHAR PRIMARY KEY, {columns})")
+    connection.execute(f"CREATE TABLE file_history (path VARCHAR NOT NULL, {columns}, replaced_at TIMESTAMP NOT NULL)")

@@ -1,0 +1,314 @@
+"""From a batch of files to the rows of one transaction: who is new, who is seen again, who resembles whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from labref.errors import StoreError
+from labref.fingerprint import Verdict, verdict
+from labref.store import distances
+from labref.store.known import HashBook, id_to_int
+from labref.store.text import to_column, to_nullable
+from labref.store.values import (
+    HashMatch,
+    LabelSource,
+    LedgerRow,
+    NewCell,
+    Outcome,
+    Rejected,
+    SeenAgain,
+    StoredBundle,
+    cell_id_of,
+)
+
+__all__ = ["CellState", "FileRow", "LabelChange", "Plan", "check_new_cell", "draw_up", "utc_naive"]
+
+
+def utc_naive(moment: datetime) -> datetime:
+    """The moment as the database keeps it: UTC without a zone. Raises ValueError for one that has no zone."""
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment} has no time zone; the store keeps UTC and does not guess")
+    return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+@dataclass(frozen=True, slots=True)
+class CellState:
+    """What recording must know of a cell that is there already, or further up in the same batch."""
+
+    label: str
+    label_source: LabelSource
+    slide: str | None
+    average_hash: int
+    duplicate_group: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One row of the ledger as the database holds it; label, source and slide as the path itself gives them."""
+
+    path: str
+    size_bytes: int | None
+    mtime_ns: int | None
+    outcome: Outcome
+    reason: str | None
+    cell_id: str | None
+    label: str | None
+    label_source: str | None
+    slide: str | None
+    duplicate_of: str | None
+    recorded_at: datetime
+
+    def said(self) -> tuple[Any, ...]:
+        """What it says of the file; two rows that say the same are one outcome, and no history."""
+        return self.outcome, self.reason, self.cell_id
+
+    def values(self) -> tuple[Any, ...]:
+        """The columns of table `file`, in order."""
+        return (
+            to_column(self.path),
+            self.size_bytes,
+            self.mtime_ns,
+            str(self.outcome),
+            to_nullable(self.reason),
+            self.cell_id,
+            to_nullable(self.label),
+            self.label_source,
+            to_nullable(self.slide),
+            self.duplicate_of,
+            self.recorded_at,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelChange:
+    """A path with a label that counts more than the one its cell carried."""
+
+    cell_id: str
+    path: str
+    slide: str | None
+    average_hash: int
+    label: str
+    label_source: LabelSource
+    previous: str
+    previous_source: LabelSource
+
+
+@dataclass(slots=True)
+class Plan:
+    """All that one transaction writes, and the ledger rows to hand back, in the order of the batch."""
+
+    at: datetime
+    cells: list[tuple[Any, ...]] = field(default_factory=list)
+    embedded: list[NewCell] = field(default_factory=list)
+    files: dict[str, FileRow] = field(default_factory=dict)
+    replaced: list[FileRow] = field(default_factory=list)
+    label_changes: list[LabelChange] = field(default_factory=list)
+    hashes: list[tuple[str, int, int]] = field(default_factory=list)  # label, hash, cell id as a number
+    rows: list[LedgerRow] = field(default_factory=list)
+
+
+def check_new_cell(cell: NewCell, bundle: StoredBundle) -> None:
+    """Raise StoreError where a cell does not fit the bundle, before it can spoil a latent space."""
+    if cell.cell_id != cell_id_of(cell.digest) or len(cell.digest) != 64:
+        raise StoreError(f"cell {cell.cell_id} is not named after its digest: the caller must use `cell_id_of`.")
+    if cell.latent.shape != (bundle.latent_size,) or cell.probabilities.shape != (len(bundle.labels),):
+        raise StoreError(
+            f"cell {cell.cell_id} has a latent of shape {cell.latent.shape} and probabilities of shape "
+            f"{cell.probabilities.shape}; bundle {bundle.digest[:12]} makes ({bundle.latent_size},) and "
+            f"({len(bundle.labels)},). It was embedded by another bundle: restart the agent."
+        )
+    # not (a <= b) also catches NaN
+    if not float(np.abs(cell.latent).max(initial=0.0)) <= distances.LARGEST_VALUE:
+        raise StoreError(
+            f"cell {cell.cell_id} has a latent that is not finite or above {distances.LARGEST_VALUE:g}; bundle "
+            f"{bundle.digest[:12]} or its runtime is broken. Verify the bundle and try --device cpu."
+        )
+
+
+def draw_up(
+    batch: Sequence[NewCell | SeenAgain | Rejected],
+    *,
+    states: dict[str, CellState],
+    files: dict[str, FileRow],
+    stored: HashBook,
+    state_of: Callable[[str], CellState],
+    at: datetime,
+) -> Plan:
+    """Work out what a batch writes, without writing.
+
+    states : the cells of the batch that the store has already, by id; grows by the batch's own.
+    files : the ledger rows of the batch's paths so far. stored : hashes of all cells in the store.
+    state_of : looks up a cell of the store that is not in states. at : now, UTC, without a zone.
+    """
+    plan = Plan(at)
+    fresh: dict[str, FileRow] = {}
+    pending = HashBook()
+    for item in batch:  # new cells first, so that a copy is one of its cell wherever in the batch it stands
+        if isinstance(item, NewCell) and item.cell_id not in states:
+            row = _add_cell(plan, item, states, _closest(item, stored, pending), state_of)
+            state = states[item.cell_id]
+            pending.add_one(state.label, state.average_hash, id_to_int(item.cell_id))
+            fresh[item.cell_id] = row
+    rows: list[FileRow] = []
+    for item in batch:
+        before = plan.files.get(item.path) or files.get(item.path)
+        if isinstance(item, Rejected):
+            after = _rejected(item, before, at)
+        else:
+            cell_id = cell_id_of(item.digest)
+            state = states.get(cell_id) or _unknown(item)
+            made = fresh.pop(cell_id, None) if isinstance(item, NewCell) else None
+            after = made or _again(item, cell_id, before, at)
+            if made is None:
+                _promote(plan, item, cell_id, states)
+        if before is not None and before.said() != after.said():
+            plan.replaced.append(before)
+        plan.files[item.path] = after
+        rows.append(after)
+    plan.rows = [_ledger_row(row, states) for row in rows]
+    return plan
+
+
+def _unknown(item: NewCell | SeenAgain) -> CellState:
+    raise StoreError(
+        f"no cell {cell_id_of(item.digest)} is in the store, so nothing can be seen again; record it as a new cell."
+    )
+
+
+def _closest(cell: NewCell, stored: HashBook, pending: HashBook) -> HashMatch | None:
+    label = cell.predicted_label if cell.label is None else cell.label
+    found = [book.nearest(label, cell.average_hash) for book in (stored, pending)]
+    matches = [match for match in found if match is not None]
+    return min(matches, key=lambda match: match.hamming, default=None)
+
+
+def _add_cell(
+    plan: Plan,
+    cell: NewCell,
+    states: dict[str, CellState],
+    match: HashMatch | None,
+    state_of: Callable[[str], CellState],
+) -> FileRow:
+    if cell.label is None:
+        label, source = cell.predicted_label, LabelSource.PREDICTED
+    else:
+        label, source = cell.label, LabelSource(cell.label_source)
+    outcome, reason, group = Outcome.STORED, None, None
+    ruling = Verdict.DIFFERENT if match is None else verdict(match.hamming)
+    if match is not None and ruling is not Verdict.DIFFERENT:
+        outcome = Outcome.DUPLICATE if ruling is Verdict.DUPLICATE else Outcome.POSSIBLE_DUPLICATE
+        reason = f"average hash differs in {match.hamming} of 64 bits from cell {match.cell_id} of the same class; kept"
+        if ruling is Verdict.DUPLICATE:
+            other = states.get(match.cell_id) or state_of(match.cell_id)
+            group = other.duplicate_group or match.cell_id
+    resembles = match.cell_id if match is not None and outcome is not Outcome.STORED else None
+    states[cell.cell_id] = CellState(label, source, cell.slide, cell.average_hash, group)
+    plan.cells.append(
+        (
+            cell.cell_id,
+            cell.digest,
+            to_column(cell.path),
+            cell.size_bytes,
+            cell.width,
+            cell.height,
+            to_column(label),
+            str(source),
+            to_nullable(cell.slide),
+            to_nullable(cell.analyser),
+            None if cell.captured_at is None else utc_naive(cell.captured_at),
+            cell.average_hash,
+            resembles,
+            None if resembles is None else str(outcome),
+            group,
+            plan.at,
+        )
+    )
+    plan.embedded.append(cell)
+    plan.hashes.append((label, cell.average_hash, id_to_int(cell.cell_id)))
+    return FileRow(
+        cell.path,
+        cell.size_bytes,
+        cell.mtime_ns,
+        outcome,
+        reason,
+        cell.cell_id,
+        cell.label,
+        None if cell.label is None else str(source),
+        cell.slide,
+        resembles,
+        plan.at,
+    )
+
+
+def _again(item: NewCell | SeenAgain, cell_id: str, before: FileRow | None, at: datetime) -> FileRow:
+    source = None if item.label is None else str(LabelSource(item.label_source))
+    if before is not None and before.cell_id == cell_id:  # the same file read again: its outcome stands
+        return replace(
+            before,
+            size_bytes=item.size_bytes,
+            mtime_ns=item.mtime_ns,
+            label=item.label,
+            label_source=source,
+            slide=item.slide,
+        )
+    return FileRow(
+        item.path,
+        item.size_bytes,
+        item.mtime_ns,
+        Outcome.DUPLICATE,
+        f"the same bytes as cell {cell_id}",
+        cell_id,
+        item.label,
+        source,
+        item.slide,
+        cell_id,
+        at,
+    )
+
+
+def _rejected(item: Rejected, before: FileRow | None, at: datetime) -> FileRow:
+    if before is not None and before.outcome is Outcome.REJECTED and before.reason == item.reason:
+        return replace(before, size_bytes=item.size_bytes, mtime_ns=item.mtime_ns)
+    return FileRow(
+        item.path, item.size_bytes, item.mtime_ns, Outcome.REJECTED, item.reason, None, None, None, None, None, at
+    )
+
+
+def _promote(plan: Plan, item: NewCell | SeenAgain, cell_id: str, states: dict[str, CellState]) -> None:
+    """Give the cell the path's label where that counts more: a copy in `Signed slides` makes its cell reviewed.
+
+    Of two labels that count alike the first stays; each path keeps its own, so a conflict can be shown.
+    """
+    state = states[cell_id]
+    if item.label is None:
+        return
+    source = LabelSource(item.label_source)
+    if source.weight <= state.label_source.weight:
+        return
+    slide = item.slide or state.slide
+    plan.label_changes.append(
+        LabelChange(cell_id, item.path, slide, state.average_hash, item.label, source, state.label, state.label_source)
+    )
+    states[cell_id] = replace(state, label=item.label, label_source=source, slide=slide)
+
+
+def _ledger_row(row: FileRow, states: dict[str, CellState]) -> LedgerRow:
+    state = None if row.cell_id is None else states[row.cell_id]
+    carried: tuple[str | None, str | None] = (None, None) if state is None else (state.label, str(state.label_source))
+    label, source = carried if row.label is None else (row.label, row.label_source)
+    return LedgerRow(
+        row.path,
+        row.outcome,
+        row.reason,
+        row.cell_id,
+        label,
+        source,
+        row.slide or (None if state is None else state.slide),
+        row.recorded_at.replace(tzinfo=UTC),
+        row.duplicate_of,
+    )

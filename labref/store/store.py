@@ -1,0 +1,443 @@
+"""The latent store of one lab: cells, their paths and outcomes, and one latent space for each bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.errors import StoreError
+from labref.store import bundles, distances, migrations, rows, scan
+from labref.store.connection import connect, forget
+from labref.store.index import BLOCK_ROWS, Index
+from labref.store.known import HashBook, IdSet, id_to_int, int_to_id
+from labref.store.recording import Plan, check_new_cell, draw_up
+from labref.store.text import from_column, from_nullable, to_column, to_nullable
+from labref.store.values import (
+    Cell,
+    Counts,
+    FileState,
+    HashMatch,
+    LedgerRow,
+    Neighbour,
+    NewCell,
+    Outcome,
+    Rejected,
+    SeenAgain,
+    StoredBundle,
+    cell_id_of,
+)
+
+__all__ = ["MEMORY_LIMIT", "THREADS", "Store"]
+
+MEMORY_LIMIT = "1GiB"
+"""What DuckDB may use at most, beside the index; it moves larger work to a folder beside the store."""
+THREADS = 2
+"""Threads of DuckDB: the analyser's PC has other work to do."""
+
+
+class Store:
+    """A lab's store, open for this process alone; closed by `close` or at the end of a `with`.
+
+    All methods may be called from any thread. Writes happen one at a time; reads do not wait for them and see what
+    was committed. What `record` has returned survives the end of the process, however it ends.
+    """
+
+    def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+        """Not called directly: see `create` and `open`."""
+        self.path = path
+        self._connection = connection
+        self._writing = threading.RLock()
+        self._closed = False
+        self._indexes: dict[str, Index] = {}
+        self._known: tuple[IdSet, HashBook] | None = None
+
+    # opening and closing
+
+    @classmethod
+    def create(cls, path: Path, *, memory_limit: str = MEMORY_LIMIT, threads: int = THREADS) -> Self:
+        """Make a new, empty store and open it. Raises StoreError where the path is taken or cannot be written."""
+        if path.exists():
+            raise StoreError(f"{path} is there already. Open it, or choose another folder.")
+        # made under another name first, so that a kill leaves no half-made store under the real one
+        draft = path.with_name(f"{path.name}.new")
+        for left in (draft, draft.with_name(f"{draft.name}.wal")):
+            left.unlink(missing_ok=True)
+        cls._open(draft, memory_limit, threads).close()
+        os.replace(draft, path)
+        return cls.open(path, memory_limit=memory_limit, threads=threads)
+
+    @classmethod
+    def open(cls, path: Path, *, memory_limit: str = MEMORY_LIMIT, threads: int = THREADS) -> Self:
+        """Open a store, bringing its schema up to date.
+
+        Raises StoreLockedError where a process has it open, StoreTooNewError (the store untouched) where a newer
+        labref wrote it, StoreError where it is missing, no store, or damaged.
+        """
+        if not path.is_file():
+            raise StoreError(
+                f"{path} is missing. Restore a backup of the lab folder, or make a new lab with `labref init`."
+            )
+        return cls._open(path, memory_limit, threads)
+
+    @classmethod
+    def _open(cls, path: Path, memory_limit: str, threads: int) -> Self:
+        connection = connect(path, memory_limit=memory_limit, threads=threads)
+        try:
+            migrations.apply(connection)
+        except BaseException as error:
+            connection.close()
+            forget(path)
+            if isinstance(error, StoreError):
+                raise type(error)(f"{path} cannot be used: {error}.") from None
+            if isinstance(error, duckdb.Error):
+                raise StoreError(
+                    f"{path} cannot be brought up to date and is as it was: {error}. Look at the free disk space, or "
+                    "restore a backup."
+                ) from error
+            raise
+        return cls(path, connection)
+
+    def close(self) -> None:
+        """Close the store; a second time does nothing."""
+        with self._writing:
+            if not self._closed:
+                self._closed = True
+                self._connection.close()
+                forget(self.path)
+                self._indexes.clear()
+                self._known = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def schema_version(self) -> int:
+        """Version of the schema; grows with labref."""
+        with self._reading() as cursor:
+            return migrations.schema_version(cursor)
+
+    # bundles
+
+    def add_bundle(self, digest: str, *, name: str, version: str, latent_size: int, labels: Sequence[str]) -> None:
+        """Make room for the latents of a bundle, float32[latent_size]; a bundle known already is left alone.
+
+        digest : SHA-256 of the bundle. labels : the columns of its probabilities, in order.
+        """
+        with self._transaction() as connection:
+            bundles.add(connection, digest, name=name, version=version, latent_size=latent_size, labels=labels)
+
+    def set_active_bundle(
+        self, digest: str, *, name: str, version: str, latent_size: int, labels: Sequence[str]
+    ) -> None:
+        """Make a bundle the one that answers, added first if need be; atomic, and kept as history."""
+        with self._transaction() as connection:
+            bundles.add(connection, digest, name=name, version=version, latent_size=latent_size, labels=labels)
+            bundles.activate(connection, digest)
+
+    def active_bundle(self) -> str | None:
+        """Digest of the active bundle, or None before the first."""
+        with self._reading() as cursor:
+            return bundles.active(cursor)
+
+    def bundles(self) -> list[StoredBundle]:
+        """All bundles whose latents the store has room for, in the order they came."""
+        with self._reading() as cursor:
+            return bundles.every(cursor)
+
+    # writing
+
+    def record(self, batch: Sequence[NewCell | SeenAgain | Rejected], *, bundle: str) -> list[LedgerRow]:
+        """Write what became of some files, all or nothing, and return their ledger rows in the same order.
+
+        bundle : digest of the bundle that made the latents. A cell whose digest is known already, or comes twice, is
+        one more path of the cell. A cell that the thesis' rule (same class, average hash) finds alike an earlier
+        one, of this batch or before, is stored too, marked and linked. A path that has an outcome already gets the
+        new one; what it said before stays in its history.
+
+        Raises StoreError, nothing written, where a cell does not fit the bundle or the database cannot write.
+        """
+        if not batch:
+            return []
+        with self._writing:
+            ids, hashes = self._in_memory()
+            with self._reading() as cursor:
+                table, space = bundles.space(cursor, bundle)
+                for item in batch:
+                    if isinstance(item, NewCell):
+                        check_new_cell(item, space)
+                wanted = {cell_id_of(item.digest) for item in batch if not isinstance(item, Rejected)}
+                plan = draw_up(
+                    batch,
+                    states=rows.states(cursor, [cell_id for cell_id in wanted if id_to_int(cell_id) in ids]),
+                    files=rows.file_rows(cursor, list({item.path for item in batch})),
+                    stored=hashes,
+                    state_of=lambda cell_id: rows.states(cursor, [cell_id])[cell_id],
+                    at=rows.now(),
+                )
+            with self._transaction() as connection:
+                _write(connection, plan, table, space)
+            self._remember(plan, bundle)
+            return plan.rows
+
+    def _remember(self, plan: Plan, bundle: str) -> None:
+        """Bring the memory up to what was committed."""
+        ids, hashes = self._in_memory()
+        for label, average_hash, number in plan.hashes:
+            hashes.add_one(label, average_hash, number)
+        for change in plan.label_changes:
+            number = id_to_int(change.cell_id)
+            hashes.move(number, change.average_hash, previous=change.previous, label=change.label)
+        new = [number for _, _, number in plan.hashes]
+        index = self._indexes.get(bundle)
+        if index is not None and new:
+            index.add(np.array(new, np.uint64), np.stack([cell.latent for cell in plan.embedded]))
+        ids.add(new)
+
+    # files
+
+    def known_files(self) -> dict[str, FileState]:
+        """Size, time and outcome of every file the ledger has, by path."""
+        with self._reading() as cursor:
+            found = cursor.execute("SELECT path, size_bytes, mtime_ns, outcome FROM file").fetchnumpy()
+        paths, sizes, times, outcomes = (found[column].tolist() for column in found)
+        return dict(zip(map(from_column, paths), map(FileState, sizes, times, outcomes), strict=True))
+
+    def ledger(
+        self, *, path: str | None = None, outcome: str | None = None, limit: int | None = None
+    ) -> Iterator[LedgerRow]:
+        """The outcome of every file, or of one path, or those with one outcome: oldest first.
+
+        limit : only that many, the newest. Rows are read as they are used, never all at once.
+        """
+        where = {} if path is None else {"path": to_column(path)}
+        if outcome is not None:
+            where["outcome"] = str(Outcome(outcome))
+        with self._reading() as cursor:
+            yield from rows.ledger(cursor, "file", where, limit)
+
+    def history(self, path: str) -> list[LedgerRow]:
+        """The outcomes a path had before its present one, oldest first."""
+        with self._reading() as cursor:
+            return list(rows.ledger(cursor, "file_history", {"path": to_column(path)}))
+
+    # cells
+
+    def has_digest(self, digest: str) -> str | None:
+        """The cell with these bytes (SHA-256, 64 hexadecimal characters), or None. Microseconds, from any thread."""
+        cell_id = cell_id_of(digest)
+        return cell_id if id_to_int(cell_id) in self._in_memory()[0] else None
+
+    def cell(self, cell_id: str) -> Cell | None:
+        """One cell, or None where there is none of that id."""
+        return self.cells([cell_id]).get(cell_id)
+
+    def cells(self, ids: Collection[str]) -> dict[str, Cell]:
+        """The cells of these ids, by id; ids the store does not have are left out."""
+        with self._reading() as cursor:
+            return rows.cells(cursor, list(ids))
+
+    def paths(self, cell_id: str) -> list[str]:
+        """All paths at which the bytes of a cell were found, oldest first."""
+        with self._reading() as cursor:
+            return [row.path for row in rows.ledger(cursor, "file", {"cell_id": cell_id})]
+
+    def counts(self) -> Counts:
+        """How many files and cells there are, by what. Slides may identify patients: not for logs or metrics."""
+        by: list[dict[Any, int]] = []
+        with self._reading() as cursor:
+            cursor.begin()  # all counts of one moment; closing the cursor ends it
+            outcomes: dict[str, int] = dict.fromkeys(map(str, Outcome), 0)
+            outcomes.update(cursor.execute("SELECT outcome, count(*) FROM file GROUP BY outcome").fetchall())
+            for column in ("label", "label_source", "slide", "analyser"):
+                cursor.execute(f"SELECT {column}, count(*) AS n FROM cell GROUP BY {column} ORDER BY n DESC, {column}")
+                by.append({from_nullable(value): n for value, n in cursor.fetchall()})
+        return Counts(sum(outcomes.values()), sum(by[0].values()), outcomes, *by)
+
+    def hash_matches(self, average_hash: int, label: str, *, below: int) -> list[HashMatch]:
+        """Cells of one class whose average hash differs in fewer than `below` bits: fewest first, then oldest first."""
+        return self._in_memory()[1].within(label, average_hash, below)
+
+    def duplicate_group(self, cell_id: str) -> list[str]:
+        """The cell and all that are linked with it as duplicates, directly or through others, oldest first."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "WITH root AS (SELECT coalesce(duplicate_group, cell_id) AS id FROM cell WHERE cell_id = ?) "
+                "SELECT cell_id FROM cell, root WHERE cell_id = root.id OR duplicate_group = root.id "
+                "ORDER BY added_at, cell_id",
+                [cell_id],
+            ).fetchall()
+        return [str(member) for (member,) in found]
+
+    # latents
+
+    def latents(self, ids: Collection[str], *, bundle: str) -> dict[str, NDArray[np.float32]]:
+        """Latents float32[L] of these cells in the space of a bundle, by id; cells without one are left out."""
+        with self._reading() as cursor:
+            table, _ = bundles.space(cursor, bundle)
+            found = rows.look_up(cursor, table, ["cell_id", "latent"], "cell_id", list(ids))
+            return {cell_id: np.array(latent, np.float32) for cell_id, latent in found}
+
+    def build_index(self, bundle: str | None = None) -> None:
+        """Keep the latents of a bundle (default: the active one) in memory, so that `nearest` takes milliseconds.
+
+        Some 300 MB for a million cells with 50 latents. Writes wait meanwhile; answers do not change.
+        """
+        with self._writing:
+            digest = bundle or self.active_bundle()
+            if digest is None:
+                raise StoreError(f"{self.path} has no active bundle to index; activate one first.")
+            if digest in self._indexes:
+                return
+            with self._reading() as cursor:
+                table, space = bundles.space(cursor, digest)
+                index = Index(space.latent_size)
+                for ids, latents in scan.blocks(cursor, table, space.latent_size, BLOCK_ROWS):
+                    index.add(ids, latents)
+            self._indexes[digest] = index
+
+    def nearest(
+        self, latent: NDArray[np.float32], *, bundle: str, k: int, exclude: Collection[str] = ()
+    ) -> list[Neighbour]:
+        """The k cells nearest to latent float32[L], exactly: nearest first, equal ones by cell_id.
+
+        distance: mean squared error, in float64. exclude : cell ids that may not appear. The answer is the same, bit
+        for bit, from the index in memory and without it. Fewer than k where the store has fewer.
+
+        Raises StoreError for a bundle the store does not know, ValueError for a latent that does not fit it.
+        """
+        query = np.ascontiguousarray(latent, np.float32)
+        barred = {id_to_int(cell_id) for cell_id in exclude}
+        index = self._indexes.get(bundle)
+        if index is not None:
+            _check_query(query, index.latent_size)
+            ids, found = index.nearest(query, k + len(barred))
+        else:
+            with self._reading() as cursor:
+                table, space = bundles.space(cursor, bundle)
+                _check_query(query, space.latent_size)
+                ids, found = scan.nearest(cursor, table, query, k + len(barred))
+        pairs = zip(ids.tolist(), found.tolist(), strict=True)
+        return [Neighbour(int_to_id(number), distance) for number, distance in pairs if number not in barred][:k]
+
+    # inside
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor of its own for one reader: microseconds to make, and no other thread can disturb it."""
+        try:
+            cursor = self._connection.cursor()
+        except duckdb.Error as error:
+            raise StoreError(f"{self.path} is closed; open it again before asking it.") from error
+        try:
+            yield cursor
+        except duckdb.Error as error:
+            raise StoreError(f"{self.path} cannot be read: {error}. If this stays, restore a backup.") from error
+        finally:
+            cursor.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self._writing:
+            try:
+                self._connection.begin()
+                yield self._connection
+                self._connection.commit()
+            except BaseException as error:
+                with contextlib.suppress(duckdb.Error):  # a failed begin or commit leaves nothing to undo
+                    self._connection.rollback()
+                if isinstance(error, duckdb.Error):
+                    raise StoreError(
+                        f"{self.path} cannot be written, and nothing of this batch was: {error}. Look at the free disk "
+                        "space and the rights of the lab folder, then start labref again."
+                    ) from error
+                raise
+
+    def _in_memory(self) -> tuple[IdSet, HashBook]:
+        """Ids and hashes of all cells, read from the database when first asked for."""
+        known = self._known
+        if known is None:
+            with self._writing, self._reading() as cursor:
+                if self._known is None:
+                    self._known = _load_known(cursor)
+                known = self._known
+        return known
+
+
+def _load_known(cursor: duckdb.DuckDBPyConnection) -> tuple[IdSet, HashBook]:
+    found = cursor.execute(
+        "SELECT ('0x' || cell_id)::UBIGINT AS id, average_hash, label FROM cell ORDER BY rowid"
+    ).fetchnumpy()
+    ids, hashes = np.asarray(found["id"], np.uint64), np.asarray(found["average_hash"], np.uint64)
+    book = HashBook()
+    labels = np.asarray(found["label"], object)
+    for label in set(labels.tolist()):
+        of_class = labels == label
+        book.add(from_column(label), hashes[of_class], ids[of_class])
+    return IdSet(ids), book
+
+
+def _write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
+    rows.insert(connection, "INSERT INTO cell", rows.CELL, plan.cells)
+    rows.insert(
+        connection,
+        f"INSERT INTO {table}",
+        {
+            "cell_id": "VARCHAR",
+            "latent": f"FLOAT[{space.latent_size}]",
+            "probabilities": f"FLOAT[{len(space.labels)}]",
+            "predicted_label": "VARCHAR",
+            "predicted_probability": "FLOAT",
+        },
+        [
+            (
+                cell.cell_id,
+                cell.latent.tolist(),
+                cell.probabilities.tolist(),
+                to_column(cell.predicted_label),
+                float(cell.predicted_probability),
+            )
+            for cell in plan.embedded
+        ],
+    )
+    for change in plan.label_changes:
+        path, label = to_column(change.path), to_column(change.label)
+        connection.execute(
+            "UPDATE cell SET label = ?, label_source = ?, path = ?, slide = ? WHERE cell_id = ?",
+            [label, str(change.label_source), path, to_nullable(change.slide), change.cell_id],
+        )
+        connection.execute(
+            "INSERT INTO label_change VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                change.cell_id,
+                plan.at,
+                path,
+                label,
+                str(change.label_source),
+                to_column(change.previous),
+                str(change.previous_source),
+            ],
+        )
+    replaced = [(*row.values(), plan.at) for row in plan.replaced]
+    rows.insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"}, replaced)
+    rows.insert(connection, "INSERT OR REPLACE INTO file", rows.FILE, [row.values() for row in plan.files.values()])
+
+
+def _check_query(query: NDArray[np.float32], latent_size: int) -> None:
+    if query.shape != (latent_size,):
+        raise ValueError(f"a latent of shape {query.shape} was asked for in a space of shape ({latent_size},)")
+    if not float(np.abs(query).max(initial=0.0)) <= distances.LARGEST_VALUE:
+        raise ValueError("the latent asked for is not finite; the bundle or its runtime is broken")

@@ -1,0 +1,206 @@
+"""The values that go into the store and come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Cell",
+    "Counts",
+    "FileState",
+    "HashMatch",
+    "LabelSource",
+    "LedgerRow",
+    "Neighbour",
+    "NewCell",
+    "Outcome",
+    "Rejected",
+    "SeenAgain",
+    "StoredBundle",
+    "cell_id_of",
+]
+
+
+class Outcome(StrEnum):
+    """What became of a file; every file found has exactly one."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    POSSIBLE_DUPLICATE = "possible_duplicate"
+    REJECTED = "rejected"
+
+
+class LabelSource(StrEnum):
+    """Who gave a label."""
+
+    REVIEWED = "reviewed"
+    ANALYSER = "analyser"
+    PREDICTED = "predicted"
+
+    @property
+    def weight(self) -> int:
+        """How much it counts: a person over the analyser, the analyser over the network."""
+        return {"reviewed": 2, "analyser": 1, "predicted": 0}[self.value]
+
+
+def cell_id_of(digest: str) -> str:
+    """Name of the cell with these bytes: the first 16 of the 64 hexadecimal characters of their SHA-256.
+
+    The same bytes are the same cell, so a file read again after a crash cannot become a second one. Sixty-four
+    bits keep the chance of two different files sharing a name below 3e-6 for ten million cells.
+    """
+    return digest[:16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewCell:
+    """A file that is a readable cell image not known yet, with all that was measured on it.
+
+    latent : float32[L] and probabilities : float32[c], both from one bundle; average_hash: 64 bit, unsigned;
+    width and height: pixels of the original; mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
+    label None means that nobody gave one: the cell then carries predicted_label, with the source "predicted".
+    """
+
+    cell_id: str
+    digest: str
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    width: int
+    height: int
+    label: str | None
+    label_source: str
+    slide: str | None
+    analyser: str | None
+    captured_at: datetime | None
+    predicted_label: str
+    predicted_probability: float
+    average_hash: int
+    latent: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenAgain:
+    """A file whose bytes are those of a cell already stored: one more path of that cell."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    digest: str
+    label: str | None = None
+    label_source: str = "predicted"
+    slide: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A file that cannot become a cell, and why; size and time are None where even they could not be read."""
+
+    path: str
+    size_bytes: int | None
+    mtime_ns: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerRow:
+    """What became of one file.
+
+    label and label_source: what the path itself said of the cell, else what the cell carries now. at: when this
+    outcome was recorded, UTC. duplicate_of: the cell that this one repeats; for byte-identical files that is
+    the cell itself. reason: None for a plain `stored`.
+    """
+
+    path: str
+    outcome: Outcome
+    reason: str | None
+    cell_id: str | None
+    label: str | None
+    label_source: str | None
+    slide: str | None
+    at: datetime
+    duplicate_of: str | None
+
+
+class FileState(NamedTuple):
+    """What a scan compares a file with. (A tuple: a million of them are made at the start of every scan.)"""
+
+    size_bytes: int | None
+    mtime_ns: int | None
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One stored cell, without its embedding.
+
+    path: where it was found; of several paths, the one that gave the label. duplicate_of and duplicate_verdict
+    ("duplicate" or "possible_duplicate"): the earlier cell it resembles, or None. duplicate_group: cell_id of the
+    first of a chain of duplicates, None for a cell that is no duplicate.
+    """
+
+    cell_id: str
+    digest: str
+    path: str
+    size_bytes: int
+    width: int
+    height: int
+    label: str
+    label_source: LabelSource
+    slide: str | None
+    analyser: str | None
+    captured_at: datetime | None
+    average_hash: int
+    duplicate_of: str | None
+    duplicate_verdict: Outcome | None
+    duplicate_group: str | None
+    added_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A stored cell and its distance to the query: mean squared error between the latents."""
+
+    cell_id: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class HashMatch:
+    """A stored cell of the same class and the number of bits in which the average hashes differ."""
+
+    cell_id: str
+    hamming: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBundle:
+    """A bundle whose latent space the store holds. labels: the columns of its probabilities, in order."""
+
+    digest: str
+    name: str
+    version: str
+    latent_size: int
+    labels: tuple[str, ...]
+    added_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much a store holds: files by outcome (all four, zeros too), cells in total and by what they carry."""
+
+    files: int
+    cells: int
+    outcomes: Mapping[str, int]
+    by_label: Mapping[str, int]
+    by_label_source: Mapping[str, int]
+    by_slide: Mapping[str | None, int]
+    by_analyser: Mapping[str | None, int]
