@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from labref.bundle import Bundle
 from labref.fingerprint import DUPLICATE_BELOW
-from labref.store import Cell, Neighbour, Store, cell_id_of
+from labref.store import Cell, Neighbour, Store
 
 __all__ = ["BANDWIDTH_RANK", "Distribution", "Found", "Novelty", "Reference", "find", "weights"]
 
