@@ -1,0 +1,50 @@
+"""What tests share: real cells where ../shared/data is present, cells drawn by labref everywhere, the starter bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from labref.bundle import Bundle, install, starter_bundle
+from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+from labref.inference import Embedder
+
+DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_cells() -> Path:
+    """Folder with pbc/, chula/, bccd/ and bonemarrow/ of real cell images."""
+    if not (DATA / "pbc").is_dir():
+        pytest.skip(f"real cell images are absent: {DATA} (set LABREF_TEST_DATA to a folder that holds pbc/)")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of drawn cells: `<class>/<slide>_<nnn>.jpg`, four of each of the eight classes."""
+    folder = tmp_path_factory.mktemp("drawn")
+    slides = make_slides(4, seed=3)
+    for label in LABELS:
+        (folder / label).mkdir()
+        for number, slide in enumerate(slides):
+            picture = draw_cell(label, OPTICS[slide.optics], slide, np.random.default_rng([number, LABELS.index(label)]))
+            (folder / label / f"{slide.name}_{number:03d}.jpg").write_bytes(encode_jpeg(picture))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The starter bundle, installed."""
+    return install(starter_bundle(), tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def embedder(starter: Bundle) -> Iterator[Embedder]:
+    """The starter bundle on the CPU."""
+    with Embedder.open(starter, device="cpu") as opened:
+        yield opened
