@@ -36,9 +36,10 @@ _REGISTRY: list[Migration] = []
 def migration(version: int, summary: str) -> Callable[[Step], Step]:
     """Register a step; versions count up from 1 without a gap."""
 
+    if version != len(_REGISTRY) + 1:
+        raise ValueError(f"the migration after {len(_REGISTRY)} cannot be {version}")
+
     def register(step: Step) -> Step:
-        if version != len(_REGISTRY) + 1:
-            raise ValueError(f"migration {version} follows {len(_REGISTRY)}")
         _REGISTRY.append(Migration(version, summary, step))
         return step
 

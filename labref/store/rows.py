@@ -107,15 +107,19 @@ def ledger(
     cursor: duckdb.DuckDBPyConnection, table: str, where: dict[str, str], limit: int | None = None
 ) -> Iterator[LedgerRow]:
     """Rows of `file` or `file_history` whose columns have these values, oldest first; of more than limit the newest."""
+    # history only ever grows, so its rows lie in the order they were written, whatever the clock did
+    order = "f.rowid" if table == "file_history" else "f.recorded_at, f.path"
     condition = " AND ".join(["TRUE", *(f"f.{column} = ?" for column in where)])
     query = f"""
         SELECT f.path, f.outcome, f.reason, f.cell_id, coalesce(f.label, c.label),
                CASE WHEN f.label IS NULL THEN c.label_source ELSE f.label_source END,
                coalesce(f.slide, c.slide), f.recorded_at, f.duplicate_of
         FROM {table} f LEFT JOIN cell c USING (cell_id) WHERE {condition}"""
-    if limit is not None:
-        query = f"SELECT * FROM ({query} ORDER BY f.recorded_at DESC, f.path DESC LIMIT {int(limit)})"
-    cursor.execute(f"{query} ORDER BY recorded_at, path", list(where.values()))
+    if limit is None:
+        query += f" ORDER BY {order}"
+    else:
+        query = f"FROM ({query} ORDER BY f.recorded_at DESC, f.path DESC LIMIT {limit:d}) f ORDER BY {order}"
+    cursor.execute(query, list(where.values()))
     while rows := cursor.fetchmany(2048):
         for path, outcome, reason, cell_id, label, source, slide, at, duplicate_of in rows:
             yield LedgerRow(

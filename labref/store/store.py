@@ -352,6 +352,8 @@ class Store:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with self._writing:
+            if self._closed:
+                raise StoreError(f"{self.path} is closed; open it again before writing.")
             try:
                 self._connection.begin()
                 yield self._connection

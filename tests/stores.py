@@ -1,0 +1,69 @@
+"""Made-up cells and stores for the tests of the store and its benchmark; what is about images uses real ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.store import NewCell, Store, cell_id_of
+
+LABELS = ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
+BUNDLE = "ab" * 32
+
+
+def digest_of(number: int | str) -> str:
+    """A digest for the made-up file of that number."""
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def new_cell(number: int | str, **changes: Any) -> NewCell:
+    """A cell whose every value follows from its number; far from all others in hash unless told otherwise."""
+    digest = digest_of(number)
+    rng = np.random.default_rng(int(digest[:8], 16))
+    values: dict[str, Any] = {
+        "cell_id": cell_id_of(digest),
+        "digest": digest,
+        "path": f"/export/{number}.jpg",
+        "size_bytes": 30_000,
+        "mtime_ns": 1_700_000_000_000_000_000,
+        "width": 360,
+        "height": 363,
+        "label": "neutrophil",
+        "label_source": "analyser",
+        "slide": "slide 1",
+        "analyser": "DC-1",
+        "captured_at": None,
+        "predicted_label": "neutrophil",
+        "predicted_probability": 0.75,
+        "average_hash": int(digest[16:32], 16),
+        "latent": rng.standard_normal(50).astype(np.float32),
+        "probabilities": np.array([0.05, 0.05, 0.05, 0.1, 0.75], np.float32),
+    }
+    return NewCell(**(values | changes))
+
+
+def activate(store: Store, digest: str = BUNDLE, *, latent_size: int = 50, labels: Sequence[str] = LABELS) -> None:
+    """Give the store a bundle of that shape."""
+    store.set_active_bundle(digest, name="made up", version="1", latent_size=latent_size, labels=labels)
+
+
+@contextmanager
+def new_store(folder: Path) -> Iterator[Store]:
+    """An empty store with a bundle."""
+    with Store.create(folder / "store.duckdb") as store:
+        activate(store)
+        yield store
+
+
+def brute_force(
+    latents: NDArray[np.float32], ids: Sequence[str], query: NDArray[np.float32], k: int
+) -> list[tuple[str, float]]:
+    """The k nearest by looking at all, in float64 from the first step: (cell_id, mean squared error)."""
+    away = ((latents.astype(np.float64) - query.astype(np.float64)) ** 2).sum(axis=1) / latents.shape[1]
+    return sorted(zip(ids, away.tolist(), strict=True), key=lambda pair: (pair[1], pair[0]))[:k]
