@@ -32,7 +32,9 @@ def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label in LABELS:
         (folder / label).mkdir()
         for number, slide in enumerate(slides):
-            picture = draw_cell(label, OPTICS[slide.optics], slide, np.random.default_rng([number, LABELS.index(label)]))
+            picture = draw_cell(
+                label, OPTICS[slide.optics], slide, np.random.default_rng([number, LABELS.index(label)])
+            )
             (folder / label / f"{slide.name}_{number:03d}.jpg").write_bytes(encode_jpeg(picture))
     return folder
 
