@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,15 +104,15 @@ def class_folders(folder: Path, per_class: dict[str, int]) -> Path:
 
 
 def test_real_images_are_sampled_evenly_over_class_folders(tmp_path: Path) -> None:
-    source = FolderSource(class_folders(tmp_path, {"a": 7, "b": 2, "c": 7}), seed=1)
+    source = FolderSource(class_folders(tmp_path, {"a": 9, "b": 2, "c": 9}), seed=1)
     taken = [s.label for s in source.take(9)]
-    assert source.found == 16
+    assert source.found == 20
     assert (taken.count("a") + taken.count("c"), taken.count("b")) == (7, 2)
-    assert len(list(source.take(100))) == 7
+    assert len(list(source.take(100))) == 11
 
 
 def test_a_flat_folder_of_images_has_no_classes(tmp_path: Path) -> None:
-    class_folders(tmp_path, {"x": 3})
+    class_folders(tmp_path, {"x": 20})
     specimens = list(FolderSource(tmp_path / "x", seed=1).take(3))
     assert [s.label for s in specimens] == [None] * 3
     paths = [f.path for f in exports(iter(specimens), seed=1)]
@@ -118,23 +121,30 @@ def test_a_flat_folder_of_images_has_no_classes(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none here")
-    with pytest.raises(LabrefError, match=r"no image .* without --images the demo draws its own"):
+    with pytest.raises(LabrefError, match=r"^0 images .* without --images the demo draws its own"):
         FolderSource(tmp_path, seed=1)
 
 
-def run_demo(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_demo(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "labref", "demo", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", **variables}
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=300, env=environment)
 
 
 def test_the_demo_runs_to_its_end_and_says_what_to_do_next(tmp_path: Path) -> None:
     folder = tmp_path / "a demo"
-    done = run_demo("--keep", folder, "--cells", 40)
+    # a real lab's variables must not make the demo's agent watch a real lab's folder
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "cell.jpg").write_bytes(b"a patient's")
+    real = {"LABREF_WATCH__FOLDERS": json.dumps([str(tmp_path / "real")]), "LABREF_LAB": str(tmp_path / "no lab")}
+    done = run_demo("--keep", folder, "--cells", 40, **real)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "inference on the" in done.stdout
     assert "stored" in done.stdout
-    assert "truncated" in done.stdout
+    assert re.search(r"^ +2  rejected$", done.stdout, re.MULTILINE)
+    assert re.search(r"notes.jpg: not an image", done.stdout)
+    assert re.search(r"truncated: the image ends before it is complete", done.stdout)
     assert f"labref query '{folder}" in done.stdout or f'labref query "{folder}' in done.stdout
     pictures = sorted((folder / "pictures").glob("*.png"))
     assert len(pictures) == 8
@@ -143,7 +153,7 @@ def test_the_demo_runs_to_its_end_and_says_what_to_do_next(tmp_path: Path) -> No
 
 
 def test_the_demo_uses_real_images(real_cells: Path, tmp_path: Path) -> None:
-    done = run_demo("--keep", tmp_path, "--images", real_cells, "--cells", 40)
+    done = run_demo("--keep", tmp_path, "--images", real_cells / "pbc", "--cells", 40)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "real cells from" in done.stdout
     share = int(done.stdout.split("On average ")[1].split("%")[0])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["JsonOption", "LabOption", "print_json", "quoted"]
+__all__ = ["JsonOption", "LabOption", "print_json", "program", "quoted"]
 
 LabOption = Annotated[
     Path | None,
@@ -39,3 +41,8 @@ def quoted(path: Path) -> str:
     if os.name == "nt":
         return f'"{text}"' if " " in text else text
     return shlex.quote(text)
+
+
+def program() -> str:
+    """How the command is typed here: its name where that is found, else by the Python that runs it."""
+    return "labref" if shutil.which("labref") else f"{quoted(Path(sys.executable))} -m labref"

@@ -46,7 +46,10 @@ def demo(
             show_default=False,
         ),
     ] = None,
-    cells: Annotated[int, typer.Option("--cells", min=20, max=5000, help="How many cells the analyser exports.")] = 160,
+    cells: Annotated[
+        int,
+        typer.Option("--cells", min=20, max=2000, help="How many cells the analyser exports, as far as time allows."),
+    ] = 160,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same cells.")] = 1,
 ) -> None:
     from labref.demo.show import show

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from labref.cli._shared import JsonOption, print_json, quoted
+from labref.cli._shared import JsonOption, print_json, program, quoted
 
 __all__ = ["add_to"]
 
@@ -83,7 +83,7 @@ def init(
     typer.echo(f"watches {', '.join(str(f) for f in lab.watched)}")
     typer.echo(f"bundle  {installed.manifest.name} {installed.manifest.version} ({installed.short}): {classes}")
     typer.echo("\nNext, take in what is there and keep watching (Ctrl-C ends it):")
-    typer.echo(f"  labref agent --lab {quoted(lab.folder)}")
+    typer.echo(f"  {program()} agent --lab {quoted(lab.folder)}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -66,12 +66,8 @@ def ledger(
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    if row["outcome"] == "rejected":
-        what = row["reason"]
-    else:
-        what = f"{row['cell_id']}  {row['label']} ({row['label_source']})"
-        if row["duplicate_of"]:
-            what += f", of {row['duplicate_of']}"
+    cell = f"{row['cell_id']}  {row['label']} ({row['label_source']})" if row["cell_id"] else None
+    what = "; ".join(part for part in (cell, row["reason"]) if part)
     return f"{row['at'][:19]}  {row['outcome']:<18}  {row['path']}  {what}"
 
 

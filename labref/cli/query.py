@@ -82,7 +82,10 @@ def query(
 
 
 def _answer(desk: Desk, image: Path, k: int, by: By, json: bool, grid: Path | None) -> None:
+    most = desk.lab.config.watch.max_file_megabytes
     try:
+        if image.stat().st_size > most * 1e6:
+            raise LabrefError(f"larger than {most:g} MB, so no image of a cell ([watch] max_file_megabytes)")
         data = image.read_bytes()
     except OSError as error:
         raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the permissions.") from None

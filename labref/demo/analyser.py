@@ -36,6 +36,9 @@ label_source = 'predicted'
 """
 """What the demo's labref.toml says of its export folder."""
 
+FEWEST_IMAGES: Final = 20
+"""A demo with fewer real images would have nothing to show."""
+
 _FOLDERS: Final = {  # class: (folder, file-name code) as CellaVision's software writes them
     "basophil": ("Basophil", "BA"),
     "eosinophil": ("Eosinophils", "EO"),
@@ -94,14 +97,14 @@ class SyntheticSource:
             slide = self._slides[int(self._rng.integers(len(self._slides)))]
             self._drawn += 1
             picture = draw_cell(label, OPTICS[slide.optics], slide, self._rng)
-            yield Specimen(label, slide.optics, slide.name, encode_jpeg(picture))
+            yield Specimen(label, f"{slide.optics} optics", slide.name, encode_jpeg(picture))
 
 
 class FolderSource:
     """Real images: a sample of a folder, as even over its class folders as they allow; same seed, same sample.
 
     The name of the folder an image lies in is its class; images directly in `folder` have none. Raises LabrefError
-    where there is no image.
+    where there are fewer than `FEWEST_IMAGES`.
     """
 
     def __init__(self, folder: Path, *, seed: int) -> None:
@@ -110,10 +113,11 @@ class FolderSource:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
                 by_class.setdefault(None if path.parent == folder else path.parent.name, []).append(path)
-        if not by_class:
+        self.found = sum(map(len, by_class.values()))
+        if self.found < FEWEST_IMAGES:
             raise LabrefError(
-                f"no image (JPEG, PNG, BMP, TIFF) in {folder}. Give --images a folder of cell images, flat or sorted "
-                "into one folder a class; without --images the demo draws its own."
+                f"{self.found} images (JPEG, PNG, BMP, TIFF) in {folder}, the demo needs {FEWEST_IMAGES}. Give --images a "
+                "folder with more, flat or one folder a class; without --images the demo draws its own."
             )
         order = [
             (place, int(rng.integers(1 << 30)), label, path)
@@ -123,7 +127,6 @@ class FolderSource:
         order.sort(key=lambda item: item[:2])  # the first of every class, in any order, then the second, and so on
         self._order = iter(order)
         self._rng = rng
-        self.found = len(order)
 
     def take(self, n: int) -> Iterator[Specimen]:
         """The next `n` cells, fewer where the folder has no more."""
