@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Self
 
-from labref import __version__
+from labref import __version__, references
 from labref.agent.client import AgentClient
 from labref.agent.paths import path_from_text, path_to_text
 from labref.bundle import Bundle
@@ -48,8 +48,6 @@ def answer(
     name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent"; "map" once a lab has one.
     Raises `UnreadableImageError` where the bytes are no usable image.
     """
-    from labref import references
-
     check_question(k, by)
     started = time.perf_counter()
     cell = prepare(data)

@@ -27,10 +27,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labref import __version__
 from labref.agent.client import proof
+from labref.agent.log import Log
 from labref.agent.metrics import Metrics
 from labref.errors import AgentError, LabrefError, UnreadableImageError
 
@@ -56,7 +57,7 @@ class Answers:
     healthy: Callable[[], str]
 
 
-def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int) -> ASGIApp:
+def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, log: Log) -> ASGIApp:
     """The application. max_bytes : largest image taken."""
 
     async def health(request: Request) -> Response:
@@ -120,7 +121,7 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int) 
             LabrefError: lambda _, error: _failure(400, error),
         },
     )
-    return _Guard(app, token)
+    return _Guard(app, token, log)
 
 
 class _BodyTooLargeError(UnreadableImageError):
@@ -164,8 +165,9 @@ class _Guard:
     """Lets in only requests that name this computer as their host (a web page elsewhere cannot, by rebinding its name in the
     DNS), and under /api only those with the lab's token."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, token: str, log: Log) -> None:
         self._app = app
+        self._log = log
         self._expected = f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -183,7 +185,21 @@ class _Guard:
             refusal = _failure(
                 401, AgentError("this needs the lab's token: Authorization: Bearer <content of LAB/token>")
             )
-        await (refusal or self._app)(scope, receive, send)
+        started = False
+
+        async def watch_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await (refusal or self._app)(scope, receive, watch_start)
+        except Exception as error:
+            # its message could name a file, and would be printed with a page of trace
+            self._log.error("a request failed", path=scope["path"].split("/")[1:3], error=type(error).__name__)
+            if not started:
+                failed = AgentError(f"the agent failed to answer ({type(error).__name__}); see its log")
+                await _failure(500, failed)(scope, receive, send)
 
 
 class Server:

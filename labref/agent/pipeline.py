@@ -313,7 +313,8 @@ class Pipeline:
         self.tally.embedded += len(prepared)
         labels = embedder.bundle.manifest.labels
         best = embeddings.probabilities.argmax(axis=1)
-        usable = np.isfinite(embeddings.latents).all(axis=1) & np.isfinite(embeddings.probabilities).all(axis=1)
+        numbers = np.concatenate([embeddings.latents, embeddings.probabilities], axis=1)
+        usable: list[bool] = np.isfinite(numbers).all(axis=1).tolist()
         for index, item in enumerate(prepared):
             if not usable[index]:
                 refused = Refused(item.candidate, None, "the networks give no finite numbers for it; verify the bundle")

@@ -87,7 +87,7 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
     if json:
         print(jsonlib.dumps(asdict(summary)), flush=True)
     elif once:
-        console.print(_told(summary), highlight=False)
+        console.print(_told(summary), highlight=False, soft_wrap=True)
     if once and summary.unreachable and not summary.interrupted:
         raise AgentError(
             f"{len(summary.unreachable)} folders could not be read: {', '.join(summary.unreachable[:3])}. Mount them, or give the "
@@ -218,6 +218,7 @@ class _Agent:
                 self._metrics,
                 token=self._lab.token(),
                 max_bytes=int(self._watch.max_file_megabytes * 1e6),
+                log=self._log,
             )
             self._server = stack.enter_context(Server(app, self._lab.config.agent.port))
             self._log.info(
@@ -251,9 +252,9 @@ class _Agent:
             print(jsonlib.dumps(ready), flush=True)
             return
         folders = ", ".join(str(folder) for folder in self._lab.watched)
-        console.print(f"labref {__version__}, lab {self._lab.folder}", highlight=False, markup=False)
-        console.print(embedder.provider_line, highlight=False, markup=False)
-        console.print(f"watching {folders}; Ctrl-C ends it", highlight=False, markup=False)
+        console.print(f"labref {__version__}, lab {self._lab.folder}", highlight=False, markup=False, soft_wrap=True)
+        console.print(embedder.provider_line, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"watching {folders}; Ctrl-C ends it", highlight=False, markup=False, soft_wrap=True)
 
     def run_once(self, console: Console | None) -> Summary:
         """One full pass over the export folders."""

@@ -1,0 +1,49 @@
+"""Export folders for the benchmarks: real cells where there are some, else drawn ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from labref.demo.analyser import FolderSource, Source, SyntheticSource
+
+__all__ = ["REAL_CELLS", "choose_source", "labref_process", "write_cells"]
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+REAL_CELLS: Final = REPOSITORY.parent / "shared" / "data" / "pbc"
+
+
+def choose_source(images: Path | None, seed: int) -> tuple[Source, str]:
+    """Where cells come from, and a word for it: the folder `images`, else ../shared/data/pbc, else drawn cells."""
+    if images is None and REAL_CELLS.is_dir():
+        images = REAL_CELLS
+    if images is None:
+        return SyntheticSource(seed=seed), "drawn"
+    return FolderSource(images, seed=seed), str(images)
+
+
+def write_cells(source: Source, folder: Path, n: int, *, first: int = 0) -> list[Path]:
+    """Write the next `n` cells of `source` below `folder`, in class folders, numbered from `first`."""
+    written = []
+    for number, specimen in enumerate(source.take(n), first):
+        path = folder / (specimen.label or "cells") / f"{number:06d}{specimen.suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(specimen.data)
+        written.append(path)
+    return written
+
+
+def labref_process(*arguments: str | Path, **settings: object) -> subprocess.Popen[str]:
+    """The `labref` command in a process of its own, its output piped.
+
+    settings : keys of labref.toml's [watch], as LABREF_WATCH__* variables; the caller's own LABREF_* are not passed on.
+    """
+    command = [sys.executable, "-m", "labref", *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABREF_")}
+    environment |= {f"LABREF_WATCH__{name.upper()}": str(value) for name, value in settings.items()}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment
+    )
