@@ -1,0 +1,105 @@
+"""The embedder gives what the bundle promised, on whatever device there is, and says which."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import labref.inference
+from labref.bundle import Bundle
+from labref.errors import BundleError
+from labref.image import prepare
+from labref.inference import Embedder
+
+
+def some_crops(folder: Path, count: int) -> np.ndarray:
+    files = sorted(folder.rglob("*.jpg"))
+    return np.stack([prepare(path.read_bytes()).crop for path in files[:: max(len(files) // count, 1)][:count]])
+
+
+def test_golden_outputs_come_out_here_too(embedder: Embedder) -> None:
+    assert embedder.golden_difference() < 1e-3
+
+
+def test_shapes_and_batches(embedder: Embedder, drawn_cells: Path) -> None:
+    crops = some_crops(drawn_cells, embedder.batch_size + 5)
+    whole = embedder.embed(crops)
+    assert whole.probabilities.shape == (len(crops), 8) and whole.probabilities.dtype == np.float32
+    assert whole.latents.shape == (len(crops), 50) and whole.latents.dtype == np.float32
+    assert np.allclose(whole.probabilities.sum(axis=1), 1, atol=1e-4)
+    alone = np.concatenate([embedder.embed(crops[i : i + 1]).latents for i in range(len(crops))])
+    assert np.abs(alone - whole.latents).max() < 1e-4
+    assert embedder.embed(crops[:0]).latents.shape == (0, 50)
+
+
+def test_wrong_crops_are_refused(embedder: Embedder) -> None:
+    with pytest.raises(ValueError, match=r"uint8\[n, 256, 256, 3\]"):
+        embedder.embed(np.zeros((1, 128, 128, 3), np.uint8))
+    with pytest.raises(ValueError, match="float32"):
+        embedder.embed(np.zeros((1, 256, 256, 3), np.float32))  # type: ignore[arg-type]
+
+
+def test_threads_share_one_embedder(embedder: Embedder, drawn_cells: Path) -> None:
+    crops = some_crops(drawn_cells, 6)
+    expected = embedder.embed(crops).latents
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: embedder.embed(crops).latents, range(8)):
+            assert np.array_equal(found, expected)
+
+
+def test_a_quarter_turn_or_a_mirror_leaves_the_latent(starter: Bundle, embedder: Embedder, drawn_cells: Path) -> None:
+    crops = some_crops(drawn_cells, 4)
+    straight = embedder.embed(crops).latents
+    for turns in (1, 2, 3):
+        turned = embedder.embed(np.ascontiguousarray(np.rot90(crops, turns, axes=(1, 2)))).latents
+        assert ((turned - straight) ** 2).mean() < 1e-6 * starter.manifest.latent_scale + 1e-9
+
+
+def test_real_classes_are_recognised(embedder: Embedder, real_cells: Path) -> None:
+    right = []
+    for number, label in enumerate(embedder.bundle.manifest.labels):
+        probabilities = embedder.embed(some_crops(real_cells / "pbc" / label, 8)).probabilities
+        right.append((probabilities.argmax(axis=1) == number).mean())
+    assert np.mean(right) >= 0.9
+
+
+def test_the_line_says_which_device_and_why(starter: Bundle) -> None:
+    with Embedder.open(starter, device="cpu", threads=1) as opened:
+        assert opened.provider == "CPUExecutionProvider"
+        assert "CPU, 1 thread (" in opened.provider_line and "asked for" in opened.provider_line
+        assert "\n" not in opened.provider_line
+
+
+def test_auto_falls_back_to_the_cpu_with_a_reason(starter: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labref.inference, "_cuda_problem", lambda: "no NVIDIA driver on this computer")
+    with Embedder.open(starter) as opened:
+        assert opened.provider_line.endswith("no NVIDIA driver on this computer")
+    with pytest.raises(BundleError, match="CUDA was asked for, but no NVIDIA driver"):
+        Embedder.open(starter, device="cuda")
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="this onnxruntime has no CUDA provider"
+)
+def test_a_driver_without_cuda_libraries_is_one_line_and_no_noise(starter: Bundle) -> None:
+    code = (
+        "import labref.inference as i, pathlib; i._cuda_problem = lambda: None; from labref.bundle import Bundle;"
+        f"e = i.Embedder.open(Bundle.open(pathlib.Path({str(starter.folder)!r}))); print(e.provider, e.provider_line, sep='|')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    provider, line = done.stdout.strip().split("|")
+    assert done.stderr == ""
+    assert provider == "CUDAExecutionProvider" or "labref[cuda]" in line or "CUDA failed to start" in line
+
+
+def test_a_graph_that_cannot_run_is_a_bundle_error(starter: Bundle, tmp_path: Path) -> None:
+    for name in ("trunk.onnx", "encoder.onnx"):
+        (tmp_path / name).write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"trunk\.onnx cannot be run"):
+        Embedder.open(Bundle(tmp_path, starter.digest, starter.manifest), device="cpu")
