@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -304,7 +305,8 @@ def agent(lab: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        assert process.wait(timeout=60) == 0
+        # Windows ends a process at once, without an exit code of its own
+        assert process.wait(timeout=60) == 0 or os.name == "nt"
 
 
 def test_the_answers_are_the_same_while_an_agent_runs(lab: Path, unseen: Path, request: pytest.FixtureRequest) -> None:

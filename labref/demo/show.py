@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +61,7 @@ def show(*, images: Path | None, keep: Path | None, cells: int, seed: int, say: 
 
     Raises `LabrefError` where a step fails, or a file the analyser wrote has not exactly one outcome in the end.
     """
-    with _no_settings_from_outside():
+    with _no_settings_from_outside(), _ended_in_order_when_killed():
         return _show(images, keep, cells, seed, say)
 
 
@@ -102,6 +103,19 @@ def _no_settings_from_outside() -> Iterator[None]:
         yield
     finally:
         os.environ.update(set_aside)
+
+
+@contextmanager
+def _ended_in_order_when_killed() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does, so that its agent is not left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _folder(keep: Path | None) -> Path:
