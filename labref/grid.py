@@ -157,9 +157,7 @@ def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, str]]:
     """(class, share, colour), largest first; what does not fit is summed up in a last bar."""
-    shares = [
-        (label, share, class_colour(label)) for label, share in sorted(weights.items(), key=lambda i: -i[1])
-    ]
+    shares = [(label, share, class_colour(label)) for label, share in sorted(weights.items(), key=lambda i: -i[1])]
     if len(shares) <= _BARS_MOST:
         return shares
     rest = shares[_BARS_MOST - 1 :]
@@ -233,9 +231,7 @@ class _Page:
         whole = Image.fromarray(image)
         side = min(whole.size)
         left, upper = (whole.width - side) // 2, (whole.height - side) // 2
-        square = whole.resize(
-            (_TILE, _TILE), Image.Resampling.LANCZOS, box=(left, upper, left + side, upper + side)
-        )
+        square = whole.resize((_TILE, _TILE), Image.Resampling.LANCZOS, box=(left, upper, left + side, upper + side))
         self.picture.paste(square, at)
 
     def reference(
@@ -247,9 +243,7 @@ class _Page:
         self.image(at, image)
         self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=colour)
         self.pen.rounded_rectangle((x + 8, y + 8, x + 20 + 11 * len(str(rank)), y + 32), 6, fill=_PAPER)
-        self.text(
-            (x + 14 + 5.5 * len(str(rank)), y + 10), str(rank), 16, bold=True, colour=_SOFT, align="centre"
-        )
+        self.text((x + 14 + 5.5 * len(str(rank)), y + 10), str(rank), 16, bold=True, colour=_SOFT, align="centre")
         if reference.get("duplicate_of"):
             self.pen.rounded_rectangle((x + _TILE - 102, y + 8, x + _TILE - 8, y + 34), 6, fill=_NOTE_PAPER)
             self.text((x + _TILE - 55, y + 12), "duplicate", 15, bold=True, colour=_NOTE_INK, align="centre")
@@ -293,17 +287,11 @@ class _Page:
         self.text((x, line + 32), chance, 15, colour=_ACCENT, room=_TILE)
         self.text((x, line + 56), "the cell asked about", 14, colour=_SOFT, room=_TILE)
 
-    def spread(
-        self, at: tuple[int, int], room: int, n: int, shares: Sequence[tuple[str, float, str]]
-    ) -> None:
+    def spread(self, at: tuple[int, int], room: int, n: int, shares: Sequence[tuple[str, float, str]]) -> None:
         x, y = at
         self.pen.line((x, y, x + room, y), fill=_LINE, width=2)
         cells = "the one stored cell" if n == 1 else f"the {n} nearest cells"
-        title = (
-            f"Classes of {cells}, weighted by likeness"
-            if n
-            else "No cell is stored yet, so there is no spread"
-        )
+        title = f"Classes of {cells}, weighted by likeness" if n else "No cell is stored yet, so there is no spread"
         self.text((x, y + 14), title, 20, bold=True, room=room)
         names = min(max((_length(name, 18, True) for name, _, _ in shares), default=0) + 18, room * 0.4)
         left, right = x + names, x + room - 84
@@ -312,9 +300,7 @@ class _Page:
             self.text((x, line + 1), name, 18, bold=True, room=names - 14)
             self.pen.rectangle((left, line, right, line + 24), fill="#eef1f3")
             if share > 0:
-                self.pen.rectangle(
-                    (left, line, max(left + 2, left + (right - left) * share), line + 24), fill=colour
-                )
+                self.pen.rectangle((left, line, max(left + 2, left + (right - left) * share), line + 24), fill=colour)
             self.text((x + room, line + 1), f"{share:.1%}".replace("%", " %"), 18, align="right")
 
     def foot(self, answer: Mapping[str, Any], width: int, height: int) -> None:
@@ -426,11 +412,7 @@ def _runs(text: str, size: int, bold: bool) -> list[tuple[_Face | None, str]]:
 
 
 def _run_length(face: _Face | None, part: str, size: int) -> float:
-    return (
-        size * (0.92 if len(part) == 1 and ord(part) < 0x10000 else 1.2)
-        if face is None
-        else face.length(part)
-    )
+    return size * (0.92 if len(part) == 1 and ord(part) < 0x10000 else 1.2) if face is None else face.length(part)
 
 
 def _length(text: str, size: int, bold: bool) -> float:
