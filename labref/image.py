@@ -310,9 +310,7 @@ def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
     # the fill goes through the same table as the pixels, so it comes out as the background does
     fill = np.rint(background).astype(np.uint8)
     raw = cut(image, centre, fill)
-    crop = np.empty((CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
-    for channel in range(3):
-        np.take(table[channel], raw[:, :, channel], out=crop[:, :, channel])
+    crop = np.asarray(Image.fromarray(raw).point(table.ravel().tolist()))
     return CellImage(
         crop=crop, centre=centre, size=(height, width), background=background, nucleus_found=found is not None
     )
