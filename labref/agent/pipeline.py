@@ -99,7 +99,8 @@ class _Record:
 class Pipeline:
     """The threads and queues of one agent.
 
-    layout : what a path says.  recorded_reason : the reason the ledger already has for a rejected file's path, else None.
+    layout : what a path says.  is_recorded : whether the ledger has this path with this reason for its rejection already, or
+    has an outcome that the reason must not replace.
     on_settled : called, by the storing thread, with the files of each stored batch.
     patient : True waits and tries again while the lab's disk takes nothing; False gives up with an `AgentError`.
     """
@@ -113,7 +114,7 @@ class Pipeline:
         *,
         bundle: str,
         readers: int,
-        recorded_reason: Callable[[str], str | None],
+        is_recorded: Callable[[str, str], bool],
         on_settled: Callable[[Sequence[Settled]], None],
         log: Log,
         metrics: Metrics,
@@ -123,7 +124,7 @@ class Pipeline:
         self._bundle = bundle
         self._batch_size = lab.config.agent.batch_size
         self._max_bytes = int(lab.config.watch.max_file_megabytes * 1e6)
-        self._recorded_reason = recorded_reason
+        self._is_recorded = is_recorded
         self._on_settled = on_settled
         self._log, self._metrics, self._patient = log, metrics, patient
         self.tally = Tally()
@@ -398,7 +399,7 @@ class Pipeline:
         return (
             isinstance(record.entry, Rejected)
             and record.signature is None
-            and self._recorded_reason(record.entry.path) == record.entry.reason
+            and self._is_recorded(record.entry.path, record.entry.reason)
         )
 
     def _try_again(self, problem: str, logged: str, wait: float) -> bool:

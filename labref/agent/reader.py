@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from labref.agent.layout import Place
-from labref.agent.scan import Candidate, Signature
+from labref.agent.scan import GONE, Candidate, Signature
 from labref.errors import UnreadableImageError
 from labref.fingerprint import average_hash, digest
 from labref.image import U8, prepare
@@ -88,7 +88,7 @@ def read_cell(
     try:
         data, signature = _read_whole(candidate.path, max_bytes)
     except FileNotFoundError:
-        return Refused(candidate, None, "deleted before it could be read; it is read if it comes back")
+        return Refused(candidate, None, GONE)
     except PermissionError:
         return Refused(candidate, None, "no permission to read it; give the agent's user read access")
     except _TooLargeError as error:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Candidate", "ScanReport", "Signature", "look", "scan"]
+__all__ = ["GONE", "Candidate", "ScanReport", "Signature", "look", "scan"]
 
+GONE: Final = "deleted before it could be read; it is read if it comes back"
+"""The reason of a file that was found and then was not there any more."""
 _LOOP_WINERROR: Final = 1921  # ERROR_CANT_RESOLVE_FILENAME
 
 

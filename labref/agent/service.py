@@ -27,7 +27,7 @@ from labref.agent.log import Log, open_log
 from labref.agent.metrics import Metrics
 from labref.agent.paths import path_to_text
 from labref.agent.pipeline import Engine, Pipeline, Settled
-from labref.agent.scan import Candidate, ScanReport, look, scan
+from labref.agent.scan import GONE, Candidate, ScanReport, look, scan
 from labref.agent.settle import Settling
 from labref.agent.watch import Watcher
 from labref.bundle import Bundle
@@ -197,7 +197,7 @@ class _Agent:
                 Layout(self._watch, bundle.manifest.labels),
                 bundle=bundle.digest,
                 readers=self._lab.config.agent.readers or max(2, (os.cpu_count() or 2) // 2),
-                recorded_reason=self._reasons.get,
+                is_recorded=self._is_recorded,
                 on_settled=self._note,
                 log=self._log,
                 metrics=self._metrics,
@@ -425,6 +425,10 @@ class _Agent:
                 self._reasons[file.path] = file.reason
             else:
                 self._reasons.pop(file.path, None)
+
+    def _is_recorded(self, path: str, reason: str) -> bool:
+        # what is gone keeps the outcome it had
+        return path in self._known if reason == GONE else self._reasons.get(path) == reason
 
     def _read_reasons(self) -> None:
         """The reasons of files that are tried at every scan: only a new reason is written down again."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from labref.agent.scan import Candidate, look
+from labref.agent.scan import GONE, Candidate, look
 from labref.config import WatchConfig
 
 __all__ = ["Settling"]
@@ -77,9 +77,9 @@ class Settling:
         return True
 
     def settled(self) -> Iterator[Candidate]:
-        """Look at every waiting file; those that have settled are given and no longer kept, those gone are forgotten.
+        """Look at every waiting file; those that have settled are given and no longer kept.
 
-        A file that changed for longer than `settle_limit_seconds` is given as a candidate without signature.
+        One that is gone, or changed for longer than `settle_limit_seconds`, is given as a candidate without signature.
         """
         for path, waiting in list(self._waiting.items()):
             now = self._clock()
@@ -87,6 +87,7 @@ class Settling:
             if seen is None:
                 del self._waiting[path]
                 self.vanished += 1
+                yield replace(waiting.candidate, signature=None, refusal=GONE)
                 continue
             if seen.signature is None:
                 del self._waiting[path]

@@ -45,5 +45,12 @@ def labref_process(*arguments: str | Path, **settings: object) -> subprocess.Pop
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LABREF_")}
     environment |= {f"LABREF_WATCH__{name.upper()}": str(value) for name, value in settings.items()}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env=environment,
+        # Windows: so that Ctrl-Break can be sent to it alone
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
