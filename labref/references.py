@@ -100,10 +100,11 @@ def find(
     novelty = bundle.manifest.novelty
     wanted = max(k, spread, novelty.k, BANDWIDTH_RANK)
     neighbours = store.nearest(latent, bundle=bundle.digest, k=wanted, exclude=set(excluded))
-    cells = store.cells([neighbour.cell_id for neighbour in neighbours])
+    labels = store.labels([neighbour.cell_id for neighbour in neighbours])
+    cells = store.cells([neighbour.cell_id for neighbour in neighbours[:k]])
     return Found(
         [_reference(cells[neighbour.cell_id], neighbour.distance) for neighbour in neighbours[:k]],
-        _distribution(neighbours[:spread], cells, neighbours[:BANDWIDTH_RANK]),
+        _distribution(neighbours[:spread], labels, neighbours[:BANDWIDTH_RANK]),
         _novelty([neighbour.distance for neighbour in neighbours[: novelty.k]], novelty.threshold),
         duplicate_of,
     )
@@ -121,14 +122,14 @@ def weights(distances: Sequence[float], width: float) -> list[float]:
     return [math.exp(-distance / width) for distance in distances]
 
 
-def _distribution(neighbours: Sequence[Neighbour], cells: dict[str, Cell], near: Sequence[Neighbour]) -> Distribution:
+def _distribution(neighbours: Sequence[Neighbour], labels: dict[str, str], near: Sequence[Neighbour]) -> Distribution:
     if not neighbours:
         return Distribution(0, {})
     of_each = weights([neighbour.distance for neighbour in neighbours], near[-1].distance)
     total = math.fsum(of_each)
     by_label: dict[str, list[float]] = {}
     for neighbour, weight in zip(neighbours, of_each, strict=True):
-        by_label.setdefault(cells[neighbour.cell_id].label, []).append(weight)
+        by_label.setdefault(labels[neighbour.cell_id], []).append(weight)
     shares = {label: math.fsum(parts) / total for label, parts in by_label.items()}
     return Distribution(len(neighbours), dict(sorted(shares.items(), key=lambda share: (-share[1], share[0]))))
 

@@ -27,9 +27,9 @@ BLOCK_ROWS = 65_536
 # OpenBLAS splits larger products over threads, and then waits for a core that the ingest is using: measured
 # 120 ms instead of 3 ms for a million cells beside a busy process
 _TILE_ELEMENTS = 400_000
+_TURN_ROWS = 2048  # likewise: an axis at a time, in parts that stay in the cache
 _AXES = (6, 14, 22, 30, 38)
-_TRIAL_QUERIES = 16
-_TRIAL_K = 100
+_TRIAL_ROWS, _TRIAL_QUERIES, _TRIAL_K = 4096, 16, 100
 # time of reading one element of the bounds, and of looking at one candidate in full: measured, nanoseconds
 _NS_ELEMENT, _NS_CANDIDATE = 0.18, 150.0
 _TINY = 1e-36
@@ -37,8 +37,11 @@ _TINY = 1e-36
 
 
 def _slack(terms: int) -> float:
-    """Relative rounding of a float32 product of that many terms, with room: (terms + 14) units of 2^-24."""
-    return (terms + 14) * 2.0**-24
+    """Relative rounding of a float32 product of that many terms, and of its terms, with room: units of 2^-24.
+
+    Terms and their sum take terms + 4 of them; r, from a difference of squares in float64, takes at most 5 more.
+    """
+    return (terms + 20) * 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,16 @@ class _Axes:
         cls, latents: NDArray[np.float32], mean: NDArray[np.float64], rotation: NDArray[np.float64], m: int
     ) -> _Axes:
         columns = np.empty((len(latents), m + 2), np.float32, order="F")
-        for start in range(0, len(latents), 8192):  # float64 copies stay small
-            part = slice(start, start + 8192)
-            turned = (latents[part] - mean) @ rotation
-            squared = np.square(turned).sum(axis=1)
-            columns[part, :m] = turned[:, :m]
-            columns[part, m] = np.sqrt(np.square(turned[:, m:]).sum(axis=1))
+        for start in range(0, len(latents), _TURN_ROWS):
+            part = slice(start, start + _TURN_ROWS)
+            centred = latents[part] - mean
+            squared = np.square(centred).sum(axis=1)
+            rest = squared.copy()
+            for axis in range(m):
+                coordinate = centred @ rotation[:, axis]
+                rest -= np.square(coordinate)
+                columns[part, axis] = coordinate
+            columns[part, m] = np.sqrt(np.maximum(rest, 0))
             columns[part, m + 1] = squared * (1 - 2 * _slack(m + 2))
         return cls(mean, rotation, m, columns)
 
@@ -113,28 +120,29 @@ class _Block:
         return out, base
 
     def settle(self) -> None:
-        """Turn a full block onto its principal axes, if a trial with some of its own cells says that this pays."""
+        """Turn a full block onto its principal axes, if a trial among a part of its cells says that this pays."""
         size = self.latents.shape[1]
-        sample = self.latents[:: max(1, self.n // 8192)].astype(np.float64)
-        mean = sample.mean(axis=0)
-        _, vectors = np.linalg.eigh((sample - mean).T @ (sample - mean))
+        part = np.ascontiguousarray(self.latents[:: max(1, self.n // _TRIAL_ROWS)])
+        mean = part.mean(axis=0, dtype=np.float64)
+        centred = part - mean
+        _, vectors = np.linalg.eigh(centred.T @ centred)
         rotation = np.ascontiguousarray(vectors[:, ::-1])
-        probes = np.ascontiguousarray(self.latents[:: self.n // _TRIAL_QUERIES])
+        k = max(1, _TRIAL_K * len(part) // self.n)
         best, best_cost = None, 0.8 * size * self.n * _NS_ELEMENT
         for m in (m for m in _AXES if m + 2 < size):
-            self.axes = None
-            candidate = _Axes.of(self.latents[: self.n], mean, rotation, m)
+            trial = _Axes.of(part, mean, rotation, m)
             survivors = 0
-            for probe in probes:
-                factors, base = candidate.weights(probe)
-                bounds = candidate.columns @ factors + np.float32(base)
-                near = np.argpartition(bounds, _TRIAL_K)[: _TRIAL_K + 1]
-                reach = distances.exact(self.latents[near], probe).max() * size
+            for probe in part[:: len(part) // _TRIAL_QUERIES]:
+                factors, base = trial.weights(probe)
+                bounds = trial.columns @ factors
+                first = np.argpartition(bounds, k)[: k + 1]
+                reach = distances.exact(part[first], probe).max() * size - base
                 survivors += int(np.count_nonzero(bounds <= reach))
-            cost = (m + 2) * self.n * _NS_ELEMENT + survivors / len(probes) * _NS_CANDIDATE
+            share = survivors / (_TRIAL_QUERIES * len(part))
+            cost = self.n * ((m + 2) * _NS_ELEMENT + share * _NS_CANDIDATE)
             if cost < best_cost:
-                best, best_cost = candidate, cost
-        self.axes = best
+                best, best_cost = m, cost
+        self.axes = None if best is None else _Axes.of(self.latents[: self.n], mean, rotation, best)
 
 
 class Index:

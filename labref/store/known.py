@@ -1,11 +1,11 @@
-"""What the store keeps in memory, so that looking a file up costs microseconds: the ids and hashes of all cells.
+"""What the store keeps in memory, so that looking a file up costs microseconds: ids, labels and hashes of all cells.
 
-8 bytes a cell for the ids and 16 for the hashes: 24 MB for a million cells.
+12 bytes a cell for id and label and 16 for the hashes: 28 MB for a million cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from labref.fingerprint import hamming
 from labref.store.values import HashMatch
 
-__all__ = ["HashBook", "IdSet", "id_to_int", "int_to_id"]
+__all__ = ["HashBook", "LabelBook", "id_to_int", "int_to_id"]
 
 _MERGE_AT = 8192
 
@@ -28,35 +28,63 @@ def int_to_id(number: int) -> str:
     return f"{number:016x}"
 
 
-class IdSet:
-    """A set of unsigned 64-bit integers that only grows: a sorted array and a few newcomers.
+class LabelBook:
+    """The label of every cell by its id: a sorted array, and a few newcomers beside it.
 
-    One thread may add while others look up.
+    One thread may add and change while others look up.
     """
 
-    def __init__(self, numbers: NDArray[np.uint64]) -> None:
-        """numbers : uint64[n], in any order."""
-        self._state: tuple[NDArray[np.uint64], set[int]] = (np.sort(numbers), set())
+    def __init__(self, ids: NDArray[np.uint64], labels: Sequence[str]) -> None:
+        """ids : uint64[n], each once, in any order. labels : n."""
+        self._names: list[str] = []
+        self._codes: dict[str, int] = {}
+        codes = np.fromiter(map(self._code, labels), np.uint32, len(labels))
+        order = np.argsort(ids)
+        self._state: tuple[NDArray[np.uint64], NDArray[np.uint32], dict[int, int]] = (ids[order], codes[order], {})
 
     def __contains__(self, number: int) -> bool:
-        settled, recent = self._state  # both from one moment, even while `add` merges them
-        if number in recent:
-            return True
-        at = int(np.searchsorted(settled, np.uint64(number)))
-        return at < len(settled) and int(settled[at]) == number
+        return self.get(number) is not None
 
     def __len__(self) -> int:
-        settled, recent = self._state
-        return len(settled) + len(recent)
+        ids, _, recent = self._state
+        return len(ids) + len(recent)
 
-    def add(self, numbers: Iterable[int]) -> None:
-        """Add numbers that are not in the set yet."""
-        settled, recent = self._state
-        recent.update(numbers)
+    def get(self, number: int) -> str | None:
+        """Label of a cell, or None for an unknown id. Microseconds."""
+        ids, codes, recent = self._state  # all from one moment, even while `add` merges them
+        code = recent.get(number)
+        if code is None:
+            at = int(np.searchsorted(ids, np.uint64(number)))
+            if at == len(ids) or int(ids[at]) != number:
+                return None
+            code = int(codes[at])
+        return self._names[code]
+
+    def add(self, number: int, label: str) -> None:
+        """Add a cell that is not there yet."""
+        ids, codes, recent = self._state
+        recent[number] = self._code(label)
         if len(recent) >= _MERGE_AT:
-            merged = np.concatenate([settled, np.fromiter(recent, np.uint64, len(recent))])
-            merged.sort()
-            self._state = (merged, set())
+            merged = np.concatenate([ids, np.fromiter(recent.keys(), np.uint64, len(recent))])
+            merged_codes = np.concatenate([codes, np.fromiter(recent.values(), np.uint32, len(recent))])
+            order = np.argsort(merged)
+            self._state = (merged[order], merged_codes[order], {})
+
+    def change(self, number: int, label: str) -> None:
+        """Give a cell another label."""
+        ids, codes, recent = self._state
+        if number in recent:
+            recent[number] = self._code(label)
+        else:
+            codes[np.searchsorted(ids, np.uint64(number))] = self._code(label)
+
+    def _code(self, label: str) -> int:
+        code = self._codes.get(label)
+        if code is None:
+            code = len(self._names)
+            self._names.append(label)
+            self._codes[label] = code
+        return code
 
 
 class _Column:

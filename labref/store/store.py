@@ -18,7 +18,7 @@ from labref.errors import StoreError
 from labref.store import bundles, distances, migrations, rows, scan
 from labref.store.connection import connect, forget
 from labref.store.index import BLOCK_ROWS, Index
-from labref.store.known import HashBook, IdSet, id_to_int, int_to_id
+from labref.store.known import HashBook, LabelBook, id_to_int, int_to_id
 from labref.store.recording import Plan, check_new_cell, draw_up
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.store.values import (
@@ -58,7 +58,7 @@ class Store:
         self._writing = threading.RLock()
         self._closed = False
         self._indexes: dict[str, Index] = {}
-        self._known: tuple[IdSet, HashBook] | None = None
+        self._known: tuple[LabelBook, HashBook] | None = None
 
     # opening and closing
 
@@ -173,7 +173,7 @@ class Store:
         if not batch:
             return []
         with self._writing:
-            ids, hashes = self._in_memory()
+            labels, hashes = self._in_memory()
             with self._reading() as cursor:
                 table, space = bundles.space(cursor, bundle)
                 for item in batch:
@@ -182,7 +182,7 @@ class Store:
                 wanted = {cell_id_of(item.digest) for item in batch if not isinstance(item, Rejected)}
                 plan = draw_up(
                     batch,
-                    states=rows.states(cursor, [cell_id for cell_id in wanted if id_to_int(cell_id) in ids]),
+                    states=rows.states(cursor, [cell_id for cell_id in wanted if id_to_int(cell_id) in labels]),
                     files=rows.file_rows(cursor, list({item.path for item in batch})),
                     stored=hashes,
                     state_of=lambda cell_id: rows.states(cursor, [cell_id])[cell_id],
@@ -195,17 +195,18 @@ class Store:
 
     def _remember(self, plan: Plan, bundle: str) -> None:
         """Bring the memory up to what was committed."""
-        ids, hashes = self._in_memory()
+        labels, hashes = self._in_memory()
         for label, average_hash, number in plan.hashes:
             hashes.add_one(label, average_hash, number)
+            labels.add(number, label)
         for change in plan.label_changes:
             number = id_to_int(change.cell_id)
             hashes.move(number, change.average_hash, previous=change.previous, label=change.label)
-        new = [number for _, _, number in plan.hashes]
-        index = self._indexes.get(bundle)
-        if index is not None and new:
-            index.add(np.array(new, np.uint64), np.stack([cell.latent for cell in plan.embedded]))
-        ids.add(new)
+            labels.change(number, change.label)
+        index = self._indexes.get(bundle)  # last: whom a reader finds there has a label
+        if index is not None and plan.embedded:
+            numbers = np.array([number for _, _, number in plan.hashes], np.uint64)
+            index.add(numbers, np.stack([cell.latent for cell in plan.embedded]))
 
     # files
 
@@ -249,6 +250,12 @@ class Store:
         """The cells of these ids, by id; ids the store does not have are left out."""
         with self._reading() as cursor:
             return rows.cells(cursor, list(ids))
+
+    def labels(self, ids: Collection[str]) -> dict[str, str]:
+        """The labels of these cells, by id, from memory; ids the store does not have are left out."""
+        labels = self._in_memory()[0]
+        found = ((cell_id, labels.get(id_to_int(cell_id))) for cell_id in ids)
+        return {cell_id: label for cell_id, label in found if label is not None}
 
     def paths(self, cell_id: str) -> list[str]:
         """All paths at which the bytes of a cell were found, oldest first."""
@@ -309,6 +316,11 @@ class Store:
                     index.add(ids, latents)
             self._indexes[digest] = index
 
+    @property
+    def index_bytes(self) -> int:
+        """Memory that the indexes take, bytes."""
+        return sum(index.nbytes for index in self._indexes.values())
+
     def nearest(
         self, latent: NDArray[np.float32], *, bundle: str, k: int, exclude: Collection[str] = ()
     ) -> list[Neighbour]:
@@ -368,8 +380,8 @@ class Store:
                     ) from error
                 raise
 
-    def _in_memory(self) -> tuple[IdSet, HashBook]:
-        """Ids and hashes of all cells, read from the database when first asked for."""
+    def _in_memory(self) -> tuple[LabelBook, HashBook]:
+        """Labels and hashes of all cells, read from the database when first asked for."""
         known = self._known
         if known is None:
             with self._writing, self._reading() as cursor:
@@ -379,17 +391,18 @@ class Store:
         return known
 
 
-def _load_known(cursor: duckdb.DuckDBPyConnection) -> tuple[IdSet, HashBook]:
+def _load_known(cursor: duckdb.DuckDBPyConnection) -> tuple[LabelBook, HashBook]:
     found = cursor.execute(
         "SELECT ('0x' || cell_id)::UBIGINT AS id, average_hash, label FROM cell ORDER BY rowid"
     ).fetchnumpy()
     ids, hashes = np.asarray(found["id"], np.uint64), np.asarray(found["average_hash"], np.uint64)
+    labels = list(map(from_column, found["label"].tolist()))
     book = HashBook()
-    labels = np.asarray(found["label"], object)
-    for label in set(labels.tolist()):
-        of_class = labels == label
-        book.add(from_column(label), hashes[of_class], ids[of_class])
-    return IdSet(ids), book
+    of_each = np.array(labels, object)
+    for label in set(labels):
+        of_class = of_each == label
+        book.add(label, hashes[of_class], ids[of_class])
+    return LabelBook(ids, labels), book
 
 
 def _write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
