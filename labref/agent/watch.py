@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from labref.agent.log import Log
 
-__all__ = ["Watcher", "is_network_folder"]
+__all__ = ["Watcher", "file_system_of", "is_network_folder"]
 
 _MOST_HINTS: Final = 20_000
 _DRIVE_REMOTE: Final = 4  # GetDriveTypeW
@@ -191,19 +192,24 @@ def is_network_folder(folder: Path) -> bool:
             return True
         return bool(ctypes.windll.kernel32.GetDriveTypeW(drive + "\\") == _DRIVE_REMOTE)
     try:
-        mounts = Path("/proc/mounts").read_bytes().decode("utf-8", "surrogateescape").splitlines()
+        mounts = Path("/proc/mounts").read_bytes().decode("utf-8", "surrogateescape")
     except OSError:
         return False
-    real = os.path.realpath(folder)
-    best, kind = "", ""
-    for line in mounts:
-        fields = line.split(" ")
-        point = fields[1].replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, fields[2]
     # sshfs and its like; a local disk through FUSE (ntfs-3g) is "fuseblk"
+    kind = file_system_of(os.path.realpath(folder), mounts)
     return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+
+
+def file_system_of(folder: str, mounts: str) -> str:
+    """The kind of file system that `folder`, a path without links, lies on; `mounts` is the content of /proc/mounts."""
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        _, written, found, *_ = line.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), written)
+        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):  # of two mounts at one point the later one is seen
+            best, kind = point, found
+    return kind
 
 
 def _identity(root: Path) -> tuple[int, int] | None:

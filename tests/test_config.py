@@ -1,0 +1,112 @@
+"""labref.toml and LABREF_* variables: what is wrong is named, with its file and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from labref.config import load_config, starting_config
+from labref.errors import ConfigError
+
+
+def load(folder: Path, text: str):  # type: ignore[no-untyped-def]
+    file = folder / "labref.toml"
+    file.write_text(text, encoding="utf-8")
+    return load_config(file)
+
+
+def test_an_empty_file_is_a_whole_configuration(tmp_path: Path) -> None:
+    config = load(tmp_path, "")
+    assert config.watch.folders == ()
+    assert config.watch.stable_seconds == 2.0
+    assert config.inference.device == "auto"
+
+
+@pytest.mark.parametrize(
+    "folder", ["/mnt/export", "D:\\CellaVision\\Export", "/a b/Å 日本", "it's", "a\"b\\c'd", "tab\there"]
+)
+def test_the_file_that_init_writes_reads_back_as_it_was_meant(tmp_path: Path, folder: str) -> None:
+    config = load(tmp_path, starting_config([Path(folder), Path("/other")], analyser="DC-1 'west'"))
+    assert config.watch.folders == (Path(folder), Path("/other"))
+    assert config.watch.analyser == "DC-1 'west'"
+
+
+def test_every_comment_in_the_file_that_init_writes_is_a_setting_that_works(tmp_path: Path) -> None:
+    lines = starting_config([Path("/mnt/export")]).splitlines()
+    settings = [line.removeprefix("# ") for line in lines if " = " in line or line.startswith(("[", "# [["))]
+    uncommented = "\n".join(lines[lines.index("[watch]") :])
+    for setting in settings:
+        uncommented = uncommented.replace(f"# {setting}", setting)
+    config = load(tmp_path, uncommented)
+    assert config.watch.analyser == "DC-1"
+    assert config.watch.labels == {"Segs": "neutrophil"}
+    assert config.watch.layout[0].label_source == "analyser"
+    assert config.agent.port == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[watch]\nfoldrs = []", ["'watch.foldrs'", "did you mean 'folders'", "rename or remove it"]),
+        ("[wach]\nfolders = []", ["unknown section 'wach'", "did you mean 'watch'"]),
+        ("[agent]\nport = 70000", ["agent.port should be less than or equal to 65535", "got 70000"]),
+        ("[watch]\npolling = 'maybe'", ['watch.polling should be true, false or "auto"', "'maybe'"]),
+        ("[watch]\nfolders = '/mnt'", ["watch.folders should be a list"]),
+        ("[watch]\nextensions = ['jpg']", ["watch.extensions", "with its dot"]),
+        ("[watch]\nstable_seconds = -1", ["watch.stable_seconds", "greater than or equal to 0"]),
+        ("[[watch.layout]]\npattern = '('", ["watch.layout.0.pattern is no regular expression"]),
+        ("[[watch.layout]]\npattern = '(?P<slid>x)'", ["names the group 'slid'", "slide"]),
+        ("[[watch.layout]]\npatern = 'x'", ["watch.layout.0.patern", "did you mean 'pattern'"]),
+        ("[[watch.layout]]\nlabel_source = 'analyser'", ["watch.layout.0.pattern is missing"]),
+        ('[watch]\nfolders = ["D:\\Export"]', ["not valid TOML", "single quotes"]),
+        ("agent = 3", ["agent should be a section"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_and_the_remedy(tmp_path: Path, text: str, said: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, text)
+    message = str(error.value)
+    assert str(tmp_path / "labref.toml") in message
+    for part in said:
+        assert part in message
+
+
+def test_a_variable_overrides_the_file_and_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABREF_LAB", "/somewhere")
+    monkeypatch.setenv("LABREF_AGENT__PORT", "8123")
+    monkeypatch.setenv("LABREF_WATCH__FOLDERS", '["/mnt/a"]')
+    config = load(tmp_path, "[agent]\nport = 1\nbatch_size = 3\n[watch]\nanalyser = 'X'")
+    assert (config.agent.port, config.agent.batch_size) == (8123, 3)
+    assert (config.watch.folders, config.watch.analyser) == ((Path("/mnt/a"),), "X")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LABREF_AGENT__PROT", "1", "did you mean 'port'"),
+        ("LABREF_AGNT__PORT", "1", "did you mean 'agent'"),
+        ("LABREF_AGENT__PORT", "x", "LABREF_AGENT__PORT: agent.port should be a valid integer"),
+        ("LABREF_WATCH__FOLDERS", "/mnt/a", "lists are written as JSON"),
+    ],
+)
+def test_a_wrong_variable_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="LABREF_") as error:
+        load(tmp_path, "")
+    assert said in str(error.value)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="labref init"):
+        load_config(tmp_path / "labref.toml")
+    (tmp_path / "labref.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_config(tmp_path / "labref.toml")
+
+
+def test_a_folder_whose_name_is_no_text_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigError, match="rename it"):
+        starting_config([Path("/mnt/caf\udce9")])
