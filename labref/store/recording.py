@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -100,9 +100,13 @@ class LabelChange:
 
 @dataclass(slots=True)
 class Plan:
-    """All that one transaction writes, and the ledger rows to hand back, in the order of the batch."""
+    """All that one transaction writes, and the ledger rows to hand back, in the order of the batch.
+
+    known_paths: the paths that have a row in the ledger already.
+    """
 
     at: datetime
+    known_paths: Set[str]
     cells: list[tuple[Any, ...]] = field(default_factory=list)
     embedded: list[NewCell] = field(default_factory=list)
     files: dict[str, FileRow] = field(default_factory=dict)
@@ -145,7 +149,7 @@ def draw_up(
     files : the ledger rows of the batch's paths so far. stored : hashes of all cells in the store.
     state_of : looks up a cell of the store that is not in states. at : now, UTC, without a zone.
     """
-    plan = Plan(at)
+    plan = Plan(at, files.keys())
     fresh: dict[str, FileRow] = {}
     pending = HashBook()
     for item in batch:  # new cells first, so that a copy is one of its cell wherever in the batch it stands

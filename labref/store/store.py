@@ -448,7 +448,10 @@ def _write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space:
         )
     replaced = [(*row.values(), plan.at) for row in plan.replaced]
     rows.insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"}, replaced)
-    rows.insert(connection, "INSERT OR REPLACE INTO file", rows.FILE, [row.values() for row in plan.files.values()])
+    # replacing costs ten times what inserting does, so only paths that have a row are replaced
+    for into, known in (("INSERT INTO file", False), ("INSERT OR REPLACE INTO file", True)):
+        written = [row.values() for path, row in plan.files.items() if (path in plan.known_paths) is known]
+        rows.insert(connection, into, rows.FILE, written)
 
 
 def _check_query(query: NDArray[np.float32], latent_size: int) -> None:
