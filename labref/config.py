@@ -73,7 +73,7 @@ class WatchConfig(_Section):
         polls network shares.
     poll_seconds : seconds between two looks at a polled folder.
     stable_seconds : a new or changed file must keep its size and times this long, seconds.
-    complete_seconds : an image that ends too early is given this long after its last change, seconds, to be completed.
+    complete_seconds : a file that is no usable image is given this long after its last change, seconds, to become one.
     settle_limit_seconds : a file that changes longer than this is rejected until the next scan, seconds.
     rescan_seconds : seconds between two full scans, varied by ±10 %.
     extensions : file-name endings of images, with the dot; other files are ignored and counted.

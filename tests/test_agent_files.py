@@ -204,7 +204,7 @@ def test_a_file_that_is_deleted_while_it_is_waited_for_is_said_to_be_gone(tmp_pa
     assert [candidate.refusal for candidate in settling.settled()] == [GONE]
 
 
-def test_an_image_that_ends_too_early_is_given_time_to_be_completed(
+def test_a_file_that_is_no_image_yet_is_given_time_to_become_one(
     tmp_path: Path, settling: Settling, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.jpg"

@@ -55,7 +55,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class NotYet:
-    """A file to be waited for. changed : it changed while being read; else it ends too early (`reason`)."""
+    """A file to be waited for. changed : it changed while being read; else it is no usable image yet, because of `reason`."""
 
     candidate: Candidate
     changed: bool
@@ -83,8 +83,8 @@ def read_cell(
     image's bytes under their digest.  max_bytes : largest file that is read.
     Raises `StorageError` where the bytes cannot be kept.
     """
-    if candidate.signature is None:
-        return Refused(candidate, None, candidate.refusal or "cannot be read")
+    if candidate.refusal is not None:
+        return Refused(candidate, candidate.signature, candidate.refusal)
     try:
         data, signature = _read_whole(candidate.path, max_bytes)
     except FileNotFoundError:
@@ -104,10 +104,8 @@ def read_cell(
     try:
         cell = prepare(data)
     except UnreadableImageError as error:
-        reason = str(error)
-        if not data or "truncated" in reason:
-            return NotYet(Candidate(candidate.path, candidate.root, signature), False, reason)
-        return Refused(candidate, signature, reason)
+        # the beginning of an image is often no image at all; whoever asked knows how long the file has stood still
+        return NotYet(Candidate(candidate.path, candidate.root, signature), False, str(error))
     except MemoryError:
         return Refused(candidate, None, "too large to decode in this computer's memory")
     height, width = cell.size

@@ -43,8 +43,8 @@ class Signature:
 class Candidate:
     """A file with an image's name.
 
-    path : as Python holds it.  root : the watched folder it lies in.  signature : None where it cannot be read; `refusal`
-    then says why, fit for the ledger.
+    path : as Python holds it.  root : the watched folder it lies in.  signature : None where it cannot be read.
+    refusal : why it cannot be used, fit for the ledger; always there where the signature is None.
     """
 
     path: str

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -169,6 +169,7 @@ class _Agent:
         self._stop = threading.Event()
         self._settling = Settling(self._watch)
         self._settled: deque[Candidate] = deque()
+        self._held: dict[str, str] = {}
         self._known: dict[str, FileState] = {}
         self._reasons: dict[str, str] = {}
         self._unchanged = 0
@@ -266,11 +267,11 @@ class _Agent:
                 self._pump()
                 if self._settled:
                     self._pipeline.wait_idle(_TICK_SECONDS)
-                elif len(self._settling):
+                elif self._settling:
                     self._stop.wait(_TICK_SECONDS)
                 elif self._pipeline.wait_idle(_TICK_SECONDS):
                     self._pump()  # what was returned just before
-                    if not self._settled and not len(self._settling) and not self._pipeline.in_flight:
+                    if not self._settled and not self._settling and not self._held and not self._pipeline.in_flight:
                         break
                 self._pipeline.check()
         self._pipeline.check()
@@ -314,7 +315,7 @@ class _Agent:
                     else:
                         next_scan = time.monotonic() + self._watch.rescan_seconds * random.uniform(0.9, 1.1)
                 self._pump()
-                busy = len(self._settling) or self._settled or self._pipeline.in_flight
+                busy = self._settling or self._settled or self._held or self._pipeline.in_flight
                 self._wake.wait(_TICK_SECONDS if busy else min(1.0, max(next_scan - time.monotonic(), 0.05)))
         return self._summary(time.perf_counter() - started, interrupted=False)
 
@@ -369,6 +370,8 @@ class _Agent:
 
     def _consider(self, candidate: Candidate, *, observe: bool) -> None:
         if self._pipeline.holds(candidate.path):
+            # it may have changed after it was read: looked at again once it has its outcome
+            self._held[candidate.path] = candidate.root
             return
         name = path_to_text(candidate.path)
         state = self._known.get(name)
@@ -390,15 +393,16 @@ class _Agent:
         """Look at the files that events named; True where a scan is wanted as well."""
         hints, wanted = watcher.hints()
         own = tuple(str(folder) + os.sep for folder in self._excluded())
-        for path, root in hints.items():
-            if path.startswith(own):
-                continue
+        self._look_at({path: root for path, root in hints.items() if not path.startswith(own)})
+        return wanted
+
+    def _look_at(self, paths: dict[str, str]) -> None:
+        unchanged = self._unchanged  # counts what a scan met
+        for path, root in paths.items():
             candidate = look(path, root)
             if candidate is not None:
-                before = self._unchanged
                 self._consider(candidate, observe=True)
-                self._unchanged = before
-        return wanted
+        self._unchanged = unchanged
 
     def _pump(self) -> None:
         """Move files on: returned ones back to waiting, settled ones into the pipeline as far as it has room."""
@@ -408,7 +412,11 @@ class _Agent:
                 if now is not None and self._settling.add(now, observe=True):
                     self._settled.append(now)
             elif not self._settling.unfinished(back.candidate):
-                self._settled.append(Candidate(back.candidate.path, back.candidate.root, None, back.reason))
+                self._settled.append(replace(back.candidate, refusal=back.reason))
+        free = {path: root for path, root in self._held.items() if not self._pipeline.holds(path)}
+        for path in free:
+            del self._held[path]
+        self._look_at(free)
         self._settled.extend(self._settling.settled())
         while self._settled and self._pipeline.offer(self._settled[0]):
             self._settled.popleft()

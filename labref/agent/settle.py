@@ -65,7 +65,7 @@ class Settling:
         return False
 
     def unfinished(self, candidate: Candidate) -> bool:
-        """Take back a settled image that ends too early; False where it stood still for `complete_seconds` already."""
+        """Take back a settled file that is no usable image; False where it stood still for `complete_seconds` already."""
         if candidate.signature is None:
             return False
         age = candidate.signature.age_seconds()
