@@ -201,6 +201,48 @@ def test_what_record_returned_survives_a_kill(tmp_path: Path, batches: int) -> N
         assert store.counts().cells == counts.cells + 16
 
 
+FULL_DISK = """
+    import resource, sys; from pathlib import Path; from labref.errors import StoreError; from labref.store import Store
+    from tests.stores import BUNDLE, new_cell
+    def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    store = Store.open(Path(sys.argv[1]))
+    store._connection.execute(f"SET checkpoint_threshold = '{sys.argv[2]}'")
+    store.build_index()
+    limit(3_000_000)
+    recorded, refused = 0, 0
+    while refused < 3:
+        try:
+            store.record([new_cell(recorded + i) for i in range(64)], bundle=BUNDLE)
+            recorded += 64
+        except StoreError as error:
+            assert str(store.path) in str(error) and "disk space" in str(error) or "restore" in str(error), error
+            refused += 1
+    limit(resource.RLIM_INFINITY)
+    for start in range(0, recorded + 640, 64):
+        store.record([new_cell(start + i) for i in range(64)], bundle=BUNDLE)
+    near = store.nearest(new_cell(recorded + 7).latent, bundle=BUNDLE, k=1)
+    assert near[0].cell_id == new_cell(recorded + 7).cell_id
+    print(recorded + 640, flush=True)
+    sys.stdin.read()
+"""
+
+
+if sys.platform != "win32":  # where the size of a file can be limited, as a full disk does
+
+    @pytest.mark.parametrize("checkpoint_threshold", ["16MB", "1MB"], ids=["while committing", "while checkpointing"])
+    def test_a_full_disk_refuses_a_batch_and_takes_it_when_there_is_room_again(
+        tmp_path: Path, checkpoint_threshold: str
+    ) -> None:
+        with new_store(tmp_path):
+            pass
+        with another_process(FULL_DISK, tmp_path / "store.duckdb", checkpoint_threshold) as process:
+            process.kill()
+        with Store.open(tmp_path / "store.duckdb") as store:
+            counts = store.counts()
+            assert counts.cells == counts.files > 640
+            assert len(store.latents([new_cell(i).cell_id for i in range(counts.cells)], bundle=BUNDLE)) == counts.cells
+
+
 def test_a_checkpoint_in_the_middle_loses_nothing(tmp_path: Path) -> None:
     with new_store(tmp_path) as store:
         store.record([new_cell(i) for i in range(40)], bundle=BUNDLE)

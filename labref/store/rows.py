@@ -12,7 +12,7 @@ from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import Cell, LabelSource, LedgerRow, Outcome
 
-__all__ = ["CELL", "FILE", "cells", "file_rows", "insert", "ledger", "now", "states"]
+__all__ = ["CELL", "FILE", "cells", "file_rows", "ledger", "look_up", "now", "states"]
 
 CELL = {
     "cell_id": "VARCHAR",
@@ -53,20 +53,6 @@ _AT_ONCE = 256
 def now() -> datetime:
     """This moment as the database keeps it: UTC without a zone."""
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def insert(
-    connection: duckdb.DuckDBPyConnection, into: str, types: dict[str, str], rows: Sequence[Sequence[Any]]
-) -> None:
-    """Insert rows by one statement, a list a column: a sixth of the time of `executemany`.
-
-    into : "INSERT INTO table", or another verb. types : the columns that a row has values for, and their types.
-    """
-    if rows:
-        columns = ", ".join(f"unnest(${i}::{kind}[])" for i, kind in enumerate(types.values(), 1))
-        connection.execute(
-            f"{into} ({', '.join(types)}) SELECT {columns}", [list(column) for column in zip(*rows, strict=True)]
-        )
 
 
 def look_up(

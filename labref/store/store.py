@@ -20,7 +20,7 @@ from labref.store.connection import connect, forget
 from labref.store.index import BLOCK_ROWS, Index
 from labref.store.known import HashBook, LabelBook, id_to_int, int_to_id
 from labref.store.recording import Plan, check_new_cell, draw_up
-from labref.store.text import from_column, from_nullable, to_column, to_nullable
+from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import (
     Cell,
     Counts,
@@ -35,6 +35,7 @@ from labref.store.values import (
     StoredBundle,
     cell_id_of,
 )
+from labref.store.writing import write
 
 __all__ = ["MEMORY_LIMIT", "THREADS", "Store"]
 
@@ -51,10 +52,12 @@ class Store:
     was committed. What `record` has returned survives the end of the process, however it ends.
     """
 
-    def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, path: Path, memory_limit: str, threads: int) -> None:
         """Not called directly: see `create` and `open`."""
         self.path = path
-        self._connection = connection
+        self._settings = (memory_limit, threads)
+        self._connection = _connect(path, memory_limit, threads)
+        self._broken = False
         self._writing = threading.RLock()
         self._closed = False
         self._indexes: dict[str, Index] = {}
@@ -71,7 +74,7 @@ class Store:
         draft = path.with_name(f"{path.name}.new")
         for left in (draft, draft.with_name(f"{draft.name}.wal")):
             left.unlink(missing_ok=True)
-        cls._open(draft, memory_limit, threads).close()
+        cls(draft, memory_limit, threads).close()
         os.replace(draft, path)
         return cls.open(path, memory_limit=memory_limit, threads=threads)
 
@@ -86,25 +89,7 @@ class Store:
             raise StoreError(
                 f"{path} is missing. Restore a backup of the lab folder, or make a new lab with `labref init`."
             )
-        return cls._open(path, memory_limit, threads)
-
-    @classmethod
-    def _open(cls, path: Path, memory_limit: str, threads: int) -> Self:
-        connection = connect(path, memory_limit=memory_limit, threads=threads)
-        try:
-            migrations.apply(connection)
-        except BaseException as error:
-            connection.close()
-            forget(path)
-            if isinstance(error, StoreError):
-                raise type(error)(f"{path} cannot be used: {error}.") from None
-            if isinstance(error, duckdb.Error):
-                raise StoreError(
-                    f"{path} cannot be brought up to date and is as it was: {error}. Look at the free disk space, or "
-                    "restore a backup."
-                ) from error
-            raise
-        return cls(path, connection)
+        return cls(path, memory_limit, threads)
 
     def close(self) -> None:
         """Close the store; a second time does nothing."""
@@ -189,7 +174,7 @@ class Store:
                     at=rows.now(),
                 )
             with self._transaction() as connection:
-                _write(connection, plan, table, space)
+                write(connection, plan, table, space)
             self._remember(plan, bundle)
             return plan.rows
 
@@ -350,13 +335,15 @@ class Store:
     @contextlib.contextmanager
     def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A cursor of its own for one reader: microseconds to make, and no other thread can disturb it."""
+        self._mend()
         try:
             cursor = self._connection.cursor()
-        except duckdb.Error as error:
+        except duckdb.ConnectionException as error:
             raise StoreError(f"{self.path} is closed; open it again before asking it.") from error
         try:
             yield cursor
         except duckdb.Error as error:
+            self._broken |= isinstance(error, duckdb.FatalException)
             raise StoreError(f"{self.path} cannot be read: {error}. If this stays, restore a backup.") from error
         finally:
             cursor.close()
@@ -366,19 +353,38 @@ class Store:
         with self._writing:
             if self._closed:
                 raise StoreError(f"{self.path} is closed; open it again before writing.")
+            self._mend()
             try:
                 self._connection.begin()
                 yield self._connection
                 self._connection.commit()
             except BaseException as error:
+                self._broken |= isinstance(error, duckdb.FatalException)
                 with contextlib.suppress(duckdb.Error):  # a failed begin or commit leaves nothing to undo
                     self._connection.rollback()
                 if isinstance(error, duckdb.Error):
                     raise StoreError(
-                        f"{self.path} cannot be written, and nothing of this batch was: {error}. Look at the free disk "
-                        "space and the rights of the lab folder, then start labref again."
+                        f"{self.path} cannot be written, and this batch must be recorded again: {error}. Look at the free "
+                        "disk space and the rights of the lab folder."
                     ) from error
                 raise
+
+    def _mend(self) -> None:
+        """After a failed checkpoint (a full disk) DuckDB refuses all until the file is opened anew; then nothing is lost."""
+        if not self._broken:
+            return
+        with self._writing:
+            if self._broken and not self._closed:
+                self._connection.close()
+                forget(self.path)
+                self._connection = _connect(self.path, *self._settings)
+                self._broken = False
+                # whether the commit that failed came through is for the file to say
+                self._known = None
+                indexed = list(self._indexes)
+                self._indexes.clear()
+                for bundle in indexed:
+                    self.build_index(bundle)
 
     def _in_memory(self) -> tuple[LabelBook, HashBook]:
         """Labels and hashes of all cells, read from the database when first asked for."""
@@ -389,6 +395,24 @@ class Store:
                     self._known = _load_known(cursor)
                 known = self._known
         return known
+
+
+def _connect(path: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:
+    connection = connect(path, memory_limit=memory_limit, threads=threads)
+    try:
+        migrations.apply(connection)
+    except BaseException as error:
+        connection.close()
+        forget(path)
+        if isinstance(error, StoreError):
+            raise type(error)(f"{path} cannot be used: {error}.") from None
+        if isinstance(error, duckdb.Error):
+            raise StoreError(
+                f"{path} cannot be brought up to date and is as it was: {error}. Look at the free disk space, or "
+                "restore a backup."
+            ) from error
+        raise
+    return connection
 
 
 def _load_known(cursor: duckdb.DuckDBPyConnection) -> tuple[LabelBook, HashBook]:
@@ -403,55 +427,6 @@ def _load_known(cursor: duckdb.DuckDBPyConnection) -> tuple[LabelBook, HashBook]
         of_class = of_each == label
         book.add(label, hashes[of_class], ids[of_class])
     return LabelBook(ids, labels), book
-
-
-def _write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
-    rows.insert(connection, "INSERT INTO cell", rows.CELL, plan.cells)
-    rows.insert(
-        connection,
-        f"INSERT INTO {table}",
-        {
-            "cell_id": "VARCHAR",
-            "latent": f"FLOAT[{space.latent_size}]",
-            "probabilities": f"FLOAT[{len(space.labels)}]",
-            "predicted_label": "VARCHAR",
-            "predicted_probability": "FLOAT",
-        },
-        [
-            (
-                cell.cell_id,
-                cell.latent.tolist(),
-                cell.probabilities.tolist(),
-                to_column(cell.predicted_label),
-                float(cell.predicted_probability),
-            )
-            for cell in plan.embedded
-        ],
-    )
-    for change in plan.label_changes:
-        path, label = to_column(change.path), to_column(change.label)
-        connection.execute(
-            "UPDATE cell SET label = ?, label_source = ?, path = ?, slide = ? WHERE cell_id = ?",
-            [label, str(change.label_source), path, to_nullable(change.slide), change.cell_id],
-        )
-        connection.execute(
-            "INSERT INTO label_change VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [
-                change.cell_id,
-                plan.at,
-                path,
-                label,
-                str(change.label_source),
-                to_column(change.previous),
-                str(change.previous_source),
-            ],
-        )
-    replaced = [(*row.values(), plan.at) for row in plan.replaced]
-    rows.insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"}, replaced)
-    # replacing costs ten times what inserting does, so only paths that have a row are replaced
-    for into, known in (("INSERT INTO file", False), ("INSERT OR REPLACE INTO file", True)):
-        written = [row.values() for path, row in plan.files.items() if (path in plan.known_paths) is known]
-        rows.insert(connection, into, rows.FILE, written)
 
 
 def _check_query(query: NDArray[np.float32], latent_size: int) -> None:
