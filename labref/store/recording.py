@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from labref.errors import StoreError
-from labref.fingerprint import Verdict, verdict
+from labref.fingerprint import POSSIBLE_UP_TO, Verdict, verdict
 from labref.store import distances
-from labref.store.known import HashBook, id_to_int
+from labref.store.known import HashBook, HashChanges, id_to_int
 from labref.store.text import to_column, to_nullable
 from labref.store.values import (
-    HashMatch,
     LabelSource,
     LedgerRow,
     NewCell,
@@ -91,7 +90,6 @@ class LabelChange:
     cell_id: str
     path: str
     slide: str | None
-    average_hash: int
     label: str
     label_source: LabelSource
     previous: str
@@ -107,12 +105,12 @@ class Plan:
 
     at: datetime
     known_paths: Set[str]
+    hashes: HashChanges
     cells: list[tuple[Any, ...]] = field(default_factory=list)
     embedded: list[NewCell] = field(default_factory=list)
     files: dict[str, FileRow] = field(default_factory=dict)
     replaced: list[FileRow] = field(default_factory=list)
     label_changes: list[LabelChange] = field(default_factory=list)
-    hashes: list[tuple[str, int, int]] = field(default_factory=list)  # label, hash, cell id as a number
     rows: list[LedgerRow] = field(default_factory=list)
 
 
@@ -149,15 +147,12 @@ def draw_up(
     files : the ledger rows of the batch's paths so far. stored : hashes of all cells in the store.
     state_of : looks up a cell of the store that is not in states. at : now, UTC, without a zone.
     """
-    plan = Plan(at, files.keys())
-    fresh: dict[str, FileRow] = {}
-    pending = HashBook()
-    for item in batch:  # new cells first, so that a copy is one of its cell wherever in the batch it stands
+    plan = Plan(at, files.keys(), HashChanges(stored))
+    made: dict[str, FileRow] = {}
+    new: dict[str, NewCell] = {}
+    for item in batch:
         if isinstance(item, NewCell) and item.cell_id not in states:
-            row = _add_cell(plan, item, states, _closest(item, stored, pending), state_of)
-            state = states[item.cell_id]
-            pending.add_one(state.label, state.average_hash, id_to_int(item.cell_id))
-            fresh[item.cell_id] = row
+            new.setdefault(item.cell_id, item)
     rows: list[FileRow] = []
     for item in batch:
         before = plan.files.get(item.path) or files.get(item.path)
@@ -165,10 +160,12 @@ def draw_up(
             after = _rejected(item, before, at)
         else:
             cell_id = cell_id_of(item.digest)
-            state = states.get(cell_id) or _unknown(item)
-            made = fresh.pop(cell_id, None) if isinstance(item, NewCell) else None
-            after = made or _again(item, cell_id, before, at)
-            if made is None:
+            if cell_id not in states:  # a copy may stand before its cell
+                made[cell_id] = _add_cell(plan, new.get(cell_id) or _unknown(item), states, state_of)
+            if new.get(cell_id) is item:
+                after = made[cell_id]
+            else:
+                after = _again(item, cell_id, before, at)
                 _promote(plan, item, cell_id, states)
         if before is not None and before.said() != after.said():
             plan.replaced.append(before)
@@ -178,24 +175,16 @@ def draw_up(
     return plan
 
 
-def _unknown(item: NewCell | SeenAgain) -> CellState:
+def _unknown(item: NewCell | SeenAgain) -> NewCell:
     raise StoreError(
         f"no cell {cell_id_of(item.digest)} is in the store, so nothing can be seen again; record it as a new cell."
     )
-
-
-def _closest(cell: NewCell, stored: HashBook, pending: HashBook) -> HashMatch | None:
-    label = cell.predicted_label if cell.label is None else cell.label
-    found = [book.nearest(label, cell.average_hash) for book in (stored, pending)]
-    matches = [match for match in found if match is not None]
-    return min(matches, key=lambda match: match.hamming, default=None)
 
 
 def _add_cell(
     plan: Plan,
     cell: NewCell,
     states: dict[str, CellState],
-    match: HashMatch | None,
     state_of: Callable[[str], CellState],
 ) -> FileRow:
     if cell.label is None:
@@ -203,6 +192,7 @@ def _add_cell(
     else:
         label, source = cell.label, LabelSource(cell.label_source)
     outcome, reason, group = Outcome.STORED, None, None
+    match = plan.hashes.closest(label, cell.average_hash, POSSIBLE_UP_TO + 1)
     ruling = Verdict.DIFFERENT if match is None else verdict(match.hamming)
     if match is not None and ruling is not Verdict.DIFFERENT:
         outcome = Outcome.DUPLICATE if ruling is Verdict.DUPLICATE else Outcome.POSSIBLE_DUPLICATE
@@ -233,7 +223,7 @@ def _add_cell(
         )
     )
     plan.embedded.append(cell)
-    plan.hashes.append((label, cell.average_hash, id_to_int(cell.cell_id)))
+    plan.hashes.add(id_to_int(cell.cell_id), label, cell.average_hash)
     return FileRow(
         cell.path,
         cell.size_bytes,
@@ -296,8 +286,9 @@ def _promote(plan: Plan, item: NewCell | SeenAgain, cell_id: str, states: dict[s
         return
     slide = item.slide or state.slide
     plan.label_changes.append(
-        LabelChange(cell_id, item.path, slide, state.average_hash, item.label, source, state.label, state.label_source)
+        LabelChange(cell_id, item.path, slide, item.label, source, state.label, state.label_source)
     )
+    plan.hashes.move(id_to_int(cell_id), state.average_hash, previous=state.label, label=item.label)
     states[cell_id] = replace(state, label=item.label, label_source=source, slide=slide)
 
 

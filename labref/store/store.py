@@ -180,18 +180,16 @@ class Store:
 
     def _remember(self, plan: Plan, bundle: str) -> None:
         """Bring the memory up to what was committed."""
-        labels, hashes = self._in_memory()
-        for label, average_hash, number in plan.hashes:
-            hashes.add_one(label, average_hash, number)
-            labels.add(number, label)
+        plan.hashes.apply()
+        labels = self._in_memory()[0]
+        for cell in plan.embedded:
+            labels.add(id_to_int(cell.cell_id), cell.predicted_label if cell.label is None else cell.label)
         for change in plan.label_changes:
-            number = id_to_int(change.cell_id)
-            hashes.move(number, change.average_hash, previous=change.previous, label=change.label)
-            labels.change(number, change.label)
+            labels.change(id_to_int(change.cell_id), change.label)
         index = self._indexes.get(bundle)  # last: whom a reader finds there has a label
         if index is not None and plan.embedded:
-            numbers = np.array([number for _, _, number in plan.hashes], np.uint64)
-            index.add(numbers, np.stack([cell.latent for cell in plan.embedded]))
+            ids = np.array([id_to_int(cell.cell_id) for cell in plan.embedded], np.uint64)
+            index.add(ids, np.stack([cell.latent for cell in plan.embedded]))
 
     # files
 
@@ -261,7 +259,8 @@ class Store:
 
     def hash_matches(self, average_hash: int, label: str, *, below: int) -> list[HashMatch]:
         """Cells of one class whose average hash differs in fewer than `below` bits: fewest first, then oldest first."""
-        return self._in_memory()[1].within(label, average_hash, below)
+        found = self._in_memory()[1].within(label, average_hash, below)
+        return [HashMatch(int_to_id(number), bits) for bits, _, number in found]
 
     def duplicate_group(self, cell_id: str) -> list[str]:
         """The cell and all that are linked with it as duplicates, directly or through others, oldest first."""
@@ -424,8 +423,8 @@ def _load_known(cursor: duckdb.DuckDBPyConnection) -> tuple[LabelBook, HashBook]
     book = HashBook()
     of_each = np.array(labels, object)
     for label in set(labels):
-        of_class = of_each == label
-        book.add(label, hashes[of_class], ids[of_class])
+        of_class = np.flatnonzero(of_each == label)
+        book.add(label, hashes[of_class], ids[of_class], of_class.astype(np.uint32))
     return LabelBook(ids, labels), book
 
 
