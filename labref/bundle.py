@@ -207,7 +207,7 @@ def _read_manifest(raw: bytes, where: Path) -> Manifest:
         digests = [str(entry["sha256"]) for entry in manifest.files.values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"bundle at {where} has no usable manifest: {type(error).__name__} {error}") from None
-    if not _REQUIRED <= set(manifest.files) or not all(_FILE_NAME.fullmatch(name) for name in manifest.files):
+    if not set(manifest.files) >= _REQUIRED or not all(_FILE_NAME.fullmatch(name) for name in manifest.files):
         raise BundleError(
             f"bundle at {where}: its manifest must name {', '.join(sorted(_REQUIRED))}, by plain file names"
         )
