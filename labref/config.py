@@ -75,7 +75,7 @@ class WatchConfig(_Section):
     stable_seconds : a new or changed file must keep its size and times this long, seconds.
     complete_seconds : a file that is no usable image is given this long after its last change, seconds, to become one.
     settle_limit_seconds : a file that changes longer than this is rejected until the next scan, seconds.
-    rescan_seconds : seconds between two full scans, varied by ±10 %.
+    rescan_seconds : most seconds between two full scans, varied by ±10 %; folders that are scanned quickly are scanned sooner.
     extensions : file-name endings of images, with the dot; other files are ignored and counted.
     analyser : name of the analyser the cells come from, unless a pattern finds it in the path.
     layout : own patterns, tried before the built-in ones.

@@ -24,7 +24,7 @@ from labref.agent.metrics import Metrics
 from labref.agent.paths import path_to_text
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
 from labref.agent.scan import Candidate, Signature
-from labref.errors import AgentError, StoreError
+from labref.errors import AgentError, LabrefError, StoreError
 from labref.inference import Embedder
 from labref.lab import Lab
 from labref.store import LedgerRow, NewCell, Rejected, SeenAgain, Store
@@ -214,6 +214,12 @@ class Pipeline:
         except BaseException as error:
             if self.failure is None:
                 self.failure = error
+                if not isinstance(error, LabrefError):
+                    first = (str(error).splitlines() or [""])[0]
+                    self.failure = AgentError(
+                        f"the agent had to stop: {type(error).__name__}: {first}. What is stored is whole; start it again."
+                    )
+                    self.failure.__cause__ = error
             self._log.error("pipeline failed", thread=threading.current_thread().name, error=type(error).__name__)
             self._dead.set()
             with self._idle:

@@ -39,6 +39,8 @@ from labref.store import FileState, Store
 __all__ = ["Summary", "run_agent"]
 
 _TICK_SECONDS: Final = 0.25
+_RESCAN_LEAST_SECONDS: Final = 30.0
+_RESCAN_SHARE: Final = 200.0  # where a scan is quick it comes sooner than it must, for watchers that miss changes
 _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
 _LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
 
@@ -70,24 +72,26 @@ class Summary:
 
 def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> Summary:
     """See `labref.agent.run`."""
-    console = console or Console(stderr=True)
+    told = console or Console()
     if not lab.config.watch.folders:
         raise AgentError(f"{lab.config_file} names no folder to watch; add one to [watch] folders")
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(_own_store(lab))
         lab.clear_incoming()
         log = stack.enter_context(open_log(lab))
-        agent = stack.enter_context(_Agent(lab, store, log, once=once))
+        agent = _Agent(lab, store, log, once=once)
+        # before anybody can see that it runs: who sees it may end it
         stack.enter_context(_until_signalled(agent.stop))
+        stack.enter_context(agent)
         if once:
-            summary = agent.run_once(console if not json else None)
+            summary = agent.run_once(None if json else console or Console(stderr=True))
         else:
-            agent.announce(console, json=json)
+            agent.announce(told, json=json)
             summary = agent.serve()
     if json:
         print(jsonlib.dumps(asdict(summary)), flush=True)
     elif once:
-        console.print(_told(summary), highlight=False, soft_wrap=True)
+        told.print(_told(summary), highlight=False, soft_wrap=True)
     if once and summary.unreachable and not summary.interrupted:
         raise AgentError(
             f"{len(summary.unreachable)} folders could not be read: {', '.join(summary.unreachable[:3])}. Mount them, or give the "
@@ -313,7 +317,8 @@ class _Agent:
                         # a slow share is not asked without pause
                         next_scan = time.monotonic() + max(self._watch.poll_seconds, 4 * took)
                     else:
-                        next_scan = time.monotonic() + self._watch.rescan_seconds * random.uniform(0.9, 1.1)
+                        pause = min(self._watch.rescan_seconds, max(_RESCAN_LEAST_SECONDS, _RESCAN_SHARE * took))
+                        next_scan = time.monotonic() + pause * random.uniform(0.9, 1.1)
                 self._pump()
                 busy = self._settling or self._settled or self._held or self._pipeline.in_flight
                 self._wake.wait(_TICK_SECONDS if busy else min(1.0, max(next_scan - time.monotonic(), 0.05)))

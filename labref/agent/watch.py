@@ -79,6 +79,7 @@ class Watcher:
         self._log = log
         self._observer: BaseObserver | None = None
         self._watches: dict[Path, tuple[tuple[int, int], ObservedWatch | None]] = {}
+        self._missing: set[Path] = set()
         self._lock = threading.Lock()
         self._hints: dict[str, str] = {}
         self._scan_wanted = False
@@ -91,9 +92,12 @@ class Watcher:
             known = self._watches.get(root)
             if known is not None and known[0] != identity:
                 self._unwatch(root, known[1])
-                self._log.warning("a watched folder went away", folder=self._number(root))
                 known = None
+            if identity is None and root not in self._missing:
+                self._log.warning("a watched folder is not there", folder=self._number(root))
+                self._missing.add(root)
             if known is None and identity is not None:
+                self._missing.discard(root)
                 self._watches[root] = (identity, self._watch(root))
                 came = True
         return came
