@@ -21,7 +21,7 @@ __all__ = ["AgentClient", "AgentRecord", "proof", "read_agent_record"]
 
 _HOST: Final = "127.0.0.1"
 _TIMEOUT_SECONDS: Final = 120.0
-_HELLO_SECONDS: Final = 5.0
+_HELLO_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from labref import __version__
-from labref.agent.client import AgentClient, read_agent_record
+from labref.agent.client import AgentClient
 from labref.agent.http import Answers, Server, make_app
 from labref.agent.layout import Layout
 from labref.agent.log import Log, open_log
@@ -31,7 +31,7 @@ from labref.agent.scan import GONE, Candidate, ScanReport, look, scan
 from labref.agent.settle import Settling
 from labref.agent.watch import Watcher
 from labref.bundle import Bundle
-from labref.errors import AgentError, LabError, StoreLockedError
+from labref.errors import AgentError, LabError
 from labref.lab import Lab
 from labref.query import answer, ledger_json, open_embedder, open_free_store, store_status
 from labref.store import FileState, Store
@@ -39,6 +39,8 @@ from labref.store import FileState, Store
 __all__ = ["Summary", "run_agent"]
 
 _TICK_SECONDS: Final = 0.25
+_MOST_SETTLED: Final = 256  # files kept for the pipeline; a scan waits while there are more
+_MOST_SETTLING: Final = 4096
 _RESCAN_LEAST_SECONDS: Final = 30.0
 _RESCAN_SHARE: Final = 200.0  # where a scan is quick it comes sooner than it must, for watchers that miss changes
 _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
@@ -119,13 +121,7 @@ def _told(summary: Summary) -> str:
 
 def _own_store(lab: Lab) -> Store:
     """The lab's store, for this agent alone. Raises `AgentError` where an agent has it."""
-    try:
-        store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab), patience_seconds=_LOCK_SECONDS)
-    except StoreLockedError:
-        record = read_agent_record(lab)
-        if record is None:
-            raise
-        raise _already(lab, record.pid, record.started_at) from None
+    store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab), patience_seconds=_LOCK_SECONDS)
     if agent is not None:
         raise _already(lab, agent.record.pid, agent.record.started_at)
     assert store is not None
@@ -176,6 +172,7 @@ class _Agent:
         self._held: dict[str, str] = {}
         self._known: dict[str, FileState] = {}
         self._reasons: dict[str, str] = {}
+        self._look_due = 0.0
         self._unchanged = 0
         self._scanned = False
         self._last_report = ScanReport()
@@ -268,10 +265,10 @@ class _Agent:
         with _progress(console, self._progress):
             self._scan()
             while not self._stop.is_set():
-                self._pump()
+                self._pump(_TICK_SECONDS)
                 if self._settled:
-                    self._pipeline.wait_idle(_TICK_SECONDS)
-                elif self._settling:
+                    continue
+                if self._settling:
                     self._stop.wait(_TICK_SECONDS)
                 elif self._pipeline.wait_idle(_TICK_SECONDS):
                     self._pump()  # what was returned just before
@@ -319,8 +316,10 @@ class _Agent:
                     else:
                         pause = min(self._watch.rescan_seconds, max(_RESCAN_LEAST_SECONDS, _RESCAN_SHARE * took))
                         next_scan = time.monotonic() + pause * random.uniform(0.9, 1.1)
-                self._pump()
-                busy = self._settling or self._settled or self._held or self._pipeline.in_flight
+                self._pump(_TICK_SECONDS)
+                if self._settled:
+                    continue
+                busy = self._settling or self._held or self._pipeline.in_flight
                 self._wake.wait(_TICK_SECONDS if busy else min(1.0, max(next_scan - time.monotonic(), 0.05)))
         return self._summary(time.perf_counter() - started, interrupted=False)
 
@@ -338,11 +337,11 @@ class _Agent:
             if self._stop.is_set():
                 break
             self._consider(candidate, observe=self._scanned)
-            while (len(self._settled) > 256 or len(self._settling) > 4096) and not self._stop.is_set():
-                self._pump()
-                if len(self._settled) > 256:
-                    self._pipeline.wait_idle(0.02)
-                elif len(self._settling) > 4096:
+            while (
+                len(self._settled) > _MOST_SETTLED or len(self._settling) > _MOST_SETTLING
+            ) and not self._stop.is_set():
+                self._pump(_TICK_SECONDS)
+                if len(self._settled) <= _MOST_SETTLED:
                     self._stop.wait(_TICK_SECONDS)
             if time.monotonic() - pumped > _TICK_SECONDS:
                 if watcher is not None and self._take_hints(watcher):
@@ -409,8 +408,11 @@ class _Agent:
                 self._consider(candidate, observe=True)
         self._unchanged = unchanged
 
-    def _pump(self) -> None:
-        """Move files on: returned ones back to waiting, settled ones into the pipeline as far as it has room."""
+    def _pump(self, timeout: float = 0.0) -> None:
+        """Move files on: returned ones back to waiting, settled ones into the pipeline as far as it has room.
+
+        timeout : wait so long, in seconds, for room for the next one.
+        """
         for back in self._pipeline.returned():
             if back.changed:
                 now = look(back.candidate.path, back.candidate.root)
@@ -418,13 +420,17 @@ class _Agent:
                     self._settled.append(now)
             elif not self._settling.unfinished(back.candidate):
                 self._settled.append(replace(back.candidate, refusal=back.reason))
-        free = {path: root for path, root in self._held.items() if not self._pipeline.holds(path)}
-        for path in free:
-            del self._held[path]
-        self._look_at(free)
-        self._settled.extend(self._settling.settled())
-        while self._settled and self._pipeline.offer(self._settled[0]):
+        if time.monotonic() >= self._look_due:
+            free = {path: root for path, root in self._held.items() if not self._pipeline.holds(path)}
+            for path in free:
+                del self._held[path]
+            self._look_at(free)
+            self._settled.extend(self._settling.settled())
+            # thousands may wait, and to look at each takes time that the pipeline needs
+            self._look_due = time.monotonic() + _TICK_SECONDS
+        while self._settled and self._pipeline.offer(self._settled[0], timeout=timeout):
             self._settled.popleft()
+            timeout = 0.0
         self._metrics.waiting.set(len(self._settling))
         self._metrics.in_flight.set(self._pipeline.in_flight)
 
