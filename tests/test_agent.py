@@ -22,6 +22,7 @@ from labref.errors import AgentError, LabrefError, UnreadableImageError
 from labref.lab import Lab
 from labref.query import Desk, ask, ledger_rows, status
 from tests.benchmarks.exports import labref_process
+from tests.benchmarks.ingest import measure
 from tests.benchmarks.kill import kill_again_and_again
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 
@@ -437,3 +438,12 @@ def test_a_short_run_of_kills_loses_nothing_and_doubles_nothing(tmp_path: Path, 
     assert figures["faults"] == []
     assert figures["killed"] == 3
     assert figures["store_opened"] == 3 + figures["ended_before_the_kill"]
+
+
+def test_the_ingest_benchmark_takes_every_cell_both_ways(tmp_path: Path, drawn_cells: Path, starter: Bundle) -> None:
+    figures = measure(tmp_path, bundle_file=starter.folder, cells=16, repeats=1, images=drawn_cells, seed=1)
+    assert figures["cells"] == 16
+    assert figures["ratio"] == pytest.approx(
+        figures["agent_cells_per_s"] / figures["onnxruntime_cells_per_s"], rel=0.01
+    )
+    assert figures["onnxruntime_batch_size"] in figures["onnxruntime_cells_per_s_by_batch_size"]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from labref.config import load_config, starting_config
+from labref.config import Config, load_config, starting_config
 from labref.errors import ConfigError
 
 
-def load(folder: Path, text: str):  # type: ignore[no-untyped-def]
+def load(folder: Path, text: str) -> Config:
     file = folder / "labref.toml"
     file.write_text(text, encoding="utf-8")
     return load_config(file)
