@@ -34,8 +34,8 @@ def model_card(manifest: Manifest) -> str:
         f"({', '.join(manifest.labels)}) for one blood-cell image.",
         "",
         "## Use",
-        "To find a lab's own cells that look like a given one, beside a person who decides. It makes no diagnosis, and was",
-        "trained on cells of healthy donors from one analyser: its class names are a hint, its distances a way to look.",
+        "To find a lab's own cells that look like a given one, beside a person who decides. It makes no diagnosis: its class",
+        "names are a hint, its distances a way to look.",
         "",
         "## Data and licence",
         data,
@@ -60,15 +60,24 @@ def model_card(manifest: Manifest) -> str:
         *_figures(manifest.figures),
         "",
         "## Novelty",
-        f"A cell counts as novel when the mean distance to its {manifest.novelty.k} nearest is above "
+        f"A cell counts as novel when the mean distance to the nearest {manifest.novelty.k} is above "
         f"{manifest.novelty.threshold:.4g}: {manifest.novelty.how}.",
         "",
         "## Limits",
-        "One analyser, one stain, eight classes, no disease. On other optics distances and classes shift; references from the",
-        "lab's own store are what labref relies on there. Erythroblasts and immature granulocytes are the weakest classes.",
+        "Its cells came from one laboratory's data. On another microscope, camera or stain neither its classes nor its",
+        "neighbours can be trusted before they are measured there (`python -m training evaluate`).",
+        *_weakest(manifest.figures),
         "",
     ]
     return "\n".join(lines)
+
+
+def _weakest(figures: Mapping[str, Any]) -> list[str]:
+    if not figures:
+        return []
+    per_class: Mapping[str, float] = figures["precision_at_8"]["per_class"]
+    worst = sorted(per_class, key=per_class.__getitem__)[:2]
+    return [f"By class precision@8 the weakest classes are {' and '.join(worst)}."]
 
 
 def _figures(figures: Mapping[str, Any]) -> list[str]:
@@ -89,7 +98,10 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
     ]
     overlap = figures.get("rotation_overlap_at_8")
     if overlap:
-        rows += [f"| of the eight stay when the query is {how} | {value:.2f} |" for how, value in overlap.items()]
+        rows += [
+            f"| of the eight stay, {'mean of these' if how == 'mean' else f'query {how}'} | {value:.2f} |"
+            for how, value in overlap.items()
+        ]
     attributes = figures.get("attribute_agreement_at_8")
     if attributes:
         rows += [

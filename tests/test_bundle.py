@@ -35,7 +35,7 @@ def test_the_starter_says_what_it_is(starter: Bundle) -> None:
     assert manifest.latent_size == 50
     assert set(manifest.class_ids) == set(manifest.class_groups) == set(manifest.labels)
     assert manifest.preparation == PREPARATION
-    assert manifest.novelty.threshold > 0 and manifest.novelty.k == 8
+    assert manifest.novelty.threshold > 0 and manifest.novelty.k == 1
     assert starter_bundle().stat().st_size < 20_000_000
     card = (starter.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for needed in ("CC BY 4.0", "10.17632/snkd93bnjr.1", "held out and never trained on", "class precision@8"):

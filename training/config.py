@@ -125,7 +125,7 @@ PRESETS: dict[str, RunConfig] = {
     "full": RunConfig(
         name="full",
         classifier=ClassifierConfig(learning_rate=1.5e-3, label_smoothing=0.05, class_weights="sqrt"),
-        vae=VaeConfig(pooling="orbits", views=3),
+        vae=VaeConfig(pooling="orbits", views=3, class_weight=20.0),
     ),
     "starter": RunConfig(
         name="starter",
@@ -137,8 +137,8 @@ PRESETS: dict[str, RunConfig] = {
             label_smoothing=0.05,
             class_weights="sqrt",
         ),
-        orientations=4,
-        vae=VaeConfig(pooling="orbits", views=3, epochs=40),
+        orientations=8,
+        vae=VaeConfig(pooling="orbits", views=3, class_weight=20.0, epochs=60),
     ),
 }
 """`thesis`: its table 3 (A) and 4. `full`: the thesis' network with what was found better. `starter`: narrow and small, for two cores."""

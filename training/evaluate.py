@@ -232,6 +232,7 @@ def evaluate(
         label: {name: int(((query_labels == label) & (predicted == name)).sum()) for name in known_labels.tolist()}
         for label in classes
     }
+    novelty = embedder.bundle.manifest.novelty
     figures: dict[str, Any] = {
         "bundle": embedder.bundle.digest,
         "model_version": embedder.bundle.manifest.version,
@@ -251,7 +252,7 @@ def evaluate(
         "knn_accuracy": float((np.array(votes) == query_labels).mean()),
         "classifier_accuracy": float((predicted == query_labels)[in_bundle].mean()) if in_bundle.any() else None,
         "confusion": confusion,
-        "novel_share": float((distances.mean(axis=1) > embedder.bundle.manifest.novelty.threshold).mean()),
+        "novel_share": float((distances[:, : novelty.k].mean(axis=1) > novelty.threshold).mean()),
         "queries_digest": hashlib.sha256("\n".join(sorted(asked.digests)).encode()).hexdigest(),
         "references_digest": hashlib.sha256("\n".join(sorted(known.digests)).encode()).hexdigest(),
     }
