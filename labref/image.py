@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +46,14 @@ MAX_PIXELS = 64_000_000
 PREPARATION = {"version": 1, "crop_size": CROP_SIZE, "background": BACKGROUND}
 """What a bundle's manifest records of the preparation; a bundle made with another is refused."""
 
+_ORIENTATION = 0x0112  # EXIF
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 _REDUCE = 4  # background and nucleus are looked for in the image at a quarter of its scale
 _GAIN_LIMITS = (0.75, 4.0)
 _WINDOW = 28 / _REDUCE  # σ of the mean shift, about a lobe and its neighbour
 
+# Pillow warns of damaged EXIF on stderr, once a file; the picture is used all the same
+warnings.filterwarnings("ignore", "(Possibly corrupt|Corrupt) EXIF data", UserWarning)
 _LOG = np.log(np.arange(256, dtype=np.float32) + 1.0)
 
 U8 = NDArray[np.uint8]
@@ -98,10 +102,7 @@ def _decode(data: bytes) -> Image.Image:
                     f"too small to hold a cell: {width}×{height} px, at least {MIN_SIDE}×{MIN_SIDE} is needed"
                 )
             opened.load()
-            image = opened if opened.format == "PNG" else ImageOps.exif_transpose(opened)
-            if opened.format == "PNG" and opened.getexif().get(0x0112, 1) != 1:
-                image = ImageOps.exif_transpose(opened)
-            return _to_rgb(image)
+            return _to_rgb(ImageOps.exif_transpose(opened) if _lies_turned(opened) else opened)
     except UnreadableImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -127,6 +128,13 @@ def _decode(data: bytes) -> Image.Image:
         if "truncated" in text.lower() or "unexpected end" in text.lower():
             raise UnreadableImageError(f"truncated: the image ends before it is complete ({len(data)} bytes)") from None
         raise UnreadableImageError(f"damaged image: {text}") from None
+
+
+def _lies_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # whatever Pillow makes of damaged EXIF: the pixels are sound, and they are what counts
+        return False
 
 
 def _too_large(width: int | None, height: int | None) -> str:

@@ -74,6 +74,14 @@ def test_exif_orientation_is_applied(kind: str) -> None:
     assert np.abs(decode(data).astype(int) - expected).mean() < 6
 
 
+@pytest.mark.filterwarnings("ignore:.*orrupt EXIF data:UserWarning")  # as labref.image does outside of tests
+def test_damaged_exif_does_not_cost_the_picture() -> None:
+    picture = Image.fromarray(drawn())
+    plain = decode(encoded(picture, "JPEG", quality=90))
+    for exif in (b"Exif\0\0MM", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0" + bytes(range(60))):
+        assert np.array_equal(decode(encoded(picture, "JPEG", quality=90, exif=exif)), plain)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

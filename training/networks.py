@@ -12,15 +12,7 @@ from numpy.typing import NDArray
 from labref.image import CROP_SIZE
 from training.config import ClassifierConfig, VaeConfig
 
-__all__ = [
-    "BREAK",
-    "build_classifier",
-    "build_trunk",
-    "build_vae_parts",
-    "orbit_matrix",
-    "orientations_of",
-    "pooled_size",
-]
+__all__ = ["BREAK", "build_classifier", "build_trunk", "build_vae_parts", "orbit_matrix", "orientations_of"]
 
 BREAK = "break"
 """Name of the batch normalisation that is the sixth layer from the classifier's end: where features are taken."""
@@ -148,12 +140,6 @@ def orbit_matrix(side: int) -> NDArray[np.float32]:
     orbits = np.unique(names)
     matrix = (names[:, None] == orbits[None, :]).astype(np.float32)
     return np.asarray(matrix / matrix.sum(axis=0, keepdims=True), dtype=np.float32)
-
-
-def pooled_size(feature_shape: tuple[int, int, int], pooling: str) -> int:
-    """Numbers per cell after `pooling` of features [h, w, c]."""
-    height, width, channels = feature_shape
-    return height * width * channels if pooling == "flatten" else orbit_matrix(height).shape[1] * channels
 
 
 @keras.saving.register_keras_serializable("labref")
