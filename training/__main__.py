@@ -75,6 +75,16 @@ def _train(run: Run) -> None:
     console.print(f"next: python -m exporters bundle {run.folder} --out {run.config.name}.labref")
 
 
+def _to_its_end(folder: Path, open_run: Callable[[], Run]) -> None:
+    try:
+        _train(open_run())
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on with `python -m training resume {folder}`")
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="Folder of class folders.")],
@@ -92,13 +102,7 @@ def train(
         config = override(PRESETS[preset], settings or [])
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--set") from None
-    try:
-        _train(Run.create(run, data, config))
-    except (RunError, LabrefError, ValueError, OSError) as error:
-        raise _fail(error) from None
-    except KeyboardInterrupt:
-        console.print(f"stopped; go on with `python -m training resume {run}`")
-        raise typer.Exit(130) from None
+    _to_its_end(run, lambda: Run.create(run, data, config))
 
 
 @app.command()
@@ -107,13 +111,7 @@ def resume(
     data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
 ) -> None:
     """Go on with a run from its last checkpoint."""
-    try:
-        _train(Run.open(run, data))
-    except (RunError, LabrefError, ValueError, OSError) as error:
-        raise _fail(error) from None
-    except KeyboardInterrupt:
-        console.print(f"stopped; go on with `python -m training resume {run}`")
-        raise typer.Exit(130) from None
+    _to_its_end(run, lambda: Run.open(run, data))
 
 
 @app.command()
