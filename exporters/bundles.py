@@ -22,6 +22,7 @@ from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from labref.fingerprint import DUPLICATE_BELOW, POSSIBLE_UP_TO
 from labref.image import PREPARATION, prepare, prepare_pixels
 from labref.inference import Embedder
+from training.evaluate import nearest
 from training.networks import build_trunk
 from training.run import Run
 from training.vae import extract_features
@@ -168,14 +169,8 @@ def _calibrate(run: Run, encoder: Any, progress: Progress) -> tuple[NoveltyThres
     known, unseen = _latents(encoder, run, "train", progress), _latents(encoder, run, "validation", progress)
     if not len(unseen):
         raise ExportError("the run has no validation part to calibrate novelty on; set validation above 0")
-    size = known.shape[1]
-    squares = (known**2).sum(axis=1)
-    scores = []
-    for start in range(0, len(unseen), 256):
-        block = unseen[start : start + 256]
-        distances = np.maximum(squares[None, :] - 2 * block @ known.T + (block**2).sum(axis=1)[:, None], 0) / size
-        scores.append(np.sort(np.partition(distances, NOVELTY_K, axis=1)[:, :NOVELTY_K], axis=1).mean(axis=1))
-    threshold = float(np.quantile(np.concatenate(scores), NOVELTY_QUANTILE))
+    _, distances = nearest(unseen, known, None, NOVELTY_K)
+    threshold = float(np.quantile(distances.mean(axis=1), NOVELTY_QUANTILE))
     rng = np.random.default_rng(run.config.seed)
     pairs = rng.integers(0, len(known), (2, 20_000))
     scale = float(((known[pairs[0]] - known[pairs[1]]) ** 2).mean())

@@ -8,7 +8,6 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,18 @@ from rich.progress import Progress
 
 from labref.image import BACKGROUND
 from training.config import Augmentation, ClassifierConfig
-from training.data import batches, cache_crops
+from training.data import batches
 from training.networks import build_classifier
-from training.run import Run, write_json
+from training.run import Run, load_part, write_json
 
 __all__ = ["augment", "class_weights", "evaluate_classifier", "predict", "train_classifier"]
 
 _CHECKPOINT_SECONDS = 300.0
 
 
-def _advance(progress: Progress, task: Any, done: int) -> None:
-    progress.update(task, advance=done)
+def _load_shown(run: Run, part: str, progress: Progress) -> tuple[Any, Any, Any]:
+    task = progress.add_task(f"preparing {part} crops", total=len(run.split.part(part)), info="")
+    return load_part(run, part, lambda done: progress.update(task, advance=done))
 
 
 def augment(crops: Any, config: Augmentation, seed: Any) -> Any:
@@ -177,16 +177,9 @@ def train_classifier(run: Run, progress: Progress) -> Path:
         keras.mixed_precision.set_global_policy(
             "mixed_bfloat16" if not tf.config.list_physical_devices("GPU") else "mixed_float16"
         )
-    index = {label: number for number, label in enumerate(split.labels)}
     crops, targets, rows = {}, {}, {}
     for part in ("train", "validation"):
-        items = split.part(part)
-        task = progress.add_task(f"preparing {part} crops", total=len(items), info="")
-        crops[part], good = cache_crops(
-            run.data, items, config.input_size, run.cache, partial(_advance, progress, task)
-        )
-        targets[part] = np.array([index[item.label] for item in items], dtype=np.int64)
-        rows[part] = np.flatnonzero(good).astype(np.int64)
+        crops[part], rows[part], targets[part] = _load_shown(run, part, progress)
     steps = max(len(rows["train"]) // config.batch_size, 1)
     weights = class_weights(targets["train"][rows["train"]], len(split.labels), config.class_weights)
 
@@ -269,17 +262,11 @@ def evaluate_classifier(run: Run, progress: Progress) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return found
     part = "holdout" if run.split.holdout else "validation"
-    items = run.split.part(part)
-    index = {label: number for number, label in enumerate(run.split.labels)}
-    task = progress.add_task(f"preparing {part} crops", total=len(items), info="")
-    crops, good = cache_crops(
-        run.data, items, run.config.classifier.input_size, run.cache, partial(_advance, progress, task)
-    )
-    rows = np.flatnonzero(good).astype(np.int64)
-    targets = np.array([index[items[row].label] for row in rows], dtype=np.int64)
+    crops, rows, targets = _load_shown(run, part, progress)
+    targets = targets[rows]
     model = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     guesses = predict(model, crops, rows).argmax(axis=1)
-    confusion = np.zeros((len(index), len(index)), dtype=int)
+    confusion = np.zeros((len(run.split.labels),) * 2, dtype=int)
     np.add.at(confusion, (targets, guesses), 1)
     figures = {
         "part": part,

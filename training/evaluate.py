@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from labref.errors import UnreadableImageError
 from labref.fingerprint import digest
 from labref.image import decode, measure_background, prepare_pixels
 from labref.inference import Embedder
+from labref.references import weights
 from training.data import Item, list_images
 
 __all__ = ["TURNS", "Embedded", "attribute_agreement", "embed_tree", "evaluate", "nearest", "turn"]
@@ -201,12 +203,13 @@ def evaluate(
     """
     reference_items, query_items = list_images(references), list_images(queries)
     if limit is not None:
-        taken: dict[str, int] = {}
-        query_items = [
-            i
-            for i in query_items
-            if taken.setdefault(i.label, 0) < limit and not taken.update({i.label: taken[i.label] + 1})
-        ]
+        taken: Counter[str] = Counter()
+        chosen = []
+        for item in query_items:
+            taken[item.label] += 1
+            if taken[item.label] <= limit:
+                chosen.append(item)
+        query_items = chosen
     known = embed_tree(embedder, references, reference_items, advance=step("references", len(reference_items)))
     asked = embed_tree(embedder, queries, query_items, advance=step("queries", len(query_items)))
     if len(known.items) <= K or not asked.items:
@@ -219,10 +222,10 @@ def evaluate(
     classes = sorted(set(query_labels.tolist()))
     per_class = {label: float(hits[query_labels == label].mean()) for label in classes}
 
-    # the vote of the eight, weighted as the spread is: exp(-d / d_8)
-    weights = np.exp(-distances / np.maximum(distances[:, -1:], 1e-30))
+    # the vote of the eight, weighted as the spread is
     votes = []
-    for labels, weight in zip(reference_labels[rows], weights, strict=True):
+    for labels, away in zip(reference_labels[rows], distances.tolist(), strict=True):
+        weight = np.array(weights(away, away[-1]))
         names = sorted(set(labels.tolist()))
         votes.append(names[int(np.argmax([weight[labels == name].sum() for name in names]))])
     known_labels = np.array(embedder.bundle.manifest.labels)

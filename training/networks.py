@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from labref.image import CROP_SIZE
 from training.config import ClassifierConfig, VaeConfig
 
-__all__ = ["BREAK", "build_classifier", "build_trunk", "build_vae_parts", "orbit_matrix", "orientations_of"]
+__all__ = [
+    "BREAK",
+    "build_classifier",
+    "build_feature_model",
+    "build_trunk",
+    "build_vae_parts",
+    "orbit_matrix",
+    "orientations_of",
+]
 
 BREAK = "break"
 """Name of the batch normalisation that is the sixth layer from the classifier's end: where features are taken."""
@@ -108,6 +116,28 @@ class Orient(layers.Layer):
         return {**super().get_config(), "mirror": self.mirror, "turns": self.turns, "inverse": self.inverse}
 
 
+def _with_features(classifier: keras.Model) -> keras.Model:
+    return keras.Model(classifier.input, [classifier.output, classifier.get_layer(BREAK).output])
+
+
+def _over_orientations(both: keras.Model, x: Any, orientations: int) -> tuple[Any, Any]:
+    """Probabilities, averaged over orientations of x [n, s, s, 3], and features, turned back and averaged."""
+    probabilities, features = [], []
+    for number, (mirror, turns) in enumerate(orientations_of(orientations)):
+        p, f = both(Orient(mirror, turns)(x) if number else x)
+        probabilities.append(p)
+        features.append(Orient(mirror, turns, inverse=True)(f) if number else f)
+    if orientations == 1:
+        return probabilities[0], features[0]
+    return layers.Average()(probabilities), layers.Average()(features)
+
+
+def build_feature_model(classifier: keras.Model, orientations: int = 1) -> keras.Model:
+    """Crops float32[n, s, s, 3] at the input size → features float32[n, h, w, c], as the trunk of `build_trunk` gives them."""
+    inputs = keras.Input(classifier.input_shape[1:])
+    return keras.Model(inputs, _over_orientations(_with_features(classifier), inputs, orientations)[1])
+
+
 def build_trunk(classifier: keras.Model, orientations: int = 1) -> keras.Model:
     """The exported trunk: crops uint8[n, 256, 256, 3] → probabilities float32[n, c], features float32[n, h, w, 256].
 
@@ -115,19 +145,14 @@ def build_trunk(classifier: keras.Model, orientations: int = 1) -> keras.Model:
     averaged, and features turned back and averaged, so that a turned crop gives the turned features, exactly.
     """
     size = classifier.input_shape[1]
-    both = keras.Model(classifier.input, [classifier.output, classifier.get_layer(BREAK).output])
+    both = _with_features(classifier)
     crops = keras.Input((CROP_SIZE, CROP_SIZE, 3), dtype="uint8", name="crops")
     x = keras.ops.cast(crops, "float32")
     x = layers.Resizing(size, size, interpolation="bilinear")(x)
-    probabilities, features = [], []
-    for number, (mirror, turns) in enumerate(orientations_of(orientations)):
-        p, f = both(Orient(mirror, turns)(x) if number else x)
-        probabilities.append(p)
-        features.append(Orient(mirror, turns, inverse=True)(f) if number else f)
-    mean = (lambda parts: parts[0]) if orientations == 1 else layers.Average()
+    probabilities, features = _over_orientations(both, x, orientations)
     outputs = {
-        "probabilities": layers.Identity(name="probabilities")(mean(probabilities)),
-        "features": layers.Identity(name="features", dtype="float32")(mean(features)),
+        "probabilities": layers.Identity(name="probabilities")(probabilities),
+        "features": layers.Identity(name="features", dtype="float32")(features),
     }
     return keras.Model(crops, outputs, name="trunk")
 

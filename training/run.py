@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import RunConfig
-from training.data import Split, list_images, make_split
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["Run", "RunError", "write_json"]
+from training.config import RunConfig
+from training.data import Split, cache_crops, list_images, make_split
+
+__all__ = ["Run", "RunError", "load_part", "write_json"]
 
 
 class RunError(Exception):
@@ -76,3 +79,18 @@ class Run:
     def cache(self) -> Path:
         """Folder of cached crops; shared by runs beside each other."""
         return self.folder.parent / "cache"
+
+
+def load_part(
+    run: Run, part: str, advance: Callable[[int], None] = lambda _: None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Crops, rows and targets of `part` ("train", "validation" or "holdout") of `run`.
+
+    crops : memory map uint8[n, s, s, 3] at the classifier's input size.  rows : int64[m], those that could be read.
+    targets : int64[n], class indices.  advance : called with the number of images done.
+    """
+    items = run.split.part(part)
+    crops, good = cache_crops(run.data, items, run.config.classifier.input_size, run.cache, advance)
+    index = {label: number for number, label in enumerate(run.split.labels)}
+    targets = np.array([index[item.label] for item in items], dtype=np.int64)
+    return crops, np.flatnonzero(good).astype(np.int64), targets

@@ -17,11 +17,11 @@ from rich.progress import Progress
 
 from training.classifier import augment
 from training.config import Augmentation, VaeConfig
-from training.data import batches, cache_crops
-from training.networks import BREAK, Orient, build_vae_parts, orbit_matrix, orientations_of
-from training.run import Run, RunError, write_json
+from training.data import batches
+from training.networks import build_feature_model, build_vae_parts, orbit_matrix
+from training.run import Run, RunError, load_part, write_json
 
-__all__ = ["Features", "extract_features", "feature_model", "train_vae"]
+__all__ = ["Features", "extract_features", "train_vae"]
 
 VIEW = Augmentation(rotation_degrees=180, flip=True, shift=0.02, zoom=0.04, gain=0.04, brightness=0.02, blur=0.1)
 """Changes between views of a cell that must not change its latent: turns, mirrors, and what a recapture differs by."""
@@ -38,18 +38,6 @@ class Features:
         self.targets = targets
 
 
-def feature_model(classifier: Any, orientations: int) -> Any:
-    """Crops float32[n, s, s, 3] → features float32[n, h, w, c], averaged over orientations as the exported trunk does."""
-    size = classifier.input_shape[1]
-    inner = keras.Model(classifier.input, classifier.get_layer(BREAK).output)
-    inputs = keras.Input((size, size, 3))
-    parts = []
-    for number, (mirror, turns) in enumerate(orientations_of(orientations)):
-        turned = inner(Orient(mirror, turns)(inputs) if number else inputs)
-        parts.append(Orient(mirror, turns, inverse=True)(turned) if number else turned)
-    return keras.Model(inputs, parts[0] if len(parts) == 1 else keras.layers.Average()(parts))
-
-
 def extract_features(run: Run, part: str, views: int, progress: Progress) -> Features:
     """Features of `part` ("train" or "validation"), cached in the run's folder as a float16 memory map; resumable.
 
@@ -57,15 +45,11 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     """
     folder = run.folder / "features"
     folder.mkdir(exist_ok=True)
-    items = run.split.part(part)
-    index = {label: number for number, label in enumerate(run.split.labels)}
-    size = run.config.classifier.input_size
-    crops, good = cache_crops(run.data, items, size, run.cache)
-    rows = np.flatnonzero(good).astype(np.int64)
-    targets = np.array([index[items[row].label] for row in rows], dtype=np.int64)
+    crops, rows, targets = load_part(run, part)
+    targets = targets[rows]
     path, state = folder / f"{part}-{views}.npy", folder / f"{part}-{views}.json"
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
-    model = feature_model(classifier, run.config.orientations)
+    model = build_feature_model(classifier, run.config.orientations)
     shape = (len(rows), views, *model.output_shape[1:])
     done = json.loads(state.read_text())["done"] if state.exists() and path.exists() else 0
     if done == 0:
