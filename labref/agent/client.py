@@ -97,6 +97,16 @@ class AgentClient:
             while line := response.readline():
                 yield json.loads(line)
 
+    def perform(self, name: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Rows of an operation that the agent does; see `labref.operations`."""
+        body = json.dumps(parameters).encode()
+        with self._request("POST", f"/api/do/{name}", body=body) as response:
+            while line := response.readline():
+                row: dict[str, Any] = json.loads(line)
+                if "error" in row and set(row) == {"error"}:
+                    raise _as_error(200, line)
+                yield row
+
     @contextlib.contextmanager
     def _request(
         self, method: str, target: str, parameters: dict[str, Any] | None = None, body: bytes | None = None

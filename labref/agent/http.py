@@ -6,6 +6,8 @@
     GET  /api/status                    as `labref status --json`
     GET  /api/ledger?outcome=&path=&limit=   JSON lines, as `labref ledger --json`
     GET  /api/reference/{cell_id}/image the kept original bytes
+    POST /api/do/{operation}            the body is a JSON object of parameters; JSON lines, the rows of labref.operations;
+                                        a failure after the first row is a last line {"error": ...}
 
 All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure is {"error": {"kind", "message"}}.
 """
@@ -13,6 +15,7 @@ All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure i
 from __future__ import annotations
 
 import hmac
+import itertools
 import json
 import socket
 import threading
@@ -47,13 +50,14 @@ class Answers:
     """What the agent answers with.
 
     query : (bytes, name, k, by) → answer.  status : () → values.  ledger : (outcome, path, limit) → rows.
-    image : cell id → original bytes, or None.  healthy : "ok", or what is the matter, without anything secret.
+    image : cell id → original bytes, or None.  perform : (operation, parameters) → rows.  healthy : "ok", or what is the matter, without anything secret.
     """
 
     query: Callable[[bytes, str, int, str], dict[str, Any]]
     status: Callable[[], dict[str, Any]]
     ledger: Callable[[str | None, str | None, int | None], Iterator[dict[str, Any]]]
     image: Callable[[str], bytes | None]
+    perform: Callable[[str, dict[str, Any]], Iterator[dict[str, Any]]]
     healthy: Callable[[], str]
 
 
@@ -105,6 +109,19 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
             return _failure(404, LabrefError("no image is kept for this cell"))
         return Response(data, media_type=_media_type(data), headers={"X-Content-Type-Options": "nosniff"})
 
+    async def perform(request: Request) -> Response:
+        try:
+            parameters = json.loads(await _body(request, max_bytes))
+            if not isinstance(parameters, dict):
+                raise ValueError
+        except ValueError:
+            raise LabrefError("the body is no JSON object; send the operation's parameters as one") from None
+        rows = answers.perform(request.path_params["operation"], parameters)
+        first = await run_in_threadpool(next, rows, None)  # fails here, with its own status, or not at all
+        if first is None:
+            return Response(b"", media_type="application/x-ndjson")
+        return StreamingResponse(_flushed(itertools.chain([first], rows)), media_type="application/x-ndjson")
+
     app = Starlette(
         routes=[
             Route("/health", health),
@@ -113,6 +130,7 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
             Route("/api/status", status),
             Route("/api/ledger", ledger),
             Route("/api/reference/{cell_id}/image", image),
+            Route("/api/do/{operation}", perform, methods=["POST"]),
         ],
         exception_handlers={
             UnreadableImageError: lambda _, error: _failure(422, error),
@@ -149,6 +167,15 @@ def _lines(rows: Iterator[dict[str, Any]]) -> Iterator[bytes]:
         yield ("\n".join(block) + "\n").encode()
 
 
+def _flushed(rows: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+    """A line for every row at once; the error that ends them, where one does, as the last."""
+    try:
+        for row in rows:
+            yield (json.dumps(row, ensure_ascii=True) + "\n").encode()
+    except LabrefError as error:
+        yield (json.dumps({"error": _told(error)}) + "\n").encode()
+
+
 def _media_type(data: bytes) -> str:
     for start, kind in ((b"\xff\xd8", "jpeg"), (b"\x89PNG", "png"), (b"BM", "bmp"), (b"II", "tiff"), (b"MM", "tiff")):
         if data.startswith(start):
@@ -157,8 +184,12 @@ def _media_type(data: bytes) -> str:
 
 
 def _failure(code: int, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": _told(error)}, status_code=code)
+
+
+def _told(error: Exception) -> dict[str, str]:
     kind = next(base.__name__ for base in type(error).__mro__ if not base.__name__.startswith("_"))
-    return JSONResponse({"error": {"kind": kind, "message": str(error)}}, status_code=code)
+    return {"kind": kind, "message": str(error)}
 
 
 class _Guard:

@@ -20,8 +20,10 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from labref import __version__
+from labref.agent import housekeeping
 from labref.agent.client import AgentClient
 from labref.agent.http import Answers, Server, make_app
+from labref.agent.jobs import Jobs
 from labref.agent.layout import Layout
 from labref.agent.log import Log, open_log
 from labref.agent.metrics import Metrics
@@ -33,6 +35,7 @@ from labref.agent.watch import Watcher
 from labref.bundle import Bundle
 from labref.errors import AgentError, LabError
 from labref.lab import Lab
+from labref.operations import Context, perform
 from labref.query import answer, ledger_json, open_embedder, open_free_store, store_status
 from labref.store import FileState, Store
 
@@ -206,6 +209,9 @@ class _Agent:
                 patient=not self._once,
             )
             stack.callback(self._pipeline.close)
+            self._jobs = Jobs(self._log)
+            stack.callback(self._jobs.close)
+            self._context = Context(self._lab, self._store, self._engine.embedder, self._jobs)
             answers = Answers(
                 query=self._answer,
                 status=self._status,
@@ -213,6 +219,7 @@ class _Agent:
                     ledger_json, self._store.ledger(outcome=outcome, path=path, limit=limit)
                 ),
                 image=self._lab.kept_image,
+                perform=lambda name, parameters: perform(self._context, name, parameters),
                 healthy=self._healthy,
             )
             app = make_app(
@@ -292,7 +299,7 @@ class _Agent:
             log=self._log,
         )
         self._watcher = watcher
-        next_scan = roots_due = 0.0
+        next_scan = roots_due = housekeeping_due = 0.0
         with contextlib.closing(watcher):
             while not self._stop.is_set():
                 self._wake.clear()
@@ -304,6 +311,9 @@ class _Agent:
                         next_scan = 0.0
                     self._metrics.unreachable.set(sum(how == "missing" for how in watcher.methods().values()))
                     roots_due = now + _ROOTS_SECONDS
+                if now >= housekeeping_due:
+                    housekeeping.housekeep(self._context)
+                    housekeeping_due = now + housekeeping.SECONDS
                 if self._take_hints(watcher):
                     next_scan = min(next_scan, now + 1.0)
                 if now >= next_scan:
@@ -488,6 +498,7 @@ class _Agent:
             "embedded": self._pipeline.tally.embedded,
             "last_scan_at": at,
             "last_scan_seconds": took,
+            "jobs": self._jobs.status(),
         }
         return store_status(self._lab, self._store, self._engine.embedder()) | {"watch": watch, "agent": agent}
 

@@ -1,0 +1,27 @@
+"""What the serving agent looks after by itself: each housekeeper says, when asked, which job is due, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from labref.agent.jobs import Job
+from labref.operations import Context
+
+__all__ = ["HOUSEKEEPERS", "SECONDS", "housekeep"]
+
+Housekeeper = Callable[[Context], Job | None]
+
+SECONDS: Final = 5.0
+"""How often they are asked; each answers within milliseconds."""
+HOUSEKEEPERS: tuple[Housekeeper, ...] = ()
+
+
+def housekeep(context: Context) -> None:
+    """Queue the jobs that are due."""
+    if context.jobs is None:
+        return
+    for housekeeper in HOUSEKEEPERS:
+        job = housekeeper(context)
+        if job is not None:
+            context.jobs.submit(job)
