@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.errors import BundleError
+from labref.failpoints import failpoint
 from labref.image import PREPARATION
 
 __all__ = [
@@ -259,12 +260,17 @@ def install(source: Path, bundles: Path) -> Bundle:
     bundles.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=bundles))
     try:
+        failpoint("bundle.write")
         if source.is_dir():
             original = Bundle.open(source)
             for name in [_MANIFEST, *original.manifest.files]:
                 shutil.copyfile(source / name, staging / name)
         else:
             _unpack(source, staging)
+        failpoint("bundle.fsync")
+        for path in staging.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
         bundle = Bundle.open(staging)
         target = bundles / bundle.short
         if target.exists():
@@ -273,7 +279,9 @@ def install(source: Path, bundles: Path) -> Bundle:
             except BundleError:
                 shutil.rmtree(target)  # a damaged copy: the verified one takes its place
         staging.chmod(0o755)
+        failpoint("bundle.rename")
         os.replace(staging, target)
+        failpoint("bundle.renamed", may_fail=False)
         return Bundle(target, bundle.digest, bundle.manifest)
     except OSError as error:
         raise BundleError(f"cannot install the bundle {source} into {bundles}: {error}") from None

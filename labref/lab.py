@@ -27,6 +27,7 @@ from pathlib import Path
 from labref.bundle import Bundle, install, starter_bundle
 from labref.config import Config, load_config, starting_config
 from labref.errors import LabError
+from labref.failpoints import failpoint
 from labref.store import Store
 
 __all__ = ["Lab", "absolute"]
@@ -102,6 +103,7 @@ class Lab:
             # labref.toml goes last: until it is there, the folder is no lab
             for name in sorted((entry.name for entry in staging.iterdir()), key=lambda name: name == _CONFIG):
                 target = folder / name
+                failpoint("init.rename")
                 os.replace(staging / name, target)
                 moved.append(target)
             return Lab.open(folder)
@@ -229,11 +231,15 @@ class Lab:
         os.makedirs(incoming, exist_ok=True)  # noqa: PTH103
         try:
             with open(temporary, "xb", buffering=0) as file:  # noqa: PTH123
+                failpoint("images.write")
                 left = memoryview(data)
                 while left:
                     left = left[file.write(left) :]
+                failpoint("images.fsync")
                 os.fsync(file.fileno())
+            failpoint("images.rename")
             os.replace(temporary, target)
+            failpoint("images.renamed", may_fail=False)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)  # noqa: PTH108
@@ -252,6 +258,7 @@ class Lab:
             folders.add(self.images)
         # leaves first: a parent must not outlive a name that it vouches for
         for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+            failpoint("images.sync")
             descriptor = os.open(folder, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -25,6 +25,7 @@ from labref.agent.paths import path_to_text
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
 from labref.agent.scan import Candidate, Signature
 from labref.errors import AgentError, LabrefError, StoreError
+from labref.failpoints import failpoint
 from labref.inference import Embedder
 from labref.lab import Lab
 from labref.store import LedgerRow, NewCell, Rejected, SeenAgain, Store
@@ -372,8 +373,10 @@ class Pipeline:
         while fresh:
             try:
                 started = time.perf_counter()
+                failpoint("agent.sync")
                 self._lab.sync_images(record.entry.digest for record in fresh if isinstance(record.entry, NewCell))
                 rows = self._store.record([record.entry for record in fresh], bundle=self._bundle)
+                failpoint("agent.recorded", may_fail=False)
                 self._metrics.recording.observe(time.perf_counter() - started)
                 break
             except (StoreError, OSError) as error:

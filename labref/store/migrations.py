@@ -15,6 +15,7 @@ import duckdb
 
 from labref import __version__
 from labref.errors import StoreError, StoreTooNewError
+from labref.failpoints import failpoint
 
 __all__ = ["Migration", "apply", "latest_version", "migration", "schema_version"]
 
@@ -81,6 +82,7 @@ def apply(connection: duckdb.DuckDBPyConnection, steps: list[Migration] | None =
             "restore a backup made before the upgrade"
         )
     for step in steps[version:]:
+        failpoint("migrate.begin")
         connection.begin()
         try:
             connection.execute(
@@ -88,11 +90,14 @@ def apply(connection: duckdb.DuckDBPyConnection, steps: list[Migration] | None =
                 "applied_at TIMESTAMP NOT NULL, labref_version VARCHAR NOT NULL)"
             )
             step.step(connection)
+            failpoint("migrate.record")
             connection.execute(
                 "INSERT INTO migration VALUES (?, ?, ?, ?)",
                 [step.version, step.summary, datetime.now(UTC).replace(tzinfo=None), __version__],
             )
+            failpoint("migrate.commit")
             connection.commit()
+            failpoint("migrate.committed", may_fail=False)
         except BaseException:
             connection.rollback()
             raise

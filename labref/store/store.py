@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.errors import StoreError
+from labref.failpoints import failpoint
 from labref.store import bundles, distances, migrations, rows, scan
 from labref.store.connection import connect, forget
 from labref.store.index import BLOCK_ROWS, Index
@@ -75,6 +76,7 @@ class Store:
         for left in (draft, draft.with_name(f"{draft.name}.wal")):
             left.unlink(missing_ok=True)
         cls(draft, memory_limit, threads).close()
+        failpoint("store.create")
         os.replace(draft, path)
         return cls.open(path, memory_limit=memory_limit, threads=threads)
 
@@ -354,14 +356,17 @@ class Store:
                 raise StoreError(f"{self.path} is closed; open it again before writing.")
             self._mend()
             try:
+                failpoint("store.begin")
                 self._connection.begin()
                 yield self._connection
+                failpoint("store.commit")
                 self._connection.commit()
+                failpoint("store.committed", may_fail=False)
             except BaseException as error:
                 self._broken |= isinstance(error, duckdb.FatalException)
                 with contextlib.suppress(duckdb.Error):  # a failed begin or commit leaves nothing to undo
                     self._connection.rollback()
-                if isinstance(error, duckdb.Error):
+                if isinstance(error, duckdb.Error | OSError):
                     raise StoreError(
                         f"{self.path} cannot be written, and this batch must be recorded again: {error}. Look at the free "
                         "disk space and the rights of the lab folder."
@@ -376,6 +381,7 @@ class Store:
             if self._broken and not self._closed:
                 self._connection.close()
                 forget(self.path)
+                failpoint("store.mend", may_fail=False)
                 self._connection = _connect(self.path, *self._settings)
                 self._broken = False
                 # whether the commit that failed came through is for the file to say
@@ -405,7 +411,7 @@ def _connect(path: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConn
         forget(path)
         if isinstance(error, StoreError):
             raise type(error)(f"{path} cannot be used: {error}.") from None
-        if isinstance(error, duckdb.Error):
+        if isinstance(error, duckdb.Error | OSError):
             raise StoreError(
                 f"{path} cannot be brought up to date and is as it was: {error}. Look at the free disk space, or "
                 "restore a backup."

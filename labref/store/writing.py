@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 
+from labref.failpoints import failpoint
 from labref.store import rows
 from labref.store.recording import Plan
 from labref.store.text import to_column, to_nullable
@@ -17,7 +18,9 @@ __all__ = ["write"]
 
 def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
     """Write a plan. table : of the latents of the bundle `space`."""
+    failpoint("record.cells")
     _insert(connection, "INSERT INTO cell", rows.CELL, plan.cells)
+    failpoint("record.embeddings")
     _insert(
         connection,
         f"INSERT INTO {table}",
@@ -39,6 +42,7 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
             for cell in plan.embedded
         ],
     )
+    failpoint("record.labels")
     for change in plan.label_changes:
         path, label = to_column(change.path), to_column(change.label)
         connection.execute(
@@ -57,6 +61,7 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
                 str(change.previous_source),
             ],
         )
+    failpoint("record.files")
     replaced = [(*row.values(), plan.at) for row in plan.replaced]
     _insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"}, replaced)
     # replacing costs ten times what inserting does, so only paths that have a row are replaced
