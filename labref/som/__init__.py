@@ -1,0 +1,33 @@
+"""The lab's map: a self-organising map trained in seconds, whose result is a `minisom.MiniSom`.
+
+    rows, cols = size_for(len(latents))
+    som = train(latents, rows=rows, cols=cols, seed=1)      # minisom.MiniSom
+    nodes, errors = winners(som, latents)                   # node = row * cols + column
+    save(som, path); som = load(path)                       # npz, nothing pickled
+
+Node (row, column) is MiniSom's (i, j), and distances are Euclidean, as MiniSom's.
+"""
+
+from labref.som.files import load, save
+from labref.som.labels import Neighbourhood, neighbourhood, suspicion
+from labref.som.quality import moved, quality
+from labref.som.schedule import FINAL_SIGMA, Stage, size_for, stages
+from labref.som.search import winners
+from labref.som.training import TrainingStopped, train
+
+__all__ = [
+    "FINAL_SIGMA",
+    "Neighbourhood",
+    "Stage",
+    "TrainingStopped",
+    "load",
+    "moved",
+    "neighbourhood",
+    "quality",
+    "save",
+    "size_for",
+    "stages",
+    "suspicion",
+    "train",
+    "winners",
+]

@@ -1,0 +1,255 @@
+"""Training of the map: the batch algorithm, coarse to fine, or MiniSom's own.
+
+Batch algorithm (Kohonen, Essentials of the self-organizing map, Neural Networks 37, 2013, eq. 8): with c(x) the best node of each
+latent, every node becomes the mean of all latents, weighted by a Gaussian of the distance on the grid between it and c(x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from labref.errors import LabrefError
+from labref.som.schedule import FINAL_SIGMA, Stage, stages
+from labref.som.search import extend, find, find_near
+
+if TYPE_CHECKING:
+    from minisom import MiniSom
+
+__all__ = ["LEARNING_RATE", "Progress", "TrainingStopped", "as_minisom", "gaussian", "plane", "resize", "train"]
+
+LEARNING_RATE: Final = 0.5
+"""Of MiniSom's own training: the best of the thesis (table 9)."""
+_WARM_EPOCHS: Final = 4
+_REACH: Final = 8  # rows and columns about its last winner in which a latent's next one is looked for
+_FAR: Final = 1e-12  # weights of the Gaussian below this are nothing
+_EVERY: Final = 64  # MiniSom's steps between two looks at `stopped`
+
+Progress = Callable[[int, int, str], None]
+Floats = NDArray[np.float32]
+
+
+class TrainingStopped(LabrefError):
+    """Training was told to leave off; there is no map."""
+
+
+def train(
+    latents: NDArray[Any],
+    *,
+    rows: int,
+    cols: int,
+    sigma: float | None = None,
+    final_sigma: float = FINAL_SIGMA,
+    schedule: Sequence[Stage] | None = None,
+    seed: int = 0,
+    initial: Literal["pca", "random"] | NDArray[Any] = "pca",
+    trainer: Literal["batch", "minisom"] = "batch",
+    iterations: int | None = None,
+    learning_rate: float = LEARNING_RATE,
+    progress: Progress | None = None,
+    stopped: Callable[[], bool] | None = None,
+) -> MiniSom:
+    """Train a map of rows × cols nodes on latents float[n, L], n ≥ 1; returns a `minisom.MiniSom`.
+
+    sigma : radius of the neighbourhood at the start, in nodes; by default half the longer side, or `final_sigma` where `initial` is
+        an array.  final_sigma : radius at the end, the σ of the MiniSom returned.
+    schedule : the batch trainer's steps, instead of `stages(rows, cols, sigma=sigma, final_sigma=final_sigma)`.
+    seed : of whatever is random ("random", and the order in which MiniSom takes the latents). The same call on the same computer
+        gives the same map bit for bit, as long as NumPy's BLAS runs with as many threads (OMP_NUM_THREADS).
+    initial : "pca" (the plane of the first two principal components), "random" (latents by chance), or the weights
+        float[r, c, L] of an earlier map to go on from, stretched where the size is another. From an earlier map only the last
+        radius is trained, so that cells stay near where they were.
+    trainer : "batch", or "minisom": MiniSom's own steps, `iterations` of them (default: 500 for each node, as the thesis 4.5),
+        from `learning_rate`, with σ falling to a third; `sigma` is then by default three times `final_sigma`.
+    progress(done, total, text) is called as it goes; where stopped() becomes true, `TrainingStopped` is raised within a second or so.
+    Raises ValueError for arrays or settings that make no map.
+    """
+    data = _checked(latents, rows, cols)
+
+    def check() -> None:
+        if stopped is not None and stopped():
+            raise TrainingStopped("the training of the map was stopped; the map that was there stays")
+
+    tell: Progress = progress or (lambda _done, _total, _text: None)
+    centre = data.mean(axis=0, dtype=np.float64)
+    centred = (data - centre).astype(np.float32)
+    warm = not isinstance(initial, str)
+    if not isinstance(initial, str):
+        if initial.ndim != 3 or initial.shape[2] != data.shape[1]:
+            raise ValueError(f"initial weights must be float[r, c, {data.shape[1]}], not {list(initial.shape)}")
+        begin = resize((initial - centre).astype(np.float32), rows, cols)
+    elif initial == "pca":
+        begin = plane(centred, rows, cols)
+    elif initial == "random":
+        chosen = np.random.default_rng(seed).integers(len(centred), size=(rows, cols))
+        begin = centred[chosen]
+    else:
+        raise ValueError(f'initial must be "pca", "random" or weights, not {initial!r}')
+
+    if trainer == "minisom":
+        steps = 500 * rows * cols if iterations is None else iterations
+        start = 3 * final_sigma if sigma is None else sigma
+        som = as_minisom(begin, sigma=start, learning_rate=learning_rate, seed=seed)
+        _minisom_steps(som, centred, steps, seed, tell, check)
+        weights = som.get_weights() + centre
+        return as_minisom(weights, sigma=start / 3, learning_rate=learning_rate, seed=seed)
+    if trainer != "batch":
+        raise ValueError(f'trainer must be "batch" or "minisom", not {trainer!r}')
+    if schedule is None:
+        if warm and sigma is None:
+            schedule = (Stage(rows, cols, (final_sigma,) * _WARM_EPOCHS),)
+        else:
+            schedule = stages(rows, cols, sigma=sigma, final_sigma=final_sigma)
+    if not schedule or (schedule[-1].rows, schedule[-1].cols) != (rows, cols):
+        raise ValueError(f"the schedule must end on the grid of {rows}×{cols}")
+    grid = _batch(extend(centred), begin, schedule, tell, check)
+    return as_minisom(grid + centre, sigma=schedule[-1].sigmas[-1], learning_rate=learning_rate, seed=seed)
+
+
+def _checked(latents: NDArray[Any], rows: int, cols: int) -> Floats:
+    if rows < 1 or cols < 1:
+        raise ValueError(f"a map needs at least one row and one column, not {rows}×{cols}")
+    if latents.ndim != 2 or 0 in latents.shape:
+        raise ValueError(f"latents must be float[n, L] with n and L at least 1, not {list(latents.shape)}")
+    data = np.asarray(latents, dtype=np.float32)
+    if not np.isfinite(data).all():
+        raise ValueError("latents must be finite")
+    return data
+
+
+def _batch(data: Floats, grid: Floats, schedule: Sequence[Stage], tell: Progress, check: Callable[[], None]) -> Floats:
+    """The batch algorithm. data : float32[n, L + 1] from `extend`.  grid : float32[rows, cols, L] to start from."""
+    total = sum(len(stage.sigmas) for stage in schedule)
+    done = 0
+    nodes: NDArray[np.int64] | None = None
+    for stage in schedule:
+        before = grid.shape[:2]
+        grid = resize(grid, stage.rows, stage.cols)
+        if nodes is not None:
+            nodes = _rescale(nodes, before, (stage.rows, stage.cols))
+        for number, sigma in enumerate(stage.sigmas):
+            check()
+            tell(done, total, f"{stage.rows}×{stage.cols} nodes, radius {sigma:.2g}")
+            if nodes is None or number == 0:
+                nodes = find(data, grid, nodes, check)
+            else:
+                nodes, _ = find_near(data, grid, nodes, _REACH, check)
+            grid = _means(data, nodes, grid, sigma)
+            done += 1
+    tell(total, total, "trained")
+    return grid
+
+
+def _means(data: Floats, nodes: NDArray[np.int64], grid: Floats, sigma: float) -> Floats:
+    """One step: every node becomes the mean of the latents, weighted by the Gaussian between it and their nodes."""
+    rows, cols, length = grid.shape
+    ones = np.ones(len(data), np.float32)
+    at = sparse.csr_matrix((ones, (nodes, np.arange(len(data)))), shape=(rows * cols, len(data)))
+    sums = np.asarray(at @ data, dtype=np.float32)  # the last column counts
+    sums = gaussian(rows, sigma) @ sums.reshape(rows, -1)
+    sums = np.matmul(gaussian(cols, sigma), sums.reshape(rows, cols, length + 1))
+    weight = sums[:, :, -1:]
+    # a node that no latent reaches stays as it was
+    means: Floats = np.where(weight > 0, sums[:, :, :-1] / np.where(weight > 0, weight, 1), grid)
+    return means
+
+
+def gaussian(nodes: int, sigma: float) -> Floats:
+    """exp(−d²/2σ²) between any two of so many nodes in a line: float32[nodes, nodes]; nothing where below 1e-12."""
+    apart = np.arange(nodes)
+    weights = np.exp(-((apart[:, None] - apart) ** 2) / (2 * sigma**2))
+    return np.where(weights < _FAR, 0, weights).astype(np.float32)
+
+
+def resize(grid: Floats, rows: int, cols: int) -> Floats:
+    """Weights float32[r, c, L] on a grid of rows × cols, corner on corner, by linear interpolation."""
+    if grid.shape[:2] == (rows, cols):
+        return grid
+    length = grid.shape[2]
+    tall = _interpolation(rows, grid.shape[0]) @ grid.reshape(grid.shape[0], -1)
+    resized: Floats = np.matmul(_interpolation(cols, grid.shape[1]), tall.reshape(rows, grid.shape[1], length))
+    return resized
+
+
+def _interpolation(to: int, of: int) -> Floats:
+    """float32[to, of], each row the shares of the two nodes between which it lies."""
+    places = np.linspace(0, of - 1, to) if to > 1 else np.array([(of - 1) / 2])
+    low = np.minimum(places.astype(np.int64), max(of - 2, 0))
+    shares = np.zeros((to, of))
+    shares[np.arange(to), low] = 1 - (places - low)
+    if of > 1:
+        shares[np.arange(to), low + 1] = places - low
+    return shares.astype(np.float32)
+
+
+def _rescale(nodes: NDArray[np.int64], of: Sequence[int], to: Sequence[int]) -> NDArray[np.int64]:
+    """Where nodes of one grid lie on another."""
+    row = np.rint(nodes // of[1] * ((to[0] - 1) / max(of[0] - 1, 1))).astype(np.int64)
+    col = np.rint(nodes % of[1] * ((to[1] - 1) / max(of[1] - 1, 1))).astype(np.int64)
+    result: NDArray[np.int64] = row * to[1] + col
+    return result
+
+
+def plane(centred: Floats, rows: int, cols: int) -> Floats:
+    """The plane of the first two principal components, out to two standard deviations: float32[rows, cols, L].
+
+    centred : float32[n, L] of mean 0. The longer side of the grid lies along the first component.
+    """
+    length = centred.shape[1]
+    values, vectors = np.linalg.eigh(
+        np.cov(centred, rowvar=False).reshape(length, length) if len(centred) > 1 else np.eye(length)
+    )
+    axes = []
+    for number in (-1, -2):
+        if length < -number:
+            axes.append(np.zeros(length))
+            continue
+        vector = vectors[:, number] * np.sign(
+            vectors[np.abs(vectors[:, number]).argmax(), number]
+        )  # its sign is chance
+        axes.append(vector * 2 * np.sqrt(max(values[number], 0)))
+    if cols > rows:
+        axes.reverse()
+    down = np.linspace(-1, 1, rows) if rows > 1 else np.zeros(1)
+    right = np.linspace(-1, 1, cols) if cols > 1 else np.zeros(1)
+    grid: Floats = (down[:, None, None] * axes[0] + right[None, :, None] * axes[1]).astype(np.float32)
+    return grid
+
+
+def as_minisom(weights: NDArray[Any], *, sigma: float, learning_rate: float, seed: int) -> MiniSom:
+    """A `minisom.MiniSom` with these weights [rows, cols, L]. They are rounded to float32 and held as MiniSom's float64, so what
+    is saved is what was trained."""
+    import minisom
+
+    rows, cols, length = weights.shape
+    limit = float(np.hypot(rows, cols))  # above it MiniSom warns
+    som = minisom.MiniSom(
+        rows, cols, length, sigma=min(sigma, limit), learning_rate=learning_rate, random_seed=seed % 2**32
+    )
+    som._weights = weights.astype(np.float32).astype(np.float64)
+    return som
+
+
+def _minisom_steps(
+    som: MiniSom, data: Floats, iterations: int, seed: int, tell: Progress, check: Callable[[], None]
+) -> None:
+    """What `MiniSom.train(data, iterations, random_order=True)` does, step for step, but it can be watched and stopped."""
+    if iterations < 1:
+        raise ValueError(f"MiniSom needs at least one iteration, not {iterations}")
+    for step, place in enumerate(_order(len(data), iterations, seed)):
+        if step % _EVERY == 0:
+            check()
+            tell(step, iterations, f"MiniSom, step {step} of {iterations}")
+        som.update(data[place], som.winner(data[place]), step, iterations)
+    tell(iterations, iterations, "trained")
+
+
+def _order(count: int, iterations: int, seed: int) -> Iterator[int]:
+    """Places of latents in MiniSom's random order: 0 … count − 1 again and again, shuffled as a whole."""
+    places = np.arange(iterations) % count
+    np.random.RandomState(seed % 2**32).shuffle(places)
+    yield from places.tolist()
