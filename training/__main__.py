@@ -21,6 +21,8 @@ from training.config import PRESETS, override
 from training.data import list_images, make_split
 from training.progress import progress_bars
 from training.run import Run, RunError
+from training.svomen import app as svomen_app
+from training.svomen import embed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +42,8 @@ app = typer.Typer(
 Presets: `thesis` (its tables 3 and 4), `full` (the same network with what was found better since), `starter` (half the width at
 128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.""",
 )
+app.add_typer(svomen_app, name="svomen")
+app.command()(embed)
 console = Console(stderr=True)
 
 

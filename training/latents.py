@@ -1,0 +1,104 @@
+"""Latents of named images, wherever they come from: a file, a bundle and a tree of images, or positions on a map."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.inference import Embedder
+from training.data import Item, list_images
+from training.evaluate import embed_tree
+
+__all__ = ["Latents", "embed_latents", "load_latents", "on_map", "save_latents"]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents of images. paths : relative to their tree, `<class>/<name>`.  values : float32[n, L].  source : for people."""
+
+    paths: tuple[str, ...]
+    values: NDArray[np.float32]
+    source: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class folder of each image."""
+        return tuple(path.split("/", 1)[0] for path in self.paths)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over paths and values: names the latents in a figure."""
+        whole = hashlib.sha256("\n".join(self.paths).encode())
+        whole.update(np.ascontiguousarray(self.values, dtype="<f4").tobytes())
+        return whole.hexdigest()
+
+    def rows(self, paths: Sequence[str]) -> NDArray[np.int64]:
+        """Row of each of `paths`. Raises ValueError naming the first that is not there."""
+        places = {path: row for row, path in enumerate(self.paths)}
+        missing = [path for path in paths if path not in places]
+        if missing:
+            raise ValueError(
+                f"{self.source} has no latents of {len(missing)} images, {missing[0]} the first; embed the tree that "
+                "the triplets were drawn from"
+            )
+        return np.array([places[path] for path in paths], dtype=np.int64)
+
+
+def load_latents(file: Path) -> Latents:
+    """Read an `.npz` with `latents` float32[n, L] and `paths` str[n]. Raises ValueError where it holds anything else."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            values, paths = arrays["latents"].astype(np.float32), [str(path) for path in arrays["paths"]]
+    except (KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{file} holds no latents: {error}. `python -m training embed` writes such a file.") from None
+    if values.ndim != 2 or len(values) != len(paths) or not np.isfinite(values).all():
+        raise ValueError(f"{file}: latents must be finite, one row a path; found {values.shape} and {len(paths)} paths")
+    return Latents(tuple(path.replace("\\", "/") for path in paths), values, file.name)
+
+
+def save_latents(latents: Latents, file: Path) -> None:
+    """Write what `load_latents` reads."""
+    temporary = file.with_name(file.name + ".part")
+    with temporary.open("wb") as out:
+        np.savez_compressed(out, latents=latents.values, paths=np.array(latents.paths))
+    os.replace(temporary, file)
+
+
+def embed_latents(
+    embedder: Embedder,
+    tree: Path,
+    paths: Sequence[str] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Latents:
+    """Embed `paths` of `tree` (None: every image of its class folders) as a lab would; unreadable images are left out."""
+    items = list_images(tree) if paths is None else [Item(path, path.split("/", 1)[0]) for path in sorted(set(paths))]
+    done = embed_tree(embedder, tree, items, advance=advance)
+    return Latents(tuple(item.path for item in done.items), done.latents, f"bundle {embedder.bundle.short}")
+
+
+def on_map(latents: Latents, trained: Any) -> Latents:
+    """Where `latents` lie on a map: float32[n, 2], row and column of each one's winning node.
+
+    trained : a `minisom.MiniSom`, or anything that has its weights float[rows, columns, L] as `get_weights()`.
+    """
+    weights = np.asarray(trained.get_weights(), dtype=np.float64)
+    rows, columns, size = weights.shape
+    if size != latents.values.shape[1]:
+        raise ValueError(f"the map is of {size}-d latents, {latents.source} has {latents.values.shape[1]} numbers each")
+    flat = weights.reshape(rows * columns, size)
+    squares = (flat**2).sum(axis=1)
+    winners = np.concatenate(
+        [
+            np.argmin(squares - 2.0 * block.astype(np.float64) @ flat.T, axis=1)
+            for block in np.array_split(latents.values, max(len(latents.values) // 256, 1))
+        ]
+    )
+    places = np.stack([winners // columns, winners % columns], axis=1).astype(np.float32)
+    return Latents(latents.paths, places, f"{latents.source} on a map of {rows}×{columns}")

@@ -1,0 +1,82 @@
+"""How sure a figure is: bootstrap intervals over what was drawn at random, Wilson's interval for a share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
+
+__all__ = ["Estimate", "bootstrap", "share"]
+
+LEVEL = 0.95
+_RESAMPLES = 1000
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval: `value`, `low`, `high`; n : how many independent draws it rests on; how : which interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    how: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+
+def bootstrap(
+    values: ArrayLike, *, strata: Sequence[Any] | None = None, clusters: Sequence[Any] | None = None
+) -> Estimate:
+    """Mean of values float[n] with the percentile bootstrap's interval (Efron & Tibshirani 1993, section 13.3; 1,000 resamples).
+
+    strata : n group names; the figure is then the mean of the groups' means, and each group is resampled by itself.
+    clusters : n names of what was drawn together (triplets of one reference image, say): whole clusters are resampled.
+    Not both. No values give NaN.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if strata is not None and clusters is not None:
+        raise ValueError("strata or clusters, not both")
+    if not len(numbers):
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, "nothing to measure")
+    rng = np.random.default_rng(_SEED)
+    if strata is not None:
+        names, code = np.unique(np.asarray(strata), return_inverse=True)
+        groups = [numbers[code == number] for number in range(len(names))]
+        means = np.mean([_means(group, np.ones(len(group)), rng) for group in groups], axis=0)
+        value = float(np.mean([group.mean() for group in groups]))
+        return _interval(value, means, len(numbers), f"bootstrap within {len(names)} groups")
+    sums, counts = numbers, np.ones(len(numbers))
+    if clusters is not None:
+        _, code = np.unique(np.asarray(clusters), return_inverse=True)
+        sums, counts = np.bincount(code, numbers).astype(np.float64), np.bincount(code).astype(np.float64)
+    how = "bootstrap" if clusters is None else f"bootstrap over {len(sums)} clusters"
+    return _interval(float(numbers.mean()), _means(sums, counts, rng), len(sums), how)
+
+
+def _means(sums: NDArray[np.float64], counts: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    found = np.empty(_RESAMPLES)
+    for number in range(_RESAMPLES):
+        drawn = rng.integers(0, len(sums), len(sums))
+        found[number] = sums[drawn].sum() / counts[drawn].sum()
+    return found
+
+
+def _interval(value: float, means: NDArray[np.float64], n: int, how: str) -> Estimate:
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), n, how)
+
+
+def share(successes: int, n: int) -> Estimate:
+    """`successes` of `n` with Wilson's score interval (Wilson 1927), which holds near 0 and 1. n = 0 gives NaN."""
+    if n == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0, "nothing to measure")
+    interval = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
+    return Estimate(successes / n, float(interval.low), float(interval.high), n, "Wilson")
