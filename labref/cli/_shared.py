@@ -7,13 +7,16 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["JsonOption", "LabOption", "print_json", "program", "quoted"]
+if TYPE_CHECKING:
+    from labref.lab import Lab
+
+__all__ = ["JsonOption", "LabOption", "perform", "print_json", "program", "quoted"]
 
 LabOption = Annotated[
     Path | None,
@@ -33,6 +36,35 @@ JsonOption = Annotated[
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on one line, in ASCII: any path and any label survives any console and pipe."""
     typer.echo(json.dumps(value, allow_nan=False))
+
+
+def perform(lab: Lab, name: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+    """Rows of an operation (see `labref.operations`) but those of its progress, which a terminal shows on stderr meanwhile."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    from labref import operations
+
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = None
+        for row in operations.run(lab, name, **parameters):
+            if set(row) != {"progress"}:
+                yield row
+                continue
+            said = row["progress"]
+            values = {"completed": said["done"], "total": said["total"] or None, "description": said["text"]}
+            if task is None:
+                task = shown.add_task(**values)
+            else:
+                shown.update(task, **values)
 
 
 def quoted(path: Path) -> str:
