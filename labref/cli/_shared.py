@@ -53,7 +53,13 @@ def perform(lab: Lab, name: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # rows that go to a file must not land on stderr
+    ) as shown:
         task = None
         for row in operations.run(lab, name, **parameters):
             if set(row) != {"progress"}:
