@@ -3,6 +3,7 @@
 from labref.store.store import Store
 from labref.store.values import (
     Cell,
+    CellEmbedding,
     Counts,
     FileState,
     HashMatch,
@@ -19,6 +20,7 @@ from labref.store.values import (
 
 __all__ = [
     "Cell",
+    "CellEmbedding",
     "Counts",
     "FileState",
     "HashMatch",

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store import bundles, distances, migrations, rows, scan
+from labref.store import bundles, distances, migrations, rows, scan, upkeep
 from labref.store.connection import connect, forget
 from labref.store.index import BLOCK_ROWS, Index
 from labref.store.known import HashBook, LabelBook, id_to_int, int_to_id
 from labref.store.recording import Plan, check_new_cell, draw_up
 from labref.store.text import from_column, from_nullable, to_column
+from labref.store.upkeep import DiskFiles, Faults
 from labref.store.values import (
     Cell,
+    CellEmbedding,
     Counts,
     FileState,
     HashMatch,
@@ -36,7 +38,7 @@ from labref.store.values import (
     StoredBundle,
     cell_id_of,
 )
-from labref.store.writing import write
+from labref.store.writing import write, write_embeddings
 
 __all__ = ["MEMORY_LIMIT", "THREADS", "Store"]
 
@@ -63,6 +65,8 @@ class Store:
         self._closed = False
         self._indexes: dict[str, Index] = {}
         self._known: tuple[LabelBook, HashBook] | None = None
+        self.revision = 0
+        """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
 
     # opening and closing
 
@@ -179,6 +183,71 @@ class Store:
                 write(connection, plan, table, space)
             self._remember(plan, bundle)
             return plan.rows
+
+    def add_embeddings(self, cells: Sequence[CellEmbedding], *, bundle: str) -> None:
+        """Give stored cells their place in the space of a bundle, all or none; cells that have one there are left as they are.
+
+        Raises StoreError for a cell that the store does not have.
+        """
+        with self._writing:
+            with self._reading() as cursor:
+                table, space = bundles.space(cursor, bundle)
+                ids = [cell.cell_id for cell in cells]
+                there = {row[0] for row in rows.look_up(cursor, table, ["cell_id"], "cell_id", ids)}
+            if unknown := [cell_id for cell_id in ids if self.cell(cell_id) is None]:
+                raise StoreError(f"{self.path} has no cell {unknown[0]} to embed")
+            fresh = [cell for cell in cells if cell.cell_id not in there]
+            with self._transaction() as connection:
+                failpoint("embed.write")
+                write_embeddings(connection, fresh, table, space)
+            index = self._indexes.get(bundle)
+            if index is not None and fresh:
+                index.add(
+                    np.array([id_to_int(cell.cell_id) for cell in fresh], np.uint64),
+                    np.stack([cell.latent for cell in fresh]),
+                )
+
+    # upkeep: see labref.store.upkeep
+
+    def faults(self) -> Faults:
+        """What the store holds and where it does not agree with itself; under a second for a million cells."""
+        with self._reading() as cursor:
+            return upkeep.faults(cursor)
+
+    def digests(self, prefix: str = "") -> dict[str, int]:
+        """Digest and size in bytes of the original of every cell whose digest begins with `prefix`."""
+        with self._reading() as cursor:
+            return upkeep.digests(cursor, prefix)
+
+    def compare_files(self, on_disk: Iterator[Sequence[tuple[str, int | None, int | None]]]) -> DiskFiles:
+        """Compare the ledger with the files that are there: (path, size in bytes, time in nanoseconds), in parts."""
+        with self._reading() as cursor:
+            return upkeep.compare_files(cursor, on_disk)
+
+    def forget(self, faults: Faults) -> None:
+        """Take out what stands for nothing, as `faults` found it; the files concerned are taken in again."""
+        with self._writing:
+            with self._transaction() as connection:
+                upkeep.forget(connection, faults.found)
+            self.reload()
+
+    def reload(self) -> None:
+        """Read again what is kept in memory, after rows were taken out of the database; writes wait meanwhile."""
+        with self._writing:
+            self._known = None
+            indexed = list(self._indexes)
+            self._indexes.clear()
+            for bundle in indexed:
+                self.build_index(bundle)
+            self.revision += 1
+
+    def copy_to(self, target: Path) -> dict[str, int]:
+        """Copy the store as it is at this moment into a new database file, while others read and write; rows by table.
+
+        Raises StoreError where it cannot be written, or is not the same afterwards; the file is then of no use.
+        """
+        with self._reading() as cursor:
+            return upkeep.copy_database(cursor, target)
 
     def _remember(self, plan: Plan, bundle: str) -> None:
         """Bring the memory up to what was committed."""
@@ -385,11 +454,7 @@ class Store:
                 self._connection = _connect(self.path, *self._settings)
                 self._broken = False
                 # whether the commit that failed came through is for the file to say
-                self._known = None
-                indexed = list(self._indexes)
-                self._indexes.clear()
-                for bundle in indexed:
-                    self.build_index(bundle)
+                self.reload()
 
     def _in_memory(self) -> tuple[LabelBook, HashBook]:
         """Labels and hashes of all cells, read from the database when first asked for."""

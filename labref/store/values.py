@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Cell",
+    "CellEmbedding",
     "Counts",
     "FileState",
     "HashMatch",
@@ -85,6 +86,17 @@ class NewCell:
     average_hash: int
     latent: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellEmbedding:
+    """A stored cell's place in the space of one bundle. latent : float32[L]. probabilities : float32[c]."""
+
+    cell_id: str
+    latent: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    predicted_label: str
+    predicted_probability: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from labref.failpoints import failpoint
 from labref.store import rows
 from labref.store.recording import Plan
 from labref.store.text import to_column, to_nullable
-from labref.store.values import StoredBundle
+from labref.store.values import CellEmbedding, NewCell, StoredBundle
 
-__all__ = ["write"]
+__all__ = ["write", "write_embeddings"]
 
 
 def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
@@ -21,27 +21,7 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
     failpoint("record.cells")
     _insert(connection, "INSERT INTO cell", rows.CELL, plan.cells)
     failpoint("record.embeddings")
-    _insert(
-        connection,
-        f"INSERT INTO {table}",
-        {
-            "cell_id": "VARCHAR",
-            "latent": f"FLOAT[{space.latent_size}]",
-            "probabilities": f"FLOAT[{len(space.labels)}]",
-            "predicted_label": "VARCHAR",
-            "predicted_probability": "FLOAT",
-        },
-        [
-            (
-                cell.cell_id,
-                cell.latent.tolist(),
-                cell.probabilities.tolist(),
-                to_column(cell.predicted_label),
-                float(cell.predicted_probability),
-            )
-            for cell in plan.embedded
-        ],
-    )
+    write_embeddings(connection, plan.embedded, table, space)
     failpoint("record.labels")
     for change in plan.label_changes:
         path, label = to_column(change.path), to_column(change.label)
@@ -68,6 +48,33 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
     for into, known in (("INSERT INTO file", False), ("INSERT OR REPLACE INTO file", True)):
         written = [row.values() for path, row in plan.files.items() if (path in plan.known_paths) is known]
         _insert(connection, into, rows.FILE, written)
+
+
+def write_embeddings(
+    connection: duckdb.DuckDBPyConnection, cells: Sequence[NewCell | CellEmbedding], table: str, space: StoredBundle
+) -> None:
+    """Write the places of cells in the space of a bundle; `duckdb.ConstraintException` where one has a place there already."""
+    _insert(
+        connection,
+        f"INSERT INTO {table}",
+        {
+            "cell_id": "VARCHAR",
+            "latent": f"FLOAT[{space.latent_size}]",
+            "probabilities": f"FLOAT[{len(space.labels)}]",
+            "predicted_label": "VARCHAR",
+            "predicted_probability": "FLOAT",
+        },
+        [
+            (
+                cell.cell_id,
+                cell.latent.tolist(),
+                cell.probabilities.tolist(),
+                to_column(cell.predicted_label),
+                float(cell.predicted_probability),
+            )
+            for cell in cells
+        ],
+    )
 
 
 def _insert(
