@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from exporters.card import model_card
-from exporters.classes import class_group, class_id
 from exporters.graphs import ExportError, Parity, convert, measure_parity
 from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, manifest_bytes, pack
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from labref.fingerprint import DUPLICATE_BELOW, POSSIBLE_UP_TO
 from labref.image import PREPARATION, prepare, prepare_pixels
 from labref.inference import Embedder
+from training.classes import class_group, class_id
 from training.evaluate import nearest
 from training.networks import build_trunk
 from training.run import Run

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from labref.bundle import Bundle
+from labref.som.training import as_minisom
+from training.evaluate import load_attributes
 from training.latents import Latents, load_latents, on_map, save_latents
 from training.statistics import bootstrap, share
 from training.svomen import app
@@ -21,7 +23,6 @@ from training.triplets import (
     attribute_triplets,
     draw_triplets,
     judged,
-    load_attributes,
     read_votes,
     score,
 )
@@ -130,12 +131,9 @@ def test_a_space_made_of_the_attributes_scores_full_and_a_random_one_half(real_c
 
 
 def test_both_in_one_node_of_a_map_earn_no_point() -> None:
-    class Map:
-        def get_weights(self) -> np.ndarray:
-            return np.arange(2 * 3 * 4, dtype=float).reshape(2, 3, 4)
-
+    trained = as_minisom(np.arange(2 * 3 * 4, dtype=float).reshape(2, 3, 4), sigma=1.0, learning_rate=0.5, seed=1)
     latents = Latents(("a/1", "a/2", "a/3"), np.array([[0, 1, 2, 3], [20, 21, 22, 23], [20, 21, 22, 23.4]], "f4"), "t")
-    places = on_map(latents, Map())
+    places = on_map(latents, trained)
     assert places.values.tolist() == [[0, 0], [1, 2], [1, 2]]
     one = TripletSet("attributes", {}, (Triplet("a/1", "a/2", "a/3", "class-class", 1),))
     assert score(one, places)["ties"] == 1 and score(one, places)["correct"] == 0

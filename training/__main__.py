@@ -167,7 +167,7 @@ def evaluate(
     """Measure a shipped bundle on two trees, through the code that a lab runs. Needs no TensorFlow.
 
     JSON: `n_queries`, `n_references`, `precision_at_8` {`micro`, `macro` (mean over classes), `per_class`}: share of the eight nearest that have the
-    query's class; `knn_accuracy`: the weighted vote of the eight; `classifier_accuracy` and `confusion` {class: {predicted: n}};
+    query's class; `precision_at_8_by_level`: the same for group, class and fine class, with 95 % intervals; `knn_accuracy`: the weighted vote of the eight; `classifier_accuracy` and `confusion` {class: {predicted: n}};
     `rotation_overlap_at_8` {turn: of 8}; `attribute_agreement_at_8` {`references`, `random_same_class`, `n_queries`};
     `novel_share`; `unreadable`; `queries_digest`, `references_digest`; `bundle`; `command`.
     """

@@ -24,9 +24,22 @@ from labref.fingerprint import digest
 from labref.image import decode, measure_background, prepare_pixels
 from labref.inference import Embedder
 from labref.references import weights
+from training.classes import LEVELS, at_level
 from training.data import Item, list_images
+from training.statistics import bootstrap
 
-__all__ = ["TURNS", "Embedded", "attribute_agreement", "embed_tree", "evaluate", "nearest", "turn"]
+__all__ = [
+    "TURNS",
+    "Embedded",
+    "attribute_agreement",
+    "attribute_shares",
+    "embed_tree",
+    "evaluate",
+    "load_attributes",
+    "nearest",
+    "precision_by_level",
+    "turn",
+]
 
 K = 8
 TURNS: dict[str, tuple[float, bool]] = {
@@ -152,8 +165,21 @@ def attribute_agreement(
     attributes : CSV with a column `path` (`<class>/<name>`) and one column for each attribute. Queries and references without a
     line are left out. `random_same_class` is exact: the mean over every reference of the query's class.
     """
-    with attributes.open(newline="", encoding="utf-8") as file:
-        table = {row.pop("path").rsplit("/", 1)[-1]: tuple(row.values()) for row in csv.DictReader(file)}
+    found, random = attribute_shares(queries, references, rows, attributes)
+    if not len(found):
+        return {"n_queries": 0, "references": float("nan"), "random_same_class": float("nan")}
+    return {
+        "n_queries": len(found),
+        "references": float(np.mean(found)),
+        "random_same_class": float(np.mean(random)),
+    }
+
+
+def attribute_shares(
+    queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64], attributes: Path
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`attribute_agreement` of each query that has attributes, float64[m] with its references and with a random one of its class."""
+    table = load_attributes(attributes)
     codes: dict[tuple[int, str], int] = {}
     known = {
         name: np.array([codes.setdefault((i, v), len(codes)) for i, v in enumerate(values)])
@@ -177,13 +203,45 @@ def attribute_agreement(
             continue
         found.append(np.mean([(own == other).mean() for other in shown]))
         random.append((by_class[item.label] == own).mean())
-    if not found:
-        return {"n_queries": 0, "references": float("nan"), "random_same_class": float("nan")}
-    return {
-        "n_queries": len(found),
-        "references": float(np.mean(found)),
-        "random_same_class": float(np.mean(random)),
-    }
+    return np.array(found), np.array(random)
+
+
+def load_attributes(file: Path) -> dict[str, tuple[str, ...]]:
+    """Expert attributes by image name, from a CSV with a column `path` and one column for each attribute (as WBCAtt's)."""
+    with file.open(newline="", encoding="utf-8") as source:
+        return {row.pop("path").rsplit("/", 1)[-1]: tuple(row.values()) for row in csv.DictReader(source)}
+
+
+def precision_by_level(
+    queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64]
+) -> dict[str, dict[str, Any]]:
+    """Precision@8 of references int64[n, 8] at each level of the hierarchy (`training.classes`): group, class, fine.
+
+    By level: `macro` (mean over the level's names) and `micro` (over queries), estimates with 95 % intervals, `per_class`
+    {name: {`precision`, `n_queries`, `n_references`}}. Where the fine class is not told, a query is left out, and a reference
+    is not counted among the eight.
+    """
+    figures: dict[str, dict[str, Any]] = {}
+    for level in LEVELS:
+        own = np.array([at_level(i.label, i.path.rsplit("/", 1)[-1], level) or "" for i in queries])
+        known = np.array([at_level(i.label, i.path.rsplit("/", 1)[-1], level) or "" for i in references])
+        told = known[rows] != ""
+        hits = ((known[rows] == own[:, None]) & told).sum(axis=1) / np.maximum(told.sum(axis=1), 1)
+        counted = (own != "") & told.any(axis=1)
+        hits, names = hits[counted], own[counted]
+        figures[level] = {
+            "macro": bootstrap(hits, strata=names.tolist()).to_json() if len(hits) else None,
+            "micro": bootstrap(hits).to_json() if len(hits) else None,
+            "per_class": {
+                name: {
+                    "precision": float(hits[names == name].mean()),
+                    "n_queries": int((names == name).sum()),
+                    "n_references": int((known == name).sum()),
+                }
+                for name in sorted(set(names.tolist()))
+            },
+        }
+    return figures
 
 
 def evaluate(
@@ -252,6 +310,7 @@ def evaluate(
             "macro": float(np.mean(list(per_class.values()))),
             "per_class": per_class,
         },
+        "precision_at_8_by_level": precision_by_level(asked.items, known.items, rows),
         "knn_accuracy": float((np.array(votes) == query_labels).mean()),
         "classifier_accuracy": float((predicted == query_labels)[in_bundle].mean()) if in_bundle.any() else None,
         "confusion": confusion,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.inference import Embedder
+from labref.som import winners
 from training.data import Item, list_images
 from training.evaluate import embed_tree
 
@@ -84,21 +85,8 @@ def embed_latents(
 
 
 def on_map(latents: Latents, trained: Any) -> Latents:
-    """Where `latents` lie on a map: float32[n, 2], row and column of each one's winning node.
-
-    trained : a `minisom.MiniSom`, or anything that has its weights float[rows, columns, L] as `get_weights()`.
-    """
-    weights = np.asarray(trained.get_weights(), dtype=np.float64)
-    rows, columns, size = weights.shape
-    if size != latents.values.shape[1]:
-        raise ValueError(f"the map is of {size}-d latents, {latents.source} has {latents.values.shape[1]} numbers each")
-    flat = weights.reshape(rows * columns, size)
-    squares = (flat**2).sum(axis=1)
-    winners = np.concatenate(
-        [
-            np.argmin(squares - 2.0 * block.astype(np.float64) @ flat.T, axis=1)
-            for block in np.array_split(latents.values, max(len(latents.values) // 256, 1))
-        ]
-    )
-    places = np.stack([winners // columns, winners % columns], axis=1).astype(np.float32)
+    """Where `latents` lie on a trained map (`labref.som`): float32[n, 2], row and column of each one's winning node."""
+    nodes, _ = winners(trained, latents.values)
+    rows, columns, _ = np.shape(trained.get_weights())
+    places = np.stack([nodes // columns, nodes % columns], axis=1).astype(np.float32)
     return Latents(latents.paths, places, f"{latents.source} on a map of {rows}×{columns}")

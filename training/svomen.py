@@ -17,6 +17,7 @@ from rich.table import Table
 
 from labref.errors import LabrefError
 from training.data import Split, list_images
+from training.evaluate import load_attributes
 from training.latents import Latents, embed_latents, load_latents, on_map, save_latents
 from training.progress import progress_bars
 from training.sheet import write_sheet
@@ -25,7 +26,6 @@ from training.triplets import (
     TripletSet,
     attribute_triplets,
     draw_triplets,
-    load_attributes,
     read_votes,
     score,
 )

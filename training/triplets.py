@@ -29,7 +29,6 @@ __all__ = [
     "TripletSet",
     "attribute_triplets",
     "draw_triplets",
-    "load_attributes",
     "read_votes",
     "score",
 ]
@@ -148,12 +147,6 @@ def draw_triplets(latents: Latents, *, per_class: int = 100, seed: int = 1) -> T
         triplets.append(Triplet(latents.paths[row], latents.paths[pair[0]], latents.paths[pair[1]], method))
     how = {"seed": seed, "per_class": per_class, "latents": latents.digest, "source": latents.source}
     return TripletSet("human", how, tuple(triplets))
-
-
-def load_attributes(file: Path) -> dict[str, tuple[str, ...]]:
-    """Expert attributes by image name, from a CSV with a column `path` and one column for each attribute (as WBCAtt's)."""
-    with file.open(newline="", encoding="utf-8") as source:
-        return {row.pop("path").rsplit("/", 1)[-1]: tuple(row.values()) for row in csv.DictReader(source)}
 
 
 def attribute_triplets(
