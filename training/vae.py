@@ -102,7 +102,8 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
 
     The loss is the evidence lower bound with unit variance: half the squared error summed over standardised features, plus
     β times the KL divergence to the unit normal (Kingma & Welling, arXiv 1312.6114, eq. 10), plus the class head's cross
-    entropy where `class_weight` asks for it. Writes `vae_history.csv`. Raises `RunError` where the classifier is missing.
+    entropy where `class_weight` asks for it. With β = 0 nothing is sampled: a plain autoencoder. Writes `vae_history.csv`
+    beside it. Raises `RunError` where the classifier is missing.
     """
     config = config or run.config.vae
     final = out or run.folder / "encoder.keras"
@@ -130,7 +131,7 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
     def losses(features: Any, target: Any, labels: Any, training: bool) -> Any:
         latent_mean, log_variance = encoder(features, training=training)
         log_variance = tf.clip_by_value(log_variance, -10.0, 10.0)
-        noise = tf.random.normal(tf.shape(latent_mean)) if training else 0.0
+        noise = tf.random.normal(tf.shape(latent_mean)) if training and config.beta else 0.0
         decoded = decoder(latent_mean + tf.exp(0.5 * log_variance) * noise, training=training)
         reconstruction = 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(decoded - target), axis=1))
         divergence = 0.5 * tf.reduce_mean(
@@ -161,7 +162,7 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
         return views[np.arange(len(batch)), one].astype(np.float32), goal.astype(np.float32), data.targets[batch]
 
     rows, valid = np.arange(len(train.targets)), np.arange(len(validation.targets))
-    history = run.folder / "vae_history.csv"
+    history = final.with_name("vae_history.csv")
     lines: list[list[str]] = []
     task = progress.add_task("training the VAE", total=config.epochs * steps, info="")
     for epoch in range(config.epochs):
