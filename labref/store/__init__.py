@@ -1,5 +1,7 @@
 """The latent store of a lab, on DuckDB: what was found, what became of it, and which cells look alike."""
 
+from labref.store.maps import ActiveMap, MapCell, Maps, StoredMap
+from labref.store.positions import Placed, Positions
 from labref.store.store import Store
 from labref.store.values import (
     Cell,
@@ -19,6 +21,7 @@ from labref.store.values import (
 )
 
 __all__ = [
+    "ActiveMap",
     "Cell",
     "CellEmbedding",
     "Counts",
@@ -26,12 +29,17 @@ __all__ = [
     "HashMatch",
     "LabelSource",
     "LedgerRow",
+    "MapCell",
+    "Maps",
     "Neighbour",
     "NewCell",
     "Outcome",
+    "Placed",
+    "Positions",
     "Rejected",
     "SeenAgain",
     "Store",
     "StoredBundle",
+    "StoredMap",
     "cell_id_of",
 ]

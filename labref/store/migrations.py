@@ -175,3 +175,42 @@ def _ledger(connection: duckdb.DuckDBPyConnection) -> None:
             recorded_at  TIMESTAMP NOT NULL"""
     connection.execute(f"CREATE TABLE file (path VARCHAR PRIMARY KEY, {columns})")
     connection.execute(f"CREATE TABLE file_history (path VARCHAR NOT NULL, {columns}, replaced_at TIMESTAMP NOT NULL)")
+
+
+@migration(4, "maps, which is in use, and where cells lie on it")
+def _maps(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("""
+        CREATE TABLE map (
+            number       INTEGER PRIMARY KEY,
+            bundle       VARCHAR NOT NULL,
+            rows         INTEGER NOT NULL,
+            columns      INTEGER NOT NULL,
+            sigma        DOUBLE NOT NULL,
+            seed         BIGINT NOT NULL,
+            trainer      VARCHAR NOT NULL,
+            started_from INTEGER,
+            cells        BIGINT NOT NULL,
+            qe           DOUBLE NOT NULL,
+            te           DOUBLE NOT NULL,
+            qe_before    DOUBLE,
+            te_before    DOUBLE,
+            moved_far    DOUBLE,
+            verdict      VARCHAR NOT NULL,
+            seconds      DOUBLE NOT NULL,
+            trained_at   TIMESTAMP NOT NULL
+        )""")
+    # of the maps of one bundle, the one that the last row names is in use; the others are how the lab got there
+    connection.execute("""
+        CREATE TABLE map_activation (
+            number       INTEGER PRIMARY KEY,
+            map          INTEGER NOT NULL,
+            activated_at TIMESTAMP NOT NULL
+        )""")
+    # only of maps in use; node: row * columns + column. No key: looked up in memory, and cheap to write
+    connection.execute("""
+        CREATE TABLE map_position (
+            map                INTEGER NOT NULL,
+            cell_id            VARCHAR NOT NULL,
+            node               INTEGER NOT NULL,
+            quantization_error FLOAT NOT NULL
+        )""")

@@ -20,9 +20,11 @@ from labref.store import bundles, distances, migrations, rows, scan, upkeep
 from labref.store.connection import connect, forget
 from labref.store.index import BLOCK_ROWS, Index
 from labref.store.known import HashBook, LabelBook, id_to_int, int_to_id
+from labref.store.maps import Maps
+from labref.store.positions import Placed
 from labref.store.recording import Plan, check_new_cell, draw_up
 from labref.store.text import from_column, from_nullable, to_column
-from labref.store.upkeep import DiskFiles, Faults
+from labref.store.upkeep import Comparison, Faults
 from labref.store.values import (
     Cell,
     CellEmbedding,
@@ -65,6 +67,8 @@ class Store:
         self._closed = False
         self._indexes: dict[str, Index] = {}
         self._known: tuple[LabelBook, HashBook] | None = None
+        self.maps = Maps(path.parent / "maps", self._reading, self._transaction, self._writing)
+        """The lab's maps; see labref.store.maps."""
         self.revision = 0
         """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
 
@@ -106,6 +110,7 @@ class Store:
                 forget(self.path)
                 self._indexes.clear()
                 self._known = None
+                self.maps.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -179,9 +184,12 @@ class Store:
                     state_of=lambda cell_id: rows.states(cursor, [cell_id])[cell_id],
                     at=rows.now(),
                 )
+            placed = self._place(plan.embedded, bundle)
             with self._transaction() as connection:
                 write(connection, plan, table, space)
+                self.maps.write(connection, placed)
             self._remember(plan, bundle)
+            self.maps.remember(bundle, placed)
             return plan.rows
 
     def add_embeddings(self, cells: Sequence[CellEmbedding], *, bundle: str) -> None:
@@ -197,9 +205,12 @@ class Store:
             if unknown := [cell_id for cell_id in ids if self.cell(cell_id) is None]:
                 raise StoreError(f"{self.path} has no cell {unknown[0]} to embed")
             fresh = [cell for cell in cells if cell.cell_id not in there]
+            placed = self._place(fresh, bundle)
             with self._transaction() as connection:
                 failpoint("embed.write")
                 write_embeddings(connection, fresh, table, space)
+                self.maps.write(connection, placed)
+            self.maps.remember(bundle, placed)
             index = self._indexes.get(bundle)
             if index is not None and fresh:
                 index.add(
@@ -219,10 +230,20 @@ class Store:
         with self._reading() as cursor:
             return upkeep.digests(cursor, prefix)
 
-    def compare_files(self, on_disk: Iterator[Sequence[tuple[str, int | None, int | None]]]) -> DiskFiles:
-        """Compare the ledger with the files that are there: (path, size in bytes, time in nanoseconds), in parts."""
+    @contextlib.contextmanager
+    def comparison(self) -> Iterator[Comparison]:
+        """Compare the ledger with the files that are in the export folders."""
         with self._reading() as cursor:
-            return upkeep.compare_files(cursor, on_disk)
+            yield Comparison(cursor)
+
+    def index_agrees(self, bundle: str) -> bool:
+        """Whether what is kept in memory has exactly the cells that the database has; True where nothing is kept."""
+        with self._writing, self._reading() as cursor:
+            index, known = self._indexes.get(bundle), self._known
+            table = bundles.space(cursor, bundle)[0]
+            return (index is None or index.checksum() == upkeep.checksum(cursor, table)) and (
+                known is None or len(known[0]) == upkeep.checksum(cursor, "cell")[0]
+            )
 
     def forget(self, faults: Faults) -> None:
         """Take out what stands for nothing, as `faults` found it; the files concerned are taken in again."""
@@ -235,6 +256,7 @@ class Store:
         """Read again what is kept in memory, after rows were taken out of the database; writes wait meanwhile."""
         with self._writing:
             self._known = None
+            self.maps.forget()
             indexed = list(self._indexes)
             self._indexes.clear()
             for bundle in indexed:
@@ -248,6 +270,13 @@ class Store:
         """
         with self._reading() as cursor:
             return upkeep.copy_database(cursor, target)
+
+    def _place(self, cells: Sequence[NewCell | CellEmbedding], bundle: str) -> tuple[int, Placed] | None:
+        """Where cells lie on the map in use in the space of a bundle."""
+        if not cells or self.maps.active(bundle) is None:
+            return None
+        ids = np.array([id_to_int(cell.cell_id) for cell in cells], np.uint64)
+        return self.maps.place(bundle, ids, np.stack([cell.latent for cell in cells]))
 
     def _remember(self, plan: Plan, bundle: str) -> None:
         """Bring the memory up to what was committed."""

@@ -1,0 +1,148 @@
+"""Which cells lie on which node of a map, in memory: 16 bytes a cell, read without a lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Placed", "Positions"]
+
+_MERGE_AT: Final = 8192
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """Cells and where they lie. ids : uint64[n].  nodes : int64[n], row * cols + column.  errors : float32[n], the distance of
+    each latent to its node (quantisation error)."""
+
+    ids: NDArray[np.uint64]
+    nodes: NDArray[np.int64]
+    errors: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def of(self, chosen: NDArray[np.intp] | NDArray[np.bool_]) -> Placed:
+        """Only the chosen cells."""
+        return Placed(self.ids[chosen], self.nodes[chosen], self.errors[chosen])
+
+    @staticmethod
+    def joined(parts: Sequence[Placed]) -> Placed:
+        """All parts as one."""
+        if not parts:
+            return Placed(np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.float32))
+        return Placed(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.nodes for part in parts]),
+            np.concatenate([part.errors for part in parts]),
+        )
+
+
+class _State(NamedTuple):
+    """All that a reader needs, from one moment. sorted by node; starts : int64[nodes + 1], where each node's cells begin."""
+
+    cells: Placed
+    starts: NDArray[np.int64]
+    recent: tuple[Placed, ...]
+    recently: int
+
+
+class Positions:
+    """The cells on one map of rows × cols nodes. One thread adds at a time; any number look meanwhile."""
+
+    def __init__(self, rows: int, cols: int, cells: Placed) -> None:
+        self.rows, self.cols = rows, cols
+        self._state = self._settled(cells)
+
+    def __len__(self) -> int:
+        state = self._state
+        return len(state.cells) + state.recently
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, bytes."""
+        state = self._state
+        return 20 * (len(state.cells) + state.recently) + state.starts.nbytes
+
+    def add(self, cells: Placed) -> None:
+        """Add cells that are not there yet."""
+        state = self._state
+        recent = (*state.recent, cells)
+        recently = state.recently + len(cells)
+        if recently >= _MERGE_AT:
+            self._state = self._settled(Placed.joined((state.cells, *recent)))
+        elif len(recent) >= 64:
+            # a reader looks through these one by one
+            self._state = state._replace(recent=(Placed.joined(recent),), recently=recently)
+        else:
+            self._state = state._replace(recent=recent, recently=recently)
+
+    def every(self) -> Placed:
+        """All cells, in no order."""
+        state = self._state
+        return Placed.joined((state.cells, *state.recent))
+
+    def at(self, node: int) -> Placed:
+        """The cells on a node, by their quantisation error, then id."""
+        return self.within(node, 0)
+
+    def within(self, node: int, squared: int) -> Placed:
+        """The cells whose node is at most so far, squared, from `node`: nearest nodes first, on equally near ones by
+        quantisation error, then by id."""
+        return self._gather(self._state, self._away(node), squared)
+
+    def nearest(
+        self, node: int, k: int, keep: Callable[[NDArray[np.uint64]], NDArray[np.bool_]] | None = None
+    ) -> Placed:
+        """The k cells nearest to a node, as the thesis picks references by map (chapter 4.9): those on the node by quantisation
+        error, then those of the nearest nodes, by Euclidean distance on the grid; equally near ones by quantisation error.
+
+        keep : of ids uint64[n], which may be taken: bool[n]. Fewer than k where the map has fewer.
+        """
+        state = self._state
+        away = self._away(node)
+        counts = np.diff(state.starts)
+        for part in state.recent:
+            counts = counts + np.bincount(part.nodes, minlength=len(counts))
+        within = np.cumsum(np.bincount(away, weights=counts))
+        total, wanted = len(state.cells) + state.recently, k
+        while True:
+            reach = int(np.searchsorted(within, min(wanted, total)))
+            found = self._gather(state, away, reach)
+            if keep is not None:
+                found = found.of(keep(found.ids))
+            if len(found) >= k or wanted >= total:
+                return found.of(np.arange(min(k, len(found))))
+            wanted = 4 * max(wanted, 16)
+
+    def away(self, node: int, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Squared distance on the grid between `node` and each of `nodes` int64[n]: int64[n]."""
+        squared: NDArray[np.int64] = (nodes // self.cols - node // self.cols) ** 2 + (
+            nodes % self.cols - node % self.cols
+        ) ** 2
+        return squared
+
+    def _away(self, node: int) -> NDArray[np.int64]:
+        if not 0 <= node < self.rows * self.cols:
+            raise ValueError(f"a map of {self.rows}×{self.cols} has no node {node}")
+        return self.away(node, np.arange(self.rows * self.cols))
+
+    def _gather(self, state: _State, away: NDArray[np.int64], squared: int) -> Placed:
+        inside = away <= squared
+        nodes = np.flatnonzero(inside)
+        starts, ends = state.starts[nodes], state.starts[nodes + 1]
+        lengths = ends - starts
+        rows = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths) + np.arange(lengths.sum())
+        found = Placed.joined(
+            (state.cells.of(rows.astype(np.intp)), *(part.of(inside[part.nodes]) for part in state.recent))
+        )
+        return found.of(np.lexsort((found.ids, found.errors, away[found.nodes])))
+
+    def _settled(self, cells: Placed) -> _State:
+        cells = cells.of(np.argsort(cells.nodes, kind="stable"))
+        counts = np.bincount(cells.nodes, minlength=self.rows * self.cols)
+        return _State(cells, np.concatenate([[0], np.cumsum(counts)]), (), 0)
