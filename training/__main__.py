@@ -60,7 +60,7 @@ def _fail(error: Exception) -> typer.Exit:
 def _train(run: Run) -> None:
     _quiet_tensorflow()
     from training.classifier import evaluate_classifier, train_classifier
-    from training.report import draw_confusion, draw_curves
+    from training.pictures import draw_confusion, draw_curves
     from training.vae import train_vae
 
     parts = {part: len(run.split.part(part)) for part in ("train", "validation", "holdout")}
@@ -176,7 +176,7 @@ def evaluate(
     from labref.bundle import Bundle, install
     from labref.inference import Embedder
     from training.evaluate import evaluate as measure
-    from training.report import draw_confusion
+    from training.pictures import draw_confusion
 
     if device not in ("auto", "cpu", "cuda"):
         raise typer.BadParameter("must be auto, cpu or cuda", param_hint="--device")
