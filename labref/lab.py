@@ -269,6 +269,12 @@ class Lab:
         """Remove bytes that a killed agent left on their way; only the process that has the store open may call it."""
         shutil.rmtree(self.images / _INCOMING, ignore_errors=True)
 
+    def excluded(self) -> list[Path]:
+        """Folders that a scan leaves out: the lab's own, and the whole lab unless an export folder lies in it."""
+        lab = os.path.realpath(self.folder)
+        inside = any(os.path.realpath(root).startswith(lab + os.sep) for root in self.watched)
+        return [*self.own_folders(), *([] if inside else [self.folder])]
+
     def own_folders(self) -> Iterator[Path]:
         """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
         yield from (self.images, self.bundles, self.folder / "logs")

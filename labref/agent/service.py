@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -174,6 +173,7 @@ class _Agent:
         self._settled: deque[Candidate] = deque()
         self._held: dict[str, str] = {}
         self._known: dict[str, FileState] = {}
+        self._revision = store.revision
         self._reasons: dict[str, str] = {}
         self._look_due = 0.0
         self._unchanged = 0
@@ -338,11 +338,15 @@ class _Agent:
     def _scan(self, watcher: Watcher | None = None) -> float:
         """Look at every file once; those that are new or changed go on. Returns the seconds it took."""
         started = time.perf_counter()
+        if self._revision != self._store.revision:
+            self._revision = self._store.revision
+            self._known = self._store.known_files()
+            self._read_reasons()
         report = ScanReport()
         self._unchanged = 0
         pumped = time.monotonic()
         for candidate in scan(
-            self._lab.watched, extensions=self._watch.extensions, excluded=self._excluded(), report=report
+            self._lab.watched, extensions=self._watch.extensions, excluded=self._lab.excluded(), report=report
         ):
             if self._stop.is_set():
                 break
@@ -376,12 +380,6 @@ class _Agent:
             )
         return took
 
-    def _excluded(self) -> list[Path]:
-        """The lab's own folders, and the whole lab unless an export folder lies in it."""
-        lab = os.path.realpath(self._lab.folder)
-        inside = any(os.path.realpath(root).startswith(lab + os.sep) for root in self._lab.watched)
-        return [*self._lab.own_folders(), *([] if inside else [self._lab.folder])]
-
     def _consider(self, candidate: Candidate, *, observe: bool) -> None:
         if self._pipeline.holds(candidate.path):
             # it may have changed after it was read: looked at again once it has its outcome
@@ -406,7 +404,7 @@ class _Agent:
     def _take_hints(self, watcher: Watcher) -> bool:
         """Look at the files that events named; True where a scan is wanted as well."""
         hints, wanted = watcher.hints()
-        own = tuple(str(folder) + os.sep for folder in self._excluded())
+        own = tuple(str(folder) + os.sep for folder in self._lab.excluded())
         self._look_at({path: root for path, root in hints.items() if not path.startswith(own)})
         return wanted
 
@@ -463,7 +461,8 @@ class _Agent:
         """The reasons of files that are tried at every scan: only a new reason is written down again."""
         if any(state.size_bytes is None for state in self._known.values()):
             for row in self._store.ledger(outcome="rejected"):
-                if row.reason is not None and self._known[row.path].size_bytes is None:
+                state = self._known.get(row.path)
+                if row.reason is not None and state is not None and state.size_bytes is None:
                     self._reasons[row.path] = row.reason
 
     # answering

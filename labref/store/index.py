@@ -163,6 +163,11 @@ class Index:
         """Memory of the index, bytes."""
         return sum(block.nbytes for block in self._blocks)
 
+    def checksum(self) -> tuple[int, int]:
+        """How many cells the index has, and all their ids exclusive-or'ed."""
+        parts = [int(np.bitwise_xor.reduce(block.ids[: block.n])) for block in list(self._blocks)]
+        return len(self), int(np.bitwise_xor.reduce(np.array(parts, np.uint64))) if parts else 0
+
     def add(self, ids: NDArray[np.uint64], latents: NDArray[np.float32]) -> None:
         """Add cells: ids uint64[n] not in the index yet, and their latents float32[n, L]."""
         with self._adding:

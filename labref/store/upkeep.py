@@ -15,7 +15,17 @@ from labref.store import bundles, rows
 from labref.store.text import from_column, to_column
 from labref.store.values import Outcome
 
-__all__ = ["DiskFiles", "Faults", "compare_files", "copy_database", "digests", "faults", "fingerprints", "forget"]
+__all__ = [
+    "Comparison",
+    "DiskFiles",
+    "Faults",
+    "checksum",
+    "copy_database",
+    "digests",
+    "faults",
+    "fingerprints",
+    "forget",
+]
 
 _HISTORY = frozenset({"file_history", "label_change", "removed_cell"})
 """Tables that may name cells that are no longer there."""
@@ -115,22 +125,25 @@ def digests(cursor: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, int]:
     return dict(found.fetchall())
 
 
-def compare_files(
-    cursor: duckdb.DuckDBPyConnection, on_disk: Iterator[Sequence[tuple[str, int | None, int | None]]]
-) -> DiskFiles:
-    """Compare the ledger with the files that are there: (path, size in bytes, time in nanoseconds), in parts.
+class Comparison:
+    """The ledger beside the files that are there, told in parts; see `Store.comparison`."""
 
-    A file that cannot be read has size and time None, and counts as unchanged.
-    """
-    cursor.execute("CREATE TEMP TABLE on_disk (path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)")
-    try:
-        for part in on_disk:
-            columns = [list(column) for column in zip(*part, strict=True)]
-            columns[0] = list(map(to_column, columns[0]))
-            cursor.execute(
-                "INSERT INTO on_disk SELECT unnest($1::VARCHAR[]), unnest($2::BIGINT[]), unnest($3::BIGINT[])", columns
-            )
-        cursor.execute("CREATE TEMP TABLE here AS SELECT DISTINCT ON (path) * FROM on_disk")
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._cursor = cursor
+        cursor.execute("CREATE OR REPLACE TEMP TABLE on_disk (path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)")
+
+    def add(self, part: Sequence[tuple[str, int | None, int | None]]) -> None:
+        """Tell of files: path, size in bytes, time in nanoseconds; size and time None where a file cannot be read."""
+        columns = [list(column) for column in zip(*part, strict=True)]
+        columns[0] = list(map(to_column, columns[0]))
+        self._cursor.execute(
+            "INSERT INTO on_disk SELECT unnest($1::VARCHAR[]), unnest($2::BIGINT[]), unnest($3::BIGINT[])", columns
+        )
+
+    def result(self) -> DiskFiles:
+        """What the two have in common and what not. A file that cannot be read counts as unchanged."""
+        cursor = self._cursor
+        cursor.execute("CREATE OR REPLACE TEMP TABLE here AS SELECT DISTINCT ON (path) * FROM on_disk")
         there = _number(cursor, "SELECT count(*) FROM here")
         missing = _column(cursor, "SELECT here.path FROM here ANTI JOIN file USING (path)")
         changed = _column(
@@ -139,11 +152,8 @@ def compare_files(
             "IS NOT NULL AND (here.size_bytes, here.mtime_ns) <> (file.size_bytes, file.mtime_ns)",
         )
         gone = _number(cursor, "SELECT count(*) FROM file ANTI JOIN here USING (path)")
-    finally:
-        for table in ("on_disk", "here"):
-            cursor.execute(f"DROP TABLE IF EXISTS temp.{table}")
-    recorded = there - len(missing) - len(changed)
-    return DiskFiles(there, recorded, list(map(from_column, missing)), list(map(from_column, changed)), gone)
+        recorded = there - len(missing) - len(changed)
+        return DiskFiles(there, recorded, list(map(from_column, missing)), list(map(from_column, changed)), gone)
 
 
 def forget(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Sequence[str]]) -> None:
@@ -220,6 +230,13 @@ def fingerprints(cursor: duckdb.DuckDBPyConnection, database: str | None = None)
         assert row is not None
         found[table] = (int(row[0]), int(row[1]))
     return found
+
+
+def checksum(cursor: duckdb.DuckDBPyConnection, table: str) -> tuple[int, int]:
+    """How many cells a table has, and all their ids, as numbers, exclusive-or'ed; see `Index.checksum`."""
+    row = cursor.execute(f"SELECT count(*), coalesce(bit_xor(('0x' || cell_id)::UBIGINT), 0) FROM {table}").fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
 
 
 def _column(cursor: duckdb.DuckDBPyConnection, query: str) -> list[Any]:
