@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.som.training import gaussian
+from labref.som.products import gaussian
 
 __all__ = ["Neighbourhood", "neighbourhood", "suspicion"]
 
@@ -49,8 +49,8 @@ def neighbourhood(
     names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     counts = np.zeros((rows * cols, len(names)))
     np.add.at(counts, (nodes, codes), 1.0)
-    spread = gaussian(rows, radius).astype(np.float64) @ counts.reshape(rows, -1)
-    spread = np.matmul(gaussian(cols, radius).astype(np.float64), spread.reshape(rows, cols, len(names)))
+    spread = gaussian(rows, radius) @ counts.reshape(rows, -1)
+    spread = np.matmul(gaussian(cols, radius), spread.reshape(rows, cols, len(names)))
     about = spread.reshape(rows * cols, len(names))[nodes if at is None else at]
     if at is None:
         about[np.arange(len(codes)), codes] -= 1.0  # exp(0): itself

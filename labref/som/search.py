@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.som.products import product
+
 if TYPE_CHECKING:
     from minisom import MiniSom
 
 __all__ = ["extend", "find", "find_near", "weights_of", "winners"]
 
-_TILE: Final = 8  # nodes a side, of the tiles that an exact search leaves out as a whole
+_LARGE: Final = 16  # nodes a side, of the squares that an exact search leaves out as a whole
+_SMALL: Final = 4  # and of those within them
 _NEAR_TILE: Final = 16
-_BLOCK: Final = 8192  # latents at once in an exact search
+_BLOCK: Final = 65536  # latents at once in an exact search
 _SLACK: Final = 1e-3  # share by which a bound may be wrong through rounding: far more than float32 loses
 
 Nodes = NDArray[np.int64]
@@ -54,7 +57,7 @@ def winners(som: MiniSom | NDArray[Any], latents: NDArray[Any]) -> tuple[Nodes, 
     grid = (weights - centre).astype(np.float32)
     nodes = np.empty(len(latents), np.int64)
     errors = np.empty(len(latents))
-    step = 8 * _BLOCK
+    step = _BLOCK
     for start in range(0, len(latents), step):
         part = latents[start : start + step].astype(np.float64)
         found = find(extend((part - centre).astype(np.float32)), grid)
@@ -105,10 +108,10 @@ def find_near(latents: Floats, grid: Floats, last: Nodes, reach: int, check: Che
         first_row, first_col = max(top - reach, 0), max(left - reach, 0)
         window = extended[first_row : top + _NEAR_TILE + reach, first_col : left + _NEAR_TILE + reach]
         wide = window.shape[1]
-        candidates = window.reshape(-1, window.shape[2])
+        candidates = np.ascontiguousarray(window.reshape(-1, window.shape[2]).T)
         for start in range(0, len(places), _BLOCK):
             some = places[start : start + _BLOCK]
-            products = latents[some] @ candidates.T
+            products = product(latents[some], candidates)
             best = products.argmax(axis=1)
             scores[some] = products[np.arange(len(some)), best]
             nodes[some] = (first_row + best // wide) * cols + first_col + best % wide
@@ -119,12 +122,12 @@ def find(latents: Floats, grid: Floats, last: Nodes | None = None, check: Check 
     """Best node of each latent among all of the grid, exact but for rounding: int64[n].
 
     latents, grid, last, check : as in `find_near`; `last` is where to look first.
-    Tiles of 8×8 nodes are left out by the triangle inequality: a tile whose centre is farther than the best node so far plus the
-    tile's radius holds nothing better.
+    Squares of 16×16 nodes, and of 4×4 within them, are left out by the triangle inequality: one whose centre is farther than the
+    best node so far and the square's own radius together holds nothing better.
     """
     rows, cols, length = grid.shape
-    if rows * cols <= 16 * _TILE * _TILE:
-        return _find_dense(latents, _nodes(grid).reshape(-1, length + 1), check)
+    if rows * cols <= 4 * _LARGE * _LARGE:
+        return _find_dense(latents, np.ascontiguousarray(_nodes(grid).reshape(-1, length + 1).T), check)
     tiles = _Tiles(grid)
     nodes = np.empty(len(latents), np.int64)
     for start in range(0, len(latents), _BLOCK):
@@ -135,71 +138,105 @@ def find(latents: Floats, grid: Floats, last: Nodes | None = None, check: Check 
 
 def _find_dense(latents: Floats, candidates: Floats, check: Check) -> Nodes:
     nodes = np.empty(len(latents), np.int64)
-    step = max(256, 2**22 // len(candidates))
+    step = max(256, 2**20 // candidates.shape[1])
     for start in range(0, len(latents), step):
         check()
-        nodes[start : start + step] = (latents[start : start + step] @ candidates.T).argmax(axis=1)
+        nodes[start : start + step] = product(latents[start : start + step], candidates).argmax(axis=1)
     return nodes
 
 
+class _Balls:
+    """Groups of nodes, each in the ball about its mean. centres : float32[L + 1, k], extended as `_nodes` does."""
+
+    def __init__(self, groups: list[Floats]) -> None:
+        means = np.stack([group.mean(axis=0) for group in groups])
+        self.radii = np.array(
+            [np.sqrt(((group - mean) ** 2).sum(axis=1).max()) for group, mean in zip(groups, means, strict=True)],
+            dtype=np.float32,
+        )
+        self.centres = np.ascontiguousarray(np.hstack([means, -0.5 * np.einsum("ij,ij->i", means, means)[:, None]]).T)
+
+    def away(self, latents: Floats, squares: Floats) -> Floats:
+        """Distance of each latent from each centre: float32[n, k]."""
+        found = product(latents, self.centres)
+        found *= -2
+        found += squares[:, None]
+        np.sqrt(np.maximum(found, 0, out=found), out=found)
+        return found
+
+
 class _Tiles:
-    """The grid cut into tiles: the nodes of each, its centre, and the radius of the ball that holds it."""
+    """The grid cut into squares of 16×16 nodes, and each of those into squares of 4×4."""
 
     def __init__(self, grid: Floats) -> None:
         rows, cols, length = grid.shape
-        self._grid = grid
         extended = _nodes(grid).reshape(-1, length + 1)
         numbers = np.arange(rows * cols).reshape(rows, cols)
-        self.members = [
-            numbers[r : r + _TILE, c : c + _TILE].ravel() for r in range(0, rows, _TILE) for c in range(0, cols, _TILE)
-        ]
-        self.nodes = [extended[members] for members in self.members]
-        self.centres = np.stack([part[:, :length].mean(axis=0) for part in self.nodes])
-        self.radii = np.array(
-            [
-                np.sqrt(((part[:, :length] - centre) ** 2).sum(axis=1).max())
-                for part, centre in zip(self.nodes, self.centres, strict=True)
-            ],
-            dtype=np.float32,
-        )
-        self.tile_of = np.empty(rows * cols, np.int64)
-        for number, members in enumerate(self.members):
-            self.tile_of[members] = number
+        self._members = [[part.ravel() for part in _squares(large, _SMALL)] for large in _squares(numbers, _LARGE)]
+        self._nodes = [[np.ascontiguousarray(extended[part].T) for part in parts] for parts in self._members]
+        plain = [[extended[part, :length] for part in parts] for parts in self._members]
+        self._large = _Balls([np.concatenate(parts) for parts in plain])
+        self._small = [_Balls(parts) for parts in plain]
+        self._large_of = np.empty(rows * cols, np.int64)
+        for number, parts in enumerate(self._members):
+            self._large_of[np.concatenate(parts)] = number
 
     def find(self, latents: Floats, last: Nodes | None, check: Check) -> Nodes:
         """Best nodes of one block."""
         plain = latents[:, :-1]
         squares = np.einsum("ij,ij->i", plain, plain)
-        away = plain @ self.centres.T
-        away *= -2
-        away += squares[:, None]
-        away += np.einsum("ij,ij->i", self.centres, self.centres)
-        np.sqrt(np.maximum(away, 0, out=away), out=away)
-        nodes = np.zeros(len(latents), np.int64)
-        scores = np.full(len(latents), -np.inf, np.float32)
-        first = away.argmin(axis=1) if last is None else self.tile_of[last]
-        for tile, places in _by_group(first, len(self.members)):
-            self._look(tile, places, latents, nodes, scores)
-        check()
-        # what could still be nearer than the best so far
-        best = np.sqrt(np.maximum(squares - 2 * scores, 0))
-        slack = _SLACK * np.sqrt(squares.max(initial=0))
-        away -= self.radii + np.float32(slack)
+        slack = np.float32(_SLACK * np.sqrt(squares.max(initial=0)))
+        away = self._large.away(latents, squares)
+        state = _Best(latents, squares)
+        first = away.argmin(axis=1) if last is None else self._large_of[last]
+        for number, places in _by_group(first, len(self._members)):
+            check()
+            self._within(number, places, state, slack)
+        away -= self._large.radii + slack
         away[np.arange(len(latents)), first] = np.inf
-        open_tiles, open_places = np.nonzero((away < best[:, None]).T)
-        ends = np.searchsorted(open_tiles, np.arange(len(self.members) + 1))
-        for tile in range(len(self.members)):
-            if ends[tile + 1] > ends[tile]:
-                self._look(tile, open_places[ends[tile] : ends[tile + 1]], latents, nodes, scores)
-            if tile % 64 == 0:
-                check()
-        return nodes
+        for number in range(len(self._members)):
+            check()
+            (places,) = np.nonzero(away[:, number] < state.distances)
+            if len(places):
+                self._within(number, places, state, slack)
+        return state.nodes
 
-    def _look(self, tile: int, places: NDArray[np.int64], latents: Floats, nodes: Nodes, scores: Floats) -> None:
-        products = latents[places] @ self.nodes[tile].T
+    def _within(self, number: int, places: NDArray[np.int64], state: _Best, slack: np.float32) -> None:
+        """Look at the nodes of one large square, the small square of the nearest centre first."""
+        small = self._small[number]
+        away = small.away(state.latents[places], state.squares[places])
+        nearest = away.argmin(axis=1)
+        away -= small.radii + slack
+        for part, where in _by_group(nearest, len(small.radii)):
+            state.look(self._nodes[number][part], self._members[number][part], places[where])
+        away[np.arange(len(places)), nearest] = np.inf
+        still = (away < state.distances[places, None]).T
+        for part in np.nonzero(still.any(axis=1))[0].tolist():
+            state.look(self._nodes[number][part], self._members[number][part], places[still[part]])
+
+
+class _Best:
+    """The best node of each latent so far, and its distance."""
+
+    def __init__(self, latents: Floats, squares: Floats) -> None:
+        self.latents, self.squares = latents, squares
+        self.nodes = np.zeros(len(latents), np.int64)
+        self.distances = np.full(len(latents), np.inf, np.float32)
+        self._scores = np.full(len(latents), -np.inf, np.float32)
+
+    def look(self, nodes: Floats, members: Nodes, places: NDArray[np.int64]) -> None:
+        """Try some nodes on the latents at `places`."""
+        products = product(self.latents[places], nodes)
         best = products.argmax(axis=1)
         found = products[np.arange(len(places)), best]
-        better = found > scores[places]
+        better = found > self._scores[places]
         chosen = places[better]
-        scores[chosen] = found[better]
-        nodes[chosen] = self.members[tile][best[better]]
+        self._scores[chosen] = found = found[better]
+        self.nodes[chosen] = members[best[better]]
+        self.distances[chosen] = np.sqrt(np.maximum(self.squares[chosen] - 2 * found, 0))
+
+
+def _squares(numbers: Nodes, side: int) -> list[Nodes]:
+    """A table of nodes cut into squares, the last ones smaller."""
+    rows, cols = numbers.shape
+    return [numbers[r : r + side, c : c + side] for r in range(0, rows, side) for c in range(0, cols, side)]

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from labref.errors import LabrefError
+from labref.som.products import spread
 from labref.som.schedule import FINAL_SIGMA, Stage, stages
 from labref.som.search import extend, find, find_near
 
 if TYPE_CHECKING:
     from minisom import MiniSom
 
-__all__ = ["LEARNING_RATE", "Progress", "TrainingStopped", "as_minisom", "gaussian", "plane", "resize", "train"]
+__all__ = ["LEARNING_RATE", "Progress", "TrainingStopped", "as_minisom", "plane", "resize", "train"]
 
 LEARNING_RATE: Final = 0.5
 """Of MiniSom's own training: the best of the thesis (table 9)."""
 _WARM_EPOCHS: Final = 4
 _REACH: Final = 8  # rows and columns about its last winner in which a latent's next one is looked for
-_FAR: Final = 1e-12  # weights of the Gaussian below this are nothing
 _EVERY: Final = 64  # MiniSom's steps between two looks at `stopped`
 
 Progress = Callable[[int, int, str], None]
@@ -150,19 +150,11 @@ def _means(data: Floats, nodes: NDArray[np.int64], grid: Floats, sigma: float) -
     ones = np.ones(len(data), np.float32)
     at = sparse.csr_matrix((ones, (nodes, np.arange(len(data)))), shape=(rows * cols, len(data)))
     sums = np.asarray(at @ data, dtype=np.float32)  # the last column counts
-    sums = gaussian(rows, sigma) @ sums.reshape(rows, -1)
-    sums = np.matmul(gaussian(cols, sigma), sums.reshape(rows, cols, length + 1))
+    sums = spread(sums.reshape(rows, cols, length + 1), sigma)
     weight = sums[:, :, -1:]
     # a node that no latent reaches stays as it was
     means: Floats = np.where(weight > 0, sums[:, :, :-1] / np.where(weight > 0, weight, 1), grid)
     return means
-
-
-def gaussian(nodes: int, sigma: float) -> Floats:
-    """exp(−d²/2σ²) between any two of so many nodes in a line: float32[nodes, nodes]; nothing where below 1e-12."""
-    apart = np.arange(nodes)
-    weights = np.exp(-((apart[:, None] - apart) ** 2) / (2 * sigma**2))
-    return np.where(weights < _FAR, 0, weights).astype(np.float32)
 
 
 def resize(grid: Floats, rows: int, cols: int) -> Floats:
