@@ -25,6 +25,7 @@ __all__ = [
     "Config",
     "InferenceConfig",
     "LayoutPattern",
+    "MapConfig",
     "WatchConfig",
     "load_config",
     "starting_config",
@@ -131,6 +132,21 @@ class InferenceConfig(_Section):
     threads: int = Field(default=0, ge=0, le=1024)
 
 
+class MapConfig(_Section):
+    """The lab's map, which the agent trains in the background.
+
+    enabled : False leaves training to `labref map train`.
+    retrain_growth : the map is trained anew once the store grew by this share since the last training.
+    retrain_hours : with fewer new cells than that, but some, it is trained anew after so many hours.
+    max_side : most rows and columns; by default those that the thesis recommends for its 62,000 cells.
+    """
+
+    enabled: bool = True
+    retrain_growth: float = Field(default=0.2, ge=0.01, le=100)
+    retrain_hours: float = Field(default=24.0, ge=0.1, le=8760)
+    max_side: int = Field(default=248, ge=8, le=1000)
+
+
 class Config(BaseSettings):
     """Everything `labref.toml` can say, one section each; made by `load_config`."""
 
@@ -141,6 +157,7 @@ class Config(BaseSettings):
     watch: WatchConfig = Field(default_factory=WatchConfig)
     agent: AgentConfig = Field(default_factory=AgentConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
+    map: MapConfig = Field(default_factory=MapConfig)
 
     @classmethod
     def settings_customise_sources(
@@ -229,7 +246,9 @@ def _known_keys(sections: Sequence[str]) -> list[str]:
         if part == "layout":
             model = LayoutPattern
         elif part in model.model_fields:
-            model = {"watch": WatchConfig, "agent": AgentConfig, "inference": InferenceConfig}.get(part, model)
+            model = {"watch": WatchConfig, "agent": AgentConfig, "inference": InferenceConfig, "map": MapConfig}.get(
+                part, model
+            )
     return list(model.model_fields)
 
 
