@@ -253,25 +253,22 @@ class Maps:
             self.prune()
         return trained
 
-    def switch(
-        self,
-        trained: StoredMap,
-        weights: MiniSom,
-        *,
-        progress: Callable[[int, int, str], None] | None = None,
-        stopped: Callable[[], bool] | None = None,
-    ) -> StoredMap:
+    def switch(self, trained: StoredMap, weights: MiniSom, cells: Placed) -> StoredMap:
         """Keep a version and put it in use: its weights, the places of all cells, and then in one transaction its row, the places
         of cells that came meanwhile, and the switch. Until then the map before stays in use, whatever happens.
 
-        progress(done, total, text), stopped() : as in `som.train`; raises `som.TrainingStopped`.
+        cells : where the cells lie that were there when the training began.
         """
         with self._changing:
             saved = self._save(trained, weights)
-            self._use(saved, lambda connection: _add(connection, saved), progress, stopped)
+            parts = (
+                cells.of(np.arange(start, min(start + _PLACE_ROWS, len(cells))))
+                for start in range(0, len(cells), _PLACE_ROWS)
+            )
+            self._use(saved, parts, lambda connection: _add(connection, saved))
         return saved
 
-    def use(self, number: int, *, progress: Callable[[int, int, str], None] | None = None) -> StoredMap:
+    def use(self, number: int) -> StoredMap:
         """Put a version that is kept in use, whatever its figures. Raises `StoreError` where it, or its weights, are not there."""
         with self._changing:
             version = next((version for version in self.every() if version.number == number), None)
@@ -284,7 +281,9 @@ class Maps:
                 )
             active = self.active(version.bundle)
             if active is None or active.version.number != number:
-                self._use(version, lambda connection: None, progress, None)
+                weights = som.load(self.weights_file(number)).get_weights()
+                parts = (Placed(ids, *_winners(weights, latents)) for ids, latents in self.latents(version.bundle))
+                self._use(version, parts, lambda connection: None)
         return version
 
     # inside
@@ -343,39 +342,29 @@ class Maps:
         return replace(trained, number=number)
 
     def _use(
-        self,
-        version: StoredMap,
-        first: Callable[[duckdb.DuckDBPyConnection], None],
-        progress: Callable[[int, int, str], None] | None,
-        stopped: Callable[[], bool] | None,
+        self, version: StoredMap, parts: Iterator[Placed], first: Callable[[duckdb.DuckDBPyConnection], None]
     ) -> None:
-        tell = progress or (lambda _done, _total, _text: None)
         placer = Placer(som.load(self.weights_file(version.number)).get_weights())
-        total = self.embedded(version.bundle)
         with self._transaction() as connection:  # what a training that was killed had placed
             connection.execute("DELETE FROM map_position WHERE map = ?", [version.number])
-        parts: list[Placed] = []
-        for ids, latents in self.latents(version.bundle):
-            if stopped is not None and stopped():
-                raise som.TrainingStopped("the map was trained, but stopped before it was in use; the one before stays")
-            placed = Placed(ids, *placer.place(latents))
+        placed: list[Placed] = []
+        for part in parts:  # a transaction each, so that ingest gets in between
             with self._transaction() as connection:
                 failpoint("map.positions")
-                _insert(connection, version.number, placed)
-            parts.append(placed)
-            tell(sum(map(len, parts)), total, "placing cells")
+                _insert(connection, version.number, part)
+            placed.append(part)
         with self._writing:
             with self._transaction() as connection:
                 while (missing := _missing(connection, version.bundle, version.number, _PLACE_ROWS)) is not None:
-                    parts.append(Placed(missing[0], *placer.place(missing[1])))
-                    _insert(connection, version.number, parts[-1])
+                    placed.append(Placed(missing[0], *placer.place(missing[1])))
+                    _insert(connection, version.number, placed[-1])
                 first(connection)
                 connection.execute(
                     "INSERT INTO map_activation SELECT coalesce(max(number), 0) + 1, ?, ? FROM map_activation",
                     [version.number, now()],
                 )
                 failpoint("map.switch")
-            positions = Positions(version.rows, version.columns, Placed.joined(parts))
+            positions = Positions(version.rows, version.columns, Placed.joined(placed))
             self._problems.pop(version.bundle, None)
             self._loaded[version.bundle] = ActiveMap(version, placer, positions)
         failpoint("map.switched", may_fail=False)
@@ -430,8 +419,13 @@ def _missing(
     return np.array([cell for cell, _ in found], np.uint64), latents
 
 
+def _winners(weights: NDArray[Any], latents: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    nodes, errors = som.winners(weights, latents)
+    return nodes, errors.astype(np.float32)
+
+
 def _add(connection: duckdb.DuckDBPyConnection, version: StoredMap) -> None:
-    values: list[Any] = [getattr(version, name.strip()) for name in _COLUMNS.split(",")]
+    values: list[Any] = [getattr(version, name) for name in _COLUMNS.split(", ")]
     values[-1] = version.trained_at.astimezone(UTC).replace(tzinfo=None)
     failpoint("map.row")
     connection.execute(f"INSERT INTO map ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)
@@ -445,4 +439,5 @@ def _in_use(connection: duckdb.DuckDBPyConnection) -> set[int]:
 
 
 def _version(*row: Any) -> StoredMap:
-    return StoredMap(*row[:-1], row[-1].replace(tzinfo=UTC))
+    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    return StoredMap(**values | {"trained_at": values["trained_at"].replace(tzinfo=UTC)})

@@ -1,0 +1,166 @@
+"""Keeping the lab's map: when it is trained anew, from what, and whether the result is taken into use."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Generator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from labref import som
+from labref.config import MapConfig
+from labref.errors import LabrefError, StoreError
+from labref.som.apart import MAP_FILE, Task, train_apart
+from labref.store import Placed, Store, StoredMap
+
+__all__ = ["FEWEST", "QE_TOLERANCE", "SAMPLE", "TE_TOLERANCE", "TRAINED_MOST", "due", "retrain", "size"]
+
+FEWEST: Final = 64
+"""Cells; with fewer there is nothing to order."""
+SAMPLE: Final = 2000
+"""Cells that two maps are compared on: those with the smallest ids. Ids are digests, so that is a random choice, and the same
+one each time but for new cells."""
+TRAINED_MOST: Final = 200_000
+"""Of more cells, so many are trained on (again those with the smallest ids), three for each node; all are placed."""
+QE_TOLERANCE: Final = 0.02
+"""A map is worse where its quantisation error, on the sample, is more than this share above that of the map before."""
+TE_TOLERANCE: Final = 0.02
+"""A map is worse where its topographic error, a share of the sample, is more than this above that of the map before."""
+_RESIZE_AT: Final = 1.5  # a map keeps its size until it should have so many times its nodes: places people know stay
+_REST: Final = (
+    10  # after a training the map rests this many times as long as the training took, so it takes a tenth of the time
+)
+_TEMPORARY: Final = ".training-"
+
+
+def due(store: Store, config: MapConfig, bundle: str, *, at: datetime | None = None) -> str | None:
+    """Why the map of a bundle's latent space is due for training, in a few words; None where it is not. Milliseconds.
+
+    at : now, UTC.
+    """
+    if not config.enabled:
+        return None
+    cells = store.maps.embedded(bundle)
+    if cells < FEWEST:
+        return None
+    versions = [version for version in store.maps.every() if version.bundle == bundle]
+    if store.maps.active(bundle) is None:
+        return "the weights of the map are missing" if versions else "there is no map for this bundle yet"
+    last = versions[-1]
+    age = (at or datetime.now(UTC)) - last.trained_at
+    if age < timedelta(seconds=_REST * last.seconds):
+        return None
+    if cells >= last.cells * (1 + config.retrain_growth):
+        return f"the store grew from {last.cells} to {cells} cells"
+    if cells > last.cells and age >= timedelta(hours=config.retrain_hours):
+        return "there are new cells, and the map is old"
+    return None
+
+
+def size(cells: int, before: StoredMap | None, most: int) -> tuple[int, int]:
+    """Rows and columns for so many cells, at most `most` each: those of the map before, until it should be half as large again."""
+    rows, cols = (min(side, most) for side in som.size_for(cells))
+    if before is not None and max(before.rows, before.columns) <= most:
+        ratio = rows * cols / (before.rows * before.columns)
+        if 1 / _RESIZE_AT < ratio < _RESIZE_AT:
+            return before.rows, before.columns
+    return rows, cols
+
+
+def retrain(
+    store: Store,
+    config: MapConfig,
+    bundle: str,
+    *,
+    rows: int | None = None,
+    cols: int | None = None,
+    sigma: float | None = None,
+    seed: int | None = None,
+    trainer: str = "batch",
+    full: bool = False,
+) -> Generator[tuple[int, int, str], None, StoredMap]:
+    """Train the map of a bundle's latent space and put it in use, unless it is worse than the one in use; returns the version.
+
+    Yields (done, total, text). rows, cols : by default chosen by `size`.  sigma : radius to start with, nodes.  seed : by default that of
+    the version before.  full : from the start, not from the map in use.  Closed before its end, or killed, it leaves the map
+    that was in use as it was. Raises `LabrefError` where there are too few cells, or training fails.
+    """
+    active = store.maps.active(bundle)
+    before = None if active is None else active.version
+    folder = store.maps.folder
+    try:
+        folder.mkdir(exist_ok=True)
+        for left in folder.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(left, ignore_errors=True)  # of a training that was killed
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
+    except OSError as error:
+        raise StoreError(
+            f"a map cannot be trained in {folder}: {error.strerror or error}. Look at its rights and the disk."
+        ) from error
+    try:
+        parts = list(store.maps.latents(bundle))
+        cells = sum(len(ids) for ids, _ in parts)
+        if cells < FEWEST:
+            raise LabrefError(f"a map needs at least {FEWEST} cells, and the lab has {cells}; take in more first")
+        ids = np.concatenate([ids for ids, _ in parts])
+        latents = np.concatenate([latents for _, latents in parts])
+        parts.clear()
+        chosen = size(cells, before, config.max_side)
+        by_id = np.argsort(ids)
+        task = Task(
+            rows or chosen[0],
+            cols or chosen[1],
+            sigma,
+            seed if seed is not None else 0 if before is None else before.seed,
+            trainer,
+            warm=before is not None and not full,
+        )
+        result = yield from train_apart(
+            temporary,
+            latents,
+            trained=np.sort(by_id[:TRAINED_MOST]),
+            sample=np.sort(by_id[:SAMPLE]),
+            before=None if before is None else store.maps.weights_file(before.number),
+            task=task,
+        )
+        del latents
+        verdict = "first"
+        if before is not None:
+            assert result.qe_before is not None
+            assert result.te_before is not None
+            worse = result.qe > result.qe_before * (1 + QE_TOLERANCE) or result.te > result.te_before + TE_TOLERANCE
+            verdict = "worse" if worse else "better"
+        version = StoredMap(
+            number=0,
+            bundle=bundle,
+            rows=task.rows,
+            columns=task.cols,
+            sigma=result.sigma,
+            seed=task.seed,
+            trainer=trainer,
+            started_from=before.number if before is not None and task.warm else None,
+            cells=cells,
+            qe=result.qe,
+            te=result.te,
+            qe_before=result.qe_before,
+            te_before=result.te_before,
+            moved_far=result.moved_far,
+            verdict=verdict,
+            seconds=round(result.seconds, 3),
+            trained_at=datetime.now(UTC),
+        )
+        trained: Any = som.load(temporary / MAP_FILE)
+        yield cells, cells, "writing the map"
+        if verdict == "worse":
+            return store.maps.keep(version, trained)
+        return store.maps.switch(version, trained, Placed(ids, result.nodes, result.errors))
+    except OSError as error:
+        raise LabrefError(
+            f"the map could not be trained: {error.strerror or error}. The map before stays in use; look at the free disk space."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
