@@ -314,6 +314,8 @@ class _Agent:
                 if now >= housekeeping_due:
                     housekeeping.housekeep(self._context)
                     housekeeping_due = now + housekeeping.SECONDS
+                if self._revision != self._store.revision:
+                    next_scan = 0.0
                 if self._take_hints(watcher):
                     next_scan = min(next_scan, now + 1.0)
                 if now >= next_scan:

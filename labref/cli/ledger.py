@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, print_json
+from labref.cli._shared import JsonOption, LabOption, perform, print_json
+from labref.errors import LabrefError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from labref.lab import Lab
 
 __all__ = ["add_to"]
 
@@ -25,11 +28,25 @@ Examples:
   labref ledger --outcome rejected                which files could not be used, and why
   labref ledger --path "D:/Export/a/LY_1.jpg"     what became of this file
   labref ledger --json > ledger.jsonl
+  labref ledger --check                           prove that nothing is lost and nothing is there twice
+  labref ledger --check --quick                   only what the store can say by itself, in a second
+  labref ledger --check --repair                  put right what can be
 
 \b
 With --json, one JSON object a line for each file found: path, outcome, reason (null unless rejected or a duplicate),
 cell_id (null when rejected), label, label_source (reviewed, analyser, predicted), slide, at (when it was decided,
 ISO 8601, UTC), duplicate_of (the cell it duplicates, or null).
+
+--check looks whether each file in the export folders has its outcome and looks as it did then, whether each cell has its
+original bytes with the right digest, and its embedding in the active bundle, and whether there are outcomes, embeddings
+or kept bytes without a cell. Exit code 1 where there is a fault. --repair embeds again, takes lost bytes from the export
+file where that is still the same, removes links and embeddings of cells that are not there, has files taken in again
+whose outcome stands for nothing, and moves bytes that no cell has to the lab's folder `unclaimed`.
+
+\b
+With --check --json, one JSON object: ok, summary {files, outcomes, cells, embeddings}, checked {store, export {on_disk,
+with_outcome, without_outcome, changed, gone, unreadable_folders}, images {read, bytes}} (null where not looked at),
+faults [{fault, count, examples, remedy}], repaired {fault: count}, seconds.
 """
 
 
@@ -53,11 +70,21 @@ def ledger(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most this many lines.", show_default=False)
     ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Prove it, file by file and cell by cell.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="With --check: only the store against itself.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="With --check: put right what can be.")] = False,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
     from labref.query import ledger_rows
 
+    if (quick or repair) and not check:
+        raise typer.BadParameter("--quick and --repair go with --check")
+    if check:
+        if outcome or path or limit:
+            raise typer.BadParameter("--check looks at every file; leave out --outcome, --path and --limit")
+        _check(Lab.find(lab), quick=quick, repair=repair, json=json)
+        return
     for row in ledger_rows(Lab.find(lab), outcome=outcome and outcome.value, path=path, limit=limit):
         if json:
             print_json(row)
@@ -69,6 +96,53 @@ def _line(row: Mapping[str, Any]) -> str:
     cell = f"{row['cell_id']}  {row['label']} ({row['label_source']})" if row["cell_id"] else None
     what = "; ".join(part for part in (cell, row["reason"]) if part)
     return f"{row['at'][:19]}  {row['outcome']:<18}  {row['path']}  {what}"
+
+
+def _check(lab: Lab, *, quick: bool, repair: bool, json: bool) -> None:
+    said: dict[str, Any] = {
+        "ok": False,
+        "summary": None,
+        "checked": None,
+        "faults": [],
+        "repaired": {},
+        "seconds": None,
+    }
+    for row in perform(lab, "ledger.check", quick=quick, repair=repair):
+        if "fault" in row:
+            said["faults"].append(row)
+        elif "repaired" in row:
+            said["repaired"][row["repaired"]] = row["count"]
+        else:
+            said |= row
+        if not json:
+            typer.echo("\n".join(_told(row)))
+    if json:
+        print_json(said)
+    if not said["ok"]:
+        kinds = ", ".join(fault["fault"] for fault in said["faults"])
+        raise LabrefError(
+            f"the ledger does not agree with what is there: {kinds}. What to do about each is said with it."
+        )
+
+
+def _told(row: Mapping[str, Any]) -> Iterator[str]:
+    if "summary" in row:
+        summary = row["summary"]
+        outcomes = " + ".join(f"{n} {name}" for name, n in summary["outcomes"].items())
+        yield f"{summary['files']} files = {outcomes}"
+        yield f"{summary['cells']} cells, {summary['embeddings']} embeddings in the active bundle's space"
+    elif "repaired" in row:
+        yield f"repaired: {row['count']} x {row['repaired']}"
+    elif "fault" in row:
+        yield f"FAULT: {row['count']} x {row['fault']}; {row['remedy']}"
+        yield from (f"  {example}" for example in row["examples"])
+    else:
+        if export := row["checked"]["export"]:
+            gone = f", {export['gone']} with an outcome are gone from there" if export["gone"] else ""
+            yield f"{export['with_outcome']} of {export['on_disk']} files in the export folders have their outcome{gone}"
+        if images := row["checked"]["images"]:
+            yield f"{images['read']} kept images read, {images['bytes'] / 1e6:.0f} MB"
+        yield f"{'All is well' if row['ok'] else 'Not all is well'}, after {row['seconds']:.1f} s."
 
 
 def add_to(app: typer.Typer) -> None:

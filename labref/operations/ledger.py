@@ -1,0 +1,287 @@
+"""`labref ledger --check`: does every file have its outcome, every cell its bytes and its embedding, and the other way round."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from labref.agent.paths import path_from_text, path_to_text
+from labref.agent.scan import ScanReport, scan
+from labref.errors import LabError, UnreadableImageError
+from labref.failpoints import failpoint
+from labref.image import prepare
+from labref.lab import Lab
+from labref.operations import Context, Row, operation, progress
+from labref.store import CellEmbedding
+
+__all__ = ["REMEDIES", "UNCLAIMED", "check"]
+
+_SECONDS: Final = 1.0  # between two rows of progress
+_AT_ONCE: Final = 4096
+_FEW: Final = 20  # examples given of each kind of fault
+_GRACE_SECONDS: Final = 600.0  # bytes this fresh may belong to a cell that is just being stored
+_EMBED_AT_ONCE: Final = 32
+UNCLAIMED: Final = "unclaimed"
+"""Folder of the lab for kept bytes that belong to no cell."""
+
+REMEDIES: Final = {
+    "file_without_outcome": "the agent takes it in at its next scan; without one, run `labref agent --once`",
+    "file_changed": "the agent looks at it again at its next scan; without one, run `labref agent --once`",
+    "file_without_valid_outcome": "--repair forgets the outcome, and the file is taken in again",
+    "outcome_without_cell": "--repair forgets the outcome, and the file is taken in again",
+    "cell_without_file": "--repair gives the path that the cell was stored from its outcome back",
+    "cell_misnamed": "restore a backup",
+    "duplicate_of_nothing": "--repair removes the link",
+    "cell_without_embedding": "--repair embeds the cell again from its kept bytes",
+    "embedding_without_cell": "--repair removes it",
+    "image_missing": "--repair takes the bytes from the export file, where that is still the same; else restore a backup",
+    "image_damaged": "--repair takes the bytes from the export file, where that is still the same; else restore a backup",
+    "image_without_cell": f"--repair moves it to the lab's folder {UNCLAIMED}",
+    "folder_unreadable": "mount it, or give labref's user access, and check again",
+    "index_differs": "--repair reads the index again",
+}
+
+
+@operation("ledger.check")
+def check(context: Context, *, quick: bool = False, repair: bool = False) -> Iterator[Row]:
+    """Prove that ledger, cells, kept bytes and embeddings are one; with `repair` put right what can be, and prove again.
+
+    quick : only what the store itself can say, in a second; else also each file in the export folders, and the digest of every
+    kept image. Yields progress, then {"summary": ...} as soon as the store has answered, {"fault": kind, "count", "examples",
+    "remedy"} for each kind of fault, {"repaired": kind, "count"} for what was put right, and last {"ok": bool, "seconds": ...,
+    "checked": ...}. Examples may hold paths.
+    """
+    started = time.perf_counter()
+    found: dict[str, list[str]] = {}
+    checked = yield from _examine(context, found, quick=quick)
+    if repair and found:
+        yield from _repair(context, found)
+        found = {}
+        checked = yield from _examine(context, found, quick=quick)
+    for kind, what in found.items():
+        remedy = REMEDIES.get(kind, "--repair removes it")
+        yield {"fault": kind, "count": len(what), "examples": what[:_FEW], "remedy": remedy}
+    yield {"ok": not found, "seconds": round(time.perf_counter() - started, 3), "checked": checked}
+
+
+def _examine(context: Context, found: dict[str, list[str]], *, quick: bool) -> Generator[Row, None, Row]:
+    store = context.store
+    faults = store.faults()
+    found.update({kind: list(what) for kind, what in faults.found.items()})
+    active = store.active_bundle()
+    if active is not None and not store.index_agrees(active):
+        found["index_differs"] = [active]
+    yield {
+        "summary": {
+            "files": faults.files,
+            "outcomes": dict(faults.outcomes),
+            "cells": faults.cells,
+            "embeddings": faults.embeddings,
+        }
+    }
+    checked: dict[str, Any] = {"store": True, "export": None, "images": None}
+    if not quick:
+        checked["export"] = yield from _compare_export(context, found)
+        checked["images"] = yield from _compare_images(context, found)
+    return checked
+
+
+def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[Row, None, Row]:
+    """Every file in the export folders has its outcome, and looks as it did then."""
+    lab, store = context.lab, context.store
+    report, pace = ScanReport(), _Pace()
+    looked = 0
+    with store.comparison() as comparison:
+        part: list[tuple[str, int | None, int | None]] = []
+        for candidate in scan(
+            lab.watched, extensions=lab.config.watch.extensions, excluded=lab.excluded(), report=report
+        ):
+            signature = candidate.signature
+            size, mtime = (None, None) if signature is None else (signature.size_bytes, signature.mtime_ns)
+            part.append((path_to_text(candidate.path), size, mtime))
+            looked += 1
+            if len(part) == _AT_ONCE:
+                comparison.add(part)
+                part = []
+            if pace.due():
+                yield progress(looked, 0, "files in the export folders")
+        if part:
+            comparison.add(part)
+        files = comparison.result()
+    # the agent goes on taking files in meanwhile
+    waiting = [path for path in files.without_outcome if not any(True for _ in store.ledger(path=path))]
+    unreadable = [path_to_text(folder) for folder in (*report.unreachable, *report.unreadable)]
+    for kind, what in (
+        ("file_without_outcome", waiting),
+        ("file_changed", files.changed),
+        ("folder_unreadable", unreadable),
+    ):
+        if what:
+            found[kind] = list(what)
+    return {
+        "on_disk": files.on_disk,
+        "with_outcome": files.on_disk - len(waiting) - len(files.changed),
+        "without_outcome": len(waiting),
+        "changed": len(files.changed),
+        "gone": files.gone,
+        "unreadable_folders": len(unreadable),
+    }
+
+
+def _compare_images(context: Context, found: dict[str, list[str]]) -> Generator[Row, None, Row]:
+    """Every cell has its original bytes, with the right digest, and all kept bytes are a cell's."""
+    lab, store, pace = context.lab, context.store, _Pace()
+    total = store.counts().cells
+    read = size = 0
+    faults: dict[str, list[str]] = {"image_missing": [], "image_damaged": [], "image_without_cell": []}
+    for number in range(256):
+        prefix = f"{number:02x}"
+        wanted = store.digests(prefix)
+        there = set(_kept(lab, prefix))
+        for digest in sorted(wanted):
+            if digest not in there:
+                faults["image_missing"].append(digest)
+                continue
+            try:
+                size += len(lab.read_image(digest))
+            except LabError:
+                faults["image_damaged"].append(digest)
+            read += 1
+            if pace.due():
+                yield progress(read, total, "kept images read")
+        faults["image_without_cell"] += [name for name in there - wanted.keys() if not _is_being_stored(context, name)]
+    found.update({kind: what for kind, what in faults.items() if what})
+    return {"read": read, "bytes": size}
+
+
+def _kept(lab: Lab, prefix: str) -> Iterator[str]:
+    """Names below images/<prefix>/, where they lie where `Lab.image_path` says; others by their path from images/."""
+    top = lab.images / prefix
+    if not top.is_dir():
+        return
+    for folder in sorted(os.scandir(top), key=lambda entry: entry.name):
+        inside = os.scandir(folder) if folder.is_dir(follow_symlinks=False) else [folder]
+        for entry in inside:
+            right = lab.image_path(entry.name) == Path(entry.path)
+            yield entry.name if right else Path(entry.path).relative_to(lab.images).as_posix()
+
+
+def _is_being_stored(context: Context, name: str) -> bool:
+    """Bytes are kept before their cell is stored: where an agent runs, fresh ones are no fault yet."""
+    if len(name) == 64 and context.store.has_digest(name) is not None:
+        return True
+    if context.jobs is None:
+        return False
+    with contextlib.suppress(OSError):
+        path = context.lab.images / name if "/" in name else context.lab.image_path(name)
+        return abs(time.time() - path.stat().st_mtime) < _GRACE_SECONDS
+    return True  # gone meanwhile
+
+
+def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
+    lab, store = context.lab, context.store
+    before = store.faults()
+    if before.found:
+        store.forget(before)
+        for kind, what in before.found.items():
+            if kind not in ("cell_without_embedding", "cell_misnamed"):
+                yield {"repaired": kind, "count": len(what)}
+    elif "index_differs" in found:
+        store.reload()
+    if "index_differs" in found:
+        yield {"repaired": "index_differs", "count": 1}
+    for kind in ("image_missing", "image_damaged"):
+        taken = sum(_take_back(context, digest) for digest in found.get(kind, ()))
+        if taken:
+            yield {"repaired": kind, "count": taken}
+    moved = sum(_set_aside(lab, name) for name in found.get("image_without_cell", ()))
+    if moved:
+        yield {"repaired": "image_without_cell", "count": moved}
+    yield from _embed_again(context, store.faults().found.get("cell_without_embedding", ()))
+
+
+def _take_back(context: Context, digest: str) -> bool:
+    """Keep the bytes of a cell again, from a file in the export that still is the same."""
+    lab, store = context.lab, context.store
+    cell = store.cell(digest[:16])
+    for path in dict.fromkeys([*store.paths(digest[:16]), *([] if cell is None else [cell.path])]):
+        with contextlib.suppress(OSError):
+            data = Path(path_from_text(path)).read_bytes()
+            if hashlib.sha256(data).hexdigest() == digest:
+                failpoint("repair.image")
+                lab.image_path(digest).unlink(missing_ok=True)
+                lab.store_image(data, digest)
+                lab.sync_images([digest])
+                return True
+    return False
+
+
+def _set_aside(lab: Lab, name: str) -> bool:
+    """Move kept bytes that no cell has out of the way; they may be the only copy, so they are not deleted."""
+    path = lab.images / name if "/" in name else lab.image_path(name)
+    target = lab.folder / UNCLAIMED / path.name
+    try:
+        target.parent.mkdir(exist_ok=True)
+        failpoint("repair.unclaimed")
+        os.replace(path, target)
+    except OSError as error:
+        raise LabError(f"{path} cannot be moved to {target.parent}: {error.strerror or error}.") from None
+    return True
+
+
+def _embed_again(context: Context, ids: Sequence[str]) -> Iterator[Row]:
+    """Give cells their place in the active bundle's space again, from their kept bytes."""
+    if not ids:
+        return
+    store, pace = context.store, _Pace()
+    embedder = context.embedder()
+    bundle, done = embedder.bundle, 0
+    for start in range(0, len(ids), _EMBED_AT_ONCE):
+        crops: dict[str, Any] = {}
+        for cell_id in ids[start : start + _EMBED_AT_ONCE]:
+            data = context.lab.kept_image(cell_id)
+            with contextlib.suppress(UnreadableImageError):
+                if data is not None:
+                    crops[cell_id] = prepare(data).crop
+        if crops:
+            made = embedder.embed(np.stack(list(crops.values())))
+            best = made.probabilities.argmax(axis=1)
+            store.add_embeddings(
+                [
+                    CellEmbedding(
+                        cell_id,
+                        made.latents[row],
+                        made.probabilities[row],
+                        bundle.manifest.labels[best[row]],
+                        float(made.probabilities[row, best[row]]),
+                    )
+                    for row, cell_id in enumerate(crops)
+                ],
+                bundle=bundle.digest,
+            )
+        done += len(crops)
+        if pace.due():
+            yield progress(done, len(ids), "cells embedded again")
+    if done:
+        yield {"repaired": "cell_without_embedding", "count": done}
+
+
+class _Pace:
+    """Says when it is time for another row of progress."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < _SECONDS:
+            return False
+        self._last = now
+        return True
