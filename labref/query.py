@@ -45,7 +45,7 @@ def answer(
 ) -> dict[str, Any]:
     """References for the image `data`, the bytes of its file, as the JSON values that DESIGN.md lists.
 
-    name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent"; "map" once a lab has one.
+    name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent", or "map" once the lab has one.
     Raises `UnreadableImageError` where the bytes are no usable image.
     """
     check_question(k, by)
@@ -67,6 +67,7 @@ def answer(
         average_hash=hashed,
         predicted_label=labels[best],
         k=k,
+        by=by,
     )
     searched = time.perf_counter()
     return {
@@ -78,7 +79,7 @@ def answer(
         "distribution": _plain(asdict(found.distribution)),
         "novelty": _plain(asdict(found.novelty)),
         "duplicate_of": found.duplicate_of,
-        "map": None,
+        "map": None if found.place is None else asdict(found.place),
         "timings_ms": {
             "prepare": round(1e3 * (prepared - started), 3),
             "embed": round(1e3 * (embedded - prepared), 3),
@@ -92,10 +93,8 @@ def check_question(k: int, by: str) -> None:
     """Raise `LabrefError` where so many references, or this way to find them, cannot be asked for."""
     if not 1 <= k <= MOST_REFERENCES:
         raise LabrefError(f"{k} references cannot be given; ask for 1 to {MOST_REFERENCES} with -k")
-    if by == "map":
-        raise LabrefError("no map has been trained in this lab yet; ask with --by latent")
-    if by != "latent":
-        raise LabrefError(f"references cannot be found by {by!r}; ask with --by latent")
+    if by not in ("latent", "map"):
+        raise LabrefError(f"references cannot be found by {by!r}; ask with --by latent or --by map")
 
 
 class Desk:

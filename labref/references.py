@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.bundle import Bundle
+from labref.errors import LabrefError
 from labref.fingerprint import DUPLICATE_BELOW
+from labref.places import Place, locate
 from labref.store import Cell, Neighbour, Store
 
 __all__ = ["BANDWIDTH_RANK", "Distribution", "Found", "Novelty", "Reference", "find", "weights"]
@@ -57,12 +59,14 @@ class Novelty:
 
 @dataclass(frozen=True)
 class Found:
-    """What a query gets. duplicate_of: the stored cell that the query is, or repeats, if there is one."""
+    """What a query gets. duplicate_of: the stored cell that the query is, or repeats, if there is one. place: on the lab's map,
+    None while there is none."""
 
     references: list[Reference]
     distribution: Distribution
     novelty: Novelty
     duplicate_of: str | None
+    place: Place | None
 
 
 def find(
@@ -75,16 +79,19 @@ def find(
     predicted_label: str,
     k: int = 8,
     spread: int = 100,
+    by: str = "latent",
 ) -> Found:
     """References of a query.
 
     latent : float32[L] in the space of `bundle`. digest : SHA-256 of the query's bytes, and average_hash of its crop,
     or None where they are not known. k : references wanted. spread : cells that the distribution is made of.
+    by : "latent", the nearest in latent space, or "map", those that lie nearest on the lab's map; the distribution and the novelty are
+    of the nearest in latent space either way.
 
     The query itself is no reference, where the store has it, nor is a duplicate of it: not the cells linked with it
     as duplicates, nor those of its class that the thesis' rule (average hash, Hamming < 2) calls one.
 
-    Raises StoreError where the store does not know the bundle, ValueError where the latent does not fit it.
+    Raises LabrefError where a map is asked for and there is none, StoreError where the store does not know the bundle, ValueError where the latent does not fit it.
     """
     itself = None if digest is None else store.has_digest(digest)
     label = predicted_label
@@ -101,12 +108,17 @@ def find(
     wanted = max(k, spread, novelty.k, BANDWIDTH_RANK)
     neighbours = store.nearest(latent, bundle=bundle.digest, k=wanted, exclude=set(excluded))
     labels = store.labels([neighbour.cell_id for neighbour in neighbours])
-    cells = store.cells([neighbour.cell_id for neighbour in neighbours[:k]])
+    spot = locate(store, bundle.digest, latent)
+    if by == "map" and spot is None:
+        raise LabrefError(_no_map(store, bundle.digest))
+    shown = spot.nearest(store, k, exclude=set(excluded)) if by == "map" and spot is not None else neighbours[:k]
+    cells = store.cells([neighbour.cell_id for neighbour in shown])
     return Found(
-        [_reference(cells[neighbour.cell_id], neighbour.distance) for neighbour in neighbours[:k]],
+        [_reference(cells[neighbour.cell_id], neighbour.distance) for neighbour in shown],
         _distribution(neighbours[:spread], labels, neighbours[:BANDWIDTH_RANK]),
         _novelty([neighbour.distance for neighbour in neighbours[: novelty.k]], novelty.threshold),
         duplicate_of,
+        None if spot is None else spot.place(store, exclude=set(excluded)),
     )
 
 
@@ -139,6 +151,16 @@ def _novelty(distances: Sequence[float], threshold: float) -> Novelty:
         return Novelty(None, True)
     score = math.fsum(distances) / len(distances) / threshold
     return Novelty(score, score > 1)
+
+
+def _no_map(store: Store, bundle: str) -> str:
+    damaged = store.maps.problem(bundle)
+    if damaged is not None:
+        return f"{damaged}. Until then ask with --by latent"
+    return (
+        "no map has been trained in this lab yet for the bundle in use; the agent trains one by itself, `labref map train` at once. "
+        "Until then ask with --by latent"
+    )
 
 
 def _reference(cell: Cell, distance: float) -> Reference:

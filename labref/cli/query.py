@@ -28,13 +28,18 @@ in the store is not its own reference, nor is a duplicate of it.
 Examples:
   labref query cell.jpg
   labref query cell.jpg --grid cell.png            a picture: the query among its references, and the spread
+  labref query cell.jpg --by map                   references by the lab's map, as the thesis picks them
   labref query *.jpg -k 16 --json > answers.jsonl  one JSON object a line
 
 \b
 With --json, one object for each image: image, bundle, predicted {label, probability}, probabilities {label: p},
 references [{cell_id, label, label_source, distance (mean squared error of latents), slide, analyser, captured_at,
 path, duplicate_of}] nearest first, distribution {n, weights {label: w}} of the nearest hundred, novelty {score (above
-1: unlike anything in the lab), is_novel}, duplicate_of, map {row, column} or null, timings_ms. An image that cannot
+1: unlike anything in the lab), is_novel}, duplicate_of, map {row, column, label, share, cells,
+map} or null, timings_ms. map: the cell's node
+on the lab's map, the class that most cells about it have, its share, how many they are, and which map it is; null
+while there is none. --by map gives the cells on the same node by quantisation error, then those on the nearest nodes;
+their distances are in latent space all the same. An image that cannot
 be used has no object; stderr says why, the others are answered, and the exit code is 1.
 """
 
@@ -139,6 +144,14 @@ def _text(answer: Mapping[str, Any]) -> str:
         lines.append(
             f"  {rank:3d}  {r['label']:<{width}}  {r['distance']:<9.4g} {r['label_source']:<9}  {r['cell_id']}  {where}".rstrip()
         )
+    place = answer["map"]
+    if place is not None:
+        about = (
+            ""
+            if place["label"] is None
+            else f": {place['label']} {place['share']:.1%} of the {place['cells']} cells about it"
+        )
+        lines.append(f"  map {place['map']}, node {place['row']} {place['column']}{about}")
     spread = answer["distribution"]
     if spread["n"]:
         shares = ", ".join(f"{label} {share:.1%}" for label, share in spread["weights"].items() if share >= 0.0005)
