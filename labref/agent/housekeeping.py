@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from labref.agent.jobs import Job
+from labref.agent.mapping import keep_map
 from labref.operations import Context
 
 __all__ = ["HOUSEKEEPERS", "SECONDS", "housekeep"]
@@ -14,7 +15,7 @@ Housekeeper = Callable[[Context], Job | None]
 
 SECONDS: Final = 5.0
 """How often they are asked; each answers within milliseconds."""
-HOUSEKEEPERS: tuple[Housekeeper, ...] = ()
+HOUSEKEEPERS: tuple[Housekeeper, ...] = (keep_map,)
 
 
 def housekeep(context: Context) -> None:

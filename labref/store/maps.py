@@ -223,10 +223,9 @@ class Maps:
             assert active.version.number == placed[0]
             active.positions.add(placed[1])
 
-    def catch_up(self, bundle: str) -> int:
-        """Place the cells of a latent space that lie nowhere on its map yet; returns how many that were."""
+    def catch_up(self, bundle: str) -> None:
+        """Place the cells of a latent space that lie nowhere on its map yet."""
         active = self.active(bundle)
-        done = 0
         while active is not None:
             with self._writing:
                 active = self._loaded.get(bundle)
@@ -239,8 +238,6 @@ class Maps:
                     placed = Placed(missing[0], *active.placer.place(missing[1]))
                     self.write(connection, (active.version.number, placed))
                 active.positions.add(placed)
-                done += len(placed)
-        return done
 
     # a new version
 
