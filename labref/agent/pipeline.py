@@ -59,6 +59,11 @@ class Engine:
         """The embedder where it is open already."""
         return self._embedder
 
+    def replace(self, embedder: Embedder) -> None:
+        """Answer and embed by another from now on. Who still works with the one before may end that; then its memory is freed."""
+        with self._lock:
+            self._embedder = embedder
+
     def close(self) -> None:
         """Free the networks."""
         with self._lock:
@@ -95,6 +100,8 @@ class _Record:
     candidate: Candidate
     signature: Signature | None
     entry: NewCell | SeenAgain | Rejected
+    bundle: str | None = None
+    """digest of the bundle that embedded it, where it is a new cell"""
 
 
 class Pipeline:
@@ -113,7 +120,6 @@ class Pipeline:
         engine: Engine,
         layout: Layout,
         *,
-        bundle: str,
         readers: int,
         is_recorded: Callable[[str, str], bool],
         on_settled: Callable[[Sequence[Settled]], None],
@@ -122,7 +128,6 @@ class Pipeline:
         patient: bool,
     ) -> None:
         self._lab, self._store, self._engine, self._layout = lab, store, engine, layout
-        self._bundle = bundle
         self._batch_size = lab.config.agent.batch_size
         self._max_bytes = int(lab.config.watch.max_file_megabytes * 1e6)
         self._is_recorded = is_recorded
@@ -147,6 +152,10 @@ class Pipeline:
         self._storing = threading.Thread(target=self._run, args=(self._store_all,), name="labref-store")
         for thread in (*self._readers, self._embedding, self._storing):
             thread.start()
+
+    def use(self, layout: Layout) -> None:
+        """Say by this layout from now on what paths say: another bundle may know other classes."""
+        self._layout = layout
 
     def offer(self, candidate: Candidate, *, timeout: float = 0.0) -> bool:
         """Take a settled file in; False where there is no room after `timeout` seconds. A file already in flight counts as taken.
@@ -348,7 +357,7 @@ class Pipeline:
                 latent=latent,
                 probabilities=probabilities,
             )
-            records.append(_Record(item.candidate, item.signature, cell))
+            records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records
 
     def _store_all(self) -> None:
@@ -363,6 +372,9 @@ class Pipeline:
                     if more is None:
                         ended = True
                         break
+                    if len(_spaces(batch) | _spaces(more)) > 1:  # the bundle was changed in between
+                        self._store_batch(batch)
+                        batch = []
                     batch.extend(more)
             self._store_batch(batch)
 
@@ -375,7 +387,10 @@ class Pipeline:
                 started = time.perf_counter()
                 failpoint("agent.sync")
                 self._lab.sync_images(record.entry.digest for record in fresh if isinstance(record.entry, NewCell))
-                rows = self._store.record([record.entry for record in fresh], bundle=self._bundle)
+                # without a new cell the space does not matter
+                bundle = next(iter(_spaces(fresh)), None) or self._store.active_bundle()
+                assert bundle is not None
+                rows = self._store.record([record.entry for record in fresh], bundle=bundle)
                 failpoint("agent.recorded", may_fail=False)
                 self._metrics.recording.observe(time.perf_counter() - started)
                 break
@@ -432,6 +447,10 @@ class Pipeline:
                 self._idle.notify_all()
             return False
         return not self._stopping.wait(wait)
+
+
+def _spaces(records: Sequence[_Record]) -> set[str]:
+    return {record.bundle for record in records if record.bundle is not None}
 
 
 def _record(item: Known | Refused) -> _Record:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -33,8 +34,9 @@ from labref.agent.settle import Settling
 from labref.agent.watch import Watcher
 from labref.bundle import Bundle
 from labref.errors import AgentError, LabError
+from labref.inference import Embedder
 from labref.lab import Lab
-from labref.operations import Context, perform
+from labref.operations import Adoption, Context, perform
 from labref.query import answer, ledger_json, open_embedder, open_free_store, store_status
 from labref.store import FileState, Store
 
@@ -187,7 +189,9 @@ class _Agent:
     def __enter__(self) -> _Agent:
         with contextlib.ExitStack() as stack:
             bundle = self._lab.bundle(self._store)
-            self._bundle = bundle
+            # threads inherit their priority: the networks that answer must not get a background job's
+            self._opening = stack.enter_context(ThreadPoolExecutor(1, "labref-open"))
+            self._opening.submit(int).result()
             self._engine = Engine(lambda: self._open_embedder(bundle))
             stack.callback(self._engine.close)
             self._known = dict(self._store.known_files())
@@ -200,7 +204,6 @@ class _Agent:
                 self._store,
                 self._engine,
                 Layout(self._watch, bundle.manifest.labels),
-                bundle=bundle.digest,
                 readers=self._lab.config.agent.readers or max(2, (os.cpu_count() or 2) // 2),
                 is_recorded=self._is_recorded,
                 on_settled=self._note,
@@ -211,7 +214,7 @@ class _Agent:
             stack.callback(self._pipeline.close)
             self._jobs = Jobs(self._log)
             stack.callback(self._jobs.close)
-            self._context = Context(self._lab, self._store, self._engine.embedder, self._jobs)
+            self._context = Context(self._lab, self._store, self._engine.embedder, self._jobs, self._adopt)
             answers = Answers(
                 query=self._answer,
                 status=self._status,
@@ -469,11 +472,21 @@ class _Agent:
 
     # answering
 
-    def _open_embedder(self, bundle: Bundle) -> Any:
+    def _open_embedder(self, bundle: Bundle) -> Embedder:
         embedder = open_embedder(self._lab, bundle)
         self._log.info("inference", provider=embedder.provider, why=embedder.provider_line)
         self._metrics.info.info({"version": __version__, "bundle": bundle.short, "provider": embedder.provider})
         return embedder
+
+    def _adopt(self, bundle: Bundle) -> Adoption:
+        embedder: Embedder = self._opening.submit(self._open_embedder, bundle).result()
+
+        def use() -> None:
+            self._engine.replace(embedder)
+            self._pipeline.use(Layout(self._watch, bundle.manifest.labels))
+            self._log.info("bundle switched", bundle=bundle.short)
+
+        return Adoption(embedder, use)
 
     def _answer(self, data: bytes, name: str, k: int, by: str) -> dict[str, Any]:
         return answer(self._store, self._engine.embedder(), data, name=name, k=k, by=by)

@@ -24,11 +24,12 @@ from labref.errors import LabrefError
 
 if TYPE_CHECKING:
     from labref.agent.jobs import Jobs
+    from labref.bundle import Bundle
     from labref.inference import Embedder
     from labref.lab import Lab
     from labref.store import Store
 
-__all__ = ["Context", "Operation", "Row", "operation", "perform", "progress", "run"]
+__all__ = ["Adoption", "Context", "Operation", "Row", "operation", "perform", "progress", "run"]
 
 Row = dict[str, Any]
 """One JSON object of an operation's answer."""
@@ -36,14 +37,24 @@ Operation = Callable[..., Iterator[Row]]
 
 
 @dataclass(frozen=True)
+class Adoption:
+    """Another bundle, ready to answer. embedder : its networks, open.  use : lets them answer, from the next question on."""
+
+    embedder: Embedder
+    use: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Context:
     """What an operation works on. embedder : opens the active bundle's networks when first called.  jobs : the agent's
-    background jobs, or None where no agent runs and an operation has to do its work before it returns."""
+    background jobs, or None where no agent runs and an operation has to do its work before it returns.  adopt : opens a bundle
+    to take the place of the active one."""
 
     lab: Lab
     store: Store
     embedder: Callable[[], Embedder]
     jobs: Jobs | None
+    adopt: Callable[[Bundle], Adoption]
 
 
 _REGISTRY: dict[str, Operation] = {}
@@ -92,11 +103,14 @@ def run(lab: Lab, name: str, **parameters: Any) -> Iterator[Row]:
 
         def embedder() -> Embedder:
             if not opened:
-                opened.append(open_embedder(lab, lab.bundle(store)))
-                stack.callback(opened[0].close)
-            return opened[0]
+                opened.append(stack.enter_context(open_embedder(lab, lab.bundle(store))))
+            return opened[-1]
 
-        yield from perform(Context(lab, store, embedder, None), name, parameters)
+        def adopt(bundle: Bundle) -> Adoption:
+            ready = stack.enter_context(open_embedder(lab, bundle))
+            return Adoption(ready, lambda: opened.append(ready))
+
+        yield from perform(Context(lab, store, embedder, None, adopt), name, parameters)
 
 
 def _find(name: str) -> Operation:

@@ -214,3 +214,26 @@ def _maps(connection: duckdb.DuckDBPyConnection) -> None:
             node               INTEGER NOT NULL,
             quantization_error FLOAT NOT NULL
         )""")
+
+
+@migration(5, "changing to another bundle, and cells that a bundle cannot embed")
+def _bundle_changes(connection: duckdb.DuckDBPyConnection) -> None:
+    # at most one row has no end: the change that is under way
+    connection.execute("""
+        CREATE TABLE bundle_change (
+            number    INTEGER PRIMARY KEY,
+            digest    VARCHAR NOT NULL,
+            wished_at TIMESTAMP NOT NULL,
+            switch    BOOLEAN NOT NULL,
+            leave_out BOOLEAN NOT NULL,
+            report    VARCHAR,
+            ended_at  TIMESTAMP,
+            outcome   VARCHAR
+        )""")
+    connection.execute("""
+        CREATE TABLE embedding_failure (
+            digest    VARCHAR NOT NULL,
+            cell_id   VARCHAR NOT NULL,
+            reason    VARCHAR NOT NULL,
+            failed_at TIMESTAMP NOT NULL
+        )""")

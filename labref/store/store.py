@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store import bundles, distances, migrations, rows, scan, upkeep
+from labref.store.changes import Changes
 from labref.store.connection import connect, forget
 from labref.store.index import BLOCK_ROWS, Index
 from labref.store.known import HashBook, LabelBook, id_to_int, int_to_id
@@ -69,6 +70,8 @@ class Store:
         self._known: tuple[LabelBook, HashBook] | None = None
         self.maps = Maps(path.parent / "maps", self._reading, self._transaction, self._writing)
         """The lab's maps; see labref.store.maps."""
+        self.changes = Changes(self._reading, self._transaction, self._relabelled)
+        """Going from one bundle to another; see labref.store.changes."""
         self.revision = 0
         """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
 
@@ -155,6 +158,12 @@ class Store:
             return bundles.every(cursor)
 
     # writing
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """No other thread writes until the block ends; reads go on."""
+        with self._writing:
+            yield
 
     def record(self, batch: Sequence[NewCell | SeenAgain | Rejected], *, bundle: str) -> list[LedgerRow]:
         """Write what became of some files, all or nothing, and return their ledger rows in the same order.
@@ -262,6 +271,11 @@ class Store:
             for bundle in indexed:
                 self.build_index(bundle)
             self.revision += 1
+
+    def read_all(self) -> dict[str, int]:
+        """Read every block of every table, whose checksums DuckDB compares; rows by table. Raises StoreError for a damaged one."""
+        with self._reading() as cursor:
+            return {table: count for table, (count, _) in upkeep.fingerprints(cursor).items()}
 
     def copy_to(self, target: Path) -> dict[str, int]:
         """Copy the store as it is at this moment into a new database file, while others read and write; rows by table.
@@ -400,6 +414,11 @@ class Store:
                     index.add(ids, latents)
             self._indexes[digest] = index
 
+    def drop_index(self, bundle: str) -> None:
+        """Free the memory of a bundle's index; `nearest` then reads the database in its space."""
+        with self._writing:
+            self._indexes.pop(bundle, None)
+
     @property
     def index_bytes(self) -> int:
         """Memory that the indexes take, bytes."""
@@ -430,6 +449,12 @@ class Store:
         return [Neighbour(int_to_id(number), distance) for number, distance in pairs if number not in barred][:k]
 
     # inside
+
+    def _relabelled(self) -> None:
+        """Read again which labels cells carry; readers see all of them changed at once."""
+        with self._writing, self._reading() as cursor:
+            if self._known is not None:
+                self._known = _load_known(cursor)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
