@@ -29,6 +29,7 @@ __all__ = [
     "WatchConfig",
     "load_config",
     "starting_config",
+    "watch_instead",
 ]
 
 _PREFIX = "LABREF_"
@@ -272,6 +273,17 @@ def _toml_string(value: str) -> str:
     if "'" not in value and value.isprintable():
         return f"'{value}'"  # literal: a Windows path stays readable
     return json.dumps(value, ensure_ascii=False)
+
+
+def watch_instead(file: Path, folders: Sequence[Path]) -> None:
+    """Change the folders that `file`, a labref.toml, watches, and nothing else in it. Raises `ConfigError` where that fails."""
+    entry = re.compile(r"^folders\s*=\s*\[.*?^?\]", re.MULTILINE | re.DOTALL)
+    new = entry.search(starting_config(folders))
+    assert new is not None
+    text = file.read_text(encoding="utf-8-sig")
+    file.write_text(entry.sub(lambda _: new[0], text, count=1), encoding="utf-8")
+    if load_config(file).watch.folders != tuple(folders):
+        raise ConfigError(f"the folders that {file} watches cannot be changed here; edit it")
 
 
 def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str:

@@ -30,7 +30,7 @@ from labref.errors import LabError
 from labref.failpoints import failpoint
 from labref.store import Store
 
-__all__ = ["Lab", "absolute"]
+__all__ = ["Lab", "absolute", "new_token"]
 
 _CONFIG = "labref.toml"
 _STORE = "store.duckdb"
@@ -280,6 +280,13 @@ class Lab:
         yield from (self.images, self.bundles, self.folder / "logs")
 
 
+def new_token(folder: Path) -> None:
+    """Give the lab in `folder` a secret that only its owner can read."""
+    descriptor = os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+
+
 def absolute(path: Path) -> Path:
     """`path` from the root, without `..` and with `~` expanded; links in it stay links, so that people know it again."""
     return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  # Path.resolve follows links, Path.absolute keeps ..
@@ -320,7 +327,5 @@ def _fill(folder: Path, watched: Sequence[Path], bundle: Path | None, analyser: 
             latent_size=manifest.latent_size,
             labels=manifest.labels,
         )
-    descriptor = os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_urlsafe(32) + "\n")
+    new_token(folder)
     (folder / _CONFIG).write_text(starting_config(watched, analyser), encoding="utf-8")

@@ -40,7 +40,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path, starter:
 def lab(filled: tuple[Path, Path], tmp_path: Path) -> Lab:
     shutil.copytree(filled[0], tmp_path / "lab")
     shutil.copytree(filled[1], tmp_path / "export")
-    (tmp_path / "lab" / "labref.toml").write_text(f"[watch]\nfolders = ['{tmp_path / 'export'}']\n")
+    (tmp_path / "lab" / "labref.toml").write_text(
+        f"[watch]\nfolders = ['{tmp_path / 'export'}']\nstable_seconds = 0.1\ncomplete_seconds = 0.2\n"
+    )
     with duckdb.connect(str(tmp_path / "lab" / "store.duckdb")) as connection:
         for table in ("cell", "file"):
             connection.execute(

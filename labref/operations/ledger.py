@@ -19,11 +19,11 @@ from labref.failpoints import failpoint
 from labref.image import prepare
 from labref.lab import Lab
 from labref.operations import Context, Row, operation, progress
+from labref.pace import Pace
 from labref.store import CellEmbedding
 
 __all__ = ["REMEDIES", "UNCLAIMED", "check"]
 
-_SECONDS: Final = 1.0  # between two rows of progress
 _AT_ONCE: Final = 4096
 _FEW: Final = 20  # examples given of each kind of fault
 _GRACE_SECONDS: Final = 600.0  # bytes this fresh may belong to a cell that is just being stored
@@ -96,7 +96,7 @@ def _examine(context: Context, found: dict[str, list[str]], *, quick: bool) -> G
 def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[Row, None, Row]:
     """Every file in the export folders has its outcome, and looks as it did then."""
     lab, store = context.lab, context.store
-    report, pace = ScanReport(), _Pace()
+    report, pace = ScanReport(), Pace()
     looked = 0
     with store.comparison() as comparison:
         part: list[tuple[str, int | None, int | None]] = []
@@ -137,7 +137,7 @@ def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[
 
 def _compare_images(context: Context, found: dict[str, list[str]]) -> Generator[Row, None, Row]:
     """Every cell has its original bytes, with the right digest, and all kept bytes are a cell's."""
-    lab, store, pace = context.lab, context.store, _Pace()
+    lab, store, pace = context.lab, context.store, Pace()
     total = store.counts().cells
     read = size = 0
     faults: dict[str, list[str]] = {"image_missing": [], "image_damaged": [], "image_without_cell": []}
@@ -240,7 +240,7 @@ def _embed_again(context: Context, ids: Sequence[str]) -> Iterator[Row]:
     """Give cells their place in the active bundle's space again, from their kept bytes."""
     if not ids:
         return
-    store, pace = context.store, _Pace()
+    store, pace = context.store, Pace()
     embedder = context.embedder()
     bundle, done = embedder.bundle, 0
     for start in range(0, len(ids), _EMBED_AT_ONCE):
@@ -271,17 +271,3 @@ def _embed_again(context: Context, ids: Sequence[str]) -> Iterator[Row]:
             yield progress(done, len(ids), "cells embedded again")
     if done:
         yield {"repaired": "cell_without_embedding", "count": done}
-
-
-class _Pace:
-    """Says when it is time for another row of progress."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def due(self) -> bool:
-        now = time.monotonic()
-        if now - self._last < _SECONDS:
-            return False
-        self._last = now
-        return True

@@ -22,6 +22,7 @@ __all__ = [
     "checksum",
     "copy_database",
     "digests",
+    "digests_of",
     "faults",
     "fingerprints",
     "forget",
@@ -123,6 +124,14 @@ def digests(cursor: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, int]:
     """Digest and size in bytes of the original of every cell whose digest begins with `prefix`."""
     found = cursor.execute("SELECT digest, size_bytes FROM cell WHERE starts_with(digest, ?)", [prefix])
     return dict(found.fetchall())
+
+
+def digests_of(path: Path) -> Iterator[tuple[str, int]]:
+    """Digest and size in bytes of the original of every cell of a store that nobody has open, such as a copy."""
+    with duckdb.connect(str(path), read_only=True, config={"memory_limit": "1GiB", "threads": 2}) as connection:
+        connection.execute("SELECT digest, size_bytes FROM cell")
+        while part := connection.fetchmany(4096):
+            yield from part
 
 
 class Comparison:
