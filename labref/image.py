@@ -213,20 +213,21 @@ def _otsu(values: F32, bins: int = 64) -> float:
 def _illumination(score: F32) -> F32:
     """Plane float32[h, w] of uneven illumination under a density map, fitted to the lighter half of its pixels."""
     height, width = score.shape
-    y = np.linspace(-1.0, 1.0, height, dtype=np.float32)[:, None]
-    x = np.linspace(-1.0, 1.0, width, dtype=np.float32)[None, :]
-    values = score[::2, ::2].ravel()
-    design = np.stack([np.ones_like(score), np.broadcast_to(y, score.shape), np.broadcast_to(x, score.shape)], -1)
-    design = design[::2, ::2].reshape(-1, 3)
-    plane = np.array([np.median(values), 0.0, 0.0], dtype=np.float32)
+    y = np.linspace(-1.0, 1.0, height, dtype=np.float32)
+    x = np.linspace(-1.0, 1.0, width, dtype=np.float32)
+    level, by_row, by_column = float(np.median(score)), 0.0, 0.0
     for _ in range(4):
-        residual = values - design @ plane
-        light = residual <= np.median(residual)
-        chosen = design[light]
+        residual = score - (by_row * y[:, None] + (by_column * x + level))
+        light = (residual <= np.median(residual)).astype(np.float32)
+        values = light * score
+        rows, columns, count = light.sum(axis=1), light.sum(axis=0), float(light.sum())
+        sum_y, sum_x, sum_xy = float(rows @ y), float(columns @ x), float(y @ light @ x)
         # a little ridge keeps the slopes at zero where the lighter pixels lie on one side only
-        normal = chosen.T @ chosen + np.diag([0.0, 0.02, 0.02]).astype(np.float32) * len(chosen)
-        plane = np.linalg.solve(normal, chosen.T @ values[light]).astype(np.float32)
-    slope: F32 = plane[1] * y + plane[2] * x
+        sum_yy, sum_xx = float(rows @ y**2) + 0.02 * count, float(columns @ x**2) + 0.02 * count
+        normal = [[count, sum_y, sum_x], [sum_y, sum_yy, sum_xy], [sum_x, sum_xy, sum_xx]]
+        right = [float(values.sum()), float(values.sum(axis=1) @ y), float(values.sum(axis=0) @ x)]
+        level, by_row, by_column = np.linalg.solve(normal, right).tolist()
+    slope: F32 = (by_row * y[:, None] + by_column * x).astype(np.float32)
     return slope
 
 
@@ -281,8 +282,8 @@ def find_nucleus(small: U8, background: tuple[float, float, float]) -> tuple[flo
 def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
     """Crop uint8[size, size, 3] of `image` uint8[h, w, 3] around `centre` (row, column), `fill` uint8[3] beyond its edges."""
     height, width = image.shape[:2]
-    top = round(centre[0]) - size // 2
-    left = round(centre[1]) - size // 2
+    top = round(centre[0] - (size - 1) / 2)
+    left = round(centre[1] - (size - 1) / 2)
     y0, y1 = max(top, 0), min(top + size, height)
     x0, x1 = max(left, 0), min(left + size, width)
     if y1 - y0 == size and x1 - x0 == size:
@@ -305,14 +306,16 @@ def prepare(data: bytes) -> CellImage:
 def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
     """Prepare a cell that is already decoded: an RGB picture, or uint8[h, w, 3]. `prepare` is this after `decode`."""
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    small = np.asarray(picture.reduce(_REDUCE))
+    width, height = picture.size
+    # not Image.reduce: its grid begins at one corner, so that a mirrored image would be cut elsewhere
+    scaled = (round(width / _REDUCE), round(height / _REDUCE))
+    small = np.asarray(picture.resize(scaled, Image.Resampling.BOX))
     background = measure_background(small)
     found = find_nucleus(small, background)
-    width, height = picture.size
     if found is None:
         centre = ((height - 1) / 2, (width - 1) / 2)
     else:
-        centre = ((found[0] + 0.5) * _REDUCE - 0.5, (found[1] + 0.5) * _REDUCE - 0.5)
+        centre = ((found[0] + 0.5) * height / scaled[1] - 0.5, (found[1] + 0.5) * width / scaled[0] - 0.5)
     table = _gain_table(background)
     image = np.asarray(picture)
     # the fill goes through the same table as the pixels, so it comes out as the background does

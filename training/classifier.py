@@ -20,8 +20,8 @@ from rich.progress import Progress
 from labref.image import BACKGROUND
 from training.config import Augmentation, ClassifierConfig
 from training.data import batches
-from training.networks import build_classifier
-from training.run import Run, load_part, write_json
+from training.networks import AttributeLoss, build_classifier, start_from, with_attributes
+from training.run import Run, RunError, load_attribute_codes, load_part, write_json
 
 __all__ = ["augment", "class_weights", "evaluate_classifier", "predict", "train_classifier"]
 
@@ -64,13 +64,50 @@ def augment(crops: Any, config: Augmentation, seed: Any) -> Any:
     )
     if config.blur > 0:
         kernel = tf.constant([1.0, 2.0, 1.0])[:, None] * tf.constant([1.0, 2.0, 1.0])[None, :] / 16.0
+        padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
         blurred = tf.nn.depthwise_conv2d(
-            images, tf.tile(kernel[:, :, None, None], [1, 1, 3, 1]), strides=[1, 1, 1, 1], padding="SAME"
+            padded, tf.tile(kernel[:, :, None, None], [1, 1, 3, 1]), strides=[1, 1, 1, 1], padding="VALID"
         )
         chosen = tf.random.stateless_uniform([count, 1, 1, 1], tf.add(seed, [6, 0])) < config.blur
         images = tf.where(chosen, blurred, images)
+    if config.changes_optics:
+        changed = tf.random.stateless_uniform([count, 1, 1, 1], tf.add(seed, [19, 0])) < config.optics_share
+        images = tf.where(changed, _other_optics(images, config, seed), images)
     gain = (1.0 + uniform(7, config.gain, 3)) * (1.0 + uniform(8, config.brightness, 1))
     return tf.clip_by_value(images * gain[:, None, None, :], 0.0, 255.0)
+
+
+def _other_optics(images: Any, config: Augmentation, seed: Any) -> Any:
+    """float32[n, s, s, 3] as another stain, lamp, focus and camera might have given it; see `Augmentation`."""
+    count, side = tf.shape(images)[0], tf.shape(images)[1]
+
+    def uniform(index: int, low: float, high: float, *shape: int) -> Any:
+        return tf.random.stateless_uniform([count, *shape], tf.add(seed, [index, 0]), low, high)
+
+    density = -tf.math.log((images + 1.0) / (BACKGROUND + 1.0))
+    contrast = tf.exp(uniform(20, math.log(config.contrast_low), math.log(config.contrast_high), 1, 1, 1))
+    stain = tf.exp(uniform(21, -config.stain, config.stain, 1, 1, 3))
+    others = uniform(22, -config.mixing, config.mixing, 3, 3) * (1.0 - tf.eye(3))
+    density = tf.einsum("nijc,ncd->nijd", density * contrast * stain, tf.eye(3) + others)
+    axis = tf.linspace(-1.0, 1.0, side)
+    level, right, down = (uniform(index, -config.tint, config.tint, 1, 1, 3) for index in (23, 24, 25))
+    density += tf.nn.relu(0.5 * (level + right * axis[None, None, :, None] + down * axis[None, :, None, None]))
+    images = (BACKGROUND + 1.0) * tf.exp(-density) - 1.0
+    if config.focus:
+        # the wide blur: to a quarter of the scale and back
+        small = tf.nn.avg_pool2d(images, 4, 4, "SAME")
+        wide = tf.image.resize(small, [side, side], method="bilinear")
+        images += uniform(26, -config.focus, config.focus, 1, 1, 1) * (wide - images)
+    if config.noise:
+        deviation = uniform(27, 0.0, config.noise, 1, 1, 1)
+        images += deviation * tf.random.stateless_normal(tf.shape(images), tf.add(seed, [28, 0]))
+    if config.cut:
+        # a straight edge, a third to a half of the side from the middle, in any direction
+        angle, far = uniform(29, -math.pi, math.pi, 1, 1), uniform(30, 0.3, 1.0, 1, 1)
+        beyond = tf.cos(angle) * axis[None, None, :] + tf.sin(angle) * axis[None, :, None] > far
+        cut = (uniform(31, 0.0, 1.0, 1, 1) < config.cut) & beyond
+        images = tf.where(cut[..., None], float(BACKGROUND), images)
+    return images
 
 
 def class_weights(labels: NDArray[np.int64], classes: int, how: str) -> NDArray[np.float32]:
@@ -130,23 +167,31 @@ def _dataset(
     weights: NDArray[np.float32],
     seed: int,
     first_step: int,
+    codes: NDArray[np.int64] | None = None,
 ) -> Any:
+    """Batches of (crops, targets, weights); targets and weights are pairs where attribute codes int64[n, a] are given."""
+    known = np.empty((len(targets), 0), np.int64) if codes is None else codes
+
     def generate() -> Iterator[tuple[Any, ...]]:
-        plan = batches(rows, config.batch_size, seed=seed, start=first_step, drop_last=True)
-        for number, batch in enumerate(plan, start=first_step):
+        plain = batches(rows, config.batch_size, seed=seed, start=first_step, drop_last=True)
+        for number, batch in enumerate(plain, start=first_step):
             labels = targets[batch]
-            yield crops[batch], labels, weights[labels], np.array([seed, number], np.int32)
+            yield crops[batch], labels, known[batch], weights[labels], np.array([seed, number], np.int32)
 
     size, classes = crops.shape[1], len(weights)
     signature = (
         tf.TensorSpec((None, size, size, 3), tf.uint8),
         tf.TensorSpec((None,), tf.int64),
+        tf.TensorSpec((None, known.shape[1]), tf.int64),
         tf.TensorSpec((None,), tf.float32),
         tf.TensorSpec((2,), tf.int32),
     )
 
-    def prepare(images: Any, labels: Any, weight: Any, batch_seed: Any) -> Any:
-        return augment(images, config.augmentation, batch_seed * [1000, 10]), tf.one_hot(labels, classes), weight
+    def prepare(images: Any, labels: Any, attributes: Any, weight: Any, batch_seed: Any) -> Any:
+        changed, wanted = augment(images, config.augmentation, batch_seed * [1000, 10]), tf.one_hot(labels, classes)
+        if codes is None:
+            return changed, wanted, weight
+        return changed, (wanted, attributes), (weight, tf.ones_like(weight))
 
     data = tf.data.Dataset.from_generator(generate, output_signature=signature)
     return data.map(prepare, num_parallel_calls=2).prefetch(4)
@@ -183,6 +228,9 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     steps = max(len(rows["train"]) // config.batch_size, 1)
     weights = class_weights(targets["train"][rows["train"]], len(split.labels), config.class_weights)
 
+    attributes = load_attribute_codes(run, "train")
+    codes = attributes.codes if config.attribute_weight and attributes.sizes else None
+
     keras.utils.set_random_seed(run.config.seed)
     epoch, first_step = 0, 0
     state = folder / "checkpoint.json"
@@ -193,13 +241,7 @@ def train_classifier(run: Run, progress: Progress) -> Path:
         if first_step >= steps:
             epoch, first_step = epoch + 1, 0
     else:
-        model = build_classifier(config, len(split.labels))
-        model.compile(
-            optimizer=keras.optimizers.Adam(_learning_rate(config, steps)),
-            loss=keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing),
-            weighted_metrics=[],
-            metrics=["accuracy"],
-        )
+        model = _new_model(run, attributes.sizes, steps)
     history = folder / "history.csv"
     if not history.exists():
         history.write_text("epoch,loss,accuracy,validation_loss,validation_accuracy,seconds\n")
@@ -210,7 +252,14 @@ def train_classifier(run: Run, progress: Progress) -> Path:
         began = time.monotonic()
         skip = first_step if number == epoch else 0
         data = _dataset(
-            crops["train"], targets["train"], rows["train"], config, weights, run.config.seed * 1000 + number, skip
+            crops["train"],
+            targets["train"],
+            rows["train"],
+            config,
+            weights,
+            run.config.seed * 1000 + number,
+            skip,
+            codes,
         )
         fit = model.fit(
             data,
@@ -219,10 +268,10 @@ def train_classifier(run: Run, progress: Progress) -> Path:
             verbose=0,
             callbacks=[_Checkpoint(folder, number, skip, progress, task)],
         )
-        values = {key: float(v[-1]) for key, v in fit.history.items()}
+        values = {key.removeprefix("probabilities_"): float(v[-1]) for key, v in fit.history.items()}
         valid = rows["validation"]
         if len(valid):
-            probabilities = predict(model, crops["validation"], valid)
+            probabilities = predict(_plain(model), crops["validation"], valid)
             right = probabilities[np.arange(len(valid)), targets["validation"][valid]]
             validation = (
                 float(-np.log(np.maximum(right, 1e-7)).mean()),
@@ -247,9 +296,39 @@ def train_classifier(run: Run, progress: Progress) -> Path:
         )
         save_checkpoint(model, folder, number + 1, 0)
     temporary = folder / "classifier.part.keras"
-    model.save(temporary)
+    _plain(model).save(temporary)
     os.replace(temporary, final)
     return final
+
+
+def _new_model(run: Run, attributes: tuple[int, ...], steps: int) -> Any:
+    """The compiled model that is trained: the classifier, with heads for attributes where the run weighs them."""
+    config = run.config.classifier
+    model = build_classifier(config, len(run.split.labels))
+    if config.initial:
+        try:
+            start_from(model, keras.models.load_model(config.initial, compile=False))
+        except (OSError, ValueError) as error:
+            raise RunError(f"classifier.initial, {config.initial}: {error}") from None
+    losses: Any = keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)
+    metrics: Any = ["accuracy"]
+    shares = None
+    if config.attribute_weight and attributes:
+        model = with_attributes(model, attributes)
+        losses, metrics, shares = [losses, AttributeLoss(attributes)], [metrics, []], [1.0, config.attribute_weight]
+    model.compile(
+        optimizer=keras.optimizers.Adam(_learning_rate(config, steps)),
+        loss=losses,
+        loss_weights=shares,
+        weighted_metrics=[],
+        metrics=metrics,
+    )
+    return model
+
+
+def _plain(model: Any) -> Any:
+    """The classifier alone: crops → probabilities."""
+    return keras.Model(model.input, model.outputs[0], name="modified_xception")
 
 
 def evaluate_classifier(run: Run, progress: Progress) -> dict[str, Any]:

@@ -17,6 +17,15 @@ class Augmentation:
     rotation_degrees : turn by up to ± this.  flip : mirror at random.  shift : up to ± this share of the side.
     zoom : scale by 1 ± this.  gain : colour gain of each channel by 1 ± this.  brightness : common gain by 1 ± this.
     blur : probability of a 3×3 binomial blur, for cells out of focus.
+
+    What other microscopes, stains and scanners do, in optical density (absorbance, which adds along the light's path):
+    contrast_low, contrast_high : all densities times a factor drawn log-uniformly between them.  stain : each channel's
+    density times exp(± this).  mixing : each channel takes up to ± this share of each other channel's density.
+    tint : a density of up to this, a plane of random slope in each channel, laid over the crop (uneven light).
+    focus : blend of up to this much of a wide blur, or the same taken away (halos of a sharpening camera).
+    noise : standard deviation of the noise added, 0 to this (intensity, 0 to 255).  cut : probability that the crop is
+    cut off beside the cell, by background, as where the cell lay at the image's edge.  optics_share : probability that
+    a crop is changed in these ways at all.
     """
 
     rotation_degrees: float = 180.0
@@ -26,6 +35,21 @@ class Augmentation:
     gain: float = 0.12
     brightness: float = 0.05
     blur: float = 0.2
+    contrast_low: float = 1.0
+    contrast_high: float = 1.0
+    stain: float = 0.0
+    mixing: float = 0.0
+    tint: float = 0.0
+    focus: float = 0.0
+    noise: float = 0.0
+    cut: float = 0.0
+    optics_share: float = 1.0
+
+    @property
+    def changes_optics(self) -> bool:
+        """Whether any of the changes in optical density, focus or noise is on."""
+        moved = (self.stain, self.mixing, self.tint, self.focus, self.noise, self.cut)
+        return any(moved) or (self.contrast_low, self.contrast_high) != (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -35,12 +59,17 @@ class ClassifierConfig:
     width : factor on the number of filters (1.0 is the thesis').  input_size : pixels the crop is rescaled to.
     middle_repeats : times the middle flow is repeated (thesis: three).  break_channels : channels at the break (thesis: 256).
     schedule : "constant" or "cosine" to zero after `warmup_epochs`.
+    normalisation : "batch" (the thesis'), or "group" (groups of 8 channels; Wu & He, arXiv 1803.08494), which does not
+    depend on the statistics of the optics trained on.
+    attribute_weight : weight of a head for each expert attribute, where the run has some: the features then hold what
+    experts see beyond the class.  initial : a trained `classifier.keras` to start from, layer by layer where shapes agree.
     """
 
     width: float = 1.0
     input_size: int = 224
     middle_repeats: int = 3
     break_channels: int = 256
+    normalisation: Literal["batch", "group"] = "batch"
     batch_norm_momentum: float = 0.9
     batch_size: int = 32
     epochs: int = 50
@@ -50,6 +79,8 @@ class ClassifierConfig:
     label_smoothing: float = 0.0
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
     mixed_precision: bool = False
+    attribute_weight: float = 0.0
+    initial: str = ""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -62,6 +93,7 @@ class VaeConfig:
     views : augmented views of each training cell whose features it is trained on; it reconstructs the mean of the views
     from any one of them, so what differs between turns of a cell is noise to it. 1: plain features of the plain crop.
     beta : weight of the KL term.  class_weight : weight of a class head on the latent mean (0: none, as in the thesis).
+    attribute_weight : weight of a head for each expert attribute on the latent mean, where the run has some.
     """
 
     latent_size: int = 50
@@ -72,6 +104,7 @@ class VaeConfig:
     views: int = 1
     beta: float = 1.0
     class_weight: float = 0.0
+    attribute_weight: float = 0.0
     batch_size: int = 128
     epochs: int = 20
     learning_rate: float = 1e-3
@@ -83,6 +116,9 @@ class RunConfig:
 
     holdout : share held out by name hash, never trained on.  validation : share of the rest for curves.
     orientations : turns and mirrors of the crop averaged inside the exported trunk: 1, 2, 4 or 8.
+    domains : folders in the data folder, one for each optics, that hold the class folders; none: the data folder does.
+    aliases : label by the name of a class folder, where they differ.  attributes : CSV of expert attributes, from the data
+    folder, with a column `path` whose last part is an image's name, and one column for each attribute.
     """
 
     name: str = "thesis"
@@ -90,16 +126,20 @@ class RunConfig:
     holdout: float = 0.2
     validation: float = 0.05
     orientations: int = 1
+    domains: tuple[str, ...] = ()
+    aliases: dict[str, str] = field(default_factory=dict)
+    attributes: str = ""
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
 
     def to_json(self) -> dict[str, Any]:
         """The run as plain JSON values; `from_json` is its inverse."""
-        return asdict(self)
+        return asdict(self) | {"domains": list(self.domains)}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> RunConfig:
         """The run that `to_json` wrote. Raises TypeError where a field is unknown."""
+        values = {**values, "domains": tuple(values.get("domains", ()))}
         classifier = dict(values["classifier"])
         classifier["augmentation"] = Augmentation(**classifier["augmentation"])
         return RunConfig(
@@ -153,7 +193,12 @@ def override(config: RunConfig, settings: list[str]) -> RunConfig:
         place: Any = values
         for part in path:
             place = place.get(part) if isinstance(place, dict) else None
-        if not equals or not isinstance(place, dict) or last not in place or isinstance(place[last], dict):
+        if (
+            not equals
+            or not isinstance(place, dict)
+            or last not in place
+            or (isinstance(place[last], dict) and last != "aliases")
+        ):
             raise ValueError(
                 f"--set {setting!r}: no such setting; write key=value with a key of run.json, as classifier.epochs=3"
             )

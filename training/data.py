@@ -10,17 +10,18 @@ import csv
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from labref.errors import UnreadableImageError
-from labref.image import CROP_SIZE, prepare
+from labref.image import CROP_SIZE, PREPARATION, prepare
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -28,6 +29,7 @@ __all__ = [
     "Split",
     "cache_crops",
     "list_images",
+    "load_attributes",
     "make_split",
     "name_fraction",
     "resize_crop",
@@ -86,17 +88,25 @@ class Split:
         return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["holdout"]), labels)
 
 
-def list_images(data: Path) -> list[Item]:
-    """Images of a folder of class folders, sorted by path. Raises ValueError where there are none."""
-    items = []
-    for folder in sorted(entry for entry in data.iterdir() if entry.is_dir()) if data.is_dir() else []:
-        for root, folders, names in os.walk(folder):
-            folders.sort()
-            for name in sorted(names):
-                if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                    items.append(Item((Path(root) / name).relative_to(data).as_posix(), folder.name))
-    if not items:
-        raise ValueError(f"{data}: no images in class folders; expected {data}/<class>/<image>.jpg")
+def list_images(
+    data: Path, domains: Sequence[str] = (), aliases: Mapping[str, str] = MappingProxyType({})
+) -> list[Item]:
+    """Images of a folder of class folders, sorted by path, or of its folders `domains`, each with class folders.
+
+    aliases : label by the name of a class folder, where they differ. Raises ValueError where a folder has no images.
+    """
+    items: list[Item] = []
+    for top in [data / domain for domain in domains] or [data]:
+        before = len(items)
+        for folder in sorted(entry for entry in top.iterdir() if entry.is_dir()) if top.is_dir() else []:
+            label = aliases.get(folder.name, folder.name)
+            for root, folders, names in os.walk(folder):
+                folders.sort()
+                for name in sorted(names):
+                    if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                        items.append(Item((Path(root) / name).relative_to(data).as_posix(), label))
+        if len(items) == before:
+            raise ValueError(f"{top}: no images in class folders; expected {top}/<class>/<image>.jpg")
     return sorted(items, key=lambda item: item.path)
 
 
@@ -142,7 +152,9 @@ def cache_crops(
     The cache is keyed by the items, the size and the preparation's version; a cache that was stopped half-way goes on.
     `advance` is called with the number of images done.
     """
-    key = hashlib.sha256(repr(([(item.path) for item in items], size, "preparation-1")).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        repr(([(item.path) for item in items], size, f"preparation-{PREPARATION['version']}")).encode()
+    ).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     path, state_path = folder / f"crops-{size}-{key}.npy", folder / f"crops-{size}-{key}.state.npy"
     if not (path.exists() and state_path.exists()):
@@ -179,3 +191,9 @@ def batches(
     end = len(order) - len(order) % batch_size if drop_last and len(order) >= batch_size else len(order)
     for first in range(start * batch_size, end, batch_size):
         yield order[first : first + batch_size]
+
+
+def load_attributes(file: Path) -> dict[str, tuple[str, ...]]:
+    """Expert attributes by image name, from a CSV with a column `path` and one column for each attribute (as WBCAtt's)."""
+    with file.open(newline="", encoding="utf-8") as source:
+        return {row.pop("path").rsplit("/", 1)[-1]: tuple(row.values()) for row in csv.DictReader(source)}

@@ -5,7 +5,6 @@ What is measured is what a lab runs: the shipped graphs, through `labref.image` 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections import Counter
@@ -25,7 +24,7 @@ from labref.image import decode, measure_background, prepare_pixels
 from labref.inference import Embedder
 from labref.references import weights
 from training.classes import LEVELS, at_level
-from training.data import Item, list_images
+from training.data import Item, list_images, load_attributes
 from training.statistics import bootstrap
 
 __all__ = [
@@ -39,6 +38,7 @@ __all__ = [
     "nearest",
     "precision_by_level",
     "turn",
+    "vote",
 ]
 
 K = 8
@@ -157,6 +157,17 @@ def _same(queries: Sequence[str], references: Sequence[str]) -> NDArray[np.bool_
     return same
 
 
+def vote(labels: NDArray[np.str_], distances: NDArray[np.float64]) -> NDArray[np.str_]:
+    """The weighted vote of each query's references: str[n] from labels str[n, k] and distances float64[n, k], nearest first.
+    Weighted as the spread of the hundred is (`labref.references.weights`)."""
+    votes = []
+    for names, away in zip(labels, distances.tolist(), strict=True):
+        weight = np.array(weights(away, away[-1]))
+        present = sorted(set(names.tolist()))
+        votes.append(present[int(np.argmax([weight[names == name].sum() for name in present]))])
+    return np.array(votes)
+
+
 def attribute_agreement(
     queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64], attributes: Path
 ) -> dict[str, float]:
@@ -204,12 +215,6 @@ def attribute_shares(
         found.append(np.mean([(own == other).mean() for other in shown]))
         random.append((by_class[item.label] == own).mean())
     return np.array(found), np.array(random)
-
-
-def load_attributes(file: Path) -> dict[str, tuple[str, ...]]:
-    """Expert attributes by image name, from a CSV with a column `path` and one column for each attribute (as WBCAtt's)."""
-    with file.open(newline="", encoding="utf-8") as source:
-        return {row.pop("path").rsplit("/", 1)[-1]: tuple(row.values()) for row in csv.DictReader(source)}
 
 
 def precision_by_level(
@@ -280,12 +285,7 @@ def evaluate(
     classes = sorted(set(query_labels.tolist()))
     per_class = {label: float(hits[query_labels == label].mean()) for label in classes}
 
-    # the vote of the eight, weighted as the spread is
-    votes = []
-    for labels, away in zip(reference_labels[rows], distances.tolist(), strict=True):
-        weight = np.array(weights(away, away[-1]))
-        names = sorted(set(labels.tolist()))
-        votes.append(names[int(np.argmax([weight[labels == name].sum() for name in names]))])
+    votes = vote(reference_labels[rows], distances)
     known_labels = np.array(embedder.bundle.manifest.labels)
     predicted = known_labels[asked.probabilities.argmax(axis=1)]
     in_bundle = np.isin(query_labels, known_labels)
@@ -311,7 +311,7 @@ def evaluate(
             "per_class": per_class,
         },
         "precision_at_8_by_level": precision_by_level(asked.items, known.items, rows),
-        "knn_accuracy": float((np.array(votes) == query_labels).mean()),
+        "knn_accuracy": float((votes == query_labels).mean()),
         "classifier_accuracy": float((predicted == query_labels)[in_bundle].mean()) if in_bundle.any() else None,
         "confusion": confusion,
         "novel_share": float((distances[:, : novelty.k].mean(axis=1) > novelty.threshold).mean()),

@@ -14,12 +14,15 @@ from training.config import ClassifierConfig, VaeConfig
 
 __all__ = [
     "BREAK",
+    "AttributeLoss",
     "build_classifier",
     "build_feature_model",
     "build_trunk",
     "build_vae_parts",
     "orbit_matrix",
     "orientations_of",
+    "start_from",
+    "with_attributes",
 ]
 
 BREAK = "break"
@@ -37,6 +40,8 @@ def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
         return max(8, round(filters * config.width / 8) * 8)
 
     def norm(name: str | None = None) -> Any:
+        if config.normalisation == "group":
+            return layers.GroupNormalization(groups=8, name=name)
         return layers.BatchNormalization(momentum=config.batch_norm_momentum, name=name)
 
     def conv(filters: int, kernel: int, strides: int = 1) -> Any:
@@ -73,6 +78,61 @@ def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
     x = layers.GlobalAveragePooling2D()(x)
     outputs = layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
     return keras.Model(inputs, outputs, name="modified_xception")
+
+
+@keras.saving.register_keras_serializable("labref")
+class AttributeLoss(keras.losses.Loss):
+    """Cross entropy of several attributes side by side, mean over those that are known.
+
+    sizes : number of values of each attribute. y_true int[n, attributes], -1 where unknown; y_pred float32[n, sum(sizes)], logits.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], name: str = "attribute_loss", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.sizes = tuple(sizes)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """float32[n]."""
+        ops = keras.ops
+        total: Any = 0.0
+        known: Any = 0.0
+        start = 0
+        for column, size in enumerate(self.sizes):
+            code = ops.cast(y_true[:, column], "int32")
+            told = ops.cast(code >= 0, "float32")
+            entropy = ops.sparse_categorical_crossentropy(
+                ops.maximum(code, 0), ops.cast(y_pred[:, start : start + size], "float32"), from_logits=True
+            )
+            total, known, start = total + told * entropy, known + told, start + size
+        return total / ops.maximum(known, 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """For saving."""
+        return {**super().get_config(), "sizes": list(self.sizes)}
+
+
+def with_attributes(classifier: keras.Model, sizes: tuple[int, ...]) -> keras.Model:
+    """The classifier with a second output, logits float32[n, sum(sizes)] of expert attributes, from the same last features."""
+    last = classifier.get_layer("probabilities").input
+    logits = layers.Dense(sum(sizes), dtype="float32", name="attributes")(last)
+    return keras.Model(classifier.input, [classifier.output, logits], name="classifier_with_attributes")
+
+
+def start_from(classifier: keras.Model, trained: keras.Model) -> int:
+    """Give layers of `classifier` the weights of `trained`, in order, where the shapes agree; returns how many got theirs.
+
+    Raises ValueError where the two are not the same network but for the last layer.
+    """
+    mine, theirs = ([layer for layer in model.layers if layer.weights] for model in (classifier, trained))
+    shapes = [[tuple(w.shape) for layer in found for w in layer.weights] for found in (mine[:-1], theirs[:-1])]
+    if shapes[0] != shapes[1]:
+        raise ValueError("the network to start from has other layers; train one of this shape, or start from none")
+    count = 0
+    for layer, source in zip(mine, theirs, strict=True):
+        if [tuple(w.shape) for w in layer.weights] == [tuple(w.shape) for w in source.weights]:
+            layer.set_weights(source.get_weights())
+            count += 1
+    return count
 
 
 _TURNS: tuple[tuple[bool, int], ...] = tuple((mirror, turns) for mirror in (False, True) for turns in range(4))
@@ -210,12 +270,14 @@ def build_vae_parts(
     classes: int,
     mean: NDArray[np.float32],
     deviation: NDArray[np.float32],
+    attributes: tuple[int, ...] = (),
 ) -> tuple[keras.Model, keras.Model, keras.Model]:
-    """Encoder, decoder and class head of the VAE.
+    """Encoder, decoder and heads of the VAE.
 
     encoder : features float32[n, h, w, c] → (mean float32[n, L], log-variance float32[n, L]).
     decoder : latent float32[n, L] → standardised pooled features float32[n, d].
-    head : latent float32[n, L] → class probabilities (used only where `class_weight` is above zero).
+    head : latent float32[n, L] → class probabilities, and logits float32[n, sum(attributes)] of expert attributes with so
+    many values each (used only where `class_weight` or `attribute_weight` is above zero).
     mean, deviation : float32[d], by which pooled features are standardised inside the encoder.
     Dense layers of equal width with batch normalisation, ReLU and dropout (Keng 2017, the thesis' reference 41).
     """
@@ -239,5 +301,6 @@ def build_vae_parts(
     latent = keras.Input((config.latent_size,), name="latent")
     decoder = keras.Model(latent, layers.Dense(len(mean))(hidden(latent)), name="decoder")
     head_in = keras.Input((config.latent_size,), name="latent")
-    head = keras.Model(head_in, layers.Dense(classes, activation="softmax")(head_in), name="class_head")
+    heads = [layers.Dense(classes, activation="softmax")(head_in), layers.Dense(max(sum(attributes), 1))(head_in)]
+    head = keras.Model(head_in, heads, name="heads")
     return encoder, decoder, head

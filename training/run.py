@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import RunConfig
-from training.data import Split, cache_crops, list_images, make_split
+from training.data import Split, cache_crops, list_images, load_attributes, make_split
 
-__all__ = ["Run", "RunError", "load_part", "write_json"]
+__all__ = ["Attributes", "Run", "RunError", "load_attribute_codes", "load_part", "write_json"]
 
 
 class RunError(Exception):
@@ -54,7 +54,8 @@ class Run:
                     "or name a new folder."
                 )
             return run
-        split = make_split(list_images(data), holdout=config.holdout, validation=config.validation)
+        items = list_images(data, config.domains, config.aliases)
+        split = make_split(items, holdout=config.holdout, validation=config.validation)
         if not split.train or len(split.labels) < 2:
             raise RunError(f"{data}: a classifier needs images of at least two classes, found {len(split.labels)}")
         (folder / "split.csv").write_text(split.to_csv(), encoding="utf-8")
@@ -75,10 +76,55 @@ class Run:
             raise RunError(f"{folder}/split.csv was changed after the run began; restore it, or begin a new run")
         return Run(folder, RunConfig.from_json(values["config"]), data or Path(values["data"]), split)
 
+    @staticmethod
+    def repeat(run: Path, new: Path, data: Path | None = None) -> Run:
+        """Begin in `new` the run that `run`'s `run.json` describes. Raises `RunError` where the images give another split."""
+        try:
+            values = json.loads((run / "run.json").read_text(encoding="utf-8"))
+            config, place, split = RunConfig.from_json(values["config"]), Path(values["data"]), str(values["split"])
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise RunError(f"{run} holds no run: {error}. Begin one with `python -m training train`.") from None
+        found = make_split(list_images(data or place), holdout=config.holdout, validation=config.validation)
+        if found.digest != split:
+            raise RunError(
+                f"{data or place} gives split {found.digest[:16]}, the run was on {split[:16]}: images were added, removed "
+                "or renamed. Name the folder that it was trained on with --data."
+            )
+        return Run.create(new, data or place, config)
+
     @property
     def cache(self) -> Path:
         """Folder of cached crops; shared by runs beside each other."""
         return self.folder.parent / "cache"
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Expert attributes of some cells. sizes : number of values of each attribute.  codes : int64[n, attributes], the value
+    of each, -1 where it is not known."""
+
+    sizes: tuple[int, ...]
+    codes: NDArray[np.int64]
+
+
+def load_attribute_codes(run: Run, part: str) -> Attributes:
+    """Attributes of the images of `part`, in the order of the split; none (sizes empty) where the run names no file.
+
+    The values are numbered over the training part, so that the numbers do not depend on what is held out.
+    """
+    if not run.config.attributes:
+        return Attributes((), np.empty((len(run.split.part(part)), 0), np.int64))
+    table = load_attributes(run.data / run.config.attributes)
+    trained = [table[name] for item in run.split.train if (name := item.path.rsplit("/", 1)[-1]) in table]
+    if not trained:
+        raise RunError(f"{run.config.attributes} tells of no image trained on; correct `attributes` of the run")
+    values = [sorted(set(column)) for column in zip(*trained, strict=True)]
+    unknown = ("",) * len(values)
+    codes = [
+        [known.index(value) if value in known else -1 for known, value in zip(values, row, strict=True)]
+        for row in (table.get(item.path.rsplit("/", 1)[-1], unknown) for item in run.split.part(part))
+    ]
+    return Attributes(tuple(len(known) for known in values), np.array(codes, np.int64))
 
 
 def load_part(

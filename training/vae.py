@@ -18,8 +18,8 @@ from rich.progress import Progress
 from training.classifier import augment
 from training.config import Augmentation, VaeConfig
 from training.data import batches
-from training.networks import build_feature_model, build_vae_parts, orbit_matrix
-from training.run import Run, RunError, load_part, write_json
+from training.networks import AttributeLoss, build_feature_model, build_vae_parts, orbit_matrix
+from training.run import Run, RunError, load_attribute_codes, load_part, write_json
 
 __all__ = ["Features", "extract_features", "train_vae"]
 
@@ -30,12 +30,14 @@ VIEW = Augmentation(rotation_degrees=180, flip=True, shift=0.02, zoom=0.04, gain
 class Features:
     """Features of one part of a run.
 
-    views : float16 memory map [n, v, h, w, c]; view 0 is the plain crop.  targets : int64[n], class indices.
+    views : float16 memory map [n, v, h, w, c]; view 0 is the plain crop.  targets : int64[n], class indices.  codes :
+    int64[n, a], expert attributes, -1 where unknown.
     """
 
-    def __init__(self, views: NDArray[np.float16], targets: NDArray[np.int64]) -> None:
+    def __init__(self, views: NDArray[np.float16], targets: NDArray[np.int64], codes: NDArray[np.int64]) -> None:
         self.views = views
         self.targets = targets
+        self.codes = codes
 
 
 def extract_features(run: Run, part: str, views: int, progress: Progress) -> Features:
@@ -69,7 +71,7 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
                 out.flush()
                 write_json(state, {"done": start + len(batch)})
             progress.update(task, advance=len(batch))
-    return Features(np.load(path, mmap_mode="r"), targets)
+    return Features(np.load(path, mmap_mode="r"), targets, load_attribute_codes(run, part).codes[rows])
 
 
 def _pool(views: NDArray[Any], pooling: str) -> NDArray[np.float32]:
@@ -102,7 +104,7 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
 
     The loss is the evidence lower bound with unit variance: half the squared error summed over standardised features, plus
     β times the KL divergence to the unit normal (Kingma & Welling, arXiv 1312.6114, eq. 10), plus the class head's cross
-    entropy where `class_weight` asks for it. With β = 0 nothing is sampled: a plain autoencoder. Writes `vae_history.csv`
+    entropy where `class_weight` asks for it, and that of the attributes' heads. With β = 0 nothing is sampled: a plain autoencoder. Writes `vae_history.csv`
     beside it. Raises `RunError` where the classifier is missing.
     """
     config = config or run.config.vae
@@ -118,9 +120,11 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
     mean, deviation = _moments(train, config.pooling)
     keras.utils.set_random_seed(run.config.seed)
     shape = train.views.shape[2:]
-    encoder, decoder, head = build_vae_parts(shape, config, len(run.split.labels), mean, deviation)
+    sizes = load_attribute_codes(run, "train").sizes if config.attribute_weight else ()
+    encoder, decoder, head = build_vae_parts(shape, config, len(run.split.labels), mean, deviation, sizes)
+    told = AttributeLoss(sizes)
     variables = [*encoder.trainable_variables, *decoder.trainable_variables]
-    if config.class_weight:
+    if config.class_weight or sizes:
         variables += head.trainable_variables
     steps = max(len(train.targets) // config.batch_size, 1)
     rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps)
@@ -128,7 +132,7 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
     optimiser.build(variables)
     classes = len(run.split.labels)
 
-    def losses(features: Any, target: Any, labels: Any, training: bool) -> Any:
+    def losses(features: Any, target: Any, labels: Any, codes: Any, training: bool) -> Any:
         latent_mean, log_variance = encoder(features, training=training)
         log_variance = tf.clip_by_value(log_variance, -10.0, 10.0)
         noise = tf.random.normal(tf.shape(latent_mean)) if training and config.beta else 0.0
@@ -138,28 +142,32 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
             tf.reduce_sum(tf.exp(log_variance) + tf.square(latent_mean) - 1.0 - log_variance, axis=1)
         )
         entropy = tf.constant(0.0)
-        if config.class_weight:
-            guess = head(latent_mean, training=training)
-            entropy = tf.reduce_mean(keras.losses.categorical_crossentropy(tf.one_hot(labels, classes), guess))
-        return reconstruction + config.beta * divergence + config.class_weight * entropy, reconstruction, divergence
+        if config.class_weight or sizes:
+            guess, logits = head(latent_mean, training=training)
+            wanted = tf.one_hot(labels, classes)
+            entropy = config.class_weight * tf.reduce_mean(keras.losses.categorical_crossentropy(wanted, guess))
+            if sizes:
+                entropy += config.attribute_weight * told(codes, logits)
+        return reconstruction + config.beta * divergence + entropy, reconstruction, divergence
 
     @tf.function(reduce_retracing=True)
-    def step(features: Any, target: Any, labels: Any) -> Any:
+    def step(features: Any, target: Any, labels: Any, codes: Any) -> Any:
         with tf.GradientTape() as tape:
-            values = losses(features, target, labels, True)
+            values = losses(features, target, labels, codes, True)
         optimiser.apply_gradients(zip(tape.gradient(values[0], variables), variables, strict=True))
         return tf.stack(values)
 
     @tf.function(reduce_retracing=True)
-    def check(features: Any, target: Any, labels: Any) -> Any:
-        return tf.stack(losses(features, target, labels, False))
+    def check(features: Any, target: Any, labels: Any, codes: Any) -> Any:
+        return tf.stack(losses(features, target, labels, codes, False))
 
-    def draw(data: Features, batch: NDArray[np.int64], generator: np.random.Generator | None) -> tuple[Any, Any, Any]:
+    def draw(data: Features, batch: NDArray[np.int64], generator: np.random.Generator | None) -> tuple[Any, ...]:
         views = data.views[batch]
         goal = (_pool(views, config.pooling).mean(axis=1) - mean) / deviation
         # from any one view, the mean of all: a turn of the cell is noise that the latent learns to leave out
         one = np.zeros(len(batch), int) if generator is None else generator.integers(0, views.shape[1], len(batch))
-        return views[np.arange(len(batch)), one].astype(np.float32), goal.astype(np.float32), data.targets[batch]
+        chosen = views[np.arange(len(batch)), one].astype(np.float32)
+        return chosen, goal.astype(np.float32), data.targets[batch], data.codes[batch]
 
     rows, valid = np.arange(len(train.targets)), np.arange(len(validation.targets))
     history = final.with_name("vae_history.csv")
