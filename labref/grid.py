@@ -3,27 +3,22 @@
     picture = draw(answer, query_image, reference_images)
     picture.save("grid.png")
 
-Drawn with Pillow alone. Text is set in the system's own sans serif, which covers Å, and 日本
-where the system has a font for it; else in the face built into Pillow. A character that no font has is set
-without its accent, or as a small box with its code.
+Drawn with Pillow alone.
 """
 
 from __future__ import annotations
 
-import colorsys
-import hashlib
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-__all__ = ["class_colour", "draw"]
+from labref.lettering import INK, LINE, PAPER, SOFT, Page, class_colour, length
+
+__all__ = ["draw"]
 
 _TILE: Final = 288  # side of one image, pixels
 _GAP: Final = 22
@@ -31,44 +26,15 @@ _MARGIN: Final = 34
 _CAPTION: Final = 96
 _BARS_MOST: Final = 10
 
-_PAPER: Final = "#ffffff"
-_INK: Final = "#1b1f24"
-_SOFT: Final = "#5d6670"
-_LINE: Final = "#d5dade"
 _ACCENT: Final = "#14508c"
 _WARN_PAPER, _WARN_INK = "#fff1d6", "#7a4300"
 _NOTE_PAPER, _NOTE_INK = "#e6eef6", "#14508c"
 
-_COLOURS: Final[Mapping[str, str]] = {
-    "basophil": "#4b3fa0",
-    "eosinophil": "#d9573c",
-    "erythroblast": "#8c4a3a",
-    "ig": "#b3418c",
-    "lymphocyte": "#2f8f4e",
-    "monocyte": "#c79a17",
-    "neutrophil": "#3b78c4",
-    "platelet": "#4fb3bf",
-    "blast": "#222b35",
-    "promyelocyte": "#7d5ba6",
-    "segmented_neutrophil": "#3b78c4",
-    "segmented neutrophils": "#3b78c4",
-    "band neutrophils": "#7ba7dd",
-}
 _SOURCES: Final[Mapping[str, str]] = {
     "reviewed": "reviewed by a person",
     "analyser": "the analyser's class",
     "predicted": "predicted, not reviewed",
 }
-
-
-def class_colour(label: str) -> str:
-    """The colour of a class, "#rrggbb": the same in every picture; any name has one."""
-    known = _COLOURS.get(label.casefold())
-    if known is not None:
-        return known
-    seed = hashlib.sha256(label.casefold().encode()).digest()
-    r, g, b = colorsys.hls_to_rgb(seed[0] / 256, 0.36 + seed[1] / 256 * 0.2, 0.42 + seed[2] / 256 * 0.3)
-    return f"#{round(r * 255):02x}{round(g * 255):02x}{round(b * 255):02x}"
 
 
 def draw(
@@ -95,14 +61,14 @@ def draw(
     top = _MARGIN + 82 + 52 * len(bands) + (10 if bands else 0)
     grid_height = rows * (_TILE + _CAPTION) + (rows - 1) * _GAP
     height = top + grid_height + 24 + 50 + 34 * max(1, len(shares)) + 46 + _MARGIN
-    page = _Page(Image.new("RGB", (width, height), _PAPER))
+    page = _Page(Image.new("RGB", (width, height), PAPER))
 
     page.text((_MARGIN, _MARGIN), "Reference cells", 30, bold=True)
     page.text(
         (_MARGIN, _MARGIN + 38),
         str(answer["image"]),
         17,
-        colour=_SOFT,
+        colour=SOFT,
         room=width - 2 * _MARGIN,
         cut="middle",
     )
@@ -117,8 +83,8 @@ def draw(
     page.query(_corner(middle, columns, top), answer, query_image)
     if not references:
         x, y = _corner(cells[0] if cells else 0, columns, top)
-        page.text((x, y + _TILE // 2), "No reference yet:", 18, colour=_SOFT)
-        page.text((x, y + _TILE // 2 + 26), "the store is empty.", 18, colour=_SOFT)
+        page.text((x, y + _TILE // 2), "No reference yet:", 18, colour=SOFT)
+        page.text((x, y + _TILE // 2 + 26), "the store is empty.", 18, colour=SOFT)
     page.spread((_MARGIN, top + grid_height + 24), width - 2 * _MARGIN, answer["distribution"]["n"], shares)
     page.foot(answer, width, height)
     return page.picture
@@ -164,50 +130,8 @@ def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, str]]:
     return [*shares[: _BARS_MOST - 1], (f"{len(rest)} other classes", sum(s for _, s, _ in rest), "#98a1aa")]
 
 
-@dataclass
-class _Page:
+class _Page(Page):
     """A picture being drawn."""
-
-    picture: Image.Image
-
-    def __post_init__(self) -> None:
-        self.pen = ImageDraw.Draw(self.picture)
-
-    def text(
-        self,
-        at: tuple[float, float],
-        text: str,
-        size: int,
-        *,
-        bold: bool = False,
-        colour: str = _INK,
-        room: float | None = None,
-        cut: str = "end",
-        align: str = "left",
-    ) -> float:
-        """Sets one line with its top at `at`, shortened to `room` pixels; returns its width in pixels."""
-        line = text if room is None else _fit(text, size, bold, room, cut)
-        length = _length(line, size, bold)
-        x = at[0] - (length if align == "right" else length / 2 if align == "centre" else 0)
-        baseline = at[1] + size
-        for face, part in _runs(line, size, bold):
-            if face is None:
-                self._code((x, baseline), part, size, colour)
-            else:
-                for shift in (0.0, face.thicken) if face.thicken else (0.0,):
-                    self.pen.text((x + shift, baseline), part, colour, face.font, anchor="ls")
-            x += _run_length(face, part, size)
-        return length
-
-    def _code(self, at: tuple[float, float], character: str, size: int, colour: str) -> None:
-        """A box with a character's code, as browsers draw what no font has."""
-        x, y, side = at[0] + 1, at[1] + size * 0.12, _run_length(None, character, size) - 3
-        self.pen.rectangle((x, y - size, x + side, y), outline=colour)
-        code, small = f"{ord(character):04X}", max(6, round(size * 0.4))
-        half = (len(code) + 1) // 2
-        font = _faces(small, False)[-1].font
-        for i, digits in enumerate((code[:half], code[half:])):
-            self.pen.text((x + side / 2, y - size * (0.56 - 0.46 * i)), digits, colour, font, anchor="ms")
 
     def band(self, box: tuple[int, int, int, int], kind: str, line: str) -> None:
         paper, ink = (_WARN_PAPER, _WARN_INK) if kind == "warning" else (_NOTE_PAPER, _NOTE_INK)
@@ -225,8 +149,8 @@ class _Page:
     def image(self, at: tuple[int, int], image: NDArray[np.uint8] | None) -> None:
         x, y = at
         if image is None:
-            self.pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill="#f1f3f5", outline=_LINE)
-            self.text((x + _TILE / 2, y + _TILE / 2 - 9), "no image kept", 16, colour=_SOFT, align="centre")
+            self.pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill="#f1f3f5", outline=LINE)
+            self.text((x + _TILE / 2, y + _TILE / 2 - 9), "no image kept", 16, colour=SOFT, align="centre")
             return
         whole = Image.fromarray(image)
         side = min(whole.size)
@@ -242,28 +166,28 @@ class _Page:
         colour = class_colour(label)
         self.image(at, image)
         self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=colour)
-        self.pen.rounded_rectangle((x + 8, y + 8, x + 20 + 11 * len(str(rank)), y + 32), 6, fill=_PAPER)
-        self.text((x + 14 + 5.5 * len(str(rank)), y + 10), str(rank), 16, bold=True, colour=_SOFT, align="centre")
+        self.pen.rounded_rectangle((x + 8, y + 8, x + 20 + 11 * len(str(rank)), y + 32), 6, fill=PAPER)
+        self.text((x + 14 + 5.5 * len(str(rank)), y + 10), str(rank), 16, bold=True, colour=SOFT, align="centre")
         if reference.get("duplicate_of"):
             self.pen.rounded_rectangle((x + _TILE - 102, y + 8, x + _TILE - 8, y + 34), 6, fill=_NOTE_PAPER)
             self.text((x + _TILE - 55, y + 12), "duplicate", 15, bold=True, colour=_NOTE_INK, align="centre")
         line = y + _TILE + 12
-        self._name((x, line), label, _INK)
+        self._name((x, line), label, INK)
         self._source(x, line + 32, source)
-        self.text((x + _TILE, line + 31), _number(reference["distance"]), 16, colour=_SOFT, align="right")
+        self.text((x + _TILE, line + 31), _number(reference["distance"]), 16, colour=SOFT, align="right")
         where = "  ·  ".join(str(reference[key]) for key in ("slide", "analyser") if reference.get(key))
-        self.text((x, line + 56), where, 14, colour=_SOFT, room=_TILE, cut="middle")
+        self.text((x, line + 56), where, 14, colour=SOFT, room=_TILE, cut="middle")
 
     def _name(self, at: tuple[int, int], label: str, colour: str) -> None:
         """A class in bold, set smaller before it is cut."""
-        size = next((s for s in (22, 20, 18) if _length(label, s, True) <= _TILE), 16)
+        size = next((s for s in (22, 20, 18) if length(label, s, True) <= _TILE), 16)
         self.text((at[0], at[1] + (22 - size)), label, size, bold=True, room=_TILE, colour=colour)
 
     def _source(self, x: int, y: int, source: str) -> None:
         """A full disc for a person's class, half a disc for the analyser's, a ring for a prediction."""
         box = (x, y + 3, x + 13, y + 16)
-        ink = "#2b7a3d" if source == "reviewed" else _SOFT
-        self.pen.ellipse(box, outline=ink, width=2, fill=ink if source == "reviewed" else _PAPER)
+        ink = "#2b7a3d" if source == "reviewed" else SOFT
+        self.pen.ellipse(box, outline=ink, width=2, fill=ink if source == "reviewed" else PAPER)
         if source == "analyser":
             self.pen.pieslice(box, 90, 270, fill=ink)
         self.text((x + 21, y), _SOURCES.get(source, source), 15, colour=ink, room=_TILE - 21)
@@ -285,15 +209,15 @@ class _Page:
         self._name((x, line), label, _ACCENT)
         chance = f"predicted, {predicted['probability']:.1%}".replace("%", " %")
         self.text((x, line + 32), chance, 15, colour=_ACCENT, room=_TILE)
-        self.text((x, line + 56), "the cell asked about", 14, colour=_SOFT, room=_TILE)
+        self.text((x, line + 56), "the cell asked about", 14, colour=SOFT, room=_TILE)
 
     def spread(self, at: tuple[int, int], room: int, n: int, shares: Sequence[tuple[str, float, str]]) -> None:
         x, y = at
-        self.pen.line((x, y, x + room, y), fill=_LINE, width=2)
+        self.pen.line((x, y, x + room, y), fill=LINE, width=2)
         cells = "the one stored cell" if n == 1 else f"the {n} nearest cells"
         title = f"Classes of {cells}, weighted by likeness" if n else "No cell is stored yet, so there is no spread"
         self.text((x, y + 14), title, 20, bold=True, room=room)
-        names = min(max((_length(name, 18, True) for name, _, _ in shares), default=0) + 18, room * 0.4)
+        names = min(max((length(name, 18, True) for name, _, _ in shares), default=0) + 18, room * 0.4)
         left, right = x + names, x + room - 84
         for i, (name, share, colour) in enumerate(shares):
             line = y + 52 + 34 * i
@@ -310,132 +234,9 @@ class _Page:
             parts.append(f"novelty {score:.2f} (above 1: unlike anything here)")
         parts.append("distance: mean squared error of latents")
         line = "  ·  ".join(parts)
-        self.text((_MARGIN, height - _MARGIN - 14), line, 14, colour=_SOFT, room=width - 2 * _MARGIN)
+        self.text((_MARGIN, height - _MARGIN - 14), line, 14, colour=SOFT, room=width - 2 * _MARGIN)
 
 
 def _number(distance: float) -> str:
     """A distance with three significant figures."""
     return f"{distance:#.3g}".rstrip(".") if 1e-3 <= abs(distance) < 1000 else f"{distance:.3g}"
-
-
-# --- typography ---
-
-_LATIN: Final = (  # (regular, bold): the first pair the system has is used
-    ("segoeui.ttf", "segoeuib.ttf"),
-    ("HelveticaNeue.ttc", "HelveticaNeue.ttc"),
-    ("NotoSans-Regular.ttf", "NotoSans-Bold.ttf"),
-    ("OpenSans-Regular.ttf", "OpenSans-Bold.ttf"),
-    ("Roboto-Regular.ttf", "Roboto-Bold.ttf"),
-    ("arial.ttf", "arialbd.ttf"),
-    ("Arial.ttf", "Arial Bold.ttf"),
-    ("LiberationSans-Regular.ttf", "LiberationSans-Bold.ttf"),
-    ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf"),
-)
-_EAST_ASIAN: Final = (
-    ("YuGothM.ttc", "YuGothB.ttc"),
-    ("meiryo.ttc", "meiryob.ttc"),
-    ("msyh.ttc", "msyhbd.ttc"),
-    ("malgun.ttf", "malgunbd.ttf"),
-    ("ヒラギノ角ゴシック W3.ttc", "ヒラギノ角ゴシック W6.ttc"),
-    ("NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc"),
-    ("NotoSansCJKjp-Regular.otf", "NotoSansCJKjp-Bold.otf"),
-    ("ipaexg.ttf", "ipaexg.ttf"),
-    ("DroidSansFallbackFull.ttf", "DroidSansFallbackFull.ttf"),
-)
-
-
-@dataclass(frozen=True, eq=False)
-class _Face:
-    """A font at one size; one without a bold of its own is set twice, `thicken` pixels apart."""
-
-    font: ImageFont.FreeTypeFont
-    thicken: float
-
-    def length(self, text: str) -> float:
-        return self.font.getlength(text) + self.thicken
-
-    def has(self, character: str) -> bool:
-        return _covers(self.font, character)
-
-
-@lru_cache(maxsize=4096)
-def _covers(font: ImageFont.FreeTypeFont, character: str) -> bool:
-    """Whether a font has a glyph of its own for a character, not the box it draws for what it lacks."""
-    if character.isspace():
-        return True
-    glyph, missing = font.getmask(character), font.getmask("\U0010fffe")
-    return glyph.size != missing.size or bytes(glyph) != bytes(missing)
-
-
-@lru_cache(maxsize=64)
-def _faces(size: int, bold: bool) -> tuple[_Face, ...]:
-    """The faces to look for a glyph in, best first; the last is built into Pillow and always there."""
-    faces = []
-    for family in (_LATIN, _EAST_ASIAN):
-        for names in family:
-            try:
-                faces.append(_Face(ImageFont.truetype(names[bold], size), 0.0))
-            except OSError:
-                continue
-            break
-    built_in = ImageFont.load_default(size)
-    if isinstance(built_in, ImageFont.FreeTypeFont):
-        faces.append(_Face(built_in, size / 20 if bold else 0.0))
-    return tuple(faces)
-
-
-def _plain(character: str) -> str:
-    """A character without its accents, "" when nothing is left."""
-    return "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
-
-
-def _runs(text: str, size: int, bold: bool) -> list[tuple[_Face | None, str]]:
-    """The text in parts, each with its face: one throughout where one can; None where none has the glyph."""
-    faces = _faces(size, bold)
-    text = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", text))
-    for face in faces:
-        if all(face.has(c) for c in text):
-            return [(face, text)]
-    runs: list[tuple[_Face | None, str]] = []
-    for character in text:
-        for part in (character, _plain(character)):
-            fitting = next((f for f in faces if part and all(f.has(c) for c in part)), None)
-            if fitting is not None:
-                break
-        else:
-            part = character
-        if runs and fitting is not None and runs[-1][0] is fitting:
-            runs[-1] = (fitting, runs[-1][1] + part)
-        else:
-            runs.append((fitting, part))
-    return runs
-
-
-def _run_length(face: _Face | None, part: str, size: int) -> float:
-    return size * (0.92 if len(part) == 1 and ord(part) < 0x10000 else 1.2) if face is None else face.length(part)
-
-
-def _length(text: str, size: int, bold: bool) -> float:
-    """Width of a line of text in pixels."""
-    return sum(_run_length(face, part, size) for face, part in _runs(text, size, bold))
-
-
-def _fit(text: str, size: int, bold: bool, room: float, cut: str) -> str:
-    """The text shortened with … to at most `room` pixels, at its end or in its middle."""
-    if _length(text, size, bold) <= room:
-        return text
-    least, most = 0, len(text)
-    while least < most:
-        keep = (least + most + 1) // 2
-        if _length(_shorten(text, keep, cut), size, bold) <= room:
-            least = keep
-        else:
-            most = keep - 1
-    return _shorten(text, least, cut)
-
-
-def _shorten(text: str, keep: int, cut: str) -> str:
-    if cut == "end":
-        return text[:keep].rstrip() + "…"
-    tail = keep // 2
-    return text[: keep - tail] + "…" + (text[-tail:] if tail else "")

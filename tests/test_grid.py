@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from labref import grid
+from labref import grid, lettering
 from labref.demo.cells import OPTICS, draw_cell, make_slides
 
 
@@ -147,7 +147,7 @@ def test_the_spread_is_drawn_to_scale_in_the_colours_of_the_classes() -> None:
     def bars(weights: dict[str, float]) -> dict[str, int]:
         page = drawn(answer(distribution={"n": 100, "weights": weights}))
         below = page.crop((0, page.height - 46 - 34 - 34 * len(weights) - 10, page.width, page.height))
-        return {label: counted(below, grid.class_colour(label)) for label in weights}
+        return {label: counted(below, lettering.class_colour(label)) for label in weights}
 
     even = bars({"platelet": 0.5, "basophil": 0.5})
     assert even["platelet"] == pytest.approx(even["basophil"], rel=0.02)
@@ -164,9 +164,9 @@ def test_many_classes_end_in_one_bar_for_the_rest() -> None:
 
 
 def test_a_class_has_one_colour_whatever_its_case_and_other_classes_have_others() -> None:
-    assert grid.class_colour("Monocyte") == grid.class_colour("monocyte")
+    assert lettering.class_colour("Monocyte") == lettering.class_colour("monocyte")
     names = ["basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet"]
-    assert len({grid.class_colour(n) for n in [*names, "Blast, no lineage spec", "Smudge cells"]}) == 10
+    assert len({lettering.class_colour(n) for n in [*names, "Blast, no lineage spec", "Smudge cells"]}) == 10
 
 
 @pytest.mark.parametrize("fonts", ["system", "built in"])
@@ -175,16 +175,16 @@ def test_names_of_any_script_and_length_stay_in_their_place(
     name: str, fonts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if fonts == "built in":
-        monkeypatch.setattr(grid, "_LATIN", ())
-        monkeypatch.setattr(grid, "_EAST_ASIAN", ())
-    grid._faces.cache_clear()
+        monkeypatch.setattr(lettering, "_LATIN", ())
+        monkeypatch.setattr(lettering, "_EAST_ASIAN", ())
+    lettering.faces.cache_clear()
     try:
         said = answer(image=name, distribution={"n": 100, "weights": {name: 0.6, "ig": 0.4}})
         said["references"][0] |= {"label": name, "slide": name, "analyser": name}
         page = drawn(said)
-        assert grid._length(grid._fit(name, 22, True, 288, "end"), 22, True) <= 288
+        assert lettering.length(lettering.fit(name, 22, True, 288, "end"), 22, True) <= 288
     finally:
-        grid._faces.cache_clear()
+        lettering.faces.cache_clear()
     pixels = np.asarray(page)
     margin, gap = pixels[:, :33], pixels[120 : 120 + 288 + 90, 34 + 289 : 34 + 288 + 21]
     assert (margin == 255).all()
@@ -192,16 +192,16 @@ def test_names_of_any_script_and_length_stay_in_their_place(
 
 
 def test_two_names_that_no_font_can_set_do_not_look_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "_LATIN", ())
-    monkeypatch.setattr(grid, "_EAST_ASIAN", ())
-    grid._faces.cache_clear()
+    monkeypatch.setattr(lettering, "_LATIN", ())
+    monkeypatch.setattr(lettering, "_EAST_ASIAN", ())
+    lettering.faces.cache_clear()
     try:
         one, other = answer(), answer()
         one["references"][0]["label"] = "日"
         other["references"][0]["label"] = "本"
         assert changes(one, other)
     finally:
-        grid._faces.cache_clear()
+        lettering.faces.cache_clear()
 
 
 def test_a_reference_without_an_image_keeps_its_place() -> None:
