@@ -22,10 +22,12 @@ from labref.errors import ConfigError
 
 __all__ = [
     "AgentConfig",
+    "BundlesConfig",
     "Config",
     "InferenceConfig",
     "LayoutPattern",
     "MapConfig",
+    "RetentionConfig",
     "WatchConfig",
     "load_config",
     "starting_config",
@@ -148,6 +150,30 @@ class MapConfig(_Section):
     max_side: int = Field(default=248, ge=8, le=1000)
 
 
+class BundlesConfig(_Section):
+    """How the lab changes to another bundle.
+
+    switch_when_ready : True switches as soon as all cells are embedded; False waits for `labref bundle activate --switch`.
+    """
+
+    switch_when_ready: bool = False
+
+
+class RetentionConfig(_Section):
+    """Cells that are let go, with their kept bytes; by default none. The ledger says of each file why its cell is gone.
+
+    days : cells more than so many days older than the newest one go; 0 keeps them.
+    cells : so many cells of each class and optics stay, the newest; 0 keeps all.
+    at_least : so many of each class and optics stay, however old.
+    reviewed : True lets reviewed cells go as well, after all others of their class and optics.
+    """
+
+    days: int = Field(default=0, ge=0, le=36500)
+    cells: int = Field(default=0, ge=0)
+    at_least: int = Field(default=100, ge=0)
+    reviewed: bool = False
+
+
 class Config(BaseSettings):
     """Everything `labref.toml` can say, one section each; made by `load_config`."""
 
@@ -159,6 +185,8 @@ class Config(BaseSettings):
     agent: AgentConfig = Field(default_factory=AgentConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     map: MapConfig = Field(default_factory=MapConfig)
+    retention: RetentionConfig = Field(default_factory=RetentionConfig)
+    bundles: BundlesConfig = Field(default_factory=BundlesConfig)
 
     @classmethod
     def settings_customise_sources(
@@ -247,9 +275,7 @@ def _known_keys(sections: Sequence[str]) -> list[str]:
         if part == "layout":
             model = LayoutPattern
         elif part in model.model_fields:
-            model = {"watch": WatchConfig, "agent": AgentConfig, "inference": InferenceConfig, "map": MapConfig}.get(
-                part, model
-            )
+            model = Config.model_fields[part].annotation if part in Config.model_fields else model
     return list(model.model_fields)
 
 

@@ -283,6 +283,7 @@ class Pipeline:
                     candidate,
                     place=self._place,
                     is_stored=self._is_stored,
+                    removed=self._store.removed,
                     keep=self._lab.store_image,
                     max_bytes=self._max_bytes,
                 )

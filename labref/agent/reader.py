@@ -74,13 +74,15 @@ def read_cell(
     *,
     place: Callable[[Candidate], Place],
     is_stored: Callable[[str], bool],
+    removed: Callable[[str], str | None],
     keep: Callable[[bytes, str], object],
     max_bytes: int,
 ) -> Read:
     """Read and prepare one file, which is opened for reading only.
 
-    place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  keep : keeps a usable
-    image's bytes under their digest.  max_bytes : largest file that is read.
+    place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  removed : why the
+    cell with this digest was removed, or None.  keep : keeps a usable image's bytes under their digest.  max_bytes : largest
+    file that is read.
     Raises `StorageError` where the bytes cannot be kept.
     """
     if candidate.refusal is not None:
@@ -101,6 +103,8 @@ def read_cell(
     where = place(candidate)
     if is_stored(name):
         return Known(candidate, signature, name, where)
+    if (why := removed(name)) is not None:
+        return Refused(candidate, signature, why)
     try:
         cell = prepare(data)
     except UnreadableImageError as error:

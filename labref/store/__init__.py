@@ -2,6 +2,7 @@
 
 from labref.store.maps import ActiveMap, MapCell, Maps, StoredMap
 from labref.store.positions import Placed, Positions
+from labref.store.removal import Due
 from labref.store.store import Store
 from labref.store.values import (
     Cell,
@@ -25,6 +26,7 @@ __all__ = [
     "Cell",
     "CellEmbedding",
     "Counts",
+    "Due",
     "FileState",
     "HashMatch",
     "LabelSource",

@@ -237,3 +237,19 @@ def _bundle_changes(connection: duckdb.DuckDBPyConnection) -> None:
             reason    VARCHAR NOT NULL,
             failed_at TIMESTAMP NOT NULL
         )""")
+
+
+@migration(6, "cells that retention removed, so that they are not taken in again")
+def _removed_cells(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("""
+        CREATE TABLE removed_cell (
+            cell_id      VARCHAR PRIMARY KEY,
+            digest       VARCHAR NOT NULL,
+            label        VARCHAR NOT NULL,
+            label_source VARCHAR NOT NULL,
+            slide        VARCHAR,
+            analyser     VARCHAR,
+            added_at     TIMESTAMP NOT NULL,
+            removed_at   TIMESTAMP NOT NULL,
+            reason       VARCHAR NOT NULL
+        )""")

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store import bundles, distances, migrations, rows, scan, upkeep
+from labref.store import bundles, distances, migrations, removal, rows, scan, upkeep
 from labref.store.changes import Changes
 from labref.store.connection import connect, forget
+from labref.store.exporting import Export
 from labref.store.index import BLOCK_ROWS, Index
 from labref.store.known import HashBook, LabelBook, id_to_int, int_to_id
 from labref.store.maps import Maps
 from labref.store.positions import Placed
 from labref.store.recording import Plan, check_new_cell, draw_up
+from labref.store.removal import Due
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.upkeep import Comparison, Faults
 from labref.store.values import (
@@ -72,6 +74,7 @@ class Store:
         """The lab's maps; see labref.store.maps."""
         self.changes = Changes(self._reading, self._transaction, self._relabelled)
         """Going from one bundle to another; see labref.store.changes."""
+        self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
         """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
 
@@ -178,6 +181,7 @@ class Store:
         if not batch:
             return []
         with self._writing:
+            batch = [self._unless_removed(item) for item in batch]
             labels, hashes = self._in_memory()
             with self._reading() as cursor:
                 table, space = bundles.space(cursor, bundle)
@@ -261,10 +265,44 @@ class Store:
                 upkeep.forget(connection, faults.found)
             self.reload()
 
+    def due(self, *, days: int, cells: int, at_least: int, reviewed: bool, limit: int) -> list[Due]:
+        """Cells that retention may remove; see `labref.store.removal.due`."""
+        with self._reading() as cursor:
+            return removal.due(cursor, days=days, cells=cells, at_least=at_least, reviewed=reviewed, limit=limit)
+
+    def remove(self, cells: Sequence[Due]) -> None:
+        """Remove cells for good, all or none; see `labref.store.removal.remove`. Their kept bytes are the caller's to delete."""
+        with self._writing:
+            with self._transaction() as connection:
+                removal.remove(connection, cells)
+            self.reload()
+
+    def removed_digests(self) -> list[str]:
+        """Digests of all cells that were removed."""
+        with self._reading() as cursor:
+            return removal.removed_digests(cursor)
+
+    @contextlib.contextmanager
+    def exporting(self, scratch: Path) -> Iterator[Export]:
+        """The cells as they are now, on their way into a Parquet file. scratch : a file for the meantime, not there yet."""
+        with self._reading() as cursor, contextlib.closing(Export(cursor, scratch)) as export:
+            yield export
+
+    def removed(self, digest: str) -> str | None:
+        """Why the cell with these bytes was removed, in the ledger's words; None where it was not. Microseconds."""
+        removed, number = self._removed, id_to_int(cell_id_of(digest))
+        if removed is None:
+            with self._writing, self._reading() as cursor:
+                removed = self._removed = removal.removed_ids(cursor)
+        if not len(removed) or removed[np.searchsorted(removed, np.uint64(number)) % len(removed)] != number:
+            return None
+        with self._reading() as cursor:
+            return removal.reason(cursor, cell_id_of(digest))
+
     def reload(self) -> None:
         """Read again what is kept in memory, after rows were taken out of the database; writes wait meanwhile."""
         with self._writing:
-            self._known = None
+            self._known = self._removed = None
             self.maps.forget()
             indexed = list(self._indexes)
             self._indexes.clear()
@@ -291,6 +329,13 @@ class Store:
             return None
         ids = np.array([id_to_int(cell.cell_id) for cell in cells], np.uint64)
         return self.maps.place(bundle, ids, np.stack([cell.latent for cell in cells]))
+
+    def _unless_removed(self, item: NewCell | SeenAgain | Rejected) -> NewCell | SeenAgain | Rejected:
+        """What retention removed is not taken in again, under whatever name it comes."""
+        reason = None if isinstance(item, Rejected) else self.removed(item.digest)
+        if isinstance(item, Rejected) or reason is None:
+            return item
+        return Rejected(item.path, item.size_bytes, item.mtime_ns, reason)
 
     def _remember(self, plan: Plan, bundle: str) -> None:
         """Bring the memory up to what was committed."""

@@ -26,6 +26,7 @@ __all__ = [
     "faults",
     "fingerprints",
     "forget",
+    "tables_of_cells",
 ]
 
 _HISTORY = frozenset({"file_history", "label_change", "removed_cell"})
@@ -102,22 +103,30 @@ def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None) -> Iterator[tu
         ),
     )
     if space is not None:
-        yield "cell_without_embedding", f"SELECT cell.cell_id FROM cell ANTI JOIN {space} USING (cell_id)"
+        # cells that the networks cannot be given are told of when the bundle is activated
+        yield (
+            "cell_without_embedding",
+            (
+                f"SELECT cell.cell_id FROM cell ANTI JOIN {space} USING (cell_id) ANTI JOIN (SELECT cell_id FROM embedding_failure "
+                "WHERE digest = (SELECT digest FROM activation ORDER BY number DESC LIMIT 1)) AS failed USING (cell_id)"
+            ),
+        )
     spaces = {f"embedding_{number}" for (number,) in cursor.execute("SELECT number FROM bundle").fetchall()}
-    for table in sorted(_tables_of_cells(cursor)):
+    for table in tables_of_cells(cursor):
         kind = "embedding_without_cell" if table in spaces else f"{table}_without_cell"
         if kind == "embedding_without_cell" and table != space:
             kind = f"{table}_without_cell"
         yield kind, _IDS.format(table=table)
 
 
-def _tables_of_cells(cursor: duckdb.DuckDBPyConnection) -> set[str]:
+def tables_of_cells(cursor: duckdb.DuckDBPyConnection) -> list[str]:
     """Tables with a row for a cell, beside `cell` and `file` themselves and what is history."""
     found = _column(
         cursor,
-        "SELECT table_name FROM duckdb_columns() WHERE column_name = 'cell_id' AND database_name = current_database()",
+        "SELECT table_name FROM duckdb_columns() WHERE column_name = 'cell_id' AND database_name = current_database() "
+        "AND NOT internal",
     )
-    return set(found) - {"cell", "file"} - _HISTORY
+    return sorted(set(found) - {"cell", "file"} - _HISTORY)
 
 
 def digests(cursor: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, int]:
@@ -181,7 +190,7 @@ def forget(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Sequence[s
         )
         connection.execute(f"DELETE FROM file WHERE {listed}", [paths])
     failpoint("repair.files")
-    for table in _tables_of_cells(connection):
+    for table in tables_of_cells(connection):
         connection.execute(f"DELETE FROM {table} WHERE cell_id IN ({_IDS.format(table=table)})")
     connection.execute(
         "UPDATE cell SET duplicate_of = NULL, duplicate_verdict = NULL, duplicate_group = NULL "
