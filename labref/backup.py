@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -34,7 +34,7 @@ from labref.config import watch_instead
 from labref.errors import LabError
 from labref.failpoints import failpoint
 from labref.lab import Lab, absolute, new_token
-from labref.pace import Pace
+from labref.pace import Pace, Steps
 from labref.store import Store
 from labref.store.upkeep import digests_of
 
@@ -49,9 +49,6 @@ _PART: Final = ".part"
 _SCRATCH: Final = ".labref-backup-"
 _CHUNK: Final = 1 << 20
 _SAME: Final = ("cell", "file")  # tables of which no migration changes the number of rows
-
-Progress = tuple[int, int, str]
-"""How many are done, of how many, and what."""
 
 
 class _Target(Protocol):
@@ -143,7 +140,7 @@ class _ZipTarget:
             self._part.unlink()
 
 
-def write(lab: Lab, store: Store, target: Path) -> Generator[Progress, None, dict[str, Any]]:
+def write(lab: Lab, store: Store, target: Path) -> Steps[dict[str, Any]]:
     """Back a lab up into a folder, or into a new file where `target` ends in .zip, while others read and write its store.
 
     Yields how far it is; returns {`target`, `bytes`, `cells`, `images_copied`, `missing` [digest]}: `missing` are kept images that
@@ -165,7 +162,7 @@ def write(lab: Lab, store: Store, target: Path) -> Generator[Progress, None, dic
         ) from None
 
 
-def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Generator[Progress, None, dict[str, Any]]:
+def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[str, Any]]:
     files: dict[str, dict[str, Any]] = {}
     added: list[str] = []
     missing: list[str] = []
@@ -290,7 +287,7 @@ class Backup:
             raise LabError(f"{path} is damaged: it names files that no lab has.")
         return Backup(path, record, opener, close)
 
-    def verify(self, *, into: Path | None = None, only: Container[str] | None = None) -> Iterator[Progress]:
+    def verify(self, *, into: Path | None = None, only: Container[str] | None = None) -> Steps[None]:
         """Read every file and compare it with its digest; with `into`, an existing folder, also copy it there.
 
         only : names of the files that are looked at; default all. Raises `LabError` for the first that is missing or differs.
@@ -337,7 +334,7 @@ class Backup:
         self.close()
 
 
-def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Generator[Progress, None, Lab]:
+def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[Lab]:
     """Make the lab in `source`, a backup, anew in `folder`, which holds none; on this computer or another.
 
     watch : export folders from now on; default those of the lab that was backed up. Every file is compared with its digest, the

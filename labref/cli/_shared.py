@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from labref.lab import Lab
 
-__all__ = ["JsonOption", "LabOption", "perform", "print_json", "program", "quoted"]
+__all__ = ["JsonOption", "LabOption", "perform", "print_json", "program", "quoted", "told"]
 
 LabOption = Annotated[
     Path | None,
@@ -39,11 +39,16 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def perform(lab: Lab, name: str, **parameters: Any) -> Iterator[dict[str, Any]]:
-    """Rows of an operation (see `labref.operations`) but those of its progress, which a terminal shows on stderr meanwhile."""
+    """Rows of an operation (see `labref.operations`) but those of its progress; see `told`."""
+    from labref import operations
+
+    yield from told(operations.run(lab, name, **parameters))
+
+
+def told(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows but those of progress, which a terminal shows on stderr meanwhile."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    from labref import operations
 
     console = Console(stderr=True)
     columns = (
@@ -61,7 +66,7 @@ def perform(lab: Lab, name: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         redirect_stdout=sys.stdout.isatty(),  # rows that go to a file must not land on stderr
     ) as shown:
         task = None
-        for row in operations.run(lab, name, **parameters):
+        for row in rows:
             if set(row) != {"progress"}:
                 yield row
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import shutil
@@ -20,7 +19,7 @@ from labref.failpoints import failpoint
 from labref.image import prepare
 from labref.lab import absolute
 from labref.operations import Context, Row, operation, progress
-from labref.pace import Pace
+from labref.pace import Pace, rows_of
 from labref.store.exporting import Export
 
 __all__: list[str] = []
@@ -74,15 +73,8 @@ def back_up(context: Context, *, target: str) -> Iterator[Row]:
     if not retention.UPKEEP.acquire(timeout=60):
         raise LabrefError("the lab is being backed up, or old cells are being removed; try again later")
     try:
-        steps = backup.write(context.lab, context.store, absolute(Path(target)))
-        with contextlib.closing(steps):
-            while True:
-                try:
-                    done, total, text = next(steps)
-                except StopIteration as ended:
-                    yield {"ok": not ended.value["missing"]} | ended.value
-                    return
-                yield progress(done, total, text)
+        written = yield from rows_of(backup.write(context.lab, context.store, absolute(Path(target))))
+        yield {"ok": not written["missing"]} | written
     finally:
         retention.UPKEEP.release()
 

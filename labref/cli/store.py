@@ -1,0 +1,221 @@
+"""`labref store`: the life of the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labref.cli._shared import JsonOption, LabOption, perform, print_json, told
+from labref.errors import LabrefError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["add_to"]
+
+_HELP = """Look after the lab's store: is it sound, back it up, restore it, take it to other programs.
+
+Works while the agent runs, and while it does not. What labref.toml's [retention] lets go of: `labref store retain`.
+"""
+
+_CHECK = """Read every block of the store and every file of its bundles, and say whether all is sound.
+
+Exit code 1 where something is not. For each file and each cell: `labref ledger --check`.
+
+\b
+With --json, one JSON object: ok, labref, schema, file, bytes, free_bytes, tables {name: rows}, bundles [{digest, active,
+state (sound, damaged, missing), problem}], faults {kind: count}.
+"""
+
+_BACKUP = """Copy the whole lab, as of one moment, to a safe place: store, original bytes of every cell, bundles, maps, labref.toml.
+
+TARGET is a folder, or a new file where its name ends in .zip. The same folder can be used again: only cells that it does
+not have are copied, and the earlier backup is whole until the new one is. Every file written is read back. The lab's token,
+a secret, is not copied. Slides and paths are in it: keep it as safe as the lab.
+
+\b
+Examples:
+  labref store backup E:/labref-backup           every night, from the system's scheduler
+  labref store backup /mnt/usb/lab-2026-11.zip
+
+\b
+With --json, one JSON object: ok, target, cells, bytes, images_copied, missing (digests of cells whose bytes the lab itself
+has lost; then ok is false and the exit code 1).
+"""
+
+_RESTORE = """Make a lab anew from a backup, here or on another computer.
+
+FOLDER must be empty or not exist. Every file is compared with its digest, the store is read whole and brought to this
+labref's schema; where anything fails, nothing is left. A backup by a newer labref is refused, with its version.
+
+\b
+Examples:
+  labref store restore E:/labref-backup D:/lab
+  labref store restore lab-2026-11.zip lab --watch "D:/CellaVision/Export"
+
+With --json, one JSON object: lab, cells, schema, made_at, made_by.
+"""
+
+_EXPORT = """Write all cells into one Parquet file, which DuckDB, pandas and Embedding Atlas open.
+
+Columns: cell_id, label, label_source, analyser, captured_at, added_at (UTC), width, height, predicted_label,
+predicted_probability, probabilities {label: p}, latent, map_row, map_column, map_error (null without a map), duplicate_of,
+duplicate_verdict, digest, thumbnail {bytes: a JPEG of the prepared crop, path}, bundle. With --identifying also slide and
+path, which can name a patient.
+
+\b
+Examples:
+  labref store export cells.parquet
+  embedding-atlas cells.parquet --vector latent
+  python -c "import duckdb; print(duckdb.sql('SELECT label, count(*) FROM \\'cells.parquet\\' GROUP BY ALL'))"
+
+With --json, one JSON object: target, cells, bytes, without_thumbnail.
+"""
+
+_RETAIN = """Let go of the cells that labref.toml's [retention] no longer keeps; the agent does so once a day by itself.
+
+By default a lab keeps every cell. A cell that goes is said in the ledger (rejected, with the reason), its kept bytes are
+deleted, and no file brings it back. Reviewed cells go last, if at all.
+
+\b
+Examples:
+  labref store retain --dry-run          which cells would go, and why
+  labref store retain
+
+With --json, JSON lines: of a dry run {cell_id, label, label_source, analyser, why} each, and last {due} or {removed}.
+"""
+
+store = typer.Typer(help=_HELP, short_help="Check, back up, restore and export the store.", no_args_is_help=True)
+
+
+@store.command(help=_CHECK, short_help="Is the store sound?")
+def check(lab: LabOption = None, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    (row,) = perform(Lab.find(lab), "store.check")
+    if json:
+        print_json(row)
+    else:
+        typer.echo(
+            f"{row['file']}: schema {row['schema']}, {row['bytes'] / 1e6:.1f} MB, {row['free_bytes'] / 1e9:.1f} GB free"
+        )
+        for name, rows in row["tables"].items():
+            typer.echo(f"  {name:<20} {rows:>10} rows read")
+        for bundle in row["bundles"]:
+            active = ", active" if bundle["active"] else ""
+            typer.echo(f"  bundle {bundle['digest'][:12]}{active}: {bundle['state']}")
+        typer.echo("All is sound." if row["ok"] else "Not all is sound.")
+    if not row["ok"]:
+        wrong = [f"{n} x {kind}" for kind, n in row["faults"].items()]
+        wrong += [str(bundle["problem"]) for bundle in row["bundles"] if bundle["problem"]]
+        raise LabrefError(
+            f"the store is not sound: {'; '.join(wrong)}. Look at `labref ledger --check`, or restore a backup."
+        )
+
+
+@store.command(help=_BACKUP, short_help="Copy the lab to a safe place, while the agent runs.")
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A folder, or a new file ending in .zip.")],
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab, absolute
+
+    (row,) = perform(Lab.find(lab), "store.backup", target=str(absolute(target)))
+    if json:
+        print_json(row)
+    else:
+        typer.echo(
+            f"{row['cells']} cells, {row['bytes'] / 1e6:.1f} MB, are in {row['target']}; {row['images_copied']} images were "
+            "copied, the others were there. All was read back."
+        )
+    if not row["ok"]:
+        raise LabrefError(
+            f"{len(row['missing'])} cells have lost their original bytes and are in the backup without; see `labref ledger --check`"
+        )
+
+
+@store.command(help=_RESTORE, short_help="Make a lab anew from a backup.")
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A backup: a folder or a .zip file.", exists=True)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the lab is to be.")],
+    watch: Annotated[
+        list[Path] | None,
+        typer.Option("--watch", metavar="DIR", help="Export folder to watch from now on; several times for several."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.backup import Backup
+    from labref.backup import restore as bring_back
+    from labref.lab import Lab
+    from labref.pace import rows_of
+
+    with Backup.open(source) as found:
+        record = found.record
+
+    def steps() -> Iterator[dict[str, Any]]:
+        lab = yield from rows_of(bring_back(source, folder, watch=watch or ()))
+        with lab.open_store() as opened:
+            yield {"lab": str(lab.folder), "cells": opened.counts().cells, "schema": opened.schema_version}
+
+    (row,) = told(steps())
+    row |= {"made_at": record["at"], "made_by": record["labref"]}
+    if json:
+        print_json(row)
+    else:
+        typer.echo(
+            f"{row['cells']} cells are in {row['lab']}, as they were at {row['made_at']} (labref {row['made_by']})."
+        )
+        lab = Lab.open(Path(row["lab"]))
+        missing = [folder for folder in lab.watched if not folder.is_dir()]
+        if missing:
+            typer.echo(f"It watches {missing[0]}, which is not here; change [watch] folders in {lab.config_file}.")
+
+
+@store.command(help=_EXPORT, short_help="Write all cells into a Parquet file.")
+def export(
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, usually ending in .parquet.")],
+    lab: LabOption = None,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails/--no-thumbnails", help="With a small picture of each cell.")
+    ] = True,
+    pixels: Annotated[int, typer.Option("--pixels", min=16, max=256, help="Width and height of the pictures.")] = 96,
+    identifying: Annotated[
+        bool, typer.Option("--identifying", help="With slide and path, which can name a patient.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab, absolute
+
+    where = str(absolute(target))
+    how = {"thumbnails": thumbnails, "pixels": pixels, "identifying": identifying}
+    (row,) = perform(Lab.find(lab), "store.export", target=where, **how)
+    if json:
+        print_json(row)
+    else:
+        typer.echo(f"{row['cells']} cells, {row['bytes'] / 1e6:.1f} MB, are in {row['target']}.")
+
+
+@store.command(help=_RETAIN, short_help="Let go of old cells, where labref.toml says so.")
+def retain(
+    lab: LabOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which cells would go.")] = False,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    for row in perform(Lab.find(lab), "store.retain", dry_run=dry_run):
+        if json:
+            print_json(row)
+        elif "why" in row:
+            typer.echo(
+                f"{row['cell_id']}  {row['label']} ({row['label_source']}), {row['analyser'] or '-'}: {row['why']}"
+            )
+        else:
+            typer.echo(f"{row['due']} cells would go." if "due" in row else f"{row['removed']} cells were removed.")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(store, name="store")
