@@ -7,6 +7,7 @@ file, so the SHA-256 of the manifest's bytes names, and vouches for, the whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ __all__ = [
     "install",
     "manifest_bytes",
     "pack",
+    "remove",
     "starter_bundle",
+    "unpacked",
 ]
 
 FORMAT_VERSION = 1
@@ -287,6 +290,36 @@ def install(source: Path, bundles: Path) -> Bundle:
         raise BundleError(f"cannot install the bundle {source} into {bundles}: {error}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def unpacked(source: Path) -> Iterator[Bundle]:
+    """The bundle in a `.labref` file (or a folder), verified, for as long as the block lasts. Raises `BundleError`."""
+    if source.is_dir():
+        yield Bundle.open(source)
+        return
+    if not source.is_file():
+        raise BundleError(f"no bundle at {source}: there is no such file or folder")
+    with tempfile.TemporaryDirectory(prefix="labref-bundle-", ignore_cleanup_errors=True) as folder:
+        _unpack(source, Path(folder))
+        yield Bundle.open(Path(folder))
+
+
+def remove(bundles: Path, digest: str) -> None:
+    """Delete the installed bundle with this digest from the folder `bundles`, if it is there. Raises `BundleError`."""
+    target = bundles / digest[:12]
+    if not target.exists():
+        return
+    try:
+        # under another name first: a half-deleted bundle is never there under its own
+        going = Path(tempfile.mkdtemp(prefix=".outgoing-", dir=bundles)) / target.name
+        failpoint("bundle.remove")
+        os.replace(target, going)
+        shutil.rmtree(going.parent)
+    except OSError as error:
+        raise BundleError(
+            f"the bundle in {target} cannot be deleted: {error.strerror or error}. Delete it by hand."
+        ) from None
 
 
 def _unpack(source: Path, folder: Path) -> None:

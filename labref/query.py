@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Self
 
-from labref import __version__, references
+from labref import __version__, reembedding, references
 from labref.agent.client import AgentClient
 from labref.agent.paths import path_from_text, path_to_text
 from labref.bundle import Bundle
@@ -183,7 +183,8 @@ def ledger_rows(
 def status(lab: Lab) -> dict[str, Any]:
     """How a lab and its agent are, as JSON values.
 
-    `lab`, `version`, `bundle` {`name`, `version`, `digest`}, `provider`, `provider_line`, `cells`, `outcomes` {outcome: files},
+    `lab`, `version`, `bundle` {`name`, `version`, `digest`}, `without_latent` (cells still to be embedded by it),
+    `bundle_change` (null, or the change under way: see `labref.reembedding.describe`), `provider`, `provider_line`, `cells`, `outcomes` {outcome: files},
     `labels`, `label_sources`, `slides`, `analysers` {name: cells}, `watch` [{`folder`, `how`}], `agent` (null where none runs)
     {`pid`, `port`, `started_at`, `state`, `problem`, `waiting`, `in_flight`, `embedded`, `last_scan_at`, `last_scan_seconds`}.
     """
@@ -195,10 +196,13 @@ def store_status(lab: Lab, store: Store, embedder: Embedder) -> dict[str, Any]:
     """The part of `status` that does not depend on who asks."""
     counts = store.counts()
     bundle = embedder.bundle
+    pending = store.changes.pending()
     return {
         "lab": path_to_text(str(lab.folder)),
         "version": __version__,
         "bundle": {"name": bundle.manifest.name, "version": bundle.manifest.version, "digest": bundle.digest},
+        "without_latent": store.changes.coverage(bundle.digest).missing,
+        "bundle_change": None if pending is None else reembedding.describe(store, pending.digest),
         "provider": embedder.provider,
         "provider_line": embedder.provider_line,
         "cells": counts.cells,

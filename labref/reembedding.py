@@ -6,7 +6,7 @@ for. The old space answers until the switch; the index of the new one is built, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,19 +18,18 @@ from labref.failpoints import failpoint
 from labref.image import prepare
 from labref.inference import Embedder
 from labref.lab import Lab
-from labref.operations import Context
+from labref.operations import Context, Row, progress
 from labref.store import CellEmbedding, Store
 
-__all__ = ["SAMPLE_PER_CLASS", "catch_up", "compare", "installed", "switch"]
+__all__ = ["SAMPLE_PER_CLASS", "catch_up", "compare", "describe", "installed", "switch"]
 
 SAMPLE_PER_CLASS: Final = 250
 """Most cells of a class that the report before a switch looks at."""
 _AT_ONCE: Final = 32
 _REFERENCES: Final = 8
+_FAILURES_TOLD: Final = 20
 
 Stopped = Callable[[], bool]
-Told = Callable[[int, int, str], None]
-"""(done, total, text): how far the work is."""
 
 
 def installed(lab: Lab, digest: str) -> Bundle:
@@ -38,8 +37,8 @@ def installed(lab: Lab, digest: str) -> Bundle:
     return Bundle.open(lab.bundles / digest[:12])
 
 
-def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped, told: Told) -> bool:
-    """Embed every cell that has no latent in the space of the embedder's bundle; True once none is left.
+def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) -> Iterator[Row]:
+    """Embed every cell that has no latent in the space of the embedder's bundle, until none is left or `stopped`; yields progress.
 
     A cell whose kept bytes are missing or damaged is written down as such, and left out.
     """
@@ -47,11 +46,12 @@ def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped, to
     while missing := store.changes.missing(digest):
         for start in range(0, len(missing), _AT_ONCE):
             if stopped():
-                return False
+                return
             embed(lab, store, embedder, missing[start : start + _AT_ONCE])
             coverage = store.changes.coverage(digest)
-            told(coverage.embedded + coverage.failed, coverage.cells, f"cells in the space of bundle {digest[:12]}")
-    return True
+            yield progress(
+                coverage.embedded + coverage.failed, coverage.cells, f"cells embedded by bundle {digest[:12]}"
+            )
 
 
 def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> None:
@@ -84,9 +84,9 @@ def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> Non
 
 
 def compare(
-    store: Store, old: Bundle, new: Bundle, *, stopped: Stopped, told: Told, per_class: int = SAMPLE_PER_CLASS
-) -> dict[str, Any] | None:
-    """How the references of the lab's own cells change from one bundle to the other; None where it was stopped.
+    store: Store, old: Bundle, new: Bundle, *, stopped: Stopped, per_class: int = SAMPLE_PER_CLASS
+) -> Generator[Row, None, Row | None]:
+    """How the references of the lab's own cells change from one bundle to the other; yields progress, returns None where stopped.
 
     Of each class up to `per_class` cells are asked for their eight references in both spaces, as `labref query` would be.
     {`cells`, `sampled`, `changed` (of eight, mean over all cells: classes weighted by their size), `same_class_before`,
@@ -105,8 +105,8 @@ def compare(
                 return None
             olds, news = _references(store, old, cell_id), _references(store, new, cell_id)
             done += 1
-            if done % 50 == 0:
-                told(done, total, "cells compared in both spaces")
+            if done % 20 == 0:
+                yield progress(done, total, "cells compared in both spaces")
             if olds and news:
                 changed.append(float(len({r.cell_id for r in news} - {r.cell_id for r in olds})))
                 before.append(sum(r.label == label for r in olds) / len(olds))
@@ -143,13 +143,52 @@ def switch(context: Context, bundle: Bundle, *, complete: bool) -> None:
     adoption.embedder.golden_difference()
     with store.quiet():
         if complete:
-            catch_up(context.lab, store, adoption.embedder, stopped=lambda: False, told=lambda *_: None)
+            for _ in catch_up(context.lab, store, adoption.embedder, stopped=lambda: False):
+                pass
         failpoint("bundle.before")
         store.changes.switch(bundle.digest)
         failpoint("bundle.switched", may_fail=False)
         adoption.use()
     if before is not None and before != bundle.digest:
         store.drop_index(before)
+
+
+def describe(store: Store, digest: str) -> Row:
+    """How the change to a bundle stands: {`bundle` {name, version, digest}, `state`, `cells`, `embedded`, `failed`, `failures`
+    [{cell_id, reason}] (the first few), `switch` (by itself), `report` (see `compare`)}.
+
+    state: "active", "re-embedding", "comparing", "held" (some cells cannot be embedded), "ready" (to be switched) or "none".
+    """
+    stored = next((bundle for bundle in store.bundles() if bundle.digest == digest), None)
+    pending = store.changes.pending()
+    pending = pending if pending is not None and pending.digest == digest else None
+    name, version = (None, None) if stored is None else (stored.name, stored.version)
+    row: Row = {
+        "bundle": {"name": name, "version": version, "digest": digest},
+        "state": "none",
+        "cells": 0,
+        "embedded": 0,
+        "failed": 0,
+        "failures": [],
+        "switch": pending is not None and pending.switch,
+        "report": None if pending is None else pending.report,
+    }
+    if stored is None:
+        return row
+    coverage = store.changes.coverage(digest)
+    row |= {"cells": coverage.cells, "embedded": coverage.embedded, "failed": coverage.failed}
+    if coverage.failed:
+        failures = list(store.changes.failures(digest).items())[:_FAILURES_TOLD]
+        row["failures"] = [{"cell_id": cell_id, "reason": reason} for cell_id, reason in failures]
+    if pending is None:
+        row["state"] = "active" if store.active_bundle() == digest else "none"
+    elif pending.report is None:
+        row["state"] = "re-embedding" if coverage.missing else "comparing"
+    elif coverage.failed and not pending.leave_out:
+        row["state"] = "held"
+    else:
+        row["state"] = "ready"
+    return row
 
 
 def _references(store: Store, bundle: Bundle, cell_id: str) -> list[references.Reference]:

@@ -8,6 +8,7 @@ from typing import Final
 from labref.agent.jobs import Job
 from labref.agent.mapping import keep_map
 from labref.operations import Context
+from labref.operations.bundle import due as embed_again
 
 __all__ = ["HOUSEKEEPERS", "SECONDS", "housekeep"]
 
@@ -15,7 +16,7 @@ Housekeeper = Callable[[Context], Job | None]
 
 SECONDS: Final = 5.0
 """How often they are asked; each answers within milliseconds."""
-HOUSEKEEPERS: tuple[Housekeeper, ...] = (keep_map,)
+HOUSEKEEPERS: tuple[Housekeeper, ...] = (embed_again, keep_map)
 
 
 def housekeep(context: Context) -> None:

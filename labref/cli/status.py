@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from labref.cli._shared import JsonOption, LabOption, print_json
+from labref.cli.bundle import change_lines
 
 __all__ = ["add_to"]
 
@@ -22,9 +23,10 @@ Examples:
   labref status --json
 
 \b
-With --json, one object: lab (folder), version (of labref), bundle {name, version, digest}, provider and provider_line
-(where the networks run, and why), cells (stored), outcomes {outcome: files}, labels, label_sources, slides and
-analysers {name: cells}, watch [{folder, how (unwatched while no agent runs; missing when it is not there)}], and
+With --json, one object: lab (folder), version (of labref), bundle {name, version, digest}, without_latent (cells still
+to be embedded by it), bundle_change (null, or the change under way, as `labref bundle activate --json` says), provider
+and provider_line (where the networks run, and why), cells (stored), outcomes {outcome: files}, labels, label_sources,
+slides and analysers {name: cells}, watch [{folder, how (unwatched while no agent runs; missing when it is not there)}], and
 agent, null while none runs, else {pid, port, started_at, state, problem (null, or what keeps it from storing),
 waiting (files still being written), in_flight, embedded, last_scan_at, last_scan_seconds}.
 """
@@ -56,6 +58,12 @@ def _text(found: Mapping[str, Any]) -> str:
         lines.append(("", f"{busy} files on their way, {agent['embedded']} cells embedded since its start{scan}"))
     lines += [("watches", f"{watch['folder']} ({watch['how']})") for watch in found["watch"]]
     lines.append(("bundle", f"{bundle['name']} {bundle['version']} ({bundle['digest'][:12]})"))
+    if found["without_latent"]:
+        lines.append(
+            ("", f"{found['without_latent']} cells are still to be embedded by it, and no references until then")
+        )
+    if found["bundle_change"] is not None:
+        lines += [("", line) for line in change_lines(found["bundle_change"])]
     lines.append(("device", found["provider_line"]))
     lines.append(("files", _counted(found["outcomes"])))
     lines.append(("cells", str(found["cells"])))

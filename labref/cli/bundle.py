@@ -1,0 +1,273 @@
+"""`labref bundle`: bring another model version in, change to it without a gap, and go back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from labref.cli._shared import JsonOption, LabOption, perform, print_json
+
+__all__ = ["add_to"]
+
+_HELP = """Bundles: bring another model version in, change to it without a gap, and go back.
+
+A bundle has its own latent space, so changing to one means embedding every cell again, from its kept bytes. That
+happens in the background while the lab's agent runs (or in the command, where none does); queries are answered from
+the old space meanwhile, and it goes on after any interruption. When all cells are embedded, a report says how many of
+each cell's eight references change; then the switch is one moment. The old latents stay until `labref bundle drop`,
+so `labref bundle rollback` takes seconds.
+
+\b
+  labref bundle install new.labref                bring it in
+  labref bundle activate new                      embed every cell in its space
+  labref status                                   how far that is
+  labref bundle activate new --switch             read the report, then switch
+  labref bundle rollback                          back to the one before
+"""
+_ROW = """digest, name, version, state (active, changing, kept: it has latents, or
+installed), installed (false where its files are gone), cells (with a latent in its space; null where there is none),
+failed (cells that cannot be embedded), active_since, latent_size, labels"""
+_CHANGE = """bundle {name, version, digest}, state (re-embedding, comparing, held: some
+cells cannot be embedded, ready: to be switched, active, none), cells, embedded, failed, failures [{cell_id, reason}],
+switch (whether by itself), report (null until all is embedded) {cells, sampled, changed (of eight references, mean),
+same_class_before, same_class_after (share of the eight with the cell's own class), classes {label: the same}}"""
+
+_INSTALL = f"""Bring a bundle file into the lab. It is verified, and not used until it is activated.
+
+\\b
+  labref bundle install hospital-2.labref
+
+\\b
+With --json, one object: {_ROW}.
+"""
+_VERIFY = """Verify a bundle file, or without one all installed bundles: every file has its digest, and the networks give on
+this computer what they gave when they were exported. Exit code 1 where one does not.
+
+\b
+  labref bundle verify new.labref
+  labref bundle verify
+
+\b
+With --json, an object a bundle: bundle {name, version, digest}, difference (largest, from the golden outputs), allowed,
+provider_line; or folder or bundle, and problem.
+"""
+_LIST = f"""List the lab's bundles.
+
+\\b
+With --json, an object a bundle: {_ROW}.
+"""
+_ACTIVATE = f"""Change to another bundle: embed every cell in its space, report, switch.
+
+BUNDLE is a name, name/version, or the beginning of a digest, as `labref bundle list` shows them. While the agent runs
+the work is done in the background and the command returns at once (--wait stays); without an agent it is done here.
+It can be ended at any time and goes on with the agent, or with this command said again. The switch waits for --switch,
+so that somebody reads the report first, unless --yes (or [bundles] switch_when_ready in labref.toml) says otherwise.
+
+\\b
+  labref bundle activate hospital/2
+  labref bundle activate hospital/2 --wait
+  labref bundle activate hospital/2 --switch
+  labref bundle activate hospital/2 --yes                all in one
+
+\\b
+Cells whose kept bytes are missing or damaged cannot be embedded. The switch then waits: restore them from a backup and
+activate again, or leave those cells out with --switch --leave-out; they stay in the store.
+
+\\b
+With --json, one object: {_CHANGE}.
+"""
+_ROLLBACK = f"""Give up the change that is under way; where none is, go back to the bundle that was active before.
+
+Going back takes seconds: the latents are still there. Cells that came since the switch are embedded in the old space
+right afterwards. Said a second time, it goes forward again.
+
+\\b
+With --json, one object: {_CHANGE}.
+"""
+_DROP = """Delete the latents of a bundle, and its files; it cannot be gone back to any more. The active one cannot be dropped.
+
+\b
+  labref bundle drop starter/1
+
+\b
+With --json, one object: dropped {name, version, digest}, cells (latents deleted).
+"""
+
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="Name, name/version, or beginning of the digest.", show_default=False)
+]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Stay until the agent has done it.", show_default=False)]
+
+
+def install(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .labref file.", show_default=False)],
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab, absolute
+
+    row = _last(perform(Lab.find(lab), "bundle.install", file=str(absolute(file))))
+    if json:
+        print_json(row)
+    else:
+        typer.echo(
+            f"{_name(row)} is installed; it is used after `labref bundle activate {row['name']}/{row['version']}`."
+        )
+
+
+def verify(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="A .labref file; without, all installed.", show_default=False),
+    ] = None,
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab, absolute
+
+    wrong = False
+    given = None if file is None else str(absolute(file))
+    for row in perform(Lab.find(lab), "bundle.verify", file=given):
+        wrong |= "problem" in row
+        if json:
+            print_json(row)
+        elif "problem" in row:
+            typer.echo(row["problem"], err=True)
+        else:
+            typer.echo(
+                f"{_name(row['bundle'])} is sound; golden outputs differ by {row['difference']:.2g}, "
+                f"{row['allowed']:.2g} is allowed ({row['provider_line']})"
+            )
+    if wrong:
+        raise typer.Exit(1)
+
+
+def list_(lab: LabOption = None, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    for row in perform(Lab.find(lab), "bundle.list"):
+        if json:
+            print_json(row)
+            continue
+        cells = "no latents" if row["cells"] is None else f"{row['cells']} cells"
+        failed = f", {row['failed']} cannot be embedded" if row["failed"] else ""
+        since = f" since {row['active_since']}" if row["active_since"] else ""
+        gone = "" if row["installed"] else "  FILES MISSING: install it again"
+        typer.echo(f"{row['state'] + since:<10}  {_name(row)}  {cells}{failed}, {row['latent_size']} latents{gone}")
+
+
+def activate(
+    bundle: BundleArgument,
+    lab: LabOption = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Switch by itself once all cells are embedded.", show_default=False)
+    ] = False,
+    switch: Annotated[
+        bool, typer.Option("--switch", help="The report was read: switch now.", show_default=False)
+    ] = False,
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Switch though some cells cannot be embedded.", show_default=False)
+    ] = False,
+    wait: WaitOption = False,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    rows = perform(
+        Lab.find(lab), "bundle.activate", bundle=bundle, yes=yes, switch_now=switch, leave_out=leave_out, wait=wait
+    )
+    _show(_last(rows), json)
+
+
+def rollback(lab: LabOption = None, wait: WaitOption = False, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    last: dict[str, Any] = {}
+    for row in perform(Lab.find(lab), "bundle.rollback", wait=wait):
+        if "cancelled" in row and not json:
+            typer.echo(f"The change to {_name(row['cancelled']['bundle'])} is given up; its latents are kept.")
+        elif "switched" in row and not json:
+            typer.echo(f"{_name(row['switched']['bundle'])} answers again.")
+        last = row
+    if json:
+        print_json(last)
+    elif last["cells"] > last["embedded"] + last["failed"] and last["state"] == "active":
+        typer.echo(f"{last['cells'] - last['embedded'] - last['failed']} newer cells are being embedded in its space.")
+
+
+def drop(bundle: BundleArgument, lab: LabOption = None, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    row = _last(perform(Lab.find(lab), "bundle.drop", bundle=bundle))
+    if json:
+        print_json(row)
+    else:
+        typer.echo(f"{_name(row['dropped'])} is gone, with the latents of {row['cells']} cells.")
+
+
+def change_lines(change: Mapping[str, Any]) -> list[str]:
+    """A change of bundle for people."""
+    name, state = _name(change["bundle"]), change["state"]
+    done = change["embedded"] + change["failed"]
+    share = f"{done} of {change['cells']} cells" + (f" ({done / change['cells']:.0%})" if change["cells"] else "")
+    wish = f"labref bundle activate {change['bundle']['digest'][:12]}"
+    lines = {
+        "active": [f"{name} is active"],
+        "re-embedding": [f"changing to {name}: {share} embedded; queries are answered by the old one meanwhile"],
+        "comparing": [f"changing to {name}: all cells embedded, the references are being compared"],
+        "held": [
+            f"changing to {name} waits: {change['failed']} cells cannot be embedded; restore them from a backup and "
+            f"activate again, or leave them out: {wish} --switch --leave-out"
+        ],
+        "ready": [f"{name} is ready: {share} embedded. Switch: {wish} --switch   Give up: labref bundle rollback"],
+        "none": [f"no change to {name} is under way"],
+    }[state]
+    lines += [f"  {failure['cell_id']}: {failure['reason']}" for failure in change["failures"]]
+    report = change["report"]
+    if report is not None and report["sampled"]:
+        sampled = (
+            ""
+            if report["sampled"] == report["cells"]
+            else f" (a sample of {report['sampled']} of {report['cells']} cells)"
+        )
+        lines.append(f"  of each cell's eight references {report['changed']:.1f} change{sampled}; by class:")
+        width = max(len(label) for label in report["classes"])
+        for label, entry in report["classes"].items():
+            lines.append(
+                f"  {label:<{width}}  {entry['changed']:.1f} of 8 change; own class {entry['same_class_before']:.1%} "
+                f"before, {entry['same_class_after']:.1%} after"
+            )
+    return lines
+
+
+def _show(change: Mapping[str, Any], json: bool) -> None:
+    if json:
+        print_json(change)
+        return
+    for line in change_lines(change):
+        typer.echo(line)
+
+
+def _last(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    *_, last = rows
+    return last
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['name']}/{row['version']} ({row['digest'][:12]})"
+
+
+def add_to(app: typer.Typer) -> None:
+    group = typer.Typer(
+        help=_HELP, short_help="Change the model version, and go back.", no_args_is_help=True, rich_markup_mode=None
+    )
+    group.command("install", help=_INSTALL, short_help="Bring a bundle file in.")(install)
+    group.command("verify", help=_VERIFY, short_help="Verify a file, or all installed bundles.")(verify)
+    group.command("list", help=_LIST, short_help="The lab's bundles.")(list_)
+    group.command("activate", help=_ACTIVATE, short_help="Change to another bundle.")(activate)
+    group.command("rollback", help=_ROLLBACK, short_help="Give up a change, or go back.")(rollback)
+    group.command("drop", help=_DROP, short_help="Delete a bundle's latents.")(drop)
+    app.add_typer(group, name="bundle")

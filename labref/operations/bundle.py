@@ -1,0 +1,344 @@
+"""`labref bundle`: bring in, check, activate, go back, drop."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from labref.agent.jobs import Job, Jobs, Running
+from labref.bundle import Bundle, install, remove, unpacked
+from labref.errors import BundleError, LabrefError
+from labref.lab import Lab
+from labref.operations import Context, Row, operation, progress
+from labref.query import open_embedder
+from labref.reembedding import catch_up, compare, describe, installed, switch
+from labref.store import Store
+
+__all__ = ["JOB", "due"]
+
+JOB: Final = "bundle"
+"""Name of the agent's job that embeds cells again."""
+_LEAST_WAITING: Final = (
+    64  # new cells that an agent lets come together before it opens the networks of a bundle that waits
+)
+_RETRY_SECONDS: Final = 60.0
+_LEAST_SLICE_SECONDS: Final = 30.0
+_FRESH_SECONDS: Final = 10.0  # a batch in hand may still be recorded in the space before
+_LEAST_DIGEST: Final = 4  # characters
+
+
+@operation("bundle.install")
+def install_bundle(context: Context, *, file: str) -> Iterator[Row]:
+    """Bring a bundle file in, verified. file : absolute path. Yields the bundle as `bundle.list` does."""
+    bundle = install(Path(file), context.lab.bundles)
+    yield _row(context, bundle.digest, bundle)
+
+
+@operation("bundle.verify")
+def verify(context: Context, *, file: str | None = None) -> Iterator[Row]:
+    """Verify a bundle file, or every installed bundle: all files with their digests, and the golden outputs on this computer.
+
+    Yields {"bundle": {name, version, digest}, "difference": largest difference from the golden outputs, "allowed", "provider_line"}
+    for each; one that is not as it should be as {"bundle" or "folder", "problem": ...}.
+    """
+    if file is not None:
+        with unpacked(Path(file)) as bundle:
+            yield _verified(context, bundle)
+        return
+    for folder in _folders(context.lab):
+        try:
+            bundle = Bundle.open(folder)
+            yield _verified(context, bundle)
+        except BundleError as error:
+            yield {"folder": folder.name, "problem": str(error)}
+
+
+@operation("bundle.list")
+def list_bundles(context: Context) -> Iterator[Row]:
+    """Every bundle that is installed, or has latents in the store.
+
+    Yields {digest, name, version, state, installed, cells (with a latent in its space, null where it has no space yet), failed,
+    active_since, latent_size, labels}; state: "active", "changing" (a change to it is under way), "kept" (has latents) or "installed".
+    """
+    bundles: dict[str, Bundle | None] = {}
+    for folder in _folders(context.lab):
+        with contextlib.suppress(BundleError):
+            found = Bundle.open(folder)
+            bundles[found.digest] = found
+    for stored in context.store.bundles():
+        bundles.setdefault(stored.digest, None)
+    for digest, bundle in bundles.items():
+        yield _row(context, digest, bundle)
+
+
+@operation("bundle.activate")
+def activate(
+    context: Context,
+    *,
+    bundle: str,
+    yes: bool = False,
+    switch_now: bool = False,
+    leave_out: bool = False,
+    wait: bool = False,
+) -> Iterator[Row]:
+    """Change to a bundle: embed every cell in its space, report what changes, and switch where that is wished.
+
+    bundle : digest, the beginning of one, name, or name/version.  yes : switch as soon as all is embedded.  switch_now : the report
+    was read, switch; it is an error where no change to the bundle is under way.  leave_out : switch though some cells cannot be
+    embedded.  wait : stay until it is done; without an agent that is always so. Yields progress, and last a `labref.reembedding.describe`.
+    """
+    store = context.store
+    chosen = find(context, bundle)
+    pending = store.changes.pending()
+    if store.active_bundle() == chosen.digest:
+        if pending is not None:
+            raise LabrefError(
+                f"bundle {chosen.short} is the active one, and a change to {pending.digest[:12]} is under way; "
+                "`labref bundle rollback` gives that up."
+            )
+        if store.changes.coverage(chosen.digest).failed:
+            store.changes.retry(chosen.digest)
+        yield from _work(context, wait=wait)
+        yield describe(context.store, chosen.digest)
+        return
+    if switch_now:
+        store.changes.want_switch(chosen.digest, leave_out=leave_out)
+    else:
+        manifest = chosen.manifest
+        store.add_bundle(
+            chosen.digest,
+            name=manifest.name,
+            version=manifest.version,
+            latent_size=manifest.latent_size,
+            labels=manifest.labels,
+        )
+        by_itself = yes or context.lab.config.bundles.switch_when_ready
+        store.changes.wish(chosen.digest, switch=by_itself)
+        if leave_out:
+            store.changes.want_switch(chosen.digest, leave_out=True)
+    yield from _work(context, wait=wait or switch_now)
+    yield describe(context.store, chosen.digest)
+
+
+@operation("bundle.rollback")
+def rollback(context: Context, *, wait: bool = False) -> Iterator[Row]:
+    """Give up the change that is under way; where none is, go back to the bundle that was active before, at once.
+
+    Cells that came since the switch have no latent in the old space yet; they are embedded there afterwards.
+    Yields {"cancelled": change} or {"switched": change}, then progress, and last a `labref.reembedding.describe`.
+    """
+    store = context.store
+    pending = store.changes.pending()
+    if pending is not None:
+        store.changes.cancel()
+        yield {"cancelled": describe(context.store, pending.digest)}
+        yield describe(context.store, pending.digest)
+        return
+    active = store.active_bundle()
+    kept = {bundle.digest for bundle in store.bundles()}
+    before = [digest for digest, _ in store.changes.activations() if digest != active and digest in kept]
+    if not before:
+        raise LabrefError("there is no bundle to go back to: none was active before, or its latents were dropped.")
+    chosen = installed(context.lab, before[-1])
+    store.changes.retry(chosen.digest)
+    switch(context, chosen, complete=False)
+    yield {"switched": describe(context.store, chosen.digest)}
+    yield from _work(context, wait=wait)
+    yield describe(context.store, chosen.digest)
+
+
+@operation("bundle.drop")
+def drop(context: Context, *, bundle: str) -> Iterator[Row]:
+    """Delete the latents of a bundle that is not active, and its installed files. Yields {"dropped": {name, version, digest}, "cells"}."""
+    store = context.store
+    digest, name, version = _named(context, bundle)
+    since = store.changes.activations()[-1][1]
+    if (datetime.now(UTC) - since).total_seconds() < _FRESH_SECONDS and context.jobs is not None:
+        raise LabrefError(f"the bundle was switched just now; drop in {_FRESH_SECONDS:.0f} seconds.")
+    cells = 0
+    if any(stored.digest == digest for stored in store.bundles()):
+        cells = store.changes.coverage(digest).embedded
+        store.drop_index(digest)
+        store.changes.drop(digest)
+    elif digest == store.active_bundle():
+        raise LabrefError(f"bundle {digest[:12]} is the active one and cannot be dropped.")
+    remove(context.lab.bundles, digest)
+    yield {"dropped": {"name": name, "version": version, "digest": digest}, "cells": cells}
+
+
+def find(context: Context, wanted: str) -> Bundle:
+    """The installed bundle of that name, name/version, digest or beginning of one (4 characters or more), verified."""
+    digest, _, _ = _named(context, wanted)
+    return installed(context.lab, digest)
+
+
+def due(context: Context) -> Job | None:
+    """The agent's job, where cells have to be embedded again, or a switch is wished for."""
+    assert context.jobs is not None
+    if context.jobs.has(JOB):
+        return None
+    ended = context.jobs.status()["ended"].get(JOB)
+    if ended is not None and ended["outcome"] == "failed":
+        ago = (datetime.now(UTC) - datetime.fromisoformat(ended["at"])).total_seconds()
+        if ago < _RETRY_SECONDS:
+            return None
+    return Job(JOB, lambda running: _job(context, running)) if _wanted(context.store) else None
+
+
+def _wanted(store: Store) -> bool:
+    active = store.active_bundle()
+    if active is not None and store.changes.coverage(active).missing:
+        return True
+    pending = store.changes.pending()
+    if pending is None:
+        return False
+    coverage = store.changes.coverage(pending.digest)
+    if pending.report is None or coverage.missing >= _LEAST_WAITING:
+        return True
+    return pending.switch and (not coverage.failed or pending.leave_out)
+
+
+def _job(context: Context, running: Running) -> None:
+    for row in _steps(context, running, shared=context.jobs):
+        said = row["progress"]
+        running.report(said["done"], said["total"], said["text"])
+
+
+def _work(context: Context, *, wait: bool) -> Iterator[Row]:
+    """Have the agent do what is due, or do it here. wait : stay until it is done."""
+    if context.jobs is None:
+        yield from _steps(context, None, shared=None)
+        return
+    context.jobs.submit(Job(JOB, lambda running: _job(context, running)))
+    while wait:
+        state = context.jobs.status()
+        running = state["running"]
+        if running is not None and running["name"] == JOB:
+            yield progress(running["done"], running["total"], running["text"])
+        elif not context.jobs.has(JOB):
+            ended = state["ended"].get(JOB)
+            if ended is not None and ended["outcome"] == "failed":
+                raise LabrefError(ended["message"])
+            if not _wanted(context.store) or (ended is not None and ended["outcome"] == "stopped"):
+                return
+            context.jobs.submit(Job(JOB, lambda running: _job(context, running)))
+        else:
+            yield progress(0, 0, "waiting for other work of the agent")
+        time.sleep(0.5)
+
+
+def _steps(context: Context, running: Running | None, *, shared: Jobs | None) -> Iterator[Row]:
+    """Do what is due, as far as it goes; yields progress. shared : leave off when other jobs wait; it is gone on with later."""
+    lab, store = context.lab, context.store
+    started = time.monotonic()
+
+    def stopped() -> bool:
+        if running is not None and running.stopped:
+            return True
+        busy = shared is not None and shared.status()["waiting"]
+        return bool(busy) and time.monotonic() - started > _LEAST_SLICE_SECONDS
+
+    def given_up() -> bool:
+        now = store.changes.pending()
+        return stopped() or now is None or now.digest != digest
+
+    active = store.active_bundle()
+    assert active is not None
+    if store.changes.coverage(active).missing:
+        yield progress(0, 0, "opening the networks")
+        yield from catch_up(lab, store, context.embedder(), stopped=stopped)
+        store.changes.predict()
+    pending = store.changes.pending()
+    if pending is None or stopped():
+        return
+    digest = pending.digest
+    bundle = installed(lab, digest)
+    if store.changes.coverage(digest).missing:
+        yield progress(0, 0, "opening the networks")
+        with open_embedder(lab, bundle) as embedder:
+            embedder.golden_difference()  # a computer that runs it wrongly must not spend a night on it
+            yield from catch_up(lab, store, embedder, stopped=given_up)
+        if given_up():
+            return
+    if pending.report is None:
+        yield progress(0, 0, "building the index of the new space")
+        store.build_index(active)
+        store.build_index(digest)
+        report = yield from compare(store, installed(lab, active), bundle, stopped=given_up)
+        if report is None:
+            return
+        store.changes.report(digest, report)
+    pending = store.changes.pending()
+    if pending is None or pending.digest != digest or not pending.switch:
+        return
+    if pending.leave_out or not store.changes.coverage(digest).failed:
+        yield progress(0, 0, "switching")
+        switch(context, bundle, complete=True)
+
+
+def _row(context: Context, digest: str, bundle: Bundle | None) -> Row:
+    store = context.store
+    stored = next((known for known in store.bundles() if known.digest == digest), None)
+    coverage = None if stored is None else store.changes.coverage(digest)
+    pending = store.changes.pending()
+    state = "installed" if stored is None else "kept"
+    if digest == store.active_bundle():
+        state = "active"
+    elif pending is not None and pending.digest == digest:
+        state = "changing"
+    since = [at for activated, at in store.changes.activations() if activated == digest]
+    known = bundle.manifest if bundle is not None else stored
+    assert known is not None
+    return {
+        "digest": digest,
+        "name": known.name,
+        "version": known.version,
+        "state": state,
+        "installed": bundle is not None,
+        "cells": None if coverage is None else coverage.embedded,
+        "failed": 0 if coverage is None else coverage.failed,
+        "active_since": since[-1].isoformat(timespec="seconds") if state == "active" else None,
+        "latent_size": known.latent_size,
+        "labels": list(known.labels),
+    }
+
+
+def _verified(context: Context, bundle: Bundle) -> Row:
+    row: Row = {
+        "bundle": {"name": bundle.manifest.name, "version": bundle.manifest.version, "digest": bundle.digest},
+    }
+    try:
+        with open_embedder(context.lab, bundle) as embedder:
+            row |= {"provider_line": embedder.provider_line, "difference": embedder.golden_difference()}
+    except BundleError as error:
+        return row | {"problem": str(error)}
+    return row | {"allowed": bundle.manifest.golden_tolerance}
+
+
+def _folders(lab: Lab) -> list[Path]:
+    return sorted(folder for folder in lab.bundles.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _named(context: Context, wanted: str) -> tuple[str, str, str]:
+    """Digest, name and version of the one bundle that `wanted` names. Raises `LabrefError` where it is none, or several."""
+    known: dict[str, tuple[str, str]] = {}
+    for folder in _folders(context.lab):
+        with contextlib.suppress(BundleError):
+            bundle = Bundle.open(folder)
+            known[bundle.digest] = (bundle.manifest.name, bundle.manifest.version)
+    for stored in context.store.bundles():
+        known.setdefault(stored.digest, (stored.name, stored.version))
+    matching = [
+        (digest, name, version)
+        for digest, (name, version) in known.items()
+        if wanted in (name, f"{name}/{version}") or (len(wanted) >= _LEAST_DIGEST and digest.startswith(wanted.lower()))
+    ]
+    if len(matching) == 1:
+        return matching[0]
+    listed = ", ".join(f"{name}/{version} ({digest[:12]})" for digest, (name, version) in known.items())
+    what = "names several bundles" if matching else "names no bundle of this lab"
+    raise LabrefError(f"{wanted!r} {what}; name one of {listed}, or bring one in with `labref bundle install FILE`.")
