@@ -80,6 +80,10 @@ def _explained(path: Path, error: duckdb.Error) -> StoreError:
         return StoreError(
             f"{path} is not a labref store: it is no DuckDB database. Restore a backup of the lab folder."
         )
+    if "Corrupt database" in text or "checksum" in text:
+        return StoreError(
+            f"{path} is damaged. Look at the disk, and restore a backup (`labref store restore`). (DuckDB says: {text})"
+        )
     return StoreError(
         f"{path} cannot be opened. Look at the rights of the file and its folder and at the free disk space. "
         f"(DuckDB says: {text})"
