@@ -1,0 +1,497 @@
+"""`labref map`: the lab's self-organising map: trained, shown, asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labref.cli._shared import JsonOption, LabOption, perform, print_json
+from labref.errors import LabrefError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from labref.lab import Lab
+
+__all__ = ["add_to"]
+
+_HELP = """The lab's map: every cell on a grid of nodes, cells that look alike close together (a self-organising map).
+
+The agent trains it by itself, in the background, once there are 64 cells, and again as the store grows: from the map
+before, so that cells stay where people remember them. What comes out worse is kept but not used. A new cell is placed
+at once. When the bundle changes, the map is trained from the start: until then there is none. See [map] in labref.toml.
+
+\b
+Examples:
+  labref map status                              is there a map, how good, is one being trained
+  labref map show --out map.png                  a picture of it: classes over the U-matrix
+  labref map show --class monocyte --out m.png   one class, what the network takes for another in red
+  labref map suspects --grid suspects.png        labels that disagree with their neighbourhood
+  labref query cell.jpg --by map                 references by the map
+
+Works while the agent runs and while it does not.
+"""
+_TRAIN_HELP = """Train the map now, and put it in use unless it is worse than the one in use.
+
+While the agent runs it does the work, in the background; this command waits and shows how far it is (Ctrl-C ends the
+waiting, not the training). By default training goes on from the map in use; --full starts anew. Worse means: on 2,000
+of the lab's cells, always the same ones but for new cells, a quantisation error more than 2 % above that of the map in
+use, or a topographic error more than 0.02 above. Such a map is kept; `labref map use NUMBER` puts it in use.
+
+\b
+Examples:
+  labref map train
+  labref map train --full --rows 120 --cols 120
+  labref map train --trainer minisom          MiniSom's own training, 500 steps a node: slow, to compare with
+
+\b
+With --json, the new version: number, bundle, rows, columns, sigma (final radius, nodes), seed, trainer, started_from (the
+map it went on from, or null), cells, qe (quantisation error: mean distance to the best node), te (topographic error:
+share of cells whose two best nodes do not touch), qe_before, te_before (the map before, on the same cells), moved_far
+(share of cells that moved more than 3 nodes), verdict (first, better, worse), seconds, trained_at, in_use,
+weights_kept, said (all that in words).
+"""
+_STATUS_HELP = """Say whether there is a map, how good it is, whether all cells lie on it, and what is due.
+
+\b
+Examples:
+  labref map status
+  labref map status --json
+
+\b
+With --json: bundle, map (as of `labref map train --json`, or null), problem (why there is none, or null), cells, placed,
+training {done, total, text, started_at} or null, due (why training is due, or null), last {at, outcome, message} of the
+agent's last training, config, fewest_cells.
+"""
+_LIST_HELP = """List every version of the map, in the order they were trained: how good, and whether it was put in use.
+
+\b
+Examples:
+  labref map list
+  labref map list --json      one object a line, fields as of `labref map train --json`
+"""
+_USE_HELP = """Put an earlier version of the map in use, or one that was worse. All cells are placed on it first.
+
+The weights of the five newest versions are kept. The next training goes on from the map that is in use then.
+
+\b
+Examples:
+  labref map use 3
+  labref map use 3 --json     fields as of `labref map train --json`
+"""
+_SHOW_HELP = """Draw the map as a picture (PNG), after figures 43, 44, 58 and 59 to 77 of the thesis.
+
+Each node bears the digit of the class that most of its cells have, over the U-matrix: light where neighbouring nodes
+are far apart (a border between clusters), dark where they are near. --class draws one class alone; what the network
+takes for another class is on red. --slide and --patient draw how these cells spread over the map; two of them stand
+side by side. A patient is a folder of the export: every cell with that folder on its path.
+
+\b
+Examples:
+  labref map show --out map.png
+  labref map show --what umatrix --out u.png
+  labref map show --class eosinophil --out eosinophil.png
+  labref map show --slide "A-1" --slide "A-2" --out two.png
+  labref map show --patient 10234 --patient 10311 --out two.png
+  labref map show --json                      what is where, without a picture (unless --out is given)
+
+\b
+With --json, one object: map (as of `labref map train --json`), umatrix (rows of numbers, 0 to 1), cells {cell_id, row,
+column, label, label_source, predicted, slide, patient}: lists of one length, a place a cell; out.
+"""
+_NODE_HELP = """List the cells on one node of the map, nearest to the node first.
+
+\b
+Examples:
+  labref map node 12 40
+  labref map node 12 40 --grid node.png       their images
+  labref map node 12 40 --json
+
+\b
+With --json, one object a line: cell_id, label, label_source, predicted (the bundle's class), slide, analyser,
+quantization_error (distance to the node), row, column, path.
+"""
+_SUSPECTS_HELP = """List cells whose label disagrees with the labels about them on the map, most surprising first: look at these again.
+
+Only labels that a person or the analyser gave are doubted, and only those are believed. The surprise is the logarithm
+of how many times more of the neighbourhood is of another class than of the cell's own; each cell about it counts by
+its nearness, exp(-d²/2r²) with r two nodes. Correct one with `labref label`.
+
+\b
+Examples:
+  labref map suspects
+  labref map suspects --limit 24 --grid suspects.png
+  labref map suspects --json
+
+\b
+With --json, one object a line: as of `labref map node --json`, and neighbourhood (the class about it), share,
+share_of_label, surprise.
+"""
+_CLASSIFY_HELP = """Say what class the neighbourhood on the map gives: to images, or, without any, how often it is a cell's own label.
+
+\b
+Examples:
+  labref map classify cell.jpg            the class that most cells about its node have
+  labref map classify                     of the labelled cells, itself left out: how many agree, class by class
+  labref map classify --json
+
+\b
+With --json, one object a line. For an image: image, map {row, column, label, share, cells, map}. Without images:
+label (null for all classes together), cells, agree (share of them), mistaken_for {label: cells}.
+"""
+
+
+class Trainer(StrEnum):
+    """How a map is trained."""
+
+    BATCH = "batch"
+    MINISOM = "minisom"
+
+
+class What(StrEnum):
+    """What a picture of the whole map shows."""
+
+    BOTH = "both"
+    DIGITS = "digits"
+    UMATRIX = "umatrix"
+
+
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="OUT.png", dir_okay=False, help="Where the picture goes.", show_default=False),
+]
+GridOption = Annotated[
+    Path | None,
+    typer.Option("--grid", metavar="OUT.png", dir_okay=False, help="Also draw the cells.", show_default=False),
+]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command(help=_TRAIN_HELP, short_help="Train the map now.")
+def train(
+    lab: LabOption = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, max=1000, help="Rows of nodes.", show_default=False)
+    ] = None,
+    cols: Annotated[
+        int | None, typer.Option("--cols", min=1, max=1000, help="Columns of nodes.", show_default=False)
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option("--sigma", min=0.1, help="Radius to start with, nodes.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of what is random.", show_default=False)] = None,
+    trainer: Annotated[Trainer, typer.Option("--trainer", help="batch, or MiniSom's own.")] = Trainer.BATCH,
+    full: Annotated[bool, typer.Option("--full", help="Start anew, not from the map in use.")] = False,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    parameters = {"rows": rows, "columns": cols, "sigma": sigma, "seed": seed, "trainer": trainer.value, "full": full}
+    _tell(perform(Lab.find(lab), "map.train", **parameters), json, _version)
+
+
+@app.command(help=_STATUS_HELP, short_help="Is there a map, how good, what is due.")
+def status(lab: LabOption = None, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    _tell(perform(Lab.find(lab), "map.status"), json, _status)
+
+
+@app.command("list", help=_LIST_HELP, short_help="Every version of the map.")
+def list_(lab: LabOption = None, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    _tell(perform(Lab.find(lab), "map.list"), json, _version)
+
+
+@app.command(help=_USE_HELP, short_help="Put another version in use.")
+def use(
+    number: Annotated[int, typer.Argument(metavar="NUMBER", min=1, show_default=False)],
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    _tell(perform(Lab.find(lab), "map.use", number=number), json, _version)
+
+
+@app.command(help=_SHOW_HELP, short_help="Draw the map.")
+def show(
+    lab: LabOption = None,
+    out: OutOption = None,
+    what: Annotated[What, typer.Option("--what", help="The digits, the U-matrix, or both.")] = What.BOTH,
+    label: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Only this class.", show_default=False)
+    ] = None,
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", metavar="NAME", help="How a slide spreads.", show_default=False)
+    ] = None,
+    patient: Annotated[
+        list[str] | None, typer.Option("--patient", metavar="NAME", help="How a patient spreads.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    if out is None and not json:
+        raise typer.BadParameter("say where the picture goes: --out map.png")
+    if label is not None and (slide or patient):
+        raise typer.BadParameter("--class stands alone; leave out --slide and --patient")
+    if len(slide or []) + len(patient or []) > 2:
+        raise typer.BadParameter("at most two slides or patients stand side by side")
+    first, *parts = perform(Lab.find(lab), "map.cells", patients=patient or [])
+    cells = {name: [value for part in parts for value in part[name]] for name in (parts[0] if parts else {})}
+    if out is not None:
+        _save(_picture(first, cells, what, label, slide or [], patient or []), out, "--out")
+    if json:
+        print_json(_located(first, cells, out))
+    else:
+        typer.echo(f"{out}: map {first['map']['number']}, {len(cells.get('node', [])):,} cells")
+
+
+@app.command(help=_NODE_HELP, short_help="The cells on one node.")
+def node(
+    row: Annotated[int, typer.Argument(metavar="ROW", min=0, show_default=False)],
+    column: Annotated[int, typer.Argument(metavar="COL", min=0, show_default=False)],
+    lab: LabOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 100,
+    grid: GridOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    where = Lab.find(lab)
+    rows = list(perform(where, "map.node", row=row, column=column, limit=limit))
+    _tell(rows, json, _cell, otherwise=f"no cell lies on node {row} {column}; `labref map show` says where some do")
+    if grid is not None:
+        subtitle = "nearest to the node first; the number is the quantisation error"
+        lines = [(f"{r['quantization_error']:.3g}", f"network: {r['predicted']}") for r in rows]
+        _sheet(where, f"Node {row} {column}", subtitle, rows, lines, grid)
+
+
+@app.command(help=_SUSPECTS_HELP, short_help="Labels that disagree with their neighbourhood.")
+def suspects(
+    lab: LabOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 50,
+    grid: GridOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    where = Lab.find(lab)
+    rows = list(perform(where, "map.suspects", limit=limit))
+    _tell(rows, json, _suspect, otherwise="no label disagrees with its neighbourhood")
+    if grid is not None:
+        subtitle = "most surprising first: the label it carries in bold, and what lies about it on the map"
+        lines = [
+            (f"about it: {r['neighbourhood']} {r['share']:.0%}", f"network: {r['predicted']}", r["cell_id"])
+            for r in rows
+        ]
+        _sheet(where, "Labels that disagree with their neighbourhood", subtitle, rows, lines, grid)
+
+
+@app.command(help=_CLASSIFY_HELP, short_help="The class that the neighbourhood gives.")
+def classify(
+    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", show_default=False)] = None,
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    where = Lab.find(lab)
+    if images:
+        _classify_images(where, images, json)
+        return
+    _tell(
+        perform(where, "map.classify"), json, _class, otherwise="no cell has a label that a person or the analyser gave"
+    )
+
+
+def _classify_images(lab: Lab, images: Sequence[Path], json: bool) -> None:
+    from labref.query import Desk
+
+    failed = False
+    with Desk.open(lab) as desk:
+        for image in images:
+            try:
+                answer = desk.ask(image.read_bytes(), name=str(image), k=1, by="map")
+            except (OSError, LabrefError) as error:
+                what = error if isinstance(error, LabrefError) else f"cannot be read: {error.strerror or error}"
+                typer.echo(f"error: {image}: {what}", err=True)
+                failed = True
+                continue
+            place = answer["map"]
+            if json:
+                print_json({"image": answer["image"], "map": place})
+            else:
+                said = (
+                    "no cell is near"
+                    if place["label"] is None
+                    else f"{place['label']} {place['share']:.1%} of {place['cells']} cells"
+                )
+                typer.echo(f"{answer['image']}: {said}, node {place['row']} {place['column']}")
+    if failed:
+        raise typer.Exit(1)
+
+
+# --- output ---
+
+
+def _tell(rows: Iterable[Mapping[str, Any]], json: bool, line: Any, *, otherwise: str | None = None) -> None:
+    """Print rows as JSON or, by `line`, for people."""
+    told = False
+    for row in rows:
+        told = True
+        if json:
+            print_json(row)
+        else:
+            typer.echo(line(row))
+    if not told and not json and otherwise is not None:
+        typer.echo(otherwise)
+
+
+def _version(row: Mapping[str, Any]) -> str:
+    used = "in use" if row["in_use"] else "" if row["weights_kept"] else "weights gone"
+    moved = "" if row["moved_far"] is None else f", {row['moved_far']:.1%} of cells moved more than 3 nodes"
+    return (
+        f"map {row['number']}  {row['rows']}×{row['columns']}  {row['cells']:,} cells  QE {row['qe']:.4g}  TE {row['te']:.4f}  "
+        f"{row['trained_at'][:19]}  {row['seconds']:.1f} s  {used}\n    {row['said']}{moved}"
+    )
+
+
+def _status(row: Mapping[str, Any]) -> str:
+    lines = []
+    if row["map"] is not None:
+        lines += [_version(row["map"]), f"{row['placed']:,} of {row['cells']:,} cells lie on it"]
+    elif row["problem"]:
+        lines.append(f"no map is in use: {row['problem']}")
+    elif row["cells"] < row["fewest_cells"]:
+        lines.append(f"no map yet: it is trained from {row['fewest_cells']} cells on, and there are {row['cells']}")
+    else:
+        lines.append("no map yet for the bundle in use")
+    if row["training"] is not None:
+        training = row["training"]
+        lines.append(f"being trained: {training['text']} ({training['done']} of {training['total']})")
+    elif row["due"] is not None:
+        lines.append(f"due for training: {row['due']}; the agent does it, or `labref map train`")
+    if row["last"] is not None and row["last"]["outcome"] == "failed":
+        lines.append(f"the last training failed: {row['last']['message']}")
+    if not row["config"]["enabled"]:
+        lines.append("the agent does not train it ([map] enabled = false)")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    slide = row["slide"] or ""
+    return (
+        f"{row['cell_id']}  {row['label']:<16} {row['label_source']:<9}  {row['quantization_error']:<7.3g} "
+        f"network: {row['predicted']:<16} {slide}"
+    ).rstrip()
+
+
+def _suspect(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['cell_id']}  {row['label']:<16} about it {row['neighbourhood']} {row['share']:.0%}, network: {row['predicted']}; "
+        f"node {row['row']} {row['column']}  surprise {row['surprise']:.2f}  {row['path']}"
+    )
+
+
+def _class(row: Mapping[str, Any]) -> str:
+    others = ", ".join(f"{label} {cells}" for label, cells in row["mistaken_for"].items())
+    name = "all classes" if row["label"] is None else row["label"]
+    return f"{name:<20} {row['cells']:>8,} cells  {row['agree']:>6.1%} agree  {others}".rstrip()
+
+
+# --- pictures ---
+
+
+def _picture(
+    first: Mapping[str, Any],
+    cells: Mapping[str, list[Any]],
+    what: What,
+    label: str | None,
+    slides: Sequence[str],
+    patients: Sequence[str],
+) -> Image:
+    import numpy as np
+
+    from labref.som import picture
+    from labref.som.files import load
+
+    version = first["map"]
+    shown = picture.Shown(
+        u=picture.u_matrix(load(Path(first["weights"])).get_weights()),
+        nodes=np.array(cells.get("node", []), np.int64),
+        labels=np.array(cells.get("label", []), np.str_),
+        predicted=np.array(cells.get("predicted", []), np.str_),
+        title=f"Map {version['number']} of this lab" + ("" if label is None else f": {label}"),
+        subtitle=(
+            f"{version['rows']}×{version['columns']} nodes  ·  {len(cells.get('node', [])):,} cells  ·  quantisation error "
+            f"{version['qe']:.3g}, topographic error {version['te']:.3f}  ·  trained {version['trained_at'][:10]}  ·  bundle "
+            f"{version['bundle'][:12]}"
+        ),
+    )
+    if label is not None:
+        if label not in shown.classes:
+            known = ", ".join(shown.classes) or "none"
+            raise LabrefError(f"no cell on the map is called {label!r}; classes are: {known}")
+        return picture.draw_class(shown, label)
+    parts = [(f"Slide {name}", _are(cells.get("slide", []), name)) for name in slides]
+    parts += [(f"Patient {name}", _are(cells.get("patient", []), name)) for name in patients]
+    if parts:
+        for name, chosen in parts:
+            if not chosen.any():
+                raise LabrefError(f"{name}: no cell of it lies on the map; `labref status --json` lists the slides")
+        return picture.draw_spread(shown, parts)
+    return picture.draw_map(shown, digits=what is not What.UMATRIX, background=what is not What.DIGITS)
+
+
+def _are(values: Sequence[str | None], name: str) -> Any:
+    import numpy as np
+
+    return np.array([value == name for value in values], np.bool_)
+
+
+def _located(first: Mapping[str, Any], cells: Mapping[str, list[Any]], out: Path | None) -> dict[str, Any]:
+    from labref.som.files import load
+    from labref.som.picture import u_matrix
+
+    columns = first["map"]["columns"]
+    nodes = cells.get("node", [])
+    names = ("cell_id", "label", "label_source", "predicted", "slide", "patient")
+    located = {name: cells.get(name, []) for name in names}
+    located |= {"row": [n // columns for n in nodes], "column": [n % columns for n in nodes]}
+    u = u_matrix(load(Path(first["weights"])).get_weights()).round(5).tolist()
+    return {"map": first["map"], "umatrix": u, "cells": located, "out": None if out is None else str(out)}
+
+
+def _sheet(
+    lab: Lab, title: str, subtitle: str, rows: Sequence[Mapping[str, Any]], lines: Sequence[tuple[str, ...]], out: Path
+) -> None:
+    from labref.image import decode
+    from labref.sheet import Tile, draw_sheet
+
+    tiles = []
+    for row, said in zip(rows, lines, strict=True):
+        kept = lab.kept_image(row["cell_id"])
+        tiles.append(Tile(None if kept is None else decode(kept), row["label"], said))
+    _save(draw_sheet(title, subtitle, tiles), out, "--grid")
+
+
+def _save(picture: Image, out: Path, option: str) -> None:
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise LabrefError(
+            f"the picture could not be written to {out}: {error}. Give {option} a file name that ends in .png, in a folder "
+            "that exists and can be written to."
+        ) from None
+
+
+def add_to(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="map", help=_HELP, short_help="The lab's map: train, show, ask.")
