@@ -176,3 +176,16 @@ def test_real_cells_keep_their_centre_when_captured_again(real_cells: Path) -> N
         again = prepare_pixels(np.clip(picture[4:, 3:] * np.array([1.03, 0.98, 1.0]), 0, 255).astype(np.uint8))
         moved.append(np.hypot(first.centre[0] - again.centre[0] - 4, first.centre[1] - again.centre[1] - 3))
     assert np.mean(np.array(moved) <= 2.0) >= 0.9
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("turns", [0, 2])
+def test_a_turned_or_mirrored_image_gives_the_turned_or_mirrored_crop(
+    real_cells: Path, mirror: bool, turns: int
+) -> None:
+    def change(pixels: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirror else pixels, turns))
+
+    for image in sorted((real_cells / "pbc" / "monocyte").glob("*.jpg"))[:6]:
+        pixels = decode(image.read_bytes())
+        np.testing.assert_array_equal(prepare_pixels(change(pixels)).crop, change(prepare_pixels(pixels).crop))

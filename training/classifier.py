@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from rich.progress import Progress
 from labref.image import BACKGROUND
 from training.config import Augmentation, ClassifierConfig
 from training.data import batches
-from training.networks import AttributeLoss, build_classifier, start_from, with_attributes
-from training.run import Run, RunError, load_attribute_codes, load_part, write_json
+from training.networks import AttributeLoss, build_classifier, start_from, with_heads
+from training.run import Run, RunError, domain_codes, load_attribute_codes, load_part, write_json
 
 __all__ = ["augment", "class_weights", "evaluate_classifier", "predict", "train_classifier"]
 
@@ -167,31 +167,32 @@ def _dataset(
     weights: NDArray[np.float32],
     seed: int,
     first_step: int,
-    codes: NDArray[np.int64] | None = None,
+    heads: Sequence[NDArray[np.int64]] = (),
 ) -> Any:
-    """Batches of (crops, targets, weights); targets and weights are pairs where attribute codes int64[n, a] are given."""
-    known = np.empty((len(targets), 0), np.int64) if codes is None else codes
+    """Batches of (crops, targets, weights); where there are heads beside the classes, targets and weights are tuples, with the
+    targets int64[n, ...] of each head after those of the classes."""
 
     def generate() -> Iterator[tuple[Any, ...]]:
         plain = batches(rows, config.batch_size, seed=seed, start=first_step, drop_last=True)
         for number, batch in enumerate(plain, start=first_step):
             labels = targets[batch]
-            yield crops[batch], labels, known[batch], weights[labels], np.array([seed, number], np.int32)
+            told = tuple(head[batch] for head in heads)
+            yield crops[batch], labels, told, weights[labels], np.array([seed, number], np.int32)
 
     size, classes = crops.shape[1], len(weights)
     signature = (
         tf.TensorSpec((None, size, size, 3), tf.uint8),
         tf.TensorSpec((None,), tf.int64),
-        tf.TensorSpec((None, known.shape[1]), tf.int64),
+        tuple(tf.TensorSpec((None, *head.shape[1:]), tf.int64) for head in heads),
         tf.TensorSpec((None,), tf.float32),
         tf.TensorSpec((2,), tf.int32),
     )
 
-    def prepare(images: Any, labels: Any, attributes: Any, weight: Any, batch_seed: Any) -> Any:
+    def prepare(images: Any, labels: Any, told: Any, weight: Any, batch_seed: Any) -> Any:
         changed, wanted = augment(images, config.augmentation, batch_seed * [1000, 10]), tf.one_hot(labels, classes)
-        if codes is None:
+        if not heads:
             return changed, wanted, weight
-        return changed, (wanted, attributes), (weight, tf.ones_like(weight))
+        return changed, (wanted, *told), (weight, *(tf.ones_like(weight) for _ in heads))
 
     data = tf.data.Dataset.from_generator(generate, output_signature=signature)
     return data.map(prepare, num_parallel_calls=2).prefetch(4)
@@ -229,7 +230,11 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     weights = class_weights(targets["train"][rows["train"]], len(split.labels), config.class_weights)
 
     attributes = load_attribute_codes(run, "train")
-    codes = attributes.codes if config.attribute_weight and attributes.sizes else None
+    heads = []
+    if config.attribute_weight and attributes.sizes:
+        heads.append(attributes.codes)
+    if config.domain_weight and len(run.config.domains) > 1:
+        heads.append(domain_codes(run, "train"))
 
     keras.utils.set_random_seed(run.config.seed)
     epoch, first_step = 0, 0
@@ -259,7 +264,7 @@ def train_classifier(run: Run, progress: Progress) -> Path:
             weights,
             run.config.seed * 1000 + number,
             skip,
-            codes,
+            heads,
         )
         fit = model.fit(
             data,
@@ -310,18 +315,26 @@ def _new_model(run: Run, attributes: tuple[int, ...], steps: int) -> Any:
             start_from(model, keras.models.load_model(config.initial, compile=False))
         except (OSError, ValueError) as error:
             raise RunError(f"classifier.initial, {config.initial}: {error}") from None
-    losses: Any = keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)
-    metrics: Any = ["accuracy"]
-    shares = None
+    losses: list[Any] = [keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)]
+    metrics: list[Any] = [["accuracy"]]
+    shares = [1.0]
     if config.attribute_weight and attributes:
-        model = with_attributes(model, attributes)
-        losses, metrics, shares = [losses, AttributeLoss(attributes)], [metrics, []], [1.0, config.attribute_weight]
+        losses.append(AttributeLoss(attributes))
+        metrics.append([])
+        shares.append(config.attribute_weight)
+    domains = len(run.config.domains) if config.domain_weight and len(run.config.domains) > 1 else 0
+    if domains:
+        losses.append(keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        metrics.append([])
+        shares.append(config.domain_weight)
+    if len(losses) > 1:
+        model = with_heads(model, attributes if config.attribute_weight else (), domains)
     model.compile(
         optimizer=keras.optimizers.Adam(_learning_rate(config, steps)),
-        loss=losses,
-        loss_weights=shares,
+        loss=losses if len(losses) > 1 else losses[0],
+        loss_weights=shares if len(losses) > 1 else None,
         weighted_metrics=[],
-        metrics=metrics,
+        metrics=metrics if len(losses) > 1 else metrics[0],
     )
     return model
 

@@ -62,7 +62,8 @@ class ClassifierConfig:
     normalisation : "batch" (the thesis'), or "group" (groups of 8 channels; Wu & He, arXiv 1803.08494), which does not
     depend on the statistics of the optics trained on.
     attribute_weight : weight of a head for each expert attribute, where the run has some: the features then hold what
-    experts see beyond the class.  initial : a trained `classifier.keras` to start from, layer by layer where shapes agree.
+    experts see beyond the class.  domain_weight : weight of a head that tells the run's domains apart, whose gradient is
+    reversed (Ganin & Lempitsky, arXiv 1409.7495): the features learn not to hold the optics.  initial : a trained `classifier.keras` to start from, layer by layer where shapes agree.
     """
 
     width: float = 1.0
@@ -80,6 +81,7 @@ class ClassifierConfig:
     class_weights: Literal["none", "sqrt", "balanced"] = "none"
     mixed_precision: bool = False
     attribute_weight: float = 0.0
+    domain_weight: float = 0.0
     initial: str = ""
     augmentation: Augmentation = field(default_factory=Augmentation)
 

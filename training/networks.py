@@ -22,7 +22,7 @@ __all__ = [
     "orbit_matrix",
     "orientations_of",
     "start_from",
-    "with_attributes",
+    "with_heads",
 ]
 
 BREAK = "break"
@@ -111,11 +111,31 @@ class AttributeLoss(keras.losses.Loss):
         return {**super().get_config(), "sizes": list(self.sizes)}
 
 
-def with_attributes(classifier: keras.Model, sizes: tuple[int, ...]) -> keras.Model:
-    """The classifier with a second output, logits float32[n, sum(sizes)] of expert attributes, from the same last features."""
+def reverse_gradient(x: Any) -> Any:
+    """x itself, with its gradient turned round (Ganin & Lempitsky, arXiv 1409.7495); for any backend of Keras."""
+    return 2.0 * keras.ops.stop_gradient(x) - x
+
+
+@keras.saving.register_keras_serializable("labref")
+class ReverseGradient(layers.Layer):
+    """`reverse_gradient` as a layer."""
+
+    def call(self, inputs: Any) -> Any:
+        """The inputs."""
+        return reverse_gradient(inputs)
+
+
+def with_heads(classifier: keras.Model, attributes: tuple[int, ...] = (), domains: int = 0) -> keras.Model:
+    """The classifier with more outputs from its last features: logits float32[n, sum(attributes)] of expert attributes
+    ("attributes"), and logits float32[n, domains] of the optics ("domain"), which its features learn not to tell."""
     last = classifier.get_layer("probabilities").input
-    logits = layers.Dense(sum(sizes), dtype="float32", name="attributes")(last)
-    return keras.Model(classifier.input, [classifier.output, logits], name="classifier_with_attributes")
+    outputs = [classifier.output]
+    if attributes:
+        outputs.append(layers.Dense(sum(attributes), dtype="float32", name="attributes")(last))
+    if domains:
+        hidden = layers.Dense(64, activation="relu")(ReverseGradient()(last))
+        outputs.append(layers.Dense(domains, dtype="float32", name="domain")(hidden))
+    return keras.Model(classifier.input, outputs, name="classifier_with_heads")
 
 
 def start_from(classifier: keras.Model, trained: keras.Model) -> int:

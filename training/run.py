@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from training.config import RunConfig
 from training.data import Split, cache_crops, list_images, load_attributes, make_split
 
-__all__ = ["Attributes", "Run", "RunError", "load_attribute_codes", "load_part", "write_json"]
+__all__ = ["Attributes", "Run", "RunError", "domain_codes", "load_attribute_codes", "load_part", "write_json"]
 
 
 class RunError(Exception):
@@ -84,7 +84,8 @@ class Run:
             config, place, split = RunConfig.from_json(values["config"]), Path(values["data"]), str(values["split"])
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{run} holds no run: {error}. Begin one with `python -m training train`.") from None
-        found = make_split(list_images(data or place), holdout=config.holdout, validation=config.validation)
+        items = list_images(data or place, config.domains, config.aliases)
+        found = make_split(items, holdout=config.holdout, validation=config.validation)
         if found.digest != split:
             raise RunError(
                 f"{data or place} gives split {found.digest[:16]}, the run was on {split[:16]}: images were added, removed "
@@ -125,6 +126,12 @@ def load_attribute_codes(run: Run, part: str) -> Attributes:
         for row in (table.get(item.path.rsplit("/", 1)[-1], unknown) for item in run.split.part(part))
     ]
     return Attributes(tuple(len(known) for known in values), np.array(codes, np.int64))
+
+
+def domain_codes(run: Run, part: str) -> NDArray[np.int64]:
+    """Number int64[n] of the domain of each image of `part`: its folder's place among the run's domains."""
+    place = {domain: number for number, domain in enumerate(run.config.domains)}
+    return np.array([place.get(item.path.split("/", 1)[0], 0) for item in run.split.part(part)], np.int64)
 
 
 def load_part(
