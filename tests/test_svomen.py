@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from labref.bundle import Bundle
 from labref.som.training import as_minisom
-from training.evaluate import load_attributes
+from training.data import Item, load_attributes
 from training.latents import Latents, load_latents, on_map, save_latents
 from training.statistics import bootstrap, share
 from training.svomen import app
@@ -32,7 +32,11 @@ def some_latents(per_class: int = 20, size: int = 4) -> Latents:
     rng = np.random.default_rng(5)
     paths = [f"{label}/{label}_{n:02d}.jpg" for label in "abc" for n in range(per_class)]
     middle = np.repeat(np.arange(3), per_class)[:, None] * 4.0
-    return Latents(tuple(paths), (middle + rng.normal(size=(len(paths), size))).astype(np.float32), "test")
+    return Latents(
+        tuple(Item(path, path[0]) for path in paths),
+        (middle + rng.normal(size=(len(paths), size))).astype(np.float32),
+        "test",
+    )
 
 
 def test_people_are_asked_about_what_the_thesis_asked() -> None:
@@ -110,16 +114,16 @@ def test_votes_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_a_space_made_of_the_attributes_scores_full_and_a_random_one_half(real_cells: Path) -> None:
     table = load_attributes(real_cells / "pbc" / "attributes.csv")
-    paths = sorted(
-        f"{label}/{path.name}"
+    items = [
+        Item(f"{label}/{path.name}", label)
         for label in ("neutrophil", "monocyte", "eosinophil")
         for path in sorted((real_cells / "pbc" / label).glob("*.jpg"))[:150]
-    )
-    drawn = attribute_triplets(paths, table, per_draw=200, seed=2)
+    ]
+    drawn = attribute_triplets(items, table, per_draw=200, seed=2)
     assert len(drawn.triplets) == 600 and drawn.how["margin"] == 3 and drawn.how["of"] == 11
     assert sum(t.same_class for t in drawn.triplets) >= 200
-    known = [path for path in paths if path.rsplit("/", 1)[-1] in table]
-    columns = list(zip(*(table[path.rsplit("/", 1)[-1]] for path in known), strict=True))
+    known = [item for item in items if item.path.rsplit("/", 1)[-1] in table]
+    columns = list(zip(*(table[item.path.rsplit("/", 1)[-1]] for item in known), strict=True))
     one_hot = np.stack([[v == value for v in column] for column in columns for value in sorted(set(column))], axis=1)
     perfect = score(drawn, Latents(tuple(known), one_hot.astype(np.float32), "attributes"))
     assert perfect["svomen"]["value"] == 1.0 and perfect["ties"] == 0
@@ -127,15 +131,19 @@ def test_a_space_made_of_the_attributes_scores_full_and_a_random_one_half(real_c
     found = score(drawn, Latents(tuple(known), blind, "random"))
     assert abs(found["svomen"]["value"] - 0.5) < 0.08
     assert set(found["by_draw"]) == {"class-class", "class-random", "random-random"}
-    assert attribute_triplets(paths, table, per_draw=200, seed=2).digest == drawn.digest
+    assert attribute_triplets(items, table, per_draw=200, seed=2).digest == drawn.digest
 
 
 def test_both_in_one_node_of_a_map_earn_no_point() -> None:
     trained = as_minisom(np.arange(2 * 3 * 4, dtype=float).reshape(2, 3, 4), sigma=1.0, learning_rate=0.5, seed=1)
-    latents = Latents(("a/1", "a/2", "a/3"), np.array([[0, 1, 2, 3], [20, 21, 22, 23], [20, 21, 22, 23.4]], "f4"), "t")
+    latents = Latents(
+        tuple(Item(f"a/{n}", "a") for n in (1, 2, 3)),
+        np.array([[0, 1, 2, 3], [20, 21, 22, 23], [20, 21, 22, 23.4]], "f4"),
+        "t",
+    )
     places = on_map(latents, trained)
     assert places.values.tolist() == [[0, 0], [1, 2], [1, 2]]
-    one = TripletSet("attributes", {}, (Triplet("a/1", "a/2", "a/3", "class-class", 1),))
+    one = TripletSet("attributes", {}, (Triplet("a/1", "a/2", "a/3", "class-class", True, 1),))
     assert score(one, places)["ties"] == 1 and score(one, places)["correct"] == 0
     assert score(one, latents)["correct"] == 1
 

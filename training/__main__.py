@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from labref.errors import LabrefError
+from training import commands
 from training.config import PRESETS, override
 from training.data import list_images, make_split
 from training.progress import progress_bars
@@ -43,7 +44,8 @@ Presets: `thesis` (its tables 3 and 4), `full` (the same network with what was f
 128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.""",
 )
 app.add_typer(svomen_app, name="svomen")
-app.command()(embed)
+for _command in (embed, commands.sweep, commands.report, commands.compare):
+    app.command()(_command)
 console = Console(stderr=True)
 
 
@@ -116,6 +118,16 @@ def resume(
 ) -> None:
     """Go on with a run from its last checkpoint."""
     _to_its_end(run, lambda: Run.open(run, data))
+
+
+@app.command()
+def repeat(
+    run: Annotated[Path, typer.Argument(help="Folder of the run to repeat; nothing but its run.json is read.")],
+    new: Annotated[Path, typer.Argument(help="Folder of the new run.")],
+    data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
+) -> None:
+    """Train a run once more from its `run.json` alone, on the same split; stops where the images give another one."""
+    _to_its_end(new, lambda: Run.repeat(run, new, data))
 
 
 @app.command()

@@ -22,16 +22,17 @@ __all__ = ["Latents", "embed_latents", "load_latents", "on_map", "save_latents"]
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents of images. paths : relative to their tree, `<class>/<name>`.  values : float32[n, L].  source : for people."""
+    """Latents of images. items : path relative to their tree, and label, of each.  values : float32[n, L].  source : for
+    people."""
 
-    paths: tuple[str, ...]
+    items: tuple[Item, ...]
     values: NDArray[np.float32]
     source: str
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Class folder of each image."""
-        return tuple(path.split("/", 1)[0] for path in self.paths)
+    def paths(self) -> tuple[str, ...]:
+        """Path of each image."""
+        return tuple(item.path for item in self.items)
 
     @property
     def digest(self) -> str:
@@ -53,22 +54,25 @@ class Latents:
 
 
 def load_latents(file: Path) -> Latents:
-    """Read an `.npz` with `latents` float32[n, L] and `paths` str[n]. Raises ValueError where it holds anything else."""
+    """Read an `.npz` with `latents` float32[n, L], `paths` str[n] and, where they are not the first folder of each path,
+    `labels` str[n]. Raises ValueError where it holds anything else."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            values, paths = arrays["latents"].astype(np.float32), [str(path) for path in arrays["paths"]]
+            values, paths = arrays["latents"].astype(np.float32), [str(p).replace("\\", "/") for p in arrays["paths"]]
+            labels = arrays["labels"].tolist() if "labels" in arrays else [path.split("/", 1)[0] for path in paths]
     except (KeyError, ValueError, OSError) as error:
         raise ValueError(f"{file} holds no latents: {error}. `python -m training embed` writes such a file.") from None
-    if values.ndim != 2 or len(values) != len(paths) or not np.isfinite(values).all():
+    if values.ndim != 2 or not len(values) == len(paths) == len(labels) or not np.isfinite(values).all():
         raise ValueError(f"{file}: latents must be finite, one row a path; found {values.shape} and {len(paths)} paths")
-    return Latents(tuple(path.replace("\\", "/") for path in paths), values, file.name)
+    return Latents(tuple(Item(path, str(label)) for path, label in zip(paths, labels, strict=True)), values, file.name)
 
 
 def save_latents(latents: Latents, file: Path) -> None:
     """Write what `load_latents` reads."""
     temporary = file.with_name(file.name + ".part")
     with temporary.open("wb") as out:
-        np.savez_compressed(out, latents=latents.values, paths=np.array(latents.paths))
+        labels = np.array([item.label for item in latents.items])
+        np.savez_compressed(out, latents=latents.values, paths=np.array(latents.paths), labels=labels)
     os.replace(temporary, file)
 
 
@@ -81,7 +85,7 @@ def embed_latents(
     """Embed `paths` of `tree` (None: every image of its class folders) as a lab would; unreadable images are left out."""
     items = list_images(tree) if paths is None else [Item(path, path.split("/", 1)[0]) for path in sorted(set(paths))]
     done = embed_tree(embedder, tree, items, advance=advance)
-    return Latents(tuple(item.path for item in done.items), done.latents, f"bundle {embedder.bundle.short}")
+    return Latents(done.items, done.latents, f"bundle {embedder.bundle.short}")
 
 
 def on_map(latents: Latents, trained: Any) -> Latents:
@@ -89,4 +93,4 @@ def on_map(latents: Latents, trained: Any) -> Latents:
     nodes, _ = winners(trained, latents.values)
     rows, columns, _ = np.shape(trained.get_weights())
     places = np.stack([nodes // columns, nodes % columns], axis=1).astype(np.float32)
-    return Latents(latents.paths, places, f"{latents.source} on a map of {rows}×{columns}")
+    return Latents(latents.items, places, f"{latents.source} on a map of {rows}×{columns}")

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["draw_confusion", "draw_curves"]
+__all__ = ["draw_confusion", "draw_curves", "pyplot"]
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files only."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -24,7 +25,7 @@ def _pyplot() -> Any:
 def draw_curves(run: Path) -> list[Path]:
     """Draw `curves.png` (loss and accuracy by epoch) and `vae_curves.png` of the run's folder; returns what was drawn."""
     drawn = []
-    plt = _pyplot()
+    plt = pyplot()
     for source, name, panels in (
         (
             "history.csv",
@@ -61,7 +62,7 @@ def draw_curves(run: Path) -> list[Path]:
 
 def draw_confusion(counts: NDArray[np.int64], labels: list[str], columns: list[str], out: Path) -> Path:
     """Draw a confusion matrix int[n, m] (rows: the class people gave, columns: the prediction) with shares of each row."""
-    plt = _pyplot()
+    plt = pyplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.6 + 0.62 * max(len(labels), len(columns))
     figure, axis = plt.subplots(figsize=(side + 0.8, side), layout="constrained")

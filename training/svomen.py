@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from labref.errors import LabrefError
-from training.data import Split, list_images
-from training.evaluate import load_attributes
+from training.data import Split, list_images, load_attributes
 from training.latents import Latents, embed_latents, load_latents, on_map, save_latents
 from training.progress import progress_bars
 from training.sheet import write_sheet
@@ -124,8 +123,7 @@ def attributes(
         raise typer.BadParameter("give --tree FOLDER or --split FILE")
     with _said():
         items = list_images(tree) if tree else Split.from_csv(split.read_text(encoding="utf-8")).holdout  # type: ignore[union-attr]
-        paths = [item.path for item in items]
-        drawn = attribute_triplets(paths, load_attributes(attributes), per_draw=per_draw, margin=margin, seed=seed)
+        drawn = attribute_triplets(items, load_attributes(attributes), per_draw=per_draw, margin=margin, seed=seed)
         drawn.save(out)
     print(f"{out}: {len(drawn.triplets)} triplets of {drawn.how['images']} images, set {drawn.digest[:12]}")
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data import Item
 from training.evaluate import K, nearest
 from training.latents import Latents
 from training.statistics import bootstrap, share
@@ -46,7 +47,8 @@ _ATTRIBUTE_DRAWS = ("class-class", "class-random", "random-random")
 class Triplet:
     """A reference image and two alternatives, by path in their tree.
 
-    draw : how the alternatives were drawn.  right : 1 or 2, the alternative that resembles the reference more, where that
+    draw : how the alternatives were drawn.  same_class : both are of the reference's class, so the class cannot tell them
+    apart.  right : 1 or 2, the alternative that resembles the reference more, where that
     is known from the start (a set of kind `attributes`); None where people are to say.
     """
 
@@ -54,13 +56,8 @@ class Triplet:
     alternative_1: str
     alternative_2: str
     draw: str
+    same_class: bool
     right: int | None = None
-
-    @property
-    def same_class(self) -> bool:
-        """Whether both alternatives are of the reference's class: the class alone cannot tell them apart."""
-        first, *others = (path.split("/", 1)[0] for path in (self.reference, self.alternative_1, self.alternative_2))
-        return all(other == first for other in others)
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,7 @@ class TripletSet:
             if values["format"] != FORMAT or int(values["format_version"]) > FORMAT_VERSION:
                 raise ValueError(f"format {values['format']} {values['format_version']}, known is {FORMAT} 1")
             triplets = tuple(
-                Triplet(t["reference"], t["alternative_1"], t["alternative_2"], t["draw"], t["right"])
-                for t in values["triplets"]
+                Triplet(**{name: t[name] for name in Triplet.__dataclass_fields__}) for t in values["triplets"]
             )
             found = TripletSet(str(values["kind"]), dict(values["how"]), triplets)
             digest = values["digest"]
@@ -120,9 +116,9 @@ def draw_triplets(latents: Latents, *, per_class: int = 100, seed: int = 1) -> T
     reference's class (close-class) or any image at all (close-random). Which of the two is shown as number 1 is drawn too.
     """
     rng = np.random.default_rng(seed)
-    labels = np.array(latents.labels)
+    labels = np.array([item.label for item in latents.items])
     rows: list[int] = []
-    for label in sorted(set(latents.labels)):
+    for label in sorted(set(labels.tolist())):
         members = np.flatnonzero(labels == label)
         rows += rng.permutation(members)[:per_class].tolist()
     if len(latents.paths) <= K:
@@ -144,13 +140,19 @@ def draw_triplets(latents: Latents, *, per_class: int = 100, seed: int = 1) -> T
             continue
         pair = [first, int(rng.choice(pool))]
         rng.shuffle(pair)
-        triplets.append(Triplet(latents.paths[row], latents.paths[pair[0]], latents.paths[pair[1]], method))
+        triplets.append(_triplet(latents.items, row, pair, method, None))
     how = {"seed": seed, "per_class": per_class, "latents": latents.digest, "source": latents.source}
     return TripletSet("human", how, tuple(triplets))
 
 
+def _triplet(items: Sequence[Item], row: int, pair: Sequence[int], draw: str, right: int | None) -> Triplet:
+    first, second = (items[number] for number in pair)
+    same = items[row].label == first.label == second.label
+    return Triplet(items[row].path, first.path, second.path, draw, same, right)
+
+
 def attribute_triplets(
-    paths: Sequence[str],
+    items: Sequence[Item],
     attributes: Mapping[str, tuple[str, ...]],
     *,
     per_draw: int = 1000,
@@ -164,13 +166,13 @@ def attribute_triplets(
     Kept where one alternative shares at least `margin` attributes more with the reference than the other does: that one is
     right. Images without attributes are left out. Raises ValueError where too few triplets have such a margin.
     """
-    known = sorted(path for path in set(paths) if path.rsplit("/", 1)[-1] in attributes)
-    labels = np.array([path.split("/", 1)[0] for path in known])
+    known = sorted((item for item in set(items) if _name(item) in attributes), key=lambda item: item.path)
+    labels = np.array([item.label for item in known])
     classes = [label for label in sorted(set(labels.tolist())) if (labels == label).sum() >= 3]
     if not classes:
-        raise ValueError(f"{len(known)} of {len(set(paths))} images have attributes: too few to draw triplets from")
+        raise ValueError(f"{len(known)} of {len(set(items))} images have attributes: too few to draw triplets from")
     members = {label: np.flatnonzero(labels == label) for label in classes}
-    values = [attributes[path.rsplit("/", 1)[-1]] for path in known]
+    values = [attributes[_name(item)] for item in known]
     rng = np.random.default_rng(seed)
     triplets: list[Triplet] = []
     seen: set[tuple[int, frozenset[int]]] = set()
@@ -198,19 +200,24 @@ def attribute_triplets(
             if abs(difference) < margin:
                 continue
             seen.add(key)
-            triplets.append(Triplet(known[reference], known[pair[0]], known[pair[1]], draw, 1 if difference > 0 else 2))
+            triplets.append(_triplet(known, reference, pair, draw, 1 if difference > 0 else 2))
             found += 1
-    table = hashlib.sha256(repr(sorted((path, attributes[path.rsplit("/", 1)[-1]]) for path in known)).encode())
+    paths = [item.path for item in known]
+    table = hashlib.sha256(repr(list(zip(paths, values, strict=True))).encode())
     how = {
         "seed": seed,
         "per_draw": per_draw,
         "margin": margin,
         "of": len(values[0]),
         "images": len(known),
-        "images_digest": hashlib.sha256("\n".join(known).encode()).hexdigest(),
+        "images_digest": hashlib.sha256("\n".join(paths).encode()).hexdigest(),
         "attributes": table.hexdigest(),
     }
     return TripletSet("attributes", how, tuple(triplets))
+
+
+def _name(item: Item) -> str:
+    return item.path.rsplit("/", 1)[-1]
 
 
 def read_votes(files: Sequence[Path], triplets: TripletSet) -> dict[int, dict[str, int]]:

@@ -1,0 +1,128 @@
+"""The commands that compare: `sweep`, `report`, `compare` and `repeat`; `training.__main__` takes them in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from labref.errors import LabrefError
+from training.progress import progress_bars
+from training.run import Run, RunError
+from training.sweep import SWEEPS, default_attributes, run_sweep
+
+__all__ = ["compare", "report", "sweep"]
+
+console = Console(stderr=True)
+Attributes = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV of expert attributes with a column `path`; left out: attributes.csv among the run's images."
+    ),
+]
+
+
+@contextmanager
+def _said(again: str) -> Iterator[None]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    try:
+        yield
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print(f"stopped; {again} goes on")
+        raise typer.Exit(130) from None
+
+
+def sweep(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(SWEEPS)}.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a trained run.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of every row, as classifier.width=0.25; repeatable."),
+    ] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Only this row; repeatable.")] = None,
+    attributes: Attributes = None,
+    data: Annotated[Path | None, typer.Option(help="The run's images, where they lie elsewhere by now.")] = None,
+) -> None:
+    """Train and measure variants of a run, one change a row, on its own split; the report shows them.
+
+    `latent` (sizes 2 to 100) and `models` (plain AE, β-VAE, PCA) train on the run's features and take minutes;
+    `augmentation` (A, B, C) and `balance` (class weights) train the whole network again: make them small, as
+    `--set classifier.input_size=96 --set classifier.width=0.25 --set classifier.epochs=8`, which the tables then say.
+
+    Rows that are done are kept, so the same command goes on after a stop.
+    """
+    if name not in SWEEPS:
+        raise typer.BadParameter(f"no sweep {name!r}; there are {', '.join(SWEEPS)}", param_hint="NAME")
+    with _said("the same command"), progress_bars(console) as progress:
+        opened = Run.open(run, data)
+        done = run_sweep(opened, name, settings or [], row, default_attributes(opened, attributes), progress)
+    print(
+        f"{run}: {len(done)} of {len(SWEEPS[name][1])} rows of {name} are done; see `python -m training report {run}`"
+    )
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of trained runs.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; left out: report.html in the first run.")] = None,
+    attributes: Attributes = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure everything again.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The figures as one JSON object on standard output and nothing else there.")
+    ] = False,
+) -> None:
+    """Every experiment of the thesis on a run: one HTML page that needs nothing beside it, and its JSON.
+
+    What a run itself can tell is measured now (minutes); the comparisons are those of `python -m training sweep` that are
+    done, and the page says which command makes those that are not. Each run's figures are kept in its `report.json`.
+
+    JSON: {run: {`split`, `command`, `parts` {`classifier`, `classes`, `space`, `rotmes`, `pca`, `map`, `plane`, `sweeps`,
+    `shipped`}}}; every estimate is {`value`, `low`, `high` (95 %), `n`, `how`}.
+    """
+    from training.page import write_page
+    from training.report import collect
+
+    with _said("the same command"), progress_bars(console) as progress:
+        reports = [collect(Run.open(folder), attributes, progress, again) for folder in runs]
+        page = write_page(reports, out or runs[0] / "report.html")
+    if as_json:
+        print(json.dumps({str(folder): found for folder, found in zip(runs, reports, strict=True)}, ensure_ascii=False))
+    else:
+        print(
+            f"{page}: {page.stat().st_size / 1e6:.1f} MB; figures in {', '.join(str(f / 'report.json') for f in runs)}"
+        )
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs that have a report.")],
+    html: Annotated[Path | None, typer.Option(help="Write the table as a page of its own.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")
+    ] = False,
+) -> None:
+    """Runs side by side: their figures, and the settings in which they differ.
+
+    JSON: `runs` [name], `figures` [{`name`, `better` ("higher" or "lower"), `values` [estimate or null]}], `settings` [{`name`,
+    `values`}], `same_split`.
+    """
+    from training.compare import compare_runs, show
+    from training.page import write_comparison
+    from training.report import load_report
+
+    with _said("the same command"):
+        table = compare_runs([load_report(folder) for folder in runs], [str(folder) for folder in runs])
+        if html is not None:
+            write_comparison(table, html)
+    if as_json:
+        print(json.dumps(table, indent=1, ensure_ascii=False))
+    else:
+        show(table)

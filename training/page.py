@@ -1,0 +1,427 @@
+"""The report as one HTML page that needs nothing beside it: tables with intervals, pictures inside, the command of each."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.compare import compare_runs, format_estimate
+from training.pictures import pyplot
+from training.sweep import SWEEPS
+
+__all__ = ["write_comparison", "write_page"]
+
+_STYLE = """
+ :root{color-scheme:light}
+ body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1c1c1c;background:#fff;margin:0}
+ main{max-width:68rem;margin:0 auto;padding:1.5rem}
+ h1{font-size:1.7rem;margin:.2rem 0}h2{font-size:1.3rem;margin:2.2rem 0 .4rem;border-top:2px solid #d5dbe3;padding-top:1rem}
+ h3{font-size:1.05rem;margin:1.4rem 0 .3rem}p{max-width:46rem}
+ table{border-collapse:collapse;margin:.7rem 0;font-variant-numeric:tabular-nums}
+ caption{text-align:left;font-weight:600;padding:.2rem 0}
+ th,td{padding:.28rem .7rem;border-bottom:1px solid #dfe4ea;text-align:right;vertical-align:top}
+ th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #6b7a8c}tbody th{font-weight:400}
+ .scroll{overflow-x:auto}img{max-width:100%;height:auto}figure{margin:.8rem 0}figcaption,.small{color:#4a5562;font-size:.88rem}
+ code{font-size:.86em;background:#f1f4f7;padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}
+ nav ul{columns:2;padding-left:1.2rem}a{color:#0b4f9c}:focus-visible{outline:3px solid #0b4f9c;outline-offset:2px}
+ .missing{border-left:4px solid #b36b00;padding-left:.8rem}
+ @media print{main{max-width:none}nav{display:none}}
+"""
+_CI = "In brackets: 95 % interval."
+
+
+def write_page(reports: Sequence[Mapping[str, Any]], out: Path) -> Path:
+    """Write the page for one or more `training.report.collect` results; returns `out`."""
+    names = [str(report["run"]) for report in reports]
+    body = [f"<h1>labref: {'run' if len(names) == 1 else 'runs'} {_text(', '.join(names))}</h1>"]
+    body.append(f"<p>The thesis’ experiments on public cells, each with the command that made it. {_CI}</p>")
+    if len(reports) > 1:
+        body += ["<h2>Side by side</h2>", *_comparison(compare_runs(reports, names))]
+    for number, report in enumerate(reports):
+        body += _run(report, f"r{number}", len(reports) > 1)
+    return _write(out, f"labref report: {', '.join(names)}", body)
+
+
+def write_comparison(table: Mapping[str, Any], out: Path) -> Path:
+    """Write `training.compare.compare_runs`' table as a page; returns `out`."""
+    return _write(
+        out, "labref: runs side by side", ["<h1>Runs side by side</h1>", f"<p>{_CI}</p>", *_comparison(table)]
+    )
+
+
+def _write(out: Path, title: str, body: Iterable[str]) -> Path:
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{_text(row[0])}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}"><table><caption>{_text(caption)}</caption>'
+        f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _picture(figure: Any, alt: str, caption: str) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100, format="png")
+    pyplot().close(figure)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{_text(alt)}"><figcaption>{_text(caption)}</figcaption></figure>'
+
+
+def _made_by(command: str, split: str) -> str:
+    return f'<p class="small">Made by <code>{_text(command)}</code> on split <code>{_text(split[:16])}</code>.</p>'
+
+
+def _percent(estimate: Mapping[str, Any] | None) -> str:
+    return format_estimate(estimate, 100.0, ".1f")
+
+
+def _comparison(table: Mapping[str, Any]) -> list[str]:
+    figures = [
+        (row["name"], *(format_estimate(v, row["factor"], row["format"]) for v in row["values"]))
+        for row in table["figures"]
+    ]
+    parts = [_table("Figures", ["figure", *table["runs"]], figures)]
+    if table["settings"]:
+        rows = [(row["name"], *row["values"]) for row in table["settings"]]
+        parts.append(_table("Settings that differ", ["setting", *table["runs"]], rows))
+    if not table["same_split"]:
+        parts.append('<p class="missing">The runs were measured on different splits: their figures do not compare.</p>')
+    return parts
+
+
+def _run(report: Mapping[str, Any], anchor: str, several: bool) -> list[str]:
+    parts, split, command = report["parts"], report["split"], report["command"]
+    sections: list[tuple[str, list[str]]] = [
+        ("Classifier", _classifier(parts["classifier"])),
+        ("Classes and their imbalance", _classes(parts)),
+        ("References: group, class and fine class; what experts see", _references(parts)),
+        ("Invariance (ROTMES, table 6)", _rotmes(parts["rotmes"])),
+        ("Principal components (section 4.4)", _pca(parts["pca"])),
+        ("The latent space in two dimensions (figure 41)", _plane(parts["plane"])),
+        ("References by latent and by map (table 10)", _map(parts)),
+    ]
+    for _, content in sections:
+        content.append(_made_by(command, split))
+    for name, (title, _) in SWEEPS.items():
+        sections.append((title, _sweep(name, parts["sweeps"].get(name, []), report)))
+    if parts.get("shipped"):
+        sections.append(("The shipped bundle", _shipped(parts["shipped"])))
+    title = f"Run {_text(report['run'])}: " if several else ""
+    links = "".join(f'<li><a href="#{anchor}-{n}">{_text(name)}</a></li>' for n, (name, _) in enumerate(sections))
+    body = [f'<nav aria-label="Contents of run {_text(report["run"])}"><ul>{links}</ul></nav>']
+    for number, (name, content) in enumerate(sections):
+        body += [f'<h2 id="{anchor}-{number}">{title}{_text(name)}</h2>', *content]
+    return body
+
+
+def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[tuple[str, str]], alt: str, caption: str) -> str:
+    figure, axes = pyplot().subplots(1, len(panels), figsize=(4.6 * len(panels), 3.2), layout="constrained")
+    for axis, (key, title) in zip(axes, panels, strict=True):
+        for column, label, style in ((key, "training", "-"), (f"validation_{key}", "validation", "--")):
+            axis.plot([row["epoch"] for row in history], [row[column] for row in history], style, label=label)
+        axis.set(xlabel="epoch", ylabel=title)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return _picture(figure, alt, caption)
+
+
+def _confusion(confusion: Mapping[str, Any], caption: str) -> str:
+    counts, labels = np.array(confusion["counts"]), confusion["labels"]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.4 + 0.55 * len(labels)
+    figure, axis = pyplot().subplots(figsize=(side + 0.6, side), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set(xlabel="predicted", ylabel="class given by people")
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        axis.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+    worst = [
+        f"{labels[i]} taken for {labels[j]} {counts[i, j]} times"
+        for i, j in sorted(zip(*np.nonzero(counts - np.diag(np.diag(counts))), strict=True), key=lambda p: -counts[p])[
+            :3
+        ]
+    ]
+    alt = "Confusion matrix; " + ("; ".join(worst) if worst else "no cell was mistaken")
+    return _picture(figure, alt, caption)
+
+
+def _classifier(found: Mapping[str, Any]) -> list[str]:
+    rows = [
+        ("accuracy (table 7: 0.937 on 19 classes)", format_estimate(found["accuracy"])),
+        ("mean recall over classes", f"{found['balanced_accuracy']:.4f}"),
+        ("images", found["accuracy"]["n"]),
+    ]
+    last = found["history"][-1]
+    alt = f"Loss and accuracy by epoch; at the last, training loss {last['loss']:.3f}, validation loss {last['validation_loss']:.3f}"
+    vae = found["vae"][-1]
+    return [
+        _table(f"Held-out cells ({found['part']})", ["figure", "value"], rows),
+        _curves(found["history"], (("loss", "loss"), ("accuracy", "accuracy")), alt, "Classifier (figures 39 and 40)"),
+        _confusion(found["confusion"], "Confusion matrix, images (figures 53 to 55)"),
+        _curves(
+            found["vae"],
+            (("loss", "loss"), ("divergence", "KL divergence, nats")),
+            f"VAE loss by epoch; at the last, training {vae['loss']:.0f}, validation {vae['validation_loss']:.0f}",
+            "VAE (figure 42)",
+        ),
+    ]
+
+
+def _classes(parts: Mapping[str, Any]) -> list[str]:
+    counts = parts["classes"]["counts"]
+    per_class = parts["space"]["precision_at_8"]["class"]["per_class"]
+    rows = [
+        (
+            label,
+            *(counts[part][label] for part in counts),
+            f"{per_class[label]['precision']:.4f}" if label in per_class else "–",
+        )
+        for label in counts["train"]
+    ]
+    level = parts["space"]["precision_at_8"]["class"]
+    return [
+        _table("Images of each class", ["class", *counts, "precision@8"], rows),
+        f"<p>The largest class has {parts['classes']['largest_to_smallest']:.1f} times the images of the smallest. Precision@8 is "
+        f"{format_estimate(level['macro'])} as the mean over classes and {format_estimate(level['micro'])} over cells.</p>",
+    ]
+
+
+def _references(parts: Mapping[str, Any]) -> list[str]:
+    space = parts["space"]
+    rows = [
+        (level, format_estimate(found["macro"]), format_estimate(found["micro"]), len(found["per_class"]))
+        for level, found in space["precision_at_8"].items()
+        if found["macro"]
+    ]
+    body = [_table("Precision@8", ["level", "mean over its classes", "mean over cells", "classes"], rows)]
+    fine = space["precision_at_8"]["fine"]["per_class"]
+    body.append(
+        _table(
+            "Fine classes",
+            ["class", "precision@8", "queries", "references"],
+            [(name, f"{f['precision']:.4f}", f["n_queries"], f["n_references"]) for name, f in fine.items()],
+        )
+    )
+    beyond = [("accuracy of the weighted vote of eight", format_estimate(space["knn_accuracy"]))]
+    agreement = space.get("attribute_agreement_at_8")
+    if agreement:
+        beyond += [
+            ("attribute agreement@8", format_estimate(agreement["references"])),
+            ("… of random cells of the class", format_estimate(agreement["random_same_class"])),
+            (
+                "… share of the way to two experts’ agreement (0.961)",
+                format_estimate(agreement["share_of_the_way"], 1, ".3f"),
+            ),
+        ]
+    body.append(_table("Beyond the class", ["figure", "value"], beyond))
+    if space.get("svomen"):
+        body.append(_svomen(space["svomen"]))
+    return body
+
+
+def _svomen(found: Mapping[str, Any]) -> str:
+    named = found["set"]
+    rows = [("all", found["svomen"]["triplets"], _percent(found["svomen"]))]
+    rows += [(draw, e["triplets"], _percent(e)) for draw, e in found["by_draw"].items()]
+    rows.append(
+        ("both alternatives of the reference’s class", found["same_class"]["triplets"], _percent(found["same_class"]))
+    )
+    told = (
+        f"Automatic SVOMEN (tables 8 and 9): set {named['digest'][:12]} of format {named['format_version']}, the right alternative "
+        f"shares at least {named['margin']} of {named['of']} attributes more"
+    )
+    return _table(told, ["triplets", "n", "SVOMEN %"], rows)
+
+
+def _rotmes(found: Mapping[str, Any]) -> list[str]:
+    rows = [
+        (
+            where,
+            format_estimate(found[key]["rotmes"], 1, ".4g"),
+            format_estimate(found[key]["per_random_pair"], 1, ".4f"),
+        )
+        for key, where in (("latents", "in the latents"), ("features", "at the break"))
+    ]
+    changes = found["overlap_at_8"]
+    return [
+        _table(f"ROTMES of {found['n']} images", ["where", "raw", "divided by that of random pairs"], rows),
+        _table(
+            "Each change alone",
+            ["change", "latents, per random pair", "at the break, per random pair", "of eight references stay"],
+            [
+                (
+                    name,
+                    format_estimate(found["latents"]["by_change"][name]),
+                    format_estimate(found["features"]["by_change"][name]),
+                    format_estimate(changes[name], 1, ".2f"),
+                )
+                for name in changes
+            ],
+        ),
+    ]
+
+
+def _pca(found: Mapping[str, Any]) -> list[str]:
+    figure, axis = pyplot().subplots(figsize=(5, 3.2), layout="constrained")
+    axis.plot(range(1, len(found["curve"]) + 1), found["curve"])
+    axis.set(xlabel="components", ylabel="share of the variance kept", ylim=(0, 1))
+    axis.grid(alpha=0.3)
+    level = found["precision_at_8"]["class"]
+    return [
+        f"<p>{found['size']} components keep {found['kept']:.1%} of the variance and lose {1 - found['kept']:.1%} (the thesis’ lost "
+        f"44 %). Class precision@8 by them: {format_estimate(level['macro'])}.</p>",
+        _picture(figure, f"Variance kept rises to {found['kept']:.1%} at {found['size']} components", "Variance kept"),
+    ]
+
+
+def _plane(found: Mapping[str, Any]) -> list[str]:
+    points, labels = np.array(found["points"]), np.array(found["labels"])
+    figure, axis = pyplot().subplots(figsize=(7.5, 5.2), layout="constrained")
+    markers = "osD^vP*Xphd<>8"
+    for number, label in enumerate(sorted(set(labels.tolist()))):
+        chosen = labels == label
+        style = {"marker": markers[number % len(markers)], "color": pyplot().cm.tab20(number % 20)}
+        axis.scatter(points[chosen, 0], points[chosen, 1], s=12, label=label, linewidths=0, **style)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    axis.set(xlabel="first", ylabel="second")
+    alt = f"{len(points)} held-out cells of {len(set(labels.tolist()))} classes in the plane, a marker and colour for each class"
+    return [_picture(figure, alt, f"Held-out cells; {found['how']}")]
+
+
+def _space_row(name: str, found: Mapping[str, Any]) -> tuple[Any, ...]:
+    agreement, svomen = found.get("attribute_agreement_at_8", {}), found.get("svomen", {})
+    return (
+        name,
+        format_estimate(found["precision_at_8"]["class"]["macro"]),
+        format_estimate(found["precision_at_8"]["fine"]["macro"]),
+        format_estimate(agreement.get("references")),
+        _percent(svomen.get("svomen")),
+        _percent(svomen.get("same_class")),
+    )
+
+
+_SPACE_HEAD = ("class precision@8", "fine precision@8", "attribute agreement@8", "SVOMEN %", "… within the class %")
+
+
+def _map(parts: Mapping[str, Any]) -> list[str]:
+    found = parts["map"]
+    quality = found["quality"]
+    rows = [
+        _space_row("by latent", parts["space"]),
+        _space_row(f"by map, {found['rows']}×{found['columns']}", found),
+        _space_row("by 50 principal components", parts["pca"]),
+    ]
+    return [
+        "<p>The thesis let two people classify cells by their references: 48 and 51 of 100 right by latent, 35 and 39 by map. Here "
+        "the references’ own labels are counted.</p>",
+        _table("References by latent and by map", ["references", *_SPACE_HEAD], rows),
+        f"<p>The map’s quantisation error is {quality['qe']:.3f}, its topographic error {quality['te']:.3f}, its trustworthiness "
+        f"{quality['trustworthiness']:.3f}. In one node of the map alternatives are equally near and earn no point.</p>",
+    ]
+
+
+def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:
+    wanted = SWEEPS[name][1]
+    body: list[str] = []
+    if len(rows) < len(wanted):
+        missing = [row.name for row in wanted if row.name not in {done["row"] for done in rows}]
+        command = report["command"].replace("report", f"sweep {name}", 1)
+        body.append(
+            f'<p class="missing">Not measured yet: {_text(", ".join(missing))}. Make it with <code>{_text(command)}</code>.</p>'
+        )
+    if not rows:
+        return body
+    if "accuracy" in rows[0]:
+        body.append(
+            _table(
+                "The classifier",
+                [
+                    "row",
+                    "accuracy",
+                    "mean recall",
+                    "ROTMES of latents",
+                    "… per random pair",
+                    "… at the break, per random pair",
+                ],
+                [
+                    (
+                        f"{row['row']}: {row['what']}",
+                        format_estimate(row["accuracy"]),
+                        f"{row['balanced_accuracy']:.4f}",
+                        format_estimate(row["rotmes"]["latents"]["rotmes"], 1, ".3g"),
+                        format_estimate(row["rotmes"]["latents"]["per_random_pair"]),
+                        format_estimate(row["rotmes"]["features"]["per_random_pair"]),
+                    )
+                    for row in rows
+                ],
+            )
+        )
+    head = ["row", *_SPACE_HEAD]
+    lines = [list(_space_row(f"{row['row']}: {row['what']}", row)) for row in rows]
+    if any("vae" in row for row in rows):
+        head += ["validation loss", "reconstruction", "KL, nats"]
+        for line, row in zip(lines, rows, strict=True):
+            vae = row.get("vae", {})
+            line += [
+                f"{vae[key]:.1f}" if vae else "–"
+                for key in ("validation_loss", "validation_reconstruction", "validation_divergence")
+            ]
+    body.append(_table("The latent space", head, lines))
+    for row in rows:
+        if "history" in row:
+            last = row["history"][-1]
+            alt = f"Row {row['row']}: loss and accuracy by epoch, validation accuracy {last['validation_accuracy']:.3f} at the last"
+            body.append(f"<h3>{_text(row['row'])}: {_text(row['what'])}</h3>")
+            body.append(
+                _curves(row["history"], (("loss", "loss"), ("accuracy", "accuracy")), alt, f"{row['row']}, curves")
+            )
+            body.append(_confusion(row["confusion"], f"{row['row']}, confusion matrix"))
+        if "variance_kept" in row:
+            body.append(f"<p>{_text(row['row'])} keeps {row['variance_kept']:.1%} of the variance.</p>")
+    commands = dict.fromkeys(row["command"].split(" --row")[0] for row in rows)
+    sizes = ", ".join(dict.fromkeys(row["size"] for row in rows))
+    body.append(f'<p class="small">Size: {_text(sizes)}.</p>')
+    body += [_made_by(command, rows[0]["split"]) for command in commands]
+    return body
+
+
+def _shipped(found: Mapping[str, Any]) -> list[str]:
+    rows = [
+        ("class precision@8, mean over classes", f"{found['precision_at_8']['macro']:.4f}"),
+        ("class precision@8, mean over cells", f"{found['precision_at_8']['micro']:.4f}"),
+        *((f"of eight stay, {name}", f"{value:.2f}") for name, value in found.get("rotation_overlap_at_8", {}).items()),
+        *(
+            (f"attribute agreement, {name}", f"{value:.4g}")
+            for name, value in found.get("attribute_agreement_at_8", {}).items()
+        ),
+    ]
+    return [
+        f"<p>Model {_text(found['model_version'])}, {found['n_queries']} queries against {found['n_references']} references, through "
+        "the code that a lab runs.</p>",
+        _table("Shipped bundle", ["figure", "value"], rows),
+        _made_by(found["command"], found["queries_digest"]),
+    ]

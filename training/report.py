@@ -1,0 +1,173 @@
+"""Every experiment of the thesis on a run: figures as JSON, to be drawn by `training.page` and compared by `training.compare`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from training.run import Run, RunError, write_json
+from training.statistics import share
+from training.sweep import SWEEPS, default_attributes, read_history, results
+
+__all__ = ["REPORT", "collect", "load_report"]
+
+REPORT = "report.json"
+_VERSION = 1  # of what is measured and how; a report of an older version is measured again
+
+
+def collect(run: Run, attributes: Path | None, progress: Progress, again: bool = False) -> dict[str, Any]:
+    """Measure what the run has, take in its finished sweeps, and write all as `report.json` in its folder.
+
+    Parts that were measured before on the same networks, split and attributes are not measured again, but for `again`.
+    Raises `RunError` where the run is not trained to its end.
+    """
+    for name in ("classifier.keras", "encoder.keras", "classifier.json"):
+        if not (run.folder / name).exists():
+            raise RunError(f"{run.folder} has no {name} yet; `python -m training resume {run.folder}` goes on with it")
+    attributes = default_attributes(run, attributes)
+    identity = _identity(run, attributes)
+    before = load_report(run.folder) if (run.folder / REPORT).exists() and not again else {}
+    parts: dict[str, Any] = dict(before.get("parts", {})) if before.get("identity") == identity else {}
+    report: dict[str, Any] = {
+        "version": _VERSION,
+        "run": run.folder.name,
+        "config": run.config.to_json(),
+        "split": run.split.digest,
+        "data": run.data.name,
+        "identity": identity,
+        "command": shlex.join(["python", "-m", "training", "report", str(run.folder)]),
+        "parts": parts,
+    }
+    measured: dict[str, Callable[[], Any]] = {
+        "classifier": lambda: _classifier(run),
+        "classes": lambda: _classes(run),
+    }
+    if not {"space", "map", "pca", "rotmes", "plane"} <= set(parts):
+        measured |= _measured(run, attributes, progress)
+    for name, work in measured.items():
+        if name not in parts:
+            parts[name] = work()
+            write_json(run.folder / REPORT, report)  # a stop costs one part
+    parts["sweeps"] = {name: results(run, name) for name in SWEEPS}
+    shipped = run.folder / "figures.json"
+    parts["shipped"] = json.loads(shipped.read_text(encoding="utf-8")) if shipped.exists() else None
+    write_json(run.folder / REPORT, report)
+    return report
+
+
+def load_report(folder: Path) -> dict[str, Any]:
+    """The `report.json` of a run's folder. Raises `RunError` where there is none that this version reads."""
+    try:
+        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise RunError(f"{folder} has no report yet; make it with `python -m training report {folder}`") from None
+    if report.get("version") != _VERSION:
+        return {"identity": None}
+    return report
+
+
+def _identity(run: Run, attributes: Path | None) -> dict[str, Any]:
+    def digest(path: Path | None) -> str | None:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path else None
+
+    return {
+        "classifier": digest(run.folder / "classifier.keras"),
+        "encoder": digest(run.folder / "encoder.keras"),
+        "attributes": digest(attributes),
+        "split": run.split.digest,
+    }
+
+
+def _classifier(run: Run) -> dict[str, Any]:
+    figures = json.loads((run.folder / "classifier.json").read_text(encoding="utf-8"))
+    counts = np.array(figures["confusion"])
+    recalls = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
+    return {
+        "part": figures["part"],
+        "accuracy": share(int(np.trace(counts)), int(counts.sum())).to_json(),
+        "balanced_accuracy": float(recalls[counts.sum(axis=1) > 0].mean()),
+        "confusion": {"labels": figures["labels"], "counts": figures["confusion"]},
+        "history": read_history(run.folder / "history.csv"),
+        "vae": read_history(run.folder / "vae_history.csv"),
+    }
+
+
+def _classes(run: Run) -> dict[str, Any]:
+    counts = {
+        part: {label: sum(item.label == label for item in run.split.part(part)) for label in run.split.labels}
+        for part in ("train", "validation", "holdout")
+    }
+    sizes = [n for n in counts["train"].values() if n]
+    return {"counts": counts, "largest_to_smallest": max(sizes) / min(sizes)}
+
+
+def _measured(run: Run, attributes: Path | None, progress: Progress) -> dict[str, Callable[[], Any]]:
+    import keras
+
+    from training.pca import principal_components
+    from training.space import Space, encode, map_references, measure, rotmes
+
+    space = Space.of(run, progress)
+    encoder = keras.models.load_model(run.folder / "encoder.keras", compile=False)
+    queries, references = (encode(encoder, cells.features) for cells in (space.queries, space.references))
+
+    def by_map() -> dict[str, Any]:
+        from labref.som import quality, size_for, train
+
+        rows, cols = size_for(len(references))
+        task = progress.add_task("training a map", total=None, info="")
+        trained = train(
+            references,
+            rows=rows,
+            cols=cols,
+            seed=run.config.seed,
+            progress=lambda done, total, text: progress.update(task, completed=done, total=total, info=text),
+        )
+        found, away, places = map_references(trained, queries, references)
+        figures = measure(run, space, queries, references, attributes, ranked=(found, away), places=places)
+        return {"rows": rows, "columns": cols, "quality": quality(trained, references), **figures}
+
+    def pca() -> dict[str, Any]:
+        found = principal_components(space.references.features, 50)
+        latents = [found.latents(cells.features) for cells in (space.queries, space.references)]
+        return {
+            "size": len(found.kept),
+            "kept": float(found.kept.sum()),
+            "curve": np.cumsum(found.kept).tolist(),
+            **measure(run, space, latents[0], latents[1], attributes),
+        }
+
+    def plane() -> dict[str, Any]:
+        two = run.folder / "sweeps" / "latent-2" / "encoder.keras"
+        if two.exists() and (two.parent / "figures.json").exists():
+            small = keras.models.load_model(two, compile=False)
+            points, how = encode(small, space.queries.features), "the VAE trained with L = 2"
+        else:
+            points, how = _first_two(references, queries), "the first two principal components of the run's latents"
+        return {
+            "how": how,
+            "points": np.round(points, 3).tolist(),
+            "labels": [item.label for item in space.queries.items],
+        }
+
+    return {
+        "space": lambda: measure(run, space, queries, references, attributes),
+        "rotmes": lambda: rotmes(run, space, encoder, progress),
+        "pca": pca,
+        "map": by_map,
+        "plane": plane,
+    }
+
+
+def _first_two(known: NDArray[np.float32], asked: NDArray[np.float32]) -> NDArray[np.float32]:
+    mean = known.mean(axis=0)
+    _, _, axes = np.linalg.svd(known - mean, full_matrices=False)
+    return np.asarray((asked - mean) @ axes[:2].T, dtype=np.float32)
