@@ -253,3 +253,9 @@ def _removed_cells(connection: duckdb.DuckDBPyConnection) -> None:
             removed_at   TIMESTAMP NOT NULL,
             reason       VARCHAR NOT NULL
         )""")
+
+
+@migration(7, "who gave a label, and when")
+def _label_givers(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("ALTER TABLE label_change ADD COLUMN who VARCHAR")
+    connection.execute("ALTER TABLE label_change ADD COLUMN given_at TIMESTAMP")

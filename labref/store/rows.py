@@ -12,7 +12,7 @@ from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import Cell, LabelSource, LedgerRow, Outcome
 
-__all__ = ["CELL", "FILE", "cells", "file_rows", "ledger", "look_up", "now", "states"]
+__all__ = ["CELL", "FILE", "cells", "file_rows", "ledger", "look_up", "now", "path_labels", "states"]
 
 CELL = {
     "cell_id": "VARCHAR",
@@ -119,6 +119,17 @@ def ledger(
                 at.replace(tzinfo=UTC),
                 duplicate_of,
             )
+
+
+def path_labels(cursor: duckdb.DuckDBPyConnection, cell_id: str) -> list[dict[str, str | None]]:
+    """What each file of a cell says itself, oldest first; None where it says nothing."""
+    found = cursor.execute(
+        "SELECT path, label, label_source FROM file WHERE cell_id = ? ORDER BY recorded_at, path", [cell_id]
+    ).fetchall()
+    return [
+        {"path": from_column(path), "label": from_nullable(label), "label_source": source}
+        for path, label, source in found
+    ]
 
 
 def _cell(row: Sequence[Any]) -> Cell:

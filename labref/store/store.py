@@ -21,11 +21,12 @@ from labref.store.changes import Changes
 from labref.store.connection import connect, forget
 from labref.store.exporting import Export
 from labref.store.index import BLOCK_ROWS, Index
-from labref.store.known import HashBook, LabelBook, id_to_int, int_to_id
+from labref.store.known import HashBook, HashChanges, LabelBook, id_to_int, int_to_id
 from labref.store.maps import Maps
 from labref.store.positions import Placed
 from labref.store.recording import Plan, check_new_cell, draw_up
 from labref.store.removal import Due
+from labref.store.reviews import Reviews
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.upkeep import Comparison, Faults
 from labref.store.values import (
@@ -74,6 +75,8 @@ class Store:
         """The lab's maps; see labref.store.maps."""
         self.changes = Changes(self._reading, self._transaction, self._relabelled)
         """Going from one bundle to another; see labref.store.changes."""
+        self.reviews = Reviews(self._reading, self._transaction, self._moved)
+        """Labels that people give, and their history; see labref.store.reviews."""
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
         """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
@@ -404,6 +407,17 @@ class Store:
         with self._reading() as cursor:
             return [row.path for row in rows.ledger(cursor, "file", {"cell_id": cell_id})]
 
+    def path_labels(self, cell_id: str) -> list[dict[str, str | None]]:
+        """What each file of a cell says of it, oldest first: {`path`, `label`, `label_source`}, None where it says nothing."""
+        with self._reading() as cursor:
+            return rows.path_labels(cursor, cell_id)
+
+    def cells_of_paths(self, paths: Sequence[str]) -> dict[str, str]:
+        """The cell that came from each of these files, by path; those without a cell are left out."""
+        with self._reading() as cursor:
+            found = rows.file_rows(cursor, list(paths))
+        return {path: row.cell_id for path, row in found.items() if row.cell_id is not None}
+
     def counts(self) -> Counts:
         """How many files and cells there are, by what. Slides may identify patients: not for logs or metrics."""
         by: list[dict[Any, int]] = []
@@ -494,6 +508,19 @@ class Store:
         return [Neighbour(int_to_id(number), distance) for number, distance in pairs if number not in barred][:k]
 
     # inside
+
+    def _moved(self, changes: Collection[tuple[str, int, str, str]]) -> None:
+        """Some cells have other labels: (cell id, average hash, label before, label now) of each."""
+        with self._writing:
+            labels, hashes = self._in_memory()
+            pending = HashChanges(hashes)
+            for cell_id, average_hash, previous, label in changes:
+                # memory read first here, after the commit, has the label now
+                if labels.get(id_to_int(cell_id)) == previous:
+                    pending.move(id_to_int(cell_id), average_hash, previous=previous, label=label)
+            pending.apply()
+            for cell_id, _, _, label in changes:
+                labels.change(id_to_int(cell_id), label)
 
     def _relabelled(self) -> None:
         """Read again which labels cells carry; readers see all of them changed at once."""

@@ -30,7 +30,8 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
             [label, str(change.label_source), path, to_nullable(change.slide), change.cell_id],
         )
         connection.execute(
-            "INSERT INTO label_change VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO label_change (cell_id, changed_at, path, label, label_source, previous, previous_source) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
                 change.cell_id,
                 plan.at,
