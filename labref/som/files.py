@@ -46,7 +46,8 @@ def save(som: MiniSom, path: Path) -> None:
 def load(path: Path) -> MiniSom:
     """Read a map that `save` wrote. Raises `LabrefError` where the file is missing, damaged, or of a newer labref."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, because NumPy leaves a file open that is no archive
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             version = int(file["format"])
             fields: dict[str, Any] = {name: file[name] for name in ("weights", "sigma", "learning_rate")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
