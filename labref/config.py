@@ -303,7 +303,7 @@ def _toml_string(value: str) -> str:
 
 def watch_instead(file: Path, folders: Sequence[Path]) -> None:
     """Change the folders that `file`, a labref.toml, watches, and nothing else in it. Raises `ConfigError` where that fails."""
-    entry = re.compile(r"^folders\s*=\s*\[.*?^?\]", re.MULTILINE | re.DOTALL)
+    entry = re.compile(r"^folders\s*=\s*\[(?:[^\n]*\]|.*?^\])", re.MULTILINE | re.DOTALL)
     new = entry.search(starting_config(folders))
     assert new is not None
     text = file.read_text(encoding="utf-8-sig")
@@ -355,5 +355,8 @@ def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str
         "[inference]\n"
         "# 'auto' takes CUDA where it works, else the CPU\n"
         "# device = 'auto'\n"
-        "# threads = 0\n"
+        "# threads = 0\n\n"
+        "[map]\n"
+        "# false leaves training the lab's map to `labref map train`\n"
+        "# enabled = true\n"
     )
