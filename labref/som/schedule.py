@@ -11,10 +11,10 @@ __all__ = ["FINAL_SIGMA", "LARGEST", "SMALLEST", "Stage", "size_for", "stages"]
 SMALLEST: Final = 8
 LARGEST: Final = 248
 """The thesis' recommended side, for its 62,000 cells."""
-FINAL_SIGMA: Final = 1.5
+FINAL_SIGMA: Final = 1.0
 """Radius, in nodes, at which training ends."""
-EPOCHS_PER_HALVING: Final = 3
-SETTLING: Final = 3
+EPOCHS_PER_HALVING: Final = 6
+SETTLING: Final = 6
 _FINE: Final = 2.0  # a grid is fine enough while σ is at least so many of its nodes
 _COARSEST: Final = 5
 

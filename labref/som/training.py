@@ -27,6 +27,7 @@ LEARNING_RATE: Final = 0.5
 """Of MiniSom's own training: the best of the thesis (table 9)."""
 _WARM_EPOCHS: Final = 4
 _REACH: Final = 8  # rows and columns about its last winner in which a latent's next one is looked for
+_FULL_EVERY: Final = 4  # epochs of a stage, of which one looks at every node
 _EVERY: Final = 64  # MiniSom's steps between two looks at `stopped`
 
 Progress = Callable[[int, int, str], None]
@@ -134,7 +135,7 @@ def _batch(data: Floats, grid: Floats, schedule: Sequence[Stage], tell: Progress
         for number, sigma in enumerate(stage.sigmas):
             check()
             tell(done, total, f"{stage.rows}×{stage.cols} nodes, radius {sigma:.2g}")
-            if nodes is None or number == 0:
+            if nodes is None or number % _FULL_EVERY == 0 or done == total - 1:
                 nodes = find(data, grid, nodes, check)
             else:
                 nodes, _ = find_near(data, grid, nodes, _REACH, check)
