@@ -86,16 +86,18 @@ class _Block:
         self.n = 0
         self.latents = np.empty((rows, latent_size), np.float32)
         self.ids = np.empty(rows, np.uint64)
+        self.groups = np.zeros(rows, np.uint32)
         self.lengths = np.empty(rows, np.float32)  # |x|^2, lowered
         self.axes: _Axes | None = None
 
     @property
     def nbytes(self) -> int:
         columns = 0 if self.axes is None else self.axes.columns.nbytes
-        return self.latents.nbytes + self.ids.nbytes + self.lengths.nbytes + columns
+        return self.latents.nbytes + self.ids.nbytes + self.groups.nbytes + self.lengths.nbytes + columns
 
-    def fill(self, ids: NDArray[np.uint64], latents: NDArray[np.float32]) -> None:
+    def fill(self, ids: NDArray[np.uint64], latents: NDArray[np.float32], groups: NDArray[np.uint32] | int = 0) -> None:
         end = self.n + len(ids)
+        self.groups[self.n : end] = groups
         self.ids[self.n : end] = ids
         self.latents[self.n : end] = latents
         squared = np.square(latents, dtype=np.float64).sum(axis=1)
@@ -151,6 +153,8 @@ class Index:
     def __init__(self, latent_size: int, block_rows: int = BLOCK_ROWS) -> None:
         """block_rows: cells in a block; other than the default only to try out small blocks."""
         self.latent_size = latent_size
+        self.groups: dict[str | None, int] = {}
+        """Numbers of the groups by name; the one who adds cells keeps them."""
         self._block_rows = block_rows
         self._blocks: list[_Block] = []
         self._adding = threading.Lock()
@@ -168,8 +172,11 @@ class Index:
         parts = [int(np.bitwise_xor.reduce(block.ids[: block.n])) for block in list(self._blocks)]
         return len(self), int(np.bitwise_xor.reduce(np.array(parts, np.uint64))) if parts else 0
 
-    def add(self, ids: NDArray[np.uint64], latents: NDArray[np.float32]) -> None:
-        """Add cells: ids uint64[n] not in the index yet, and their latents float32[n, L]."""
+    def add(
+        self, ids: NDArray[np.uint64], latents: NDArray[np.float32], groups: NDArray[np.uint32] | None = None
+    ) -> None:
+        """Add cells: ids uint64[n] not in the index yet, their latents float32[n, L], and the group of each, uint32[n] (default 0)."""
+        of_each = np.zeros(len(ids), np.uint32) if groups is None else groups
         with self._adding:
             start = 0
             while start < len(ids):
@@ -177,24 +184,32 @@ class Index:
                     self._blocks.append(_Block(self.latent_size, self._block_rows))
                 block = self._blocks[-1]
                 part = slice(start, start + self._block_rows - block.n)
-                block.fill(ids[part], latents[part])
+                block.fill(ids[part], latents[part], of_each[part])
                 start = part.stop
                 if block.n == self._block_rows:
                     block.settle()
 
-    def nearest(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    def nearest(
+        self, query: NDArray[np.float32], k: int, group: int | None = None
+    ) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
         """The k nearest cells to query float32[L]: ids uint64[k] and distances float64[k], mean squared error.
 
-        Nearest first, equal ones by id; fewer where the index holds fewer.
+        group : only cells of this group. Nearest first, equal ones by id; fewer where the index holds fewer.
         """
         ids = np.empty(0, np.uint64)
         found = np.empty(0, np.float64)
         for block in list(self._blocks):
             n = block.n
+            others = None if group is None else block.groups[:n] != group
+            allowed = n if others is None else n - int(np.count_nonzero(others))
+            if allowed == 0:
+                continue
             bounds, base = block.bounds(query, n)
+            if others is not None:
+                bounds[others] = np.nan  # sorted last, and never below a limit
             if len(found) < k:
                 # the k cells with the smallest bounds give a first k-th distance to compare with
-                first = np.argpartition(bounds, min(k, n) - 1)[: min(k, n)]
+                first = np.argpartition(bounds, min(k, allowed) - 1)[: min(k, allowed)]
                 known = np.concatenate([found, distances.exact(block.latents[first], query)])
                 reach = np.inf if len(known) < k else float(np.partition(known, k - 1)[k - 1])
             else:

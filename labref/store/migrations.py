@@ -259,3 +259,21 @@ def _removed_cells(connection: duckdb.DuckDBPyConnection) -> None:
 def _label_givers(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("ALTER TABLE label_change ADD COLUMN who VARCHAR")
     connection.execute("ALTER TABLE label_change ADD COLUMN given_at TIMESTAMP")
+
+
+@migration(8, "what was measured of each cell's optics")
+def _measures(connection: duckdb.DuckDBPyConnection) -> None:
+    # NULL where the kept bytes could not be measured; analyser and added_at are those of the cell
+    connection.execute("""
+        CREATE TABLE measure (
+            cell_id          VARCHAR NOT NULL,
+            analyser         VARCHAR,
+            added_at         TIMESTAMP NOT NULL,
+            background_red   FLOAT,
+            background_green FLOAT,
+            background_blue  FLOAT,
+            focus            FLOAT,
+            density_red      FLOAT,
+            density_green    FLOAT,
+            density_blue     FLOAT
+        )""")

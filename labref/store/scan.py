@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import duckdb
 import numpy as np
@@ -34,18 +34,26 @@ def blocks(
 
 
 def nearest(
-    cursor: duckdb.DuckDBPyConnection, table: str, query: NDArray[np.float32], k: int
+    cursor: duckdb.DuckDBPyConnection,
+    table: str,
+    query: NDArray[np.float32],
+    k: int,
+    condition: str = "TRUE",
+    values: Mapping[str, str | None] | None = None,
 ) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
     """The k nearest cells to query float32[L]: ids uint64[k] and distances float64[k], as `Index.nearest` gives them.
+
+    condition : only cells for which this SQL holds, with `values` for its parameters.
 
     DuckDB's distances are float32 and only choose candidates: the first scan takes a few more than k; where rounding
     or ties could hide another beyond them, a second takes all that could be as near as the k-th.
     """
     size = len(query)
-    away = f"array_distance(latent, $1::FLOAT[{size}])"
-    vector = query.tolist()
+    away = f"array_distance(latent, $query::FLOAT[{size}])"
+    given: dict[str, object] = {"query": query.tolist(), **(values or {})}
     rows = cursor.execute(
-        f"SELECT {_ID}, latent, {away} AS away FROM {table} ORDER BY away LIMIT {k + max(16, k // 2)}", [vector]
+        f"SELECT {_ID}, latent, {away} AS away FROM {table} WHERE {condition} ORDER BY away LIMIT {k + max(16, k // 2)}",
+        given,
     ).fetchall()
     ids, found = _exactly(rows, query)
     if len(found) > k:
@@ -54,7 +62,8 @@ def nearest(
         reach = float(np.sqrt(kth * size)) * (1 + (size + 16) * 2.0**-22) + 1e-17
         if rows[-1][2] <= reach:
             rows = cursor.execute(
-                f"SELECT {_ID}, latent FROM {table} WHERE {away} <= $2::DOUBLE", [vector, reach]
+                f"SELECT {_ID}, latent FROM {table} WHERE {away} <= $reach::DOUBLE AND {condition}",
+                given | {"reach": reach},
             ).fetchall()
             ids, found = _exactly(rows, query)
     nearest = distances.order(found, ids, k)

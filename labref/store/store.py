@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store import bundles, distances, migrations, removal, rows, scan, upkeep
+from labref.store import bundles, distances, migrations, optics, removal, rows, scan, upkeep
 from labref.store.changes import Changes
 from labref.store.connection import connect, forget
 from labref.store.exporting import Export
 from labref.store.index import BLOCK_ROWS, Index
 from labref.store.known import HashBook, HashChanges, LabelBook, id_to_int, int_to_id
 from labref.store.maps import Maps
+from labref.store.optics import OpticsBook, OpticsMeasures
 from labref.store.positions import Placed
 from labref.store.recording import Plan, check_new_cell, draw_up
 from labref.store.removal import Due
@@ -77,6 +78,9 @@ class Store:
         """Going from one bundle to another; see labref.store.changes."""
         self.reviews = Reviews(self._reading, self._transaction, self._moved)
         """Labels that people give, and their history; see labref.store.reviews."""
+        self.optics = OpticsMeasures(self._reading, self._transaction)
+        """What was measured of the cells' optics; see labref.store.optics."""
+        self._optics_book: OpticsBook | None = None
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
         """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
@@ -218,7 +222,8 @@ class Store:
                 table, space = bundles.space(cursor, bundle)
                 ids = [cell.cell_id for cell in cells]
                 there = {row[0] for row in rows.look_up(cursor, table, ["cell_id"], "cell_id", ids)}
-            if unknown := [cell_id for cell_id in ids if self.cell(cell_id) is None]:
+            stored = self.cells(ids)
+            if unknown := [cell_id for cell_id in ids if cell_id not in stored]:
                 raise StoreError(f"{self.path} has no cell {unknown[0]} to embed")
             fresh = [cell for cell in cells if cell.cell_id not in there]
             placed = self._place(fresh, bundle)
@@ -227,12 +232,7 @@ class Store:
                 write_embeddings(connection, fresh, table, space)
                 self.maps.write(connection, placed)
             self.maps.remember(bundle, placed)
-            index = self._indexes.get(bundle)
-            if index is not None and fresh:
-                index.add(
-                    np.array([id_to_int(cell.cell_id) for cell in fresh], np.uint64),
-                    np.stack([cell.latent for cell in fresh]),
-                )
+            self._add_to_index(bundle, [(cell, stored[cell.cell_id].analyser) for cell in fresh])
 
     # upkeep: see labref.store.upkeep
 
@@ -305,7 +305,7 @@ class Store:
     def reload(self) -> None:
         """Read again what is kept in memory, after rows were taken out of the database; writes wait meanwhile."""
         with self._writing:
-            self._known = self._removed = None
+            self._known = self._removed = self._optics_book = None
             self.maps.forget()
             indexed = list(self._indexes)
             self._indexes.clear()
@@ -348,10 +348,21 @@ class Store:
             labels.add(id_to_int(cell.cell_id), cell.predicted_label if cell.label is None else cell.label)
         for change in plan.label_changes:
             labels.change(id_to_int(change.cell_id), change.label)
-        index = self._indexes.get(bundle)  # last: whom a reader finds there has a label
-        if index is not None and plan.embedded:
-            ids = np.array([id_to_int(cell.cell_id) for cell in plan.embedded], np.uint64)
-            index.add(ids, np.stack([cell.latent for cell in plan.embedded]))
+        if self._optics_book is not None:  # read first after this commit, it has them
+            for cell in plan.embedded:
+                self._optics_book.add(cell.cell_id, cell.analyser)
+        # last: whom a reader finds there has a label
+        self._add_to_index(bundle, [(cell, cell.analyser) for cell in plan.embedded])
+
+    def _add_to_index(self, bundle: str, cells: Sequence[tuple[NewCell | CellEmbedding, str | None]]) -> None:
+        index = self._indexes.get(bundle)
+        if index is not None and cells:
+            book = self._optics()
+            index.add(
+                np.array([id_to_int(cell.cell_id) for cell, _ in cells], np.uint64),
+                np.stack([cell.latent for cell, _ in cells]),
+                np.array([book.code(analyser) for _, analyser in cells], np.uint32),
+            )
 
     # files
 
@@ -435,6 +446,18 @@ class Store:
         found = self._in_memory()[1].within(label, average_hash, below)
         return [HashMatch(int_to_id(number), bits) for bits, _, number in found]
 
+    def analysers(self) -> dict[str | None, int]:
+        """How many cells came from each analyser, None for one without a name; from memory."""
+        return self._optics().counts()
+
+    def is_of(self, cell_id: str, analyser: str) -> bool:
+        """Whether a cell came from this analyser; from memory."""
+        book = self._optics()
+        if book.cells is None:
+            with self._writing, self._reading() as cursor:
+                book.cells = book.cells or optics.load_cells(cursor)
+        return book.is_of(cell_id, analyser)
+
     def duplicate_group(self, cell_id: str) -> list[str]:
         """The cell and all that are linked with it as duplicates, directly or through others, oldest first."""
         with self._reading() as cursor:
@@ -468,9 +491,11 @@ class Store:
                 return
             with self._reading() as cursor:
                 table, space = bundles.space(cursor, digest)
-                index = Index(space.latent_size)
+                index, book = Index(space.latent_size), self._optics()
+                index.groups = book.codes
+                group_of = optics.codes(cursor, book)
                 for ids, latents in scan.blocks(cursor, table, space.latent_size, BLOCK_ROWS):
-                    index.add(ids, latents)
+                    index.add(ids, latents, group_of(ids))
             self._indexes[digest] = index
 
     def drop_index(self, bundle: str) -> None:
@@ -484,12 +509,19 @@ class Store:
         return sum(index.nbytes for index in self._indexes.values())
 
     def nearest(
-        self, latent: NDArray[np.float32], *, bundle: str, k: int, exclude: Collection[str] = ()
+        self,
+        latent: NDArray[np.float32],
+        *,
+        bundle: str,
+        k: int,
+        exclude: Collection[str] = (),
+        analyser: str | None = None,
     ) -> list[Neighbour]:
         """The k cells nearest to latent float32[L], exactly: nearest first, equal ones by cell_id.
 
-        distance: mean squared error, in float64. exclude : cell ids that may not appear. The answer is the same, bit
-        for bit, from the index in memory and without it. Fewer than k where the store has fewer.
+        distance: mean squared error, in float64. exclude : cell ids that may not appear. analyser : only cells that came from
+        this one; None takes all. The answer is the same, bit for bit, from the index in memory and without it. Fewer than k
+        where the store has fewer.
 
         Raises StoreError for a bundle the store does not know, ValueError for a latent that does not fit it.
         """
@@ -498,16 +530,34 @@ class Store:
         index = self._indexes.get(bundle)
         if index is not None:
             _check_query(query, index.latent_size)
-            ids, found = index.nearest(query, k + len(barred))
+            group = None
+            if analyser is not None:
+                if analyser not in index.groups:
+                    return []
+                group = index.groups[analyser]
+            ids, found = index.nearest(query, k + len(barred), group)
         else:
             with self._reading() as cursor:
                 table, space = bundles.space(cursor, bundle)
                 _check_query(query, space.latent_size)
-                ids, found = scan.nearest(cursor, table, query, k + len(barred))
+                only, values = "TRUE", {}
+                if analyser is not None:
+                    only = "cell_id IN (SELECT cell_id FROM cell WHERE analyser = $analyser)"
+                    values = {"analyser": to_column(analyser)}
+                ids, found = scan.nearest(cursor, table, query, k + len(barred), only, values)
         pairs = zip(ids.tolist(), found.tolist(), strict=True)
         return [Neighbour(int_to_id(number), distance) for number, distance in pairs if number not in barred][:k]
 
     # inside
+
+    def _optics(self) -> OpticsBook:
+        book = self._optics_book
+        if book is None:
+            with self._writing, self._reading() as cursor:
+                if self._optics_book is None:
+                    self._optics_book = optics.load(cursor)
+                book = self._optics_book
+        return book
 
     def _moved(self, changes: Collection[tuple[str, int, str, str]]) -> None:
         """Some cells have other labels: (cell id, average hash, label before, label now) of each."""

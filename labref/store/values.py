@@ -66,6 +66,7 @@ class NewCell:
 
     latent : float32[L] and probabilities : float32[c], both from one bundle; average_hash: 64 bit, unsigned;
     width and height: pixels of the original; mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
+    measures: float32[7] of its optics, see `labref.optics`; None leaves them to be measured later.
     label None means that nobody gave one: the cell then carries predicted_label, with the source "predicted".
     """
 
@@ -86,6 +87,7 @@ class NewCell:
     average_hash: int
     latent: NDArray[np.float32]
     probabilities: NDArray[np.float32]
+    measures: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 
 from labref.failpoints import failpoint
-from labref.store import rows
+from labref.store import optics, rows
 from labref.store.recording import Plan
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, NewCell, StoredBundle
@@ -22,6 +22,9 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
     _insert(connection, "INSERT INTO cell", rows.CELL, plan.cells)
     failpoint("record.embeddings")
     write_embeddings(connection, plan.embedded, table, space)
+    failpoint("record.measures")
+    measured = [cell for cell in plan.embedded if cell.measures is not None]
+    optics.write(connection, [(cell.cell_id, to_nullable(cell.analyser), plan.at, cell.measures) for cell in measured])
     failpoint("record.labels")
     for change in plan.label_changes:
         path, label = to_column(change.path), to_column(change.label)
