@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
 
 from labref.lettering import INK, LINE, PAPER, SOFT, Page, class_colour, faces, length
 
@@ -89,7 +89,7 @@ def draw_map(shown: Shown, *, digits: bool = True, background: bool = True) -> I
     panel.background(page, at, None if not background else "full" if not digits else "pale")
     if digits:
         for node, label in _majorities(shown.nodes, shown.labels).items():
-            panel.mark(page, at, node, shown.symbol(label), class_colour(label))
+            panel.mark(page, at, node, shown.symbol(label), _dark(class_colour(label)))
     panel.axes(page, at)
     x, y = at[0] + panel.width + 36, at[1]
     names, counts = np.unique(shown.labels, return_counts=True)
@@ -120,7 +120,7 @@ def draw_class(shown: Shown, label: str) -> Image.Image:
     panel.axes(page, at)
     x, y = at[0] + panel.width + 36, at[1]
     room = _LEGEND - 50
-    page.text((x, y), label, 24, bold=True, colour=class_colour(label), room=room)
+    page.text((x, y), label, 24, bold=True, colour=_dark(class_colour(label)), room=room)
     y += 44
     cells, mistaken = int(chosen.sum()), int(wrong.sum())
     _glyph(page, (x, y), shown.symbol(label), INK)
@@ -165,13 +165,27 @@ def draw_spread(shown: Shown, parts: Sequence[tuple[str, NDArray[np.bool_]]]) ->
         counts = np.bincount(shown.nodes[chosen], minlength=shown.u.size)
         of_node = _majorities(shown.nodes[chosen], shown.labels[chosen])
         for node in sorted(of_node, key=lambda node: -int(counts[node])):  # small ones on top
-            panel.disc(page, at, node, shown.symbol(of_node[node]), class_colour(of_node[node]), int(counts[node]))
+            panel.disc(
+                page, at, node, shown.symbol(of_node[node]), _dark(class_colour(of_node[node])), int(counts[node])
+            )
         panel.axes(page, at)
         _composition(page, (left, at[1] + panel.height + _AXIS), panel.width, shown, chosen)
     return page.picture
 
 
 # --- parts of a picture ---
+
+
+@cache
+def _dark(colour: str) -> str:
+    """A colour dark enough to be read as a small digit on paper: a contrast of 4.5 (WCAG 2.2, 1.4.3)."""
+    rgb = np.array(ImageColor.getrgb(colour)[:3]) / 255
+    while True:
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        if 1.05 / (float(linear @ (0.2126, 0.7152, 0.0722)) + 0.05) >= 4.5:
+            r, g, b = (rgb * 255).round().astype(int).tolist()
+            return f"#{r:02x}{g:02x}{b:02x}"
+        rgb = rgb * 0.95
 
 
 class _Panel:
@@ -290,7 +304,7 @@ def _legend(page: Page, at: tuple[int, int], shown: Shown, rows: Sequence[tuple[
     page.text((x + room, y + 26), "cells", 14, colour=SOFT, align="right")
     y += 50
     for label, cells, remark in rows:
-        _glyph(page, (x, y), shown.symbol(label), class_colour(label))
+        _glyph(page, (x, y), shown.symbol(label), _dark(class_colour(label)))
         text = f"{cells:,}{remark}"
         page.text((x + 38, y + 3), label, 18, room=room - 52 - length(text, 17, False))
         page.text((x + room, y + 3), text, 17, align="right")
@@ -323,7 +337,7 @@ def _composition(page: Page, at: tuple[int, int], width: int, shown: Shown, chos
     left, right = x + min(wide, 0.4 * width), x + width - 130
     for line, i in enumerate(order[:12]):
         label, top, share = str(names[i]), y + 34 + 30 * line, counts[i] / counts.sum()
-        _glyph(page, (x, top - 2), shown.symbol(label), class_colour(label))
+        _glyph(page, (x, top - 2), shown.symbol(label), _dark(class_colour(label)))
         page.text((x + 34, top + 1), label, 17, room=left - x - 40)
         page.pen.rectangle((left, top + 2, right, top + 20), fill="#eef1f3")
         page.pen.rectangle(

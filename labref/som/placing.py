@@ -7,12 +7,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.som.products import product
 from labref.som.search import extend
 
 __all__ = ["Placer"]
 
-# OpenBLAS splits larger products over threads, and then waits for a core that the ingest is using (see store.index)
-_TILE_ELEMENTS: Final = 400_000
+_AT_ONCE: Final = 1024  # nodes, as `product` likes them
 
 
 class Placer:
@@ -25,7 +25,8 @@ class Placer:
         self._centre = flat.mean(axis=0, dtype=np.float64)
         self._flat = flat
         moved = (flat - self._centre).astype(np.float32)
-        self._nodes = np.hstack([moved, -0.5 * np.einsum("ij,ij->i", moved, moved)[:, None]])
+        nodes = np.hstack([moved, -0.5 * np.einsum("ij,ij->i", moved, moved)[:, None]])
+        self._parts = [np.ascontiguousarray(nodes[at : at + _AT_ONCE].T) for at in range(0, len(nodes), _AT_ONCE)]
 
     @property
     def weights(self) -> NDArray[np.float32]:
@@ -35,7 +36,7 @@ class Placer:
     @property
     def nbytes(self) -> int:
         """Memory, bytes."""
-        return self._flat.nbytes + self._nodes.nbytes
+        return self._flat.nbytes + sum(part.nbytes for part in self._parts)
 
     def place(self, latents: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The node of each latent float[n, L], row * cols + column, and its distance, the quantisation error: int64[n], float32[n].
@@ -46,13 +47,12 @@ class Placer:
         asked = extend((data - self._centre).astype(np.float32))
         best = np.full(len(asked), -np.inf, np.float32)
         nodes = np.zeros(len(asked), np.int64)
-        step = max(64, _TILE_ELEMENTS // self._nodes.shape[1])
         every = np.arange(len(asked))
-        for start in range(0, len(self._nodes), step):
-            scores = self._nodes[start : start + step] @ asked.T
-            here = scores.argmax(axis=0)
-            found = scores[here, every]
+        for number, part in enumerate(self._parts):
+            scores = product(asked, part)
+            here = scores.argmax(axis=1)
+            found = scores[every, here]
             better = found > best
-            best[better], nodes[better] = found[better], here[better] + start
+            best[better], nodes[better] = found[better], here[better] + number * _AT_ONCE
         away = data - self._flat[nodes]
         return nodes, np.sqrt(np.einsum("ij,ij->i", away, away)).astype(np.float32)
