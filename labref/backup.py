@@ -33,7 +33,7 @@ from labref import __version__
 from labref.config import watch_instead
 from labref.errors import LabError
 from labref.failpoints import failpoint
-from labref.lab import Lab, absolute, new_token
+from labref.lab import Lab, absolute, new_token, sync_folder
 from labref.pace import Pace, Steps
 from labref.store import Store
 from labref.store.upkeep import digests_of
@@ -67,6 +67,7 @@ class _FolderTarget:
             raise LabError(f"{folder} is not empty and holds no backup. Choose an empty folder, or an earlier backup.")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = self.scratch = folder
+        self._changed: set[Path] = set()
 
     def has(self, name: str, digest: str) -> bool:
         with contextlib.suppress(OSError), (self.folder / name).open("rb") as source:
@@ -85,11 +86,14 @@ class _FolderTarget:
             os.fsync(out.fileno())
         failpoint("backup.rename")
         os.replace(part, path)
+        self._changed.update(path.parents[: 1 + name.count("/")])
 
     def finish(self, record: dict[str, Any]) -> None:
-        if hasattr(os, "sync"):
-            os.sync()  # the names, too, before the record vouches for them
+        for folder in sorted(self._changed, key=lambda path: len(path.parts), reverse=True):
+            failpoint("backup.sync")
+            sync_folder(folder)  # the names, too, before the record vouches for them
         self.add(_RECORD, io.BytesIO(json.dumps(record, indent=2).encode()))
+        sync_folder(self.folder)
         failpoint("backup.recorded", may_fail=False)
         for path in self.folder.iterdir():
             if _OF_ONE.fullmatch(path.name) and path.name not in record["files"]:
@@ -309,6 +313,9 @@ class Backup:
                     out = stack.enter_context((into / name).open("xb"))
                 try:
                     found = _described(source, out)["sha256"]
+                    if out is not None:
+                        out.flush()
+                        os.fsync(out.fileno())
                 except zipfile.BadZipFile:
                     found = ""
             if found != digest:
@@ -370,10 +377,11 @@ def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[
             staging.chmod(0o755)
             if folder.exists():
                 folder.rmdir()
-            if hasattr(os, "sync"):
-                os.sync()
+            for below, _, _ in os.walk(staging, topdown=False):
+                sync_folder(Path(below))
             failpoint("restore.finish")
             os.replace(staging, folder)
+            sync_folder(folder.parent)
         except OSError as error:
             raise LabError(f"the lab cannot be restored into {folder}: {error.strerror or error}.") from None
     return Lab.open(folder)

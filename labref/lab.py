@@ -30,7 +30,7 @@ from labref.errors import LabError
 from labref.failpoints import failpoint
 from labref.store import Store
 
-__all__ = ["Lab", "absolute", "new_token"]
+__all__ = ["Lab", "absolute", "new_token", "sync_folder"]
 
 _CONFIG = "labref.toml"
 _STORE = "store.duckdb"
@@ -248,8 +248,6 @@ class Lab:
 
     def sync_images(self, digests: Iterable[str]) -> None:
         """Flush the names of kept images to the disk, so that a power cut cannot take them (nothing to do on Windows)."""
-        if os.name == "nt":
-            return
         folders: set[Path] = set()
         for digest in digests:
             leaf = self.image_path(digest).parent
@@ -259,11 +257,7 @@ class Lab:
         # leaves first: a parent must not outlive a name that it vouches for
         for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
             failpoint("images.sync")
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_folder(folder)
 
     def clear_incoming(self) -> None:
         """Remove bytes that a killed agent left on their way; only the process that has the store open may call it."""
@@ -278,6 +272,17 @@ class Lab:
     def own_folders(self) -> Iterator[Path]:
         """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
         yield from (self.images, self.bundles, self.folder / "logs")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk (nothing to do on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def new_token(folder: Path) -> None:
