@@ -7,6 +7,7 @@ from typing import Final
 
 from labref.agent.jobs import Job
 from labref.agent.mapping import keep_map
+from labref.agent.retaining import keep_retention
 from labref.operations import Context
 from labref.operations.bundle import due as embed_again
 
@@ -16,7 +17,7 @@ Housekeeper = Callable[[Context], Job | None]
 
 SECONDS: Final = 5.0
 """How often they are asked; each answers within milliseconds."""
-HOUSEKEEPERS: tuple[Housekeeper, ...] = (embed_again, keep_map)
+HOUSEKEEPERS: tuple[Housekeeper, ...] = (embed_again, keep_map, keep_retention)
 
 
 def housekeep(context: Context) -> None:
