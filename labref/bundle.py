@@ -16,9 +16,9 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ __all__ = [
     "Golden",
     "Manifest",
     "NoveltyThreshold",
+    "Precision",
+    "Trunk",
     "install",
     "manifest_bytes",
     "pack",
@@ -47,6 +49,9 @@ FORMAT_VERSION = 1
 SUFFIX = ".labref"
 """Ending of a bundle shipped as one file."""
 _MANIFEST = "manifest.json"
+_DIMENSION = (
+    6.0  # intrinsic dimension of a bundle's latents where it does not say: 5.6 by two estimators for the first starter
+)
 _REQUIRED = frozenset({"trunk.onnx", "encoder.onnx", "golden.npz", "MODEL_CARD.md"})
 _MAX_BYTES = 2_000_000_000  # unpacked; a bundle larger than this is no bundle
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -55,11 +60,62 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 @dataclass(frozen=True)
 class NoveltyThreshold:
     """When nothing in the lab resembles a cell: the mean distance (mean squared error in latent space) of the `k` nearest
-    is above `threshold`; `how` tells how it was calibrated."""
+    is above `threshold`; `how` tells how it was calibrated.
+
+    cells : among how many cells the nearest were looked for then.  dimension : intrinsic dimension of those cells' latents. Both are
+    None in bundles made before they were kept; see `among`.
+    """
 
     threshold: float
     k: int
     how: str
+    cells: int | None = None
+    dimension: float | None = None
+
+    def among(self, cells: int) -> float:
+        """The threshold for a lab with so many cells.
+
+        Among n cells of intrinsic dimension d the nearest is about n^(-1/d) away, its mean squared error n^(-2/d) (Levina &
+        Bickel 2004, eq. 4-8), so in a young lab everything is far: the threshold grows by (calibrated cells / cells)^(2/d). Measured
+        on 600 cells of pbc held back, with the starter's latents (d = 5.6): among 100 cells 44 % of them, all of known classes,
+        were called novel without this, 1.6 % with it (1 % is meant); among 1,000, 8 % and 1.4 %. In a lab with more cells than were
+        calibrated on it stays: whether a cell nearer than any between two known ones is novel, nobody has measured.
+        """
+        calibrated = self.cells
+        if calibrated is None:
+            told = re.search(r"of ([\d,]+) training cells", self.how)
+            calibrated = int(told[1].replace(",", "")) if told else None
+        if calibrated is None or not 0 < cells < calibrated:
+            return self.threshold
+        return float(self.threshold * (calibrated / cells) ** (2 / (self.dimension or _DIMENSION)))
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        values: dict[str, Any] = {"threshold": self.threshold, "k": self.k, "how": self.how}
+        return values | {
+            name: value for name, value in (("cells", self.cells), ("dimension", self.dimension)) if value is not None
+        }
+
+
+Precision = Literal["full", "float16", "int8"]
+"""Arithmetic of a trunk: float32 ("full"), float16 for GPUs, int8 for CPUs."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A trunk of reduced precision beside the full one.
+
+    file : its graph; empty where it was not admitted, and its figures only say why.  agreement : by kind of store, how many of
+    a query's eight references stay, with an interval.  golden_tolerance : as the manifest's, for this trunk.
+    measured : on how many cells, and how fast, at export.
+    """
+
+    precision: Precision
+    file: str
+    admitted: bool
+    agreement: Mapping[str, Mapping[str, Any]]
+    golden_tolerance: float
+    measured: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,6 +128,8 @@ class Manifest:
     duplicates : thresholds of the duplicate verdict.  golden_tolerance : largest absolute difference from the golden
     outputs that a runtime may show.  training, figures : where the model comes from and how it was measured, with the commands.
     files : SHA-256 and size in bytes of every other file of the bundle.
+    optics : background, focus and colour of the training cells, as `labref.optics.statistics` gives them; empty where not measured.
+    trunks : trunks of reduced precision, those that may be used and those that were measured and may not.
     """
 
     format_version: int
@@ -91,6 +149,12 @@ class Manifest:
     training: Mapping[str, Any]
     figures: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
+    trunks: tuple[Trunk, ...] = ()
+    optics: Mapping[str, Any] = field(default_factory=dict)
+
+    def trunk(self, precision: Precision) -> Trunk | None:
+        """The admitted trunk of a reduced precision, or None."""
+        return next((trunk for trunk in self.trunks if trunk.precision == precision and trunk.admitted), None)
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values: the content of `manifest.json`."""
@@ -106,12 +170,14 @@ class Manifest:
             "features": list(self.features),
             "orientations": self.orientations,
             "latent": {"size": self.latent_size, "scale": self.latent_scale},
-            "novelty": {"threshold": self.novelty.threshold, "k": self.novelty.k, "how": self.novelty.how},
+            "novelty": self.novelty.to_json(),
             "duplicates": dict(self.duplicates),
             "golden_tolerance": self.golden_tolerance,
             "training": dict(self.training),
             "figures": dict(self.figures),
             "files": {name: dict(entry) for name, entry in self.files.items()},
+            **({"trunks": [vars(trunk) for trunk in self.trunks]} if self.trunks else {}),
+            **({"optics": dict(self.optics)} if self.optics else {}),
         }
 
     @staticmethod
@@ -132,14 +198,31 @@ class Manifest:
             latent_size=int(values["latent"]["size"]),
             latent_scale=float(values["latent"]["scale"]),
             novelty=NoveltyThreshold(
-                float(values["novelty"]["threshold"]), int(values["novelty"]["k"]), str(values["novelty"]["how"])
+                float(values["novelty"]["threshold"]),
+                int(values["novelty"]["k"]),
+                str(values["novelty"]["how"]),
+                None if values["novelty"].get("cells") is None else int(values["novelty"]["cells"]),
+                None if values["novelty"].get("dimension") is None else float(values["novelty"]["dimension"]),
             ),
             duplicates=dict(values["duplicates"]),
             golden_tolerance=float(values["golden_tolerance"]),
             training=dict(values["training"]),
             figures=dict(values["figures"]),
             files={str(name): dict(entry) for name, entry in values["files"].items()},
+            trunks=tuple(_trunk(entry) for entry in values.get("trunks", ())),
+            optics=dict(values.get("optics", {})),
         )
+
+
+def _trunk(entry: Mapping[str, Any]) -> Trunk:
+    return Trunk(
+        precision=entry["precision"],
+        file=str(entry["file"]),
+        admitted=bool(entry["admitted"]),
+        agreement={str(name): dict(values) for name, values in entry["agreement"].items()},
+        golden_tolerance=float(entry["golden_tolerance"]),
+        measured=dict(entry["measured"]),
+    )
 
 
 @dataclass(frozen=True)
@@ -192,10 +275,11 @@ class Bundle:
                 raise BundleError(f"bundle at {folder} is damaged: {name} does not have its digest. Install it again.")
         return Bundle(folder, hashlib.sha256(raw).hexdigest(), manifest)
 
-    def golden(self) -> Golden:
-        """The golden inputs and outputs."""
+    def golden(self, precision: Precision = "full") -> Golden:
+        """The golden inputs, and the outputs that the trunk of that precision gave."""
+        ending = "" if precision == "full" else f"_{precision}"
         with np.load(self.folder / "golden.npz", allow_pickle=False) as arrays:
-            return Golden(arrays["crops"], arrays["probabilities"], arrays["latents"])
+            return Golden(arrays["crops"], arrays[f"probabilities{ending}"], arrays[f"latents{ending}"])
 
 
 def _read_manifest(raw: bytes, where: Path) -> Manifest:
@@ -215,6 +299,8 @@ def _read_manifest(raw: bytes, where: Path) -> Manifest:
         raise BundleError(
             f"bundle at {where}: its manifest must name {', '.join(sorted(_REQUIRED))}, by plain file names"
         )
+    if not {trunk.file for trunk in manifest.trunks if trunk.admitted} <= set(manifest.files):
+        raise BundleError(f"bundle at {where}: its manifest tells of a trunk that is not among its files")
     if sum(sizes) > _MAX_BYTES or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
         raise BundleError(f"bundle at {where}: its manifest names files of impossible size or digest")
     if dict(manifest.preparation) != PREPARATION:

@@ -13,9 +13,9 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from labref.errors import ConfigError
@@ -81,7 +81,8 @@ class WatchConfig(_Section):
     settle_limit_seconds : a file that changes longer than this is rejected until the next scan, seconds.
     rescan_seconds : most seconds between two full scans, varied by ±10 %; folders that are scanned quickly are scanned sooner.
     extensions : file-name endings of images, with the dot; other files are ignored and counted.
-    analyser : name of the analyser the cells come from, unless a pattern finds it in the path.
+    analyser : name of the analyser the cells come from, unless their folder has one of its own or a pattern finds it in the path.
+    analysers : names of the analysers of single folders: a folder, written as in `folders`, and its analyser.
     layout : own patterns, tried before the built-in ones.
     labels : class-folder names (keys) and the label to use for each (values), before the built-in names.
     max_file_megabytes : a larger file is rejected unread.
@@ -96,6 +97,7 @@ class WatchConfig(_Section):
     rescan_seconds: float = Field(default=900.0, ge=1.0, le=86400)
     extensions: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff")
     analyser: str | None = None
+    analysers: dict[Path, str] = Field(default_factory=dict)
     layout: tuple[LayoutPattern, ...] = ()
     labels: dict[str, str] = Field(default_factory=dict)
     max_file_megabytes: float = Field(default=256.0, gt=0, le=4096)
@@ -107,6 +109,15 @@ class WatchConfig(_Section):
             if not re.fullmatch(r"\.[^./\\]+", ending):
                 raise ValueError(f'holds {ending!r}; an ending is written with its dot, like ".jpg"')
         return tuple(ending.lower() for ending in value)
+
+    @model_validator(mode="after")
+    def _analysers_of_folders(self) -> Self:
+        for folder in self.analysers:
+            if folder not in self.folders:
+                raise ValueError(
+                    f"analysers names {str(folder)!r}, which is none of the folders; write it as it stands in folders"
+                )
+        return self
 
 
 class AgentConfig(_Section):
@@ -129,10 +140,12 @@ class InferenceConfig(_Section):
 
     device : "auto" takes CUDA where it works, else the CPU.
     threads : CPU threads for the networks; 0 takes every core.
+    precision : "auto" takes the bundle's float16 trunk on a GPU and its int8 trunk on the CPU, where it has one; "full" never.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
+    precision: Literal["auto", "full"] = "auto"
 
 
 class MapConfig(_Section):

@@ -158,6 +158,16 @@ class Lab:
         """The export folders, absolute; relative ones in labref.toml are meant from the lab folder."""
         return tuple(absolute(self.folder / path.expanduser()) for path in self.config.watch.folders)
 
+    @property
+    def analysers(self) -> dict[str, str]:
+        """The analysers of single watched folders, by the folder's absolute path, where labref.toml names them."""
+        named = self.config.watch.analysers
+        return {
+            str(root): named[folder]
+            for root, folder in zip(self.watched, self.config.watch.folders, strict=True)
+            if folder in named
+        }
+
     def open_store(self) -> Store:
         """Open the lab's store. Raises `StoreLockedError` while another process has it open, and other `StoreError`."""
         if not self.store_file.exists():

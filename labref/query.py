@@ -41,11 +41,20 @@ _PATIENCE_SECONDS: Final = 20.0  # another command has the store for a moment; a
 
 
 def answer(
-    store: Store, embedder: Embedder, data: bytes, *, name: str, k: int = 8, by: str = "latent"
+    store: Store,
+    embedder: Embedder,
+    data: bytes,
+    *,
+    name: str,
+    k: int = 8,
+    by: str = "latent",
+    analyser: str | None = None,
+    any_optics: bool = False,
 ) -> dict[str, Any]:
     """References for the image `data`, the bytes of its file, as the JSON values that DESIGN.md lists.
 
     name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent", or "map" once the lab has one.
+    analyser : that the image came from, where it is known; references come from the same one.  any_optics : from all.
     Raises `UnreadableImageError` where the bytes are no usable image.
     """
     check_question(k, by)
@@ -68,6 +77,8 @@ def answer(
         predicted_label=labels[best],
         k=k,
         by=by,
+        analyser=analyser,
+        any_optics=any_optics,
     )
     searched = time.perf_counter()
     return {
@@ -78,6 +89,7 @@ def answer(
         "references": [_plain(asdict(reference)) for reference in found.references],
         "distribution": _plain(asdict(found.distribution)),
         "novelty": _plain(asdict(found.novelty)),
+        "optics": asdict(found.optics),
         "duplicate_of": found.duplicate_of,
         "map": None if found.place is None else asdict(found.place),
         "timings_ms": {
@@ -112,13 +124,31 @@ class Desk:
         store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab))
         return Desk(lab, agent, store)
 
-    def ask(self, data: bytes, *, name: str, k: int = 8, by: str = "latent") -> dict[str, Any]:
+    def ask(
+        self,
+        data: bytes,
+        *,
+        name: str,
+        k: int = 8,
+        by: str = "latent",
+        analyser: str | None = None,
+        any_optics: bool = False,
+    ) -> dict[str, Any]:
         """As `answer`."""
         name = path_to_text(name)
         if self._agent is not None:
-            return self._agent.query(data, name=name, k=k, by=by)
+            return self._agent.query(data, name=name, k=k, by=by, analyser=analyser, any_optics=any_optics)
         check_question(k, by)
-        return answer(self._open_store(), self._open_embedder(), data, name=name, k=k, by=by)
+        return answer(
+            self._open_store(),
+            self._open_embedder(),
+            data,
+            name=name,
+            k=k,
+            by=by,
+            analyser=analyser,
+            any_optics=any_optics,
+        )
 
     def ledger_rows(
         self, *, outcome: str | None = None, path: str | None = None, limit: int | None = None
@@ -223,7 +253,9 @@ def ledger_json(row: LedgerRow) -> dict[str, Any]:
 def open_embedder(lab: Lab, bundle: Bundle) -> Embedder:
     """The lab's embedder, on the device its configuration asks for."""
     inference = lab.config.inference
-    return Embedder.open(bundle, device=inference.device, threads=inference.threads or None)
+    return Embedder.open(
+        bundle, device=inference.device, threads=inference.threads or None, precision=inference.precision
+    )
 
 
 def open_free_store(

@@ -1,9 +1,18 @@
-"""The references of a cell: its nearest neighbours in the lab, the spread of the nearest hundred, and whether it is new."""
+"""The references of a cell: its nearest neighbours in the lab, the spread of the nearest hundred, and whether it is new.
+
+Which cells are looked at: those from the query's own optics, where it is known (`Optics`), else all.
+
+Who is preferred: a cell that a person reviewed to one with the analyser's label, and that to one with a predicted label, among
+cells that are about as near. In the order of distance a cell moves before less trusted ones as long as its distance is at most
+5 % above theirs (`NEAR_EQUAL`; 5 % of a mean squared error is 2.5 % of a length). The k first are the references, and are given
+nearest first. So of a cell shown and a nearer one left out, the one left out is never nearer by more than 5 %: what is clearly
+nearer cannot be pushed out, and only more trusted cells push at all.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 
@@ -16,8 +25,22 @@ from labref.fingerprint import DUPLICATE_BELOW
 from labref.places import Place, locate
 from labref.store import Cell, Neighbour, Store
 
-__all__ = ["BANDWIDTH_RANK", "Distribution", "Found", "Novelty", "Reference", "find", "weights"]
+__all__ = [
+    "BANDWIDTH_RANK",
+    "NEAR_EQUAL",
+    "Distribution",
+    "Found",
+    "Novelty",
+    "Optics",
+    "Reference",
+    "find",
+    "prefer",
+    "weights",
+]
 
+NEAR_EQUAL = 0.05
+"""A reviewed cell whose distance is larger by at most this share may be shown in the place of one that nobody reviewed."""
+_CANDIDATES = 64  # cells beyond the k nearest that are looked at for reviewed ones
 BANDWIDTH_RANK = 8
 """The distance of this neighbour is the width of the kernel that weighs the spread."""
 
@@ -58,6 +81,21 @@ class Novelty:
 
 
 @dataclass(frozen=True)
+class Optics:
+    """Which optics the references are from.
+
+    analyser : of the query, None where it is not known.  only : True where only cells from that analyser were looked at.
+    how : "asked" (the question named it), "stored" (the query is in the store), "single" (the lab has no other), "unknown", or
+    "any" (the question wanted all).  cells : how many there were to look at.
+    """
+
+    analyser: str | None
+    only: bool
+    how: str
+    cells: int
+
+
+@dataclass(frozen=True)
 class Found:
     """What a query gets. duplicate_of: the stored cell that the query is, or repeats, if there is one. place: on the lab's map,
     None while there is none."""
@@ -67,6 +105,7 @@ class Found:
     novelty: Novelty
     duplicate_of: str | None
     place: Place | None
+    optics: Optics
 
 
 def find(
@@ -80,6 +119,8 @@ def find(
     k: int = 8,
     spread: int = 100,
     by: str = "latent",
+    analyser: str | None = None,
+    any_optics: bool = False,
 ) -> Found:
     """References of a query.
 
@@ -88,14 +129,19 @@ def find(
     by : "latent", the nearest in latent space, or "map", those that lie nearest on the lab's map; the distribution and the novelty are
     of the nearest in latent space either way.
 
+    analyser : the query's, where it is known; else that of the cell where the query is in the store.  any_optics : look at the cells of
+    all analysers, not only at those of the query's.
+
     The query itself is no reference, where the store has it, nor is a duplicate of it: not the cells linked with it
     as duplicates, nor those of its class that the thesis' rule (average hash, Hamming < 2) calls one.
 
-    Raises LabrefError where a map is asked for and there is none, StoreError where the store does not know the bundle, ValueError where the latent does not fit it.
+    Raises LabrefError where a map is asked for and there is none, or the analyser has no cell here, StoreError where the store does
+    not know the bundle, ValueError where the latent does not fit it.
     """
     itself = None if digest is None else store.has_digest(digest)
     label = predicted_label
     excluded: list[str] = []
+    stored = None
     if itself is not None:
         excluded += store.duplicate_group(itself)
         stored = store.cell(itself)
@@ -104,22 +150,74 @@ def find(
         excluded += [match.cell_id for match in store.hash_matches(average_hash, label, below=DUPLICATE_BELOW)]
     duplicate_of = itself or (excluded[0] if excluded else None)
 
+    optics = _optics(store, stored, analyser, any_optics)
+    only = optics.analyser if optics.only else None
     novelty = bundle.manifest.novelty
-    wanted = max(k, spread, novelty.k, BANDWIDTH_RANK)
-    neighbours = store.nearest(latent, bundle=bundle.digest, k=wanted, exclude=set(excluded))
+    wanted = max(k + _CANDIDATES, spread, novelty.k, BANDWIDTH_RANK)
+    neighbours = store.nearest(latent, bundle=bundle.digest, k=wanted, exclude=set(excluded), analyser=only)
     labels = store.labels([neighbour.cell_id for neighbour in neighbours])
     spot = locate(store, bundle.digest, latent)
     if by == "map" and spot is None:
         raise LabrefError(_no_map(store, bundle.digest))
-    shown = spot.nearest(store, k, exclude=set(excluded)) if by == "map" and spot is not None else neighbours[:k]
-    cells = store.cells([neighbour.cell_id for neighbour in shown])
+    if by == "map" and spot is not None:
+        keep = None if only is None else (lambda cell_id: store.is_of(cell_id, only))
+        shown = spot.nearest(store, k, exclude=set(excluded), keep=keep)
+        cells = store.cells([neighbour.cell_id for neighbour in shown])
+    else:
+        reach = (1 + NEAR_EQUAL) * neighbours[:k][-1].distance if neighbours else 0.0
+        near = [neighbour for neighbour in neighbours if neighbour.distance <= reach]
+        cells = store.cells([neighbour.cell_id for neighbour in near])
+        trust = {cell_id: cell.label_source.weight for cell_id, cell in cells.items()}
+        shown = prefer(near, trust, k)
     return Found(
         [_reference(cells[neighbour.cell_id], neighbour.distance) for neighbour in shown],
         _distribution(neighbours[:spread], labels, neighbours[:BANDWIDTH_RANK]),
-        _novelty([neighbour.distance for neighbour in neighbours[: novelty.k]], novelty.threshold),
+        _novelty([neighbour.distance for neighbour in neighbours[: novelty.k]], novelty.among(optics.cells)),
         duplicate_of,
         None if spot is None else spot.place(store, exclude=set(excluded)),
+        optics,
     )
+
+
+def prefer(neighbours: Sequence[Neighbour], trust: Mapping[str, int], k: int) -> list[Neighbour]:
+    """The k references among neighbours, nearest first: the nearest, but more trusted cells before others about as near.
+
+    neighbours : nearest first, all whose distance is at most 5 % above the k-th.  trust : of each cell, larger before smaller.
+    The rule is in this module's description.
+    """
+    order: list[Neighbour] = []
+    for neighbour in neighbours:
+        at = len(order)
+        while at and trust[order[at - 1].cell_id] < trust[neighbour.cell_id]:
+            if neighbour.distance > (1 + NEAR_EQUAL) * order[at - 1].distance:
+                break
+            at -= 1
+        order.insert(at, neighbour)
+    rank = {neighbour.cell_id: position for position, neighbour in enumerate(neighbours)}
+    return sorted(order[:k], key=lambda neighbour: rank[neighbour.cell_id])
+
+
+def _optics(store: Store, stored: Cell | None, analyser: str | None, any_optics: bool) -> Optics:
+    """Which optics the references of a query are taken from."""
+    cells = store.analysers()
+    total = sum(cells.values())
+    how = "unknown"
+    if analyser is not None:
+        if analyser not in cells:
+            known = ", ".join(sorted(name for name in cells if name is not None)) or "none with a name"
+            raise LabrefError(
+                f"no cell of this lab came from an analyser called {analyser!r}; there is {known}. Ask with --any-optics, or name one."
+            )
+        how = "asked"
+    elif stored is not None and stored.analyser is not None:
+        analyser, how = stored.analyser, "stored"
+    elif len(cells) == 1:
+        analyser, how = next(iter(cells)), "single"
+    if any_optics:
+        return Optics(analyser, False, "any", total)
+    if analyser is None:
+        return Optics(None, False, how, total)
+    return Optics(analyser, True, how, cells.get(analyser, 0))
 
 
 def weights(distances: Sequence[float], width: float) -> list[float]:

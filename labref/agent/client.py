@@ -76,9 +76,16 @@ class AgentClient:
             connection.close()
         return AgentClient(record, token) if hmac.compare_digest(given, proof(token, nonce)) else None
 
-    def query(self, data: bytes, *, name: str, k: int, by: str) -> dict[str, Any]:
+    def query(
+        self, data: bytes, *, name: str, k: int, by: str, analyser: str | None, any_optics: bool
+    ) -> dict[str, Any]:
         """The agent's answer for the image `data`; see `labref.query.answer`."""
-        with self._request("POST", "/api/query", {"k": k, "by": by, "name": name}, data) as response:
+        asked: dict[str, Any] = {"k": k, "by": by, "name": name}
+        if analyser is not None:
+            asked["analyser"] = analyser
+        if any_optics:
+            asked["any_optics"] = 1
+        with self._request("POST", "/api/query", asked, data) as response:
             values: dict[str, Any] = json.loads(response.read())
         return values
 

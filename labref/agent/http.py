@@ -2,7 +2,8 @@
 
     GET  /health                        no token; {status, version, proof?}: whether it runs, and (with ?nonce=) whose it is
     GET  /metrics                       no token; Prometheus' text; counts only
-    POST /api/query?k=8&by=latent&name= the body is an image file; the answer of `labref query --json`
+    POST /api/query?k=8&by=latent&name= the body is an image file; the answer of `labref query --json`. &analyser= names the one
+                                        it came from; &any_optics=1 takes references from all
     GET  /api/status                    as `labref status --json`
     GET  /api/ledger?outcome=&path=&limit=   JSON lines, as `labref ledger --json`
     GET  /api/reference/{cell_id}/image the kept original bytes
@@ -49,11 +50,11 @@ _STOP_SECONDS: Final = 5
 class Answers:
     """What the agent answers with.
 
-    query : (bytes, name, k, by) → answer.  status : () → values.  ledger : (outcome, path, limit) → rows.
+    query : (bytes, name, k, by, analyser, any_optics) → answer.  status : () → values.  ledger : (outcome, path, limit) → rows.
     image : cell id → original bytes, or None.  perform : (operation, parameters) → rows.  healthy : "ok", or what is the matter, without anything secret.
     """
 
-    query: Callable[[bytes, str, int, str], dict[str, Any]]
+    query: Callable[[bytes, str, int, str, str | None, bool], dict[str, Any]]
     status: Callable[[], dict[str, Any]]
     ledger: Callable[[str | None, str | None, int | None], Iterator[dict[str, Any]]]
     image: Callable[[str], bytes | None]
@@ -82,10 +83,12 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
             raise LabrefError("k is no whole number; give ?k=8") from None
         data = await _body(request, max_bytes)
         name, by = request.query_params.get("name", ""), request.query_params.get("by", "latent")
+        analyser = request.query_params.get("analyser") or None
+        any_optics = request.query_params.get("any_optics", "0") not in ("0", "", "false")
         started = time.perf_counter()
         result = "failed"
         try:
-            found = await run_in_threadpool(answers.query, data, name, k, by)
+            found = await run_in_threadpool(answers.query, data, name, k, by, analyser, any_optics)
             result = "answered"
         finally:
             metrics.queries.labels(result=result).observe(time.perf_counter() - started)

@@ -93,7 +93,11 @@ class ClassNames:
 class Layout:
     """The patterns of one lab, and its class names."""
 
-    def __init__(self, watch: WatchConfig, bundle_labels: Sequence[str]) -> None:
+    def __init__(
+        self, watch: WatchConfig, bundle_labels: Sequence[str], analysers: Mapping[str, str] | None = None
+    ) -> None:
+        """analysers : of watched folders that have one of their own, by absolute path."""
+        self._analysers = analysers or {}
         self._patterns = [
             (re.compile(layout.pattern, re.IGNORECASE | re.DOTALL), layout.label_source)
             for layout in (*watch.layout, *BUILT_IN)
@@ -101,8 +105,9 @@ class Layout:
         self._names = ClassNames(bundle_labels, watch.labels)
         self._analyser = watch.analyser
 
-    def place(self, relative: str) -> Place:
-        """What `relative`, a path below its watched folder with `/` between folders, says of its cell."""
+    def place(self, relative: str, root: str = "") -> Place:
+        """What `relative`, a path below its watched folder `root` with `/` between folders, says of its cell."""
+        analyser = self._analysers.get(root, self._analyser)
         for pattern, source in self._patterns:
             match = pattern.fullmatch(relative)
             if match is None:
@@ -114,9 +119,9 @@ class Layout:
                 slide=groups.get("slide") or None,
                 label=self._names.label(label) if label is not None and named else None,
                 label_source=source if named else "predicted",
-                analyser=groups.get("analyser") or self._analyser,
+                analyser=groups.get("analyser") or analyser,
             )
-        return Place(None, None, "predicted", self._analyser)
+        return Place(None, None, "predicted", analyser)
 
 
 def _key(name: str) -> str:

@@ -258,7 +258,7 @@ class Pipeline:
 
     def _place(self, candidate: Candidate) -> Place:
         below = candidate.path[len(candidate.root) :].replace(os.sep, "/")
-        return self._layout.place(path_to_text(below.lstrip("/")))
+        return self._layout.place(path_to_text(below.lstrip("/")), candidate.root)
 
     def _is_stored(self, digest: str) -> bool:
         return self._store.has_digest(digest) is not None
@@ -357,6 +357,7 @@ class Pipeline:
                 average_hash=item.average_hash,
                 latent=latent,
                 probabilities=probabilities,
+                measures=item.measures,
             )
             records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import numpy as np
+from numpy.typing import NDArray
+
 from labref.agent.layout import Place
 from labref.agent.scan import GONE, Candidate, Signature
 from labref.errors import UnreadableImageError
 from labref.fingerprint import average_hash, digest
 from labref.image import U8, prepare
+from labref.optics import measure
 
 __all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
 
@@ -21,7 +25,8 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell ready for the networks. crop : uint8[256, 256, 3].  height, width : of the original, pixels."""
+    """A cell ready for the networks. crop : uint8[256, 256, 3].  height, width : of the original, pixels.  measures : float32[7],
+    of its optics (`labref.optics`)."""
 
     candidate: Candidate
     signature: Signature
@@ -32,6 +37,7 @@ class Prepared:
     average_hash: int
     place: Place
     captured_at: datetime
+    measures: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,9 @@ def read_cell(
     except OSError as error:
         raise StorageError(error.strerror or type(error).__name__) from None
     captured = datetime.fromtimestamp(max(signature.mtime_ns, 0) // 1_000_000_000, tz=UTC)
-    return Prepared(candidate, signature, name, cell.crop, height, width, average_hash(cell.crop), where, captured)
+    return Prepared(
+        candidate, signature, name, cell.crop, height, width, average_hash(cell.crop), where, captured, measure(cell)
+    )
 
 
 class _TooLargeError(Exception):

@@ -203,7 +203,7 @@ class _Agent:
                 self._lab,
                 self._store,
                 self._engine,
-                Layout(self._watch, bundle.manifest.labels),
+                Layout(self._watch, bundle.manifest.labels, self._lab.analysers),
                 readers=self._lab.config.agent.readers or max(2, (os.cpu_count() or 2) // 2),
                 is_recorded=self._is_recorded,
                 on_settled=self._note,
@@ -483,13 +483,24 @@ class _Agent:
 
         def use() -> None:
             self._engine.replace(embedder)
-            self._pipeline.use(Layout(self._watch, bundle.manifest.labels))
+            self._pipeline.use(Layout(self._watch, bundle.manifest.labels, self._lab.analysers))
             self._log.info("bundle switched", bundle=bundle.short)
 
         return Adoption(embedder, use)
 
-    def _answer(self, data: bytes, name: str, k: int, by: str) -> dict[str, Any]:
-        return answer(self._store, self._engine.embedder(), data, name=name, k=k, by=by)
+    def _answer(
+        self, data: bytes, name: str, k: int, by: str, analyser: str | None, any_optics: bool
+    ) -> dict[str, Any]:
+        return answer(
+            self._store,
+            self._engine.embedder(),
+            data,
+            name=name,
+            k=k,
+            by=by,
+            analyser=analyser,
+            any_optics=any_optics,
+        )
 
     def _healthy(self) -> str:
         return "ok" if self._pipeline.problem is None and self._pipeline.failure is None else "storage"

@@ -31,16 +31,21 @@ Examples:
   labref query cell.jpg --by map                   references by the lab's map, as the thesis picks them
   labref query *.jpg -k 16 --json > answers.jsonl  one JSON object a line
 
+References come from the query's own analyser: the one that --analyser names, else the one the cell came from where it
+is in the store, else the lab's only one; where it is not known, from all, and the answer says so. A cell that a person
+reviewed is shown rather than one that is about as near (its distance at most 5 % smaller) and was not; a clearly nearer
+cell is never left out. A predicted label is marked with a question mark.
+
 \b
 With --json, one object for each image: image, bundle, predicted {label, probability}, probabilities {label: p},
 references [{cell_id, label, label_source, distance (mean squared error of latents), slide, analyser, captured_at,
 path, duplicate_of}] nearest first, distribution {n, weights {label: w}} of the nearest hundred, novelty {score (above
-1: unlike anything in the lab), is_novel}, duplicate_of, map {row, column, label, share, cells,
-map} or null, timings_ms. map: the cell's node
-on the lab's map, the class that most cells about it have, its share, how many they are, and which map it is; null
-while there is none. --by map gives the cells on the same node by quantisation error, then those on the nearest nodes;
-their distances are in latent space all the same. An image that cannot
-be used has no object; stderr says why, the others are answered, and the exit code is 1.
+1: unlike anything in the lab; the limit allows for how few cells there are), is_novel}, optics {analyser, only (no cell
+of another was looked at), how (asked, stored, single, unknown, any), cells}, duplicate_of, map {row, column, label,
+share, cells, map} or null, timings_ms. map: the cell's node on the lab's map, the class that most cells about it have,
+its share, how many they are, and which map it is; null while there is none. --by map gives the cells on the same node by
+quantisation error, then those on the nearest nodes; their distances are in latent space all the same. An image that
+cannot be used has no object; stderr says why, the others are answered, and the exit code is 1.
 """
 
 
@@ -58,6 +63,19 @@ def query(
     by: Annotated[
         By, typer.Option("--by", help="latent: nearest by their latents; map: by their place on the lab's map.")
     ] = By.LATENT,
+    analyser: Annotated[
+        str | None,
+        typer.Option(
+            "--analyser",
+            metavar="NAME",
+            help="The analyser that the images came from, as `labref status` names it. References come from the same one.",
+            show_default=False,
+        ),
+    ] = None,
+    any_optics: Annotated[
+        bool,
+        typer.Option("--any-optics", help="References from every analyser of the lab.", show_default=False),
+    ] = False,
     json: JsonOption = False,
     grid: Annotated[
         Path | None,
@@ -78,7 +96,7 @@ def query(
         for number, image in enumerate(images, 1):
             out = grid if grid is None or len(images) == 1 else grid.with_stem(f"{grid.stem}-{number}")
             try:
-                _answer(desk, image, k, by, json, out)
+                _answer(desk, image, k, by, analyser, any_optics, json, out)
             except LabrefError as error:
                 typer.echo(f"error: {image}: {error}", err=True)
                 failed = True
@@ -86,7 +104,16 @@ def query(
         raise typer.Exit(1)
 
 
-def _answer(desk: Desk, image: Path, k: int, by: By, json: bool, grid: Path | None) -> None:
+def _answer(
+    desk: Desk,
+    image: Path,
+    k: int,
+    by: By,
+    analyser: str | None,
+    any_optics: bool,
+    json: bool,
+    grid: Path | None,
+) -> None:
     most = desk.lab.config.watch.max_file_megabytes
     try:
         if image.stat().st_size > most * 1e6:
@@ -94,7 +121,7 @@ def _answer(desk: Desk, image: Path, k: int, by: By, json: bool, grid: Path | No
         data = image.read_bytes()
     except OSError as error:
         raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the permissions.") from None
-    answer = desk.ask(data, name=str(image), k=k, by=by.value)
+    answer = desk.ask(data, name=str(image), k=k, by=by.value, analyser=analyser, any_optics=any_optics)
     if json:
         print_json(answer)
     else:
@@ -138,11 +165,21 @@ def _text(answer: Mapping[str, Any]) -> str:
         )
         lines.append(f"  WARNING: nothing in this lab resembles this cell ({score})")
     references = answer["references"]
-    width = max((len(r["label"]) for r in references), default=0)
-    for rank, r in enumerate(references, 1):
+    optics = answer["optics"]
+    if not references and optics["only"]:
+        lines.append(
+            f"  no other cell came from {optics['analyser']}; --any-optics takes references from all analysers"
+        )
+    elif optics["only"] and optics["how"] != "single":
+        lines.append(f"  references from {optics['analyser']} alone ({optics['cells']} cells); --any-optics takes all")
+    elif optics["how"] == "unknown" and len({r["analyser"] for r in references}) > 1:
+        lines.append("  references from several analysers; --analyser NAME keeps to one")
+    named = [r["label"] + ("?" if r["label_source"] == "predicted" else "") for r in references]
+    width = max(map(len, named), default=0)
+    for rank, (r, label) in enumerate(zip(references, named, strict=True), 1):
         where = ", ".join(r[key] for key in ("slide", "analyser") if r.get(key))
         lines.append(
-            f"  {rank:3d}  {r['label']:<{width}}  {r['distance']:<9.4g} {r['label_source']:<9}  {r['cell_id']}  {where}".rstrip()
+            f"  {rank:3d}  {label:<{width}}  {r['distance']:<9.4g} {r['label_source']:<9}  {r['cell_id']}  {where}".rstrip()
         )
     place = answer["map"]
     if place is not None:
