@@ -25,6 +25,15 @@ def bundle(
         Path | None, typer.Option(help="JSON of `python -m training evaluate`, for the manifest and the model card.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The run's images, where they lie elsewhere by now.")] = None,
+    reduced: Annotated[
+        bool, typer.Option(help="Also ship float16 and int8 trunks, each only if its references are the full one's.")
+    ] = True,
+    agreement_queries: Annotated[
+        int, typer.Option(min=1, help="Held-out cells that reduced trunks are judged on.")
+    ] = 500,
+    agreement_references: Annotated[
+        int, typer.Option(min=9, help="Cells trained on that they are compared among.")
+    ] = 3000,
 ) -> None:
     """Convert trunk and encoder to ONNX, check them against Keras on held-out crops, add golden outputs, manifest and model card, and pack one file.
 
@@ -39,13 +48,21 @@ def bundle(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     console = Console(stderr=True)
     from exporters.bundles import ExportError, export_bundle
+    from exporters.precision import PRECISIONS
     from labref.errors import LabrefError
     from training.progress import progress_bars
     from training.run import Run, RunError
 
     try:
         with progress_bars(console) as progress:
-            shipped, parity = export_bundle(Run.open(run, data), out, progress, figures)
+            shipped, parity = export_bundle(
+                Run.open(run, data),
+                out,
+                progress,
+                figures,
+                precisions=PRECISIONS if reduced else (),
+                agreement_cells=(agreement_queries, agreement_references),
+            )
     except (ExportError, RunError, LabrefError, OSError) as error:
         console.print(f"error: {error}", style="red", highlight=False)
         raise typer.Exit(1) from None
@@ -53,6 +70,14 @@ def bundle(
         f"{out}: bundle {shipped.short} “{shipped.manifest.name}”, {out.stat().st_size / 1e6:.1f} MB; largest difference from Keras on "
         f"{parity.crops} held-out crops: probabilities {parity.probabilities:.2g}, latents {parity.latents:.2g}"
     )
+    for trunk in shipped.manifest.trunks:
+        stay = min(estimate["value"] for estimate in trunk.agreement.values())
+        told = trunk.measured
+        print(
+            f"{trunk.precision} trunk {'shipped' if trunk.admitted else 'not shipped'}: {stay:.2f} of 8 references stay (at least "
+            f"{told['limit']} must), {told['ms_per_cell_one_thread']:.1f} ms a cell on one core, the full one "
+            f"{told['ms_per_cell_one_thread_full']:.1f}"
+        )
 
 
 if __name__ == "__main__":

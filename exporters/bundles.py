@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,31 +18,44 @@ from rich.progress import Progress
 
 from exporters.card import model_card
 from exporters.graphs import ExportError, Parity, convert, measure_parity
-from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, manifest_bytes, pack
+from exporters.precision import PRECISIONS, add_reduced
+from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, Precision, Trunk, manifest_bytes, pack
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
+from labref.errors import UnreadableImageError
 from labref.fingerprint import DUPLICATE_BELOW, POSSIBLE_UP_TO
 from labref.image import PREPARATION, prepare, prepare_pixels
 from labref.inference import Embedder
 from training.classes import class_group, class_id
-from training.evaluate import nearest
+from training.data import Item
+from training.evaluate import K, nearest
 from training.networks import build_trunk
 from training.run import Run
 from training.vae import extract_features
 
-__all__ = ["ExportError", "export_bundle"]
+__all__ = ["ExportError", "export_bundle", "intrinsic_dimension"]
 
 PARITY_LIMIT = 1e-3
 GOLDEN_TOLERANCE = 2e-2  # of latents and probabilities between computers: other CPUs and GPUs sum in another order
+_DIMENSION_K = 20  # neighbours that the intrinsic dimension is estimated from
 NOVELTY_K = 1  # nothing resembles a cell when even its nearest is far; the eighth is far in any young lab
 NOVELTY_QUANTILE = 0.99
+CALIBRATION = 128  # crops whose activations give the ranges of int8
 
 
 def export_bundle(
-    run: Run, out: Path, progress: Progress, figures: Path | None = None, parity_crops: int = 64
+    run: Run,
+    out: Path,
+    progress: Progress,
+    figures: Path | None = None,
+    parity_crops: int = 64,
+    precisions: Sequence[Precision] = PRECISIONS,
+    agreement_cells: tuple[int, int] = (500, 3000),
 ) -> tuple[Bundle, Parity]:
     """Ship `run` as the one file `out`.
 
     figures : the JSON of `python -m training evaluate` for this model; it goes into the manifest and the model card.
+    precisions : reduced trunks to try; each is shipped only if its references agree with the full one's, measured on up to
+    `agreement_cells` cells held out and cells trained on.
     Returns the bundle as it was packed (its folder is gone by then) and the parity between Keras and ONNX Runtime on
     `parity_crops` held-out crops. Raises `ExportError` where parity fails or the run is not trained to its end.
     """
@@ -67,6 +82,22 @@ def export_bundle(
         note("calibrating novelty on the validation part")
         novelty, scale = _calibrate(run, full_encoder, progress)
         _write_golden(folder, trunk, encoder)
+        trunks: tuple[Trunk, ...] = ()
+        if precisions:
+            note(f"trying trunks of {' and '.join(precisions)}")
+            asked, known = agreement_cells
+            references = _crops(run, run.split.train, known)
+            if len(references) <= K:
+                raise ExportError(f"more than {K} cells are needed to compare references; ship without reduced trunks")
+            trunks = add_reduced(
+                folder,
+                precisions,
+                references[:: max(len(references) // CALIBRATION, 1)][:CALIBRATION],
+                _holdout_crops(run, asked),
+                references,
+                GOLDEN_TOLERANCE,
+                progress,
+            )
         version = _version(trunk, encoder, run)
         measured = json.loads(figures.read_text(encoding="utf-8")) if figures else {}
         if measured and measured.get("model_version") != version:
@@ -104,13 +135,15 @@ def export_bundle(
             },
             figures=measured,
             files={},
+            trunks=trunks,
         )
         (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
         manifest = Manifest(**{**vars(manifest), "files": _files(folder)})
         (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
         bundle = Bundle.open(folder)
-        with Embedder.open(bundle, device="cpu") as embedder:
-            embedder.golden_difference()
+        for precision in ("full", "auto"):
+            with Embedder.open(bundle, device="cpu", precision=precision) as embedder:
+                embedder.golden_difference()
         out.parent.mkdir(parents=True, exist_ok=True)
         return pack(folder, out), parity
 
@@ -131,9 +164,19 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _holdout_crops(run: Run, count: int) -> NDArray[np.uint8]:
-    items = run.split.holdout or run.split.validation or run.split.train
+    return _crops(run, run.split.holdout or run.split.validation or run.split.train, count)
+
+
+def _crops(run: Run, items: Sequence[Item], count: int) -> NDArray[np.uint8]:
+    """Crops uint8[n, 256, 256, 3] of up to `count` of `items`, evenly taken; unreadable ones are left out."""
     chosen = [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
-    return np.stack([prepare((run.data / item.path).read_bytes()).crop for item in chosen])
+    crops = []
+    for item in chosen:
+        with contextlib.suppress(UnreadableImageError):
+            crops.append(prepare((run.data / item.path).read_bytes()).crop)
+    if not crops:
+        raise ExportError(f"none of {len(chosen)} images of {run.data} can be read")
+    return np.stack(crops)
 
 
 def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:
@@ -178,4 +221,13 @@ def _calibrate(run: Run, encoder: Any, progress: Progress) -> tuple[NoveltyThres
         f"{NOVELTY_QUANTILE:.0%} of {len(unseen)} validation cells have a smaller mean distance to the nearest "
         f"{NOVELTY_K} of {len(known)} training cells"
     )
-    return NoveltyThreshold(threshold, NOVELTY_K, how), scale
+    _, near = nearest(unseen, known, None, min(_DIMENSION_K, len(known)))
+    return NoveltyThreshold(threshold, NOVELTY_K, how, len(known), round(intrinsic_dimension(near), 3)), scale
+
+
+def intrinsic_dimension(distances: NDArray[np.floating[Any]]) -> float:
+    """Intrinsic dimension of latents, from the distances float[n, k] (mean squared error, nearest first) of n cells to their k nearest
+    others: the maximum-likelihood estimate of Levina & Bickel (2004, eq. 8), averaged as MacKay & Ghahramani (2005) put right."""
+    logs = 0.5 * np.log(np.maximum(distances, np.finfo(np.float64).tiny))  # of lengths, not of their squares
+    inverse = (logs[:, -1:] - logs[:, :-1]).mean(axis=1)
+    return float(1 / inverse.mean())

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from labref.bundle import Bundle
+from labref.bundle import Bundle, Precision
 from labref.errors import BundleError
 
 __all__ = ["Device", "Embedder", "Embeddings"]
@@ -20,6 +20,7 @@ __all__ = ["Device", "Embedder", "Embeddings"]
 Device = Literal["auto", "cpu", "cuda"]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _BATCH = {_CPU: 16, _CUDA: 128}
+_REDUCED: dict[str, Precision] = {_CPU: "int8", _CUDA: "float16"}
 _QUIET = 4  # ONNX Runtime's severity "fatal": what matters is said once, in labref's words
 
 
@@ -34,13 +35,24 @@ class Embeddings:
 class Embedder:
     """A bundle's two graphs, opened on one device. Safe to use from several threads.
 
-    bundle : what is run.  provider : ONNX Runtime's name of the execution provider in use.
+    bundle : what is run.  provider : ONNX Runtime's name of the execution provider in use.  precision : of the trunk in use;
+    a reduced one is in the bundle only if its references are those of the full one, also beside cells that the full one
+    embedded (measured at export, in the manifest), so both fill the same latent space.
     provider_line : one line for people, saying which device is used and why.
     batch_size : crops that go through the graphs at once; memory is bounded by it, whatever `embed` is given.
     """
 
-    def __init__(self, bundle: Bundle, trunk: Any, encoder: Any, provider: str, provider_line: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        trunk: Any,
+        encoder: Any,
+        provider: str,
+        provider_line: str,
+        precision: Precision = "full",
+    ) -> None:
         self.bundle = bundle
+        self.precision = precision
         self.provider = provider
         self.provider_line = provider_line
         self.batch_size = _BATCH[provider]
@@ -48,23 +60,32 @@ class Embedder:
         self._encoder = encoder
 
     @staticmethod
-    def open(bundle: Bundle, *, device: Device = "auto", threads: int | None = None) -> Embedder:
+    def open(
+        bundle: Bundle,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        precision: Literal["auto", "full"] = "auto",
+    ) -> Embedder:
         """Open `bundle` on `device`; `threads` CPU threads (default: every core).
 
         "auto" takes CUDA where a driver, a GPU and the CUDA libraries are found, else the CPU. "cuda" insists on it.
+        precision : "auto" takes the bundle's trunk of reduced precision for the device, where it has one and this computer
+        gives its golden outputs; "full" never does.
         Raises `BundleError` where the graphs cannot be run, or CUDA was insisted on and is not to be had.
         """
         onnxruntime.set_default_logger_severity(_QUIET)
         threads = threads or os.cpu_count() or 1
         reason = "asked for in the configuration"
         if device != "cpu":
-            problem = _cuda_problem()
+            problem = cuda_problem()
             if problem is None:
                 try:
                     sessions = _sessions(bundle, [_CUDA, _CPU], threads)
                     if sessions[0].get_providers()[0] == _CUDA:
                         line = f"inference on the GPU (CUDA, onnxruntime {onnxruntime.__version__})"
-                        return Embedder(bundle, *sessions, _CUDA, line)
+                        full = Embedder(bundle, *sessions, _CUDA, line)
+                        return full if precision == "full" else _reduced(full, [_CUDA, _CPU], threads)
                     problem = "the CUDA libraries could not be loaded; install them with `pip install labref[cuda]`"
                 except BundleError as error:
                     problem = f"CUDA failed to start ({error})"
@@ -75,7 +96,8 @@ class Embedder:
             reason = problem
         plural = "" if threads == 1 else "s"
         line = f"inference on the CPU, {threads} thread{plural} (onnxruntime {onnxruntime.__version__}): {reason}"
-        return Embedder(bundle, *_sessions(bundle, [_CPU], threads), _CPU, line)
+        full = Embedder(bundle, *_sessions(bundle, [_CPU], threads), _CPU, line)
+        return full if precision == "full" else _reduced(full, [_CPU], threads)
 
     def embed(self, crops: NDArray[np.uint8]) -> Embeddings:
         """Embed crops uint8[n, 256, 256, 3], any n, in batches of `batch_size`."""
@@ -91,18 +113,25 @@ class Embedder:
             (latents[part],) = self._encoder.run(["latent"], {"features": features})
         return Embeddings(probabilities, latents)
 
+    @property
+    def golden_tolerance(self) -> float:
+        """Largest difference from the golden outputs that the trunk in use may show."""
+        manifest = self.bundle.manifest
+        trunk = manifest.trunk(self.precision)
+        return manifest.golden_tolerance if trunk is None else trunk.golden_tolerance
+
     def golden_difference(self) -> float:
         """Largest absolute difference between what the golden crops give here and what they gave at export.
 
         Raises `BundleError` where it is above the manifest's `golden_tolerance`: this computer must not be trusted with it.
         """
-        golden = self.bundle.golden()
+        golden = self.bundle.golden(self.precision)
         here = self.embed(golden.crops)
         difference = max(
             float(np.abs(here.probabilities - golden.probabilities).max()),
             float(np.abs(here.latents - golden.latents).max()),
         )
-        tolerance = self.bundle.manifest.golden_tolerance
+        tolerance = self.golden_tolerance
         if not difference <= tolerance:
             raise BundleError(
                 f"bundle {self.bundle.short} does not give its golden outputs on this computer: they differ by "
@@ -121,23 +150,44 @@ class Embedder:
         self.close()
 
 
+def _reduced(full: Embedder, providers: list[str], threads: int) -> Embedder:
+    """The embedder with the bundle's trunk of reduced precision for its provider, or `full` where there is none that works."""
+    wanted = _REDUCED[full.provider]
+    trunk = full.bundle.manifest.trunk(wanted)
+    if trunk is None:
+        return full
+    try:
+        session = _session(full.bundle, trunk.file, providers, threads)
+        if session.get_providers()[0] != full.provider:
+            return full
+        line = f"{full.provider_line}, {wanted} trunk"
+        reduced = Embedder(full.bundle, session, full._encoder, full.provider, line, wanted)
+        reduced.golden_difference()
+    except BundleError:  # it has to earn its place on this computer; the full trunk says what is wrong, if it is
+        full.provider_line += f"; the {wanted} trunk does not give its golden outputs here, so the full one is used"
+        return full
+    return reduced
+
+
 def _sessions(bundle: Bundle, providers: list[str], threads: int) -> tuple[Any, Any]:
+    trunk, encoder = (_session(bundle, name, providers, threads) for name in ("trunk.onnx", "encoder.onnx"))
+    return trunk, encoder
+
+
+def _session(bundle: Bundle, name: str, providers: list[str], threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _QUIET
     # waiting threads that spin would take the time in which the next cells are decoded
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    opened = []
-    for name in ("trunk.onnx", "encoder.onnx"):
-        try:
-            opened.append(onnxruntime.InferenceSession(str(bundle.folder / name), options, providers=providers))
-        except Exception as error:  # onnxruntime raises its own types, and RuntimeError
-            first = str(error).splitlines()[0]
-            raise BundleError(f"bundle {bundle.short}: {name} cannot be run: {first}") from None
-    return opened[0], opened[1]
+    try:
+        return onnxruntime.InferenceSession(str(bundle.folder / name), options, providers=providers)
+    except Exception as error:  # onnxruntime raises its own types, and RuntimeError
+        first = str(error).splitlines()[0]
+        raise BundleError(f"bundle {bundle.short}: {name} cannot be run: {first}") from None
 
 
-def _cuda_problem() -> str | None:
+def cuda_problem() -> str | None:
     """Why CUDA cannot be used here, or None. Looked into before ONNX Runtime tries, which would say it in a page of warnings."""
     if _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA"

@@ -1,0 +1,247 @@
+"""Trunks of reduced precision: float16 for GPUs, int8 for CPUs, each admitted only if its neighbours are the full one's."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from labref.bundle import Precision, Trunk
+from training.evaluate import K, nearest
+from training.statistics import Estimate, bootstrap
+
+__all__ = [
+    "LIMIT",
+    "PRECISIONS",
+    "Latents",
+    "add_reduced",
+    "agreement",
+    "milliseconds",
+    "open_sessions",
+    "reduce_trunk",
+    "run_trunk",
+]
+
+LIMIT = 7.8
+"""Of a query's eight references by the full trunk, how many must be among those by the reduced one, on average."""
+PRECISIONS: tuple[Precision, ...] = ("float16", "int8")
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents float32[n, L] of queries and of references by one trunk."""
+
+    queries: NDArray[np.float32]
+    references: NDArray[np.float32]
+
+
+def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.uint8]) -> None:
+    """Write the trunk `full` with reduced precision; its inputs and outputs keep their types.
+
+    float16: weights and arithmetic, but for the resize.  int8: weights by channel (7 bits, so that CPUs without VNNI do not
+    overflow) and activations, both quantised statically (QDQ) with ranges seen on the calibration crops uint8[n, 256, 256, 3];
+    the first convolution, which sees the pixels, stays as it is.
+    """
+    if precision == "float16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        proto = convert_float_to_float16(onnx.load(full), keep_io_types=True)
+        out.write_bytes(proto.SerializeToString(deterministic=True))
+    else:
+        _quantise(full, out, crops)
+    proto = onnx.load(out)
+    proto.doc_string = ""
+    del proto.metadata_props[:]
+    onnx.checker.check_model(proto)
+    out.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Crops(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._left: Iterator[NDArray[np.uint8]] = iter(np.array_split(crops, -(-len(crops) // _BATCH)))
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+            batch = next(self._left, None)
+            return None if batch is None else {"crops": batch}
+
+    graph = onnx.load(full).graph
+    seen = {"crops"}
+    first = []
+    for node in graph.node:  # what is reached from the input before any convolution, and those convolutions
+        if seen & set(node.input):
+            if node.op_type == "Conv":
+                first.append(node.name)
+            else:
+                seen |= set(node.output)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises a preparation that tf2onnx has done already
+    try:
+        quantize_static(
+            str(full),
+            str(out),
+            Crops(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool", "MatMul"],
+            nodes_to_exclude=first,
+            extra_options={"CalibMovingAverage": True},
+        )
+    finally:
+        root.setLevel(level)
+
+
+def open_sessions(trunk: Path, encoder: Path, threads: int = 0) -> tuple[Any, Any]:
+    """ONNX Runtime sessions of both graphs on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = ["CPUExecutionProvider"]
+    first, second = (onnxruntime.InferenceSession(str(p), options, providers=providers) for p in (trunk, encoder))
+    return first, second
+
+
+def run_trunk(
+    sessions: tuple[Any, Any], crops: NDArray[np.uint8], advance: Callable[[int], None] = lambda _: None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Probabilities float32[n, c] and latents float32[n, L] of crops uint8[n, 256, 256, 3]."""
+    probabilities, latents = [], []
+    for start in range(0, len(crops), _BATCH):
+        batch = crops[start : start + _BATCH]
+        found, features = sessions[0].run(["probabilities", "features"], {"crops": batch})
+        probabilities.append(found)
+        latents.append(sessions[1].run(["latent"], {"features": features})[0])
+        advance(len(batch))
+    return np.concatenate(probabilities), np.concatenate(latents)
+
+
+def agreement(full: Latents, reduced: Latents) -> dict[str, Estimate]:
+    """Of the eight references by the full trunk, how many the reduced one finds, on average over the queries:
+
+    `own`: in a store that the reduced trunk filled.  `moved`: in one that the full trunk filled.  `mixed`: in one where every
+    other cell is from each. A lab whose computer gains or loses its GPU has the latter two.
+    """
+    expected, _ = nearest(full.queries, full.references, None)
+    mixed = full.references.copy()
+    mixed[::2] = reduced.references[::2]
+    found = {}
+    for name, references in (("own", reduced.references), ("moved", full.references), ("mixed", mixed)):
+        rows, _ = nearest(reduced.queries, references, None)
+        found[name] = bootstrap([len(np.intersect1d(a, b)) for a, b in zip(expected, rows, strict=True)])
+    return found
+
+
+def milliseconds(sessions: list[tuple[Any, Any]], crops: NDArray[np.uint8], repeats: int = 7) -> list[float]:
+    """Milliseconds of processor time a cell takes each pair of sessions, opened with one thread, on a batch of crops, taken in
+    turns: the median of `repeats`. Processor time, so that what else the computer does hardly shows."""
+    batch = crops[:_BATCH]
+    times: list[list[float]] = [[] for _ in sessions]
+    for repeat in range(repeats + 1):
+        for one, pair in zip(times, sessions, strict=True):
+            began = time.thread_time()
+            run_trunk(pair, batch)
+            if repeat:  # the first warms up
+                one.append((time.thread_time() - began) * 1000 / len(batch))
+    return [float(np.median(one)) for one in times]
+
+
+def add_reduced(
+    folder: Path,
+    precisions: Sequence[Precision],
+    calibration: NDArray[np.uint8],
+    queries: NDArray[np.uint8],
+    references: NDArray[np.uint8],
+    tolerance: float,
+    progress: Progress,
+) -> tuple[Trunk, ...]:
+    """Try reduced trunks beside `trunk.onnx` in the bundle's `folder`; those admitted stay, with golden outputs of their own.
+
+    calibration : crops trained on.  queries : crops held out, never trained on, at least one.  references : crops trained on,
+    more than eight; all uint8[n, 256, 256, 3].  tolerance : of the full trunk's golden outputs.
+    """
+    full_file, encoder = folder / "trunk.onnx", folder / "encoder.onnx"
+    with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
+        golden = dict(arrays)
+    rounds = len(precisions) + 1
+    task = progress.add_task("reduced precision", total=rounds * (len(queries) + len(references)), info="full")
+
+    def embedded(sessions: tuple[Any, Any]) -> Latents:
+        return Latents(
+            *(
+                run_trunk(sessions, crops, lambda n: progress.update(task, advance=n))[1]
+                for crops in (queries, references)
+            )
+        )
+
+    single = open_sessions(full_file, encoder, threads=1)
+    full = embedded(open_sessions(full_file, encoder))
+    trunks = []
+    for precision in precisions:
+        progress.update(task, info=precision)
+        file = folder / f"trunk.{precision}.onnx"
+        reduce_trunk(full_file, precision, file, calibration)
+        found = agreement(full, embedded(open_sessions(file, encoder)))
+        probabilities, latents = run_trunk(open_sessions(file, encoder), golden["crops"])
+        difference = max(
+            float(np.abs(probabilities - golden["probabilities"]).max()),
+            float(np.abs(latents - golden["latents"]).max()),
+        )
+        speed = milliseconds([open_sessions(file, encoder, threads=1), single], queries)
+        counts = (len(queries), len(references))
+        trunk = _described(precision, file, found, counts, (difference, tolerance), (speed[0], speed[1]))
+        if trunk.admitted:
+            golden |= {f"probabilities_{precision}": probabilities, f"latents_{precision}": latents}
+        else:
+            file.unlink()
+        trunks.append(trunk)
+    np.savez_compressed(folder / "golden.npz", **golden)
+    return tuple(trunks)
+
+
+def _described(
+    precision: Precision,
+    file: Path,
+    found: dict[str, Estimate],
+    counts: tuple[int, int],
+    golden: tuple[float, float],
+    speed: tuple[float, float],
+) -> Trunk:
+    """What the manifest says of a reduced trunk. counts : queries and references it was measured on.  golden : its difference from the full one on the golden crops, and the tolerance
+    of the full one.  speed : milliseconds a cell of this and of the full trunk, one thread, at export."""
+    worst = min(estimate.value for estimate in found.values())
+    admitted = worst >= LIMIT
+    return Trunk(
+        precision=precision,
+        file=file.name if admitted else "",
+        admitted=admitted,
+        agreement={name: estimate.to_json() for name, estimate in found.items()},
+        # another CPU or GPU may round otherwise, but no farther than half of what the precision itself moves
+        golden_tolerance=max(golden[1], golden[0] / 2),
+        measured={
+            "k": K,
+            "limit": LIMIT,
+            "queries": counts[0],
+            "references": counts[1],
+            "difference_from_full_on_golden": golden[0],
+            "bytes": file.stat().st_size,
+            "ms_per_cell_one_thread": speed[0],
+            "ms_per_cell_one_thread_full": speed[1],
+        },
+    )
