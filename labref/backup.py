@@ -66,6 +66,8 @@ class _FolderTarget:
         if folder.exists() and not (folder / _RECORD).is_file() and any(_foreign(folder)):
             raise LabError(f"{folder} is not empty and holds no backup. Choose an empty folder, or an earlier backup.")
         folder.mkdir(parents=True, exist_ok=True)
+        for left in [*folder.glob(_SCRATCH + "*"), *folder.rglob("*" + _PART)]:  # of a backup that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         self.folder = self.scratch = folder
         self._changed: set[Path] = set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,13 +37,16 @@ def write_cells(source: Source, folder: Path, n: int, *, first: int = 0) -> list
     return written
 
 
-def labref_process(*arguments: str | Path, **settings: object) -> subprocess.Popen[str]:
+def labref_process(*arguments: str | Path, passed: Sequence[str] = (), **settings: object) -> subprocess.Popen[str]:
     """The `labref` command in a process of its own, its output piped.
 
-    settings : keys of labref.toml's [watch], as LABREF_WATCH__* variables; the caller's own LABREF_* are not passed on.
+    settings : keys of labref.toml's [watch], as LABREF_WATCH__* variables; of the caller's own LABREF_* only those of the names
+    `passed` are passed on.
     """
     command = [sys.executable, "-m", "labref", *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LABREF_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("LABREF_") or name in passed
+    }
     environment |= {f"LABREF_WATCH__{name.upper()}": str(value) for name, value in settings.items()}
     return subprocess.Popen(
         command,

@@ -1,0 +1,353 @@
+"""What the crash benchmark does in a process of its own: the work that is killed, and the look at what was left.
+
+The networks' numbers are real but computed once, beforehand: a process that is forked two thousand times cannot open them each
+time. All else is labref itself: its agent, operations, backup, retention, maps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Self
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from labref import backup, retention, som
+from labref.agent import run
+from labref.bundle import Bundle, install
+from labref.config import RetentionConfig
+from labref.errors import LabrefError
+from labref.image import prepare
+from labref.inference import Embedder, Embeddings
+from labref.lab import Lab
+from labref.operations import Adoption, Context, perform
+from labref.pace import rows_of
+from labref.store import Placed, Store, StoredMap, migrations
+
+__all__ = ["SCENARIOS", "Scenario", "check", "prepare_numbers"]
+
+SCHEMAS: Final = Path(__file__).parents[1] / "schemas"
+_KEPT: Final = 4  # cells of each class that the retention of these rounds keeps
+_MAP_SIDE: Final = 5
+
+
+class KnownNumbers:
+    """Stands in for an `Embedder`: the numbers that one gave for these very crops before."""
+
+    def __init__(self, bundle: Bundle, numbers: Path) -> None:
+        self.bundle = bundle
+        self.provider, self.provider_line, self.precision = "known", "numbers computed before", "full"
+        with np.load(numbers / f"{bundle.digest}.npz") as file:
+            self._rows = {key: row for row, key in enumerate(file["keys"].tolist())}
+            self._latents, self._probabilities = file["latents"], file["probabilities"]
+
+    def embed(self, crops: NDArray[np.uint8]) -> Embeddings:
+        rows = [self._rows[_key(crop)] for crop in crops]
+        return Embeddings(self._probabilities[rows], self._latents[rows])
+
+    def golden_difference(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _key(crop: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(crop.tobytes()).hexdigest()
+
+
+def prepare_numbers(images: Path, bundles: list[Path], folder: Path) -> None:
+    """Compute, with the real networks, the numbers of every image of the folder `images` for each of `bundles` (files)."""
+    crops = np.stack([prepare(path.read_bytes()).crop for path in sorted(images.iterdir())])
+    keys = np.array([_key(crop) for crop in crops])
+    for file in bundles:
+        bundle = install(file, folder / "bundles")
+        with Embedder.open(bundle, device="cpu") as embedder:
+            made = embedder.embed(crops)
+        np.savez(folder / f"{bundle.digest}.npz", keys=keys, latents=made.latents, probabilities=made.probabilities)
+
+
+@contextmanager
+def _context(life: Path) -> Iterator[Context]:
+    """The lab of this life, its store open, its networks the known numbers."""
+    lab = _lab(life)
+    with lab.open_store() as store:
+
+        def embedder() -> Any:
+            return KnownNumbers(lab.bundle(store), life.parent / "numbers")
+
+        def adopt(bundle: Bundle) -> Adoption:
+            ready: Any = KnownNumbers(bundle, life.parent / "numbers")
+            return Adoption(ready, lambda: None)
+
+        yield Context(lab, store, embedder, None, adopt)
+
+
+def _lab(life: Path) -> Lab:
+    lab = Lab.open(life / "lab")
+    keep = RetentionConfig(cells=_KEPT, at_least=0)
+    return replace(lab, config=lab.config.model_copy(update={"retention": keep}))
+
+
+def _ingest(life: Path) -> None:
+    numbers = life.parent / "numbers"
+    Embedder.open = staticmethod(lambda bundle, **_: KnownNumbers(bundle, numbers))  # type: ignore[assignment,method-assign]
+    summary = run(_lab(life), once=True, json=True)
+    if summary.interrupted or summary.unreachable:
+        raise RuntimeError(f"the pass was not whole: {summary}")
+
+
+def _operate(name: str, **parameters: Any) -> Callable[[Path], None]:
+    def work(life: Path) -> None:
+        with _context(life) as context:
+            for _ in perform(context, name, parameters):
+                pass
+
+    return work
+
+
+def _back_up(life: Path) -> None:
+    _operate("store.backup", target=str(life / "backup"))(life)
+
+
+def _back_up_to_file(life: Path) -> None:
+    (life / "backup.zip").unlink(missing_ok=True)
+    _operate("store.backup", target=str(life / "backup.zip"))(life)
+
+
+def _export(life: Path) -> None:
+    (life / "cells.parquet").unlink(missing_ok=True)
+    _operate("store.export", target=str(life / "cells.parquet"), pixels=32)(life)
+
+
+def _restore(life: Path) -> None:
+    shutil.rmtree(life / "restored", ignore_errors=True)
+    with _drained(backup.restore(life / "backup", life / "restored")):
+        pass
+
+
+def _retain(life: Path) -> None:
+    with _context(life) as context:
+        retention.retain(context.lab, context.store, stopped=lambda: False, told=lambda _: None)
+
+
+def _migrate(life: Path) -> None:
+    for source in SCHEMAS.glob("*.duckdb"):
+        target = life / f"old-{source.name}"
+        if not target.exists():
+            shutil.copy(source, target)
+        Store.open(target).close()
+
+
+def _change_bundle(life: Path) -> None:
+    with _context(life) as context:
+        active = context.store.active_bundle()
+        pending = context.store.changes.pending()
+        others = [path.name for path in sorted(context.lab.bundles.iterdir()) if path.name != (active or "")[:12]]
+        wanted = others[0] if pending is None else pending.digest
+        for _ in perform(context, "bundle.activate", {"bundle": wanted, "yes": True, "leave_out": True}):
+            pass
+        if context.store.active_bundle() == active:
+            raise RuntimeError("the bundle was not switched")
+
+
+def _train_map(life: Path) -> None:
+    """A map of the cells, trained here rather than in a process apart, and put in use as the agent does."""
+    with _context(life) as context:
+        store = context.store
+        bundle = store.active_bundle() or ""
+        parts = list(store.maps.latents(bundle))
+        ids, latents = (np.concatenate(part) for part in zip(*parts, strict=True))
+        trained = som.train(latents, rows=_MAP_SIDE, cols=_MAP_SIDE, seed=len(ids))
+        nodes, errors = som.winners(trained, latents)
+        version = StoredMap(
+            number=0,
+            bundle=bundle,
+            rows=_MAP_SIDE,
+            columns=_MAP_SIDE,
+            sigma=1.0,
+            seed=len(ids),
+            trainer="batch",
+            started_from=None,
+            cells=len(ids),
+            qe=float(errors.mean()),
+            te=0.0,
+            qe_before=None,
+            te_before=None,
+            moved_far=None,
+            verdict="first",
+            seconds=0.0,
+            trained_at=datetime.now(UTC),
+        )
+        store.maps.switch(version, trained, Placed(ids, nodes, errors.astype(np.float32)))
+
+
+def _install(life: Path) -> None:
+    """A bundle brought in anew."""
+    with _context(life) as context:
+        active = (context.store.active_bundle() or "")[:12]
+        pending = context.store.changes.pending()
+        file = next(path for path in (life.parent / "files").iterdir() if path.stem != active)
+        if pending is None:
+            shutil.rmtree(context.lab.bundles / file.stem, ignore_errors=True)
+        install(file, context.lab.bundles)
+
+
+def _spoil(life: Path) -> None:
+    """What only `_repair` puts right: an embedding and the bytes of a cell lost, a link to nowhere."""
+    with _context(life) as context:
+        lab, active = context.lab, context.store.active_bundle()
+    with duckdb.connect(str(lab.store_file)) as connection:
+        found = connection.execute("SELECT number FROM bundle WHERE digest = ?", [active]).fetchone()
+        cells = connection.execute("SELECT cell_id, digest FROM cell ORDER BY cell_id LIMIT 3").fetchall()
+        if found and len(cells) == 3:
+            connection.execute(f"DELETE FROM embedding_{found[0]} WHERE cell_id = ?", [cells[0][0]])
+            connection.execute("UPDATE cell SET duplicate_of = '0000000000000000' WHERE cell_id = ?", [cells[1][0]])
+            lab.image_path(cells[2][1]).unlink(missing_ok=True)
+
+
+_repair = _operate("ledger.check", repair=True)
+
+
+@contextmanager
+def _drained(steps: Any) -> Iterator[None]:
+    for _ in rows_of(steps):
+        pass
+    yield
+
+
+Work = Callable[[Path], None]
+
+
+class Scenario:
+    """work : what is killed or fails, and can be done again after. before : what makes it necessary, undisturbed."""
+
+    def __init__(self, work: Work, weight: int, before: Work | None = None) -> None:
+        self.work, self.weight, self.before = work, weight, before
+
+
+SCENARIOS: Final = {
+    "ingest": Scenario(_ingest, 40),
+    "migrate": Scenario(_migrate, 10),
+    "backup": Scenario(_back_up, 10),
+    "backup_to_file": Scenario(_back_up_to_file, 4),
+    "restore": Scenario(_restore, 3, _back_up),
+    "export": Scenario(_export, 3),
+    "retention": Scenario(_retain, 8),
+    "change_bundle": Scenario(_change_bundle, 10),
+    "map": Scenario(_train_map, 8),
+    "install": Scenario(_install, 2),
+    "repair": Scenario(_repair, 5, _spoil),
+}
+"""What is done to a lab, and how often."""
+
+
+def check(life: Path, done: str) -> list[str]:
+    """All that is not as it must be, after `done` was brought to its end and a pass over the export folder was made."""
+    faults: list[str] = []
+    with _context(life) as context:
+        store, lab = context.store, context.lab
+        rows = list(perform(context, "ledger.check", {}))
+        faults += [f"{row['count']} x {row['fault']}: {row['examples'][:2]}" for row in rows if "fault" in row]
+        wanted = _digests_of_images(life)
+        cells = store.digests().keys()
+        removed = set(store.removed_digests())
+        ledger = list(store.ledger())
+        if lost := wanted - cells - removed:
+            faults.append(f"{len(lost)} cells are lost")
+        if strange := (cells | removed) - wanted:
+            faults.append(f"{len(strange)} cells come from nowhere")
+        if both := cells & removed:
+            faults.append(f"{len(both)} cells are removed and there")
+        if twice := len(ledger) - len({row.path for row in ledger}):
+            faults.append(f"{twice} files have two outcomes")
+        if kept := [digest for digest in removed if lab.image_path(digest).exists()]:
+            faults.append(f"the bytes of {len(kept)} removed cells are still there")
+        faults += _wrong_numbers(context, life)
+        if done == "migrate":
+            faults += _wrong_upgrades(life)
+        counted = store.counts()
+    if done in ("backup", "backup_to_file"):
+        target = life / ("backup" if done == "backup" else "backup.zip")
+        shutil.rmtree(life / "restored", ignore_errors=True)
+        with _drained(backup.restore(target, life / "restored")):
+            pass
+    if done in ("backup", "backup_to_file", "restore"):
+        with Lab.open(life / "restored").open_store() as restored:
+            if restored.counts() != counted:
+                faults.append("the restored lab is another one")
+    return faults
+
+
+def whole_backup(life: Path) -> None:
+    """Raise where the backup that was there before one was killed is no longer whole."""
+    if (life / "backup" / "backup.json").exists():
+        with backup.Backup.open(life / "backup") as found, _drained(found.verify()):
+            pass
+
+
+def _digests_of_images(life: Path) -> set[str]:
+    pool = {path.name for path in (life.parent / "images").iterdir()}
+    found = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (life / "export").rglob("*.jpg"))
+    return {digest for digest in found if digest in pool}
+
+
+def _wrong_numbers(context: Context, life: Path) -> Iterator[str]:
+    """Embeddings that are not those of their cell's image."""
+    active = context.store.active_bundle() or ""
+    known = KnownNumbers(context.lab.bundle(context.store), life.parent / "numbers")
+    digests = sorted(context.store.digests())[::5]
+    found = context.store.latents([digest[:16] for digest in digests], bundle=active)
+    for digest in digests:
+        crop = prepare((life.parent / "images" / digest).read_bytes()).crop
+        if not np.array_equal(known.embed(crop[None]).latents[0], found[digest[:16]]):
+            yield f"cell {digest[:16]} has another cell's latent"
+
+
+def _wrong_upgrades(life: Path) -> Iterator[str]:
+    for source in SCHEMAS.glob("*.duckdb"):
+        with duckdb.connect(str(source), read_only=True) as before, Store.open(life / f"old-{source.name}") as after:
+            cells = before.execute("SELECT count(*) FROM cell").fetchone()
+            files = before.execute("SELECT count(*) FROM file").fetchone()
+            if (after.counts().cells, after.counts().files) != ((cells or [0])[0], (files or [0])[0]):
+                yield f"{source.name} lost something on its way"
+            if after.schema_version != migrations.latest_version() or after.faults().found:
+                yield f"{source.name} was not brought up to date"
+        (life / f"old-{source.name}").unlink()
+
+
+def main(life: Path, what: str, scenario: str) -> tuple[int, Any]:
+    """Do one thing here: exit code 0 done, 1 failed and said so; and what is to be told."""
+    chosen = SCENARIOS[scenario]
+    if what == "before" and chosen.before is not None:
+        chosen.before(life)
+    elif what == "work":
+        try:
+            chosen.work(life)
+        except LabrefError as error:
+            return 1, str(error)
+    elif what == "finish":
+        whole_backup(life)
+        chosen.work(life)
+        _ingest(life)
+        return 0, check(life, scenario)
+    return 0, None
+
+
+def told(value: Any) -> str:
+    """One line of JSON."""
+    return json.dumps(value)
