@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from labref.bundle import Bundle, Precision
 from labref.errors import BundleError
 
-__all__ = ["Device", "Embedder", "Embeddings"]
+__all__ = ["Device", "Embedder", "Embeddings", "cuda_problem"]
 
 Device = Literal["auto", "cpu", "cuda"]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

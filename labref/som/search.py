@@ -17,7 +17,7 @@ from labref.som.products import product
 if TYPE_CHECKING:
     from minisom import MiniSom
 
-__all__ = ["extend", "find", "find_near", "weights_of", "winners"]
+__all__ = ["Check", "Floats", "Nodes", "extend", "extend_nodes", "find", "find_near", "weights_of", "winners"]
 
 _LARGE: Final = 16  # nodes a side, of the squares that an exact search leaves out as a whole
 _SMALL: Final = 4  # and of those within them
@@ -73,7 +73,7 @@ def extend(latents: Floats) -> Floats:
     return np.hstack([latents, np.ones((len(latents), 1), np.float32)])
 
 
-def _nodes(grid: Floats) -> Floats:
+def extend_nodes(grid: Floats) -> Floats:
     """Weights float32[rows, cols, L] with −‖m‖²/2 behind them: float32[rows, cols, L + 1]."""
     halves = -0.5 * np.einsum("rcl,rcl->rc", grid, grid)
     return np.concatenate([grid, halves[:, :, None]], axis=2)
@@ -97,7 +97,7 @@ def find_near(latents: Floats, grid: Floats, last: Nodes, reach: int, check: Che
     Returns nodes int64[n] and scores float32[n], x·m − ‖m‖²/2. check() is called now and then, and may raise.
     """
     rows, cols, _ = grid.shape
-    extended = _nodes(grid)
+    extended = extend_nodes(grid)
     nodes = np.empty(len(latents), np.int64)
     scores = np.empty(len(latents), np.float32)
     across = -(-cols // _NEAR_TILE)
@@ -127,7 +127,7 @@ def find(latents: Floats, grid: Floats, last: Nodes | None = None, check: Check 
     """
     rows, cols, length = grid.shape
     if rows * cols <= 4 * _LARGE * _LARGE:
-        return _find_dense(latents, np.ascontiguousarray(_nodes(grid).reshape(-1, length + 1).T), check)
+        return _find_dense(latents, np.ascontiguousarray(extend_nodes(grid).reshape(-1, length + 1).T), check)
     tiles = _Tiles(grid)
     nodes = np.empty(len(latents), np.int64)
     for start in range(0, len(latents), _BLOCK):
@@ -146,7 +146,7 @@ def _find_dense(latents: Floats, candidates: Floats, check: Check) -> Nodes:
 
 
 class _Balls:
-    """Groups of nodes, each in the ball about its mean. centres : float32[L + 1, k], extended as `_nodes` does."""
+    """Groups of nodes, each in the ball about its mean. centres : float32[L + 1, k], extended as `extend_nodes` does."""
 
     def __init__(self, groups: list[Floats]) -> None:
         means = np.stack([group.mean(axis=0) for group in groups])
@@ -170,7 +170,7 @@ class _Tiles:
 
     def __init__(self, grid: Floats) -> None:
         rows, cols, length = grid.shape
-        extended = _nodes(grid).reshape(-1, length + 1)
+        extended = extend_nodes(grid).reshape(-1, length + 1)
         numbers = np.arange(rows * cols).reshape(rows, cols)
         self._members = [[part.ravel() for part in _squares(large, _SMALL)] for large in _squares(numbers, _LARGE)]
         self._nodes = [[np.ascontiguousarray(extended[part].T) for part in parts] for parts in self._members]

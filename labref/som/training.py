@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from labref.errors import LabrefError
+from labref.som.graph import Device, NearestGraph, open_graph
 from labref.som.products import spread
 from labref.som.schedule import FINAL_SIGMA, Stage, stages
 from labref.som.search import extend, find, find_near
@@ -51,6 +52,7 @@ def train(
     trainer: Literal["batch", "minisom"] = "batch",
     iterations: int | None = None,
     learning_rate: float = LEARNING_RATE,
+    device: Device = "cpu",
     progress: Progress | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> MiniSom:
@@ -66,6 +68,8 @@ def train(
         radius is trained, so that cells stay near where they were.
     trainer : "batch", or "minisom": MiniSom's own steps, `iterations` of them (default: 500 for each node, as the thesis 4.5),
         from `learning_rate`, with σ falling to a third; `sigma` is then by default three times `final_sigma`.
+    device : of the batch trainer. "cpu" takes one core; "cuda" computes all products of every epoch on the GPU, through ONNX
+        Runtime; "auto" does where that works.
     progress(done, total, text) is called as it goes; where stopped() becomes true, `TrainingStopped` is raised within a second or so.
     Raises ValueError for arrays or settings that make no map.
     """
@@ -107,7 +111,7 @@ def train(
             schedule = stages(rows, cols, sigma=sigma, final_sigma=final_sigma)
     if not schedule or (schedule[-1].rows, schedule[-1].cols) != (rows, cols):
         raise ValueError(f"the schedule must end on the grid of {rows}×{cols}")
-    grid = _batch(extend(centred), begin, schedule, tell, check)
+    grid = _batch(extend(centred), begin, schedule, open_graph(device), tell, check)
     return as_minisom(grid + centre, sigma=schedule[-1].sigmas[-1], learning_rate=learning_rate, seed=seed)
 
 
@@ -122,8 +126,16 @@ def _checked(latents: NDArray[Any], rows: int, cols: int) -> Floats:
     return data
 
 
-def _batch(data: Floats, grid: Floats, schedule: Sequence[Stage], tell: Progress, check: Callable[[], None]) -> Floats:
-    """The batch algorithm. data : float32[n, L + 1] from `extend`.  grid : float32[rows, cols, L] to start from."""
+def _batch(
+    data: Floats,
+    grid: Floats,
+    schedule: Sequence[Stage],
+    graph: NearestGraph | None,
+    tell: Progress,
+    check: Callable[[], None],
+) -> Floats:
+    """The batch algorithm. data : float32[n, L + 1] from `extend`.  grid : float32[rows, cols, L] to start from.  graph : finds the
+    nodes, where it is not the CPU's search that does."""
     total = sum(len(stage.sigmas) for stage in schedule)
     done = 0
     nodes: NDArray[np.int64] | None = None
@@ -135,7 +147,9 @@ def _batch(data: Floats, grid: Floats, schedule: Sequence[Stage], tell: Progress
         for number, sigma in enumerate(stage.sigmas):
             check()
             tell(done, total, f"{stage.rows}×{stage.cols} nodes, radius {sigma:.2g}")
-            if nodes is None or number % _FULL_EVERY == 0 or done == total - 1:
+            if graph is not None:
+                nodes = graph.find(data, grid, check)
+            elif nodes is None or number % _FULL_EVERY == 0 or done == total - 1:
                 nodes = find(data, grid, nodes, check)
             else:
                 nodes, _ = find_near(data, grid, nodes, _REACH, check)

@@ -1,0 +1,87 @@
+"""Winning nodes by ONNX Runtime: the same products as `labref.som.search`, all of them, where a GPU makes them cheap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.errors import LabrefError
+from labref.som.search import Check, Floats, Nodes, extend_nodes
+
+__all__ = ["Device", "NearestGraph", "open_graph"]
+
+Device = Literal["auto", "cpu", "cuda"]
+_FILE: Final = Path(__file__).with_name("nearest.onnx")  # made by exporters/som.py
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_SCORES: Final = 2**26  # products at once: 256 MiB on the device
+
+
+class NearestGraph:
+    """The graph, opened by one of ONNX Runtime's execution providers. Raises whatever ONNX Runtime does where it cannot be run."""
+
+    def __init__(self, provider: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        providers = [provider] if provider == _CPU else [provider, _CPU]
+        self._runtime: Any = onnxruntime
+        self._session: Any = onnxruntime.InferenceSession(str(_FILE), options, providers=providers)
+        self.provider: str = self._session.get_providers()[0]
+        self._device = "cuda" if self.provider == _CUDA else "cpu"
+
+    def find(self, latents: Floats, grid: Floats, check: Check) -> Nodes:
+        """Best node of each latent among all: int64[n]. latents float32[n, L + 1] and grid float32[rows, cols, L] as in
+        `labref.som.search.find`. The nodes are sent to the device once."""
+        nodes = np.ascontiguousarray(extend_nodes(grid).reshape(-1, grid.shape[2] + 1).T)
+        there = self._runtime.OrtValue.ortvalue_from_numpy(nodes, self._device, 0)
+        found = np.empty(len(latents), np.int64)
+        step = max(1, _SCORES // nodes.shape[1])
+        for start in range(0, len(latents), step):
+            check()
+            binding = self._session.io_binding()
+            binding.bind_cpu_input("latents", np.ascontiguousarray(latents[start : start + step]))
+            binding.bind_ortvalue_input("nodes", there)
+            binding.bind_output("best", "cpu")
+            self._session.run_with_iobinding(binding)
+            (found[start : start + step],) = binding.copy_outputs_to_cpu()
+        return found
+
+
+def open_graph(device: Device) -> NearestGraph | None:
+    """The graph on the GPU, or None where the search on the CPU is to be used.
+
+    "auto" takes CUDA where it works, as the embedder does; "cuda" insists, and raises `LabrefError` where there is none. What
+    opens is tried on a small map first, and not used where it finds other nodes than the CPU.
+    """
+    if device == "cpu":
+        return None
+    problem = _problem()
+    if problem is None:
+        try:
+            graph = NearestGraph(_CUDA)
+            if graph.provider == _CUDA and _agrees(graph):
+                return graph
+            problem = "CUDA does not start, or finds other nodes than the CPU does"
+        except Exception as error:  # onnxruntime raises its own types, and RuntimeError
+            problem = f"CUDA failed to start ({type(error).__name__})"
+    if device == "cuda":
+        raise LabrefError(f'training the map on CUDA was asked for, but {problem}. Use device "auto" or "cpu".')
+    return None
+
+
+def _problem() -> str | None:
+    from labref.inference import cuda_problem
+
+    return cuda_problem()
+
+
+def _agrees(graph: NearestGraph) -> bool:
+    """Whether latents that are nodes themselves, far apart, are found."""
+    grid: NDArray[np.float32] = np.random.default_rng(0).standard_normal((12, 12, 20)).astype(np.float32)
+    flat = grid.reshape(-1, 20)
+    latents = np.hstack([flat, np.ones((len(flat), 1), np.float32)])
+    return bool((graph.find(latents, grid, lambda: None) == np.arange(len(flat))).all())
