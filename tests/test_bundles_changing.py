@@ -1,0 +1,354 @@
+"""Changing bundles: cells are embedded again in the background, queries go on, the switch is one moment, and can be undone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from labref import failpoints, operations
+from labref.agent.client import AgentClient
+from labref.bundle import Bundle
+from labref.cli import app
+from labref.errors import LabrefError
+from labref.inference import Embedder
+from labref.lab import Lab
+from labref.query import Desk, ask, status
+from labref.store import Store
+from tests.bundles import RENAMED, another
+from tests.labs import make_lab, once, running_agent, wait_until
+
+
+@pytest.fixture(scope="module")
+def export(drawn_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen drawn cells in class folders, and sixteen flat ones whose class only the networks say."""
+    folder = tmp_path_factory.mktemp("export")
+    for number, file in enumerate(sorted(drawn_cells.rglob("*.jpg"))):
+        target = folder / file.parent.name / file.name if number % 2 else folder / f"{file.parent.name}{file.name}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(file, target)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(starter: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another bundle: 40 latents, and another name for one class."""
+    return another(starter, tmp_path_factory.mktemp("other"))
+
+
+@pytest.fixture(scope="module")
+def filled(starter: Bundle, export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lab that has taken the export in; copied for every test."""
+    folder = tmp_path_factory.mktemp("filled") / "lab"
+    once(make_lab(folder, export, starter))
+    return folder
+
+
+@pytest.fixture
+def lab(filled: Path, other: Path, tmp_path: Path) -> Lab:
+    """A filled lab with the other bundle installed."""
+    lab = Lab.open(Path(shutil.copytree(filled, tmp_path / "lab")))
+    run(lab, "bundle.install", file=str(other))
+    return lab
+
+
+@pytest.fixture(autouse=True)
+def _disarmed() -> Iterator[None]:
+    yield
+    failpoints.disarm()
+
+
+def run(lab: Lab, name: str, **parameters: Any) -> list[dict[str, Any]]:
+    """Rows of an operation without those of its progress."""
+    return [row for row in operations.run(lab, name, **parameters) if set(row) != {"progress"}]
+
+
+def references(lab: Lab, image: Path) -> list[tuple[str, float]]:
+    return [(r["cell_id"], r["distance"]) for r in ask(lab, image.read_bytes(), name=image.name)["references"]]
+
+
+def an_image(lab: Lab) -> Path:
+    return sorted(lab.watched[0].glob("*.jpg"))[0]
+
+
+def test_the_old_space_answers_until_the_switch_and_again_after_rollback(lab: Lab) -> None:
+    image = an_image(lab)
+    before = references(lab, image)
+    (change,) = run(lab, "bundle.activate", bundle="other")
+    assert (change["state"], change["embedded"], change["failed"]) == ("ready", change["cells"], 0)
+    assert references(lab, image) == before
+    (change,) = run(lab, "bundle.activate", bundle="other", switch_now=True)
+    assert change["state"] == "active"
+    assert references(lab, image) != before
+    assert status(lab)["bundle"]["name"] == "other"
+    *_, back = run(lab, "bundle.rollback")
+    assert back["bundle"]["name"] == "starter"
+    assert references(lab, image) == before
+    *_, forward = run(lab, "bundle.rollback")
+    assert forward["bundle"]["name"] == "other"
+
+
+def test_new_latents_are_those_of_cells_taken_in_by_the_new_bundle(lab: Lab, other: Path, tmp_path: Path) -> None:
+    run(lab, "bundle.activate", bundle="other", yes=True)
+    fresh = Lab.create(tmp_path / "fresh", list(lab.watched), other)
+    once(fresh)
+    with lab.open_store() as changed, fresh.open_store() as new:
+        bundle = changed.active_bundle()
+        assert bundle is not None and bundle == new.active_bundle()
+        ids = [row.cell_id for row in new.ledger() if row.cell_id]
+        ours, theirs = changed.latents(ids, bundle=bundle), new.latents(ids, bundle=bundle)
+        assert ours.keys() == theirs.keys() == set(ids)
+        for cell_id in ids:
+            np.testing.assert_allclose(ours[cell_id], theirs[cell_id], rtol=1e-3, atol=1e-3)
+            assert (
+                changed.cell(cell_id).label == new.cell(cell_id).label or new.cell(cell_id).label_source != "predicted"
+            )  # type: ignore[union-attr]
+
+
+def test_predicted_labels_follow_the_active_bundle_and_given_ones_stay(lab: Lab) -> None:
+    old, new = RENAMED
+
+    def labels() -> dict[str, dict[str, int]]:
+        with lab.open_store() as store:
+            found: dict[str, dict[str, int]] = {}
+            for row in store.ledger():
+                cell = store.cell(row.cell_id or "")
+                assert cell is not None
+                counts = found.setdefault(str(cell.label_source), {})
+                counts[cell.label] = counts.get(cell.label, 0) + 1
+            return found
+
+    before = labels()
+    assert before["predicted"].get(old), "a cell is predicted to be of the class that is renamed"
+    run(lab, "bundle.activate", bundle="other", yes=True)
+    after = labels()
+    assert after["analyser"] == before["analyser"]
+    assert after["predicted"][new] == before["predicted"][old] and old not in after["predicted"]
+    run(lab, "bundle.rollback")
+    assert labels() == before
+
+
+def test_the_report_says_how_many_of_the_eight_change_by_class(lab: Lab) -> None:
+    (change,) = run(lab, "bundle.activate", bundle="other")
+    report = change["report"]
+    with lab.open_store() as store:
+        counts = store.counts()
+    assert report["cells"] == report["sampled"] == counts.cells
+    assert {label: entry["cells"] for label, entry in report["classes"].items()} == counts.by_label
+    assert 0 < report["changed"] <= 8
+    assert all(0 <= entry["changed"] <= 8 for entry in report["classes"].values())
+    # looked at again by hand
+    with lab.open_store() as store:
+        old, new = (bundle.digest for bundle in store.bundles())
+        label, entry = next(iter(report["classes"].items()))
+        differ = []
+        for row in store.ledger():
+            cell_id = row.cell_id or ""
+            if store.labels([cell_id])[cell_id] == label:
+                spaces = []
+                for digest in (old, new):
+                    latent = store.latents([cell_id], bundle=digest)[cell_id]
+                    group = store.duplicate_group(cell_id)
+                    spaces.append({n.cell_id for n in store.nearest(latent, bundle=digest, k=8, exclude=group)})
+                differ.append(len(spaces[1] - spaces[0]))
+        # reviewed cells are preferred among near-equal ones, so a reference or so may differ
+        assert entry["changed"] == pytest.approx(np.mean(differ), abs=1.0)
+
+
+def test_cells_that_came_after_the_switch_are_caught_up_in_the_old_space(
+    lab: Lab, drawn_cells: Path, tmp_path: Path
+) -> None:
+    run(lab, "bundle.activate", bundle="other", yes=True)
+    image = an_image(lab)
+    extra = tmp_path / "more"
+    extra.mkdir()
+    for file in sorted(drawn_cells.rglob("*.jpg"))[:4]:
+        (extra / file.name).write_bytes(file.read_bytes() + b"\0")  # other bytes of the same picture
+    wider = lab.config.watch.model_copy(update={"folders": (*lab.watched, extra), "stable_seconds": 0.0})
+    once(Lab(lab.folder, lab.config.model_copy(update={"watch": wider})))
+    rows = run(lab, "bundle.rollback")
+    assert rows[0]["switched"]["embedded"] < rows[0]["switched"]["cells"]
+    assert rows[-1]["embedded"] == rows[-1]["cells"]
+    assert status(lab)["without_latent"] == 0
+    assert len(references(lab, image)) == 8
+
+
+def test_a_cell_whose_bytes_are_gone_holds_the_switch_until_it_is_left_out(lab: Lab) -> None:
+    with lab.open_store() as store:
+        cell = store.cell(next(row.cell_id for row in store.ledger() if row.cell_id))
+    assert cell is not None
+    kept = lab.image_path(cell.digest)
+    data = kept.read_bytes()
+    kept.unlink()
+    (change,) = run(lab, "bundle.activate", bundle="other", yes=True)
+    assert (change["state"], change["failed"]) == ("held", 1)
+    assert change["failures"][0]["cell_id"] == cell.cell_id
+    assert status(lab)["bundle"]["name"] == "starter"
+    kept.write_bytes(data)
+    (change,) = run(lab, "bundle.activate", bundle="other")
+    assert (change["state"], change["failed"]) == ("active", 0)
+
+
+def test_the_switch_can_leave_out_cells_that_cannot_be_embedded(lab: Lab) -> None:
+    with lab.open_store() as store:
+        cell = store.cell(next(row.cell_id for row in store.ledger() if row.cell_id))
+    assert cell is not None
+    lab.image_path(cell.digest).write_bytes(b"damaged")
+    run(lab, "bundle.activate", bundle="other", yes=True)
+    (change,) = run(lab, "bundle.activate", bundle="other", switch_now=True, leave_out=True)
+    assert (change["state"], change["failed"]) == ("active", 1)
+    found = status(lab)
+    assert (found["bundle"]["name"], found["without_latent"]) == ("other", 0)
+
+
+def test_a_change_is_given_up_by_rollback_and_leaves_the_lab_as_it_was(lab: Lab) -> None:
+    before = references(lab, an_image(lab))
+    run(lab, "bundle.activate", bundle="other")
+    *_, row = run(lab, "bundle.rollback")
+    assert row["state"] == "none"
+    assert status(lab)["bundle_change"] is None
+    assert references(lab, an_image(lab)) == before
+    with pytest.raises(LabrefError, match="no bundle to go back to"):
+        run(lab, "bundle.rollback")
+
+
+def test_drop_deletes_latents_and_files_but_never_of_the_active_bundle(lab: Lab) -> None:
+    run(lab, "bundle.activate", bundle="other", yes=True)
+    with pytest.raises(LabrefError, match="active one"):
+        run(lab, "bundle.drop", bundle="other")
+    (row,) = run(lab, "bundle.drop", bundle="starter")
+    assert row["dropped"]["name"] == "starter"
+    listed = run(lab, "bundle.list")
+    assert [entry["name"] for entry in listed] == ["other"]
+    assert [path.name for path in lab.bundles.iterdir()] == [listed[0]["digest"][:12]]
+    with pytest.raises(LabrefError, match="no bundle to go back to"):
+        run(lab, "bundle.rollback")
+
+
+@pytest.mark.parametrize("point", ["bundle.wish", "reembed.commit", "bundle.report", "bundle.relabel", "bundle.switch"])
+def test_a_failure_at_any_write_loses_nothing_and_the_change_goes_on(lab: Lab, point: str) -> None:
+    failpoints.arm(f"{point}=eio@1")
+    before = references(lab, an_image(lab))
+    with pytest.raises((LabrefError, OSError)):
+        run(lab, "bundle.activate", bundle="other", yes=True)
+    failpoints.disarm()
+    assert status(lab)["bundle"]["name"] == "starter"
+    assert references(lab, an_image(lab)) == before
+    (change,) = run(lab, "bundle.activate", bundle="other", yes=True)
+    assert (change["state"], change["embedded"]) == ("active", change["cells"])
+
+
+def test_the_agent_changes_bundles_while_it_answers_and_takes_cells_in(lab: Lab, drawn_cells: Path) -> None:
+    image = an_image(lab)
+    answers: list[str] = []
+    problems: list[Exception] = []
+    ended = threading.Event()
+    with running_agent(lab):
+
+        def keep_asking() -> None:
+            while not ended.is_set():
+                try:
+                    with Desk.open(lab) as desk:
+                        answer = desk.ask(image.read_bytes(), name="x")
+                    assert len(answer["references"]) == 8
+                    answers.append(answer["bundle"])
+                except Exception as error:
+                    problems.append(error)
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        try:
+            run(lab, "bundle.activate", bundle="other", yes=True)
+            assert status(lab)["bundle_change"] is not None
+            wait_until(lambda: status(lab)["bundle"]["name"] == "other")
+        finally:
+            ended.set()
+            asking.join()
+        assert problems == []
+        switched = [first != second for first, second in zip(answers, answers[1:], strict=False)]
+        assert sum(switched) == 1, "one switch, and none back"
+        found = status(lab)
+        assert (found["bundle_change"], found["without_latent"]) == (None, 0)
+        assert found["agent"]["jobs"]["ended"]["bundle"]["outcome"] == "done"
+        # a cell that comes now is embedded by the new bundle
+        (lab.watched[0] / "late.jpg").write_bytes(sorted(drawn_cells.rglob("*.jpg"))[0].read_bytes() + b"\0")
+        wait_until(lambda: status(lab)["cells"] == found["cells"] + 1)
+        assert status(lab)["without_latent"] == 0
+        *_, row = run(lab, "bundle.rollback", wait=True)
+        assert (row["bundle"]["name"], row["embedded"]) == ("starter", row["cells"])
+    (lab.watched[0] / "late.jpg").unlink()
+
+
+def test_an_agent_started_anew_goes_on_with_a_change_that_was_cut_off(lab: Lab) -> None:
+    with lab.open_store() as store:
+        wish(store, lab)
+    with running_agent(lab):
+        wait_until(lambda: status(lab)["bundle"]["name"] == "other")
+        assert AgentClient.find(lab) is not None
+
+
+def wish(store: Store, lab: Lab) -> None:
+    """Write the wish down and nothing else, as a command does that is killed right then."""
+    other = next(
+        bundle
+        for bundle in (Bundle.open(path) for path in lab.bundles.iterdir())
+        if bundle.digest != store.active_bundle()
+    )
+    manifest = other.manifest
+    store.add_bundle(
+        other.digest,
+        name=manifest.name,
+        version=manifest.version,
+        latent_size=manifest.latent_size,
+        labels=manifest.labels,
+    )
+    store.changes.wish(other.digest, switch=True)
+
+
+def test_the_command_tells_what_happens_and_what_to_do_next(lab: Lab, other: Path) -> None:
+    def told(*words: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, [*words, "--lab", str(lab.folder)])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    assert "is sound" in told("bundle", "verify", str(other))
+    listed = [json.loads(line) for line in told("bundle", "list", "--json").splitlines()]
+    assert {entry["name"]: entry["state"] for entry in listed} == {"starter": "active", "other": "installed"}
+    assert "other/" in told("bundle", "activate", "wrong", code=1)
+    text = told("bundle", "activate", "other")
+    assert "is ready" in text and "--switch" in text and "of each cell's eight references" in text
+    assert "is ready" in told("status")
+    assert "is active" in told("bundle", "activate", "other", "--switch")
+    assert "answers again" in told("bundle", "rollback")
+    assert "is gone" in told("bundle", "drop", "other")
+
+
+def test_a_damaged_bundle_is_refused_and_verify_says_so(lab: Lab, other: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.labref"
+    data = bytearray(other.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(LabrefError):
+        run(lab, "bundle.install", file=str(damaged))
+    folder = next(path for path in lab.bundles.iterdir() if Bundle.open(path).manifest.name == "other")
+    (folder / "encoder.onnx").write_bytes(b"other")
+    assert sum("problem" in row for row in run(lab, "bundle.verify")) == 1
+    with pytest.raises(LabrefError):
+        run(lab, "bundle.activate", bundle=folder.name)
+    assert status(lab)["bundle_change"] is None
+
+
+def test_a_second_bundle_really_is_another_space(starter: Bundle, other: Path, tmp_path: Path) -> None:
+    from labref.bundle import unpacked
+
+    with unpacked(other) as bundle, Embedder.open(bundle, device="cpu") as embedder:
+        assert bundle.digest != starter.digest
+        assert embedder.golden_difference() <= bundle.manifest.golden_tolerance
+        assert bundle.golden().latents.shape[1] == 40
