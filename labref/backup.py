@@ -141,6 +141,8 @@ class _ZipTarget:
     def discard(self) -> None:
         """Leave nothing where it was not finished."""
         with contextlib.suppress(OSError, ValueError):
+            self._zip.close()
+        with contextlib.suppress(OSError, ValueError):
             self._out.close()
         with contextlib.suppress(OSError):
             self._part.unlink()

@@ -74,7 +74,7 @@ def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> Non
                 continue
             best = int(probabilities.argmax())
             made.append(CellEmbedding(cell_id, latent, probabilities, labels[best], float(probabilities[best])))
-    failpoint("reembed.commit")
+    failpoint("reembed.commit", may_fail=False)
     with store.quiet():
         there = store.cells([embedding.cell_id for embedding in made])  # retention may have taken some out
         store.add_embeddings([e for e in made if e.cell_id in there], bundle=bundle.digest)
