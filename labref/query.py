@@ -22,6 +22,7 @@ from labref.fingerprint import average_hash, digest
 from labref.image import prepare
 from labref.inference import Embedder
 from labref.lab import Lab, absolute
+from labref.operations.optics import overview
 from labref.store import LedgerRow, Store
 
 __all__ = [
@@ -214,7 +215,7 @@ def status(lab: Lab) -> dict[str, Any]:
     """How a lab and its agent are, as JSON values.
 
     `lab`, `version`, `bundle` {`name`, `version`, `digest`}, `without_latent` (cells still to be embedded by it),
-    `bundle_change` (null, or the change under way: see `labref.reembedding.describe`), `provider`, `provider_line`, `cells`, `outcomes` {outcome: files},
+    `optics` [see `labref.operations.optics.overview`], `bundle_change` (null, or the change under way: see `labref.reembedding.describe`), `provider`, `provider_line`, `cells`, `outcomes` {outcome: files},
     `labels`, `label_sources`, `slides`, `analysers` {name: cells}, `watch` [{`folder`, `how`}], `agent` (null where none runs)
     {`pid`, `port`, `started_at`, `state`, `problem`, `waiting`, `in_flight`, `embedded`, `last_scan_at`, `last_scan_seconds`}.
     """
@@ -232,6 +233,7 @@ def store_status(lab: Lab, store: Store, embedder: Embedder) -> dict[str, Any]:
         "version": __version__,
         "bundle": {"name": bundle.manifest.name, "version": bundle.manifest.version, "digest": bundle.digest},
         "without_latent": store.changes.coverage(bundle.digest).missing,
+        "optics": overview(store, bundle),
         "bundle_change": None if pending is None else reembedding.describe(store, pending.digest),
         "provider": embedder.provider,
         "provider_line": embedder.provider_line,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import threading
@@ -28,9 +29,9 @@ from tests.labs import make_lab, once, running_agent, wait_until
 
 @pytest.fixture(scope="module")
 def export(drawn_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen drawn cells in class folders, and sixteen flat ones whose class only the networks say."""
+    """Eight drawn cells in class folders, and eight flat ones whose class only the networks say."""
     folder = tmp_path_factory.mktemp("export")
-    for number, file in enumerate(sorted(drawn_cells.rglob("*.jpg"))):
+    for number, file in enumerate(sorted(drawn_cells.rglob("*.jpg"))[::2]):
         target = folder / file.parent.name / file.name if number % 2 else folder / f"{file.parent.name}{file.name}"
         target.parent.mkdir(exist_ok=True)
         shutil.copy(file, target)
@@ -107,9 +108,6 @@ def test_new_latents_are_those_of_cells_taken_in_by_the_new_bundle(lab: Lab, oth
         assert ours.keys() == theirs.keys() == set(ids)
         for cell_id in ids:
             np.testing.assert_allclose(ours[cell_id], theirs[cell_id], rtol=1e-3, atol=1e-3)
-            assert (
-                changed.cell(cell_id).label == new.cell(cell_id).label or new.cell(cell_id).label_source != "predicted"
-            )  # type: ignore[union-attr]
 
 
 def test_predicted_labels_follow_the_active_bundle_and_given_ones_stay(lab: Lab) -> None:
@@ -272,7 +270,7 @@ def test_the_agent_changes_bundles_while_it_answers_and_takes_cells_in(lab: Lab,
             ended.set()
             asking.join()
         assert problems == []
-        switched = [first != second for first, second in zip(answers, answers[1:], strict=False)]
+        switched = [first != second for first, second in itertools.pairwise(answers)]
         assert sum(switched) == 1, "one switch, and none back"
         found = status(lab)
         assert (found["bundle_change"], found["without_latent"]) == (None, 0)

@@ -26,10 +26,25 @@ Examples:
 With --json, one object: lab (folder), version (of labref), bundle {name, version, digest}, without_latent (cells still
 to be embedded by it), bundle_change (null, or the change under way, as `labref bundle activate --json` says), provider
 and provider_line (where the networks run, and why), cells (stored), outcomes {outcome: files}, labels, label_sources,
-slides and analysers {name: cells}, watch [{folder, how (unwatched while no agent runs; missing when it is not there)}], and
-agent, null while none runs, else {pid, port, started_at, state, problem (null, or what keeps it from storing),
-waiting (files still being written), in_flight, embedded, last_scan_at, last_scan_seconds}.
+slides and analysers {name: cells}, watch [{folder, how (unwatched while no agent runs; missing when it is not there)}],
+optics (below), and agent, null while none runs, else {pid, port, started_at, state, problem (null, or what keeps it from
+storing), waiting (files still being written), in_flight, embedded, last_scan_at, last_scan_seconds}.
+
+\b
+optics, an object for each analyser: analyser, cells, today (measured in the last 24 hours), median, drift (of today's
+cells off those before), from_training (off the cells that the bundle was trained on), warnings [{measure, than (past or
+training), shift}]. median, drift and from_training are {background_red, background_green, background_blue (0 to 255),
+focus, density_red, density_green, density_blue}; drifts are in robust standard deviations of single cells, null where
+there are too few cells to tell.
 """
+
+_REMEDIES = {
+    **dict.fromkeys(
+        ("background_red", "background_green", "background_blue"), "look at the lamp and the white balance"
+    ),
+    "focus": "look at the focus, the objective and the immersion oil",
+    **dict.fromkeys(("density_red", "density_green", "density_blue"), "look at the stain, its age and its times"),
+}
 
 
 def status(lab: LabOption = None, json: JsonOption = False) -> None:
@@ -71,7 +86,29 @@ def _text(found: Mapping[str, Any]) -> str:
         lines.append(("classes", _counted(found["labels"])))
         lines.append(("given by", _counted(found["label_sources"])))
         lines.append(("from", f"{len(found['slides'])} slides, {len(found['analysers'])} named analysers"))
+        lines += [line for optics in found["optics"] for line in _optics(optics)]
     return "\n".join(f"{name:<10}{value}" for name, value in lines)
+
+
+def _optics(optics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """One optics: what it is like, and what it drifts from."""
+    name = optics["analyser"] or "(analyser without a name)"
+    median = optics["median"]
+    if median is None:
+        return [("optics", f"{name}: {optics['cells']} cells, not measured yet")]
+    background, density = (
+        "/".join(format(median[f"{what}_{channel}"], form) for channel in ("red", "green", "blue"))
+        for what, form in (("background", ".0f"), ("density", ".2f"))
+    )
+    told = f"{name}: {optics['cells']} cells, {optics['today']} today; background {background}, focus {median['focus']:.2f}"
+    lines = [("optics", f"{told}, colour (optical density) {density}")]
+    for warning in optics["warnings"]:
+        than = "the lab's own past" if warning["than"] == "past" else "the cells that the bundle was trained on"
+        away = f"{abs(warning['shift']):.1f} robust standard deviations {'above' if warning['shift'] > 0 else 'below'}"
+        lines.append(
+            ("", f"WARNING: {warning['measure'].replace('_', ' ')} is {away} {than}; {_REMEDIES[warning['measure']]}")
+        )
+    return lines
 
 
 def _counted(counts: Mapping[str, int]) -> str:
