@@ -1,0 +1,26 @@
+"""The map's benchmarks work, at a small size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from labref.bundle import Bundle, starter_bundle
+from tests.benchmarks import map as holding_up
+from tests.benchmarks import suspects
+
+
+def test_most_changed_labels_are_among_the_first_suspects(real_cells: Path, starter: Bundle, tmp_path: Path) -> None:
+    figures = suspects.measure(tmp_path, real_cells / "pbc", bundle=starter, cells=112, share=0.05, first=0.1, seeds=1)
+    assert figures["classes"]["changed"] == 6
+    assert figures["found"] >= 0.6
+    assert figures["fine"]["labels"] > figures["classes"]["labels"]
+
+
+def test_ingest_and_queries_are_measured_while_a_map_is_trained(drawn_cells: Path, tmp_path: Path) -> None:
+    figures = holding_up.measure(
+        tmp_path, bundle_file=starter_bundle(), cells=200, files=6, rounds=1, queries=3, images=drawn_cells
+    )
+    assert figures["trainings"] >= 1
+    assert figures["ingest_ratio"] > 0
+    assert figures["queries"]["rest"] == figures["queries"]["training"] == 3
+    assert figures["map"]["rows"] == 14
