@@ -25,6 +25,7 @@ from labref.store import CellEmbedding
 __all__ = ["REMEDIES", "UNCLAIMED", "check"]
 
 _AT_ONCE: Final = 4096
+_FEW_CELLS: Final = 20_000
 _FEW: Final = 20  # examples given of each kind of fault
 _GRACE_SECONDS: Final = 600.0  # bytes this fresh may belong to a cell that is just being stored
 _EMBED_AT_ONCE: Final = 32
@@ -140,10 +141,13 @@ def _compare_images(context: Context, found: dict[str, list[str]]) -> Generator[
     lab, store, pace = context.lab, context.store, Pace()
     total = store.counts().cells
     read = size = 0
+    few = store.digests() if total <= _FEW_CELLS else None  # of many cells a part at a time
     faults: dict[str, list[str]] = {"image_missing": [], "image_damaged": [], "image_without_cell": []}
     for number in range(256):
         prefix = f"{number:02x}"
-        wanted = store.digests(prefix)
+        wanted = (
+            store.digests(prefix) if few is None else {name: n for name, n in few.items() if name.startswith(prefix)}
+        )
         there = set(_kept(lab, prefix))
         for digest in sorted(wanted):
             if digest not in there:
