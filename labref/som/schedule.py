@@ -65,8 +65,9 @@ def stages(
         while value / (2 * factor) >= _FINE and min(rows, cols) / (2 * factor) >= _COARSEST:
             factor *= 2
         grid = math.ceil(rows / factor), math.ceil(cols / factor)
+        there = value * max(grid) / max(rows, cols)
         if found and (found[-1].rows, found[-1].cols) == grid:
-            found[-1] = Stage(*grid, (*found[-1].sigmas, value / factor))
+            found[-1] = Stage(*grid, (*found[-1].sigmas, there))
         else:
-            found.append(Stage(*grid, (value / factor,)))
+            found.append(Stage(*grid, (there,)))
     return tuple(found)

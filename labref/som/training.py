@@ -6,7 +6,7 @@ latent, every node becomes the mean of all latents, weighted by a Gaussian of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -99,7 +99,7 @@ def train(
         steps = 500 * rows * cols if iterations is None else iterations
         start = 3 * final_sigma if sigma is None else sigma
         som = as_minisom(begin, sigma=start, learning_rate=learning_rate, seed=seed)
-        _minisom_steps(som, centred, steps, seed, tell, check)
+        _minisom_steps(som, centred, steps, tell, check)
         weights = som.get_weights() + centre
         return as_minisom(weights, sigma=start / 3, learning_rate=learning_rate, seed=seed)
     if trainer != "batch":
@@ -241,22 +241,15 @@ def as_minisom(weights: NDArray[Any], *, sigma: float, learning_rate: float, see
     return som
 
 
-def _minisom_steps(
-    som: MiniSom, data: Floats, iterations: int, seed: int, tell: Progress, check: Callable[[], None]
-) -> None:
+def _minisom_steps(som: MiniSom, data: Floats, iterations: int, tell: Progress, check: Callable[[], None]) -> None:
     """What `MiniSom.train(data, iterations, random_order=True)` does, step for step, but it can be watched and stopped."""
     if iterations < 1:
         raise ValueError(f"MiniSom needs at least one iteration, not {iterations}")
-    for step, place in enumerate(_order(len(data), iterations, seed)):
+    places = np.arange(iterations) % len(data)
+    som._random_generator.shuffle(places)
+    for step, place in enumerate(places.tolist()):
         if step % _EVERY == 0:
             check()
             tell(step, iterations, f"MiniSom, step {step} of {iterations}")
         som.update(data[place], som.winner(data[place]), step, iterations)
     tell(iterations, iterations, "trained")
-
-
-def _order(count: int, iterations: int, seed: int) -> Iterator[int]:
-    """Places of latents in MiniSom's random order: 0 … count − 1 again and again, shuffled as a whole."""
-    places = np.arange(iterations) % count
-    np.random.RandomState(seed % 2**32).shuffle(places)
-    yield from places.tolist()
