@@ -4,6 +4,7 @@ LAB/labref.toml                   what is watched, and how (labref.config)
 LAB/store.duckdb                  the latent store (labref.store)
 LAB/images/<ab>/<cd>/<sha256>     original bytes of every cell, named by their digest
 LAB/bundles/<short>/              installed bundles (labref.bundle)
+LAB/maps/<number>.npz             weights of the newest maps (labref.store.maps)
 LAB/token                         secret of this lab's agent, readable by its owner only
 LAB/agent.json                    where the running agent listens; gone when none runs
 LAB/logs/labref.log               JSON lines, rotated
@@ -35,7 +36,7 @@ __all__ = ["Lab", "absolute", "new_token", "sync_folder"]
 _CONFIG = "labref.toml"
 _STORE = "store.duckdb"
 _INCOMING = ".incoming"  # inside images/: bytes on their way to their name
-_OWN_NAMES = (_CONFIG, _STORE, "images", "bundles", "logs", "token", "agent.json")
+_OWN_NAMES = (_CONFIG, _STORE, "images", "bundles", "maps", "logs", "token", "agent.json")
 _CELL_ID = re.compile(r"[0-9a-f]{16}")
 _sequence = itertools.count()
 
