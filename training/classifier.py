@@ -20,6 +20,7 @@ from rich.progress import Progress
 from labref.image import BACKGROUND
 from training.config import Augmentation, ClassifierConfig
 from training.data import batches
+from training.devices import over_devices
 from training.networks import AttributeLoss, build_classifier, start_from, with_heads
 from training.run import Run, RunError, domain_codes, load_attribute_codes, load_part, write_json
 
@@ -195,7 +196,10 @@ def _dataset(
         return changed, (wanted, *told), (weight, *(tf.ones_like(weight) for _ in heads))
 
     data = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return data.map(prepare, num_parallel_calls=2).prefetch(4)
+    options = tf.data.Options()
+    # several GPUs of one computer share this one stream of batches
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return data.map(prepare, num_parallel_calls=2).prefetch(4).with_options(options)
 
 
 def _learning_rate(config: ClassifierConfig, steps_per_epoch: int) -> Any:
@@ -241,12 +245,14 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     state = folder / "checkpoint.json"
     if state.exists():
         place = json.loads(state.read_text())
-        model = keras.models.load_model(folder / place["file"])
+        with over_devices():
+            model = keras.models.load_model(folder / place["file"])
         epoch, first_step = place["epoch"], place["step"]
         if first_step >= steps:
             epoch, first_step = epoch + 1, 0
     else:
-        model = _new_model(run, attributes.sizes, steps)
+        with over_devices():
+            model = _new_model(run, attributes.sizes, steps)
     history = folder / "history.csv"
     if not history.exists():
         history.write_text("epoch,loss,accuracy,validation_loss,validation_accuracy,seconds\n")

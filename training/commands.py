@@ -75,6 +75,9 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of trained runs.")],
     out: Annotated[Path | None, typer.Option(help="The page to write; left out: report.html in the first run.")] = None,
     attributes: Attributes = None,
+    per_class: Annotated[
+        int, typer.Option(min=1, help="Images of each class that ROTMES takes; the thesis took 100.")
+    ] = 100,
     again: Annotated[bool, typer.Option("--again", help="Measure everything again.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The figures as one JSON object on standard output and nothing else there.")
@@ -92,7 +95,7 @@ def report(
     from training.report import collect
 
     with _said("the same command"), progress_bars(console) as progress:
-        reports = [collect(Run.open(folder), attributes, progress, again) for folder in runs]
+        reports = [collect(Run.open(folder), attributes, progress, again, per_class) for folder in runs]
         page = write_page(reports, out or runs[0] / "report.html")
     if as_json:
         print(json.dumps({str(folder): found for folder, found in zip(runs, reports, strict=True)}, ensure_ascii=False))

@@ -23,17 +23,19 @@ REPORT = "report.json"
 _VERSION = 1  # of what is measured and how; a report of an older version is measured again
 
 
-def collect(run: Run, attributes: Path | None, progress: Progress, again: bool = False) -> dict[str, Any]:
+def collect(
+    run: Run, attributes: Path | None, progress: Progress, again: bool = False, per_class: int = 100
+) -> dict[str, Any]:
     """Measure what the run has, take in its finished sweeps, and write all as `report.json` in its folder.
 
-    Parts that were measured before on the same networks, split and attributes are not measured again, but for `again`.
+    per_class : images of each class that ROTMES is measured on. Parts that were measured before on the same networks, split and attributes are not measured again, but for `again`.
     Raises `RunError` where the run is not trained to its end.
     """
     for name in ("classifier.keras", "encoder.keras", "classifier.json"):
         if not (run.folder / name).exists():
             raise RunError(f"{run.folder} has no {name} yet; `python -m training resume {run.folder}` goes on with it")
     attributes = default_attributes(run, attributes)
-    identity = _identity(run, attributes)
+    identity = _identity(run, attributes) | {"rotmes_per_class": per_class}
     before = load_report(run.folder) if (run.folder / REPORT).exists() and not again else {}
     parts: dict[str, Any] = dict(before.get("parts", {})) if before.get("identity") == identity else {}
     report: dict[str, Any] = {
@@ -51,7 +53,7 @@ def collect(run: Run, attributes: Path | None, progress: Progress, again: bool =
         "classes": lambda: _classes(run),
     }
     if not {"space", "map", "pca", "rotmes", "plane"} <= set(parts):
-        measured |= _measured(run, attributes, progress)
+        measured |= _measured(run, attributes, progress, per_class)
     for name, work in measured.items():
         if name not in parts:
             parts[name] = work()
@@ -109,7 +111,7 @@ def _classes(run: Run) -> dict[str, Any]:
     return {"counts": counts, "largest_to_smallest": max(sizes) / min(sizes)}
 
 
-def _measured(run: Run, attributes: Path | None, progress: Progress) -> dict[str, Callable[[], Any]]:
+def _measured(run: Run, attributes: Path | None, progress: Progress, per_class: int) -> dict[str, Callable[[], Any]]:
     import keras
 
     from training.pca import principal_components
@@ -160,10 +162,10 @@ def _measured(run: Run, attributes: Path | None, progress: Progress) -> dict[str
 
     return {
         "space": lambda: measure(run, space, queries, references, attributes),
-        "rotmes": lambda: rotmes(run, space, encoder, progress),
         "pca": pca,
         "map": by_map,
         "plane": plane,
+        "rotmes": lambda: rotmes(run, space, encoder, progress, per_class),
     }
 
 

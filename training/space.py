@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from rich.progress import Progress
@@ -26,11 +27,11 @@ from training.statistics import bootstrap
 from training.triplets import attribute_triplets, score
 from training.vae import extract_features
 
-__all__ = ["CHANGES", "EXPERTS", "Cells", "Space", "encode", "map_references", "measure", "rotmes"]
+__all__ = ["CHANGES", "EXPERTS", "PER_CLASS", "Cells", "Space", "encode", "map_references", "measure", "rotmes"]
 
 EXPERTS = 0.961
 """Agreement between two experts on WBCAtt's attributes, by their own re-annotation (Tsutsui et al., NeurIPS 2023)."""
-_PER_CLASS = 100
+PER_CLASS = 100
 _BLOCK = 64
 
 Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -191,16 +192,17 @@ def map_references(
     return rows, away, places.astype(np.float32)
 
 
-def rotmes(run: Run, space: Space, encoder: Any, progress: Progress) -> dict[str, Any]:
-    """ROTMES (the thesis' section 4.7) on up to 100 held-out images of each class, in the latents and at the break.
+def rotmes(run: Run, space: Space, encoder: Any, progress: Progress, per_class: int = PER_CLASS) -> dict[str, Any]:
+    """ROTMES (the thesis' section 4.7) on up to `per_class` held-out images of each class, in the latents and at the break.
 
     JSON: `n`; for `latents` and `features`: `rotmes` (mean squared error between an image and its turn and two flips), the
     same `per_random_pair` (divided by that between random cells, so that models compare) and `by_change`; and
     `overlap_at_8` {change: of the eight references stay}.
     """
-    rows = _sample(space.queries.items)
+    rows = _sample(space.queries.items, per_class)
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     model = build_feature_model(classifier, run.config.orientations)
+    step = tf.function(lambda crops: model(tf.cast(crops, tf.float32), training=False), reduce_retracing=True)
     size = run.config.classifier.input_size
     plain = space.queries.features[rows].astype(np.float32)
     straight = encode(encoder, plain)
@@ -215,7 +217,7 @@ def rotmes(run: Run, space: Space, encoder: Any, progress: Progress) -> dict[str
         for start in range(0, len(rows), _BLOCK):
             part = slice(start, start + _BLOCK)
             crops = _changed(run.data, [space.queries.items[row] for row in rows[part]], change, size)
-            changed[part] = np.asarray(model(crops.astype(np.float32), training=False))
+            changed[part] = step(tf.constant(crops)).numpy()
             progress.update(task, advance=len(crops), info=name)
         latents = encode(encoder, changed)
         errors["latents"][name] = ((latents - straight) ** 2).mean(axis=1).astype(np.float64)
@@ -234,10 +236,10 @@ def rotmes(run: Run, space: Space, encoder: Any, progress: Progress) -> dict[str
     return figures
 
 
-def _sample(items: Sequence[Item]) -> NDArray[np.int64]:
+def _sample(items: Sequence[Item], per_class: int) -> NDArray[np.int64]:
     rng = np.random.default_rng(1)
     labels = np.array([item.label for item in items])
-    chosen = [rng.permutation(np.flatnonzero(labels == label))[:_PER_CLASS] for label in sorted(set(labels.tolist()))]
+    chosen = [rng.permutation(np.flatnonzero(labels == label))[:per_class] for label in sorted(set(labels.tolist()))]
     return np.sort(np.concatenate(chosen))
 
 

@@ -1,0 +1,146 @@
+"""The central team's comparisons: sweeps that resume, one page with every figure and its interval, runs side by side and again."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.progress import Progress
+from typer.testing import CliRunner, Result
+
+from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+from training.__main__ import app
+from training.config import PRESETS, override
+from training.pca import principal_components
+from training.run import Run, RunError
+
+SMALL = [
+    "classifier.width=0.125",
+    "classifier.input_size=64",
+    "classifier.epochs=1",
+    "classifier.batch_size=8",
+    "classifier.middle_repeats=1",
+    "holdout=0.3",
+    "validation=0.2",
+    "orientations=1",
+    "vae.epochs=1",
+    "vae.width=16",
+    "vae.batch_size=8",
+    "vae.views=1",
+]
+
+
+def command(*words: object, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run on drawn cells, with attributes made up so that they go with the file's number."""
+    from training.classifier import evaluate_classifier, train_classifier
+    from training.vae import train_vae
+
+    data = tmp_path_factory.mktemp("data")
+    rows = ["path,size,shape,colour,grain"]
+    for label in ("eosinophil", "ig", "neutrophil"):
+        (data / label).mkdir()
+        for number, slide in enumerate(make_slides(16, seed=7)):
+            like = label if label in LABELS else "monocyte"
+            picture = draw_cell(like, OPTICS[slide.optics], slide, np.random.default_rng([number, len(label)]))
+            name = f"{('SNE', 'BNE')[number % 2] if label == 'neutrophil' else 'MY' if label == 'ig' else 'EO'}_{number:03d}.jpg"
+            (data / label / name).write_bytes(encode_jpeg(picture))
+            bits = [f"{b}{(number >> b) & 1}" for b in range(4)]
+            rows.append(f"{label}/{name},{','.join(bits)}")
+    (data / "attributes.csv").write_text("\n".join(rows) + "\n")
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    made = Run.create(folder, data, override(PRESETS["starter"], SMALL))
+    with Progress(disable=True) as progress:
+        train_classifier(made, progress)
+        evaluate_classifier(made, progress)
+        train_vae(made, progress)
+    return folder
+
+
+def test_sweeps_go_on_where_they_stopped_and_the_report_shows_them(run: Path) -> None:
+    size = ("--set", "vae.epochs=1")
+    command("sweep", "latent", run, *size, "--row", 2)
+    first = (run / "sweeps" / "latent-2" / "figures.json").read_text()
+    said = command("sweep", "latent", run, *size, "--row", 2, "--row", 10).stdout
+    assert "2 of 6 rows" in said and (run / "sweeps" / "latent-2" / "figures.json").read_text() == first
+    command("sweep", "models", run, *size, "--row", "pca", "--row", "ae")
+    found = json.loads(command("report", run, "--per-class", 3, "--json").stdout)[str(run)]
+    parts = found["parts"]
+    split = Run.open(run).split
+    for part in (parts["space"], parts["map"], parts["pca"], *parts["sweeps"]["latent"], *parts["sweeps"]["models"]):
+        for level in ("group", "class", "fine"):
+            estimate = part["precision_at_8"][level]["macro"]
+            assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+    assert parts["classes"]["counts"]["train"].keys() == {"eosinophil", "ig", "neutrophil"}
+    assert set(parts["space"]["precision_at_8"]["fine"]["per_class"]) <= {"EO", "MY", "SNE", "BNE"}
+    assert [row["row"] for row in parts["sweeps"]["latent"]] == ["2", "10"]
+    assert all(row["split"] == split.digest and "--row" in row["command"] for row in parts["sweeps"]["latent"])
+    assert 0 < parts["sweeps"]["models"][-1]["variance_kept"] <= 1
+    assert parts["plane"]["how"] == "the VAE trained with L = 2" and len(parts["plane"]["points"]) == len(split.holdout)
+    assert parts["rotmes"]["latents"]["rotmes"]["value"] > 0
+    assert len(parts["rotmes"]["overlap_at_8"]) == 6
+
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # needs nothing beside it
+    assert page.count("<img ") == page.count('alt="') == len(re.findall(r"data:image/png;base64,", page))
+    assert 'alt=""' not in page and '<html lang="en">' in page
+    assert split.digest[:16] in page and "Not measured yet: 25, 50, 75, 100" in page
+    assert f"sweep augmentation {run}" in page
+
+    # measured once: the same command again changes no figure
+    again = json.loads(command("report", run, "--per-class", 3, "--json").stdout)[str(run)]
+    assert again == found
+    table = json.loads(command("compare", run, run, "--json").stdout)
+    assert table["same_split"] and table["settings"] == []
+    names = [row["name"] for row in table["figures"]]
+    assert "classifier accuracy, held out" in names and "class precision@8 by map" in names
+    command("compare", run, run, "--html", run / "compare.html")
+    assert "Runs side by side" in (run / "compare.html").read_text(encoding="utf-8")
+    assert "class precision@8" in command("compare", run).stdout.replace("\n", " ")
+
+
+def test_a_run_is_repeated_from_its_description_alone(run: Path, tmp_path: Path) -> None:
+    described = tmp_path / "described"
+    described.mkdir()
+    (described / "run.json").write_text((run / "run.json").read_text())
+    new = Run.repeat(described, tmp_path / "new")
+    old = Run.open(run)
+    assert (new.config, new.split, new.data) == (old.config, old.split, old.data)
+    values = json.loads((run / "run.json").read_text()) | {"split": "0" * 64}
+    (described / "run.json").write_text(json.dumps(values))
+    with pytest.raises(RunError, match="added, removed"):
+        Run.repeat(described, tmp_path / "other")
+    with pytest.raises(RunError, match="holds no run"):
+        Run.repeat(tmp_path, tmp_path / "other")
+
+
+def test_what_is_not_there_is_said_with_the_remedy(run: Path, tmp_path: Path) -> None:
+    assert "latent" in command("sweep", "nothing", run, code=2).stderr
+    assert "has no row" in command("sweep", "latent", run, "--row", "7", code=1).stderr
+    assert "holds no run" in command("report", tmp_path, code=1).stderr
+    assert "training report" in command("compare", tmp_path, code=1).stderr.replace("\n", " ")
+
+
+def test_principal_components_agree_with_an_exact_decomposition() -> None:
+    rng = np.random.default_rng(4)
+    hidden = rng.normal(size=(700, 30)) * np.geomspace(8, 0.5, 30)
+    features = (
+        (hidden @ rng.normal(size=(30, 96)) + rng.normal(size=(700, 96))).astype(np.float16).reshape(700, 4, 4, 6)
+    )
+    found = principal_components(features, 10)
+    flat = features.reshape(700, -1).astype(float)
+    centred = flat - flat.mean(axis=0)
+    _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+    exact = singular**2 / (singular**2).sum()
+    assert np.allclose(found.kept, exact[:10], rtol=1e-4)
+    assert np.allclose(np.abs((found.axes[:5] * axes[:5]).sum(axis=1)), 1, atol=1e-3)
+    assert np.allclose(np.abs(found.latents(features)[:, 0]), np.abs(centred @ axes[0]), atol=0.05)
