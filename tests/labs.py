@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -56,9 +56,12 @@ def wait_until(true: Any, seconds: float = 60.0) -> None:
 
 
 @contextmanager
-def running_agent(lab: Lab, **watch: object) -> Iterator[subprocess.Popen[str]]:
-    """`labref agent` in a process of its own, answering; ended by SIGTERM (Ctrl-Break on Windows) where it still runs."""
-    process = labref_process("agent", "--json", "--lab", lab.folder, **{**QUICK, **watch})
+def running_agent(lab: Lab, *, passed: Sequence[str] = (), **watch: object) -> Iterator[subprocess.Popen[str]]:
+    """`labref agent` in a process of its own, answering; ended by SIGTERM (Ctrl-Break on Windows) where it still runs.
+
+    passed : names of LABREF_* variables that it gets from this process; `watch`: keys of labref.toml's [watch].
+    """
+    process = labref_process("agent", "--json", "--lab", lab.folder, passed=passed, **{**QUICK, **watch})
     try:
         assert process.stdout is not None
         ready = process.stdout.readline()

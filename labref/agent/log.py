@@ -48,4 +48,5 @@ def open_log(lab: Lab) -> Iterator[Log]:
     try:
         yield cast(Log, log)
     finally:
-        handler.close()
+        with contextlib.suppress(OSError):  # on a full disk; what the agent itself says of that must get through
+            handler.close()
