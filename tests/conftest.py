@@ -12,6 +12,8 @@ import pytest
 from labref.bundle import Bundle, install, starter_bundle
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from labref.inference import Embedder
+from training.data import list_images
+from training.latents import Latents, embed_latents
 
 DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -50,3 +52,12 @@ def embedder(starter: Bundle) -> Iterator[Embedder]:
     """The starter bundle on the CPU."""
     with Embedder.open(starter, device="cpu") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def real_latents(real_cells: Path, embedder: Embedder) -> Latents:
+    """Latents of the first 20 real cells of each of the eight classes, and where they come from."""
+    chosen: dict[str, list[str]] = {}
+    for item in list_images(real_cells / "pbc"):
+        chosen.setdefault(item.label, []).append(item.path)
+    return embed_latents(embedder, real_cells / "pbc", [path for paths in chosen.values() for path in paths[:20]])

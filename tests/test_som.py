@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,22 +15,8 @@ from numpy.typing import NDArray
 
 from labref import som
 from labref.errors import LabrefError
-from labref.inference import Embedder
 from labref.som.training import resize
-from training.data import Item, list_images
-from training.latents import Latents, embed_latents
-
-A_CLASS = 20
-
-
-@pytest.fixture(scope="module")
-def real(real_cells: Path, embedder: Embedder) -> Latents:
-    """Latents of 20 real cells of each of the eight classes."""
-    chosen: dict[str, list[Item]] = defaultdict(list)
-    for item in list_images(real_cells / "pbc"):
-        if len(chosen[item.label]) < A_CLASS:
-            chosen[item.label].append(item)
-    return embed_latents(embedder, real_cells / "pbc", [item.path for items in chosen.values() for item in items])
+from training.latents import Latents
 
 
 def cells(count: int, length: int = 12, seed: int = 0) -> NDArray[np.float32]:
@@ -81,34 +66,34 @@ def test_a_schedule_that_makes_no_map_is_refused(rows: int, cols: int, sigma: fl
 # --- what is trained ---
 
 
-def test_the_map_is_a_minisom_on_which_its_own_methods_work(real: Latents) -> None:
-    trained = som.train(real.values, rows=12, cols=15, seed=1)
+def test_the_map_is_a_minisom_on_which_its_own_methods_work(real_latents: Latents) -> None:
+    trained = som.train(real_latents.values, rows=12, cols=15, seed=1)
     assert isinstance(trained, minisom.MiniSom)
-    nodes, errors = som.winners(trained, real.values)
-    assert [trained.winner(latent) for latent in real.values] == [(node // 15, node % 15) for node in nodes]
-    assert trained.quantization_error(real.values) == pytest.approx(errors.mean(), rel=1e-6)
-    figures = som.quality(trained, real.values)
-    assert figures["cells"] == len(real.paths)
-    assert figures["qe"] == pytest.approx(trained.quantization_error(real.values), rel=1e-6)
-    assert figures["te"] == pytest.approx(trained.topographic_error(real.values), abs=1e-9)
+    nodes, errors = som.winners(trained, real_latents.values)
+    assert [trained.winner(latent) for latent in real_latents.values] == [(node // 15, node % 15) for node in nodes]
+    assert trained.quantization_error(real_latents.values) == pytest.approx(errors.mean(), rel=1e-6)
+    figures = som.quality(trained, real_latents.values)
+    assert figures["cells"] == len(real_latents.paths)
+    assert figures["qe"] == pytest.approx(trained.quantization_error(real_latents.values), rel=1e-6)
+    assert figures["te"] == pytest.approx(trained.topographic_error(real_latents.values), abs=1e-9)
     borders = trained.distance_map()
     assert borders.shape == (12, 15) and borders.max() == 1 and borders.min() > 0
 
 
-def test_it_is_no_worse_than_minisom_at_the_same_size_and_final_radius(real: Latents) -> None:
-    ours = som.train(real.values, rows=15, cols=15)
+def test_it_is_no_worse_than_minisom_at_the_same_size_and_final_radius(real_latents: Latents) -> None:
+    ours = som.train(real_latents.values, rows=15, cols=15)
     theirs = minisom.MiniSom(15, 15, 50, sigma=3 * som.FINAL_SIGMA, learning_rate=0.5, random_seed=0)
-    theirs.pca_weights_init(real.values)
-    theirs.train(real.values, 4000, random_order=True)  # some seconds; ours took less than one
+    theirs.pca_weights_init(real_latents.values)
+    theirs.train(real_latents.values, 4000, random_order=True)  # some seconds; ours took less than one
     assert theirs._sigma / 3 == ours._sigma
-    assert ours.quantization_error(real.values) <= theirs.quantization_error(real.values)
-    assert ours.topographic_error(real.values) <= max(0.05, theirs.topographic_error(real.values))
+    assert ours.quantization_error(real_latents.values) <= theirs.quantization_error(real_latents.values)
+    assert ours.topographic_error(real_latents.values) <= max(0.05, theirs.topographic_error(real_latents.values))
 
 
-def test_cells_of_a_class_lie_together(real: Latents) -> None:
-    labels = np.array([item.label for item in real.items])
+def test_cells_of_a_class_lie_together(real_latents: Latents) -> None:
+    labels = np.array([item.label for item in real_latents.items])
     rows, cols = som.size_for(len(labels))
-    nodes, _ = som.winners(som.train(real.values, rows=rows, cols=cols), real.values)
+    nodes, _ = som.winners(som.train(real_latents.values, rows=rows, cols=cols), real_latents.values)
     about = som.neighbourhood(nodes, labels, rows=rows, cols=cols)
     assert (np.array(about.labels)[about.majority] == labels).mean() > 0.8
 

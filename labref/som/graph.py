@@ -25,13 +25,14 @@ class NearestGraph:
     def __init__(self, provider: str) -> None:
         import onnxruntime
 
+        onnxruntime.set_default_logger_severity(4)  # what matters is said once, in labref's words
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         providers = [provider] if provider == _CPU else [provider, _CPU]
         self._runtime: Any = onnxruntime
         self._session: Any = onnxruntime.InferenceSession(str(_FILE), options, providers=providers)
         self.provider: str = self._session.get_providers()[0]
-        self._device = "cuda" if self.provider == _CUDA else "cpu"
+        self._device = "cpu" if self.provider == _CPU else "cuda"
 
     def find(self, latents: Floats, grid: Floats, check: Check) -> Nodes:
         """Best node of each latent among all: int64[n]. latents float32[n, L + 1] and grid float32[rows, cols, L] as in
