@@ -24,6 +24,7 @@ __all__ = [
     "AgentConfig",
     "BundlesConfig",
     "Config",
+    "DuplicatesConfig",
     "InferenceConfig",
     "LayoutPattern",
     "MapConfig",
@@ -187,6 +188,15 @@ class RetentionConfig(_Section):
     reviewed: bool = False
 
 
+class DuplicatesConfig(_Section):
+    """Cells that may be the same cell captured again.
+
+    withhold_possible : True keeps possible duplicates out of the references until somebody has reviewed them.
+    """
+
+    withhold_possible: bool = False
+
+
 class Config(BaseSettings):
     """Everything `labref.toml` can say, one section each; made by `load_config`."""
 
@@ -200,6 +210,7 @@ class Config(BaseSettings):
     map: MapConfig = Field(default_factory=MapConfig)
     retention: RetentionConfig = Field(default_factory=RetentionConfig)
     bundles: BundlesConfig = Field(default_factory=BundlesConfig)
+    duplicates: DuplicatesConfig = Field(default_factory=DuplicatesConfig)
 
     @classmethod
     def settings_customise_sources(

@@ -17,9 +17,10 @@ from labref import __version__, reembedding, references
 from labref.agent.client import AgentClient
 from labref.agent.paths import path_from_text, path_to_text
 from labref.bundle import Bundle
+from labref.duplicates import Judge, Thresholds, repeated, without_frame
 from labref.errors import LabrefError, StoreLockedError
-from labref.fingerprint import average_hash, digest
-from labref.image import prepare
+from labref.fingerprint import digest
+from labref.image import decode, prepare_pixels
 from labref.inference import Embedder
 from labref.lab import Lab, absolute
 from labref.operations.optics import overview
@@ -42,6 +43,7 @@ _PATIENCE_SECONDS: Final = 20.0  # another command has the store for a moment; a
 
 
 def answer(
+    lab: Lab,
     store: Store,
     embedder: Embedder,
     data: bytes,
@@ -60,8 +62,8 @@ def answer(
     """
     check_question(k, by)
     started = time.perf_counter()
-    cell = prepare(data)
-    hashed = average_hash(cell.crop)
+    pixels = decode(data)
+    cell = prepare_pixels(pixels)
     prepared = time.perf_counter()
     # one image alone: in a batch with others its numbers could differ in the last bit
     embeddings = embedder.embed(cell.crop[None])
@@ -69,17 +71,22 @@ def answer(
     probabilities, latent = embeddings.probabilities[0], embeddings.latents[0]
     labels = embedder.bundle.manifest.labels
     best = int(probabilities.argmax())
+    named = digest(data)
+    repeats: list[str] = []
+    if store.has_digest(named) is None:
+        judge = Judge(lab, Thresholds.of(embedder.bundle.manifest.duplicates))
+        repeats = repeated(store, judge, without_frame(pixels, cell))
     found = references.find(
         store,
         bundle=embedder.bundle,
         latent=latent,
-        digest=digest(data),
-        average_hash=hashed,
-        predicted_label=labels[best],
+        digest=named,
         k=k,
         by=by,
         analyser=analyser,
         any_optics=any_optics,
+        repeats=repeats,
+        withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
     )
     searched = time.perf_counter()
     return {
@@ -141,6 +148,7 @@ class Desk:
             return self._agent.query(data, name=name, k=k, by=by, analyser=analyser, any_optics=any_optics)
         check_question(k, by)
         return answer(
+            self.lab,
             self._open_store(),
             self._open_embedder(),
             data,

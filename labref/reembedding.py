@@ -201,8 +201,6 @@ def _references(store: Store, bundle: Bundle, cell_id: str) -> list[references.R
         bundle=bundle,
         latent=latent,
         digest=cell.digest,
-        average_hash=None,
-        predicted_label=cell.label,
         k=_REFERENCES,
     )
     return found.references

@@ -12,7 +12,7 @@ nearer cannot be pushed out, and only more trusted cells push at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from labref.bundle import Bundle
 from labref.errors import LabrefError
-from labref.fingerprint import DUPLICATE_BELOW
 from labref.places import Place, locate
 from labref.store import Cell, Neighbour, Store
 
@@ -114,41 +113,43 @@ def find(
     bundle: Bundle,
     latent: NDArray[np.float32],
     digest: str | None,
-    average_hash: int | None,
-    predicted_label: str,
     k: int = 8,
     spread: int = 100,
     by: str = "latent",
     analyser: str | None = None,
     any_optics: bool = False,
+    repeats: Sequence[str] = (),
+    withheld: Collection[str] = (),
 ) -> Found:
     """References of a query.
 
-    latent : float32[L] in the space of `bundle`. digest : SHA-256 of the query's bytes, and average_hash of its crop,
-    or None where they are not known. k : references wanted. spread : cells that the distribution is made of.
+    latent : float32[L] in the space of `bundle`. digest : SHA-256 of the query's bytes, or None where it is not known.
+    k : references wanted. spread : cells that the distribution is made of.
     by : "latent", the nearest in latent space, or "map", those that lie nearest on the lab's map; the distribution and the novelty are
     of the nearest in latent space either way.
 
     analyser : the query's, where it is known; else that of the cell where the query is in the store.  any_optics : look at the cells of
     all analysers, not only at those of the query's.
 
-    The query itself is no reference, where the store has it, nor is a duplicate of it: not the cells linked with it
-    as duplicates, nor those of its class that the thesis' rule (average hash, Hamming < 2) calls one.
+    repeats : stored cells that a query which is not stored itself is a recapture of, most alike first (`labref.duplicates`).
+    withheld : cells that are to be nobody's references, such as possible duplicates that nobody has reviewed.
+
+    The query itself is no reference, where the store has it, nor is a duplicate of it: not the cells linked with it as duplicates,
+    nor those that it repeats and the duplicates of these.
 
     Raises LabrefError where a map is asked for and there is none, or the analyser has no cell here, StoreError where the store does
     not know the bundle, ValueError where the latent does not fit it.
     """
     itself = None if digest is None else store.has_digest(digest)
-    label = predicted_label
     excluded: list[str] = []
     stored = None
     if itself is not None:
         excluded += store.duplicate_group(itself)
         stored = store.cell(itself)
-        label = label if stored is None else stored.label
-    if average_hash is not None:
-        excluded += [match.cell_id for match in store.hash_matches(average_hash, label, below=DUPLICATE_BELOW)]
-    duplicate_of = itself or (excluded[0] if excluded else None)
+    for cell_id in repeats:
+        excluded += store.duplicate_group(cell_id)
+    duplicate_of = itself or (repeats[0] if repeats else None)
+    excluded += withheld
 
     optics = _optics(store, stored, analyser, any_optics)
     only = optics.analyser if optics.only else None

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.store import NewCell, Store, cell_id_of
+from labref.fingerprint import Fingerprint, Verdict
+from labref.store import NewCell, Resemblance, Store, cell_id_of
 
 LABELS = ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
 BUNDLE = "ab" * 32
+_MARKS: dict[str, Fingerprint] = {}
 
 
 def digest_of(number: int | str) -> str:
@@ -42,10 +44,31 @@ def new_cell(number: int | str, **changes: Any) -> NewCell:
         "predicted_label": "neutrophil",
         "predicted_probability": 0.75,
         "average_hash": int(digest[16:32], 16),
+        "fingerprint": Fingerprint(int(digest[16:32], 16), int(digest[32:48], 16)),
         "latent": rng.standard_normal(50).astype(np.float32),
         "probabilities": np.array([0.05, 0.05, 0.05, 0.1, 0.75], np.float32),
     }
-    return NewCell(**(values | changes))
+    cell = NewCell(**(values | changes))
+    if cell.fingerprint is not None and ("fingerprint" in changes or cell.digest not in _MARKS):
+        _MARKS[cell.digest] = cell.fingerprint
+    return cell
+
+
+def mark(bits: int) -> Fingerprint:
+    """A fingerprint of which only the first hash counts."""
+    return Fingerprint(bits, 0)
+
+
+def by_bits(digest: str, other: str) -> Resemblance:
+    """Stands in for a judge where there are no images: one bit of difference makes a duplicate, three a possible one."""
+    one, two = _MARKS[digest], _MARKS[other]
+    bits = max((one.across ^ two.across).bit_count(), (one.down ^ two.down).bit_count())
+    verdict = Verdict.DUPLICATE if bits < 2 else Verdict.POSSIBLE if bits <= 3 else Verdict.DIFFERENT
+    return Resemblance(1 - bits / 64, verdict)
+
+
+JUDGED: dict[str, Any] = {"judge": by_bits, "candidate_bits": 10}
+"""Arguments of `Store.record` that let `by_bits` judge."""
 
 
 def activate(store: Store, digest: str = BUNDLE, *, latent_size: int = 50, labels: Sequence[str] = LABELS) -> None:

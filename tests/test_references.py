@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -18,7 +18,7 @@ from labref.image import prepare
 from labref.inference import Embedder
 from labref.references import BANDWIDTH_RANK, Found, find, weights
 from labref.store import NewCell, Store, cell_id_of
-from tests.stores import BUNDLE, activate, brute_force, new_cell, new_store
+from tests.stores import BUNDLE, JUDGED, activate, brute_force, mark, new_cell, new_store
 
 LATENT_SIZE = 50
 
@@ -44,15 +44,24 @@ def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
         yield store
 
 
-def ask(store: Store, bundle: Bundle, cell: NewCell | None = None, *, k: int = 8, spread: int = 100) -> Found:
+def ask(
+    store: Store,
+    bundle: Bundle,
+    cell: NewCell | None = None,
+    *,
+    k: int = 8,
+    spread: int = 100,
+    repeats: Sequence[str] = (),
+    withheld: Collection[str] = (),
+) -> Found:
     """References of the origin, or of a cell."""
     return find(
         store,
         bundle=bundle,
         latent=at(0) if cell is None else cell.latent,
         digest=None if cell is None else cell.digest,
-        average_hash=None if cell is None else cell.average_hash,
-        predicted_label="neutrophil" if cell is None else cell.predicted_label,
+        repeats=repeats,
+        withheld=withheld,
         k=k,
         spread=spread,
     )
@@ -123,10 +132,10 @@ def test_a_cell_is_new_where_its_nearest_are_farther_than_the_bundles_threshold(
 
 
 def test_a_cell_in_the_store_and_its_duplicates_are_not_its_references(store: Store, bundle: Bundle) -> None:
-    chain = [new_cell(f"chain {i}", average_hash=2**i - 1, latent=at(i)) for i in range(3)]
-    possible = new_cell("possible", average_hash=2**40 - 1, latent=at(5))
-    store.record(chain, bundle=BUNDLE)
-    store.record([possible, new_cell("like it", average_hash=2**38 - 1, latent=at(6))], bundle=BUNDLE)
+    chain = [new_cell(f"chain {i}", fingerprint=mark(2**i - 1), latent=at(i)) for i in range(3)]
+    possible = new_cell("possible", fingerprint=mark(2**40 - 1), latent=at(5))
+    store.record(chain, bundle=BUNDLE, **JUDGED)
+    store.record([possible, new_cell("like it", fingerprint=mark(2**38 - 1), latent=at(6))], bundle=BUNDLE, **JUDGED)
     others = [possible.cell_id, new_cell("like it").cell_id]
     for cell in chain:
         found = ask(store, bundle, cell)
@@ -136,30 +145,21 @@ def test_a_cell_in_the_store_and_its_duplicates_are_not_its_references(store: St
     assert new_cell("like it").cell_id in [reference.cell_id for reference in found.references]
     (marked,) = [reference for reference in found.references if reference.cell_id == new_cell("like it").cell_id]
     assert marked.duplicate_of == possible.cell_id, "a possible duplicate stays, and says so"
+    withheld = store.duplicates.possible()
+    assert withheld == {new_cell("like it").cell_id}
+    assert new_cell("like it").cell_id not in [r.cell_id for r in ask(store, bundle, withheld=withheld).references]
 
 
 def test_a_new_capture_of_a_stored_cell_names_it_and_does_not_get_it(store: Store, bundle: Bundle) -> None:
     stored = [
-        new_cell("one bit", average_hash=0b1, latent=at(0)),
-        new_cell("same hash", average_hash=0b0, label="monocyte", latent=at(0)),
-        new_cell("two bits", average_hash=0b110, latent=at(0)),
+        new_cell("first", fingerprint=mark(0b1), latent=at(0)),
+        new_cell("again", fingerprint=mark(0b0), label="monocyte", latent=at(0)),
+        new_cell("another", latent=at(0)),
     ]
-    store.record(stored, bundle=BUNDLE)
-    query = new_cell("query", average_hash=0, latent=at(0))
-    found = ask(store, bundle, query)
-    assert found.duplicate_of == stored[0].cell_id
-    assert {reference.cell_id for reference in found.references} == {stored[1].cell_id, stored[2].cell_id}
-    assert ask(store, bundle, replace(query, predicted_label="eosinophil")).duplicate_of is None
-
-
-def test_a_stored_cell_is_compared_under_the_label_it_carries_not_its_prediction(store: Store, bundle: Bundle) -> None:
-    query = new_cell("query", average_hash=0, label="monocyte", label_source="reviewed", latent=at(0))
-    twin = new_cell("twin", average_hash=1, label="monocyte", label_source="reviewed", latent=at(0))
-    other = new_cell("other", average_hash=1, label="neutrophil", latent=at(0))
-    store.record([query, twin, other], bundle=BUNDLE)
-    assert query.predicted_label == "neutrophil"
-    found = ask(store, bundle, query)
-    assert [reference.cell_id for reference in found.references] == [other.cell_id]
+    store.record(stored, bundle=BUNDLE, **JUDGED)
+    found = ask(store, bundle, new_cell("query", latent=at(0)), repeats=[stored[1].cell_id])
+    assert found.duplicate_of == stored[1].cell_id
+    assert [reference.cell_id for reference in found.references] == [stored[2].cell_id], "nor a duplicate of it"
 
 
 def embed(embedder: Embedder, files: list[Path]) -> list[NewCell]:
@@ -213,11 +213,8 @@ def test_real_cells_find_the_nearest_real_cells(tmp_path: Path, real_cells: Path
         for cell in cells:
             found = ask(store, bundle, cell)
             group = {cell.cell_id, *store.duplicate_group(cell.cell_id)}
-            close = {match.cell_id for match in store.hash_matches(cell.average_hash, str(cell.label), below=2)}
-            # a query the store does not have is compared under its predicted class
-            if cell.predicted_label == cell.label:
-                allowed = [pair for pair in brute_force(latents, ids, cell.latent, 48) if pair[0] not in group | close]
-                assert [(one.cell_id, one.distance) for one in found.references] == allowed[:8]
+            allowed = [pair for pair in brute_force(latents, ids, cell.latent, 48) if pair[0] not in group]
+            assert [(one.cell_id, one.distance) for one in found.references] == allowed[:8]
             assert sum(found.distribution.weights.values()) == pytest.approx(1)
             right += sum(reference.label == cell.label for reference in found.references)
         assert right / (8 * len(cells)) > 2 / 8, "of eight classes, a cell's own comes far more often than by chance"
@@ -225,5 +222,5 @@ def test_real_cells_find_the_nearest_real_cells(tmp_path: Path, real_cells: Path
         store.build_index()
         assert [ask(store, bundle, cell) for cell in cells] == scanned, "the same answer with the index and without"
         noise = np.random.default_rng(0).normal(0, 30, LATENT_SIZE).astype(np.float32)
-        far = find(store, bundle=bundle, latent=noise, digest=None, average_hash=None, predicted_label="monocyte")
+        far = find(store, bundle=bundle, latent=noise, digest=None)
         assert far.novelty.is_novel

@@ -13,7 +13,7 @@ import pytest
 
 from labref.errors import StoreError
 from labref.store import FileState, Rejected, SeenAgain, Store
-from tests.stores import BUNDLE, activate, digest_of, new_cell, new_store
+from tests.stores import BUNDLE, JUDGED, activate, digest_of, mark, new_cell, new_store
 
 
 @pytest.fixture
@@ -152,13 +152,15 @@ def test_a_file_touched_without_a_change_keeps_its_outcome(store: Store) -> None
     [(0, "duplicate"), (1, "duplicate"), (2, "possible_duplicate"), (3, "possible_duplicate"), (4, "stored")],
 )
 @pytest.mark.parametrize("together", [True, False], ids=["one batch", "two batches"])
-def test_the_thesis_rule_marks_links_and_keeps(store: Store, bits: int, outcome: str, together: bool) -> None:
-    first, second = new_cell(1, average_hash=0), new_cell(2, average_hash=2**63 - 2 ** (63 - bits))
+def test_what_is_judged_the_same_is_marked_linked_and_kept(
+    store: Store, bits: int, outcome: str, together: bool
+) -> None:
+    first, second = new_cell(1, fingerprint=mark(0)), new_cell(2, fingerprint=mark(2**63 - 2 ** (63 - bits)))
     if together:
-        row = store.record([first, second], bundle=BUNDLE)[1]
+        row = store.record([first, second], bundle=BUNDLE, **JUDGED)[1]
     else:
-        store.record([first], bundle=BUNDLE)
-        (row,) = store.record([second], bundle=BUNDLE)
+        store.record([first], bundle=BUNDLE, **JUDGED)
+        (row,) = store.record([second], bundle=BUNDLE, **JUDGED)
     linked = None if outcome == "stored" else first.cell_id
     assert (row.outcome, row.cell_id, row.duplicate_of) == (outcome, second.cell_id, linked)
     found = store.cell(second.cell_id)
@@ -169,25 +171,34 @@ def test_the_thesis_rule_marks_links_and_keeps(store: Store, bits: int, outcome:
     assert store.counts().cells == 2
 
 
-def test_cells_of_different_classes_are_never_duplicates(store: Store) -> None:
-    rows = store.record([new_cell(1, average_hash=5), new_cell(2, average_hash=5, label="monocyte")], bundle=BUNDLE)
+def test_the_same_cell_is_recognised_whatever_its_class(store: Store) -> None:
+    cells = [new_cell(1, fingerprint=mark(5)), new_cell(2, fingerprint=mark(5), label="monocyte")]
+    assert [row.outcome for row in store.record(cells, bundle=BUNDLE, **JUDGED)] == ["stored", "duplicate"]
+
+
+def test_without_a_judge_no_cell_is_called_a_duplicate(store: Store) -> None:
+    rows = store.record([new_cell(1, fingerprint=mark(5)), new_cell(2, fingerprint=mark(5))], bundle=BUNDLE)
     assert [row.outcome for row in rows] == ["stored", "stored"]
 
 
 def test_a_duplicate_links_to_the_cell_it_resembles_most_and_the_oldest_of_equals(store: Store) -> None:
-    store.record([new_cell(1, average_hash=0b111), new_cell(2, average_hash=0b100_0000)], bundle=BUNDLE)
-    (row,) = store.record([new_cell(3, average_hash=0b011)], bundle=BUNDLE)
+    store.record(
+        [new_cell(1, fingerprint=mark(0b111)), new_cell(2, fingerprint=mark(0b100_0000))], bundle=BUNDLE, **JUDGED
+    )
+    (row,) = store.record([new_cell(3, fingerprint=mark(0b011))], bundle=BUNDLE, **JUDGED)
     assert row.duplicate_of == new_cell(1).cell_id
-    rows = store.record([new_cell(4, average_hash=2**40), new_cell(5, average_hash=2**40)], bundle=BUNDLE)
+    rows = store.record(
+        [new_cell(4, fingerprint=mark(2**40)), new_cell(5, fingerprint=mark(2**40))], bundle=BUNDLE, **JUDGED
+    )
     assert rows[1].duplicate_of == new_cell(4).cell_id
-    (row,) = store.record([new_cell(6, average_hash=2**40)], bundle=BUNDLE)
+    (row,) = store.record([new_cell(6, fingerprint=mark(2**40))], bundle=BUNDLE, **JUDGED)
     assert row.duplicate_of == new_cell(4).cell_id
 
 
 def test_a_chain_of_duplicates_is_one_group(store: Store) -> None:
-    cells = [new_cell(i, average_hash=2**i - 1) for i in range(4)]  # each one bit from the one before
+    cells = [new_cell(i, fingerprint=mark(2**i - 1)) for i in range(4)]  # each one bit from the one before
     for cell in cells:
-        store.record([cell], bundle=BUNDLE)
+        store.record([cell], bundle=BUNDLE, **JUDGED)
     for cell in cells:
         assert store.duplicate_group(cell.cell_id) == [member.cell_id for member in cells]
     assert store.duplicate_group("0" * 16) == []
@@ -204,9 +215,6 @@ def test_a_copy_among_signed_slides_makes_its_cell_reviewed(store: Store) -> Non
     assert (found.label, found.label_source, found.path, found.slide) == ("lymphocyte", "reviewed", signed, "7")
     (unsigned,) = store.ledger(path=cell.path)
     assert (unsigned.outcome, unsigned.label, unsigned.label_source) == ("stored", "lymphocyte", "reviewed")
-    # from now on it is compared with lymphocytes, and no longer with monocytes
-    assert store.hash_matches(cell.average_hash, "monocyte", below=2) == []
-    assert [match.cell_id for match in store.hash_matches(cell.average_hash, "lymphocyte", below=2)] == [cell.cell_id]
 
 
 def test_a_label_that_counts_no_more_changes_nothing_but_its_path_keeps_it(store: Store) -> None:
@@ -223,17 +231,17 @@ def test_a_label_that_counts_no_more_changes_nothing_but_its_path_keeps_it(store
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_outcomes_do_not_depend_on_how_files_fall_into_batches(tmp_path: Path, batch_size: int) -> None:
     files = [
-        new_cell(1, average_hash=0),
-        new_cell(2, average_hash=1),
+        new_cell(1, fingerprint=mark(0)),
+        new_cell(2, fingerprint=mark(1)),
         again(1, "/a"),
         new_cell(1, path="/b"),
         Rejected("/c", 1, 1, "no image"),
-        new_cell(3, average_hash=7, label=None),
+        new_cell(3, fingerprint=mark(7), label=None),
         new_cell(4, path="/c"),
     ]
     with new_store(tmp_path) as store:
         for start in range(0, len(files), batch_size):
-            store.record(files[start : start + batch_size], bundle=BUNDLE)
+            store.record(files[start : start + batch_size], bundle=BUNDLE, **JUDGED)
         seen = {row.path: (row.outcome, row.cell_id, row.duplicate_of, row.label) for row in store.ledger()}
     first, second = new_cell(1).cell_id, new_cell(2).cell_id
     assert seen == {
@@ -288,8 +296,9 @@ def test_a_digest_is_known_as_soon_as_its_cell_is_recorded_and_after_reopening(t
     with Store.open(tmp_path / "store.duckdb") as store:
         assert all(store.has_digest(digest_of(i)) == new_cell(i).cell_id for i in (0, 1, 8999, 9000))
         assert store.has_digest(digest_of(9001)) is None
-        (row,) = store.record([new_cell("twin", average_hash=new_cell(17).average_hash)], bundle=BUNDLE)
-        assert row.duplicate_of == new_cell(17).cell_id, "hashes are read again as well"
+        twin = new_cell("twin", fingerprint=new_cell(8017).fingerprint)
+        (row,) = store.record([twin], bundle=BUNDLE, **JUDGED)
+        assert row.duplicate_of == new_cell(8017).cell_id, "fingerprints are read again as well"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +329,8 @@ def test_a_batch_that_the_database_refuses_leaves_neither_rows_nor_memory(store:
         store.record([new_cell(1), too_wide], bundle=BUNDLE)
     assert store.counts().files == 0
     assert store.has_digest(digest_of(1)) is None
-    assert store.hash_matches(new_cell(1).average_hash, "neutrophil", below=2) == []
+    mark_of = new_cell(1).fingerprint
+    assert mark_of is not None and store.fingerprint_matches(mark_of, 2) == []
     assert store.nearest(new_cell(1).latent, bundle=BUNDLE, k=8) == []
     (row,) = store.record([new_cell(1)], bundle=BUNDLE)
     assert row.outcome == "stored"

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from labref.store import NewCell, Rejected, SeenAgain, Store
-from tests.stores import BUNDLE, LABELS, digest_of, new_cell, new_store
+from tests.stores import BUNDLE, JUDGED, LABELS, digest_of, mark, new_cell, new_store
 
 WEIGHT = {"predicted": 0, "analyser": 1, "reviewed": 2}
 
 
 @dataclass
 class Lab:
-    """The rules, one file at a time: label, source and hash by cell; outcome, cell and whom it repeats by path."""
+    """The rules, one file at a time: label, source and mark by cell; outcome, cell and whom it repeats by path."""
 
     cells: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     files: dict[str, tuple[str, str | None, str | None]] = field(default_factory=dict)
@@ -35,16 +35,14 @@ class Lab:
             if item.label is not None and WEIGHT[item.label_source] > WEIGHT[source]:
                 self.cells[cell_id] = (item.label, item.label_source, hashed)
             return
-        assert isinstance(item, NewCell)
+        assert isinstance(item, NewCell) and item.fingerprint is not None
         label, source = (item.predicted_label, "predicted") if item.label is None else (item.label, item.label_source)
         alike = [
-            ((hashed ^ item.average_hash).bit_count(), other)
-            for other, (of_class, _, hashed) in self.cells.items()
-            if of_class == label
+            ((hashed ^ item.fingerprint.across).bit_count(), other) for other, (_, _, hashed) in self.cells.items()
         ]
         bits, other = min(alike, key=lambda pair: pair[0], default=(64, ""))
         outcome = "duplicate" if bits < 2 else "possible_duplicate" if bits <= 3 else "stored"
-        self.cells[cell_id] = (label, source, item.average_hash)
+        self.cells[cell_id] = (label, source, item.fingerprint.across)
         self.settle(item.path, (outcome, cell_id, other if bits <= 3 else None))
 
     def settle(self, path: str, outcome: tuple[str, str | None, str | None]) -> None:
@@ -63,8 +61,9 @@ def a_file(rng: np.random.Generator, known: set[int]) -> NewCell | SeenAgain | R
     if number in known and rng.random() < 0.7:
         return SeenAgain(path, 1, 1, digest_of(number), label, source)
     known.add(number)
-    hashed = sum(1 << int(bit) for bit in rng.integers(0, 8, number % 4)) << 8 * (number % 3)
-    return new_cell(number, path=path, label=label, label_source=source, average_hash=hashed)
+    bits = np.random.default_rng(number).integers(0, 8, number % 4)  # the same bytes have the same fingerprint
+    hashed = sum(1 << int(bit) for bit in bits) << 8 * (number % 3)
+    return new_cell(number, path=path, label=label, label_source=source, fingerprint=mark(hashed))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -78,13 +77,13 @@ def test_the_store_keeps_the_rules(tmp_path: Path, seed: int) -> None:
             size = int(rng.integers(1, 40)) if seed % 2 else 1
             batch = files[at : at + size]
             at += size
-            store.record(batch, bundle=BUNDLE)
+            store.record(batch, bundle=BUNDLE, **JUDGED)
             for item in batch:
                 lab.take(item)
         check(store, lab)
     with Store.open(tmp_path / "store.duckdb") as store:
         check(store, lab)
-        store.record([files[-1]], bundle=BUNDLE)
+        store.record([files[-1]], bundle=BUNDLE, **JUDGED)
         lab.take(files[-1])
         check(store, lab)
 
@@ -94,16 +93,11 @@ def check(store: Store, lab: Lab) -> None:
     assert {row.path: (str(row.outcome), row.cell_id, row.duplicate_of) for row in rows} == lab.files
     assert len(rows) == len(lab.files) == store.counts().files
     cells = store.cells(list(lab.cells))
-    found = {cell_id: (cell.label, str(cell.label_source), cell.average_hash) for cell_id, cell in cells.items()}
-    assert found == lab.cells
+    found = {cell_id: (cell.label, str(cell.label_source)) for cell_id, cell in cells.items()}
+    assert found == {cell_id: (label, source) for cell_id, (label, source, _) in lab.cells.items()}
     assert store.labels(list(lab.cells)) == {cell_id: label for cell_id, (label, _, _) in lab.cells.items()}
     assert store.counts().cells == len(lab.cells)
     for path in lab.files:
         assert [str(row.outcome) for row in store.history(path)] == lab.replaced.get(path, [])
-    for label in LABELS[:2]:
-        alike = {match.cell_id for match in store.hash_matches(0, label, below=4)}
-        assert alike == {
-            cell_id
-            for cell_id, (of_class, _, hashed) in lab.cells.items()
-            if of_class == label and hashed.bit_count() < 4
-        }
+    near = {match.cell_id for match in store.fingerprint_matches(mark(0), 3)}
+    assert near == {cell_id for cell_id, (_, _, hashed) in lab.cells.items() if hashed.bit_count() <= 3}

@@ -24,6 +24,7 @@ from labref.agent.metrics import Metrics
 from labref.agent.paths import path_to_text
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
 from labref.agent.scan import Candidate, Signature
+from labref.duplicates import DEFAULTS, Judge, Thresholds
 from labref.errors import AgentError, LabrefError, StoreError
 from labref.failpoints import failpoint
 from labref.inference import Embedder
@@ -133,6 +134,7 @@ class Pipeline:
         self._is_recorded = is_recorded
         self._on_settled = on_settled
         self._log, self._metrics, self._patient = log, metrics, patient
+        self._judge: Judge | None = None
         self.tally = Tally()
         self.problem: str | None = None
         self.failure: BaseException | None = None
@@ -358,6 +360,7 @@ class Pipeline:
                 latent=latent,
                 probabilities=probabilities,
                 measures=item.measures,
+                fingerprint=item.fingerprint,
             )
             records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records
@@ -392,7 +395,13 @@ class Pipeline:
                 # without a new cell the space does not matter
                 bundle = next(iter(_spaces(fresh)), None) or self._store.active_bundle()
                 assert bundle is not None
-                rows = self._store.record([record.entry for record in fresh], bundle=bundle)
+                judge = self._judging()
+                rows = self._store.record(
+                    [record.entry for record in fresh],
+                    bundle=bundle,
+                    judge=judge,
+                    candidate_bits=judge.thresholds.candidate_bits,
+                )
                 failpoint("agent.recorded", may_fail=False)
                 self._metrics.recording.observe(time.perf_counter() - started)
                 break
@@ -420,6 +429,14 @@ class Pipeline:
                 if isinstance(record.entry, Rejected):
                     name = self._lab.pseudonym(record.candidate.path)
                     self._log.warning("file rejected", file=name, reason=record.entry.reason)
+
+    def _judging(self) -> Judge:
+        """Who compares new cells with stored ones, by the thresholds of the bundle in use."""
+        opened = self._engine.opened
+        thresholds = DEFAULTS if opened is None else Thresholds.of(opened.bundle.manifest.duplicates)
+        if self._judge is None or self._judge.thresholds != thresholds:
+            self._judge = Judge(self._lab, thresholds)
+        return self._judge
 
     def _is_as_recorded(self, record: _Record) -> bool:
         return (

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from labref.agent.layout import Place
 from labref.agent.scan import GONE, Candidate, Signature
+from labref.duplicates import without_frame
 from labref.errors import UnreadableImageError
-from labref.fingerprint import average_hash, digest
-from labref.image import U8, prepare
+from labref.fingerprint import Fingerprint, average_hash, digest, fingerprint
+from labref.image import U8, decode, prepare_pixels
 from labref.optics import measure
 
 __all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
@@ -35,6 +36,7 @@ class Prepared:
     height: int
     width: int
     average_hash: int
+    fingerprint: Fingerprint
     place: Place
     captured_at: datetime
     measures: NDArray[np.float32]
@@ -112,7 +114,9 @@ def read_cell(
     if (why := removed(name)) is not None:
         return Refused(candidate, signature, why)
     try:
-        cell = prepare(data)
+        pixels = decode(data)
+        cell = prepare_pixels(pixels)
+        mark = fingerprint(without_frame(pixels, cell).crop)
     except UnreadableImageError as error:
         # the beginning of an image is often no image at all; whoever asked knows how long the file has stood still
         return NotYet(Candidate(candidate.path, candidate.root, signature), False, str(error))
@@ -124,9 +128,8 @@ def read_cell(
     except OSError as error:
         raise StorageError(error.strerror or type(error).__name__) from None
     captured = datetime.fromtimestamp(max(signature.mtime_ns, 0) // 1_000_000_000, tz=UTC)
-    return Prepared(
-        candidate, signature, name, cell.crop, height, width, average_hash(cell.crop), where, captured, measure(cell)
-    )
+    hashed = average_hash(cell.crop)
+    return Prepared(candidate, signature, name, cell.crop, height, width, hashed, mark, where, captured, measure(cell))
 
 
 class _TooLargeError(Exception):

@@ -492,6 +492,7 @@ class _Agent:
         self, data: bytes, name: str, k: int, by: str, analyser: str | None, any_optics: bool
     ) -> dict[str, Any]:
         return answer(
+            self._lab,
             self._store,
             self._engine.embedder(),
             data,

@@ -1,5 +1,6 @@
 """The latent store of a lab, on DuckDB: what was found, what became of it, and which cells look alike."""
 
+from labref.store.duplicates import Conflict, Pair
 from labref.store.maps import ActiveMap, MapCell, Maps, StoredMap
 from labref.store.positions import Placed, Positions
 from labref.store.removal import Due
@@ -10,12 +11,14 @@ from labref.store.values import (
     Counts,
     FileState,
     HashMatch,
+    Judge,
     LabelSource,
     LedgerRow,
     Neighbour,
     NewCell,
     Outcome,
     Rejected,
+    Resemblance,
     SeenAgain,
     StoredBundle,
     cell_id_of,
@@ -25,10 +28,12 @@ __all__ = [
     "ActiveMap",
     "Cell",
     "CellEmbedding",
+    "Conflict",
     "Counts",
     "Due",
     "FileState",
     "HashMatch",
+    "Judge",
     "LabelSource",
     "LedgerRow",
     "MapCell",
@@ -36,9 +41,11 @@ __all__ = [
     "Neighbour",
     "NewCell",
     "Outcome",
+    "Pair",
     "Placed",
     "Positions",
     "Rejected",
+    "Resemblance",
     "SeenAgain",
     "Store",
     "StoredBundle",

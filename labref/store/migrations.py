@@ -277,3 +277,34 @@ def _measures(connection: duckdb.DuckDBPyConnection) -> None:
             density_green    FLOAT,
             density_blue     FLOAT
         )""")
+
+
+@migration(9, "fingerprints of cells, which were found alike, and what people decided of them")
+def _duplicates(connection: duckdb.DuckDBPyConnection) -> None:
+    # NULL where the kept bytes could not be used; no key: searched in memory, and cheap to write
+    connection.execute("""
+        CREATE TABLE fingerprint (
+            cell_id VARCHAR NOT NULL,
+            version INTEGER NOT NULL,
+            across  UBIGINT,
+            down    UBIGINT
+        )""")
+    # history: names cells that may be gone
+    connection.execute("""
+        CREATE TABLE resemblance (
+            cell     VARCHAR NOT NULL,
+            other    VARCHAR NOT NULL,
+            score    DOUBLE NOT NULL,
+            verdict  VARCHAR NOT NULL,
+            found_at TIMESTAMP NOT NULL
+        )""")
+    # the last row of a pair holds
+    connection.execute("""
+        CREATE TABLE duplicate_decision (
+            number     INTEGER PRIMARY KEY,
+            cell       VARCHAR NOT NULL,
+            other      VARCHAR NOT NULL,
+            decision   VARCHAR NOT NULL,
+            who        VARCHAR,
+            decided_at TIMESTAMP NOT NULL
+        )""")

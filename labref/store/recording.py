@@ -10,22 +10,39 @@ from typing import Any
 import numpy as np
 
 from labref.errors import StoreError
-from labref.fingerprint import POSSIBLE_UP_TO, Verdict, verdict
+from labref.fingerprint import Fingerprint, Verdict
 from labref.store import distances
-from labref.store.known import HashBook, HashChanges, id_to_int
+from labref.store.known import HashBook, HashChanges, id_to_int, int_to_id
 from labref.store.text import to_column, to_nullable
 from labref.store.values import (
+    Judge,
     LabelSource,
     LedgerRow,
     NewCell,
     Outcome,
     Rejected,
+    Resemblance,
     SeenAgain,
     StoredBundle,
     cell_id_of,
 )
 
-__all__ = ["CellState", "FileRow", "LabelChange", "Plan", "check_new_cell", "draw_up", "utc_naive"]
+__all__ = [
+    "MOST_CANDIDATES",
+    "CellState",
+    "Comparing",
+    "FileRow",
+    "LabelChange",
+    "Plan",
+    "alike",
+    "check_new_cell",
+    "draw_up",
+    "reason_of",
+    "utc_naive",
+]
+
+MOST_CANDIDATES = 32
+"""Most stored cells that one cell is registered with: those whose fingerprints differ least, the oldest of equals."""
 
 
 def utc_naive(moment: datetime) -> datetime:
@@ -39,11 +56,24 @@ def utc_naive(moment: datetime) -> datetime:
 class CellState:
     """What recording must know of a cell that is there already, or further up in the same batch."""
 
+    digest: str
     label: str
     label_source: LabelSource
     slide: str | None
-    average_hash: int
     duplicate_group: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparing:
+    """How new cells are compared with those that are there.
+
+    judge : compares two cells, None where nobody can.  candidate_bits : in so many bits, at most, the fingerprints of two cells
+    differ that are compared.  rejected : pairs of cell ids that a person called different.
+    """
+
+    judge: Judge | None = None
+    candidate_bits: int = 0
+    rejected: Set[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +140,8 @@ class Plan:
     embedded: list[NewCell] = field(default_factory=list)
     files: dict[str, FileRow] = field(default_factory=dict)
     replaced: list[FileRow] = field(default_factory=list)
+    fingerprints: list[tuple[str, Fingerprint]] = field(default_factory=list)
+    resemblances: list[tuple[str, str, Resemblance]] = field(default_factory=list)
     label_changes: list[LabelChange] = field(default_factory=list)
     rows: list[LedgerRow] = field(default_factory=list)
 
@@ -139,12 +171,13 @@ def draw_up(
     files: dict[str, FileRow],
     stored: HashBook,
     state_of: Callable[[str], CellState],
+    comparing: Comparing,
     at: datetime,
 ) -> Plan:
     """Work out what a batch writes, without writing.
 
     states : the cells of the batch that the store has already, by id; grows by the batch's own.
-    files : the ledger rows of the batch's paths so far. stored : hashes of all cells in the store.
+    files : the ledger rows of the batch's paths so far. stored : fingerprints of all cells in the store.
     state_of : looks up a cell of the store that is not in states. at : now, UTC, without a zone.
     """
     plan = Plan(at, files.keys(), HashChanges(stored))
@@ -161,7 +194,7 @@ def draw_up(
         else:
             cell_id = cell_id_of(item.digest)
             if cell_id not in states:  # a copy may stand before its cell
-                made[cell_id] = _add_cell(plan, new.get(cell_id) or _unknown(item), states, state_of)
+                made[cell_id] = _add_cell(plan, new.get(cell_id) or _unknown(item), states, state_of, comparing)
             if new.get(cell_id) is item:
                 after = made[cell_id]
             else:
@@ -181,27 +214,71 @@ def _unknown(item: NewCell | SeenAgain) -> NewCell:
     )
 
 
+def alike(
+    cell_id: str, digest: str, candidates: Sequence[tuple[str, str]], comparing: Comparing
+) -> tuple[str, Resemblance] | None:
+    """The cell that one repeats or may repeat: a duplicate rather than a possible one, then the most alike, then the first given.
+
+    candidates : id and digest of each, fewest differing bits first, then oldest.
+    """
+    best: tuple[str, Resemblance] | None = None
+    if comparing.judge is None:
+        return None
+    for other, other_digest in candidates:
+        if frozenset((cell_id, other)) in comparing.rejected:
+            continue
+        found = comparing.judge(digest, other_digest)
+        if found is None or found.verdict is Verdict.DIFFERENT:
+            continue
+        if best is None or (_rank(found), found.score) > (_rank(best[1]), best[1].score):
+            best = other, found
+    return best
+
+
+def _rank(found: Resemblance) -> bool:
+    return found.verdict is Verdict.DUPLICATE
+
+
+def reason_of(other: str, found: Resemblance) -> str:
+    """What the ledger says of a cell that repeats, or may repeat, another."""
+    if found.verdict is Verdict.DUPLICATE:
+        return f"a recapture of cell {other} (laid over each other they agree to {found.score:.3f}); kept"
+    return (
+        f"may be a recapture of cell {other} (they agree to {found.score:.3f}); kept, for review by `labref duplicates`"
+    )
+
+
 def _add_cell(
     plan: Plan,
     cell: NewCell,
     states: dict[str, CellState],
     state_of: Callable[[str], CellState],
+    comparing: Comparing,
 ) -> FileRow:
     if cell.label is None:
         label, source = cell.predicted_label, LabelSource.PREDICTED
     else:
         label, source = cell.label, LabelSource(cell.label_source)
-    outcome, reason, group = Outcome.STORED, None, None
-    match = plan.hashes.closest(label, cell.average_hash, POSSIBLE_UP_TO + 1)
-    ruling = Verdict.DIFFERENT if match is None else verdict(match.hamming)
-    if match is not None and ruling is not Verdict.DIFFERENT:
-        outcome = Outcome.DUPLICATE if ruling is Verdict.DUPLICATE else Outcome.POSSIBLE_DUPLICATE
-        reason = f"average hash differs in {match.hamming} of 64 bits from cell {match.cell_id} of the same class; kept"
-        if ruling is Verdict.DUPLICATE:
-            other = states.get(match.cell_id) or state_of(match.cell_id)
-            group = other.duplicate_group or match.cell_id
-    resembles = match.cell_id if match is not None and outcome is not Outcome.STORED else None
-    states[cell.cell_id] = CellState(label, source, cell.slide, cell.average_hash, group)
+
+    def state(cell_id: str) -> CellState:
+        return states.get(cell_id) or state_of(cell_id)
+
+    match = None
+    if cell.fingerprint is not None:
+        if comparing.judge is not None:
+            near = plan.hashes.within(cell.fingerprint, comparing.candidate_bits)[:MOST_CANDIDATES]
+            ids = [int_to_id(number) for _, _, number in near]
+            match = alike(cell.cell_id, cell.digest, [(other, state(other).digest) for other in ids], comparing)
+        plan.hashes.add(id_to_int(cell.cell_id), cell.fingerprint)
+        plan.fingerprints.append((cell.cell_id, cell.fingerprint))
+    outcome, reason, group, resembles = Outcome.STORED, None, None, None
+    if match is not None:
+        resembles, found = match
+        outcome, reason = Outcome(found.verdict), reason_of(resembles, found)
+        plan.resemblances.append((cell.cell_id, resembles, found))
+        if found.verdict is Verdict.DUPLICATE:
+            group = state(resembles).duplicate_group or resembles
+    states[cell.cell_id] = CellState(cell.digest, label, source, cell.slide, group)
     plan.cells.append(
         (
             cell.cell_id,
@@ -223,7 +300,6 @@ def _add_cell(
         )
     )
     plan.embedded.append(cell)
-    plan.hashes.add(id_to_int(cell.cell_id), label, cell.average_hash)
     return FileRow(
         cell.path,
         cell.size_bytes,
@@ -288,7 +364,6 @@ def _promote(plan: Plan, item: NewCell | SeenAgain, cell_id: str, states: dict[s
     plan.label_changes.append(
         LabelChange(cell_id, item.path, slide, item.label, source, state.label, state.label_source)
     )
-    plan.hashes.move(id_to_int(cell_id), state.average_hash, previous=state.label, label=item.label)
     states[cell_id] = replace(state, label=item.label, label_source=source, slide=slide)
 
 

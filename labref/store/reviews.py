@@ -68,10 +68,10 @@ class Reviews:
         self,
         reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        relabelled: Callable[[Collection[tuple[str, int, str, str]]], None],
+        relabelled: Callable[[Collection[tuple[str, str]]], None],
     ) -> None:
-        """reading, transaction : the store's.  relabelled : called with (cell id, average hash, label before, label now) of each
-        cell that was given another label, after the commit."""
+        """reading, transaction : the store's.  relabelled : called with (cell id, label now) of each cell that was given another
+        label, after the commit."""
         self._reading, self._transaction, self._relabelled = reading, transaction, relabelled
 
     def give(self, reviews: Sequence[Review], *, dry_run: bool = False) -> list[str | None]:
@@ -82,7 +82,7 @@ class Reviews:
         """
         at = rows.now()
         outcomes: list[str | None] = []
-        moved: dict[str, tuple[int, str, str]] = {}
+        moved: dict[str, tuple[str, str]] = {}
         with self._changing(dry_run) as connection:
             ids = list({review.cell_id for review in reviews})
             states = rows.states(connection, ids)
@@ -106,13 +106,12 @@ class Reviews:
                 outcomes.append(CHANGED)
                 states[review.cell_id] = replace(state, label=review.label, label_source=LabelSource.REVIEWED)
                 decided[review.cell_id] = given or at
-                first = moved.get(review.cell_id, (state.average_hash, state.label, ""))
-                moved[review.cell_id] = (first[0], first[1], review.label)
+                moved[review.cell_id] = (moved.get(review.cell_id, (state.label, ""))[0], review.label)
                 if not dry_run:
                     _write(connection, review, given, at, state.label, state.label_source)
             failpoint("label.commit")
         if not dry_run:
-            self._relabelled([(cell_id, *change) for cell_id, change in moved.items() if change[1] != change[2]])
+            self._relabelled([(cell_id, now) for cell_id, (before, now) in moved.items() if before != now])
         return outcomes
 
     def history(self, cell_id: str) -> list[LabelGiven]:

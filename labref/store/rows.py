@@ -76,10 +76,10 @@ def cells(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, Ce
 
 def states(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, CellState]:
     """Of cells, what recording must know, by id."""
-    columns = ["cell_id", "label", "label_source", "slide", "average_hash", "duplicate_group"]
+    columns = ["cell_id", "digest", "label", "label_source", "slide", "duplicate_group"]
     return {
-        cell_id: CellState(from_column(label), LabelSource(source), from_nullable(slide), average_hash, group)
-        for cell_id, label, source, slide, average_hash, group in look_up(cursor, "cell", columns, "cell_id", ids)
+        cell_id: CellState(digest, from_column(label), LabelSource(source), from_nullable(slide), group)
+        for cell_id, digest, label, source, slide, group in look_up(cursor, "cell", columns, "cell_id", ids)
     }
 
 

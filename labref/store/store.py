@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store import bundles, distances, migrations, optics, removal, rows, scan, upkeep
+from labref.fingerprint import Fingerprint
+from labref.store import bundles, distances, late, migrations, optics, removal, rows, scan, upkeep
 from labref.store.changes import Changes
 from labref.store.connection import connect, forget
+from labref.store.duplicates import Duplicates, Learnt, load_book
 from labref.store.exporting import Export
 from labref.store.index import BLOCK_ROWS, Index
 from labref.store.known import HashBook, HashChanges, LabelBook, id_to_int, int_to_id
 from labref.store.maps import Maps
 from labref.store.optics import OpticsBook, OpticsMeasures
 from labref.store.positions import Placed
-from labref.store.recording import Plan, check_new_cell, draw_up
+from labref.store.recording import Comparing, Plan, check_new_cell, draw_up
 from labref.store.removal import Due
 from labref.store.reviews import Reviews
 from labref.store.text import from_column, from_nullable, to_column
@@ -36,6 +38,7 @@ from labref.store.values import (
     Counts,
     FileState,
     HashMatch,
+    Judge,
     LedgerRow,
     Neighbour,
     NewCell,
@@ -80,6 +83,8 @@ class Store:
         """Labels that people give, and their history; see labref.store.reviews."""
         self.optics = OpticsMeasures(self._reading, self._transaction)
         """What was measured of the cells' optics; see labref.store.optics."""
+        self.duplicates = Duplicates(self._reading, self._transaction)
+        """Cells that repeat others, and what people decided of them; see labref.store.duplicates."""
         self._optics_book: OpticsBook | None = None
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
@@ -175,13 +180,21 @@ class Store:
         with self._writing:
             yield
 
-    def record(self, batch: Sequence[NewCell | SeenAgain | Rejected], *, bundle: str) -> list[LedgerRow]:
+    def record(
+        self,
+        batch: Sequence[NewCell | SeenAgain | Rejected],
+        *,
+        bundle: str,
+        judge: Judge | None = None,
+        candidate_bits: int = 0,
+    ) -> list[LedgerRow]:
         """Write what became of some files, all or nothing, and return their ledger rows in the same order.
 
         bundle : digest of the bundle that made the latents. A cell whose digest is known already, or comes twice, is
-        one more path of the cell. A cell that the thesis' rule (same class, average hash) finds alike an earlier
-        one, of this batch or before, is stored too, marked and linked. A path that has an outcome already gets the
-        new one; what it said before stays in its history.
+        one more path of the cell. A cell whose fingerprint differs from that of an earlier one, of this batch or before
+        and of whatever class, in at most `candidate_bits` is shown to `judge` with it; where that finds the same cell again,
+        it is stored too, marked and linked. A path that has an outcome already gets the new one; what it said before stays
+        in its history.
 
         Raises StoreError, nothing written, where a cell does not fit the bundle or the database cannot write.
         """
@@ -202,6 +215,7 @@ class Store:
                     files=rows.file_rows(cursor, list({item.path for item in batch})),
                     stored=hashes,
                     state_of=lambda cell_id: rows.states(cursor, [cell_id])[cell_id],
+                    comparing=Comparing(judge, candidate_bits, self.duplicates.rejected()),
                     at=rows.now(),
                 )
             placed = self._place(plan.embedded, bundle)
@@ -209,8 +223,23 @@ class Store:
                 write(connection, plan, table, space)
                 self.maps.write(connection, placed)
             self._remember(plan, bundle)
+            if plan.resemblances:
+                self.duplicates.forget()
             self.maps.remember(bundle, placed)
             return plan.rows
+
+    def learn_fingerprints(self, learnt: Sequence[Learnt], *, judge: Judge, candidate_bits: int) -> None:
+        """Write the fingerprints of stored cells that had none, and link those cells as `record` would have; one transaction.
+
+        What people decided stays. A link that the thesis' rule made in an earlier version, and `judge` does not confirm, is removed.
+        """
+        with self._writing:
+            changes = HashChanges(self._in_memory()[1])
+            comparing = Comparing(judge, candidate_bits, self.duplicates.rejected())
+            with self._transaction() as connection:
+                late.learn(connection, learnt, changes, comparing)
+            changes.apply()
+            self.duplicates.forget()
 
     def add_embeddings(self, cells: Sequence[CellEmbedding], *, bundle: str) -> None:
         """Give stored cells their place in the space of a bundle, all or none; cells that have one there are left as they are.
@@ -306,6 +335,7 @@ class Store:
         """Read again what is kept in memory, after rows were taken out of the database; writes wait meanwhile."""
         with self._writing:
             self._known = self._removed = self._optics_book = None
+            self.duplicates.forget()
             self.maps.forget()
             indexed = list(self._indexes)
             self._indexes.clear()
@@ -441,10 +471,10 @@ class Store:
                 by.append({from_nullable(value): n for value, n in cursor.fetchall()})
         return Counts(sum(outcomes.values()), sum(by[0].values()), outcomes, *by)
 
-    def hash_matches(self, average_hash: int, label: str, *, below: int) -> list[HashMatch]:
-        """Cells of one class whose average hash differs in fewer than `below` bits: fewest first, then oldest first."""
-        found = self._in_memory()[1].within(label, average_hash, below)
-        return [HashMatch(int_to_id(number), bits) for bits, _, number in found]
+    def fingerprint_matches(self, fingerprint: Fingerprint, bits: int) -> list[HashMatch]:
+        """Cells whose fingerprint differs in at most so many bits, in each of its hashes: fewest first, then oldest first."""
+        found = self._in_memory()[1].within(fingerprint, bits)
+        return [HashMatch(int_to_id(number), differ) for differ, _, number in found]
 
     def analysers(self) -> dict[str | None, int]:
         """How many cells came from each analyser, None for one without a name; from memory."""
@@ -559,17 +589,11 @@ class Store:
                 book = self._optics_book
         return book
 
-    def _moved(self, changes: Collection[tuple[str, int, str, str]]) -> None:
-        """Some cells have other labels: (cell id, average hash, label before, label now) of each."""
+    def _moved(self, changes: Collection[tuple[str, str]]) -> None:
+        """Some cells have other labels: (cell id, label now) of each."""
         with self._writing:
-            labels, hashes = self._in_memory()
-            pending = HashChanges(hashes)
-            for cell_id, average_hash, previous, label in changes:
-                # memory read first here, after the commit, has the label now
-                if labels.get(id_to_int(cell_id)) == previous:
-                    pending.move(id_to_int(cell_id), average_hash, previous=previous, label=label)
-            pending.apply()
-            for cell_id, _, _, label in changes:
+            labels = self._in_memory()[0]
+            for cell_id, label in changes:
                 labels.change(id_to_int(cell_id), label)
 
     def _relabelled(self) -> None:
@@ -633,7 +657,7 @@ class Store:
                 self.reload()
 
     def _in_memory(self) -> tuple[LabelBook, HashBook]:
-        """Labels and hashes of all cells, read from the database when first asked for."""
+        """Labels and fingerprints of all cells, read from the database when first asked for."""
         known = self._known
         if known is None:
             with self._writing, self._reading() as cursor:
@@ -662,17 +686,11 @@ def _connect(path: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConn
 
 
 def _load_known(cursor: duckdb.DuckDBPyConnection) -> tuple[LabelBook, HashBook]:
-    found = cursor.execute(
-        "SELECT ('0x' || cell_id)::UBIGINT AS id, average_hash, label FROM cell ORDER BY rowid"
-    ).fetchnumpy()
-    ids, hashes = np.asarray(found["id"], np.uint64), np.asarray(found["average_hash"], np.uint64)
-    labels = list(map(from_column, found["label"].tolist()))
+    found = cursor.execute("SELECT ('0x' || cell_id)::UBIGINT AS id, label FROM cell").fetchnumpy()
+    marks = load_book(cursor)
     book = HashBook()
-    of_each = np.array(labels, object)
-    for label in set(labels):
-        of_class = np.flatnonzero(of_each == label)
-        book.add(label, hashes[of_class], ids[of_class], of_class.astype(np.uint32))
-    return LabelBook(ids, labels), book
+    book.add(marks["across"], marks["down"], marks["id"], marks["age"])
+    return LabelBook(np.asarray(found["id"], np.uint64), list(map(from_column, found["label"].tolist()))), book
 
 
 def _check_query(query: NDArray[np.float32], latent_size: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -11,18 +11,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.fingerprint import Fingerprint, Verdict
+
 __all__ = [
     "Cell",
     "CellEmbedding",
     "Counts",
     "FileState",
     "HashMatch",
+    "Judge",
     "LabelSource",
     "LedgerRow",
     "Neighbour",
     "NewCell",
     "Outcome",
     "Rejected",
+    "Resemblance",
     "SeenAgain",
     "StoredBundle",
     "cell_id_of",
@@ -67,6 +71,7 @@ class NewCell:
     latent : float32[L] and probabilities : float32[c], both from one bundle; average_hash: 64 bit, unsigned;
     width and height: pixels of the original; mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
     measures: float32[7] of its optics, see `labref.optics`; None leaves them to be measured later.
+    fingerprint: see `labref.fingerprint`; None leaves it to be made later, and the cell is compared with no other until then.
     label None means that nobody gave one: the cell then carries predicted_label, with the source "predicted".
     """
 
@@ -88,6 +93,7 @@ class NewCell:
     latent: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     measures: NDArray[np.float32] | None = None
+    fingerprint: Fingerprint | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,10 +195,22 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class HashMatch:
-    """A stored cell of the same class and the number of bits in which the average hashes differ."""
+    """A stored cell and the number of bits in which the fingerprints differ: of the hash that differs more."""
 
     cell_id: str
     hamming: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resemblance:
+    """How alike two cells are. score: correlation after registration, -1 to 1."""
+
+    score: float
+    verdict: Verdict
+
+
+Judge = Callable[[str, str], Resemblance | None]
+"""Compares the cells with two digests; None where they cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 import duckdb
 
 from labref.failpoints import failpoint
-from labref.store import optics, rows
+from labref.store import duplicates, optics, rows
 from labref.store.recording import Plan
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, NewCell, StoredBundle
@@ -19,12 +19,15 @@ __all__ = ["write", "write_embeddings"]
 def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
     """Write a plan. table : of the latents of the bundle `space`."""
     failpoint("record.cells")
-    _insert(connection, "INSERT INTO cell", rows.CELL, plan.cells)
+    insert(connection, "INSERT INTO cell", rows.CELL, plan.cells)
     failpoint("record.embeddings")
     write_embeddings(connection, plan.embedded, table, space)
     failpoint("record.measures")
     measured = [cell for cell in plan.embedded if cell.measures is not None]
     optics.write(connection, [(cell.cell_id, to_nullable(cell.analyser), plan.at, cell.measures) for cell in measured])
+    failpoint("record.fingerprints")
+    duplicates.write_fingerprints(connection, plan.fingerprints)
+    duplicates.write_resemblances(connection, plan.resemblances, plan.at)
     failpoint("record.labels")
     for change in plan.label_changes:
         path, label = to_column(change.path), to_column(change.label)
@@ -47,18 +50,18 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
         )
     failpoint("record.files")
     replaced = [(*row.values(), plan.at) for row in plan.replaced]
-    _insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"}, replaced)
+    insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"}, replaced)
     # replacing costs ten times what inserting does, so only paths that have a row are replaced
     for into, known in (("INSERT INTO file", False), ("INSERT OR REPLACE INTO file", True)):
         written = [row.values() for path, row in plan.files.items() if (path in plan.known_paths) is known]
-        _insert(connection, into, rows.FILE, written)
+        insert(connection, into, rows.FILE, written)
 
 
 def write_embeddings(
     connection: duckdb.DuckDBPyConnection, cells: Sequence[NewCell | CellEmbedding], table: str, space: StoredBundle
 ) -> None:
     """Write the places of cells in the space of a bundle; `duckdb.ConstraintException` where one has a place there already."""
-    _insert(
+    insert(
         connection,
         f"INSERT INTO {table}",
         {
@@ -81,7 +84,7 @@ def write_embeddings(
     )
 
 
-def _insert(
+def insert(
     connection: duckdb.DuckDBPyConnection, into: str, types: dict[str, str], values: Sequence[Sequence[Any]]
 ) -> None:
     """Insert rows by one statement, a list a column: a sixth of the time of `executemany`.

@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 
 from labref import references
 from labref.bundle import Bundle, install, starter_bundle
+from labref.duplicates import DEFAULTS
+from labref.fingerprint import VERSION, Fingerprint
 from labref.store import Store
 from tests.stores import BUNDLE, LABELS, activate
 
@@ -76,6 +78,9 @@ def build(path: Path, kind: str, n: int, size: int) -> None:
             connection.execute(
                 "INSERT INTO cell SELECT digest[1:16], digest, path, 30000, 360, 363, label, 'analyser', "
                 "'slide ' || number // 200, 'DC-1', now()::TIMESTAMP, hash(number), NULL, NULL, NULL, now()::TIMESTAMP FROM made"
+            )
+            connection.execute(
+                f"INSERT INTO fingerprint SELECT digest[1:16], {VERSION}, hash(number), hash(number + 0.5) FROM made"
             )
             connection.execute(
                 "INSERT INTO file SELECT path, 30000, 1700000000000000000 + number, 'stored', NULL, digest[1:16], label, "
@@ -149,26 +154,21 @@ def measure(folder: Path, kind: str, cells: int, size: int, queries: int) -> dic
     }
     starter = install(starter_bundle(), folder / "bundles")
     bundle = Bundle(starter.folder, BUNDLE, replace(starter.manifest, latent_size=size, labels=LABELS))
-    asked, classes = latents_of(kind, 0, queries, size)
-    hashes = np.random.default_rng(0).integers(0, 2**64, queries, np.uint64).tolist()
-    questions = [(query, LABELS[of], hashed) for query, of, hashed in zip(asked, classes, hashes, strict=True)]
+    asked, _ = latents_of(kind, 0, queries, size)
+    marks = np.random.default_rng(0).integers(0, 2**64, (queries, 2), np.uint64).tolist()
+    questions = [(query, Fingerprint(across, down)) for query, (across, down) in zip(asked, marks, strict=True)]
     few = questions[: min(queries, 50)]
 
     started = time.perf_counter()
     with Store.open(path) as store:
         result["open_seconds"] = round(time.perf_counter() - started, 3)
 
-        def find(question: tuple[NDArray[np.float32], str, int]) -> references.Found:
-            return references.find(
-                store,
-                bundle=bundle,
-                latent=question[0],
-                digest=None,
-                average_hash=question[2],
-                predicted_label=question[1],
-            )
+        def find(question: tuple[NDArray[np.float32], Fingerprint]) -> references.Found:
+            candidates = store.fingerprint_matches(question[1], DEFAULTS.candidate_bits)
+            repeats = [match.cell_id for match in candidates]
+            return references.find(store, bundle=bundle, latent=question[0], digest=None, repeats=repeats)
 
-        def nearest(question: tuple[NDArray[np.float32], str, int]) -> list[tuple[str, float]]:
+        def nearest(question: tuple[NDArray[np.float32], Fingerprint]) -> list[tuple[str, float]]:
             found = store.nearest(question[0], bundle=BUNDLE, k=SPREAD)
             return [(neighbour.cell_id, neighbour.distance) for neighbour in found]
 

@@ -1,0 +1,189 @@
+"""The same cell captured again: found by fingerprint, confirmed by laying the two pictures over each other.
+
+Fingerprints choose the few stored cells that could be the same one, whatever their class; only those are decoded again and
+registered (`labref.registration`). Three verdicts, by thresholds that come with the bundle: duplicate, possible duplicate (for a
+person to decide), different.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.errors import LabrefError
+from labref.failpoints import failpoint
+from labref.fingerprint import VERSION, Fingerprint, Verdict, fingerprint
+from labref.image import U8, CellImage, decode, prepare_pixels
+from labref.lab import Lab
+from labref.registration import Alignment, View, align, view
+from labref.store import Store
+from labref.store.duplicates import Learnt
+from labref.store.values import Resemblance
+
+__all__ = ["DEFAULTS", "Judge", "Thresholds", "catch_up", "repeated", "ruling", "without_frame"]
+
+_KEPT_VIEWS: Final = 512  # 12 kB each
+_AT_ONCE: Final = 32
+_DARK: Final = 16  # of 255: darker than any cell in every colour
+_FRAME_SHARE: Final = 0.05  # of a row or column that is dark
+_FRAME_MOST: Final = 32  # pixels
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When two cells are the same.
+
+    candidate_bits : both hashes of their fingerprints differ in at most so many of 64 bits.  duplicate_from, possible_from :
+    the correlation after registration that a duplicate, or a possible one, has at least.  farthest : distance of the images' middles
+    after registration, pixels; the middle of a neighbouring cell in the same field lies farther away.  how : how they were calibrated.
+    """
+
+    candidate_bits: int
+    duplicate_from: float
+    possible_from: float
+    farthest: float
+    how: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As a bundle's manifest keeps them, under `duplicates`."""
+        return {"hash": "dhash", **asdict(self)}
+
+    @staticmethod
+    def of(duplicates: Mapping[str, Any]) -> Thresholds:
+        """Those of a bundle's manifest; `DEFAULTS` for a bundle that has none, or the thesis' rule."""
+        if duplicates.get("hash") != "dhash":
+            return DEFAULTS
+        return Thresholds(
+            int(duplicates["candidate_bits"]),
+            float(duplicates["duplicate_from"]),
+            float(duplicates["possible_from"]),
+            float(duplicates["farthest"]),
+            str(duplicates["how"]),
+        )
+
+
+DEFAULTS: Final = Thresholds(
+    candidate_bits=10,
+    duplicate_from=0.96,
+    possible_from=0.93,
+    farthest=32.0,
+    how="`python -m tests.benchmarks.duplicates` on 10,262 cells of four optics and 4,000 simulated recaptures",
+)
+"""For bundles without thresholds of their own. They do not depend on the networks."""
+
+
+def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
+    """The verdict on two cells that lie on each other like this."""
+    if found.score < thresholds.possible_from or found.middles > thresholds.farthest:
+        return Verdict.DIFFERENT
+    return Verdict.DUPLICATE if found.score >= thresholds.duplicate_from else Verdict.POSSIBLE
+
+
+def without_frame(pixels: U8, cell: CellImage) -> CellImage:
+    """The cell prepared without the black frame that software leaves where it shifted or turned an image; `cell` where it has none.
+
+    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Only for comparing: black edges would move the
+    centre and the correlation, and they are no part of the cell.
+    """
+    dark: NDArray[np.bool_] = np.asarray((pixels <= _DARK).all(axis=2))
+    sides = [_frame(dark), _frame(dark[::-1]), _frame(dark.T), _frame(dark.T[::-1])]
+    if not any(sides):
+        return cell
+    top, bottom, left, right = sides
+    height, width = pixels.shape[:2]
+    return prepare_pixels(np.ascontiguousarray(pixels[top : height - bottom, left : width - right]))
+
+
+def _frame(dark: NDArray[np.bool_]) -> int:
+    """How many first rows of bool[h, w] are dark in part, and two more for what compression smeared; 0 where the first is not."""
+    most = min(_FRAME_MOST, len(dark) // 8)
+    shares = dark[:most].mean(axis=1) >= _FRAME_SHARE
+    framed = most if shares.all() else int(np.argmin(shares))
+    return 0 if framed == 0 else framed + 2
+
+
+class Judge:
+    """Compares cells by their kept bytes; called with the digests of two, it gives their resemblance.
+
+    Remembers the views of the cells it has seen, so that a cell with several candidates is decoded once. For one thread.
+    """
+
+    def __init__(self, lab: Lab, thresholds: Thresholds) -> None:
+        self.thresholds = thresholds
+        self._lab = lab
+        self._view = lru_cache(_KEPT_VIEWS)(self._read)
+
+    def __call__(self, digest: str, other: str) -> Resemblance | None:
+        """How alike the cells with these digests are; None where the kept bytes of one cannot be used."""
+        try:
+            return self.compare(self._view(digest), other)
+        except LabrefError:
+            return None  # `labref ledger --check` finds such bytes, and says what to do
+
+    def compare(self, shown: View, other: str) -> Resemblance | None:
+        """How alike what `shown` shows and the cell with the digest `other` are; None where its kept bytes cannot be used."""
+        try:
+            seen = self._view(other)
+        except LabrefError:
+            return None
+        found = align(shown, seen)
+        return Resemblance(round(found.score, 4), ruling(found, self.thresholds))
+
+    def _read(self, digest: str) -> View:
+        pixels = decode(self._lab.read_image(digest))
+        return view(without_frame(pixels, prepare_pixels(pixels)))
+
+
+def repeated(store: Store, judge: Judge, cell: CellImage) -> list[str]:
+    """The stored cells that a cell which is not in the store is a duplicate of: most alike first, then oldest.
+
+    cell : prepared, without a frame.
+    """
+    shown, found = view(cell), []
+    matches = store.fingerprint_matches(fingerprint(cell.crop), judge.thresholds.candidate_bits)
+    cells = store.cells([match.cell_id for match in matches])
+    for age, match in enumerate(matches):
+        resemblance = judge.compare(shown, cells[match.cell_id].digest) if match.cell_id in cells else None
+        if resemblance is not None and resemblance.verdict is Verdict.DUPLICATE:
+            found.append((-resemblance.score, age, match.cell_id))
+    return [cell_id for _, _, cell_id in sorted(found)]
+
+
+def catch_up(
+    lab: Lab,
+    store: Store,
+    thresholds: Thresholds,
+    *,
+    stopped: Callable[[], bool],
+    told: Callable[[int, int, str], None],
+) -> bool:
+    """Give a fingerprint to every cell that has none of the present kind, from its kept bytes, and compare it with the others.
+
+    Cells are taken in the order they came, some at a time, each part in one transaction; what people decided stays. Links that the
+    thesis' rule made and registration does not confirm are taken out. True once no cell is left.
+    """
+    judge = Judge(lab, thresholds)
+    missing = store.duplicates.without_fingerprint(VERSION)
+    for start in range(0, len(missing), _AT_ONCE):
+        if stopped():
+            return False
+        ids = missing[start : start + _AT_ONCE]
+        cells = store.cells(ids)
+        learnt = [Learnt(cell_id, _fingerprint(lab, cells[cell_id].digest)) for cell_id in ids if cell_id in cells]
+        failpoint("fingerprint.commit")
+        store.learn_fingerprints(learnt, judge=judge, candidate_bits=thresholds.candidate_bits)
+        told(start + len(ids), len(missing), "cells compared with all others")
+    return True
+
+
+def _fingerprint(lab: Lab, digest: str) -> Fingerprint | None:
+    try:
+        pixels = decode(lab.read_image(digest))
+    except LabrefError:
+        return None
+    return fingerprint(without_frame(pixels, prepare_pixels(pixels)).crop)

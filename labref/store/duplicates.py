@@ -1,0 +1,414 @@
+"""Cells that repeat others: fingerprints, what labref found, and what people decided.
+
+Tables: `fingerprint` (a row a cell; NULL hashes where the kept bytes cannot be used), `resemblance` (every pair that labref called a
+duplicate or a possible one, and how alike they were; only ever grows), `duplicate_decision` (what people said of pairs, and took
+back; the last row of a pair holds). The link itself stands in `cell`: duplicate_of, duplicate_verdict, duplicate_group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final
+
+import duckdb
+
+from labref.errors import StoreError
+from labref.failpoints import failpoint
+from labref.fingerprint import VERSION, Fingerprint, Verdict
+from labref.store import rows
+from labref.store.recording import reason_of
+from labref.store.text import from_column, from_nullable, to_column, to_nullable
+from labref.store.values import Outcome, Resemblance
+
+__all__ = ["Conflict", "Decision", "Duplicates", "Learnt", "Pair", "load_book", "set_link", "write_fingerprints"]
+
+_NOT_CONFIRMED: Final = "no recapture: registration does not confirm what the average hash had found"
+
+
+class Decision(StrEnum):
+    """What a person said of a pair."""
+
+    CONFIRMED = "confirmed"
+    REJECTED = "rejected"
+    UNDONE = "undone"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A cell and the earlier one that it repeats or may repeat.
+
+    verdict : that holds now; None for a pair that a person rejected.  found : labref's own; None where it saw nothing alike.
+    score : correlation after registration, where labref found it.  decision, who, decided_at : the last a person said, if anybody.
+    """
+
+    cell_id: str
+    other: str
+    verdict: Verdict | None
+    found: Verdict | None
+    score: float | None
+    found_at: datetime | None
+    decision: Decision | None
+    who: str | None
+    decided_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A cell whose files, the same bytes all of them, say different classes. label : that it carries.  says : path, label, source."""
+
+    cell_id: str
+    label: str
+    label_source: str
+    says: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """A stored cell whose fingerprint was made late; None where its kept bytes cannot be used."""
+
+    cell_id: str
+    fingerprint: Fingerprint | None
+
+
+class Duplicates:
+    """Pairs of cells in one store; `Store.duplicates`. Methods may be called from any thread."""
+
+    def __init__(
+        self,
+        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+    ) -> None:
+        """reading, transaction : the store's."""
+        self._reading, self._transaction = reading, transaction
+        self._rejected: Set[frozenset[str]] | None = None
+        self._possible: Set[str] | None = None
+
+    # looking
+
+    def pairs(self, *, verdict: str | None = None, limit: int | None = None) -> list[Pair]:
+        """Pairs that hold, and pairs that a person rejected; possible ones first, then the newest.
+
+        verdict : only "duplicate", "possible_duplicate" or "rejected" ones.
+        """
+        query = """
+            WITH said AS (
+                SELECT cell, other, last(decision ORDER BY number) AS decision, last(who ORDER BY number) AS who,
+                       last(decided_at ORDER BY number) AS decided_at
+                FROM duplicate_decision GROUP BY cell, other
+            ), measured AS (
+                SELECT cell, other, last(score ORDER BY rowid) AS score, last(verdict ORDER BY rowid) AS found,
+                       last(found_at ORDER BY rowid) AS found_at
+                FROM resemblance GROUP BY cell, other
+            ), pair AS (
+                SELECT cell_id AS cell, duplicate_of AS other, duplicate_verdict AS verdict FROM cell WHERE duplicate_of IS NOT NULL
+                UNION ALL
+                SELECT cell, other, NULL FROM said SEMI JOIN cell c ON c.cell_id = said.cell WHERE decision = 'rejected'
+            )
+            SELECT cell, other, verdict, found, score, found_at, decision, who, decided_at
+            FROM pair LEFT JOIN measured USING (cell, other) LEFT JOIN said USING (cell, other)
+            WHERE $1::VARCHAR IS NULL OR coalesce(verdict, 'rejected') = $1
+            ORDER BY verdict = 'possible_duplicate' DESC NULLS LAST, verdict DESC NULLS LAST, coalesce(found_at, decided_at) DESC, cell
+            """ + ("" if limit is None else f" LIMIT {limit:d}")
+        with self._reading() as cursor:
+            return [_pair(row) for row in cursor.execute(query, [verdict]).fetchall()]
+
+    def conflicts(self, limit: int | None = None) -> list[Conflict]:
+        """Cells whose files say different classes, in the order of their ids."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "SELECT f.cell_id, c.label, c.label_source, list((f.path, f.label, f.label_source) ORDER BY f.path) "
+                "FROM file f JOIN cell c USING (cell_id) WHERE f.label IS NOT NULL GROUP BY ALL "
+                "HAVING count(DISTINCT f.label) > 1 ORDER BY f.cell_id" + ("" if limit is None else f" LIMIT {limit:d}")
+            ).fetchall()
+        return [
+            Conflict(
+                cell_id,
+                from_column(label),
+                source,
+                tuple((from_column(path), from_column(said), str(by)) for path, said, by in says),
+            )
+            for cell_id, label, source, says in found
+        ]
+
+    def history(self, cell_id: str) -> list[tuple[str, str, Decision, str | None, datetime]]:
+        """What people decided of a cell, oldest first: cell, other, decision, who, when."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "SELECT cell, other, decision, who, decided_at FROM duplicate_decision WHERE cell = $1 OR other = $1 "
+                "ORDER BY number",
+                [cell_id],
+            ).fetchall()
+        return [
+            (cell, other, Decision(decision), from_nullable(who), at.replace(tzinfo=UTC))
+            for cell, other, decision, who, at in found
+        ]
+
+    def rejected(self) -> Set[frozenset[str]]:
+        """Pairs of cell ids that a person called different. Microseconds but for the first time."""
+        known = self._rejected
+        if known is None:
+            with self._reading() as cursor:
+                known = {
+                    frozenset((cell, other))
+                    for cell, other, decision in _last_decisions(cursor)
+                    if decision is Decision.REJECTED
+                }
+            self._rejected = known
+        return known
+
+    def possible(self) -> Set[str]:
+        """Cells that may repeat another and that nobody has decided on. Microseconds but after a change."""
+        known = self._possible
+        if known is None:
+            with self._reading() as cursor:
+                known = {
+                    cell_id
+                    for (cell_id,) in cursor.execute(
+                        "SELECT cell_id FROM cell WHERE duplicate_verdict = 'possible_duplicate'"
+                    ).fetchall()
+                }
+            self._possible = known
+        return known
+
+    def forget(self) -> None:
+        """Read again what is kept in memory when it is next asked for."""
+        self._rejected = self._possible = None
+
+    # fingerprints made late
+
+    def count_without_fingerprint(self, version: int = VERSION) -> int:
+        """How many cells have no fingerprint of that version. Some milliseconds for a million cells."""
+        with self._reading() as cursor:
+            row = cursor.execute(
+                "SELECT (SELECT count(*) FROM cell) - (SELECT count(*) FROM fingerprint WHERE version = ?)", [version]
+            ).fetchone()
+        return 0 if row is None else max(0, int(row[0]))
+
+    def without_fingerprint(self, version: int = VERSION) -> list[str]:
+        """Ids of those cells, in the order they came."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "SELECT cell_id FROM cell ANTI JOIN (SELECT cell_id FROM fingerprint WHERE version = ?) USING (cell_id) "
+                "ORDER BY cell.rowid",
+                [version],
+            ).fetchnumpy()["cell_id"]
+        ids: list[str] = found.tolist()
+        return ids
+
+    # deciding
+
+    def confirm(self, cell_id: str, who: str | None, other: str | None = None) -> Pair:
+        """A person says that a cell repeats another: by default the one it is linked with. Raises StoreError where there is none."""
+        return self._decide(cell_id, other, Decision.CONFIRMED, who)
+
+    def reject(self, cell_id: str, who: str | None) -> Pair:
+        """A person says that a cell does not repeat the one it is linked with; the two are never linked again.
+
+        Raises StoreError where it is linked with none.
+        """
+        return self._decide(cell_id, None, Decision.REJECTED, who)
+
+    def undo(self, cell_id: str, who: str | None) -> Pair:
+        """Take back the last decision on a cell; what labref had found itself holds again. Raises StoreError where there is none."""
+        return self._decide(cell_id, None, Decision.UNDONE, who)
+
+    def _decide(self, cell_id: str, other: str | None, decision: Decision, who: str | None) -> Pair:
+        at = rows.now()
+        with self._transaction() as connection:
+            if decision is Decision.UNDONE:
+                cell_id, other = _last_decided(connection, cell_id)
+            else:
+                cell_id, other = _linked(connection, cell_id, other)
+            link: tuple[str, Verdict] | None = None
+            by = f" by {who}" if who else ""
+            outcome, reason = Outcome.STORED, f"a person{by} says it is no recapture of cell {other}"
+            if decision is Decision.CONFIRMED:
+                link = other, Verdict.DUPLICATE
+                outcome, reason = Outcome.DUPLICATE, f"a recapture of cell {other}, as a person{by} confirmed; kept"
+            elif decision is Decision.UNDONE:
+                found = _measured(connection, cell_id, other)
+                outcome, reason = Outcome.STORED, f"what was decided of it and cell {other} was taken back{by}"
+                if found is not None:
+                    link = other, found.verdict
+                    outcome, reason = Outcome(found.verdict), reason_of(other, found)
+            failpoint("duplicates.decide")
+            connection.execute(
+                "INSERT INTO duplicate_decision SELECT coalesce(max(number), 0) + 1, ?, ?, ?, ?, ? FROM duplicate_decision",
+                [cell_id, other, str(decision), to_nullable(who), at],
+            )
+            set_link(connection, cell_id, link, outcome=outcome, reason=reason, at=at)
+        self.forget()
+        return next(
+            (pair for pair in self.pairs() if (pair.cell_id, pair.other) == (cell_id, other)),
+            Pair(cell_id, other, None, None, None, None, decision, who, at.replace(tzinfo=UTC)),
+        )
+
+
+def write_fingerprints(connection: duckdb.DuckDBPyConnection, made: Sequence[tuple[str, Fingerprint | None]]) -> None:
+    """Write the fingerprints of cells that have none."""
+    if made:
+        across = [None if mark is None else mark.across for _, mark in made]
+        down = [None if mark is None else mark.down for _, mark in made]
+        connection.execute(
+            "INSERT INTO fingerprint SELECT unnest($1::VARCHAR[]), $2, unnest($3::UBIGINT[]), unnest($4::UBIGINT[])",
+            [[cell_id for cell_id, _ in made], VERSION, across, down],
+        )
+
+
+def write_resemblances(
+    connection: duckdb.DuckDBPyConnection, found: Sequence[tuple[str, str, Resemblance]], at: datetime
+) -> None:
+    """Write down which cells were found to be alike."""
+    for cell_id, other, resemblance in found:
+        connection.execute(
+            "INSERT INTO resemblance VALUES (?, ?, ?, ?, ?)",
+            [cell_id, other, resemblance.score, str(resemblance.verdict), at],
+        )
+
+
+def set_link(
+    connection: duckdb.DuckDBPyConnection,
+    cell_id: str,
+    link: tuple[str, Verdict] | None,
+    *,
+    outcome: Outcome,
+    reason: str | None,
+    at: datetime,
+) -> None:
+    """Link a stored cell with an earlier one, or with none, and say so in the ledger; what it said before is kept as history."""
+    other, verdict = (None, None) if link is None else (link[0], str(link[1]))
+    members = _members(connection, [cell_id] if other is None else [cell_id, other])
+    connection.execute(
+        "UPDATE cell SET duplicate_of = ?, duplicate_verdict = ? WHERE cell_id = ?", [other, verdict, cell_id]
+    )
+    _regroup(connection, members)
+    # the file that the cell was stored from; copies of its bytes are duplicates of the cell itself
+    stored_from = "cell_id = ? AND duplicate_of IS DISTINCT FROM cell_id"
+    names = ", ".join(rows.FILE)
+    connection.execute(
+        f"INSERT INTO file_history ({names}, replaced_at) SELECT {names}, ? FROM file WHERE {stored_from}",
+        [at, cell_id],
+    )
+    failpoint("duplicates.files")
+    connection.execute(
+        f"UPDATE file SET outcome = ?, reason = ?, duplicate_of = ?, recorded_at = ? WHERE {stored_from}",
+        [str(outcome), None if reason is None else to_column(reason), other, at, cell_id],
+    )
+
+
+def unlink_unconfirmed(connection: duckdb.DuckDBPyConnection, cell_id: str, at: datetime) -> bool:
+    """Take out a link that no registration and no person made: the thesis' rule did, in an earlier version. True where there was one."""
+    row = connection.execute("SELECT duplicate_of FROM cell WHERE cell_id = ?", [cell_id]).fetchone()
+    if row is None or row[0] is None or _measured(connection, cell_id, row[0]) is not None:
+        return False
+    if any((cell, other) == (cell_id, row[0]) for cell, other, _ in _last_decisions(connection)):
+        return False
+    set_link(connection, cell_id, None, outcome=Outcome.STORED, reason=_NOT_CONFIRMED, at=at)
+    return True
+
+
+def load_book(cursor: duckdb.DuckDBPyConnection) -> Mapping[str, Any]:
+    """Both hashes, ids and ages of the cells that have a fingerprint of the present version, as arrays."""
+    return cursor.execute(
+        "SELECT f.across, f.down, ('0x' || c.cell_id)::UBIGINT AS id, c.rowid::UINTEGER AS age FROM cell c "
+        "JOIN fingerprint f USING (cell_id) WHERE f.version = ? AND f.across IS NOT NULL",
+        [VERSION],
+    ).fetchnumpy()
+
+
+def decided(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Cells whose link is a person's: they confirmed or rejected it, and did not take that back."""
+    return {cell for cell, _, decision in _last_decisions(connection) if decision is not Decision.UNDONE}
+
+
+def _last_decisions(cursor: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, str, Decision]]:
+    found = cursor.execute(
+        "SELECT cell, other, last(decision ORDER BY number) FROM duplicate_decision GROUP BY cell, other"
+    ).fetchall()
+    return ((cell, other, Decision(decision)) for cell, other, decision in found)
+
+
+def _last_decided(connection: duckdb.DuckDBPyConnection, cell_id: str) -> tuple[str, str]:
+    found = connection.execute(
+        "SELECT cell, other, decision FROM duplicate_decision WHERE cell = $1 OR other = $1 ORDER BY number DESC",
+        [cell_id],
+    ).fetchall()
+    seen: set[tuple[str, str]] = set()
+    for cell, other, decision in found:
+        if (cell, other) not in seen and decision != Decision.UNDONE:
+            return str(cell), str(other)
+        seen.add((cell, other))
+    raise StoreError(f"nobody has decided on cell {cell_id}, so there is nothing to undo; see `labref duplicates`.")
+
+
+def _linked(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str | None) -> tuple[str, str]:
+    """The later and the earlier cell of a pair. Raises StoreError."""
+    row = connection.execute("SELECT duplicate_of, rowid FROM cell WHERE cell_id = ?", [cell_id]).fetchone()
+    if row is None:
+        raise StoreError(f"this lab has no cell {cell_id}; `labref duplicates` lists those in question.")
+    if other is None:
+        if row[0] is None:
+            raise StoreError(
+                f"cell {cell_id} is linked with no other; `labref duplicates` lists those that are. To say that it repeats "
+                "one, use `labref duplicates confirm CELL --of OTHER`."
+            )
+        return cell_id, str(row[0])
+    of = connection.execute("SELECT rowid FROM cell WHERE cell_id = ?", [other]).fetchone()
+    if of is None or other == cell_id:
+        raise StoreError(f"cell {cell_id} cannot be a recapture of {other}: name two cells of this lab.")
+    return (cell_id, other) if row[1] > of[0] else (other, cell_id)
+
+
+def _measured(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str) -> Resemblance | None:
+    row = connection.execute(
+        "SELECT score, verdict FROM resemblance WHERE cell = ? AND other = ? ORDER BY rowid DESC LIMIT 1",
+        [cell_id, other],
+    ).fetchone()
+    return None if row is None else Resemblance(float(row[0]), Verdict(row[1]))
+
+
+def _members(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> list[str]:
+    """All cells of the groups that these belong to."""
+    found = connection.execute(
+        "WITH root AS (SELECT DISTINCT coalesce(duplicate_group, cell_id) AS id FROM cell "
+        "WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))) "
+        "SELECT DISTINCT cell_id FROM cell, root WHERE cell_id = root.id OR duplicate_group = root.id",
+        [list(ids)],
+    ).fetchall()
+    return [cell_id for (cell_id,) in found]
+
+
+def _regroup(connection: duckdb.DuckDBPyConnection, members: Sequence[str]) -> None:
+    """Name each cell's group after the first of its chain again, where links between them have changed."""
+    found = connection.execute(
+        "SELECT cell_id, duplicate_of, duplicate_verdict, duplicate_group FROM cell "
+        "WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))",
+        [list(members)],
+    ).fetchall()
+    follows = {cell: other for cell, other, verdict, _ in found if verdict == Verdict.DUPLICATE}
+    for cell_id, _, _, before in found:
+        root = cell_id
+        while root in follows:  # ends: links lead from later cells to earlier ones
+            root = follows[root]
+        group = None if root == cell_id else root
+        if group != before:
+            connection.execute("UPDATE cell SET duplicate_group = ? WHERE cell_id = ?", [group, cell_id])
+
+
+def _pair(row: Sequence[Any]) -> Pair:
+    cell, other, verdict, found, score, found_at, decision, who, decided_at = row
+    return Pair(
+        cell,
+        other,
+        None if verdict is None else Verdict(verdict),
+        None if found is None else Verdict(found),
+        score,
+        None if found_at is None else found_at.replace(tzinfo=UTC),
+        None if decision is None else Decision(decision),
+        from_nullable(who),
+        None if decided_at is None else decided_at.replace(tzinfo=UTC),
+    )
