@@ -21,8 +21,8 @@ from exporters.graphs import ExportError, Parity, convert, measure_parity
 from exporters.precision import PRECISIONS, add_reduced
 from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, Precision, Trunk, manifest_bytes, pack
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
+from labref.duplicates import DEFAULTS as DUPLICATES
 from labref.errors import UnreadableImageError
-from labref.fingerprint import DUPLICATE_BELOW, POSSIBLE_UP_TO
 from labref.image import PREPARATION, prepare, prepare_pixels
 from labref.inference import Embedder
 from training.classes import class_group, class_id
@@ -118,12 +118,7 @@ def export_bundle(
             latent_size=run.config.vae.latent_size,
             latent_scale=scale,
             novelty=novelty,
-            duplicates={
-                "hash": "average_hash",
-                "duplicate_below": DUPLICATE_BELOW,
-                "possible_up_to": POSSIBLE_UP_TO,
-                "how": "the thesis' rule, section 4.2",
-            },
+            duplicates=DUPLICATES.to_json(),
             golden_tolerance=GOLDEN_TOLERANCE,
             training={
                 "config": run.config.to_json(),

@@ -7,7 +7,7 @@ person to decide), different.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -39,8 +39,8 @@ class Thresholds:
     """When two cells are the same.
 
     candidate_bits : both hashes of their fingerprints differ in at most so many of 64 bits.  duplicate_from, possible_from :
-    the correlation after registration that a duplicate, or a possible one, has at least.  farthest : distance of the images' middles
-    after registration, pixels; the middle of a neighbouring cell in the same field lies farther away.  how : how they were calibrated.
+    the correlation after registration that a duplicate, or a possible one, has at least.  farthest : most distance of the images'
+    middles after registration, pixels; the middle of a neighbouring cell in the same field lies farther away.  how : how they were calibrated.
     """
 
     candidate_bits: int
@@ -79,8 +79,12 @@ DEFAULTS: Final = Thresholds(
 
 def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
     """The verdict on two cells that lie on each other like this."""
-    if found.score < thresholds.possible_from or found.middles > thresholds.farthest:
+    if found.score < thresholds.possible_from:
         return Verdict.DIFFERENT
+    if found.middles > thresholds.farthest:
+        # one field, cut out twice: two neighbours, unless both cuts are centred on the same nucleus, which is for a person to see
+        same_nucleus = float(np.hypot(*found.shift)) <= thresholds.farthest / 2
+        return Verdict.POSSIBLE if same_nucleus else Verdict.DIFFERENT
     return Verdict.DUPLICATE if found.score >= thresholds.duplicate_from else Verdict.POSSIBLE
 
 
@@ -154,31 +158,22 @@ def repeated(store: Store, judge: Judge, cell: CellImage) -> list[str]:
     return [cell_id for _, _, cell_id in sorted(found)]
 
 
-def catch_up(
-    lab: Lab,
-    store: Store,
-    thresholds: Thresholds,
-    *,
-    stopped: Callable[[], bool],
-    told: Callable[[int, int, str], None],
-) -> bool:
+def catch_up(lab: Lab, store: Store, thresholds: Thresholds) -> Iterator[tuple[int, int, str]]:
     """Give a fingerprint to every cell that has none of the present kind, from its kept bytes, and compare it with the others.
 
     Cells are taken in the order they came, some at a time, each part in one transaction; what people decided stays. Links that the
-    thesis' rule made and registration does not confirm are taken out. True once no cell is left.
+    thesis' rule made and registration does not confirm are taken out. Yields (done, total, text) after each part; who stops listening
+    ends it, and the next call goes on from there.
     """
     judge = Judge(lab, thresholds)
     missing = store.duplicates.without_fingerprint(VERSION)
     for start in range(0, len(missing), _AT_ONCE):
-        if stopped():
-            return False
         ids = missing[start : start + _AT_ONCE]
         cells = store.cells(ids)
         learnt = [Learnt(cell_id, _fingerprint(lab, cells[cell_id].digest)) for cell_id in ids if cell_id in cells]
         failpoint("fingerprint.commit")
         store.learn_fingerprints(learnt, judge=judge, candidate_bits=thresholds.candidate_bits)
-        told(start + len(ids), len(missing), "cells compared with all others")
-    return True
+        yield start + len(ids), len(missing), "cells compared with all others"
 
 
 def _fingerprint(lab: Lab, digest: str) -> Fingerprint | None:

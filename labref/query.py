@@ -163,7 +163,7 @@ class Desk:
         self, *, outcome: str | None = None, path: str | None = None, limit: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """One row for each file found, as JSON values: `path`, `outcome`, `reason`, `cell_id`, `label`, `label_source`, `slide`,
-        `at`, `duplicate_of`; only those with `outcome`, or of the file `path`, at most `limit`."""
+        `at`, `duplicate_of`, `conflict`; only those with `outcome`, or of the file `path`, at most `limit`."""
         if path is not None:
             path = path_to_text(str(absolute(Path(path_from_text(path)))))
         if self._agent is not None:

@@ -339,6 +339,7 @@ def test_the_ledger_can_be_asked_for_a_part(
         "slide",
         "at",
         "duplicate_of",
+        "conflict",
     }
     assert list(ledger_rows(lab, outcome="rejected")) == []
     assert list(ledger_rows(lab, path=rows[0]["path"])) == rows[:1]

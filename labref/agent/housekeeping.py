@@ -10,6 +10,7 @@ from labref.agent.mapping import keep_map
 from labref.agent.retaining import keep_retention
 from labref.operations import Context
 from labref.operations.bundle import due as embed_again
+from labref.operations.duplicates import due as compare_cells
 from labref.operations.optics import due as measure_optics
 
 __all__ = ["HOUSEKEEPERS", "SECONDS", "housekeep"]
@@ -18,7 +19,7 @@ Housekeeper = Callable[[Context], Job | None]
 
 SECONDS: Final = 5.0
 """How often they are asked; each answers within milliseconds."""
-HOUSEKEEPERS: tuple[Housekeeper, ...] = (embed_again, keep_map, keep_retention, measure_optics)
+HOUSEKEEPERS: tuple[Housekeeper, ...] = (embed_again, compare_cells, keep_map, keep_retention, measure_optics)
 
 
 def housekeep(context: Context) -> None:

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from labref import __version__
-from labref.cli import agent, bundle, demo, init, label, ledger, map, query, status, store
+from labref.cli import agent, bundle, demo, duplicates, init, label, ledger, map, query, status, store
 from labref.errors import LabrefError
 
 __all__ = ["app", "main"]
@@ -75,7 +75,7 @@ def _labref(
     pass
 
 
-for _module in (init, agent, query, status, ledger, label, store, bundle, map, demo):
+for _module in (init, agent, query, status, ledger, duplicates, label, store, bundle, map, demo):
     _module.add_to(app)
 
 

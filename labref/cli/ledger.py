@@ -35,7 +35,8 @@ Examples:
 \b
 With --json, one JSON object a line for each file found: path, outcome, reason (null unless rejected or a duplicate),
 cell_id (null when rejected), label, label_source (reviewed, analyser, predicted), slide, at (when it was decided,
-ISO 8601, UTC), duplicate_of (the cell it duplicates, or null).
+ISO 8601, UTC), duplicate_of (the cell it duplicates, or null), conflict (null, or the classes that the files with these
+very bytes say, where they say different ones).
 
 --check looks whether each file in the export folders has its outcome and looks as it did then, whether each cell has its
 original bytes with the right digest, and its embedding in the active bundle, and whether there are outcomes, embeddings
@@ -94,7 +95,8 @@ def ledger(
 
 def _line(row: Mapping[str, Any]) -> str:
     cell = f"{row['cell_id']}  {row['label']} ({row['label_source']})" if row["cell_id"] else None
-    what = "; ".join(part for part in (cell, row["reason"]) if part)
+    conflict = f"CONFLICT: files with these bytes say {' and '.join(row['conflict'])}" if row["conflict"] else None
+    what = "; ".join(part for part in (cell, row["reason"], conflict) if part)
     return f"{row['at'][:19]}  {row['outcome']:<18}  {row['path']}  {what}"
 
 

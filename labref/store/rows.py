@@ -99,15 +99,18 @@ def ledger(
     query = f"""
         SELECT f.path, f.outcome, f.reason, f.cell_id, coalesce(f.label, c.label),
                CASE WHEN f.label IS NULL THEN c.label_source ELSE f.label_source END,
-               coalesce(f.slide, c.slide), f.recorded_at, f.duplicate_of
-        FROM {table} f LEFT JOIN cell c USING (cell_id) WHERE {condition}"""
+               coalesce(f.slide, c.slide), f.recorded_at, f.duplicate_of, said.classes
+        FROM {table} f LEFT JOIN cell c USING (cell_id) LEFT JOIN (
+            SELECT cell_id, list_sort(list(DISTINCT label)) AS classes FROM file
+            WHERE label IS NOT NULL GROUP BY cell_id HAVING count(DISTINCT label) > 1
+        ) said USING (cell_id) WHERE {condition}"""
     if limit is None:
         query += f" ORDER BY {order}"
     else:
         query = f"FROM ({query} ORDER BY f.recorded_at DESC, f.path DESC LIMIT {limit:d}) f ORDER BY {order}"
     cursor.execute(query, list(where.values()))
     while rows := cursor.fetchmany(2048):
-        for path, outcome, reason, cell_id, label, source, slide, at, duplicate_of in rows:
+        for path, outcome, reason, cell_id, label, source, slide, at, duplicate_of, classes in rows:
             yield LedgerRow(
                 from_column(path),
                 Outcome(outcome),
@@ -118,6 +121,7 @@ def ledger(
                 from_nullable(slide),
                 at.replace(tzinfo=UTC),
                 duplicate_of,
+                None if classes is None else tuple(map(from_column, classes)),
             )
 
 

@@ -136,7 +136,8 @@ class LedgerRow:
 
     label and label_source: what the path itself said of the cell, else what the cell carries now. at: when this
     outcome was recorded, UTC. duplicate_of: the cell that this one repeats; for byte-identical files that is
-    the cell itself. reason: None for a plain `stored`.
+    the cell itself. reason: None for a plain `stored`. conflict: the classes that the files of this cell say, where they
+    say different ones (as the ledger is read; `record` does not say it).
     """
 
     path: str
@@ -148,6 +149,7 @@ class LedgerRow:
     slide: str | None
     at: datetime
     duplicate_of: str | None
+    conflict: tuple[str, ...] | None = None
 
 
 class FileState(NamedTuple):

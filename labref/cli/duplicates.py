@@ -1,0 +1,244 @@
+"""`labref duplicates`: cells captured twice, and what people decide of them."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labref.cli._shared import JsonOption, LabOption, perform, print_json
+from labref.errors import LabrefError
+
+if TYPE_CHECKING:
+    from labref.lab import Lab
+
+__all__ = ["add_to"]
+
+_HELP = """Cells that were captured twice: list them, look at them side by side, decide.
+
+A new cell is compared with all stored ones, whatever their class. Two pictures of the same cell agree almost fully once
+they are laid over each other; two cells never do. In between lies a possible duplicate: it is kept as a cell like any
+other, and listed here until somebody decides. A duplicate is kept as well, but is no reference for its own twin. Nothing
+is ever dropped. Decisions are remembered, with who and when, and can be undone; a rejected pair is never linked again.
+
+A file with the very bytes of another is one more path of the same cell. Where such files lie in folders of different
+classes, that is a conflict, and listed here too.
+
+\b
+  labref duplicates
+  labref duplicates --only possible --grid pairs.png
+  labref duplicates confirm 3f2a9c0d11e87b64
+  labref duplicates reject 3f2a9c0d11e87b64 --who "A. Lind"
+  labref duplicates undo 3f2a9c0d11e87b64
+
+\b
+With --json, one object a line. Pairs: kind ("pair"), cell_id, duplicate_of (the earlier cell), verdict (duplicate,
+possible_duplicate or rejected: what holds now), found (what labref saw itself, or null), score (how far the pictures
+agree, at most 1; null where labref did not compare them), found_at, decision (confirmed, rejected, undone or null), who,
+decided_at, cell and other {label, label_source, slide, analyser, captured_at, path}. Conflicts: kind ("conflict"),
+cell_id, label, label_source (what the cell carries), paths [{path, label, label_source}].
+"""
+_CONFIRM = """Say that a cell is the same cell as the one it is linked with, or, with --of, as another one.
+
+\b
+  labref duplicates confirm 3f2a9c0d11e87b64
+  labref duplicates confirm 3f2a9c0d11e87b64 --of 90b1c3aa5e6f0d42      a pair that labref did not see
+"""
+_REJECT = """Say that a cell is not the one it is linked with. They are never linked again.
+
+\b
+  labref duplicates reject 3f2a9c0d11e87b64
+"""
+_UNDO = """Take back the last decision on a cell. What labref saw itself holds again.
+
+\b
+  labref duplicates undo 3f2a9c0d11e87b64
+"""
+_HISTORY = """Tell what people decided of a cell: who, when.
+
+\b
+With --json, one object a line, oldest first: cell_id, duplicate_of, decision, who, at.
+"""
+_FIND = """Compare cells that were stored by an earlier labref, which compared them in another way. The agent does it by itself.
+
+\b
+With --json, one object: compared (how many cells).
+"""
+_MOST_DRAWN = 60
+
+
+class Only(StrEnum):
+    """Which pairs to list."""
+
+    POSSIBLE = "possible"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+    CONFLICT = "conflict"
+
+
+CellArgument = Annotated[str, typer.Argument(metavar="CELL", help="The id of the later cell.", show_default=False)]
+WhoOption = Annotated[
+    str | None,
+    typer.Option("--who", metavar="NAME", help="Who decides. Default: your login name.", show_default=False),
+]
+
+app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+
+@app.callback(help=_HELP)
+def duplicates(
+    context: typer.Context,
+    lab: LabOption = None,
+    only: Annotated[Only | None, typer.Option("--only", help="Only these.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most this many pairs, and conflicts.", show_default=False)
+    ] = None,
+    grid: Annotated[
+        Path | None,
+        typer.Option(
+            "--grid",
+            metavar="OUT.png",
+            dir_okay=False,
+            help=f"Also draw the pairs side by side, the first {_MOST_DRAWN}.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    from labref.lab import Lab
+
+    where = Lab.find(lab)
+    verdict = "possible_duplicate" if only is Only.POSSIBLE else None if only is None else only.value
+    rows = list(perform(where, "duplicates.list", verdict=verdict, limit=limit))
+    for row in rows:
+        if json:
+            print_json(row)
+        else:
+            typer.echo(_pair(row) if row["kind"] == "pair" else _conflict(row))
+    if not rows and not json:
+        typer.echo("no duplicates" if only is None else f"none that is {only.value}")
+    if grid is not None:
+        _draw(where, [row for row in rows if row["kind"] == "pair"], grid)
+
+
+@app.command(help=_CONFIRM, short_help="Say that two cells are the same.")
+def confirm(
+    cell: CellArgument,
+    lab: LabOption = None,
+    of: Annotated[
+        str | None, typer.Option("--of", metavar="OTHER", help="The cell it repeats.", show_default=False)
+    ] = None,
+    who: WhoOption = None,
+    json: JsonOption = False,
+) -> None:
+    _decide(lab, "duplicates.confirm", json, cell=cell, who=who or _login(), of=of)
+
+
+@app.command(help=_REJECT, short_help="Say that two cells are not the same.")
+def reject(cell: CellArgument, lab: LabOption = None, who: WhoOption = None, json: JsonOption = False) -> None:
+    _decide(lab, "duplicates.reject", json, cell=cell, who=who or _login())
+
+
+@app.command(help=_UNDO, short_help="Take back the last decision.")
+def undo(cell: CellArgument, lab: LabOption = None, who: WhoOption = None, json: JsonOption = False) -> None:
+    _decide(lab, "duplicates.undo", json, cell=cell, who=who or _login())
+
+
+@app.command(help=_HISTORY, short_help="What was decided of a cell, by whom.")
+def history(cell: CellArgument, lab: LabOption = None, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    rows = list(perform(Lab.find(lab), "duplicates.history", cell=cell))
+    for row in rows:
+        if json:
+            print_json(row)
+        else:
+            by = f" by {row['who']}" if row["who"] else ""
+            typer.echo(f"{row['at'][:19]}  {row['cell_id']} of {row['duplicate_of']}: {row['decision']}{by}")
+    if not rows and not json:
+        typer.echo(f"nobody has decided on {cell}")
+
+
+@app.command(help=_FIND, short_help="Compare cells that an earlier labref stored.")
+def find(lab: LabOption = None, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    (row,) = perform(Lab.find(lab), "duplicates.find")
+    if json:
+        print_json(row)
+    else:
+        typer.echo(f"{row['compared']} cells compared with all others")
+
+
+def _decide(lab: Path | None, operation: str, json: bool, **parameters: Any) -> None:
+    from labref.lab import Lab
+
+    (row,) = perform(Lab.find(lab), operation, **parameters)
+    if json:
+        print_json(row)
+    else:
+        typer.echo(_pair(row))
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a service account without a name
+        return "unknown"
+
+
+def _pair(row: dict[str, Any]) -> str:
+    """A pair in one line, and its two files below it."""
+    score = "not compared" if row["score"] is None else f"agree to {row['score']:.3f}"
+    said = ""
+    if row["decision"] is not None:
+        by = f" by {row['who']}" if row["who"] else ""
+        said = f"; {row['decision']}{by}, {row['decided_at'][:10]}"
+    lines = [f"{row['cell_id']}  {row['verdict']} of {row['duplicate_of']}  ({score}{said})"]
+    for name in ("cell", "other"):
+        if row[name] is not None:
+            lines.append(f"    {row[name]['label']} ({row[name]['label_source']})  {row[name]['path']}")
+    return "\n".join(lines)
+
+
+def _conflict(row: dict[str, Any]) -> str:
+    lines = [
+        f"{row['cell_id']}  CONFLICT: its files say different classes; it carries {row['label']} ({row['label_source']})"
+    ]
+    lines += [f"    {path['label']} ({path['label_source']})  {path['path']}" for path in row["paths"]]
+    return "\n".join(lines)
+
+
+def _draw(lab: Lab, pairs: Sequence[dict[str, Any]], out: Path) -> None:
+    from labref.image import decode
+    from labref.sheet import Tile, draw_sheet
+
+    tiles = []
+    for row in pairs[:_MOST_DRAWN]:
+        score = "not compared" if row["score"] is None else f"agree to {row['score']:.3f}"
+        for cell_id, cell, lines in (
+            (row["cell_id"], row["cell"], (row["cell_id"], f"{row['verdict']}, {score}")),
+            (row["duplicate_of"], row["other"], (row["duplicate_of"], "the earlier one")),
+        ):
+            kept = lab.kept_image(cell_id)
+            label = "no longer there" if cell is None else cell["label"]
+            tiles.append(Tile(None if kept is None else decode(kept), label, lines))
+    shown = min(len(pairs), _MOST_DRAWN)
+    subtitle = f"{shown} of {len(pairs)} pairs; each cell with the earlier one on its right"
+    try:
+        draw_sheet("Cells captured twice", subtitle, tiles, columns=4).save(out)
+    except (OSError, ValueError) as error:
+        raise LabrefError(
+            f"the picture could not be written to {out}: {error}. Give --grid a file name that ends in .png, in a folder "
+            "that exists and can be written to."
+        ) from None
+
+
+def add_to(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="duplicates", short_help="Cells captured twice: list, look, decide.")
