@@ -6,7 +6,7 @@ for. The old space answers until the switch; the index of the new one is built, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -84,11 +84,18 @@ def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> Non
 
 
 def compare(
-    store: Store, old: Bundle, new: Bundle, *, stopped: Stopped, per_class: int = SAMPLE_PER_CLASS
+    store: Store,
+    old: Bundle,
+    new: Bundle,
+    *,
+    stopped: Stopped,
+    withheld: Collection[str] = (),
+    per_class: int = SAMPLE_PER_CLASS,
 ) -> Generator[Row, None, Row | None]:
     """How the references of the lab's own cells change from one bundle to the other; yields progress, returns None where stopped.
 
     Of each class up to `per_class` cells are asked for their eight references in both spaces, as `labref query` would be.
+    withheld : cells that are nobody's references.
     {`cells`, `sampled`, `changed` (of eight, mean over all cells: classes weighted by their size), `same_class_before`,
     `same_class_after` (share of the eight that carry the cell's own label), `classes` {label: the same of each class}}.
     """
@@ -103,7 +110,7 @@ def compare(
         for cell_id in ids:
             if stopped():
                 return None
-            olds, news = _references(store, old, cell_id), _references(store, new, cell_id)
+            olds, news = (_references(store, bundle, cell_id, withheld) for bundle in (old, new))
             done += 1
             if done % 20 == 0:
                 yield progress(done, total, "cells compared in both spaces")
@@ -191,7 +198,7 @@ def describe(store: Store, digest: str) -> Row:
     return row
 
 
-def _references(store: Store, bundle: Bundle, cell_id: str) -> list[references.Reference]:
+def _references(store: Store, bundle: Bundle, cell_id: str, withheld: Collection[str]) -> list[references.Reference]:
     latent = store.latents([cell_id], bundle=bundle.digest).get(cell_id)
     cell = store.cell(cell_id)
     if latent is None or cell is None:
@@ -202,6 +209,7 @@ def _references(store: Store, bundle: Bundle, cell_id: str) -> list[references.R
         latent=latent,
         digest=cell.digest,
         k=_REFERENCES,
+        withheld=withheld,
     )
     return found.references
 

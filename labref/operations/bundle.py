@@ -268,7 +268,8 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
         yield progress(0, 0, "building the index of the new space")
         store.build_index(active)
         store.build_index(digest)
-        report = yield from compare(store, installed(lab, active), bundle, stopped=given_up)
+        withheld = store.duplicates.possible() if lab.config.duplicates.withhold_possible else ()
+        report = yield from compare(store, installed(lab, active), bundle, stopped=given_up, withheld=withheld)
         if report is None:
             return
         store.changes.report(digest, report)
