@@ -50,7 +50,7 @@ def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.
 
     float16: weights and arithmetic, but for the resize.  int8: weights by channel (7 bits, so that CPUs without VNNI do not
     overflow) and activations, both quantised statically (QDQ) with ranges seen on the calibration crops uint8[n, 256, 256, 3];
-    the first convolution, which sees the pixels, stays as it is.
+    what `_kept` names stays as it is.
     """
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -77,15 +77,6 @@ def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:
             batch = next(self._left, None)
             return None if batch is None else {"crops": batch}
 
-    graph = onnx.load(full).graph
-    seen = {"crops"}
-    first = []
-    for node in graph.node:  # what is reached from the input before any convolution, and those convolutions
-        if seen & set(node.input):
-            if node.op_type == "Conv":
-                first.append(node.name)
-            else:
-                seen |= set(node.output)
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # it advises a preparation that tf2onnx has done already
@@ -100,11 +91,36 @@ def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool", "MatMul"],
-            nodes_to_exclude=first,
+            nodes_to_exclude=_kept(onnx.load(full).graph),
             extra_options={"CalibMovingAverage": True},
         )
     finally:
         root.setLevel(level)
+
+
+def _kept(graph: onnx.GraphProto) -> list[str]:
+    """Nodes that keep full precision: the convolutions that see the pixels, and all after the last halving of the grid, which
+    make few of the operations and the whole of the features' last rounding."""
+    seen = {"crops"}
+    kept = []
+    for node in graph.node:
+        if seen & set(node.input):
+            if node.op_type == "Conv":
+                kept.append(node.name)
+            else:
+                seen |= set(node.output)
+    wanted = {value.name for value in graph.output}
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            kept.append(node.name)
+            if not _halves(node):
+                wanted |= set(node.input)
+    return kept
+
+
+def _halves(node: onnx.NodeProto) -> bool:
+    strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [1])
+    return node.op_type in ("Conv", "MaxPool") and max(strides) > 1
 
 
 def open_sessions(trunk: Path, encoder: Path, threads: int = 0) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from labref.errors import LabrefError
 from training.progress import progress_bars
+from training.report import PER_CLASS
 from training.run import Run, RunError
 from training.sweep import SWEEPS, default_attributes, run_sweep
 

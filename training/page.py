@@ -26,7 +26,7 @@ _STYLE = """
  table{border-collapse:collapse;margin:.7rem 0;font-variant-numeric:tabular-nums}
  caption{text-align:left;font-weight:600;padding:.2rem 0}
  th,td{padding:.28rem .7rem;border-bottom:1px solid #dfe4ea;text-align:right;vertical-align:top}
- th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #6b7a8c}tbody th{font-weight:400}
+ td{white-space:nowrap}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #6b7a8c}tbody th{font-weight:400}
  .scroll{overflow-x:auto}img{max-width:100%;height:auto}figure{margin:.8rem 0}figcaption,.small{color:#4a5562;font-size:.88rem}
  code{font-size:.86em;background:#f1f4f7;padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}
  nav ul{columns:2;padding-left:1.2rem}a{color:#0b4f9c}:focus-visible{outline:3px solid #0b4f9c;outline-offset:2px}
@@ -349,7 +349,7 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, An
     body: list[str] = []
     if len(rows) < len(wanted):
         missing = [row.name for row in wanted if row.name not in {done["row"] for done in rows}]
-        command = report["command"].replace("report", f"sweep {name}", 1)
+        command = f"python -m training sweep {name} {report['folder']}"
         body.append(
             f'<p class="missing">Not measured yet: {_text(", ".join(missing))}. Make it with <code>{_text(command)}</code>.</p>'
         )

@@ -17,14 +17,16 @@ from training.run import Run, RunError, write_json
 from training.statistics import share
 from training.sweep import SWEEPS, default_attributes, read_history, results
 
-__all__ = ["REPORT", "collect", "load_report"]
+__all__ = ["PER_CLASS", "REPORT", "collect", "load_report"]
 
 REPORT = "report.json"
+PER_CLASS = 100
+_TWO = "the VAE trained with L = 2"
 _VERSION = 1  # of what is measured and how; a report of an older version is measured again
 
 
 def collect(
-    run: Run, attributes: Path | None, progress: Progress, again: bool = False, per_class: int = 100
+    run: Run, attributes: Path | None, progress: Progress, again: bool = False, per_class: int = PER_CLASS
 ) -> dict[str, Any]:
     """Measure what the run has, take in its finished sweeps, and write all as `report.json` in its folder.
 
@@ -35,17 +37,25 @@ def collect(
         if not (run.folder / name).exists():
             raise RunError(f"{run.folder} has no {name} yet; `python -m training resume {run.folder}` goes on with it")
     attributes = default_attributes(run, attributes)
-    identity = _identity(run, attributes) | {"rotmes_per_class": per_class}
+    identity = _identity(run, attributes)
     before = load_report(run.folder) if (run.folder / REPORT).exists() and not again else {}
     parts: dict[str, Any] = dict(before.get("parts", {})) if before.get("identity") == identity else {}
+    if parts.get("rotmes", {}).get("per_class") != per_class:
+        parts.pop("rotmes", None)
+    if parts.get("plane", {}).get("how") != _TWO and _two_dimensional(run).exists():
+        parts.pop("plane", None)
+    command = ["python", "-m", "training", "report", str(run.folder)]
+    if per_class != PER_CLASS:
+        command += ["--per-class", str(per_class)]
     report: dict[str, Any] = {
         "version": _VERSION,
         "run": run.folder.name,
+        "folder": str(run.folder),
         "config": run.config.to_json(),
         "split": run.split.digest,
         "data": run.data.name,
         "identity": identity,
-        "command": shlex.join(["python", "-m", "training", "report", str(run.folder)]),
+        "command": shlex.join(command),
         "parts": parts,
     }
     measured: dict[str, Callable[[], Any]] = {
@@ -148,10 +158,10 @@ def _measured(run: Run, attributes: Path | None, progress: Progress, per_class: 
         }
 
     def plane() -> dict[str, Any]:
-        two = run.folder / "sweeps" / "latent-2" / "encoder.keras"
-        if two.exists() and (two.parent / "figures.json").exists():
+        two = _two_dimensional(run)
+        if two.exists():
             small = keras.models.load_model(two, compile=False)
-            points, how = encode(small, space.queries.features), "the VAE trained with L = 2"
+            points, how = encode(small, space.queries.features), _TWO
         else:
             points, how = _first_two(references, queries), "the first two principal components of the run's latents"
         return {
@@ -165,8 +175,13 @@ def _measured(run: Run, attributes: Path | None, progress: Progress, per_class: 
         "pca": pca,
         "map": by_map,
         "plane": plane,
-        "rotmes": lambda: rotmes(run, space, encoder, progress, per_class),
+        "rotmes": lambda: rotmes(run, space, encoder, progress, per_class) | {"per_class": per_class},
     }
+
+
+def _two_dimensional(run: Run) -> Path:
+    """The encoder of the sweep over latent sizes with L = 2: written when it is trained to its end."""
+    return run.folder / "sweeps" / "latent-2" / "encoder.keras"
 
 
 def _first_two(known: NDArray[np.float32], asked: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -27,11 +27,10 @@ from training.statistics import bootstrap
 from training.triplets import attribute_triplets, score
 from training.vae import extract_features
 
-__all__ = ["CHANGES", "EXPERTS", "PER_CLASS", "Cells", "Space", "encode", "map_references", "measure", "rotmes"]
+__all__ = ["CHANGES", "EXPERTS", "Cells", "Space", "encode", "map_references", "measure", "rotmes"]
 
 EXPERTS = 0.961
 """Agreement between two experts on WBCAtt's attributes, by their own re-annotation (Tsutsui et al., NeurIPS 2023)."""
-PER_CLASS = 100
 _BLOCK = 64
 
 Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -192,7 +191,7 @@ def map_references(
     return rows, away, places.astype(np.float32)
 
 
-def rotmes(run: Run, space: Space, encoder: Any, progress: Progress, per_class: int = PER_CLASS) -> dict[str, Any]:
+def rotmes(run: Run, space: Space, encoder: Any, progress: Progress, per_class: int = 100) -> dict[str, Any]:
     """ROTMES (the thesis' section 4.7) on up to `per_class` held-out images of each class, in the latents and at the break.
 
     JSON: `n`; for `latents` and `features`: `rotmes` (mean squared error between an image and its turn and two flips), the
