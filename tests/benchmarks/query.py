@@ -54,14 +54,17 @@ def latents_of(kind: str, seed: int, n: int, size: int) -> tuple[NDArray[np.floa
     return (centres[of] + rng.standard_normal((n, size), np.float32)) * scale @ turn, of // 5
 
 
-def build(path: Path, kind: str, n: int, size: int) -> None:
-    """A store of n made-up cells, written past `record` because that one embeds, compares and confirms every batch."""
+def build(path: Path, kind: str, n: int, size: int, *, digest: str = BUNDLE, labels: Sequence[str] = LABELS) -> None:
+    """A store of n made-up cells, written past `record` because that one embeds, compares and confirms every batch.
+
+    digest, labels : of the bundle in whose space they lie; cells carry the first five labels.
+    """
     with Store.create(path) as store:
-        activate(store, latent_size=size)
+        activate(store, digest, latent_size=size, labels=labels)
     with duckdb.connect(str(path), config={"memory_limit": "2GiB", "threads": 2}) as connection:
         connection.execute(
             "CREATE TEMP TABLE class AS SELECT unnest(?) AS label, unnest(range(?)) AS number",
-            [list(LABELS), len(LABELS)],
+            [list(labels), len(labels)],
         )
         numbers = ", ".join(f"l{i}" for i in range(size))
         for start in range(0, n, ROWS):
@@ -88,7 +91,11 @@ def build(path: Path, kind: str, n: int, size: int) -> None:
             )
             connection.execute(
                 f"INSERT INTO embedding_1 SELECT digest[1:16], array_value({numbers}), "
-                f"{[1 / len(LABELS)] * len(LABELS)}::FLOAT[{len(LABELS)}], label, 0.2 FROM made"
+                f"{[1 / len(labels)] * len(labels)}::FLOAT[{len(labels)}], label, 0.2 FROM made"
+            )
+            # there are no images, so nothing could be measured of them
+            connection.execute(
+                "INSERT INTO measure (cell_id, analyser, added_at) SELECT digest[1:16], 'DC-1', now() FROM made"
             )
             connection.commit()
             note(f"{start + rows:,} of {n:,} cells")
