@@ -21,7 +21,7 @@ from labref import __version__
 from labref.cli import app
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 
-COMMANDS = ("init", "agent", "query", "status", "ledger", "demo")
+COMMANDS = ["agent", "bundle", "demo", "duplicates", "init", "label", "ledger", "map", "query", "status", "store"]
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +204,17 @@ def test_the_ledger_reads_well(lab: Path) -> None:
 
 
 ANSWER = {
-    *("image", "bundle", "predicted", "probabilities", "references", "distribution", "novelty", "duplicate_of"),
+    *(
+        "image",
+        "bundle",
+        "predicted",
+        "probabilities",
+        "references",
+        "distribution",
+        "novelty",
+        "duplicate_of",
+        "optics",
+    ),
     *("map", "timings_ms"),
 }
 
