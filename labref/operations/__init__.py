@@ -78,13 +78,24 @@ def progress(done: int, total: int, text: str) -> Row:
 
 
 def perform(context: Context, name: str, parameters: dict[str, Any]) -> Iterator[Row]:
-    """Do an operation here. Raises `LabrefError` where it is unknown, or takes other parameters, before the first row."""
+    """Do an operation here. Raises `LabrefError` where it is unknown, or takes other parameters, before the first row; and
+    where the operating system fails it, such as by a full disk."""
     function = _find(name)
     try:
         inspect.signature(function).bind(context, **parameters)
     except TypeError as error:
         raise LabrefError(f"operation {name}: {error}. The command and the agent are of different versions.") from None
-    return function(context, **parameters)
+    return _in_words(context, function(context, **parameters))
+
+
+def _in_words(context: Context, rows: Iterator[Row]) -> Iterator[Row]:
+    try:
+        yield from rows
+    except OSError as error:  # its file name could name a patient
+        raise LabrefError(
+            f"{error.strerror or type(error).__name__}: what was begun in {context.lab.folder} is not finished. Look at the free disk "
+            "space and the rights of the folder, and do it again."
+        ) from error
 
 
 def run(lab: Lab, name: str, **parameters: Any) -> Iterator[Row]:
