@@ -199,7 +199,7 @@ def _round(life: _Life, scenario: str, points: dict[str, Counter[str]], rng: ran
     known = points.setdefault(scenario, Counter())
     if known and rng.random() < 0.9:
         point = rng.choice(sorted(known))
-        # early and late, but not later than it has ever been met
+        # early and late, but not later than it has been met
         plan = f"{point}={_action(rng)}@{rng.randint(1, known[point])}"
     else:
         plan = f"*={_action(rng)}@{rng.randint(1, max(8, sum(known.values())))}"
