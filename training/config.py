@@ -94,8 +94,11 @@ class VaeConfig:
     that turns by 90° and mirrors carry into each other, which makes the latent indifferent to them.
     views : augmented views of each training cell whose features it is trained on; it reconstructs the mean of the views
     from any one of them, so what differs between turns of a cell is noise to it. 1: plain features of the plain crop.
+    optics_views : so many of the views, the last ones, are also changed as the classifier's augmentation changes optics.
     beta : weight of the KL term.  class_weight : weight of a class head on the latent mean (0: none, as in the thesis).
     attribute_weight : weight of a head for each expert attribute on the latent mean, where the run has some.
+    neighbour_weight : weight of the neighbours' agreement: of cells drawn by their nearness in latent space (as in
+    neighbourhood components analysis, Goldberger et al. 2004), those of the class that share its attributes.
     """
 
     latent_size: int = 50
@@ -104,9 +107,11 @@ class VaeConfig:
     dropout: float = 0.2
     pooling: Literal["flatten", "orbits"] = "flatten"
     views: int = 1
+    optics_views: int = 0
     beta: float = 1.0
     class_weight: float = 0.0
     attribute_weight: float = 0.0
+    neighbour_weight: float = 0.0
     batch_size: int = 128
     epochs: int = 20
     learning_rate: float = 1e-3
@@ -182,8 +187,47 @@ PRESETS: dict[str, RunConfig] = {
         orientations=8,
         vae=VaeConfig(pooling="orbits", views=3, class_weight=20.0, epochs=60),
     ),
+    "optics": RunConfig(
+        name="starter",
+        classifier=ClassifierConfig(
+            width=0.5,
+            input_size=128,
+            epochs=14,
+            learning_rate=1e-3,
+            label_smoothing=0.05,
+            class_weights="sqrt",
+            attribute_weight=1.0,
+            augmentation=Augmentation(
+                shift=0.08,
+                zoom=0.25,
+                gain=0.08,
+                blur=0.3,
+                contrast_low=0.2,
+                contrast_high=1.3,
+                stain=0.5,
+                mixing=0.25,
+                tint=0.25,
+                focus=0.9,
+                noise=6.0,
+                cut=0.2,
+                optics_share=0.6,
+            ),
+        ),
+        orientations=8,
+        vae=VaeConfig(
+            layers=0,
+            pooling="orbits",
+            views=4,
+            optics_views=2,
+            class_weight=40.0,
+            attribute_weight=100.0,
+            neighbour_weight=100.0,
+            epochs=40,
+        ),
+    ),
 }
-"""`thesis`: its table 3 (A) and 4. `full`: the thesis' network with what was found better. `starter`: narrow and small, for two cores."""
+"""`thesis`: its table 3 (A) and 4. `full`: the thesis' network with what was found better. `starter`: narrow and small, for two cores. `optics`: a starter
+taught other optics and what experts see, from a trained starter's weights (`classifier.initial`); what labref ships."""
 
 
 def override(config: RunConfig, settings: list[str]) -> RunConfig:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from training.data import batches
 from training.networks import AttributeLoss, build_feature_model, build_vae_parts, orbit_matrix
 from training.run import Run, RunError, load_attribute_codes, load_part, write_json
 
-__all__ = ["Features", "extract_features", "train_vae"]
+__all__ = ["Features", "extract_features", "neighbour_loss", "train_vae"]
 
 VIEW = Augmentation(rotation_degrees=180, flip=True, shift=0.02, zoom=0.04, gain=0.04, brightness=0.02, blur=0.1)
 """Changes between views of a cell that must not change its latent: turns, mirrors, and what a recapture differs by."""
@@ -43,13 +44,17 @@ class Features:
 def extract_features(run: Run, part: str, views: int, progress: Progress) -> Features:
     """Features of `part` ("train" or "validation"), cached in the run's folder as a float16 memory map; resumable.
 
-    View 0 is the plain crop, the others are turned, mirrored and slightly changed (`VIEW`).
+    View 0 is the plain crop, the others are turned, mirrored and slightly changed (`VIEW`), the last
+    `run.config.vae.optics_views` of them also in their optics.
     """
     folder = run.folder / "features"
     folder.mkdir(exist_ok=True)
     crops, rows, targets = load_part(run, part)
     targets = targets[rows]
-    path, state = folder / f"{part}-{views}.npy", folder / f"{part}-{views}.json"
+    optics = min(run.config.vae.optics_views, views - 1)
+    name = f"{part}-{views}" + (f"-{optics}" if optics else "")
+    path, state = folder / f"{name}.npy", folder / f"{name}.json"
+    changes = [VIEW] * (views - optics) + [_with_optics(run.config.classifier.augmentation)] * optics
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     model = build_feature_model(classifier, run.config.orientations)
     shape = (len(rows), views, *model.output_shape[1:])
@@ -66,12 +71,18 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
             out[start : start + len(batch), 0] = step(tf.cast(raw, tf.float32)).numpy()
             for view in range(1, views):
                 seed = tf.constant([run.config.seed * 100_000 + start, view * 100], tf.int32)
-                out[start : start + len(batch), view] = step(augment(raw, VIEW, seed)).numpy()
+                out[start : start + len(batch), view] = step(augment(raw, changes[view], seed)).numpy()
             if (start // 64) % 10 == 9 or start + 64 >= len(rows):
                 out.flush()
                 write_json(state, {"done": start + len(batch)})
             progress.update(task, advance=len(batch))
     return Features(np.load(path, mmap_mode="r"), targets, load_attribute_codes(run, part).codes[rows])
+
+
+def _with_optics(augmentation: Augmentation) -> Augmentation:
+    """`VIEW`, with the changes of optics of another augmentation, always."""
+    names = ("contrast_low", "contrast_high", "stain", "mixing", "tint", "focus", "noise", "cut")
+    return replace(VIEW, **{name: getattr(augmentation, name) for name in names}, optics_share=1.0)
 
 
 def _pool(views: NDArray[Any], pooling: str) -> NDArray[np.float32]:
@@ -97,6 +108,27 @@ def _moments(features: Features, pooling: str) -> tuple[NDArray[np.float32], NDA
     # a channel that hardly varies carries nothing, and must not be blown up to unit variance
     floor = 0.05 * float(np.median(deviation)) + 1e-6
     return mean.astype(np.float32), np.maximum(deviation, floor).astype(np.float32)
+
+
+def neighbour_loss(latents: Any, labels: Any, codes: Any) -> Any:
+    """-log of how well neighbours in latent space agree, mean over a batch: neighbourhood components analysis (Goldberger et
+    al., NIPS 17, 2004, eq. 1 to 4, Euclidean), with a graded agreement instead of the class alone.
+
+    latents : float32[n, L].  labels : int64[n].  codes : int64[n, a], -1 where unknown. Two cells agree by 0 where their
+    classes differ; else by the square of how far the share of attributes they have in common is above one half (1: all),
+    and by 0.5 where the attributes of one are not known.
+    """
+    square = tf.reduce_sum(tf.square(latents), axis=1)
+    distances = square[:, None] + square[None, :] - 2.0 * tf.matmul(latents, latents, transpose_b=True)
+    nearness = tf.nn.softmax(-0.5 * distances - 1e9 * tf.eye(tf.shape(latents)[0]), axis=1)
+    same = tf.cast(labels[:, None] == labels[None, :], tf.float32)
+    agreement = 0.5 * same
+    if codes.shape[1]:
+        known = tf.reduce_all(codes >= 0, axis=1)
+        shared = tf.reduce_mean(tf.cast(codes[:, None, :] == codes[None, :, :], tf.float32), axis=2)
+        graded = tf.square(tf.nn.relu(2.0 * shared - 1.0))
+        agreement = tf.where(known[:, None] & known[None, :], same * graded, agreement)
+    return -tf.reduce_mean(tf.math.log(tf.reduce_sum(nearness * agreement, axis=1) + 1e-6))
 
 
 def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out: Path | None = None) -> Path:
@@ -148,6 +180,8 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
             entropy = config.class_weight * tf.reduce_mean(keras.losses.categorical_crossentropy(wanted, guess))
             if sizes:
                 entropy += config.attribute_weight * told(codes, logits)
+        if config.neighbour_weight:
+            entropy += config.neighbour_weight * neighbour_loss(latent_mean, labels, codes)
         return reconstruction + config.beta * divergence + entropy, reconstruction, divergence
 
     @tf.function(reduce_retracing=True)
