@@ -23,6 +23,7 @@ from labref.inference import Embedder
 from labref.lab import Lab
 from labref.query import Desk, ask, status
 from labref.store import Store
+from tests.benchmarks.reembed import change_while_killed
 from tests.bundles import RENAMED, another
 from tests.labs import make_lab, once, running_agent, wait_until
 
@@ -350,3 +351,9 @@ def test_a_second_bundle_really_is_another_space(starter: Bundle, other: Path, t
         assert bundle.digest != starter.digest
         assert embedder.golden_difference() <= bundle.manifest.golden_tolerance
         assert bundle.golden().latents.shape[1] == 40
+
+
+def test_the_benchmark_of_killed_changes_finds_nothing_wrong(drawn_cells: Path, tmp_path: Path) -> None:
+    found = change_while_killed(tmp_path, cells=24, kills=0, seed=3, images=drawn_cells)
+    assert found["faults"] == []
+    assert found["queries"] > 0 and found["latents_compared"] == found["cells"]

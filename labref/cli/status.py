@@ -71,6 +71,13 @@ def _text(found: Mapping[str, Any]) -> str:
         busy = agent["waiting"] + agent["in_flight"]
         scan = f", last scan {agent['last_scan_at']}" if agent["last_scan_at"] else ""
         lines.append(("", f"{busy} files on their way, {agent['embedded']} cells embedded since its start{scan}"))
+        running = agent["jobs"]["running"]
+        if running is not None:
+            share = f", {running['done']} of {running['total']}" if running["total"] else ""
+            lines.append(("", f"works on {running['name']}: {running['text']}{share}"))
+        for name, ended in agent["jobs"]["ended"].items():
+            if ended["outcome"] == "failed":
+                lines.append(("", f"PROBLEM with {name} ({ended['at'][:19]}): {ended['message']}"))
     lines += [("watches", f"{watch['folder']} ({watch['how']})") for watch in found["watch"]]
     lines.append(("bundle", f"{bundle['name']} {bundle['version']} ({bundle['digest'][:12]})"))
     if found["without_latent"]:
