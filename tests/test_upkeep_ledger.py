@@ -186,15 +186,12 @@ def test_a_missing_share_is_no_proof(lab: Lab) -> None:
 
 
 def test_the_running_agent_checks_and_repairs(lab: Lab) -> None:
-    victim = kept(lab)[0]
-    sql(
-        f"DELETE FROM embedding_1 WHERE cell_id = '{victim.name[:16]}'",
-        "UPDATE file SET cell_id = '0123456789abcdef' WHERE path LIKE '%copy.jpg'",
-    )(lab)
+    kept(lab)[0].unlink()
+    sql("UPDATE file SET cell_id = '0123456789abcdef' WHERE path LIKE '%copy.jpg'")(lab)
     with running_agent(lab):
-        assert set(check(lab)[1]) == {"cell_without_embedding", "outcome_without_cell"}
+        assert set(check(lab)[1]) == {"image_missing", "outcome_without_cell"}
         _, _, repaired = check(lab, repair=True)
-        assert repaired == {"outcome_without_cell": 1, "cell_without_embedding": 1}
+        assert repaired == {"outcome_without_cell": 1, "image_missing": 1}
         wait_until(lambda: check(lab)[0])
         add_stray(lab)
         assert check(lab)[0], "bytes this fresh may belong to a cell that is just being stored"
