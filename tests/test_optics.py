@@ -139,7 +139,7 @@ def two(starter: Bundle, drawn_cells: Path, tmp_path_factory: pytest.TempPathFac
     for name, part in (("west", files[::2][:12]), ("east", files[1::2][:12])):
         (folder / name).mkdir()
         for file in part:
-            shutil.copy(file, folder / name)
+            shutil.copy(file, folder / name / f"{file.parent.name}{file.name}")
     lab = make_lab(folder / "lab", folder / "west", starter)
     lab.config_file.write_text(
         f"[watch]\nfolders = ['{folder / 'west'}', '{folder / 'east'}']\nanalyser = 'DC-1'\nstable_seconds = 0.0\n"

@@ -81,7 +81,7 @@ def codes(cursor: duckdb.DuckDBPyConnection, book: OpticsBook) -> Callable[[NDAr
     numbers = [code for name, code in known.items() if name is not None]
     unnamed = book.code(None)
     found = cursor.execute(
-        "SELECT ('0x' || cell_id)::UBIGINT AS id, coalesce($2::UINTEGER[][list_position($1::VARCHAR[], analyser)], $3) AS code "
+        "SELECT ('0x' || cell_id)::UBIGINT AS id, coalesce(($2::UINTEGER[])[list_position($1::VARCHAR[], analyser)], $3) AS code "
         "FROM cell",
         [names, numbers, unnamed],
     ).fetchnumpy()
