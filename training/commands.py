@@ -78,7 +78,7 @@ def report(
     attributes: Attributes = None,
     per_class: Annotated[
         int, typer.Option(min=1, help="Images of each class that ROTMES takes; the thesis took 100.")
-    ] = 100,
+    ] = PER_CLASS,
     again: Annotated[bool, typer.Option("--again", help="Measure everything again.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="The figures as one JSON object on standard output and nothing else there.")
