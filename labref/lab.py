@@ -271,8 +271,9 @@ class Lab:
             sync_folder(folder)
 
     def clear_incoming(self) -> None:
-        """Remove bytes that a killed agent left on their way; only the process that has the store open may call it."""
-        shutil.rmtree(self.images / _INCOMING, ignore_errors=True)
+        """Remove bytes and bundles that a killed agent left on their way; only the process that has the store open may call it."""
+        for left in (self.images / _INCOMING, *self.bundles.glob(".incoming-*")):
+            shutil.rmtree(left, ignore_errors=True)
 
     def excluded(self) -> list[Path]:
         """Folders that a scan leaves out: the lab's own, and the whole lab unless an export folder lies in it."""

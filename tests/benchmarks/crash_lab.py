@@ -171,7 +171,8 @@ def _change_bundle(life: Path) -> None:
     with _context(life) as context:
         active = context.store.active_bundle()
         pending = context.store.changes.pending()
-        others = [path.name for path in sorted(context.lab.bundles.iterdir()) if path.name != (active or "")[:12]]
+        installed = [path.name for path in sorted(context.lab.bundles.iterdir()) if not path.name.startswith(".")]
+        others = [name for name in installed if name != (active or "")[:12]]
         wanted = others[0] if pending is None else pending.digest
         for _ in perform(context, "bundle.activate", {"bundle": wanted, "yes": True, "leave_out": True}):
             pass
