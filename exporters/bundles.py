@@ -23,8 +23,9 @@ from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, Pr
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from labref.duplicates import DEFAULTS as DUPLICATES
 from labref.errors import UnreadableImageError
-from labref.image import PREPARATION, prepare, prepare_pixels
+from labref.image import PREPARATION, CellImage, prepare, prepare_pixels
 from labref.inference import Embedder
+from labref.optics import measure, statistics
 from training.classes import class_group, class_id
 from training.data import Item
 from training.evaluate import K, nearest
@@ -37,6 +38,8 @@ __all__ = ["ExportError", "export_bundle", "intrinsic_dimension"]
 PARITY_LIMIT = 1e-3
 GOLDEN_TOLERANCE = 2e-2  # of latents and probabilities between computers: other CPUs and GPUs sum in another order
 _DIMENSION_K = 20  # neighbours that the intrinsic dimension is estimated from
+OPTICS_CELLS = 2_000
+"""So many training cells tell background, focus and colour."""
 NOVELTY_K = 1  # nothing resembles a cell when even its nearest is far; the eighth is far in any young lab
 NOVELTY_QUANTILE = 0.99
 CALIBRATION = 128  # crops whose activations give the ranges of int8
@@ -131,6 +134,7 @@ def export_bundle(
             figures=measured,
             files={},
             trunks=trunks,
+            optics=_optics(run),
         )
         (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
         manifest = Manifest(**{**vars(manifest), "files": _files(folder)})
@@ -162,16 +166,25 @@ def _holdout_crops(run: Run, count: int) -> NDArray[np.uint8]:
     return _crops(run, run.split.holdout or run.split.validation or run.split.train, count)
 
 
-def _crops(run: Run, items: Sequence[Item], count: int) -> NDArray[np.uint8]:
-    """Crops uint8[n, 256, 256, 3] of up to `count` of `items`, evenly taken; unreadable ones are left out."""
-    chosen = [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
-    crops = []
-    for item in chosen:
+def _prepared(run: Run, items: Sequence[Item], count: int) -> list[CellImage]:
+    """Up to `count` of `items`, evenly taken and prepared; unreadable ones are left out."""
+    cells = []
+    for index in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int):
         with contextlib.suppress(UnreadableImageError):
-            crops.append(prepare((run.data / item.path).read_bytes()).crop)
-    if not crops:
-        raise ExportError(f"none of {len(chosen)} images of {run.data} can be read")
-    return np.stack(crops)
+            cells.append(prepare((run.data / items[index].path).read_bytes()))
+    if not cells:
+        raise ExportError(f"none of {min(count, len(items))} images of {run.data} can be read")
+    return cells
+
+
+def _optics(run: Run) -> dict[str, Any]:
+    """Background, focus and colour of cells trained on, for the drift that `labref status` warns of."""
+    return statistics(np.stack([measure(cell) for cell in _prepared(run, run.split.train, OPTICS_CELLS)]))
+
+
+def _crops(run: Run, items: Sequence[Item], count: int) -> NDArray[np.uint8]:
+    """Crops uint8[n, 256, 256, 3] of up to `count` of `items`; see `_prepared`."""
+    return np.stack([cell.crop for cell in _prepared(run, items, count)])
 
 
 def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:

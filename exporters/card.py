@@ -9,12 +9,33 @@ from labref.bundle import Manifest
 
 __all__ = ["model_card"]
 
-_PBC = """\
+_SOURCES = {
+    "pbc": """\
 Cells: *A dataset of microscopic peripheral blood cell images for development of automatic recognition systems*,
 Acevedo, Merino, Alférez, Molina, Boldú, Rodellar, Data in Brief 30:105474 (2020), doi 10.17632/snkd93bnjr.1,
 licence CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/). Healthy donors, Hospital Clínic Barcelona,
-CellaVision DM96, May-Grünwald-Giemsa. {total:,} of its images were used as described here, cropped and normalised; no
-image is part of this bundle: the golden inputs are cells drawn by labref itself."""
+CellaVision DM96, May-Grünwald-Giemsa.""",
+    "bonemarrow": """\
+Cells: *Highly accurate differentiation of bone marrow cell morphologies using deep neural networks on a large image
+data set*, Matek, Krappe, Münzenmayer, Haferlach, Marr, Blood 138:1917 (2021), TCIA doi 10.7937/TCIA.AXH3-T579,
+licence CC BY 4.0. Bone-marrow smears, another scanner and stain.""",
+}
+_ATTRIBUTES = """\
+Attributes: WBCAtt, Tsutsui, Pang, Wen, NeurIPS 2023, eleven expert attributes of cells of the first source, licence MIT."""
+
+
+def _data(training: Mapping[str, Any], total: int) -> list[str]:
+    """Where the images come from, and under which licence."""
+    config = training["config"]
+    domains = list(config.get("domains") or [training["data"]])
+    lines = [_SOURCES.get(name, f"Class folders named `{name}`.") for name in domains]
+    if config.get("attributes"):
+        lines.append(_ATTRIBUTES if "pbc" in domains else f"Attributes: `{config['attributes']}`.")
+    lines.append(
+        f"{total:,} of these images were used as described here, cropped and normalised; no image is part of this bundle: the\n"
+        "golden inputs are cells drawn by labref itself."
+    )
+    return "\n\n".join(lines).split("\n")
 
 
 def model_card(manifest: Manifest) -> str:
@@ -23,7 +44,6 @@ def model_card(manifest: Manifest) -> str:
     images: Mapping[str, int] = training["images"]
     classifier, vae, parity = config["classifier"], config["vae"], training["parity"]
     total = sum(images.values())
-    data = _PBC.format(total=total) if training["data"] == "pbc" else f"Class folders named `{training['data']}`."
     pooling = "flattened" if vae["pooling"] == "flatten" else "averaged over turns and mirrors of the grid"
     grid = "×".join(str(n) for n in manifest.features)
     turns = manifest.orientations
@@ -38,7 +58,7 @@ def model_card(manifest: Manifest) -> str:
         "names are a hint, its distances a way to look.",
         "",
         "## Data and licence",
-        data,
+        *_data(training, total),
         "",
         f"Split by name hash, SHA-256 of the list `{training['split_digest'][:16]}…`: {images['train']:,} trained on, "
         f"{images['validation']:,} for curves and the novelty threshold, {images['holdout']:,} held out and never trained on.",
@@ -52,6 +72,7 @@ def model_card(manifest: Manifest) -> str:
         f"{training['weights']['trunk']:,} and {training['weights']['encoder']:,} weights.",
         f"Trained for {classifier['epochs']} epochs with Adam, rotations of ±{classifier['augmentation']['rotation_degrees']:g}°, "
         f"then the VAE for {vae['epochs']} epochs on {vae['views']} views of each cell.",
+        *_optics(classifier, vae),
         "",
         f"ONNX against Keras on {parity['crops']} held-out crops, largest absolute difference: probabilities "
         f"{parity['probabilities']:.2g}, features {parity['features']:.2g}, latents {parity['latents']:.2g}.",
@@ -65,12 +86,31 @@ def model_card(manifest: Manifest) -> str:
         f"{manifest.novelty.threshold:.4g}: {manifest.novelty.how}.",
         "",
         "## Limits",
-        "Its cells came from one laboratory's data. On another microscope, camera or stain neither its classes nor its",
-        "neighbours can be trusted before they are measured there (`python -m training evaluate`).",
+        "On another microscope, camera or stain than those above neither its classes nor its neighbours can be trusted before",
+        "they are measured there (`python -m training evaluate`).",
         *_weakest(manifest.figures),
         "",
     ]
     return "\n".join(lines)
+
+
+def _optics(classifier: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
+    augmentation = classifier["augmentation"]
+    lines = []
+    if augmentation.get("contrast_low", 1.0) != 1.0:
+        lines.append(
+            f"Of the crops {augmentation['optics_share']:.0%} were changed as another stain, lamp, focus and camera might: contrast × "
+            f"{augmentation['contrast_low']:g} to {augmentation['contrast_high']:g}, colours mixed, tinted, blurred, sharpened, cut off."
+        )
+    if classifier.get("initial"):
+        lines.append(
+            "The classifier started from the weights of an earlier one, trained on the first source without these changes."
+        )
+    if vae.get("neighbour_weight"):
+        lines.append(
+            "The latents were also drawn so that neighbours share class and attributes (neighbourhood components analysis)."
+        )
+    return lines
 
 
 def _precisions(manifest: Manifest) -> list[str]:
@@ -131,4 +171,10 @@ def _figures(figures: Mapping[str, Any]) -> list[str]:
             f"| attribute agreement@8 (WBCAtt, 11 attributes) | {attributes['references']:.4f} |",
             f"| … of a random reference of the same class | {attributes['random_same_class']:.4f} |",
         ]
+    for name, measured in figures.get("other_optics", {}).items():
+        for how, found in measured.items():
+            rows.append(
+                f"| class precision@8 on `{name}`, never trained on, {how}, over cells (over classes with more than 8) | "
+                f"{found['micro']:.4f} ({found['macro_of_classes_above_8']:.4f}) |"
+            )
     return rows

@@ -43,7 +43,7 @@ MIN_SIDE = 32
 """An image with a shorter side (pixels) holds no cell and is refused."""
 MAX_PIXELS = 64_000_000
 """An image with more pixels is refused before it is decoded: no analyser writes one, a decompression bomb does."""
-PREPARATION = {"version": 1, "crop_size": CROP_SIZE, "background": BACKGROUND}
+PREPARATION = {"version": 2, "crop_size": CROP_SIZE, "background": BACKGROUND}
 """What a bundle's manifest records of the preparation; a bundle made with another is refused."""
 
 _ORIENTATION = 0x0112  # EXIF

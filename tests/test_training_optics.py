@@ -19,6 +19,7 @@ from training.config import Augmentation, ClassifierConfig, RunConfig, override
 from training.data import list_images
 from training.networks import AttributeLoss, ReverseGradient, build_classifier, start_from
 from training.run import Run, RunError, domain_codes, load_attribute_codes
+from training.vae import neighbour_loss
 
 ROOT = Path(__file__).parents[1]
 ALIASES = {"segmented_neutrophil": "neutrophil"}
@@ -161,3 +162,15 @@ def test_starting_from_trained_weights_leaves_only_the_last_layer_new() -> None:
     narrow = build_classifier(ClassifierConfig(width=0.25, input_size=64, middle_repeats=1), 3)
     with pytest.raises(ValueError, match="other layers"):
         start_from(target, narrow)
+
+
+def test_neighbours_that_agree_cost_less() -> None:
+    latents = tf.constant([[0.0, 0.0], [0.1, 0.0], [9.0, 0.0], [9.1, 0.0]])
+    labels = tf.constant([0, 0, 1, 1])
+    same = tf.constant([[0, 1], [0, 1], [2, 0], [2, 0]])
+    half = tf.constant([[0, 1], [0, 0], [2, 0], [2, 1]])
+    nobody = tf.constant([[-1, -1]] * 4)
+    found = [float(neighbour_loss(latents, labels, codes)) for codes in (same, nobody, half)]
+    np.testing.assert_allclose(found, [0.0, -np.log(0.5), -np.log(1e-6)], atol=1e-3)
+    mixed = float(neighbour_loss(latents, tf.constant([0, 1, 0, 1]), same))
+    assert mixed > 10, "the nearest are of another class"
