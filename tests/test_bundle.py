@@ -39,7 +39,14 @@ def test_the_starter_says_what_it_is(starter: Bundle) -> None:
     assert manifest.novelty.threshold > 0 and manifest.novelty.k == 1
     assert starter_bundle().stat().st_size < 20_000_000
     card = (starter.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
-    for needed in ("CC BY 4.0", "10.17632/snkd93bnjr.1", "10.7937/TCIA.AXH3-T579", "WBCAtt", "held out and never trained on", "class precision@8"):
+    for needed in (
+        "CC BY 4.0",
+        "10.17632/snkd93bnjr.1",
+        "10.7937/TCIA.AXH3-T579",
+        "WBCAtt",
+        "held out and never trained on",
+        "class precision@8",
+    ):
         assert needed in card
     assert manifest.figures["precision_at_8"]["macro"] >= 0.98
     assert manifest.optics["cells"] > 0
