@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from labref.errors import LabrefError
 from labref.failpoints import failpoint
-from labref.fingerprint import VERSION, Fingerprint, Verdict, fingerprint
+from labref.fingerprint import VERSION, Fingerprint, Verdict, shifted_fingerprints
 from labref.image import U8, CellImage, decode, prepare_pixels
 from labref.lab import Lab
 from labref.registration import Alignment, View, align, view
@@ -149,7 +149,7 @@ def repeated(store: Store, judge: Judge, cell: CellImage) -> list[str]:
     cell : prepared, without a frame.
     """
     shown, found = view(cell), []
-    matches = store.fingerprint_matches(fingerprint(cell.crop), judge.thresholds.candidate_bits)
+    matches = store.fingerprint_matches(shifted_fingerprints(cell.crop), judge.thresholds.candidate_bits)
     cells = store.cells([match.cell_id for match in matches])
     for age, match in enumerate(matches):
         resemblance = judge.compare(shown, cells[match.cell_id].digest) if match.cell_id in cells else None
@@ -170,15 +170,15 @@ def catch_up(lab: Lab, store: Store, thresholds: Thresholds) -> Iterator[tuple[i
     for start in range(0, len(missing), _AT_ONCE):
         ids = missing[start : start + _AT_ONCE]
         cells = store.cells(ids)
-        learnt = [Learnt(cell_id, _fingerprint(lab, cells[cell_id].digest)) for cell_id in ids if cell_id in cells]
+        learnt = [Learnt(cell_id, _fingerprints(lab, cells[cell_id].digest)) for cell_id in ids if cell_id in cells]
         failpoint("fingerprint.commit")
         store.learn_fingerprints(learnt, judge=judge, candidate_bits=thresholds.candidate_bits)
         yield start + len(ids), len(missing), "cells compared with all others"
 
 
-def _fingerprint(lab: Lab, digest: str) -> Fingerprint | None:
+def _fingerprints(lab: Lab, digest: str) -> tuple[Fingerprint, ...]:
     try:
         pixels = decode(lab.read_image(digest))
     except LabrefError:
-        return None
-    return fingerprint(without_frame(pixels, prepare_pixels(pixels)).crop)
+        return ()
+    return shifted_fingerprints(without_frame(pixels, prepare_pixels(pixels)).crop)

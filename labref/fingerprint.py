@@ -26,6 +26,7 @@ __all__ = [
     "digest",
     "fingerprint",
     "hamming",
+    "shifted_fingerprints",
     "verdict",
 ]
 
@@ -53,8 +54,10 @@ class Fingerprint(NamedTuple):
     down: int
 
 
-_WINDOW: Final = 224  # pixels of the crop that are hashed; most of what lies farther out belongs to other cells
-_EDGE: Final = (CROP_SIZE - _WINDOW) // 2
+_REDUCE: Final = 4
+_WINDOW: Final = 224 // _REDUCE  # what is hashed of the crop; most of what lies farther out belongs to other cells
+_EDGE: Final = (CROP_SIZE // _REDUCE - _WINDOW) // 2
+_STEP: Final = 8 // _REDUCE
 
 
 def digest(data: bytes) -> str:
@@ -74,9 +77,28 @@ def fingerprint(crop: NDArray[np.uint8]) -> Fingerprint:
     The crop is centred on the nucleus, so that a shift of the whole image cancels. Both together tell cells apart some
     hundred times better than one.
     """
-    inner = (_EDGE, _EDGE, CROP_SIZE - _EDGE, CROP_SIZE - _EDGE)
-    grey = Image.fromarray(crop).convert("L").crop(inner).reduce(4)
-    return Fingerprint(_number(imagehash.dhash(grey)), _number(imagehash.dhash_vertical(grey)))
+    return _hashed(_small(crop), 0, 0)
+
+
+def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
+    """The fingerprint of a crop uint8[256, 256, 3], and those with its middle a third of a hash's cell up, down, left and right.
+
+    A search with all of them finds a cell whose nucleus was found a little elsewhere when it was stored.
+    """
+    small = _small(crop)
+    return tuple(
+        _hashed(small, row, column) for row, column in ((0, 0), (-_STEP, 0), (_STEP, 0), (0, -_STEP), (0, _STEP))
+    )
+
+
+def _small(crop: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(crop).convert("L").reduce(_REDUCE)
+
+
+def _hashed(small: Image.Image, row: int, column: int) -> Fingerprint:
+    top, left = _EDGE + row, _EDGE + column
+    inner = small.crop((left, top, left + _WINDOW, top + _WINDOW))
+    return Fingerprint(_number(imagehash.dhash(inner)), _number(imagehash.dhash_vertical(inner)))
 
 
 def _number(hashed: imagehash.ImageHash) -> int:

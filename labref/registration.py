@@ -23,7 +23,7 @@ __all__ = ["SIDE", "Alignment", "View", "align", "view"]
 SIDE: Final = 64
 """Side of the thumbs that are compared, pixels; one is four of the crop's."""
 _SCALE: Final = CROP_SIZE // SIDE
-_LEAST_OVERLAP: Final = 0.25  # of a thumb: less than that says little of two cells
+_LEAST_OVERLAP: Final = 0.25  # of a thumb: less than that says little of two cells, unless an image is no larger
 _HOPELESS: Final = 0.6  # below this the first correlation is not refined; recaptures begin at 0.9
 _STEPS: Final = 8
 _MOST_TURN: Final = 0.1  # radians; beyond it the steps have lost their way
@@ -96,6 +96,11 @@ def _mask(shown: View) -> F32:
     return mask
 
 
+def _least(a_mask: F32, b_mask: F32) -> float:
+    """Pixels that two views must have in common."""
+    return min(_LEAST_OVERLAP * SIDE**2, 0.5 * float(min(a_mask.sum(), b_mask.sum())))
+
+
 def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[int, int], float]:
     """Highest correlation of grey pictures over whole shifts of b, the shift, and the overlap there."""
     size = 2 * SIDE
@@ -116,7 +121,7 @@ def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[
     common = back(fa * fb) - sum_a * sum_b / count
     spread = np.maximum(back(fa2 * fbm) - sum_a**2 / count, 0.0) * np.maximum(back(fam * fb2) - sum_b**2 / count, 0.0)
     # a flat overlap correlates with nothing; its spread is rounding error
-    enough = (pixels >= _LEAST_OVERLAP * SIDE**2) & (spread > (0.25 * count) ** 2)
+    enough = (pixels >= _least(a_mask, b_mask)) & (spread > (0.25 * count) ** 2)
     scores = np.where(enough, common / np.sqrt(np.maximum(spread, 1e-6)), -1.0)
     row, column = divmod(int(np.argmax(scores)), size)
     shift = (row - size if row >= SIDE else row, column - size if column >= SIDE else column)
@@ -139,7 +144,7 @@ def _refine(a: F32, a_mask: F32, b: F32, b_mask: F32, pose: F64) -> tuple[float,
             [ndimage.affine_transform(b[..., i], turn, offset, order=1, mode="nearest") for i in range(3)], axis=-1
         )
         shown = (a_mask > 0) & (ndimage.affine_transform(b_mask, turn, offset, order=1, mode="constant") > 0.999)
-        if shown.sum() < _LEAST_OVERLAP * SIDE**2:
+        if shown.sum() < 0.9 * _least(a_mask, b_mask):
             break
         target, found = a[shown] - a[shown].mean(axis=0), moved[shown] - moved[shown].mean(axis=0)
         energy = np.maximum((found**2).sum(axis=0), 1.0)

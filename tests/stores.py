@@ -44,19 +44,19 @@ def new_cell(number: int | str, **changes: Any) -> NewCell:
         "predicted_label": "neutrophil",
         "predicted_probability": 0.75,
         "average_hash": int(digest[16:32], 16),
-        "fingerprint": Fingerprint(int(digest[16:32], 16), int(digest[32:48], 16)),
+        "fingerprints": (Fingerprint(int(digest[16:32], 16), int(digest[32:48], 16)),),
         "latent": rng.standard_normal(50).astype(np.float32),
         "probabilities": np.array([0.05, 0.05, 0.05, 0.1, 0.75], np.float32),
     }
     cell = NewCell(**(values | changes))
-    if cell.fingerprint is not None and ("fingerprint" in changes or cell.digest not in _MARKS):
-        _MARKS[cell.digest] = cell.fingerprint
+    if cell.fingerprints and ("fingerprints" in changes or cell.digest not in _MARKS):
+        _MARKS[cell.digest] = cell.fingerprints[0]
     return cell
 
 
-def mark(bits: int) -> Fingerprint:
-    """A fingerprint of which only the first hash counts."""
-    return Fingerprint(bits, 0)
+def mark(bits: int) -> tuple[Fingerprint]:
+    """A fingerprint of which only the first hash counts, as `NewCell` takes it."""
+    return (Fingerprint(bits, 0),)
 
 
 def by_bits(digest: str, other: str) -> Resemblance:

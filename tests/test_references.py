@@ -132,10 +132,10 @@ def test_a_cell_is_new_where_its_nearest_are_farther_than_the_bundles_threshold(
 
 
 def test_a_cell_in_the_store_and_its_duplicates_are_not_its_references(store: Store, bundle: Bundle) -> None:
-    chain = [new_cell(f"chain {i}", fingerprint=mark(2**i - 1), latent=at(i)) for i in range(3)]
-    possible = new_cell("possible", fingerprint=mark(2**40 - 1), latent=at(5))
+    chain = [new_cell(f"chain {i}", fingerprints=mark(2**i - 1), latent=at(i)) for i in range(3)]
+    possible = new_cell("possible", fingerprints=mark(2**40 - 1), latent=at(5))
     store.record(chain, bundle=BUNDLE, **JUDGED)
-    store.record([possible, new_cell("like it", fingerprint=mark(2**38 - 1), latent=at(6))], bundle=BUNDLE, **JUDGED)
+    store.record([possible, new_cell("like it", fingerprints=mark(2**38 - 1), latent=at(6))], bundle=BUNDLE, **JUDGED)
     others = [possible.cell_id, new_cell("like it").cell_id]
     for cell in chain:
         found = ask(store, bundle, cell)
@@ -152,8 +152,8 @@ def test_a_cell_in_the_store_and_its_duplicates_are_not_its_references(store: St
 
 def test_a_new_capture_of_a_stored_cell_names_it_and_does_not_get_it(store: Store, bundle: Bundle) -> None:
     stored = [
-        new_cell("first", fingerprint=mark(0b1), latent=at(0)),
-        new_cell("again", fingerprint=mark(0b0), label="monocyte", latent=at(0)),
+        new_cell("first", fingerprints=mark(0b1), latent=at(0)),
+        new_cell("again", fingerprints=mark(0b0), label="monocyte", latent=at(0)),
         new_cell("another", latent=at(0)),
     ]
     store.record(stored, bundle=BUNDLE, **JUDGED)

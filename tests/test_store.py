@@ -155,7 +155,7 @@ def test_a_file_touched_without_a_change_keeps_its_outcome(store: Store) -> None
 def test_what_is_judged_the_same_is_marked_linked_and_kept(
     store: Store, bits: int, outcome: str, together: bool
 ) -> None:
-    first, second = new_cell(1, fingerprint=mark(0)), new_cell(2, fingerprint=mark(2**63 - 2 ** (63 - bits)))
+    first, second = new_cell(1, fingerprints=mark(0)), new_cell(2, fingerprints=mark(2**63 - 2 ** (63 - bits)))
     if together:
         row = store.record([first, second], bundle=BUNDLE, **JUDGED)[1]
     else:
@@ -172,31 +172,31 @@ def test_what_is_judged_the_same_is_marked_linked_and_kept(
 
 
 def test_the_same_cell_is_recognised_whatever_its_class(store: Store) -> None:
-    cells = [new_cell(1, fingerprint=mark(5)), new_cell(2, fingerprint=mark(5), label="monocyte")]
+    cells = [new_cell(1, fingerprints=mark(5)), new_cell(2, fingerprints=mark(5), label="monocyte")]
     assert [row.outcome for row in store.record(cells, bundle=BUNDLE, **JUDGED)] == ["stored", "duplicate"]
 
 
 def test_without_a_judge_no_cell_is_called_a_duplicate(store: Store) -> None:
-    rows = store.record([new_cell(1, fingerprint=mark(5)), new_cell(2, fingerprint=mark(5))], bundle=BUNDLE)
+    rows = store.record([new_cell(1, fingerprints=mark(5)), new_cell(2, fingerprints=mark(5))], bundle=BUNDLE)
     assert [row.outcome for row in rows] == ["stored", "stored"]
 
 
 def test_a_duplicate_links_to_the_cell_it_resembles_most_and_the_oldest_of_equals(store: Store) -> None:
     store.record(
-        [new_cell(1, fingerprint=mark(0b111)), new_cell(2, fingerprint=mark(0b100_0000))], bundle=BUNDLE, **JUDGED
+        [new_cell(1, fingerprints=mark(0b111)), new_cell(2, fingerprints=mark(0b100_0000))], bundle=BUNDLE, **JUDGED
     )
-    (row,) = store.record([new_cell(3, fingerprint=mark(0b011))], bundle=BUNDLE, **JUDGED)
+    (row,) = store.record([new_cell(3, fingerprints=mark(0b011))], bundle=BUNDLE, **JUDGED)
     assert row.duplicate_of == new_cell(1).cell_id
     rows = store.record(
-        [new_cell(4, fingerprint=mark(2**40)), new_cell(5, fingerprint=mark(2**40))], bundle=BUNDLE, **JUDGED
+        [new_cell(4, fingerprints=mark(2**40)), new_cell(5, fingerprints=mark(2**40))], bundle=BUNDLE, **JUDGED
     )
     assert rows[1].duplicate_of == new_cell(4).cell_id
-    (row,) = store.record([new_cell(6, fingerprint=mark(2**40))], bundle=BUNDLE, **JUDGED)
+    (row,) = store.record([new_cell(6, fingerprints=mark(2**40))], bundle=BUNDLE, **JUDGED)
     assert row.duplicate_of == new_cell(4).cell_id
 
 
 def test_a_chain_of_duplicates_is_one_group(store: Store) -> None:
-    cells = [new_cell(i, fingerprint=mark(2**i - 1)) for i in range(4)]  # each one bit from the one before
+    cells = [new_cell(i, fingerprints=mark(2**i - 1)) for i in range(4)]  # each one bit from the one before
     for cell in cells:
         store.record([cell], bundle=BUNDLE, **JUDGED)
     for cell in cells:
@@ -231,12 +231,12 @@ def test_a_label_that_counts_no_more_changes_nothing_but_its_path_keeps_it(store
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_outcomes_do_not_depend_on_how_files_fall_into_batches(tmp_path: Path, batch_size: int) -> None:
     files = [
-        new_cell(1, fingerprint=mark(0)),
-        new_cell(2, fingerprint=mark(1)),
+        new_cell(1, fingerprints=mark(0)),
+        new_cell(2, fingerprints=mark(1)),
         again(1, "/a"),
         new_cell(1, path="/b"),
         Rejected("/c", 1, 1, "no image"),
-        new_cell(3, fingerprint=mark(7), label=None),
+        new_cell(3, fingerprints=mark(7), label=None),
         new_cell(4, path="/c"),
     ]
     with new_store(tmp_path) as store:
@@ -296,7 +296,7 @@ def test_a_digest_is_known_as_soon_as_its_cell_is_recorded_and_after_reopening(t
     with Store.open(tmp_path / "store.duckdb") as store:
         assert all(store.has_digest(digest_of(i)) == new_cell(i).cell_id for i in (0, 1, 8999, 9000))
         assert store.has_digest(digest_of(9001)) is None
-        twin = new_cell("twin", fingerprint=new_cell(8017).fingerprint)
+        twin = new_cell("twin", fingerprints=new_cell(8017).fingerprints)
         (row,) = store.record([twin], bundle=BUNDLE, **JUDGED)
         assert row.duplicate_of == new_cell(8017).cell_id, "fingerprints are read again as well"
 
@@ -329,8 +329,7 @@ def test_a_batch_that_the_database_refuses_leaves_neither_rows_nor_memory(store:
         store.record([new_cell(1), too_wide], bundle=BUNDLE)
     assert store.counts().files == 0
     assert store.has_digest(digest_of(1)) is None
-    mark_of = new_cell(1).fingerprint
-    assert mark_of is not None and store.fingerprint_matches(mark_of, 2) == []
+    assert store.fingerprint_matches(new_cell(1).fingerprints, 2) == []
     assert store.nearest(new_cell(1).latent, bundle=BUNDLE, k=8) == []
     (row,) = store.record([new_cell(1)], bundle=BUNDLE)
     assert row.outcome == "stored"

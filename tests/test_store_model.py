@@ -35,14 +35,14 @@ class Lab:
             if item.label is not None and WEIGHT[item.label_source] > WEIGHT[source]:
                 self.cells[cell_id] = (item.label, item.label_source, hashed)
             return
-        assert isinstance(item, NewCell) and item.fingerprint is not None
+        assert isinstance(item, NewCell)
         label, source = (item.predicted_label, "predicted") if item.label is None else (item.label, item.label_source)
         alike = [
-            ((hashed ^ item.fingerprint.across).bit_count(), other) for other, (_, _, hashed) in self.cells.items()
+            ((hashed ^ item.fingerprints[0].across).bit_count(), other) for other, (_, _, hashed) in self.cells.items()
         ]
         bits, other = min(alike, key=lambda pair: pair[0], default=(64, ""))
         outcome = "duplicate" if bits < 2 else "possible_duplicate" if bits <= 3 else "stored"
-        self.cells[cell_id] = (label, source, item.fingerprint.across)
+        self.cells[cell_id] = (label, source, item.fingerprints[0].across)
         self.settle(item.path, (outcome, cell_id, other if bits <= 3 else None))
 
     def settle(self, path: str, outcome: tuple[str, str | None, str | None]) -> None:
@@ -63,7 +63,7 @@ def a_file(rng: np.random.Generator, known: set[int]) -> NewCell | SeenAgain | R
     known.add(number)
     bits = np.random.default_rng(number).integers(0, 8, number % 4)  # the same bytes have the same fingerprint
     hashed = sum(1 << int(bit) for bit in bits) << 8 * (number % 3)
-    return new_cell(number, path=path, label=label, label_source=source, fingerprint=mark(hashed))
+    return new_cell(number, path=path, label=label, label_source=source, fingerprints=mark(hashed))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -360,7 +360,7 @@ class Pipeline:
                 latent=latent,
                 probabilities=probabilities,
                 measures=item.measures,
-                fingerprint=item.fingerprint,
+                fingerprints=item.fingerprints,
             )
             records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records

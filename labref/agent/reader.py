@@ -15,7 +15,7 @@ from labref.agent.layout import Place
 from labref.agent.scan import GONE, Candidate, Signature
 from labref.duplicates import without_frame
 from labref.errors import UnreadableImageError
-from labref.fingerprint import Fingerprint, average_hash, digest, fingerprint
+from labref.fingerprint import Fingerprint, average_hash, digest, shifted_fingerprints
 from labref.image import U8, decode, prepare_pixels
 from labref.optics import measure
 
@@ -36,7 +36,7 @@ class Prepared:
     height: int
     width: int
     average_hash: int
-    fingerprint: Fingerprint
+    fingerprints: tuple[Fingerprint, ...]
     place: Place
     captured_at: datetime
     measures: NDArray[np.float32]
@@ -116,7 +116,7 @@ def read_cell(
     try:
         pixels = decode(data)
         cell = prepare_pixels(pixels)
-        mark = fingerprint(without_frame(pixels, cell).crop)
+        marks = shifted_fingerprints(without_frame(pixels, cell).crop)
     except UnreadableImageError as error:
         # the beginning of an image is often no image at all; whoever asked knows how long the file has stood still
         return NotYet(Candidate(candidate.path, candidate.root, signature), False, str(error))
@@ -129,7 +129,7 @@ def read_cell(
         raise StorageError(error.strerror or type(error).__name__) from None
     captured = datetime.fromtimestamp(max(signature.mtime_ns, 0) // 1_000_000_000, tz=UTC)
     hashed = average_hash(cell.crop)
-    return Prepared(candidate, signature, name, cell.crop, height, width, hashed, mark, where, captured, measure(cell))
+    return Prepared(candidate, signature, name, cell.crop, height, width, hashed, marks, where, captured, measure(cell))
 
 
 class _TooLargeError(Exception):

@@ -68,10 +68,10 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """A stored cell whose fingerprint was made late; None where its kept bytes cannot be used."""
+    """A stored cell whose fingerprints (as of `NewCell`) were made late; none where its kept bytes cannot be used."""
 
     cell_id: str
-    fingerprint: Fingerprint | None
+    fingerprints: tuple[Fingerprint, ...]
 
 
 class Duplicates:

@@ -135,23 +135,24 @@ class HashBook:
         self._arrays[3][self._n : end] = ages
         self._n = end  # last: readers see whole rows
 
-    def within(self, fingerprint: Fingerprint, bits: int) -> list[tuple[int, int, int]]:
-        """Cells both of whose hashes differ in at most so many bits, as (bits, age, id): fewest first, then oldest.
+    def within(self, fingerprints: Sequence[Fingerprint], bits: int) -> list[tuple[int, int, int]]:
+        """Cells both of whose hashes differ from one of these in at most so many bits, as (bits, age, id): fewest first, then oldest.
 
-        bits : of the hash that differs more. Some milliseconds for a million cells.
+        bits : of the hash that differs more, and of the fingerprint that differs least. Some milliseconds for a million cells.
         """
         across, down, ids, ages = self._filled()
-        found: list[tuple[int, int, int]] = []
+        found: dict[int, int] = {}
         for start in range(0, len(ids), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            near = np.flatnonzero(hamming(fingerprint.across, across[part]) <= bits)
-            if near.size:
-                near += start
-                differ = np.maximum(hamming(fingerprint.across, across[near]), hamming(fingerprint.down, down[near]))
-                for at, distance in zip(near.tolist(), differ.tolist(), strict=True):
-                    if distance <= bits:
-                        found.append((distance, int(ages[at]), int(ids[at])))
-        return sorted(found)
+            part = across[start : start + _BLOCK]
+            for mark in fingerprints:
+                near = np.flatnonzero(hamming(mark.across, part) <= bits)
+                if near.size:
+                    near += start
+                    differ = np.maximum(hamming(mark.across, across[near]), hamming(mark.down, down[near]))
+                    close = differ <= bits
+                    for at, distance in zip(near[close].tolist(), differ[close].tolist(), strict=True):
+                        found[at] = min(distance, found.get(at, bits))
+        return sorted((distance, int(ages[at]), int(ids[at])) for at, distance in found.items())
 
     def _filled(
         self,
@@ -182,9 +183,9 @@ class HashChanges:
             np.array([age], np.uint32),
         )
 
-    def within(self, fingerprint: Fingerprint, bits: int) -> list[tuple[int, int, int]]:
+    def within(self, fingerprints: Sequence[Fingerprint], bits: int) -> list[tuple[int, int, int]]:
         """As `HashBook.within`, of the book and what is to be added."""
-        return sorted(self._book.within(fingerprint, bits) + self._pending.within(fingerprint, bits))
+        return sorted(self._book.within(fingerprints, bits) + self._pending.within(fingerprints, bits))
 
     def apply(self) -> None:
         """Change the book."""

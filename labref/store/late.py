@@ -37,13 +37,14 @@ def learn(
     ids = [cell.cell_id for cell in learnt]
     stored = _looked_up(connection, ids)
     connection.execute("DELETE FROM fingerprint WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))", [ids])
-    write_fingerprints(connection, [(cell.cell_id, cell.fingerprint) for cell in learnt if cell.cell_id in stored])
+    made = [(cell.cell_id, next(iter(cell.fingerprints), None)) for cell in learnt if cell.cell_id in stored]
+    write_fingerprints(connection, made)
     failpoint("fingerprint.write")
     for cell in learnt:
-        if cell.fingerprint is None or cell.cell_id not in stored:
+        if not cell.fingerprints or cell.cell_id not in stored:
             continue
         digest, age, _ = stored[cell.cell_id]
-        near = [int_to_id(n) for _, _, n in changes.within(cell.fingerprint, comparing.candidate_bits)]
+        near = [int_to_id(n) for _, _, n in changes.within(cell.fingerprints, comparing.candidate_bits)]
         others = _looked_up(connection, near[:MOST_CANDIDATES])
         if cell.cell_id not in peoples:
             earlier = [(other, others[other][0]) for other in others if others[other][1] < age]
@@ -57,7 +58,7 @@ def learn(
                 match = alike(other, other_digest, [(cell.cell_id, digest)], comparing)
                 if match is not None:
                     _link(connection, other, match, at)
-        changes.add(id_to_int(cell.cell_id), cell.fingerprint, age)
+        changes.add(id_to_int(cell.cell_id), cell.fingerprints[0], age)
 
 
 def _link(connection: duckdb.DuckDBPyConnection, cell_id: str, match: tuple[str, Resemblance], at: datetime) -> None:

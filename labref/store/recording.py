@@ -264,13 +264,13 @@ def _add_cell(
         return states.get(cell_id) or state_of(cell_id)
 
     match = None
-    if cell.fingerprint is not None:
+    if cell.fingerprints:
         if comparing.judge is not None:
-            near = plan.hashes.within(cell.fingerprint, comparing.candidate_bits)[:MOST_CANDIDATES]
+            near = plan.hashes.within(cell.fingerprints, comparing.candidate_bits)[:MOST_CANDIDATES]
             ids = [int_to_id(number) for _, _, number in near]
             match = alike(cell.cell_id, cell.digest, [(other, state(other).digest) for other in ids], comparing)
-        plan.hashes.add(id_to_int(cell.cell_id), cell.fingerprint)
-        plan.fingerprints.append((cell.cell_id, cell.fingerprint))
+        plan.hashes.add(id_to_int(cell.cell_id), cell.fingerprints[0])
+        plan.fingerprints.append((cell.cell_id, cell.fingerprints[0]))
     outcome, reason, group, resembles = Outcome.STORED, None, None, None
     if match is not None:
         resembles, found = match

@@ -471,9 +471,10 @@ class Store:
                 by.append({from_nullable(value): n for value, n in cursor.fetchall()})
         return Counts(sum(outcomes.values()), sum(by[0].values()), outcomes, *by)
 
-    def fingerprint_matches(self, fingerprint: Fingerprint, bits: int) -> list[HashMatch]:
-        """Cells whose fingerprint differs in at most so many bits, in each of its hashes: fewest first, then oldest first."""
-        found = self._in_memory()[1].within(fingerprint, bits)
+    def fingerprint_matches(self, fingerprints: Sequence[Fingerprint], bits: int) -> list[HashMatch]:
+        """Cells whose fingerprint differs from one of these in at most so many bits, in each of its hashes: fewest first, then
+        oldest first."""
+        found = self._in_memory()[1].within(fingerprints, bits)
         return [HashMatch(int_to_id(number), differ) for differ, _, number in found]
 
     def analysers(self) -> dict[str | None, int]:

@@ -71,7 +71,8 @@ class NewCell:
     latent : float32[L] and probabilities : float32[c], both from one bundle; average_hash: 64 bit, unsigned;
     width and height: pixels of the original; mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
     measures: float32[7] of its optics, see `labref.optics`; None leaves them to be measured later.
-    fingerprint: see `labref.fingerprint`; None leaves it to be made later, and the cell is compared with no other until then.
+    fingerprints: those of `labref.fingerprint.shifted_fingerprints`, of which the first is the cell's; without them they are made
+    later, and the cell is compared with no other until then.
     label None means that nobody gave one: the cell then carries predicted_label, with the source "predicted".
     """
 
@@ -93,7 +94,7 @@ class NewCell:
     latent: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     measures: NDArray[np.float32] | None = None
-    fingerprint: Fingerprint | None = None
+    fingerprints: tuple[Fingerprint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
