@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -19,8 +22,19 @@ RENAMED = ("ig", "immature granulocyte")
 """A class of the starter, and what another bundle calls it."""
 
 
-def another(starter: Bundle, folder: Path, *, name: str = "other", latent_size: int = 40, seed: int = 1) -> Path:
-    """A bundle file in `folder`: latents of the starter, mixed at random into `latent_size` numbers; true golden outputs."""
+def another(
+    starter: Bundle,
+    folder: Path,
+    *,
+    name: str = "other",
+    latent_size: int = 40,
+    seed: int = 1,
+    preparation: Mapping[str, Any] | None = None,
+) -> Path:
+    """A bundle file in `folder`: latents of the starter, mixed at random into `latent_size` numbers; true golden outputs.
+
+    preparation : what the manifest says of it, other than the starter's; only a labref that prepares so will use it.
+    """
     draft = folder / f"{name}-draft"
     shutil.copytree(starter.folder, draft)
     model = onnx.load(draft / "encoder.onnx")
@@ -40,6 +54,7 @@ def another(starter: Bundle, folder: Path, *, name: str = "other", latent_size: 
         labels=tuple(new if label == old else label for label in was.labels),
         class_ids={new if label == old else label: value for label, value in was.class_ids.items()},
         class_groups={new if label == old else label: value for label, value in was.class_groups.items()},
+        preparation=was.preparation if preparation is None else preparation,
         latent_size=latent_size,
         novelty=replace(was.novelty, threshold=was.novelty.threshold * float(np.square(mixing).sum() / latent_size)),
     )
@@ -56,6 +71,7 @@ def another(starter: Bundle, folder: Path, *, name: str = "other", latent_size: 
     }
     (draft / "manifest.json").write_bytes(manifest_bytes(replace(manifest, golden_tolerance=tolerance, files=files)))
     out = folder / f"{name}.labref"
-    pack(draft, out)
+    with patch("labref.bundle.PREPARATION", dict(manifest.preparation)):
+        pack(draft, out)
     shutil.rmtree(draft)
     return out

@@ -329,6 +329,26 @@ def test_the_command_tells_what_happens_and_what_to_do_next(lab: Lab, other: Pat
     assert "is gone" in told("bundle", "drop", "other")
 
 
+def test_a_labref_that_prepares_crops_otherwise_can_still_change_from_the_old_bundle(
+    lab: Lab, starter: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = {**starter.manifest.preparation, "version": 99}
+    file = another(starter, tmp_path, name="newer", preparation=newer)
+    monkeypatch.setattr("labref.bundle.PREPARATION", newer)
+    with pytest.raises(LabrefError, match="labref bundle activate NAME --yes"):
+        status(lab)
+    run(lab, "bundle.install", file=str(file))
+    (change,) = run(lab, "bundle.activate", bundle="newer")
+    assert (change["state"], change["report"]["sampled"]) == ("ready", 0)
+    assert "prepared" in change["report"]["problem"]
+    (change,) = run(lab, "bundle.activate", bundle="newer", switch_now=True)
+    assert (change["state"], change["embedded"]) == ("active", change["cells"])
+    assert len(references(lab, an_image(lab))) == 8
+    with pytest.raises(LabrefError, match="prepared"):
+        run(lab, "bundle.rollback")
+    assert status(lab)["bundle"]["name"] == "newer"
+
+
 def test_a_damaged_bundle_is_refused_and_verify_says_so(lab: Lab, other: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.labref"
     data = bytearray(other.read_bytes())

@@ -307,13 +307,19 @@ def test_the_novelty_threshold_grows_as_a_lab_gets_smaller_and_is_left_alone_els
     assert NoveltyThreshold(0.1, 1, "for these tests").among(5) == 0.1
 
 
-def test_known_cells_are_seldom_novel_in_a_young_lab(real_latents: Latents) -> None:
+def test_known_cells_are_seldom_novel_in_a_young_lab(real_latents: Latents, starter: Bundle) -> None:
     """Latents of real cells: with the threshold as it is for all of them, a lab with a tenth of them would find most cells novel."""
     latents = real_latents.values.astype(np.float64)
     order = np.random.default_rng(5).permutation(len(latents))
     apart = ((latents[order, None] - latents[None, order]) ** 2).mean(axis=2)
     np.fill_diagonal(apart, np.inf)
-    whole = NoveltyThreshold(float(np.quantile(apart.min(axis=1), 0.97)), 1, "", cells=len(order) - 1)
+    whole = NoveltyThreshold(
+        float(np.quantile(apart.min(axis=1), 0.97)),
+        1,
+        "",
+        cells=len(order) - 1,
+        dimension=starter.manifest.novelty.dimension,
+    )
     plain, allowed = [], []
     for start in range(10):
         few = apart[:, start::10]

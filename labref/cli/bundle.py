@@ -28,12 +28,13 @@ so `labref bundle rollback` takes seconds.
   labref bundle rollback                          back to the one before
 """
 _ROW = """digest, name, version, state (active, changing, kept: it has latents, or
-installed), installed (false where its files are gone), cells (with a latent in its space; null where there is none),
+installed), installed (false where its files are gone or cannot be used), cells (with a latent in its space; null where there is none),
 failed (cells that cannot be embedded), active_since, latent_size, labels"""
 _CHANGE = """bundle {name, version, digest}, state (re-embedding, comparing, held: some
 cells cannot be embedded, ready: to be switched, active, none), cells, embedded, failed, failures [{cell_id, reason}],
 switch (whether by itself), report (null until all is embedded) {cells, sampled, changed (of eight references, mean),
-same_class_before, same_class_after (share of the eight with the cell's own class), classes {label: the same}}"""
+same_class_before, same_class_after (share of the eight with the cell's own class), classes {label: the same}, problem
+(only where the old bundle cannot be opened, and nothing be compared)}"""
 
 _INSTALL = f"""Bring a bundle file into the lab. It is verified, and not used until it is activated.
 
@@ -155,7 +156,7 @@ def list_(lab: LabOption = None, json: JsonOption = False) -> None:
         cells = "no latents" if row["cells"] is None else f"{row['cells']} cells"
         failed = f", {row['failed']} cannot be embedded" if row["failed"] else ""
         since = f" since {row['active_since']}" if row["active_since"] else ""
-        gone = "" if row["installed"] else "  FILES MISSING: install it again"
+        gone = "" if row["installed"] else "  CANNOT BE USED: labref bundle verify says why"
         typer.echo(f"{row['state'] + since:<10}  {_name(row)}  {cells}{failed}, {row['latent_size']} latents{gone}")
 
 
@@ -227,6 +228,8 @@ def change_lines(change: Mapping[str, Any]) -> list[str]:
     }[state]
     lines += [f"  {failure['cell_id']}: {failure['reason']}" for failure in change["failures"]]
     report = change["report"]
+    if report is not None and report.get("problem"):
+        lines.append(f"  the references before and after cannot be compared: {report['problem']}")
     if report is not None and report["sampled"]:
         sampled = (
             ""

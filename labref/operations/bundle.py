@@ -248,7 +248,7 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
 
     active = store.active_bundle()
     assert active is not None
-    if store.changes.coverage(active).missing:
+    if store.changes.coverage(active).missing and _usable(lab, active):
         yield progress(0, 0, "opening the networks")
         yield from catch_up(lab, store, context.embedder(), stopped=stopped)
         store.changes.predict()
@@ -269,7 +269,13 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
         store.build_index(active)
         store.build_index(digest)
         withheld = store.duplicates.possible() if lab.config.duplicates.withhold_possible else ()
-        report = yield from compare(store, installed(lab, active), bundle, stopped=given_up, withheld=withheld)
+        report: Row | None
+        try:
+            before = installed(lab, active)
+        except BundleError as error:  # this labref may not know its preparation, or its files may be gone
+            report = {"cells": store.changes.coverage(digest).cells, "sampled": 0, "classes": {}, "problem": str(error)}
+        else:
+            report = yield from compare(store, before, bundle, stopped=given_up, withheld=withheld)
         if report is None:
             return
         store.changes.report(digest, report)
@@ -279,6 +285,14 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
     if pending.leave_out or not store.changes.coverage(digest).failed:
         yield progress(0, 0, "switching")
         switch(context, bundle, complete=True)
+
+
+def _usable(lab: Lab, digest: str) -> bool:
+    try:
+        installed(lab, digest)
+    except BundleError:
+        return False
+    return True
 
 
 def _row(context: Context, digest: str, bundle: Bundle | None) -> Row:
