@@ -15,7 +15,7 @@ from labref.fingerprint import Fingerprint, hamming
 __all__ = ["HashBook", "HashChanges", "LabelBook", "id_to_int", "int_to_id"]
 
 _MERGE_AT = 8192
-_BLOCK = 1 << 16  # hashes compared at once: what is in between stays in the processor's cache
+_BLOCK = 1 << 15  # hashes compared at once: what is in between stays in the processor's cache
 
 
 def id_to_int(cell_id: str) -> int:
@@ -140,19 +140,27 @@ class HashBook:
 
         bits : of the hash that differs more, and of the fingerprint that differs least. Some milliseconds for a million cells.
         """
+        if not fingerprints:
+            return []
         across, down, ids, ages = self._filled()
-        found: dict[int, int] = {}
+        first = fingerprints[0]
+        # whoever is near one of them is not much farther from the first (triangle inequality): one pass over all cells will do
+        reach = bits + max((first.across ^ mark.across).bit_count() for mark in fingerprints)
+        far = np.uint8(min(reach, 64))
+        parts = []
         for start in range(0, len(ids), _BLOCK):
-            part = across[start : start + _BLOCK]
-            for mark in fingerprints:
-                near = np.flatnonzero(hamming(mark.across, part) <= bits)
-                if near.size:
-                    near += start
-                    differ = np.maximum(hamming(mark.across, across[near]), hamming(mark.down, down[near]))
-                    close = differ <= bits
-                    for at, distance in zip(near[close].tolist(), differ[close].tolist(), strict=True):
-                        found[at] = min(distance, found.get(at, bits))
-        return sorted((distance, int(ages[at]), int(ids[at])) for at, distance in found.items())
+            close = np.flatnonzero(hamming(first.across, across[start : start + _BLOCK]) <= far)
+            parts.append(close + start)
+        near = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        reach = bits + max((first.down ^ mark.down).bit_count() for mark in fingerprints)
+        near = near[hamming(first.down, down[near]) <= min(reach, 64)]
+        across, down = across[near], down[near]
+        differ = np.full(len(near), 65, np.uint8)
+        for mark in fingerprints:
+            np.minimum(differ, np.maximum(hamming(mark.across, across), hamming(mark.down, down)), out=differ)
+        chosen = np.flatnonzero(differ <= bits)
+        at = near[chosen]
+        return sorted(zip(differ[chosen].tolist(), ages[at].tolist(), ids[at].tolist(), strict=True))
 
     def _filled(
         self,

@@ -12,7 +12,8 @@ its pictures' middles lie where they should. Whether a reported pair is one cell
 8 px, ±8 %, 1 px, ±1° of rotation. Shares that are `duplicate` and `duplicate_or_possible` of the cell they were made from; `candidate`:
 that fingerprints find it at all. --edge: what stands where the image was shifted from, nearest or black.
 `thesis`: average hash, same class, Hamming < 2 duplicate, up to 3 by hand (section 4.2), on the same cells and recaptures.
-`look_up`: candidates for one cell among `cells` made-up fingerprints, milliseconds.
+`look_up`: candidates for one cell among `cells` made-up fingerprints, milliseconds; `cpu_`: of the thread's own time, which what else
+the computer does (`load`) does not lengthen.
 """
 
 from __future__ import annotations
@@ -235,18 +236,22 @@ def measure_look_up(cells: int, queries: int, marks: Sequence[Sequence[Fingerpri
             changed ^= np.uint64(1) << rng.integers(0, 64, cells).astype(np.uint64)
         columns.append(real[of, k] ^ changed)
     book.add(*columns, np.arange(cells, dtype=np.uint64), np.arange(cells, dtype=np.uint32))
-    took, found = [], 0
+    took, worked, found = [], [], 0
     for number in rng.integers(0, len(marks), queries + 2):
-        started = time.perf_counter()
+        started, begun = time.perf_counter(), time.thread_time()
         found += len(book.within(marks[number], DEFAULTS.candidate_bits))
+        worked.append(1e3 * (time.thread_time() - begun))
         took.append(1e3 * (time.perf_counter() - started))
-    took = took[2:]
+    took, worked = took[2:], worked[2:]
     return {
         "cells": cells,
         "queries": queries,
         "candidates_each": round(found / (queries + 2), 2),
         "p50_ms": round(float(np.percentile(took, 50)), 3),
         "p99_ms": round(float(np.percentile(took, 99)), 3),
+        "cpu_p50_ms": round(float(np.percentile(worked, 50)), 3),
+        "cpu_p99_ms": round(float(np.percentile(worked, 99)), 3),
+        "load": None if not hasattr(os, "getloadavg") else round(os.getloadavg()[0], 1),
     }
 
 
