@@ -263,7 +263,7 @@ SCENARIOS: Final = {
     "restore": Scenario(_restore, 3, _back_up),
     "export": Scenario(_export, 3),
     "retention": Scenario(_retain, 8),
-    "change_bundle": Scenario(_change_bundle, 10),
+    "change_bundle": Scenario(_change_bundle, 7),
     "map": Scenario(_train_map, 8),
     "install": Scenario(_install, 2),
     "repair": Scenario(_repair, 5, _spoil),
