@@ -19,7 +19,6 @@ from labref.agent.client import AgentClient
 from labref.bundle import Bundle
 from labref.cli import app
 from labref.errors import LabrefError
-from labref.inference import Embedder
 from labref.lab import Lab
 from labref.query import Desk, ask, status
 from labref.store import Store
@@ -231,14 +230,16 @@ def test_drop_deletes_latents_and_files_but_never_of_the_active_bundle(lab: Lab)
         run(lab, "bundle.rollback")
 
 
-@pytest.mark.parametrize("point", ["bundle.wish", "reembed.commit", "bundle.report", "bundle.relabel", "bundle.switch"])
-def test_a_failure_at_any_write_loses_nothing_and_the_change_goes_on(lab: Lab, point: str) -> None:
-    failpoints.arm(f"{point}=eio@1")
+def test_a_failure_at_any_write_loses_nothing_and_the_change_goes_on(lab: Lab) -> None:
     before = references(lab, an_image(lab))
-    with pytest.raises((LabrefError, OSError)):
-        run(lab, "bundle.activate", bundle="other", yes=True)
-    failpoints.disarm()
-    assert status(lab)["bundle"]["name"] == "starter"
+    for point in ("bundle.wish", "embed.write", "bundle.report", "bundle.relabel", "bundle.switch"):
+        failpoints.arm(f"{point}=eio@1")
+        with pytest.raises((LabrefError, OSError)):
+            run(lab, "bundle.activate", bundle="other", yes=True)
+        failpoints.disarm()
+        with lab.open_store() as store:
+            active = store.active_bundle()
+            assert active is not None and Bundle.open(lab.bundles / active[:12]).manifest.name == "starter"
     assert references(lab, an_image(lab)) == before
     (change,) = run(lab, "bundle.activate", bundle="other", yes=True)
     assert (change["state"], change["embedded"]) == ("active", change["cells"])
@@ -364,16 +365,7 @@ def test_a_damaged_bundle_is_refused_and_verify_says_so(lab: Lab, other: Path, t
     assert status(lab)["bundle_change"] is None
 
 
-def test_a_second_bundle_really_is_another_space(starter: Bundle, other: Path, tmp_path: Path) -> None:
-    from labref.bundle import unpacked
-
-    with unpacked(other) as bundle, Embedder.open(bundle, device="cpu") as embedder:
-        assert bundle.digest != starter.digest
-        assert embedder.golden_difference() <= bundle.manifest.golden_tolerance
-        assert bundle.golden().latents.shape[1] == 40
-
-
 def test_the_benchmark_of_killed_changes_finds_nothing_wrong(drawn_cells: Path, tmp_path: Path) -> None:
-    found = change_while_killed(tmp_path, cells=24, kills=0, seed=3, images=drawn_cells)
+    found = change_while_killed(tmp_path, cells=16, kills=0, seed=3, images=drawn_cells)
     assert found["faults"] == []
     assert found["queries"] > 0 and found["latents_compared"] == found["cells"]
