@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from labref.errors import LabrefError
 from labref.failpoints import failpoint
@@ -94,8 +93,8 @@ def without_frame(pixels: U8, cell: CellImage) -> CellImage:
     pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Only for comparing: black edges would move the
     centre and the correlation, and they are no part of the cell.
     """
-    dark: NDArray[np.bool_] = np.asarray((pixels <= _DARK).all(axis=2))
-    sides = [_frame(dark), _frame(dark[::-1]), _frame(dark.T), _frame(dark.T[::-1])]
+    turned = pixels.swapaxes(0, 1)
+    sides = [_frame(pixels), _frame(pixels[::-1]), _frame(turned), _frame(turned[::-1])]
     if not any(sides):
         return cell
     top, bottom, left, right = sides
@@ -103,12 +102,13 @@ def without_frame(pixels: U8, cell: CellImage) -> CellImage:
     return prepare_pixels(np.ascontiguousarray(pixels[top : height - bottom, left : width - right]))
 
 
-def _frame(dark: NDArray[np.bool_]) -> int:
-    """How many first rows of bool[h, w] are dark in part, and two more for what compression smeared; 0 where the first is not."""
-    most = min(_FRAME_MOST, len(dark) // 8)
-    shares = dark[:most].mean(axis=1) >= _FRAME_SHARE
-    framed = most if shares.all() else int(np.argmin(shares))
-    return 0 if framed == 0 else framed + 2
+def _frame(pixels: U8) -> int:
+    """How many first rows of uint8[h, w, 3] are dark in part, and two more for what compression smeared; 0 where the first is not."""
+    most = min(_FRAME_MOST, len(pixels) // 8)
+    framed = 0
+    while framed < most and (pixels[framed].max(axis=1) <= _DARK).mean() >= _FRAME_SHARE:
+        framed += 1
+    return framed + 2 if framed else 0
 
 
 class Judge:
