@@ -200,22 +200,21 @@ class Index:
         found = np.empty(0, np.float64)
         for block in list(self._blocks):
             n = block.n
-            others = None if group is None else block.groups[:n] != group
-            allowed = n if others is None else n - int(np.count_nonzero(others))
-            if allowed == 0:
-                continue
             bounds, base = block.bounds(query, n)
-            if others is not None:
-                bounds[others] = np.nan  # sorted last, and never below a limit
             if len(found) < k:
                 # the k cells with the smallest bounds give a first k-th distance to compare with
-                first = np.argpartition(bounds, min(k, allowed) - 1)[: min(k, allowed)]
+                chosen = np.arange(n) if group is None else np.flatnonzero(block.groups[:n] == group)
+                if len(chosen) == 0:
+                    continue
+                first = chosen[np.argpartition(bounds[chosen], min(k, len(chosen)) - 1)[: min(k, len(chosen))]]
                 known = np.concatenate([found, distances.exact(block.latents[first], query)])
                 reach = np.inf if len(known) < k else float(np.partition(known, k - 1)[k - 1])
             else:
                 reach = float(found[-1])
             limit = np.float32(reach * self.latent_size * (1 + 1e-12) + _TINY - base)
             close = np.flatnonzero(bounds <= np.nextafter(limit, np.float32(np.inf)))
+            if group is not None:
+                close = close[block.groups[close] == group]
             if len(close) == 0:
                 continue
             ids = np.concatenate([ids, block.ids[close]])
