@@ -30,7 +30,7 @@ from labref.inference import Embedder, Embeddings
 from labref.lab import Lab
 from labref.operations import Adoption, Context, perform
 from labref.pace import rows_of
-from labref.store import Placed, Store, StoredMap, migrations
+from labref.store import Counts, Placed, Store, StoredMap, migrations
 
 __all__ = ["SCENARIOS", "Scenario", "check", "prepare_numbers"]
 
@@ -271,8 +271,11 @@ SCENARIOS: Final = {
 """What is done to a lab, and how often."""
 
 
-def check(life: Path, done: str) -> list[str]:
-    """All that is not as it must be, after `done` was brought to its end and a pass over the export folder was made."""
+def check(life: Path, done: str, then: Counts) -> list[str]:
+    """All that is not as it must be, after `done` was brought to its end and a pass over the export folder was made.
+
+    then : what the store held between the two.
+    """
     faults: list[str] = []
     with _context(life) as context:
         store, lab = context.store, context.lab
@@ -295,7 +298,6 @@ def check(life: Path, done: str) -> list[str]:
         faults += _wrong_numbers(context, life)
         if done == "migrate":
             faults += _wrong_upgrades(life)
-        counted = store.counts()
     if done in ("backup", "backup_to_file"):
         target = life / ("backup" if done == "backup" else "backup.zip")
         shutil.rmtree(life / "restored", ignore_errors=True)
@@ -303,7 +305,7 @@ def check(life: Path, done: str) -> list[str]:
             pass
     if done in ("backup", "backup_to_file", "restore"):
         with Lab.open(life / "restored").open_store() as restored:
-            if restored.counts() != counted:
+            if restored.counts() != then:
                 faults.append("the restored lab is another one")
     return faults
 
@@ -357,8 +359,10 @@ def main(life: Path, what: str, scenario: str) -> tuple[int, Any]:
     elif what == "finish":
         whole_backup(life)
         chosen.work(life)
+        with _context(life) as context:
+            then = context.store.counts()
         _ingest(life)
-        return 0, check(life, scenario)
+        return 0, check(life, scenario, then)
     return 0, None
 
 
