@@ -321,6 +321,9 @@ def build_vae_parts(
     latent = keras.Input((config.latent_size,), name="latent")
     decoder = keras.Model(latent, layers.Dense(len(mean))(hidden(latent)), name="decoder")
     head_in = keras.Input((config.latent_size,), name="latent")
-    heads = [layers.Dense(classes, activation="softmax")(head_in), layers.Dense(max(sum(attributes), 1))(head_in)]
+    heads = [
+        layers.Dense(classes, activation="softmax", name="classes")(head_in),
+        layers.Dense(max(sum(attributes), 1), name="attributes")(head_in),
+    ]
     head = keras.Model(head_in, heads, name="heads")
     return encoder, decoder, head

@@ -156,8 +156,10 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
     encoder, decoder, head = build_vae_parts(shape, config, len(run.split.labels), mean, deviation, sizes)
     told = AttributeLoss(sizes)
     variables = [*encoder.trainable_variables, *decoder.trainable_variables]
-    if config.class_weight or sizes:
-        variables += head.trainable_variables
+    if config.class_weight:
+        variables += head.get_layer("classes").trainable_variables
+    if sizes:
+        variables += head.get_layer("attributes").trainable_variables
     steps = max(len(train.targets) // config.batch_size, 1)
     rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps)
     optimiser = keras.optimizers.Adam(rate)

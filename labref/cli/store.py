@@ -18,6 +18,13 @@ __all__ = ["add_to"]
 _HELP = """Look after the lab's store: is it sound, back it up, restore it, take it to other programs.
 
 Works while the agent runs, and while it does not. What labref.toml's [retention] lets go of: `labref store retain`.
+
+\b
+Examples:
+  labref store check
+  labref store backup E:/labref-backup
+  labref store restore E:/labref-backup D:/lab
+  labref store export cells.parquet
 """
 
 _CHECK = """Read every block of the store and every file of its bundles, and say whether all is sound.
