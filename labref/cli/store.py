@@ -94,7 +94,12 @@ Examples:
 With --json, JSON lines: of a dry run {cell_id, label, label_source, analyser, why} each, and last {due} or {removed}.
 """
 
-store = typer.Typer(help=_HELP, short_help="Check, back up, restore and export the store.", no_args_is_help=True)
+store = typer.Typer(
+    help=_HELP,
+    short_help="Check, back up, restore and export the store.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @store.command(help=_CHECK, short_help="Is the store sound?")
