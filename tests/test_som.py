@@ -55,6 +55,14 @@ def test_training_begins_coarse_and_wide_and_ends_at_the_size_and_radius_asked_f
     assert all(later <= earlier * 1.001 for earlier, later in pairwise(widths))
 
 
+@pytest.mark.parametrize(("sigma", "final"), [(30.0, 10.0), (None, 23.0), (10.0, 10.0), (2.0, 0.5)])
+def test_a_map_that_stays_wide_is_trained_at_its_full_size_too(sigma: float | None, final: float) -> None:
+    steps = som.stages(40, 30, sigma=sigma, final_sigma=final)
+    assert (steps[-1].rows, steps[-1].cols, steps[-1].sigmas[-1]) == (40, 30, final)
+    trained = som.train(cells(200), rows=40, cols=30, sigma=sigma, final_sigma=final)
+    assert trained.get_weights().shape == (40, 30, 12) and trained._sigma == final
+
+
 @pytest.mark.parametrize(
     ("rows", "cols", "sigma", "final"), [(0, 5, None, 1.0), (5, 5, 1.0, 2.0), (5, 5, None, 0.0), (5, 5, -1.0, 1.0)]
 )

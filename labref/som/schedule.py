@@ -47,7 +47,7 @@ def stages(
 
     σ (nodes of the final grid) falls geometrically from `sigma`, by default half the longer side as Kohonen advises (thesis
     4.5: 124 for 248), to `final_sigma`, in `epochs_per_halving` epochs for each halving, and stays there `settling` epochs. While
-    σ is wide, a grid of half, a quarter … of the nodes a side holds all the map can express; it is doubled as σ falls.
+    σ is wide, a grid of half, a quarter … of the nodes a side holds all the map can express; it is doubled as σ falls, and settles at full size.
     Raises ValueError for a map without nodes, and for a σ that is not positive or would grow.
     """
     if rows < 1 or cols < 1:
@@ -60,9 +60,9 @@ def stages(
     falling = math.ceil(math.log2(start / final_sigma) * epochs_per_halving)
     sigmas = [start * (final_sigma / start) ** (i / falling) for i in range(falling)] + [final_sigma] * settling
     found: list[Stage] = []
-    for value in sigmas:
+    for number, value in enumerate(sigmas):
         factor = 1
-        while value / (2 * factor) >= _FINE and min(rows, cols) / (2 * factor) >= _COARSEST:
+        while number < falling and value / (2 * factor) >= _FINE and min(rows, cols) / (2 * factor) >= _COARSEST:
             factor *= 2
         grid = math.ceil(rows / factor), math.ceil(cols / factor)
         there = value * max(grid) / max(rows, cols)
