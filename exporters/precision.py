@@ -48,9 +48,10 @@ class Latents:
 def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.uint8]) -> None:
     """Write the trunk `full` with reduced precision; its inputs and outputs keep their types.
 
-    float16: weights and arithmetic, but for the resize.  int8: weights by channel (7 bits, so that CPUs without VNNI do not
-    overflow) and activations, both quantised statically (QDQ) with ranges seen on the calibration crops uint8[n, 256, 256, 3];
-    what `_kept` names stays as it is.
+    float16: weights and arithmetic, but for the resize.  int8: weights by channel and activations, both quantised statically
+    (QDQ) with the ranges that batches of the calibration crops uint8[n, 256, 256, 3] have on average; the first convolutions
+    stay as they are. Weights take all eight bits: on a CPU without VNNI sums may saturate, and the golden outputs then keep
+    that computer on the full trunk.
     """
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -87,40 +88,27 @@ def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:
             Crops(),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool", "MatMul"],
-            nodes_to_exclude=_kept(onnx.load(full).graph),
+            nodes_to_exclude=_first(onnx.load(full).graph),
             extra_options={"CalibMovingAverage": True},
         )
     finally:
         root.setLevel(level)
 
 
-def _kept(graph: onnx.GraphProto) -> list[str]:
-    """Nodes that keep full precision: the convolutions that see the pixels, and all after the last halving of the grid, which
-    make few of the operations and the whole of the features' last rounding."""
+def _first(graph: onnx.GraphProto) -> list[str]:
+    """The convolutions that see the pixels: they are few, and what they round is lost to all that follow."""
     seen = {"crops"}
-    kept = []
+    found = []
     for node in graph.node:
         if seen & set(node.input):
             if node.op_type == "Conv":
-                kept.append(node.name)
+                found.append(node.name)
             else:
                 seen |= set(node.output)
-    wanted = {value.name for value in graph.output}
-    for node in reversed(graph.node):
-        if wanted & set(node.output):
-            kept.append(node.name)
-            if not _halves(node):
-                wanted |= set(node.input)
-    return kept
-
-
-def _halves(node: onnx.NodeProto) -> bool:
-    strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [1])
-    return node.op_type in ("Conv", "MaxPool") and max(strides) > 1
+    return found
 
 
 def open_sessions(trunk: Path, encoder: Path, threads: int = 0) -> tuple[Any, Any]:
