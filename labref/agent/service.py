@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json as jsonlib
 import os
 import random
@@ -175,7 +176,7 @@ class _Agent:
         self._settled: deque[Candidate] = deque()
         self._held: dict[str, str] = {}
         self._known: dict[str, FileState] = {}
-        self._revision = store.revision
+        self._revision = -1  # of the ledger that is remembered: none yet
         self._reasons: dict[str, str] = {}
         self._look_due = 0.0
         self._unchanged = 0
@@ -194,11 +195,13 @@ class _Agent:
             self._opening.submit(int).result()
             self._engine = Engine(lambda: self._open_embedder(bundle))
             stack.callback(self._engine.close)
-            self._known = dict(self._store.known_files())
-            self._read_reasons()
             if not self._once:
-                self._engine.embedder()
-                self._store.build_index()
+                # side by side: both take seconds in a large lab, and people wait
+                with ThreadPoolExecutor(1, "labref-index") as indexing:
+                    indexed = indexing.submit(self._store.build_index)
+                    self._engine.embedder()
+                    indexed.result()
+                self._store.has_digest("0" * 64)  # the labels, which the first answer needs
             self._pipeline = Pipeline(
                 self._lab,
                 self._store,
@@ -233,9 +236,7 @@ class _Agent:
                 log=self._log,
             )
             self._server = stack.enter_context(Server(app, self._lab.config.agent.port))
-            self._log.info(
-                "agent started", version=__version__, bundle=bundle.short, once=self._once, files_known=len(self._known)
-            )
+            self._log.info("agent started", version=__version__, bundle=bundle.short, once=self._once)
             self._write_record()
             stack.callback(self._lab.agent_file.unlink, missing_ok=True)
             self._stack = stack.pop_all()
@@ -319,6 +320,7 @@ class _Agent:
                     housekeeping_due = now + housekeeping.SECONDS
                 if self._revision != self._store.revision:
                     next_scan = 0.0
+                    self._remember_files()
                 if self._take_hints(watcher):
                     next_scan = min(next_scan, now + 1.0)
                 if now >= next_scan:
@@ -343,10 +345,7 @@ class _Agent:
     def _scan(self, watcher: Watcher | None = None) -> float:
         """Look at every file once; those that are new or changed go on. Returns the seconds it took."""
         started = time.perf_counter()
-        if self._revision != self._store.revision:
-            self._revision = self._store.revision
-            self._known = self._store.known_files()
-            self._read_reasons()
+        self._remember_files()
         report = ScanReport()
         self._unchanged = 0
         pumped = time.monotonic()
@@ -461,6 +460,14 @@ class _Agent:
     def _is_recorded(self, path: str, reason: str) -> bool:
         # what is gone keeps the outcome it had
         return path in self._known if reason == GONE else self._reasons.get(path) == reason
+
+    def _remember_files(self) -> None:
+        """Read what the ledger has of every file, for the first time or after rows were taken out of it."""
+        if self._revision != self._store.revision:
+            self._revision = self._store.revision
+            self._known = self._store.known_files()
+            gc.freeze()  # or each full collection would look at a million of them
+            self._read_reasons()
 
     def _read_reasons(self) -> None:
         """The reasons of files that are tried at every scan: only a new reason is written down again."""

@@ -24,6 +24,7 @@ __all__ = [
     "digests",
     "digests_of",
     "faults",
+    "file_states",
     "fingerprints",
     "forget",
     "tables_of_cells",
@@ -31,6 +32,7 @@ __all__ = [
 
 _HISTORY = frozenset({"file_history", "label_change", "removed_cell"})
 """Tables that may name cells that are no longer there."""
+_STATES = 16_384
 _IDS = "SELECT {table}.cell_id FROM {table} ANTI JOIN cell USING (cell_id) WHERE {table}.cell_id IS NOT NULL"
 
 
@@ -248,6 +250,21 @@ def fingerprints(cursor: duckdb.DuckDBPyConnection, database: str | None = None)
         assert row is not None
         found[table] = (int(row[0]), int(row[1]))
     return found
+
+
+def file_states(cursor: duckdb.DuckDBPyConnection) -> Iterator[dict[str, Any]]:
+    """Columns path, size_bytes, mtime_ns and outcome of the ledger as NumPy arrays, in parts, so that other threads get their
+    turn between them; all of one moment."""
+    cursor.begin()
+    try:
+        last = _column(cursor, "SELECT max(rowid) FROM file")[0]
+        for start in range(0, 1 + (-1 if last is None else last), _STATES):
+            yield cursor.execute(
+                "SELECT path, size_bytes, mtime_ns, outcome FROM file WHERE rowid >= ? AND rowid < ?",
+                [start, start + _STATES],
+            ).fetchnumpy()
+    finally:
+        cursor.rollback()
 
 
 def checksum(cursor: duckdb.DuckDBPyConnection, table: str) -> tuple[int, int]:
