@@ -8,10 +8,11 @@ import os
 import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import duckdb
 import numpy as np
@@ -59,6 +60,8 @@ MEMORY_LIMIT = "1GiB"
 """What DuckDB may use at most, beside the index; it moves larger work to a folder beside the store."""
 THREADS = 2
 """Threads of DuckDB: the analyser's PC has other work to do."""
+
+_T = TypeVar("_T")
 
 
 class Store:
@@ -532,7 +535,7 @@ class Store:
                 index, book = Index(space.latent_size), self._optics()
                 index.groups = book.codes
                 group_of = optics.codes(cursor, book)
-                for ids, latents in scan.blocks(cursor, table, space.latent_size, BLOCK_ROWS):
+                for ids, latents in _ahead(scan.blocks(cursor, table, space.latent_size, BLOCK_ROWS)):
                     index.add(ids, latents, group_of(ids))
             self._indexes[digest] = index
 
@@ -691,6 +694,15 @@ def _connect(path: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConn
             ) from error
         raise
     return connection
+
+
+def _ahead(items: Iterator[_T]) -> Iterator[_T]:
+    """The items, each fetched while the one before it is worked on."""
+    with ThreadPoolExecutor(1, "labref-ahead") as fetching:
+        coming = fetching.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = fetching.submit(next, items, None)
+            yield item
 
 
 @contextlib.contextmanager
