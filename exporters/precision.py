@@ -49,8 +49,7 @@ def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.
     """Write the trunk `full` with reduced precision; its inputs and outputs keep their types.
 
     float16: weights and arithmetic, but for the resize.  int8: weights by channel and activations, both quantised statically
-    (QDQ) with the ranges that batches of the calibration crops uint8[n, 256, 256, 3] have on average; the first convolutions
-    stay as they are. Weights take all eight bits: on a CPU without VNNI sums may saturate, and the golden outputs then keep
+    (QDQ) with the ranges seen on the calibration crops uint8[n, 256, 256, 3]; the first convolutions stay as they are. Weights take all eight bits: on a CPU without VNNI sums may saturate, and the golden outputs then keep
     that computer on the full trunk.
     """
     if precision == "float16":
@@ -92,7 +91,6 @@ def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool", "MatMul"],
             nodes_to_exclude=_first(onnx.load(full).graph),
-            extra_options={"CalibMovingAverage": True},
         )
     finally:
         root.setLevel(level)
