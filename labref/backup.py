@@ -3,10 +3,8 @@
 A backup is a folder, or one `.zip` file (stored, not compressed: images do not get smaller):
 
 BACKUP/backup.json                what the backup holds, written last: without it there is no backup
-BACKUP/store-<time>.duckdb        the store
-BACKUP/images-<time>.txt          the digests of the images that belong to it
+BACKUP/files/<sha256>             the store, the list of its images, labref.toml, bundles, maps; backup.json has their names
 BACKUP/images/<ab>/<cd>/<sha256>  as in the lab
-BACKUP/bundles/, maps/, labref.toml
 
 A folder can be backed up into again: only images that it does not have are copied, and until the new backup.json has taken
 the place of the old one, the old backup is whole. The lab's token is a secret and stays behind; restoring makes a new one.
@@ -22,7 +20,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Container, Iterator, Sequence
 from datetime import UTC, datetime
@@ -42,9 +39,12 @@ __all__ = ["Backup", "restore", "write"]
 
 FORMAT: Final = 1
 _RECORD: Final = "backup.json"
-_OF_ONE: Final = re.compile(r"(store-\d+\.duckdb|images-\d+\.txt)(\.part)?")  # files that belong to one backup only
 _NAME: Final = re.compile(r"(?:[\w.+-]+/){0,4}[\w.+-]+")
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 _FOLDERS: Final = ("bundles", "maps")
+_FILES: Final = "files"
+_IMAGES: Final = "images.txt"
+_STORE: Final = "store.duckdb"
 _PART: Final = ".part"
 _SCRATCH: Final = ".labref-backup-"
 _CHUNK: Final = 1 << 20
@@ -97,16 +97,16 @@ class _FolderTarget:
         self.add(_RECORD, io.BytesIO(json.dumps(record, indent=2).encode()))
         sync_folder(self.folder)
         failpoint("backup.recorded", may_fail=False)
-        for path in self.folder.iterdir():
-            if _OF_ONE.fullmatch(path.name) and path.name not in record["files"]:
+        kept = {entry["sha256"] for entry in record["files"].values()}
+        for path in (self.folder / _FILES).iterdir():
+            if path.name not in kept:
                 path.unlink()
 
 
 def _foreign(folder: Path) -> Iterator[Path]:
     """Entries that no broken-off backup leaves."""
     for path in folder.iterdir():
-        ours = path.name in ("images", *_FOLDERS, "labref.toml") or path.name.startswith(_SCRATCH)
-        if not ours and not _OF_ONE.fullmatch(path.name) and not path.name.endswith(_PART):
+        if path.name not in ("images", _FILES) and not path.name.startswith(_SCRATCH) and not path.name.endswith(_PART):
             yield path
 
 
@@ -174,19 +174,22 @@ def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[s
     files: dict[str, dict[str, Any]] = {}
     added: list[str] = []
     missing: list[str] = []
-    stamp, pace = time.time_ns(), Pace()
+    pace = Pace()
 
     def add(name: str, path: Path) -> None:
         with path.open("rb") as source:
             files[name] = _described(source)
-            source.seek(0)
-            where.add(name, source)
+            digest = str(files[name]["sha256"])
+            if _file_name(digest) not in added and not where.has(_file_name(digest), digest):
+                source.seek(0)
+                where.add(_file_name(digest), source)
+                added.append(_file_name(digest))
 
     yield 0, 0, "the store is copied"
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=where.scratch) as scratch:
         snapshot, listed = Path(scratch) / "store", Path(scratch) / "images"
         tables = store.copy_to(snapshot)
-        add(f"store-{stamp}.duckdb", snapshot)
+        add(_STORE, snapshot)
         size_of_images = 0
         with listed.open("w", encoding="ascii") as listing:
             for number, (digest, size) in enumerate(digests_of(snapshot)):
@@ -202,7 +205,7 @@ def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[s
                 size_of_images += size
                 if pace.due():
                     yield number, tables["cell"], "kept images copied"
-        add(f"images-{stamp}.txt", listed)
+        add(_IMAGES, listed)
     for path in _other_files(lab):
         add(path.relative_to(lab.folder).as_posix(), path)
     record = {
@@ -210,23 +213,25 @@ def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[s
         "labref": __version__,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "schema": store.schema_version,
-        "store": f"store-{stamp}.duckdb",
-        "images": f"images-{stamp}.txt",
         "tables": tables,
         "missing": missing,
         "files": files,
     }
     where.finish(record)
     with Backup.open(target) as backup:
-        # images that were there before were read then
-        yield from backup.verify(only={*files, *added})
+        # what was there before was read then
+        yield from backup.verify(only=set(added))
     return {
         "target": str(target),
         "bytes": size_of_images + sum(entry["bytes"] for entry in files.values()),
         "cells": tables["cell"],
-        "images_copied": len(added),
+        "images_copied": sum(name.startswith("images/") for name in added),
         "missing": missing,
     }
+
+
+def _file_name(digest: str) -> str:
+    return f"{_FILES}/{digest}"
 
 
 def _image_name(digest: str) -> str:
@@ -285,14 +290,17 @@ class Backup:
                 record = json.loads(source.read())
             made_by, number = str(record["labref"]), int(record["format"])
             names = list(record["files"])
+            digests = [str(entry["sha256"]) for entry in record["files"].values()]
+            complete = {_IMAGES, _STORE} <= set(names) and int(record["tables"]["cell"]) >= 0
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise LabError(f"{path} is no backup of a lab, or is damaged: {error}.") from None
         if number > FORMAT:
             raise LabError(
                 f"{path} was made by labref {made_by}, which is newer than {__version__}. Install that labref."
             )
-        if not all(_NAME.fullmatch(name) and ".." not in name.split("/") for name in names):
-            raise LabError(f"{path} is damaged: it names files that no lab has.")
+        plain = all(_NAME.fullmatch(name) and ".." not in name.split("/") for name in names)
+        if not complete or not plain or not all(map(_DIGEST.fullmatch, digests)):
+            raise LabError(f"{path} is damaged: its {_RECORD} lacks something, or names files that no lab has.")
         return Backup(path, record, opener, close)
 
     def verify(self, *, into: Path | None = None, only: Container[str] | None = None) -> Steps[None]:
@@ -302,12 +310,12 @@ class Backup:
         """
         pace = Pace()
         total = int(self.record["tables"]["cell"])
-        for number, (name, digest) in enumerate(self._files()):
-            if only is not None and name not in only:
+        for number, (name, stored, digest) in enumerate(self._files()):
+            if only is not None and stored not in only:
                 continue
             with contextlib.ExitStack() as stack:
                 try:
-                    source = stack.enter_context(self._opener(name))
+                    source = stack.enter_context(self._opener(stored))
                 except (OSError, KeyError):
                     raise LabError(f"the backup {self.path} lacks {name}; use another one.") from None
                 out = None
@@ -327,16 +335,17 @@ class Backup:
             if pace.due():
                 yield number, total, "files verified"
 
-    def _files(self) -> Iterator[tuple[str, str]]:
-        """Name and digest of every file; the list of images is itself among the first."""
-        for name, entry in self.record["files"].items():
-            yield name, str(entry["sha256"])
-        with self._opener(str(self.record["images"])) as listing:
+    def _files(self) -> Iterator[tuple[str, str, str]]:
+        """Name in the lab, name in the backup, and digest of every file; the list of images is itself among the first."""
+        files: dict[str, dict[str, Any]] = self.record["files"]
+        for name, entry in files.items():
+            yield name, _file_name(entry["sha256"]), str(entry["sha256"])
+        with self._opener(_file_name(files[_IMAGES]["sha256"])) as listing:
             for line in listing:
                 digest = line.decode("ascii", "replace").strip()
-                if not re.fullmatch("[0-9a-f]{64}", digest):
-                    raise LabError(f"{self.record['images']} of the backup {self.path} is damaged; use another one.")
-                yield _image_name(digest), digest
+                if not _DIGEST.fullmatch(digest):
+                    raise LabError(f"the list of images of the backup {self.path} is damaged; use another one.")
+                yield _image_name(digest), _image_name(digest), digest
 
     def __enter__(self) -> Backup:
         return self
@@ -362,16 +371,14 @@ def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[
             staging = Path(tempfile.mkdtemp(prefix=".labref-restore-", dir=folder.parent))
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
             yield from backup.verify(into=staging)
-            (staging / str(backup.record["images"])).unlink()
-            failpoint("restore.store")
-            os.replace(staging / str(backup.record["store"]), staging / "store.duckdb")
+            (staging / _IMAGES).unlink()
             for name in ("images", "bundles", "logs"):
                 (staging / name).mkdir(exist_ok=True)
             if watch:
                 watch_instead(staging / "labref.toml", [absolute(path) for path in watch])
             new_token(staging)
             yield 0, 0, "the store is read"
-            with Store.open(staging / "store.duckdb") as store:
+            with Store.open(staging / _STORE) as store:
                 tables = store.read_all()
             wrong = [
                 name for name, number in backup.record["tables"].items() if name in _SAME and tables[name] != number

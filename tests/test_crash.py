@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from labref import failpoints, operations
+from labref.backup import Backup
 from labref.bundle import Bundle
 from labref.errors import AgentError, LabError, LabrefError, StoreError
 from labref.failpoints import failpoint
@@ -145,12 +146,16 @@ def test_a_full_disk_stops_a_backup_and_leaves_the_one_before(lab: Lab, tmp_path
     target = tmp_path / "backup"
     list(operations.run(lab, "store.backup", target=str(target)))
     before = (target / "backup.json").read_bytes()
+    with lab.config_file.open("a", encoding="utf-8") as file:
+        file.write("# a later thought\n")
     for point in ("backup.write", "backup.fsync", "backup.rename", "backup.copied"):
         failpoints.arm(f"{point}=enospc@1")
         with pytest.raises(LabrefError, match=r"(?i)no space left"):
             list(operations.run(lab, "store.backup", target=str(target)))
         failpoints.disarm()
         assert (target / "backup.json").read_bytes() == before
+        with Backup.open(target) as backup:
+            assert list(backup.verify()) == [], "the one before is whole"
     list(operations.run(lab, "store.backup", target=str(target)))
     assert not [path for path in target.rglob("*") if path.name.endswith(".part") or "labref-backup" in path.name]
 

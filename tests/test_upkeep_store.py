@@ -150,7 +150,8 @@ def test_the_same_folder_takes_the_next_backup(own: Lab, tmp_path: Path, drawn_c
     once(replace(own, config=own.config.model_copy(update={"watch": watch})))
     told = last(own, "store.backup", target=str(target))
     assert told["cells"] == 33 and told["images_copied"] == 1
-    assert len(list(target.glob("store-*.duckdb"))) == 1
+    record = json.loads((target / "backup.json").read_text())
+    assert {path.name for path in (target / "files").iterdir()} == {f["sha256"] for f in record["files"].values()}
     assert answers(result(restore(target, tmp_path / "back"))) == answers(own)
 
 

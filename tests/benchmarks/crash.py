@@ -160,7 +160,9 @@ class _Life:
             self._write(f"Signed slides/{self.rng.choice(('Monocyte', 'Basophil', 'Lymphocyte'))}", data)
 
     def export_some(self) -> None:
-        """What an analyser does before the agent comes again."""
+        """What an analyser does before the agent comes again; and somebody writes in labref.toml."""
+        with (self.folder / "lab" / "labref.toml").open("a", encoding="utf-8") as file:
+            file.write(f"# thought {self.rounds}\n")
         for _ in range(self.rng.randint(1, _NEW_FILES)):
             what = self.rng.random()
             if what < 0.6:
