@@ -218,6 +218,23 @@ def _references(parts: Mapping[str, Any]) -> list[str]:
         if found["macro"]
     ]
     body = [_table("Precision@8", ["level", "mean over its classes", "mean over cells", "classes"], rows)]
+    if space.get("by_optics"):
+        body.append(
+            _table(
+                "Class precision@8 of each optics, mean over its classes",
+                ["optics", "queries", "references", "among all references", "among those of the same optics"],
+                [
+                    (
+                        name,
+                        f["n_queries"],
+                        f["n_references"],
+                        format_estimate(f["from_all"]),
+                        format_estimate(f["from_own"]),
+                    )
+                    for name, f in space["by_optics"].items()
+                ],
+            )
+        )
     fine = space["precision_at_8"]["fine"]["per_class"]
     body.append(
         _table(

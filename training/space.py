@@ -132,7 +132,8 @@ def measure(
 
     ranked : rows and distances of the references where they are not the nearest in these latents (by a map, say).
     places : where the queries lie for SVOMEN, where that is not these latents.
-    JSON: `precision_at_8` {group, class, fine}, `knn_accuracy`, and where `attributes` are given `attribute_agreement_at_8`
+    JSON: `precision_at_8` {group, class, fine}, `knn_accuracy`, where the run has several optics `by_optics` {name: {`from_all`,
+    `from_own`}}, class precision@8 of its queries among all references and among those of the same optics, and where `attributes` are given `attribute_agreement_at_8`
     {`references`, `random_same_class`, `share_of_the_way` to experts} and `svomen` (see `training.triplets.score`).
     """
     rows, distances = ranked or nearest(queries, references, None)
@@ -142,9 +143,34 @@ def measure(
         "precision_at_8": precision_by_level(space.queries.items, space.references.items, rows),
         "knn_accuracy": bootstrap(vote(known[rows], distances) == own).to_json(),
     }
+    if run.config.domains and ranked is None:
+        figures["by_optics"] = {
+            domain: _one_optics(space, domain, rows, queries, references) for domain in run.config.domains
+        }
     if attributes is not None:
         figures |= _visual(run, space, rows, places if places is not None else queries, attributes)
     return figures
+
+
+def _one_optics(
+    space: Space,
+    domain: str,
+    rows: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    references: NDArray[np.float32],
+) -> dict[str, Any]:
+    asked, known = (
+        [number for number, item in enumerate(cells.items) if item.path.startswith(f"{domain}/")]
+        for cells in (space.queries, space.references)
+    )
+    figures: dict[str, Any] = {"n_queries": len(asked), "n_references": len(known), "from_all": None, "from_own": None}
+    if not asked or len(known) < K:
+        return figures
+    items = [space.queries.items[number] for number in asked]
+    own, _ = nearest(queries[asked], references[known], None)
+    from_all = precision_by_level(items, space.references.items, rows[asked])
+    from_own = precision_by_level(items, [space.references.items[number] for number in known], own)
+    return figures | {"from_all": from_all["class"]["macro"], "from_own": from_own["class"]["macro"]}
 
 
 def _visual(

@@ -53,6 +53,8 @@ def _augmentations() -> tuple[Row, ...]:
     )
 
 
+_NO_HEADS = ("vae.class_weight=0", "vae.attribute_weight=0", "vae.neighbour_weight=0")
+
 SWEEPS: dict[str, tuple[str, tuple[Row, ...]]] = {
     "augmentation": ("Augmentations A, B and C (tables 3, 6 and 7, figures 53 to 55)", _augmentations()),
     "latent": (
@@ -63,9 +65,9 @@ SWEEPS: dict[str, tuple[str, tuple[Row, ...]]] = {
         "Plain AE, β-VAE and PCA beside the VAE (section 4.4; future work)",
         (
             Row("run", "the run's own VAE, trained again"),
-            Row("vae", "VAE without a class head, as the thesis'", ("vae.class_weight=0", "vae.beta=1")),
-            Row("ae", "plain autoencoder: no KL term, no sampling", ("vae.class_weight=0", "vae.beta=0")),
-            Row("beta-4", "β-VAE, β = 4", ("vae.class_weight=0", "vae.beta=4")),
+            Row("vae", "VAE without heads, as the thesis'", (*_NO_HEADS, "vae.beta=1")),
+            Row("ae", "plain autoencoder: no KL term, no sampling, no heads", (*_NO_HEADS, "vae.beta=0")),
+            Row("beta-4", "β-VAE without heads, β = 4", (*_NO_HEADS, "vae.beta=4")),
             Row("pca", "principal components of the flattened features", pca=True),
         ),
     ),
