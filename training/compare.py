@@ -27,7 +27,7 @@ FIGURES: tuple[tuple[str, str, tuple[str, ...], float, str], ...] = (
     ),
     ("automatic SVOMEN, %", "higher", ("space", "svomen", "svomen"), 100.0, ".1f"),
     ("… both alternatives of the class, %", "higher", ("space", "svomen", "same_class"), 100.0, ".1f"),
-    ("ROTMES of latents, per random pair", "lower", ("rotmes", "latents", "per_random_pair"), 1.0, ".4f"),
+    ("ROTMES of latents, per random pair", "lower", ("rotmes", "latents", "per_random_pair"), 1.0, ".2g"),
     ("of eight stay, turned 37°", "higher", ("rotmes", "overlap_at_8", "turned 37°"), 1.0, ".2f"),
     ("class precision@8 by map", "higher", ("map", "precision_at_8", "class", "macro"), 1.0, ".4f"),
     ("class precision@8 by PCA", "higher", ("pca", "precision_at_8", "class", "macro"), 1.0, ".4f"),

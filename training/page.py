@@ -20,13 +20,13 @@ __all__ = ["write_comparison", "write_page"]
 _STYLE = """
  :root{color-scheme:light}
  body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1c1c1c;background:#fff;margin:0}
- main{max-width:68rem;margin:0 auto;padding:1.5rem}
+ main{max-width:78rem;margin:0 auto;padding:1.5rem}
  h1{font-size:1.7rem;margin:.2rem 0}h2{font-size:1.3rem;margin:2.2rem 0 .4rem;border-top:2px solid #d5dbe3;padding-top:1rem}
  h3{font-size:1.05rem;margin:1.4rem 0 .3rem}p{max-width:46rem}
  table{border-collapse:collapse;margin:.7rem 0;font-variant-numeric:tabular-nums}
  caption{text-align:left;font-weight:600;padding:.2rem 0}
  th,td{padding:.28rem .7rem;border-bottom:1px solid #dfe4ea;text-align:right;vertical-align:top}
- td{white-space:nowrap}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #6b7a8c}tbody th{font-weight:400}
+ td{white-space:nowrap}td small{display:block;color:#4a5562}tbody th{min-width:9rem}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #6b7a8c}tbody th{font-weight:400}
  .scroll{overflow-x:auto}img{max-width:100%;height:auto}figure{margin:.8rem 0}figcaption,.small{color:#4a5562;font-size:.88rem}
  code{font-size:.86em;background:#f1f4f7;padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}
  nav ul{columns:2;padding-left:1.2rem}a{color:#0b4f9c}:focus-visible{outline:3px solid #0b4f9c;outline-offset:2px}
@@ -70,10 +70,16 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
+def _cell(value: Any) -> str:
+    """A cell's text; the interval of an estimate goes below it, so that tables stay narrow."""
+    estimate, before, interval = str(value).partition(" (")
+    return f"{_text(estimate)} <small>({_text(interval)}</small>" if before and " to " in interval else _text(value)
+
+
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
     lines = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:]) + "</tr>"
+        f'<tr><th scope="row">{_text(row[0])}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:]) + "</tr>"
         for row in rows
     )
     return (
@@ -279,7 +285,7 @@ def _rotmes(found: Mapping[str, Any]) -> list[str]:
         (
             where,
             format_estimate(found[key]["rotmes"], 1, ".4g"),
-            format_estimate(found[key]["per_random_pair"], 1, ".4f"),
+            format_estimate(found[key]["per_random_pair"], 1, ".2g"),
         )
         for key, where in (("latents", "in the latents"), ("features", "at the break"))
     ]
@@ -292,8 +298,8 @@ def _rotmes(found: Mapping[str, Any]) -> list[str]:
             [
                 (
                     name,
-                    format_estimate(found["latents"]["by_change"][name]),
-                    format_estimate(found["features"]["by_change"][name]),
+                    format_estimate(found["latents"]["by_change"][name], 1, ".2g"),
+                    format_estimate(found["features"]["by_change"][name], 1, ".2g"),
                     format_estimate(changes[name], 1, ".2f"),
                 )
                 for name in changes
@@ -390,8 +396,8 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, An
                         format_estimate(row["accuracy"]),
                         f"{row['balanced_accuracy']:.4f}",
                         format_estimate(row["rotmes"]["latents"]["rotmes"], 1, ".3g"),
-                        format_estimate(row["rotmes"]["latents"]["per_random_pair"]),
-                        format_estimate(row["rotmes"]["features"]["per_random_pair"]),
+                        format_estimate(row["rotmes"]["latents"]["per_random_pair"], 1, ".2g"),
+                        format_estimate(row["rotmes"]["features"]["per_random_pair"], 1, ".2g"),
                     )
                     for row in rows
                 ],
