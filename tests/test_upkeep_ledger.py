@@ -160,6 +160,21 @@ def test_bytes_that_are_nowhere_else_stay_a_fault(lab: Lab) -> None:
     assert (ok, faults, repaired) == (False, {"image_missing": 1}, {})
 
 
+def test_lost_bytes_come_back_with_a_copy_of_the_file(lab: Lab) -> None:
+    """The file was moved since, so `--repair` cannot know where it lies; the agent meets it there."""
+    lost = kept(lab)[0]
+    with closing(lab.open_store()) as store:
+        paths = [Path(path) for path in store.paths(lost.name[:16])]
+    data = paths[0].read_bytes()
+    for path in paths:
+        path.unlink()
+    lost.unlink()
+    (lab.watched[0] / "moved.jpg").write_bytes(data)
+    once(lab)
+    assert lost.read_bytes() == data
+    assert check(lab) == (True, {}, {})
+
+
 def test_bytes_of_nobody_are_set_aside_not_deleted(lab: Lab) -> None:
     add_stray(lab)
     check(lab, repair=True)

@@ -110,6 +110,7 @@ def read_cell(
     name = digest(data)
     where = place(candidate)
     if is_stored(name):
+        _keep(keep, data, name)  # costs a look where the bytes are, and heals the lab where they were lost
         return Known(candidate, signature, name, where)
     if (why := removed(name)) is not None:
         return Refused(candidate, signature, why)
@@ -123,13 +124,17 @@ def read_cell(
     except MemoryError:
         return Refused(candidate, None, "too large to decode in this computer's memory")
     height, width = cell.size
+    _keep(keep, data, name)
+    captured = datetime.fromtimestamp(max(signature.mtime_ns, 0) // 1_000_000_000, tz=UTC)
+    hashed = average_hash(cell.crop)
+    return Prepared(candidate, signature, name, cell.crop, height, width, hashed, marks, where, captured, measure(cell))
+
+
+def _keep(keep: Callable[[bytes, str], object], data: bytes, name: str) -> None:
     try:
         keep(data, name)
     except OSError as error:
         raise StorageError(error.strerror or type(error).__name__) from None
-    captured = datetime.fromtimestamp(max(signature.mtime_ns, 0) // 1_000_000_000, tz=UTC)
-    hashed = average_hash(cell.crop)
-    return Prepared(candidate, signature, name, cell.crop, height, width, hashed, marks, where, captured, measure(cell))
 
 
 class _TooLargeError(Exception):
