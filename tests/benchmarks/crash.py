@@ -36,6 +36,7 @@ from tests.benchmarks.exports import REPOSITORY, choose_source, labref_process
 __all__ = ["crash", "main"]
 
 _LIFE_ROUNDS: Final = 25
+_ENOUGH_FAULTS: Final = 20  # then it stops
 _NEW_FILES: Final = 6
 _LEAST_CELLS: Final = 12  # of a new lab
 _SECONDS: Final = 300.0
@@ -76,6 +77,7 @@ def crash(
     life = _Life(folder, files, rng)
     names = list(crash_lab.SCENARIOS)
     weights = [crash_lab.SCENARIOS[name].weight for name in names]
+    known = 0
     for number in range(rounds):
         if life.rounds >= _LIFE_ROUNDS:
             life.end()
@@ -86,8 +88,13 @@ def crash(
             _round(life, scenario, points, rng, tally)
         except Exception as error:  # told with the others, with what is needed to do it again
             tally.faults.append(f"round {number} ({scenario}): {type(error).__name__}: {error}")
-        if tally.faults:
+        if len(tally.faults) >= _ENOUGH_FAULTS:
             break
+        if len(tally.faults) > known:  # a lab with a fault would give the same one again
+            known = len(tally.faults)
+            print(f"round {number + 1}: {tally.faults[-1]}", file=sys.stderr, flush=True)
+            life.end()
+            life = _Life(folder, files, rng)
         if (number + 1) % 20 == 0:
             print(f"{number + 1} of {rounds} rounds, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     life.end()
