@@ -56,6 +56,27 @@ def settings(*more: str) -> list[str]:
     return [word for setting in chosen for word in ("--set", setting)]
 
 
+def leave_one_out(run: Run) -> None:
+    """Trained on the one, asked about the other: every row has both stores, and is not trained again."""
+    words = [sys.executable, "-m", "training", "unseen", str(run.folder), "--variant", "run", "--leave", "bonemarrow"]
+    first = subprocess.run([*words, "--json"], capture_output=True, text=True, cwd=ROOT)
+    assert first.returncode == 0, first.stderr[-3000:]
+    (row,) = json.loads(first.stdout)["rows"]
+    assert (row["left"], row["trained_on"], row["queries"]) == ("bonemarrow", ["pbc"], 16)
+    assert row["classes"] == {"lymphocyte": 8, "neutrophil": 8}
+    assert row["own_store"]["macro"] is None, "eight cells of a class cannot have eight others"
+    own, central = row["own_store"]["micro"], row["central_store"]["micro"]
+    assert own["low"] <= own["value"] <= own["high"] and own["value"] <= 7 / 8
+    assert row["won"]["value"] == pytest.approx(own["value"] - central["value"])
+    trained = Run.open(run.folder / "unseen" / "run-bonemarrow")
+    assert {item.path.split("/")[0] for item in trained.split.train} == {"pbc"} and row["split"] == trained.split.digest
+    again = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 0 and "bonemarrow, run: own store" in again.stdout
+    assert "epoch" not in again.stdout + again.stderr
+    wrong = subprocess.run([*words, "--variant", "none"], capture_output=True, text=True, cwd=ROOT)
+    assert wrong.returncode == 1 and "no variant 'none'" in wrong.stderr
+
+
 def test_a_run_over_two_optics_with_attributes(two_optics: Path, tmp_path: Path) -> None:
     def train(name: str, *more: str) -> subprocess.CompletedProcess[str]:
         words = ["train", str(two_optics), "--run", str(tmp_path / name), *settings(*more)]
@@ -68,6 +89,7 @@ def test_a_run_over_two_optics_with_attributes(two_optics: Path, tmp_path: Path)
     assert {item.path.split("/")[0] for item in run.split.train} == {"pbc", "bonemarrow"}
     classifier = keras.models.load_model(tmp_path / "one" / "classifier.keras", compile=False)
     assert len(classifier.outputs) == 1, "what is shipped has the class head alone"
+    leave_one_out(run)
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in classifier.layers)
 
     first = str(tmp_path / "one" / "classifier.keras")

@@ -17,8 +17,9 @@ from training.progress import progress_bars
 from training.report import PER_CLASS
 from training.run import Run, RunError
 from training.sweep import SWEEPS, default_attributes, run_sweep
+from training.unseen import VARIANTS, leave_out
 
-__all__ = ["compare", "report", "sweep"]
+__all__ = ["compare", "report", "sweep", "unseen"]
 
 console = Console(stderr=True)
 Attributes = Annotated[
@@ -70,6 +71,49 @@ def sweep(
     print(
         f"{run}: {len(done)} of {len(SWEEPS[name][1])} rows of {name} are done; see `python -m training report {run}`"
     )
+
+
+def unseen(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained run: its settings and its domains.")],
+    leave: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave this folder of the run's images out in its turn; repeatable. Left out: each of the run's domains."
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help=f"Only this one of {', '.join(VARIANTS)}; repeatable.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of every row, as classifier.width=0.25; repeatable."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The run's images, where they lie elsewhere by now.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The figures as one JSON object on standard output and nothing else there.")
+    ] = False,
+) -> None:
+    """Leave one optics out: train on all other domains, then ask about its cells, with its own and with central references.
+
+    Each row trains the whole network from scratch: make them small, as `--set classifier.input_size=96 --set
+    classifier.width=0.25 --set classifier.epochs=5`, which the table then says. Rows that are done are kept, so the same
+    command goes on after a stop; `python -m training report` shows them.
+
+    JSON: `rows` [{`variant`, `left`, `trained_on`, `own_store`, `central_store` {`micro`, `macro`, `per_class`}, `won`,
+    `accuracy`, `digest`, `split`, `size`}].
+    """
+    with _said("the same command"), progress_bars(console) as progress:
+        opened = Run.open(run, data)
+        rows = leave_out(opened, leave or opened.config.domains, variant or [*VARIANTS], settings or [], progress)
+    if as_json:
+        print(json.dumps({"rows": rows}, ensure_ascii=False))
+        return
+    for row in rows:
+        own, central, won = row["own_store"]["micro"], row["central_store"]["micro"], row["won"]
+        print(
+            f"{row['left']}, {row['variant']}: own store {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}), central "
+            f"{central['value']:.3f} ({central['low']:.3f} to {central['high']:.3f}), won {won['value']:+.3f}"
+        )
 
 
 def report(

@@ -133,6 +133,7 @@ def _run(report: Mapping[str, Any], anchor: str, several: bool) -> list[str]:
         content.append(_made_by(command, split))
     for name, (title, _) in SWEEPS.items():
         sections.append((title, _sweep(name, parts["sweeps"].get(name, []), report)))
+    sections.append(("Optics never trained on", _unseen(parts.get("unseen", []), report)))
     if parts.get("shipped"):
         sections.append(("The shipped bundle", _shipped(parts["shipped"])))
     title = f"Run {_text(report['run'])}: " if several else ""
@@ -430,6 +431,43 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, An
     body.append(f'<p class="small">Size: {_text(sizes)}.</p>')
     body += [_made_by(command, rows[0]["split"]) for command in commands]
     return body
+
+
+def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:
+    if not rows:
+        command = f"python -m training unseen {report['folder']}"
+        return [f'<p class="missing">Not measured yet. Make it with <code>{_text(command)}</code>.</p>']
+    lines = [
+        (
+            row["left"],
+            f"{row['variant']}: {row['what']}",
+            format_estimate(row["own_store"]["micro"]),
+            format_estimate(row["own_store"]["macro"]),
+            format_estimate(row["central_store"]["micro"]),
+            format_estimate(row["won"]),
+            format_estimate(row["accuracy"]),
+        )
+        for row in rows
+    ]
+    head = [
+        "left out",
+        "variant",
+        "own store",
+        "… mean over classes",
+        "central store",
+        "own cells win by",
+        "classifier",
+    ]
+    sizes = ", ".join(dict.fromkeys(row["size"] for row in rows))
+    body = [
+        "<p>Networks trained on every other domain; class precision@8 of the cells of the one that was left out, with references "
+        "from its own store (leave-one-out) and from the cells trained on. Classes of fewer than nine cells are not in the mean "
+        "over classes.</p>",
+        _table("Leave one optics out", head, lines),
+        f'<p class="small">Size: {_text(sizes)}.</p>',
+    ]
+    splits = {(row["command"], row["split"]): None for row in rows}
+    return body + [_made_by(command, split) for command, split in splits]
 
 
 def _shipped(found: Mapping[str, Any]) -> list[str]:

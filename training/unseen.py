@@ -1,0 +1,150 @@
+"""Leave-one-optics-out: networks trained on all domains but one, and asked about the cells of that one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from training.config import RunConfig, override
+from training.data import Item, cache_crops, list_images
+from training.run import Run, RunError, load_part, write_json
+from training.statistics import bootstrap
+
+__all__ = ["FOLDER", "VARIANTS", "leave_out", "results"]
+
+FOLDER = "unseen"
+_LEAST = 9  # cells of a class, so that eight others can be right
+
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "run": ("the run's own settings, from scratch", ()),
+    "plain": ("no changes of optics in the augmentation", ("classifier.augmentation.optics_share=0",)),
+    "group": ("group instead of batch normalisation", ("classifier.normalisation=group",)),
+    "reversal": ("domain-adversarial: gradient reversal, weight 0.3", ("classifier.domain_weight=0.3",)),
+}
+"""What is compared on optics that was left out: what it is, and the settings laid over the run's."""
+
+
+def leave_out(
+    run: Run, left: Sequence[str], variants: Sequence[str], settings: Sequence[str], progress: Progress
+) -> list[dict[str, Any]]:
+    """For each variant and each domain of `left`: train on all the others, measure on it; returns all that is there.
+
+    The domains are those of the run and those of `left`, folders among the run's images. Rows lie in `RUN/unseen/<variant>-<left>/`
+    and are kept, so the same call goes on after a stop. Raises ValueError for an unknown variant, and `RunError` where no
+    domain is left to train on or a folder holds no images.
+    """
+    domains = tuple(dict.fromkeys((*run.config.domains, *left)))
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    for variant in variants:
+        for domain in left:
+            folder = run.folder / FOLDER / f"{variant}-{domain}"
+            if (folder / "figures.json").exists():
+                continue
+            others = tuple(name for name in domains if name != domain)
+            if not others:
+                raise RunError(
+                    f"{run.folder} has one domain only; name others with --leave, so that one can be left out"
+                )
+            progress.console.print(f"{variant}, without {domain}: {VARIANTS[variant][0]}")
+            changed = override(override(run.config, [*VARIANTS[variant][1]]), [*settings])
+            config = replace(changed, domains=others, classifier=replace(changed.classifier, initial=""))
+            command = ["python", "-m", "training", "unseen", str(run.folder), "--variant", variant]
+            command += [part for name in left for part in ("--leave", name)]
+            command += [part for setting in settings for part in ("--set", setting)]
+            figures = _one(Run.create(folder, run.data, config), domain, progress)
+            row = {"variant": variant, "what": VARIANTS[variant][0], "left": domain, "trained_on": list(others)}
+            write_json(folder / "figures.json", row | {"size": _size(config), "command": shlex.join(command)} | figures)
+    return results(run)
+
+
+def results(run: Run) -> list[dict[str, Any]]:
+    """Figures of the rows that are done, by the domain left out and then in the order of `VARIANTS`."""
+    files = sorted((run.folder / FOLDER).glob("*/figures.json"))
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return sorted(rows, key=lambda row: (row["left"], [*VARIANTS].index(row["variant"])))
+
+
+def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
+    """JSON: `split` trained on, `queries` and `central` (how many cells), `digest` of the queries' bytes, `classes` {name: cells};
+    class precision@8 of the unseen optics' cells with references from the `own_store` (leave-one-out, identical bytes left out)
+    and from the `central_store` (the cells trained on), each {`micro` over cells, `macro` over classes of at least 9 cells};
+    `won`: own minus central, over cells; and the classifier's `accuracy`."""
+    import keras
+    import tensorflow as tf
+
+    from training.classifier import train_classifier
+    from training.evaluate import nearest
+    from training.networks import build_feature_model
+    from training.space import encode
+    from training.vae import extract_features, train_vae
+
+    train_classifier(run, progress)
+    encoder = keras.models.load_model(train_vae(run, progress), compile=False)
+    classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
+    items = list_images(run.data, (domain,), run.config.aliases)
+    crops, good = cache_crops(run.data, items, run.config.classifier.input_size, run.cache, lambda _: None)
+    rows = np.flatnonzero(good)
+    items = [items[row] for row in rows]
+    if len(items) < _LEAST:
+        raise RunError(
+            f"{run.data / domain}: {len(items)} readable images, and at least {_LEAST} are needed to ask about it"
+        )
+    model = build_feature_model(classifier, run.config.orientations)
+    step = tf.function(lambda x: model(tf.cast(x, tf.float32), training=False), reduce_retracing=True)
+    parts, guesses = [], []
+    for start in range(0, len(rows), 64):
+        batch = tf.constant(crops[rows[start : start + 64]])
+        parts.append(step(batch).numpy())
+        guesses.append(np.asarray(classifier(tf.cast(batch, tf.float32), training=False)).argmax(axis=1))
+    queries = encode(encoder, np.concatenate(parts))
+    known = extract_features(run, "train", run.config.vae.views, progress)
+    central = encode(encoder, known.views[:, 0])
+    trained = run.split.part("train")
+    labels = np.array([trained[row].label for row in load_part(run, "train")[1]])
+    own = np.array([item.label for item in items])
+    digests = np.array([hashlib.sha256((run.data / item.path).read_bytes()).hexdigest() for item in items])
+    near, _ = nearest(queries, queries, digests[:, None] == digests[None, :])
+    far, _ = nearest(queries, central, None)
+    from_own, from_central = ((names == own[:, None]).mean(axis=1) for names in (own[near], labels[far]))
+    right = np.array(run.split.labels)[np.concatenate(guesses)] == own
+    return {
+        "split": run.split.digest,
+        "queries": len(items),
+        "central": len(central),
+        "digest": _digest(items, digests),
+        "classes": {name: int((own == name).sum()) for name in sorted(set(own.tolist()))},
+        "own_store": _both(from_own, own),
+        "central_store": _both(from_central, own),
+        "won": bootstrap(from_own - from_central).to_json(),
+        "accuracy": bootstrap(right).to_json(),
+    }
+
+
+def _both(hits: NDArray[Any], labels: NDArray[np.str_]) -> dict[str, Any]:
+    names, counts = np.unique(labels, return_counts=True)
+    often = np.isin(labels, names[counts >= _LEAST])
+    return {
+        "micro": bootstrap(hits).to_json(),
+        "macro": bootstrap(hits[often], strata=labels[often].tolist()).to_json() if often.any() else None,
+        "per_class": {str(name): float(hits[labels == name].mean()) for name in names},
+    }
+
+
+def _digest(items: Sequence[Item], digests: NDArray[np.str_]) -> str:
+    lines = sorted(f"{item.label} {name}" for item, name in zip(items, digests, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _size(config: RunConfig) -> str:
+    c = config.classifier
+    return f"{c.input_size} px, width {c.width:g}, {c.epochs} epochs; VAE {config.vae.epochs} epochs"
