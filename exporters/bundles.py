@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from exporters.card import model_card
 from exporters.graphs import ExportError, Parity, convert, measure_parity
-from exporters.precision import PRECISIONS, add_reduced
+from exporters.precision import PRECISIONS, add_reduced, round_graph
 from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, Precision, Trunk, manifest_bytes, pack
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from labref.duplicates import DEFAULTS as DUPLICATES
@@ -53,12 +53,15 @@ def export_bundle(
     parity_crops: int = 64,
     precisions: Sequence[Precision] = PRECISIONS,
     agreement_cells: tuple[int, int] = (500, 3000),
+    mantissa_bits: int = 23,
 ) -> tuple[Bundle, Parity]:
     """Ship `run` as the one file `out`.
 
     figures : the JSON of `python -m training evaluate` for this model; it goes into the manifest and the model card.
     precisions : reduced trunks to try; each is shipped only if its references agree with the full one's, measured on up to
     `agreement_cells` cells held out and cells trained on.
+    mantissa_bits : to which the trunk's weights are rounded in its graph (23: as they are), for a smaller file; the parity is
+    that of the rounded graph.
     Returns the bundle as it was packed (its folder is gone by then) and the parity between Keras and ONNX Runtime on
     `parity_crops` held-out crops. Raises `ExportError` where parity fails or the run is not trained to its end.
     """
@@ -78,6 +81,7 @@ def export_bundle(
         note("converting to ONNX")
         convert(trunk, "crops", np.uint8, ["probabilities", "features"], folder / "trunk.onnx")
         convert(encoder, "features", np.float32, ["latent"], folder / "encoder.onnx")
+        round_graph(folder / "trunk.onnx", mantissa_bits)
         note("comparing with Keras on held-out crops")
         parity = measure_parity(trunk, encoder, folder, _holdout_crops(run, parity_crops))
         if max(parity.probabilities, parity.latents) > PARITY_LIMIT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,35 @@ def test_agreement_by_hand() -> None:
     moved = reduced.Latents(full.queries + 9, full.references + 9)
     found = reduced.agreement(full, moved)
     assert found["own"].value > 7.99 and found["moved"].value < 4 and found["mixed"].value < 6
+
+
+def test_weights_are_rounded_to_the_nearest() -> None:
+    values = np.random.default_rng(3).normal(0, 10, 4000).astype(np.float32)
+    assert np.array_equal(reduced.round_weights(values, 23), values)
+    rounded = reduced.round_weights(values, 12)
+    assert np.abs(rounded / values - 1).max() <= 2.0**-13
+    assert not (rounded.view(np.uint32) & 0x7FF).any(), "the eleven lowest bits are zero, which is what packs"
+    np.testing.assert_array_equal(reduced.round_weights(np.array([0.0, 1.0, -2.5], np.float32), 2), [0.0, 1.0, -2.5])
+    assert reduced.round_weights(np.float32([1.375, -1.375]), 2).tolist() == [1.5, -1.5]
+    with pytest.raises(ValueError, match="1 to 23"):
+        reduced.round_weights(values, 0)
+
+
+def test_a_rounded_graph_packs_smaller_and_gives_the_same(graphs: Path, crops: np.ndarray, tmp_path: Path) -> None:
+    rounded = Path(shutil.copytree(graphs, tmp_path / "rounded"))
+    before = (graphs / "trunk.onnx").read_bytes()
+    reduced.round_graph(rounded / "trunk.onnx", 23)
+    assert (rounded / "trunk.onnx").read_bytes() == before
+    reduced.round_graph(rounded / "trunk.onnx", 13)
+    after = (rounded / "trunk.onnx").read_bytes()
+    assert len(zlib.compress(after)) < 0.85 * len(zlib.compress(before))
+    found = [
+        reduced.run_trunk(reduced.open_sessions(folder / "trunk.onnx", folder / "encoder.onnx"), crops[:8])
+        for folder in (graphs, rounded)
+    ]
+    for full, close in zip(*found, strict=True):
+        assert not np.array_equal(full, close)
+        np.testing.assert_allclose(full, close, atol=1e-3)
 
 
 Remade = Callable[[float], Bundle]

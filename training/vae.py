@@ -115,7 +115,7 @@ def neighbour_loss(latents: Any, labels: Any, codes: Any) -> Any:
     al., NIPS 17, 2004, eq. 1 to 4, Euclidean), with a graded agreement instead of the class alone.
 
     latents : float32[n, L].  labels : int64[n].  codes : int64[n, a], -1 where unknown. Two cells agree by 0 where their
-    classes differ; else by the square of how far the share of attributes they have in common is above one half (1: all),
+    classes differ; else by the fourth power of how far the share of attributes they have in common is above one half (1: all),
     and by 0.5 where the attributes of one are not known.
     """
     square = tf.reduce_sum(tf.square(latents), axis=1)
@@ -126,7 +126,7 @@ def neighbour_loss(latents: Any, labels: Any, codes: Any) -> Any:
     if codes.shape[1]:
         known = tf.reduce_all(codes >= 0, axis=1)
         shared = tf.reduce_mean(tf.cast(codes[:, None, :] == codes[None, :, :], tf.float32), axis=2)
-        graded = tf.square(tf.nn.relu(2.0 * shared - 1.0))
+        graded = tf.nn.relu(2.0 * shared - 1.0) ** 4
         agreement = tf.where(known[:, None] & known[None, :], same * graded, agreement)
     return -tf.reduce_mean(tf.math.log(tf.reduce_sum(nearness * agreement, axis=1) + 1e-6))
 
