@@ -219,15 +219,28 @@ PRESETS: dict[str, RunConfig] = {
             pooling="orbits",
             views=4,
             optics_views=2,
-            class_weight=40.0,
-            attribute_weight=100.0,
-            neighbour_weight=100.0,
+            beta=4.0,
+            class_weight=80.0,
+            attribute_weight=400.0,
+            neighbour_weight=50.0,
             epochs=40,
         ),
     ),
 }
+_OPTICS = PRESETS["optics"].classifier
+PRESETS["experts"] = replace(
+    PRESETS["optics"],
+    classifier=replace(
+        _OPTICS,
+        epochs=9,
+        learning_rate=5e-4,
+        attribute_weight=5.0,
+        augmentation=replace(_OPTICS.augmentation, zoom=0.1),
+    ),
+)
 """`thesis`: its table 3 (A) and 4. `full`: the thesis' network with what was found better. `starter`: narrow and small, for two cores. `optics`: a starter
-taught other optics and what experts see, from a trained starter's weights (`classifier.initial`); what labref ships."""
+taught other optics, from a trained starter's weights (`classifier.initial`). `experts`: one of those taught better what experts see (the
+size of a cell too, so it is hardly zoomed any more), from its weights; what labref ships."""
 
 
 def override(config: RunConfig, settings: list[str]) -> RunConfig:
