@@ -104,7 +104,7 @@ def _optics(classifier: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
         )
     if classifier.get("initial"):
         lines.append(
-            "The classifier started from the weights of an earlier one, trained on the first source without these changes."
+            "The classifier started from the weights of an earlier one (first without such changes, then with them)."
         )
     if vae.get("neighbour_weight"):
         lines.append(
