@@ -103,9 +103,7 @@ def _optics(classifier: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
             f"{augmentation['contrast_low']:g} to {augmentation['contrast_high']:g}, colours mixed, tinted, blurred, sharpened, cut off."
         )
     if classifier.get("initial"):
-        lines.append(
-            "The classifier started from the weights of an earlier one (first without such changes, then with them)."
-        )
+        lines.append("The classifier started from the weights of an earlier one.")
     if vae.get("neighbour_weight"):
         lines.append(
             "The latents were also drawn so that neighbours share class and attributes (neighbourhood components analysis)."

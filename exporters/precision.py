@@ -76,8 +76,8 @@ def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.
     """Write the trunk `full` with reduced precision; its inputs and outputs keep their types.
 
     float16: weights and arithmetic, but for the resize.  int8: weights by channel and activations, both quantised statically
-    (QDQ) with the ranges seen on the calibration crops uint8[n, 256, 256, 3]; the first convolutions stay as they are. Weights take all eight bits: on a CPU without VNNI sums may saturate, and the golden outputs then keep
-    that computer on the full trunk.
+    (QDQ) with the ranges seen on the calibration crops uint8[n, 256, 256, 3]; the first convolutions stay as they are. Weights
+    take all eight bits: on a CPU without VNNI sums may saturate, and the golden outputs then keep that computer on the full trunk.
     """
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16

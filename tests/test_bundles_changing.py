@@ -268,9 +268,8 @@ def test_the_agent_changes_bundles_while_it_answers_and_takes_cells_in(lab: Lab,
             run(lab, "bundle.activate", bundle="other", yes=True)
             assert status(lab)["bundle_change"] is not None
             wait_until(lambda: status(lab)["bundle"]["name"] == "other")
-            wait_until(
-                lambda: bool(problems) or len(set(answers)) == 2
-            )  # on a busy machine the next answer takes a while
+            # on a busy machine the next answer takes a while
+            wait_until(lambda: bool(problems) or len(set(answers)) == 2)
         finally:
             ended.set()
             asking.join()

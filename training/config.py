@@ -161,6 +161,46 @@ class RunConfig:
         return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
+_OPTICS = RunConfig(
+    name="starter",
+    classifier=ClassifierConfig(
+        width=0.5,
+        input_size=128,
+        epochs=14,
+        learning_rate=1e-3,
+        label_smoothing=0.05,
+        class_weights="sqrt",
+        attribute_weight=1.0,
+        augmentation=Augmentation(
+            shift=0.08,
+            zoom=0.25,
+            gain=0.08,
+            blur=0.3,
+            contrast_low=0.2,
+            contrast_high=1.3,
+            stain=0.5,
+            mixing=0.25,
+            tint=0.25,
+            focus=0.9,
+            noise=6.0,
+            cut=0.2,
+            optics_share=0.6,
+        ),
+    ),
+    orientations=8,
+    vae=VaeConfig(
+        layers=0,
+        pooling="orbits",
+        views=4,
+        optics_views=2,
+        beta=4.0,
+        class_weight=80.0,
+        attribute_weight=400.0,
+        neighbour_weight=50.0,
+        epochs=40,
+    ),
+)
+
 PRESETS: dict[str, RunConfig] = {
     "thesis": RunConfig(
         name="thesis",
@@ -187,57 +227,18 @@ PRESETS: dict[str, RunConfig] = {
         orientations=8,
         vae=VaeConfig(pooling="orbits", views=3, class_weight=20.0, epochs=60),
     ),
-    "optics": RunConfig(
-        name="starter",
-        classifier=ClassifierConfig(
-            width=0.5,
-            input_size=128,
-            epochs=14,
-            learning_rate=1e-3,
-            label_smoothing=0.05,
-            class_weights="sqrt",
-            attribute_weight=1.0,
-            augmentation=Augmentation(
-                shift=0.08,
-                zoom=0.25,
-                gain=0.08,
-                blur=0.3,
-                contrast_low=0.2,
-                contrast_high=1.3,
-                stain=0.5,
-                mixing=0.25,
-                tint=0.25,
-                focus=0.9,
-                noise=6.0,
-                cut=0.2,
-                optics_share=0.6,
-            ),
-        ),
-        orientations=8,
-        vae=VaeConfig(
-            layers=0,
-            pooling="orbits",
-            views=4,
-            optics_views=2,
-            beta=4.0,
-            class_weight=80.0,
-            attribute_weight=400.0,
-            neighbour_weight=50.0,
-            epochs=40,
+    "optics": _OPTICS,
+    "experts": replace(
+        _OPTICS,
+        classifier=replace(
+            _OPTICS.classifier,
+            epochs=9,
+            learning_rate=5e-4,
+            attribute_weight=5.0,
+            augmentation=replace(_OPTICS.classifier.augmentation, zoom=0.1),
         ),
     ),
 }
-_OPTICS = PRESETS["optics"].classifier
-PRESETS["experts"] = replace(
-    PRESETS["optics"],
-    classifier=replace(
-        _OPTICS,
-        epochs=9,
-        learning_rate=5e-4,
-        attribute_weight=5.0,
-        augmentation=replace(_OPTICS.augmentation, zoom=0.1),
-    ),
-)
 """`thesis`: its table 3 (A) and 4. `full`: the thesis' network with what was found better. `starter`: narrow and small, for two cores. `optics`: a starter
 taught other optics, from a trained starter's weights (`classifier.initial`). `experts`: one of those taught better what experts see (the
 size of a cell too, so it is hardly zoomed any more), from its weights; what labref ships."""

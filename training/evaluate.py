@@ -5,7 +5,6 @@ What is measured is what a lab runs: the shipped graphs, through `labref.image` 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,11 +31,13 @@ __all__ = [
     "Embedded",
     "attribute_agreement",
     "attribute_shares",
+    "digest_of_all",
     "embed_tree",
     "evaluate",
     "load_attributes",
     "nearest",
     "precision_by_level",
+    "same_image",
     "turn",
     "vote",
 ]
@@ -147,7 +148,13 @@ def nearest(
     return rows, distances
 
 
-def _same(queries: Sequence[str], references: Sequence[str]) -> NDArray[np.bool_]:
+def digest_of_all(digests: Sequence[str]) -> str:
+    """SHA-256 of a list of digests, in whatever order: names the images that a figure was measured on."""
+    return digest("\n".join(sorted(digests)).encode())
+
+
+def same_image(queries: Sequence[str], references: Sequence[str]) -> NDArray[np.bool_]:
+    """bool[n, m]: True where a reference has the digest of a query, and so is its own image."""
     places: dict[str, list[int]] = {}
     for row, name in enumerate(references):
         places.setdefault(name, []).append(row)
@@ -277,7 +284,7 @@ def evaluate(
     asked = embed_tree(embedder, queries, query_items, advance=step("queries", len(query_items)))
     if len(known.items) <= K or not asked.items:
         raise ValueError(f"{references} must hold more than {K} readable images, and {queries} at least one")
-    same = _same(asked.digests, known.digests)
+    same = same_image(asked.digests, known.digests)
     rows, distances = nearest(asked.latents, known.latents, same)
     reference_labels = np.array([item.label for item in known.items])
     query_labels = np.array([item.label for item in asked.items])
@@ -315,8 +322,8 @@ def evaluate(
         "classifier_accuracy": float((predicted == query_labels)[in_bundle].mean()) if in_bundle.any() else None,
         "confusion": confusion,
         "novel_share": float((distances[:, : novelty.k].mean(axis=1) > novelty.threshold).mean()),
-        "queries_digest": hashlib.sha256("\n".join(sorted(asked.digests)).encode()).hexdigest(),
-        "references_digest": hashlib.sha256("\n".join(sorted(known.digests)).encode()).hexdigest(),
+        "queries_digest": digest_of_all(asked.digests),
+        "references_digest": digest_of_all(known.digests),
     }
     if rotations:
         overlap = {}

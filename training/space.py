@@ -133,8 +133,8 @@ def measure(
     ranked : rows and distances of the references where they are not the nearest in these latents (by a map, say).
     places : where the queries lie for SVOMEN, where that is not these latents.
     JSON: `precision_at_8` {group, class, fine}, `knn_accuracy`, where the run has several optics `by_optics` {name: {`from_all`,
-    `from_own`}}, class precision@8 of its queries among all references and among those of the same optics, and where `attributes` are given `attribute_agreement_at_8`
-    {`references`, `random_same_class`, `share_of_the_way` to experts} and `svomen` (see `training.triplets.score`).
+    `from_own`}}, class precision@8 of its queries among all references and among those of the same optics, and where `attributes`
+    are given `attribute_agreement_at_8` {`references`, `random_same_class`, `share_of_the_way` to experts} and `svomen` (see `training.triplets.score`).
     """
     rows, distances = ranked or nearest(queries, references, None)
     known = np.array([item.label for item in space.references.items])

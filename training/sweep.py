@@ -16,7 +16,7 @@ from training.config import Augmentation, RunConfig, override
 from training.run import Run, write_json
 from training.statistics import share
 
-__all__ = ["SWEEPS", "Row", "default_attributes", "read_history", "results", "run_sweep"]
+__all__ = ["SWEEPS", "Row", "default_attributes", "read_history", "results", "run_sweep", "size_of"]
 
 _PLAIN = {"gain": 0.0, "brightness": 0.0, "blur": 0.0}
 
@@ -128,7 +128,7 @@ def run_sweep(
                 "row": row.name,
                 "what": row.what,
                 "settings": [*row.settings, *settings],
-                "size": _size(config),
+                "size": size_of(config),
                 "split": run.split.digest,
                 "command": shlex.join([*command, "--row", row.name]),
                 **figures,
@@ -143,7 +143,8 @@ def results(run: Run, name: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
 
 
-def _size(config: RunConfig) -> str:
+def size_of(config: RunConfig) -> str:
+    """How large a network and how long its training, for people: what a figure at a reduced size must say."""
     c = config.classifier
     return f"{c.input_size} px, width {c.width:g}, {c.epochs} epochs; VAE {config.vae.epochs} epochs"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -13,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from training.config import RunConfig, override
-from training.data import Item, cache_crops, list_images
+from labref.fingerprint import digest
+from training.config import override
+from training.data import cache_crops, list_images
 from training.run import Run, RunError, load_part, write_json
 from training.statistics import bootstrap
+from training.sweep import size_of
 
 __all__ = ["FOLDER", "VARIANTS", "leave_out", "results"]
 
@@ -63,7 +64,9 @@ def leave_out(
             command += [part for setting in settings for part in ("--set", setting)]
             figures = _one(Run.create(folder, run.data, config), domain, progress)
             row = {"variant": variant, "what": VARIANTS[variant][0], "left": domain, "trained_on": list(others)}
-            write_json(folder / "figures.json", row | {"size": _size(config), "command": shlex.join(command)} | figures)
+            write_json(
+                folder / "figures.json", row | {"size": size_of(config), "command": shlex.join(command)} | figures
+            )
     return results(run)
 
 
@@ -83,7 +86,7 @@ def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
     import tensorflow as tf
 
     from training.classifier import train_classifier
-    from training.evaluate import nearest
+    from training.evaluate import digest_of_all, nearest, same_image
     from training.networks import build_feature_model
     from training.space import encode
     from training.vae import extract_features, train_vae
@@ -112,8 +115,8 @@ def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
     trained = run.split.part("train")
     labels = np.array([trained[row].label for row in load_part(run, "train")[1]])
     own = np.array([item.label for item in items])
-    digests = np.array([hashlib.sha256((run.data / item.path).read_bytes()).hexdigest() for item in items])
-    near, _ = nearest(queries, queries, digests[:, None] == digests[None, :])
+    digests = [digest((run.data / item.path).read_bytes()) for item in items]
+    near, _ = nearest(queries, queries, same_image(digests, digests))
     far, _ = nearest(queries, central, None)
     from_own, from_central = ((names == own[:, None]).mean(axis=1) for names in (own[near], labels[far]))
     right = np.array(run.split.labels)[np.concatenate(guesses)] == own
@@ -121,7 +124,7 @@ def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
         "split": run.split.digest,
         "queries": len(items),
         "central": len(central),
-        "digest": _digest(items, digests),
+        "digest": digest_of_all(digests),
         "classes": {name: int((own == name).sum()) for name in sorted(set(own.tolist()))},
         "own_store": _both(from_own, own),
         "central_store": _both(from_central, own),
@@ -138,13 +141,3 @@ def _both(hits: NDArray[Any], labels: NDArray[np.str_]) -> dict[str, Any]:
         "macro": bootstrap(hits[often], strata=labels[often].tolist()).to_json() if often.any() else None,
         "per_class": {str(name): float(hits[labels == name].mean()) for name in names},
     }
-
-
-def _digest(items: Sequence[Item], digests: NDArray[np.str_]) -> str:
-    lines = sorted(f"{item.label} {name}" for item, name in zip(items, digests, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _size(config: RunConfig) -> str:
-    c = config.classifier
-    return f"{c.input_size} px, width {c.width:g}, {c.epochs} epochs; VAE {config.vae.epochs} epochs"

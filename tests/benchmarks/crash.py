@@ -77,8 +77,8 @@ def crash(
     life = _Life(folder, files, rng)
     names = list(crash_lab.SCENARIOS)
     weights = [crash_lab.SCENARIOS[name].weight for name in names]
-    known = 0
     for number in range(rounds):
+        before = len(tally.faults)
         if life.rounds >= _LIFE_ROUNDS:
             life.end()
             life = _Life(folder, files, rng)
@@ -90,8 +90,7 @@ def crash(
             tally.faults.append(f"round {number} ({scenario}): {type(error).__name__}: {error}")
         if len(tally.faults) >= _ENOUGH_FAULTS:
             break
-        if len(tally.faults) > known:  # a lab with a fault would give the same one again
-            known = len(tally.faults)
+        if len(tally.faults) > before:  # a lab with a fault would give the same one again
             print(f"round {number + 1}: {tally.faults[-1]}", file=sys.stderr, flush=True)
             life.end()
             life = _Life(folder, files, rng)
