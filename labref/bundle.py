@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -421,5 +422,5 @@ def _unpack(source: Path, folder: Path) -> None:
             for info in infos:
                 with archive.open(info) as packed, (folder / info.filename).open("wb") as out:
                     shutil.copyfileobj(packed, out)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None

@@ -118,6 +118,19 @@ def test_no_bundle_and_no_zip(tmp_path: Path) -> None:
     assert list((tmp_path / "bundles").iterdir()) == []
 
 
+@pytest.mark.parametrize("place", [100, 1_000, 50_000])
+def test_a_bundle_damaged_on_its_way_is_refused(tmp_path: Path, place: int) -> None:
+    """Wherever in a packed graph it was hit: zlib finds no sense in it, or the checksum differs."""
+    data = bytearray(starter_bundle().read_bytes())
+    with zipfile.ZipFile(starter_bundle()) as archive:
+        start = archive.getinfo("trunk.onnx").header_offset + place
+    data[start : start + 64] = bytes(byte ^ 0xA5 for byte in data[start : start + 64])
+    (tmp_path / "hit.labref").write_bytes(data)
+    with pytest.raises(BundleError, match=r"hit\.labref is no labref bundle, or is damaged: .*Fetch it again"):
+        install(tmp_path / "hit.labref", tmp_path / "bundles")
+    assert list((tmp_path / "bundles").iterdir()) == []
+
+
 def test_a_damaged_installation_is_replaced(starter: Bundle, tmp_path: Path) -> None:
     target = install(starter.folder, tmp_path / "bundles").folder
     (target / "trunk.onnx").write_bytes(b"broken")
