@@ -52,6 +52,7 @@ def bundle(
     python -m exporters bundle runs/mine --out mine.labref --figures runs/mine/figures.json
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # what tf2onnx reads, whichever backend trained the run
     console = Console(stderr=True)
     from exporters.bundles import ExportError, export_bundle
     from exporters.precision import PRECISIONS

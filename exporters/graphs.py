@@ -33,11 +33,15 @@ class Parity:
 def convert(model: Any, input_name: str, dtype: Any, output_names: list[str], out: Path) -> None:
     """Write the Keras `model` as ONNX with input `input_name` and outputs `output_names`, batch size free.
 
-    Raises `ExportError` where the graph has operators outside the ONNX standard or keeps data outside the file.
+    Raises `ExportError` where the graph has operators outside the ONNX standard or keeps data outside the file, and where Keras
+    does not run on TensorFlow here (a run that JAX trained is read by either).
     """
+    import keras
     import tensorflow as tf
     import tf2onnx
 
+    if keras.backend.backend() != "tensorflow":
+        raise ExportError(f"Keras runs on {keras.backend.backend()} here; export with KERAS_BACKEND=tensorflow")
     shape = [None, *model.input_shape[1:]]
     spec = tf.TensorSpec(shape, dtype, name=input_name)
     function = tf.function(lambda x: _ordered(model(x, training=False), output_names), input_signature=[spec])

@@ -20,8 +20,8 @@ from rich.progress import Progress
 from labref.image import BACKGROUND
 from training.config import Augmentation, ClassifierConfig
 from training.data import batches
-from training.devices import over_devices
-from training.networks import AttributeLoss, build_classifier, start_from, with_heads
+from training.devices import forward, over_devices, precision
+from training.networks import AttributeLoss, build_classifier, draw_weights, start_from, with_heads
 from training.run import Run, RunError, domain_codes, load_attribute_codes, load_part, write_json
 
 __all__ = ["augment", "class_weights", "evaluate_classifier", "predict", "train_classifier"]
@@ -122,10 +122,8 @@ def predict(
     model: Any, crops: NDArray[np.uint8], rows: NDArray[np.int64], batch_size: int = 128
 ) -> NDArray[np.float32]:
     """Class probabilities float32[len(rows), c] of cached crops, batch by batch."""
-    step = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
-    parts = [
-        step(tf.constant(crops[np.sort(b)].astype(np.float32))).numpy() for b in batches(rows, batch_size, seed=None)
-    ]
+    step = forward(model)
+    parts = [step(crops[np.sort(b)]) for b in batches(rows, batch_size, seed=None)]
     return np.concatenate(parts) if parts else np.zeros((0, model.output_shape[1]), np.float32)
 
 
@@ -152,6 +150,8 @@ class _Checkpoint(keras.callbacks.Callback):
 
 def save_checkpoint(model: Any, folder: Path, epoch: int, step: int) -> None:
     """Write `checkpoint-E-S.keras` and then point `checkpoint.json` to it; the older one goes last."""
+    if hasattr(model, "jax_state_sync"):  # within an epoch JAX trains a copy of the variables
+        model.jax_state_sync()
     name = f"checkpoint-{epoch}-{step}.keras"
     model.save(folder / name)
     write_json(folder / "checkpoint.json", {"file": name, "epoch": epoch, "step": step})
@@ -223,14 +223,9 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     final = folder / "classifier.keras"
     if final.exists():
         return final
-    if config.mixed_precision:
-        keras.mixed_precision.set_global_policy(
-            "mixed_bfloat16" if not tf.config.list_physical_devices("GPU") else "mixed_float16"
-        )
     crops, targets, rows = {}, {}, {}
     for part in ("train", "validation"):
         crops[part], rows[part], targets[part] = _load_shown(run, part, progress)
-    steps = max(len(rows["train"]) // config.batch_size, 1)
     weights = class_weights(targets["train"][rows["train"]], len(split.labels), config.class_weights)
 
     attributes = load_attribute_codes(run, "train")
@@ -240,19 +235,41 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     if config.domain_weight and len(run.config.domains) > 1:
         heads.append(domain_codes(run, "train"))
 
+    with over_devices():
+        model = _fit(run, crops, targets, rows, weights, attributes.sizes, heads, progress)
+        # whatever it was trained in, what is kept computes in float32: features, and the exported graphs
+        plain = build_classifier(config, len(run.split.labels))
+        start_from(plain, _plain(model))
+    temporary = folder / "classifier.part.keras"
+    plain.save(temporary)
+    os.replace(temporary, final)
+    return final
+
+
+def _fit(
+    run: Run,
+    crops: dict[str, NDArray[np.uint8]],
+    targets: dict[str, NDArray[np.int64]],
+    rows: dict[str, NDArray[np.int64]],
+    weights: NDArray[np.float32],
+    attributes: tuple[int, ...],
+    heads: Sequence[NDArray[np.int64]],
+    progress: Progress,
+) -> Any:
+    """The model at the end of its last epoch, begun anew or from the run's checkpoint."""
+    config, folder = run.config.classifier, run.folder
+    steps = max(len(rows["train"]) // config.batch_size, 1)
     keras.utils.set_random_seed(run.config.seed)
     epoch, first_step = 0, 0
     state = folder / "checkpoint.json"
     if state.exists():
         place = json.loads(state.read_text())
-        with over_devices():
-            model = keras.models.load_model(folder / place["file"])
+        model = keras.models.load_model(folder / place["file"])
         epoch, first_step = place["epoch"], place["step"]
         if first_step >= steps:
             epoch, first_step = epoch + 1, 0
     else:
-        with over_devices():
-            model = _new_model(run, attributes.sizes, steps)
+        model = _new_model(run, attributes, steps)
     history = folder / "history.csv"
     if not history.exists():
         history.write_text("epoch,loss,accuracy,validation_loss,validation_accuracy,seconds\n")
@@ -306,16 +323,15 @@ def train_classifier(run: Run, progress: Progress) -> Path:
             f"validation accuracy {validation[1]:.4f}, {time.monotonic() - began:.0f} s"
         )
         save_checkpoint(model, folder, number + 1, 0)
-    temporary = folder / "classifier.part.keras"
-    _plain(model).save(temporary)
-    os.replace(temporary, final)
-    return final
+    return model
 
 
 def _new_model(run: Run, attributes: tuple[int, ...], steps: int) -> Any:
     """The compiled model that is trained: the classifier, with heads for attributes where the run weighs them."""
     config = run.config.classifier
-    model = build_classifier(config, len(run.split.labels))
+    with precision(config.mixed_precision):
+        model = build_classifier(config, len(run.split.labels))
+    draw_weights(model, run.config.seed)
     if config.initial:
         try:
             start_from(model, keras.models.load_model(config.initial, compile=False))
@@ -335,6 +351,9 @@ def _new_model(run: Run, attributes: tuple[int, ...], steps: int) -> Any:
         shares.append(config.domain_weight)
     if len(losses) > 1:
         model = with_heads(model, attributes if config.attribute_weight else (), domains)
+        for number, name in enumerate(("attributes", "optics", "domain")):
+            if any(layer.name == name for layer in model.layers):
+                draw_weights(model.get_layer(name), run.config.seed + number + 1)
     model.compile(
         optimizer=keras.optimizers.Adam(_learning_rate(config, steps)),
         loss=losses if len(losses) > 1 else losses[0],

@@ -1,23 +1,85 @@
-"""Several GPUs in one computer: each takes its share of every batch (data parallelism)."""
+"""What trains: Keras' backend (TensorFlow or JAX), the devices of one computer, and the precision.
+
+TensorFlow feeds the batches on both backends, from the processor; on JAX it must leave the GPUs alone.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-__all__ = ["over_devices"]
+from training.run import RunError
+
+__all__ = ["BACKENDS", "forward", "over_devices", "precision"]
+
+BACKENDS = ("tensorflow", "jax")
+"""Backends of Keras that train a run: the same `KERAS_BACKEND=… python -m training …`."""
+
+if keras.backend.backend() != "tensorflow":
+    tf.config.set_visible_devices([], "GPU")
+
+
+def _devices(kind: str) -> list[str]:
+    if keras.backend.backend() == "tensorflow":
+        return [device.name for device in tf.config.list_logical_devices(kind)]
+    try:
+        return [str(name) for name in keras.distribution.list_devices(kind.lower())]
+    except RuntimeError:  # JAX: no such device in this computer
+        return []
 
 
 def over_devices(kind: str = "GPU") -> contextlib.AbstractContextManager[Any]:
-    """A context to build or load a model in, so that `fit` splits each batch over all devices of `kind` and sums the gradients
-    (`tf.distribute.MirroredStrategy`, Keras' way on TensorFlow). With fewer than two it changes nothing.
+    """A context to build or load a model in and to fit it, so that `fit` splits each batch over all devices of `kind` and sums
+    the gradients: `keras.distribution.DataParallel` on JAX, `tf.distribute.MirroredStrategy` on TensorFlow, for which Keras'
+    distribution API has no data parallelism. With fewer than two devices it changes nothing.
 
     The batch size stays that of the run: with n GPUs each sees an nth of it, so a run repeats alike on any number of them.
     """
-    found = tf.config.list_logical_devices(kind)
+    found = _devices(kind)
     if len(found) < 2:
         return contextlib.nullcontext()
-    scope: contextlib.AbstractContextManager[Any] = tf.distribute.MirroredStrategy([d.name for d in found]).scope()
+    scope: contextlib.AbstractContextManager[Any]
+    if keras.backend.backend() == "tensorflow":
+        scope = tf.distribute.MirroredStrategy(found).scope()
+    else:
+        scope = keras.distribution.DataParallel(devices=found, auto_shard_dataset=False).scope()
     return scope
+
+
+@contextlib.contextmanager
+def precision(mixed: bool) -> Iterator[None]:
+    """Layers built inside compute in mixed precision where `mixed`: float16 on GPUs (with the loss scaled), bfloat16 on the
+    processor, which has no fast float16; weights stay float32."""
+    before = keras.config.dtype_policy()
+    if mixed:
+        keras.config.set_dtype_policy("mixed_float16" if _devices("GPU") else "mixed_bfloat16")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def forward(model: Any) -> Callable[[NDArray[Any]], Any]:
+    """The compiled inference of `model` as it is now: float32[n, ...] → its outputs as NumPy arrays, on either backend.
+
+    Raises `RunError` for a backend that is none of `BACKENDS`.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        graph = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        return lambda x: keras.tree.map_structure(np.asarray, graph(tf.constant(np.asarray(x, np.float32))))
+    if backend == "jax":
+        import jax
+
+        trained, fixed = (
+            [v.value for v in found] for found in (model.trainable_variables, model.non_trainable_variables)
+        )
+        compiled = jax.jit(lambda t, f, x: model.stateless_call(t, f, x, training=False)[0])
+        return lambda x: keras.tree.map_structure(np.asarray, compiled(trained, fixed, np.asarray(x, np.float32)))
+    raise RunError(f"KERAS_BACKEND is {backend}; a run is trained by {' or '.join(BACKENDS)}")

@@ -19,6 +19,7 @@ __all__ = [
     "build_feature_model",
     "build_trunk",
     "build_vae_parts",
+    "draw_weights",
     "orbit_matrix",
     "orientations_of",
     "start_from",
@@ -133,9 +134,24 @@ def with_heads(classifier: keras.Model, attributes: tuple[int, ...] = (), domain
     if attributes:
         outputs.append(layers.Dense(sum(attributes), dtype="float32", name="attributes")(last))
     if domains:
-        hidden = layers.Dense(64, activation="relu")(ReverseGradient()(last))
+        hidden = layers.Dense(64, activation="relu", name="optics")(ReverseGradient()(last))
         outputs.append(layers.Dense(domains, dtype="float32", name="domain")(hidden))
     return keras.Model(classifier.input, outputs, name="classifier_with_heads")
+
+
+def draw_weights(model: Any, seed: int) -> None:
+    """Draw the kernels of a new model or layer by Glorot & Bengio (2010, eq. 16), Keras' own choice for all of these layers, but by
+    NumPy: a run begins with the same weights on every backend of Keras."""
+    generator = np.random.default_rng(seed)
+    values = []
+    for weight in model.weights:
+        shape = tuple(weight.shape)
+        if len(shape) > 1:
+            limit = np.sqrt(6.0 / (np.prod(shape[:-2]) * (shape[-2] + shape[-1])))
+            values.append(generator.uniform(-limit, limit, shape).astype(np.float32))
+        else:
+            values.append(np.asarray(weight))
+    model.set_weights(values)
 
 
 def start_from(classifier: keras.Model, trained: keras.Model) -> int:

@@ -67,4 +67,4 @@ def principal_components(features: NDArray[np.floating], k: int, seed: int = 1) 
     values, vectors = np.linalg.eigh(basis.T @ product(basis))
     order = np.argsort(values)[::-1][:k]
     axes = (basis @ vectors[:, order]).T
-    return Components(centre, axes.astype(np.float32), values[order] / max(total, 1e-30))
+    return Components(centre, axes.astype(np.float32), values[order] / max(total, float(values.sum()), 1e-30))

@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from rich.progress import Progress
@@ -19,6 +18,7 @@ from rich.progress import Progress
 from labref.errors import UnreadableImageError
 from labref.image import decode, prepare_pixels
 from training.data import Item, load_attributes, resize_crop
+from training.devices import forward
 from training.evaluate import K, attribute_shares, nearest, precision_by_level, turn, vote
 from training.latents import Latents
 from training.networks import build_feature_model
@@ -112,10 +112,8 @@ def _joined(parts: Sequence[Cells]) -> Any:
 
 def encode(encoder: Any, features: NDArray[Any]) -> NDArray[np.float32]:
     """Latent means float32[n, L] of features [n, h, w, c], in blocks. encoder : as `build_vae_parts` makes it."""
-    blocks = [
-        np.asarray(encoder(features[start : start + 512].astype(np.float32), training=False)[0])
-        for start in range(0, len(features), 512)
-    ]
+    step = forward(encoder)
+    blocks = [step(features[start : start + 512])[0] for start in range(0, len(features), 512)]
     return np.concatenate(blocks)
 
 
@@ -227,7 +225,7 @@ def rotmes(run: Run, space: Space, encoder: Any, progress: Progress, per_class: 
     rows = _sample(space.queries.items, per_class)
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     model = build_feature_model(classifier, run.config.orientations)
-    step = tf.function(lambda crops: model(tf.cast(crops, tf.float32), training=False), reduce_retracing=True)
+    step = forward(model)
     size = run.config.classifier.input_size
     plain = space.queries.features[rows].astype(np.float32)
     straight = encode(encoder, plain)
@@ -242,7 +240,7 @@ def rotmes(run: Run, space: Space, encoder: Any, progress: Progress, per_class: 
         for start in range(0, len(rows), _BLOCK):
             part = slice(start, start + _BLOCK)
             crops = _changed(run.data, [space.queries.items[row] for row in rows[part]], change, size)
-            changed[part] = step(tf.constant(crops)).numpy()
+            changed[part] = step(crops)
             progress.update(task, advance=len(crops), info=name)
         latents = encode(encoder, changed)
         errors["latents"][name] = ((latents - straight) ** 2).mean(axis=1).astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,23 +14,35 @@ from rich.progress import Progress
 
 from labref.fingerprint import digest
 from training.config import override
-from training.data import cache_crops, list_images
+from training.data import batches, cache_crops, list_images
 from training.run import Run, RunError, load_part, write_json
 from training.statistics import bootstrap
 from training.sweep import size_of
 
-__all__ = ["FOLDER", "VARIANTS", "leave_out", "results"]
+__all__ = ["FOLDER", "VARIANTS", "Variant", "adapt", "leave_out", "results"]
 
 FOLDER = "unseen"
 _LEAST = 9  # cells of a class, so that eight others can be right
 
-VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "run": ("the run's own settings, from scratch", ()),
-    "plain": ("no changes of optics in the augmentation", ("classifier.augmentation.optics_share=0",)),
-    "group": ("group instead of batch normalisation", ("classifier.normalisation=group",)),
-    "reversal": ("domain-adversarial: gradient reversal, weight 0.3", ("classifier.domain_weight=0.3",)),
+
+@dataclass(frozen=True)
+class Variant:
+    """what : for people.  settings : laid over the run's.  adapted : batch-norm statistics of the run's own networks are taken
+    anew from so many unlabelled cells of the optics left out."""
+
+    what: str
+    settings: tuple[str, ...] = ()
+    adapted: int = 0
+
+
+VARIANTS: dict[str, Variant] = {
+    "run": Variant("the run's own settings, from scratch"),
+    "adapted": Variant("the same networks, adapted to 100 unlabelled cells of that optics", adapted=100),
+    "plain": Variant("no changes of optics in the augmentation", ("classifier.augmentation.optics_share=0",)),
+    "group": Variant("group instead of batch normalisation", ("classifier.normalisation=group",)),
+    "reversal": Variant("domain-adversarial: gradient reversal, weight 0.3", ("classifier.domain_weight=0.3",)),
 }
-"""What is compared on optics that was left out: what it is, and the settings laid over the run's."""
+"""What is compared on optics that was left out."""
 
 
 def leave_out(
@@ -49,6 +61,7 @@ def leave_out(
     for variant in variants:
         for domain in left:
             folder = run.folder / FOLDER / f"{variant}-{domain}"
+            how = VARIANTS[variant]
             if (folder / "figures.json").exists():
                 continue
             others = tuple(name for name in domains if name != domain)
@@ -56,14 +69,16 @@ def leave_out(
                 raise RunError(
                     f"{run.folder} has one domain only; name others with --leave, so that one can be left out"
                 )
-            progress.console.print(f"{variant}, without {domain}: {VARIANTS[variant][0]}")
-            changed = override(override(run.config, [*VARIANTS[variant][1]]), [*settings])
+            progress.console.print(f"{variant}, without {domain}: {how.what}")
+            changed = override(override(run.config, [*how.settings]), [*settings])
             config = replace(changed, domains=others, classifier=replace(changed.classifier, initial=""))
             command = ["python", "-m", "training", "unseen", str(run.folder), "--variant", variant]
             command += [part for name in left for part in ("--leave", name)]
             command += [part for setting in settings for part in ("--set", setting)]
-            figures = _one(Run.create(folder, run.data, config), domain, progress)
-            row = {"variant": variant, "what": VARIANTS[variant][0], "left": domain, "trained_on": list(others)}
+            networks = folder.with_name(f"run-{domain}") if how.adapted else folder
+            figures = _one(Run.create(networks, run.data, config), domain, how.adapted, progress)
+            folder.mkdir(parents=True, exist_ok=True)
+            row = {"variant": variant, "what": how.what, "left": domain, "trained_on": list(others)}
             write_json(
                 folder / "figures.json", row | {"size": size_of(config), "command": shlex.join(command)} | figures
             )
@@ -77,15 +92,15 @@ def results(run: Run) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["left"], [*VARIANTS].index(row["variant"])))
 
 
-def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
+def _one(run: Run, domain: str, adapted: int, progress: Progress) -> dict[str, Any]:
     """JSON: `split` trained on, `queries` and `central` (how many cells), `digest` of the queries' bytes, `classes` {name: cells};
     class precision@8 of the unseen optics' cells with references from the `own_store` (leave-one-out, identical bytes left out)
     and from the `central_store` (the cells trained on), each {`micro` over cells, `macro` over classes of at least 9 cells};
     `won`: own minus central, over cells; and the classifier's `accuracy`."""
     import keras
-    import tensorflow as tf
 
-    from training.classifier import train_classifier
+    from training.classifier import predict, train_classifier
+    from training.devices import forward
     from training.evaluate import digest_of_all, nearest, same_image
     from training.networks import build_feature_model
     from training.space import encode
@@ -93,6 +108,7 @@ def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
 
     train_classifier(run, progress)
     encoder = keras.models.load_model(train_vae(run, progress), compile=False)
+    known = extract_features(run, "train", run.config.vae.views, progress)
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     items = list_images(run.data, (domain,), run.config.aliases)
     crops, good = cache_crops(run.data, items, run.config.classifier.input_size, run.cache, lambda _: None)
@@ -102,15 +118,12 @@ def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
         raise RunError(
             f"{run.data / domain}: {len(items)} readable images, and at least {_LEAST} are needed to ask about it"
         )
-    model = build_feature_model(classifier, run.config.orientations)
-    step = tf.function(lambda x: model(tf.cast(x, tf.float32), training=False), reduce_retracing=True)
-    parts, guesses = [], []
-    for start in range(0, len(rows), 64):
-        batch = tf.constant(crops[rows[start : start + 64]])
-        parts.append(step(batch).numpy())
-        guesses.append(np.asarray(classifier(tf.cast(batch, tf.float32), training=False)).argmax(axis=1))
-    queries = encode(encoder, np.concatenate(parts))
-    known = extract_features(run, "train", run.config.vae.views, progress)
+    if adapted:
+        some = np.random.default_rng(run.config.seed).permutation(rows)[:adapted]
+        adapt(classifier, crops[np.sort(some)].astype(np.float32))
+    step = forward(build_feature_model(classifier, run.config.orientations))
+    guesses = predict(classifier, crops, rows).argmax(axis=1)
+    queries = encode(encoder, np.concatenate([step(crops[batch]) for batch in batches(rows, 64, seed=None)]))
     central = encode(encoder, known.views[:, 0])
     trained = run.split.part("train")
     labels = np.array([trained[row].label for row in load_part(run, "train")[1]])
@@ -119,7 +132,7 @@ def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
     near, _ = nearest(queries, queries, same_image(digests, digests))
     far, _ = nearest(queries, central, None)
     from_own, from_central = ((names == own[:, None]).mean(axis=1) for names in (own[near], labels[far]))
-    right = np.array(run.split.labels)[np.concatenate(guesses)] == own
+    right = np.array(run.split.labels)[guesses] == own
     return {
         "split": run.split.digest,
         "queries": len(items),
@@ -131,6 +144,24 @@ def _one(run: Run, domain: str, progress: Progress) -> dict[str, Any]:
         "won": bootstrap(from_own - from_central).to_json(),
         "accuracy": bootstrap(right).to_json(),
     }
+
+
+def adapt(classifier: Any, crops: NDArray[np.float32]) -> None:
+    """Take the mean and variance of every batch normalisation anew from crops float32[n, s, s, 3] of one optics, without their
+    labels (AdaBN, Li et al., arXiv 1603.04779). Raises `RunError` where the network has no batch normalisation."""
+    import keras
+
+    found = [layer for layer in classifier.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    if not found:
+        raise RunError(
+            "the networks have no batch normalisation to adapt; leave `adapted` out, or set normalisation=batch"
+        )
+    before = [layer.momentum for layer in found]
+    for layer in found:
+        layer.momentum = 0.0
+    classifier(crops, training=True)
+    for layer, momentum in zip(found, before, strict=True):
+        layer.momentum = momentum
 
 
 def _both(hits: NDArray[Any], labels: NDArray[np.str_]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from rich.progress import Progress
 from training.classifier import augment
 from training.config import Augmentation, VaeConfig
 from training.data import batches
-from training.networks import AttributeLoss, build_feature_model, build_vae_parts, orbit_matrix
+from training.devices import forward
+from training.networks import AttributeLoss, build_feature_model, build_vae_parts, draw_weights, orbit_matrix
 from training.run import Run, RunError, load_attribute_codes, load_part, write_json
 
 __all__ = ["Features", "extract_features", "neighbour_loss", "train_vae"]
@@ -63,15 +64,15 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
     task = progress.add_task(f"features, {part}", total=len(rows), completed=done, info="")
     if done < len(rows):
-        step = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        step = forward(model)
         out = np.lib.format.open_memmap(path, mode="r+")
         for start in range(done, len(rows), 64):
             batch = rows[start : start + 64]
             raw = tf.constant(crops[batch])
-            out[start : start + len(batch), 0] = step(tf.cast(raw, tf.float32)).numpy()
+            out[start : start + len(batch), 0] = step(crops[batch])
             for view in range(1, views):
                 seed = tf.constant([run.config.seed * 100_000 + start, view * 100], tf.int32)
-                out[start : start + len(batch), view] = step(augment(raw, changes[view], seed)).numpy()
+                out[start : start + len(batch), view] = step(augment(raw, changes[view], seed).numpy())
             if (start // 64) % 10 == 9 or start + 64 >= len(rows):
                 out.flush()
                 write_json(state, {"done": start + len(batch)})
@@ -118,17 +119,65 @@ def neighbour_loss(latents: Any, labels: Any, codes: Any) -> Any:
     classes differ; else by the fourth power of how far the share of attributes they have in common is above one half (1: all),
     and by 0.5 where the attributes of one are not known.
     """
-    square = tf.reduce_sum(tf.square(latents), axis=1)
-    distances = square[:, None] + square[None, :] - 2.0 * tf.matmul(latents, latents, transpose_b=True)
-    nearness = tf.nn.softmax(-0.5 * distances - 1e9 * tf.eye(tf.shape(latents)[0]), axis=1)
-    same = tf.cast(labels[:, None] == labels[None, :], tf.float32)
+    ops = keras.ops
+    square = ops.sum(ops.square(latents), axis=1)
+    distances = square[:, None] + square[None, :] - 2.0 * ops.matmul(latents, ops.transpose(latents))
+    nearness = ops.softmax(-0.5 * distances - 1e9 * ops.eye(ops.shape(latents)[0]), axis=1)
+    same = ops.cast(ops.equal(labels[:, None], labels[None, :]), "float32")
     agreement = 0.5 * same
     if codes.shape[1]:
-        known = tf.reduce_all(codes >= 0, axis=1)
-        shared = tf.reduce_mean(tf.cast(codes[:, None, :] == codes[None, :, :], tf.float32), axis=2)
-        graded = tf.nn.relu(2.0 * shared - 1.0) ** 4
-        agreement = tf.where(known[:, None] & known[None, :], same * graded, agreement)
-    return -tf.reduce_mean(tf.math.log(tf.reduce_sum(nearness * agreement, axis=1) + 1e-6))
+        known = ops.all(codes >= 0, axis=1)
+        shared = ops.mean(ops.cast(ops.equal(codes[:, None, :], codes[None, :, :]), "float32"), axis=2)
+        graded = ops.relu(2.0 * shared - 1.0) ** 4
+        agreement = ops.where(ops.logical_and(known[:, None], known[None, :]), same * graded, agreement)
+    return -ops.mean(ops.log(ops.sum(nearness * agreement, axis=1) + 1e-6))
+
+
+class _Vae(keras.Model):
+    """Encoder, decoder and heads with their loss, as `fit` trains them on any backend of Keras.
+
+    Inputs: features float32[n, h, w, c], and noise float32[n, L] of unit variance (zeros: nothing is sampled). Targets: `pooled`
+    float32[n, d], `labels` int32[n], `codes` int32[n, a], -1 where unknown.
+    """
+
+    def __init__(self, parts: tuple[Any, Any, Any], config: VaeConfig, classes: int, sizes: tuple[int, ...]) -> None:
+        super().__init__(name="vae")
+        self.encoder, self.decoder, self.head = parts
+        self.settings, self.classes, self.sizes = config, classes, sizes
+        self.told = AttributeLoss(sizes)
+        self.reconstruction = keras.metrics.Mean(name="reconstruction")
+        self.divergence = keras.metrics.Mean(name="divergence")
+        # a head that weighs nothing gets no gradient
+        self.head.get_layer("classes").trainable = bool(config.class_weight)
+        self.head.get_layer("attributes").trainable = bool(sizes)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        """Means and log-variances float32[n, L], decoded float32[n, d], and what the heads say of the means."""
+        features, noise = inputs
+        mean, log_variance = self.encoder(features, training=training)
+        log_variance = keras.ops.clip(log_variance, -10.0, 10.0)
+        decoded = self.decoder(mean + keras.ops.exp(0.5 * log_variance) * noise, training=training)
+        return mean, log_variance, decoded, self.head(mean, training=training)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The loss of `train_vae`, mean over the batch."""
+        ops, config = keras.ops, self.settings
+        mean, log_variance, decoded, (guess, logits) = y_pred
+        reconstruction = 0.5 * ops.sum(ops.square(decoded - y["pooled"]), axis=1)
+        divergence = 0.5 * ops.sum(ops.exp(log_variance) + ops.square(mean) - 1.0 - log_variance, axis=1)
+        self.reconstruction.update_state(reconstruction)
+        self.divergence.update_state(divergence)
+        total = ops.mean(reconstruction) + config.beta * ops.mean(divergence)
+        if config.class_weight:
+            wanted = ops.one_hot(y["labels"], self.classes)
+            total += config.class_weight * ops.mean(keras.losses.categorical_crossentropy(wanted, guess))
+        if self.sizes:
+            total += config.attribute_weight * self.told(y["codes"], logits)
+        if config.neighbour_weight:
+            total += config.neighbour_weight * neighbour_loss(mean, y["labels"], y["codes"])
+        return total
 
 
 def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out: Path | None = None) -> Path:
@@ -153,80 +202,54 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
     keras.utils.set_random_seed(run.config.seed)
     shape = train.views.shape[2:]
     sizes = load_attribute_codes(run, "train").sizes if config.attribute_weight else ()
-    encoder, decoder, head = build_vae_parts(shape, config, len(run.split.labels), mean, deviation, sizes)
-    told = AttributeLoss(sizes)
-    variables = [*encoder.trainable_variables, *decoder.trainable_variables]
-    if config.class_weight:
-        variables += head.get_layer("classes").trainable_variables
-    if sizes:
-        variables += head.get_layer("attributes").trainable_variables
+    parts = build_vae_parts(shape, config, len(run.split.labels), mean, deviation, sizes)
+    for number, part in enumerate(parts):
+        draw_weights(part, run.config.seed + number)
+    encoder = parts[0]
+    vae = _Vae(parts, config, len(run.split.labels), sizes)
     steps = max(len(train.targets) // config.batch_size, 1)
     rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps)
-    optimiser = keras.optimizers.Adam(rate)
-    optimiser.build(variables)
-    classes = len(run.split.labels)
+    vae.compile(optimizer=keras.optimizers.Adam(rate))
 
-    def losses(features: Any, target: Any, labels: Any, codes: Any, training: bool) -> Any:
-        latent_mean, log_variance = encoder(features, training=training)
-        log_variance = tf.clip_by_value(log_variance, -10.0, 10.0)
-        noise = tf.random.normal(tf.shape(latent_mean)) if training and config.beta else 0.0
-        decoded = decoder(latent_mean + tf.exp(0.5 * log_variance) * noise, training=training)
-        reconstruction = 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(decoded - target), axis=1))
-        divergence = 0.5 * tf.reduce_mean(
-            tf.reduce_sum(tf.exp(log_variance) + tf.square(latent_mean) - 1.0 - log_variance, axis=1)
-        )
-        entropy = tf.constant(0.0)
-        if config.class_weight or sizes:
-            guess, logits = head(latent_mean, training=training)
-            wanted = tf.one_hot(labels, classes)
-            entropy = config.class_weight * tf.reduce_mean(keras.losses.categorical_crossentropy(wanted, guess))
-            if sizes:
-                entropy += config.attribute_weight * told(codes, logits)
-        if config.neighbour_weight:
-            entropy += config.neighbour_weight * neighbour_loss(latent_mean, labels, codes)
-        return reconstruction + config.beta * divergence + entropy, reconstruction, divergence
-
-    @tf.function(reduce_retracing=True)
-    def step(features: Any, target: Any, labels: Any, codes: Any) -> Any:
-        with tf.GradientTape() as tape:
-            values = losses(features, target, labels, codes, True)
-        optimiser.apply_gradients(zip(tape.gradient(values[0], variables), variables, strict=True))
-        return tf.stack(values)
-
-    @tf.function(reduce_retracing=True)
-    def check(features: Any, target: Any, labels: Any, codes: Any) -> Any:
-        return tf.stack(losses(features, target, labels, codes, False))
-
-    def draw(data: Features, batch: NDArray[np.int64], generator: np.random.Generator | None) -> tuple[Any, ...]:
+    def draw(data: Features, batch: NDArray[np.int64], generator: np.random.Generator | None) -> tuple[Any, Any]:
         views = data.views[batch]
         goal = (_pool(views, config.pooling).mean(axis=1) - mean) / deviation
         # from any one view, the mean of all: a turn of the cell is noise that the latent learns to leave out
         one = np.zeros(len(batch), int) if generator is None else generator.integers(0, views.shape[1], len(batch))
         chosen = views[np.arange(len(batch)), one].astype(np.float32)
-        return chosen, goal.astype(np.float32), data.targets[batch], data.codes[batch]
+        # drawn here and not by Keras, whose backends draw differently
+        noise = np.zeros((len(batch), config.latent_size), np.float32)
+        if generator is not None and config.beta:
+            noise = generator.standard_normal(noise.shape, np.float32)
+        told = {
+            "pooled": goal.astype(np.float32),
+            "labels": data.targets[batch].astype(np.int32),
+            "codes": data.codes[batch].astype(np.int32),
+        }
+        return (chosen, noise), told
 
     rows, valid = np.arange(len(train.targets)), np.arange(len(validation.targets))
     history = final.with_name("vae_history.csv")
     lines: list[list[str]] = []
+    names = ["loss", "reconstruction", "divergence"]
     task = progress.add_task("training the VAE", total=config.epochs * steps, info="")
     for epoch in range(config.epochs):
         began = time.monotonic()
         generator = np.random.default_rng(run.config.seed * 1000 + epoch)
-        sums: Any = np.zeros(3)
-        plan = batches(rows, config.batch_size, seed=run.config.seed * 1000 + epoch, drop_last=True)
-        for batch in plan:
-            sums = sums + step(*map(tf.constant, draw(train, batch, generator))).numpy()
+        vae.reset_metrics()
+        sums: dict[str, float] = {}
+        for batch in batches(rows, config.batch_size, seed=run.config.seed * 1000 + epoch, drop_last=True):
+            sums = vae.train_on_batch(*draw(train, batch, generator), return_dict=True)
             progress.update(task, advance=1)
-        checks: Any = np.zeros(3)
+        vae.reset_metrics()
+        checks: dict[str, float] = {}
         for batch in batches(valid, 256, seed=None):
-            checks = checks + check(*map(tf.constant, draw(validation, batch, None))).numpy() * len(batch)
-        checks = checks / max(len(valid), 1)
-        progress.update(task, info=f"loss {sums[0] / steps:.1f} validation {checks[0]:.1f}")
-        numbers = [*(sums / steps), *checks]
+            checks = vae.test_on_batch(*draw(validation, batch, None), return_dict=True)
+        numbers = [float(part.get(name, 0.0)) for part in (sums, checks) for name in names]
+        progress.update(task, info=f"loss {numbers[0]:.1f} validation {numbers[3]:.1f}")
         lines.append([str(epoch + 1), *(f"{n:.4f}" for n in numbers), f"{time.monotonic() - began:.1f}"])
         with history.open("w", newline="") as file:
             writer = csv.writer(file)
-            names = ["loss", "reconstruction", "divergence"]
             writer.writerow(["epoch", *names, *(f"validation_{n}" for n in names), "seconds"])
             writer.writerows(lines)
     temporary = final.with_name("encoder.part.keras")

@@ -1,0 +1,165 @@
+"""TensorFlow and JAX train the same run to the same bundle; mixed precision; several devices on either."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import pytest
+
+from labref.bundle import install
+from labref.inference import Embedder
+from training.data import list_images
+from training.evaluate import embed_tree, nearest
+from training.networks import build_trunk
+
+ROOT = Path(__file__).parents[1]
+LABELS = ("eosinophil", "lymphocyte", "neutrophil")
+SETTINGS = [
+    "classifier.width=0.125", "classifier.input_size=64", "classifier.middle_repeats=1", "classifier.epochs=1",
+    "classifier.attribute_weight=1", "attributes=attributes.csv", "holdout=0.3", "validation=0.1", "orientations=2",
+    "vae.epochs=4", "vae.layers=0", "vae.batch_size=16", "vae.views=2", "vae.attribute_weight=5", "vae.neighbour_weight=5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cells(real_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty real cells of each of three classes, with the experts' attributes."""
+    folder = tmp_path_factory.mktemp("cells")
+    for label in LABELS:
+        (folder / label).mkdir()
+        for image in sorted((real_cells / "pbc" / label).glob("*.jpg"))[:40]:
+            shutil.copy(image, folder / label)
+    shutil.copy(real_cells / "pbc" / "attributes.csv", folder)
+    return folder
+
+
+def python(*words: object, backend: str = "tensorflow", flags: str = "") -> str:
+    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def train(cells: Path, run: Path, *settings: str, backend: str = "tensorflow") -> str:
+    more = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
+    return python("-m", "training", "train", cells, "--run", run, "--preset", "starter", *more, backend=backend)
+
+
+def weights(file: Path) -> np.ndarray:
+    model = keras.models.load_model(file, compile=False)
+    return np.concatenate([weight.ravel() for weight in model.get_weights()])
+
+
+@pytest.fixture(scope="module")
+def runs(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One run on each backend, whose classifier is trained by one batch: more would let rounding grow."""
+    folder = tmp_path_factory.mktemp("backends")
+    for backend in ("tensorflow", "jax"):
+        train(cells, folder / backend, "classifier.batch_size=64", backend=backend)
+    return {name: folder / name for name in ("tensorflow", "jax")}
+
+
+def test_both_backends_take_the_same_step(runs: dict[str, Path]) -> None:
+    with (runs["jax"] / "history.csv").open() as one, (runs["tensorflow"] / "history.csv").open() as other:
+        losses = [[float(value) for value in list(file)[1].split(",")[1:5]] for file in (one, other)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    mine, theirs = (weights(runs[name] / "classifier.keras") for name in ("jax", "tensorflow"))
+    # Adam's first step is ± the learning rate by the gradient's sign, which rounding turns where it is all but zero
+    assert np.abs(mine - theirs).mean() < 1e-6
+
+
+def test_both_backends_give_the_same_bundle(runs: dict[str, Path], cells: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "jax"
+    begun.mkdir()
+    for name in ("run.json", "split.csv", "history.csv", "classifier.keras", "classifier.json"):
+        shutil.copy(runs["tensorflow"] / name, begun)
+    python("-m", "training", "resume", begun, backend="jax")  # the same classifier; features and VAE by JAX
+    features = [np.load(run / "features" / "train-2.npy").astype(np.float32) for run in (begun, runs["tensorflow"])]
+    np.testing.assert_allclose(features[0], features[1], atol=1e-4)
+
+    asked, manifests = [], []
+    for run in (begun, runs["tensorflow"]):
+        file = tmp_path / f"{run.name}.labref"
+        # said for JAX, shipped by TensorFlow, which tf2onnx reads
+        python("-m", "exporters", "bundle", run, "--out", file, "--no-reduced", backend="jax")
+        with zipfile.ZipFile(file) as opened:
+            manifests.append(json.loads(opened.read("manifest.json")))
+        with Embedder.open(install(file, tmp_path / "bundles"), device="cpu") as embedder:
+            asked.append(embed_tree(embedder, cells, list_images(cells)).latents)
+    for key in ("classes", "features", "orientations", "preparation"):
+        assert manifests[0][key] == manifests[1][key]
+    spread = asked[1].std()
+    assert np.abs(asked[0] - asked[1]).mean() < 0.01 * spread
+    eights = [nearest(latents, latents, np.eye(len(latents), dtype=bool))[0] for latents in asked]
+    stay = [len(np.intersect1d(one, other)) for one, other in zip(*eights, strict=True)]
+    assert np.mean(stay) > 7.8
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_mixed_precision_trains_and_ships_a_full_one(cells: Path, tmp_path: Path, backend: str) -> None:
+    run = tmp_path / "run"
+    train(cells, run, "classifier.mixed_precision=true", "classifier.batch_size=16", backend=backend)
+    checkpoint = keras.models.load_model(next(run.glob("checkpoint-*.keras")), compile=False)
+    policies = {layer.dtype_policy.name for layer in checkpoint.layers}
+    assert "mixed_bfloat16" in policies, "the networks computed in half precision"
+    classifier = keras.models.load_model(run / "classifier.keras", compile=False)
+    encoder = keras.models.load_model(run / "encoder.keras", compile=False)
+    assert build_trunk(classifier).output["features"].dtype == "float32"
+    assert {layer.dtype_policy.name for model in (classifier, encoder) for layer in model.layers} == {"float32"}
+    crops = np.random.default_rng(1).uniform(0, 255, (4, 64, 64, 3)).astype(np.float32)
+    mixed, _ = checkpoint(crops, training=False)  # classes, and attributes
+    # bfloat16 has 8 bits of mantissa
+    np.testing.assert_allclose(np.asarray(mixed), np.asarray(classifier(crops, training=False)), atol=0.05)
+    out = python("-m", "exporters", "bundle", run, "--out", tmp_path / "mixed.labref", "--no-reduced")
+    assert "mixed.labref: bundle" in out
+    with zipfile.ZipFile(tmp_path / "mixed.labref") as opened:
+        graph = onnx.load_from_string(opened.read("trunk.onnx")).graph
+    assert {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer} <= {
+        "FLOAT",
+        "INT64",
+        "INT32",
+    }
+
+
+OVER_TWO = """
+import sys
+from pathlib import Path
+import keras
+from rich.progress import Progress
+from training import classifier, devices
+from training.run import Run
+
+classifier.over_devices = lambda: devices.over_devices("CPU")
+told = []
+real = classifier._new_model
+
+def new(*args):
+    model = real(*args)
+    told.append(len(model.trainable_variables[0].value.devices()))
+    return model
+
+classifier._new_model = new
+with Progress(disable=True) as progress:
+    classifier.train_classifier(Run.open(Path(sys.argv[1])), progress)
+print("devices", *told)
+"""
+
+
+def test_jax_trains_over_two_devices_as_over_one(runs: dict[str, Path], tmp_path: Path) -> None:
+    begun = tmp_path / "run"
+    begun.mkdir()
+    for name in ("run.json", "split.csv"):
+        shutil.copy(runs["jax"] / name, begun)
+    said = python("-c", OVER_TWO, begun, backend="jax", flags="--xla_force_host_platform_device_count=2")
+    assert "devices 2" in said
+    one, two = weights(runs["jax"] / "classifier.keras"), weights(begun / "classifier.keras")
+    assert np.abs(one - two).mean() < 1e-6
