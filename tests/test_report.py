@@ -66,6 +66,52 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path) -> None:
+    words = ("folds", run, "--folds", 2, "--try", "vae.beta=0", "--set", "vae.epochs=2")
+    found = json.loads(command(*words, "--json").stdout)
+    split = Run.open(run).split
+    names = {item.path for item in (*split.train, *split.validation)}
+    assert [row["row"] for row in found["rows"]] == ["run", "vae.beta=0"] and found["split"] == split.digest
+    asked: list[str] = []
+    for number in range(2):
+        fold = Run.open(run / "folds" / "2" / str(number))
+        held = {item.path for item in fold.split.holdout}
+        assert held and held.isdisjoint(item.path for item in (*fold.split.train, *fold.split.validation))
+        asked += sorted(held)
+    assert sorted(asked) == sorted(names), (
+        "every cell that is trained on is asked about once, and none that is held out"
+    )
+    for row in found["rows"]:
+        assert row["cells"] == len(names) and row["done"] == 2
+        for figure in (*row["precision_at_8"].values(), row["accuracy"]):
+            assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+        assert row["share_of_the_way"]["n"] == len(names)
+    one, other = found["rows"]
+    assert one["won"] == {}
+    micro = [row["precision_at_8"]["micro"]["value"] for row in (other, one)]
+    assert other["won"]["micro"]["value"] == pytest.approx(micro[0] - micro[1])
+    way = [row["share_of_the_way"]["value"] for row in (other, one)]
+    assert other["won"]["share_of_the_way"]["value"] == pytest.approx(way[0] - way[1])
+
+    # what is done is kept, another row joins it with its own network, other settings are refused, and nonsense is named
+    kept = (run / "folds" / "2" / "0" / "classifier.keras").stat().st_mtime_ns
+    more = json.loads(
+        command(*words, "--try", "classifier.attribute_weight=1 attributes=attributes.csv", "--json").stdout
+    )
+    assert more["rows"][:2] == found["rows"] and len(more["rows"]) == 3
+    assert (run / "folds" / "2" / "0" / "classifier.keras").stat().st_mtime_ns == kept
+    said = command(
+        "folds", run, "--folds", 2, "--try", "vae.beta=2", "--set", "vae.epochs=2", "--set", "seed=2", code=1
+    )
+    assert "other settings" in said.stderr.replace("\n", " ")
+    assert "no such setting" in command("folds", run, "--try", "vae.gamma=1", code=1).stderr
+    table = json.loads(command("report", run, "--per-class", 2, "--json").stdout)[str(run)]["parts"]["folds"]
+    assert table == [more]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "2 folds of" in page and "Class precision against attributes of 3 settings" in page
+    (run / "report.json").unlink()
+
+
 def test_sweeps_go_on_where_they_stopped_and_the_report_shows_them(run: Path) -> None:
     size = ("--set", "vae.epochs=1")
     command("sweep", "latent", run, *size, "--row", 2)

@@ -44,7 +44,7 @@ Presets: `thesis` (its tables 3 and 4), `full` (the same network with what was f
 128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.""",
 )
 app.add_typer(svomen_app, name="svomen")
-for _command in (embed, commands.sweep, commands.unseen, commands.report, commands.compare):
+for _command in (embed, commands.sweep, commands.folds, commands.unseen, commands.report, commands.compare):
     app.command()(_command)
 console = Console(stderr=True)
 

@@ -1,4 +1,4 @@
-"""The commands that compare: `sweep`, `report`, `compare` and `repeat`; `training.__main__` takes them in."""
+"""The commands that compare: `sweep`, `folds`, `unseen`, `report` and `compare`; `training.__main__` takes them in."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import typer
 from rich.console import Console
 
 from labref.errors import LabrefError
+from training.compare import format_estimate
+from training.folds import cross_validate
 from training.progress import progress_bars
 from training.report import PER_CLASS
 from training.run import Run, RunError
 from training.sweep import SWEEPS, default_attributes, run_sweep
 from training.unseen import VARIANTS, leave_out
 
-__all__ = ["compare", "report", "sweep", "unseen"]
+__all__ = ["compare", "folds", "report", "sweep", "unseen"]
 
 console = Console(stderr=True)
 Attributes = Annotated[
@@ -113,6 +115,50 @@ def unseen(
         print(
             f"{row['left']}, {row['variant']}: own store {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}), central "
             f"{central['value']:.3f} ({central['low']:.3f} to {central['high']:.3f}), won {won['value']:+.3f}"
+        )
+
+
+def folds(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained run: its settings, and the cells it trains on.")],
+    number: Annotated[int, typer.Option("--folds", min=2, help="So many folds.")] = 5,
+    tries: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try", help='Settings to compare with the run\'s own, as "vae.beta=1 vae.class_weight=20"; repeatable.'
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of every row, as classifier.width=0.25; repeatable."),
+    ] = None,
+    attributes: Attributes = None,
+    data: Annotated[Path | None, typer.Option(help="The run's images, where they lie elsewhere by now.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The figures as one JSON object on standard output and nothing else there.")
+    ] = False,
+) -> None:
+    """Choose settings by cross-validation over the cells that a run trains on; those it holds out are not looked at.
+
+    Each fold trains the whole network from scratch, and a VAE for each row: make them small, as `--set classifier.input_size=64
+    --set classifier.width=0.25 --set classifier.epochs=4`, which the table then says. Rows that are done are kept, so the same command
+    goes on after a stop, and later ones add rows; `python -m training report` shows them.
+
+    JSON: `folds`, `size`, `split`, `command`, `rows` [{`row`, `cells`, `done`, `precision_at_8` {`macro`, `micro`},
+    `share_of_the_way`, `accuracy`, `won` {`micro`, `share_of_the_way`}}], estimates over the cells of all folds.
+    """
+    with _said("the same command"), progress_bars(console) as progress:
+        opened = Run.open(run, data)
+        found = cross_validate(
+            opened, number, tries or [], settings or [], default_attributes(opened, attributes), progress
+        )
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for row in found["rows"]:
+        way = row["share_of_the_way"]
+        print(
+            f"{row['row']}: class precision@8 {format_estimate(row['precision_at_8']['macro'])}, accuracy "
+            f"{format_estimate(row['accuracy'])}, attributes {format_estimate(way, 1, '.3f')} of the way"
         )
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Embedded",
     "attribute_agreement",
     "attribute_shares",
+    "attributes_of_each",
     "digest_of_all",
     "embed_tree",
     "evaluate",
@@ -197,6 +198,15 @@ def attribute_shares(
     queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64], attributes: Path
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """`attribute_agreement` of each query that has attributes, float64[m] with its references and with a random one of its class."""
+    found, random = attributes_of_each(queries, references, rows, attributes)
+    told = np.isfinite(found)
+    return found[told], random[told]
+
+
+def attributes_of_each(
+    queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64], attributes: Path
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`attribute_shares` of every query, float64[n] both, NaN where its attributes or those of all its references are not known."""
     table = load_attributes(attributes)
     codes: dict[tuple[int, str], int] = {}
     known = {
@@ -213,15 +223,15 @@ def attribute_shares(
         if values is not None:
             by_class.setdefault(item.label, []).append(values)
     by_class = {label: np.stack(values) for label, values in by_class.items()}
-    found, random = [], []
-    for item, chosen in zip(queries, rows, strict=True):
+    found, random = np.full(len(queries), np.nan), np.full(len(queries), np.nan)
+    for number, (item, chosen) in enumerate(zip(queries, rows, strict=True)):
         own = of(item)
         shown = [coded[row] for row in chosen if coded[row] is not None]
         if own is None or not shown or item.label not in by_class:
             continue
-        found.append(np.mean([(own == other).mean() for other in shown]))
-        random.append((by_class[item.label] == own).mean())
-    return np.array(found), np.array(random)
+        found[number] = np.mean([(own == other).mean() for other in shown])
+        random[number] = (by_class[item.label] == own).mean()
+    return found, random
 
 
 def precision_by_level(

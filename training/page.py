@@ -133,6 +133,9 @@ def _run(report: Mapping[str, Any], anchor: str, several: bool) -> list[str]:
         content.append(_made_by(command, split))
     for name, (title, _) in SWEEPS.items():
         sections.append((title, _sweep(name, parts["sweeps"].get(name, []), report)))
+    sections.append(
+        ("Settings by cross-validation: class against what experts see", _folds(parts.get("folds", []), report))
+    )
     sections.append(("Optics never trained on", _unseen(parts.get("unseen", []), report)))
     if parts.get("shipped"):
         sections.append(("The shipped bundle", _shipped(parts["shipped"])))
@@ -431,6 +434,78 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, An
     body.append(f'<p class="small">Size: {_text(sizes)}.</p>')
     body += [_made_by(command, rows[0]["split"]) for command in commands]
     return body
+
+
+def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:
+    if not found:
+        command = f"python -m training folds {report['folder']}"
+        return [f'<p class="missing">Not measured yet. Make it with <code>{_text(command)}</code>.</p>']
+    body = [
+        "<p>Each fold is asked about with networks trained on the others; the cells that the run holds out take no part. Attributes: the "
+        "share of the way from random cells of the class to two experts. Won: minus the run’s own settings, over the same cells.</p>"
+    ]
+    head = [
+        "settings",
+        "class precision@8",
+        "… mean over cells",
+        "attributes",
+        "classifier",
+        "won: precision",
+        "won: attributes",
+    ]
+    for one in found:
+        lines = [
+            (
+                row["row"] if row["done"] == one["folds"] else f"{row['row']} (only {row['done']} folds)",
+                format_estimate(row["precision_at_8"]["macro"]),
+                format_estimate(row["precision_at_8"]["micro"]),
+                format_estimate(row["share_of_the_way"], 1, ".3f"),
+                format_estimate(row["accuracy"]),
+                format_estimate(row["won"].get("micro"), 1, "+.4f"),
+                format_estimate(row["won"].get("share_of_the_way"), 1, "+.3f"),
+            )
+            for row in one["rows"]
+        ]
+        body.append(_table(f"{one['folds']} folds of {one['rows'][0]['cells']} cells", head, lines))
+        body.append(_front(one["rows"]))
+        body.append(f'<p class="small">Size: {_text(one["size"])}.</p>')
+        body.append(_made_by(one["command"], one["split"]))
+    return body
+
+
+def _front(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Class precision against attributes of each row: where the two pull apart, no row lies above and to the right of a good one."""
+    told = [row for row in rows if row["share_of_the_way"] is not None]
+    if not told:
+        return ""
+    points = [(row["precision_at_8"]["macro"], row["share_of_the_way"]) for row in told]
+    figure, axis = pyplot().subplots(figsize=(8.5, 4.8), layout="constrained")
+    best = [
+        row["row"]
+        for row, (x, y) in zip(told, points, strict=True)
+        if not any(
+            (a["value"] >= x["value"] and b["value"] > y["value"])
+            or (a["value"] > x["value"] and b["value"] >= y["value"])
+            for a, b in points
+        )
+    ]
+    for number, (row, (x, y)) in enumerate(zip(told, points, strict=True), start=1):
+        axis.errorbar(
+            x["value"],
+            y["value"],
+            xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
+            yerr=[[y["value"] - y["low"]], [y["high"] - y["value"]]],
+            fmt="o" if row["row"] in best else "x",
+            color=f"C{(number - 1) % 10}",
+            elinewidth=0.6,
+            label=f"{number} {row['row']}",
+        )
+        axis.annotate(str(number), (x["value"], y["value"]), xytext=(4, 4), textcoords="offset points")
+    axis.set(xlabel="class precision@8, mean over classes", ylabel="attributes, share of the way to two experts")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    alt = f"Class precision against attributes of {len(told)} settings; on the front: {', '.join(best)}"
+    return _picture(figure, alt, "Dots lie on the front: no other row is better in both. Bars: 95 % intervals.")
 
 
 def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:

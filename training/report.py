@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from training import unseen
+from training import folds, unseen
 from training.run import Run, RunError, write_json
 from training.statistics import share
 from training.sweep import SWEEPS, default_attributes, read_history, results
@@ -70,6 +70,7 @@ def collect(
             parts[name] = work()
             write_json(run.folder / REPORT, report)  # a stop costs one part
     parts["sweeps"] = {name: results(run, name) for name in SWEEPS}
+    parts["folds"] = folds.results(run)
     parts["unseen"] = unseen.results(run)
     shipped = run.folder / "figures.json"
     parts["shipped"] = json.loads(shipped.read_text(encoding="utf-8")) if shipped.exists() else None

@@ -1,0 +1,192 @@
+"""Cross-validation: settings are chosen on cells that a run trains on, so that those it holds out judge the choice and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from training.config import RunConfig, override
+from training.data import Item, Split, name_fraction
+from training.run import Run, RunError, write_json
+from training.statistics import bootstrap
+from training.sweep import size_of
+
+__all__ = ["FOLDER", "RUN", "cross_validate", "fold_of", "results"]
+
+FOLDER = "folds"
+RUN = "run"
+"""The row without changes, which the others are compared with."""
+_FEATURES = ("vae.views", "vae.optics_views", "orientations")  # of a row like these, features are taken anew
+
+
+def fold_of(item: Item, folds: int) -> int:
+    """Which of `folds` an image is in: by its file's name alone, as everything that is held out."""
+    return int(name_fraction(item.path.rsplit("/", 1)[-1], "labref-fold") * folds)
+
+
+def cross_validate(
+    run: Run, folds: int, tries: Sequence[str], settings: Sequence[str], attributes: Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Train on all folds but one and ask about that one, in turn, for the run's settings and each of `tries`; returns `results`.
+
+    The folds are of the run's training and validation parts; what it holds out is not looked at. tries : settings laid over the run's,
+    several in one text by spaces, as "vae.beta=1 vae.class_weight=20". Those of the VAE share one classifier in each fold, others
+    train their own. Done rows lie in `RUN/folds/<folds>/` and are kept, so the same call goes on after a stop. Raises ValueError
+    for a setting that is none, and `RunError` where a fold would be empty or rows lie there with other `settings`.
+    """
+    base = override(replace(run.config, classifier=replace(run.config.classifier, initial="")), [*settings])
+    rows = {RUN: base} | {text: override(base, text.split()) for text in tries}
+    items = (*run.split.train, *run.split.validation)
+    task = progress.add_task("folds", total=folds * len(rows), info="")
+    for number in range(folds):
+        asked = tuple(item for item in items if fold_of(item, folds) == number)
+        rest = [item for item in items if fold_of(item, folds) != number]
+        if not asked or not rest:
+            raise RunError(f"{len(items)} images do not fill {folds} folds; take fewer")
+        checked = [name_fraction(i.path.rsplit("/", 1)[-1], "labref-validation") < base.validation for i in rest]
+        train, validation = (
+            tuple(i for i, c in zip(rest, checked, strict=True) if c is kept) for kept in (False, True)
+        )
+        split = Split(train, validation, asked, tuple(sorted({item.label for item in items})))
+        whole = run.folder / FOLDER / str(folds) / str(number)
+        for name, config in rows.items():
+            folder = whole / "rows" / _slug(name)
+            if not (folder / "cells.npz").exists():
+                progress.console.print(f"fold {number + 1} of {folds}, {name}")
+                _one(run, whole, folder, split, base, config, attributes, progress)
+            progress.update(task, advance=1, info=name)
+    command = ["python", "-m", "training", "folds", str(run.folder), "--folds", str(folds)]
+    command += [part for text in tries for part in ("--try", text)]
+    command += [part for setting in settings for part in ("--set", setting)]
+    known = _read(run.folder / FOLDER / str(folds) / "folds.json")
+    names = list(dict.fromkeys([*known.get("rows", []), *rows]))
+    write_json(
+        run.folder / FOLDER / str(folds) / "folds.json",
+        {
+            "folds": folds,
+            "rows": names,
+            "size": size_of(base),
+            "split": run.split.digest,
+            "command": shlex.join(command),
+        },
+    )
+    return results(run)[-1]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=-]+", "_", name)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def _one(
+    run: Run,
+    whole: Path,
+    folder: Path,
+    split: Split,
+    base: RunConfig,
+    config: RunConfig,
+    attributes: Path | None,
+    progress: Progress,
+) -> None:
+    """One row of one fold: `cells.npz` with, of each cell asked about, `label`, `hits` (share of the eight of its class), `found` and
+    `random` (attributes shared with the eight, and with its class; NaN where unknown), `right` (the classifier's prediction)."""
+    import keras
+
+    from training.classifier import predict, train_classifier
+    from training.evaluate import attributes_of_each, nearest
+    from training.run import load_part
+    from training.space import Space, encode
+    from training.vae import train_vae
+
+    other = replace(config, vae=base.vae) != base or any(_differ(base, config, key) for key in _FEATURES)
+    trained = Run.begin(folder if other else whole, run.data, config if other else base, split)
+    train_classifier(trained, progress)
+    space = Space.of(trained, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = keras.models.load_model(train_vae(trained, progress, config.vae, folder / "encoder.keras"), compile=False)
+    asked, known = (encode(encoder, cells.features) for cells in (space.queries, space.references))
+    near, _ = nearest(asked, known, None)
+    own, labels = (np.array([item.label for item in cells.items]) for cells in (space.queries, space.references))
+    found = random = np.full(len(own), np.nan)
+    if attributes is not None:
+        found, random = attributes_of_each(space.queries.items, space.references.items, near, attributes)
+    classifier = keras.models.load_model(trained.folder / "classifier.keras", compile=False)
+    crops, rows, targets = load_part(trained, "holdout")
+    right = predict(classifier, crops, rows).argmax(axis=1) == targets[rows]
+    hits = (labels[near] == own[:, None]).mean(axis=1)
+    temporary = folder / "cells.part.npz"
+    np.savez_compressed(temporary, label=own, hits=hits, found=found, random=random, right=right)
+    temporary.replace(folder / "cells.npz")
+
+
+def _differ(one: RunConfig, other: RunConfig, key: str) -> bool:
+    values = (one.to_json(), other.to_json())
+    for part in key.split("."):
+        values = (values[0][part], values[1][part])
+    return bool(values[0] != values[1])
+
+
+def results(run: Run) -> list[dict[str, Any]]:
+    """What is done, by number of folds. JSON of each: `folds`, `size`, `split` (whose training and validation parts they are), `command`,
+    `rows` [{`row`, `cells`, `done` (folds), `precision_at_8` {`macro`, `micro`}, `share_of_the_way`, `accuracy`, `won` {`micro`,
+    `share_of_the_way`}: minus the run's own settings, over the same cells}], estimates pooled over the cells of all folds."""
+    found = []
+    for file in sorted(run.folder.glob(f"{FOLDER}/*/folds.json"), key=lambda path: int(path.parent.name)):
+        told = _read(file)
+        cells = {name: _cells(file.parent, name, told["folds"]) for name in told["rows"]}
+        found.append(told | {"rows": [_row(name, cells) for name in told["rows"] if cells[name]]})
+    return found
+
+
+def _cells(folder: Path, name: str, folds: int) -> dict[str, Any]:
+    files = [folder / str(number) / "rows" / _slug(name) / "cells.npz" for number in range(folds)]
+    files = [file for file in files if file.exists()]
+    parts = []
+    for file in files:
+        with np.load(file) as arrays:
+            parts.append({key: arrays[key] for key in arrays.files})
+    if not parts:
+        return {}
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} | {"done": len(parts)}
+
+
+def _row(name: str, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    mine, base = cells[name], cells[RUN]
+    won: dict[str, Any] = {}
+    if name != RUN and base["done"] == mine["done"]:
+        won = {"micro": bootstrap(mine["hits"] - base["hits"]).to_json(), "share_of_the_way": _way(mine, base["found"])}
+    return {
+        "row": name,
+        "cells": len(mine["hits"]),
+        "done": mine["done"],
+        "precision_at_8": {
+            "macro": bootstrap(mine["hits"], strata=mine["label"].tolist()).to_json(),
+            "micro": bootstrap(mine["hits"]).to_json(),
+        },
+        "share_of_the_way": _way(mine, mine["random"]),
+        "accuracy": bootstrap(mine["right"]).to_json(),
+        "won": won,
+    }
+
+
+def _way(cells: dict[str, Any], against: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Attributes shared with the eight minus `against`, as a share of the way from random cells of the class to two experts."""
+    from training.space import EXPERTS
+
+    told = np.isfinite(cells["found"]) & np.isfinite(against)
+    if not told.any():
+        return None
+    chance = float(cells["random"][told].mean())
+    return bootstrap((cells["found"] - against)[told] / (EXPERTS - chance)).to_json()
