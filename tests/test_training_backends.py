@@ -104,6 +104,14 @@ def test_both_backends_give_the_same_bundle(runs: dict[str, Path], cells: Path, 
     assert np.mean(stay) > 7.8
 
 
+def test_a_backend_that_does_not_train_is_named(cells: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "training", "train", str(cells), "--run", str(tmp_path / "run")]
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 1
+    assert "KERAS_BACKEND is torch; a run is trained by tensorflow or jax" in done.stderr
+
+
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_mixed_precision_trains_and_ships_a_full_one(cells: Path, tmp_path: Path, backend: str) -> None:
     run = tmp_path / "run"

@@ -20,6 +20,7 @@ from labref.errors import LabrefError
 from training import commands
 from training.config import PRESETS, override
 from training.data import list_images, make_split
+from training.environment import prepare_environment
 from training.progress import progress_bars
 from training.run import Run, RunError
 from training.svomen import app as svomen_app
@@ -41,17 +42,14 @@ app = typer.Typer(
    what was shipped.
 
 Presets: `thesis` (its tables 3 and 4), `full` (the same network with what was found better since), `starter` (half the width at
-128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.""",
+128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.
+
+`KERAS_BACKEND=jax` trains the same run on JAX (`pip install -e ".[train,jax]"`); all GPUs of the computer are used on either.""",
 )
 app.add_typer(svomen_app, name="svomen")
 for _command in (embed, commands.sweep, commands.folds, commands.unseen, commands.report, commands.compare):
     app.command()(_command)
 console = Console(stderr=True)
-
-
-def _quiet_tensorflow() -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 
 def _fail(error: Exception) -> typer.Exit:
@@ -60,7 +58,7 @@ def _fail(error: Exception) -> typer.Exit:
 
 
 def _train(run: Run) -> None:
-    _quiet_tensorflow()
+    prepare_environment()
     from training.classifier import evaluate_classifier, train_classifier
     from training.pictures import draw_confusion, draw_curves
     from training.vae import train_vae
@@ -170,6 +168,9 @@ def evaluate(
     ] = None,
     rotations: Annotated[bool, typer.Option(help="Measure how many references stay when a query is turned.")] = True,
     limit: Annotated[int | None, typer.Option(help="At most so many queries of each class.")] = None,
+    distinct: Annotated[
+        bool, typer.Option("--distinct", help="Count cells, not images: leave recaptures of the same cell out.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")
@@ -181,7 +182,7 @@ def evaluate(
     JSON: `n_queries`, `n_references`, `precision_at_8` {`micro`, `macro` (mean over classes), `per_class`}: share of the eight nearest that have the
     query's class; `precision_at_8_by_level`: the same for group, class and fine class, with 95 % intervals; `knn_accuracy`: the weighted vote of the eight; `classifier_accuracy` and `confusion` {class: {predicted: n}};
     `rotation_overlap_at_8` {turn: of 8}; `attribute_agreement_at_8` {`references`, `random_same_class`, `n_queries`};
-    `novel_share`; `unreadable`; `queries_digest`, `references_digest`; `bundle`; `command`.
+    `novel_share`; `recaptures_left_out` {`references`, `queries`} (with --distinct); `unreadable`; `queries_digest`, `references_digest`; `bundle`; `command`.
     """
     import tempfile
 
@@ -204,6 +205,7 @@ def evaluate(
                     attributes=attributes,
                     rotations=rotations,
                     limit=limit,
+                    distinct=distinct,
                     step=lambda name, total: _stage(progress, name, total),
                 )
     except (LabrefError, ValueError, OSError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from labref.errors import LabrefError
 from training.compare import format_estimate
+from training.environment import prepare_environment
 from training.folds import cross_validate
 from training.progress import progress_bars
 from training.report import PER_CLASS
@@ -34,9 +34,8 @@ Attributes = Annotated[
 
 @contextmanager
 def _said(again: str) -> Iterator[None]:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     try:
+        prepare_environment()
         yield
     except (RunError, LabrefError, ValueError, OSError) as error:
         console.print(f"error: {error}", style="red", highlight=False, markup=False)

@@ -14,13 +14,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from training.run import RunError
+__all__ = ["forward", "over_devices", "precision"]
 
-__all__ = ["BACKENDS", "forward", "over_devices", "precision"]
-
-BACKENDS = ("tensorflow", "jax")
-"""Backends of Keras that train a run: the same `KERAS_BACKEND=… python -m training …`."""
-
+tf.get_logger().setLevel("ERROR")  # that many small models are traced, each once, is meant
 if keras.backend.backend() != "tensorflow":
     tf.config.set_visible_devices([], "GPU")
 
@@ -66,20 +62,12 @@ def precision(mixed: bool) -> Iterator[None]:
 
 
 def forward(model: Any) -> Callable[[NDArray[Any]], Any]:
-    """The compiled inference of `model` as it is now: float32[n, ...] → its outputs as NumPy arrays, on either backend.
-
-    Raises `RunError` for a backend that is none of `BACKENDS`.
-    """
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
+    """The compiled inference of `model` as it is now: float32[n, ...] → its outputs as NumPy arrays, on either backend."""
+    if keras.backend.backend() == "tensorflow":
         graph = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
         return lambda x: keras.tree.map_structure(np.asarray, graph(tf.constant(np.asarray(x, np.float32))))
-    if backend == "jax":
-        import jax
+    import jax
 
-        trained, fixed = (
-            [v.value for v in found] for found in (model.trainable_variables, model.non_trainable_variables)
-        )
-        compiled = jax.jit(lambda t, f, x: model.stateless_call(t, f, x, training=False)[0])
-        return lambda x: keras.tree.map_structure(np.asarray, compiled(trained, fixed, np.asarray(x, np.float32)))
-    raise RunError(f"KERAS_BACKEND is {backend}; a run is trained by {' or '.join(BACKENDS)}")
+    trained, fixed = ([v.value for v in found] for found in (model.trainable_variables, model.non_trainable_variables))
+    compiled = jax.jit(lambda t, f, x: model.stateless_call(t, f, x, training=False)[0])
+    return lambda x: keras.tree.map_structure(np.asarray, compiled(trained, fixed, np.asarray(x, np.float32)))

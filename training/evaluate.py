@@ -24,6 +24,7 @@ from labref.inference import Embedder
 from labref.references import weights
 from training.classes import LEVELS, at_level
 from training.data import Item, list_images, load_attributes
+from training.recaptures import recapture_groups
 from training.statistics import bootstrap
 
 __all__ = [
@@ -64,6 +65,11 @@ class Embedded:
     probabilities: NDArray[np.float32]
     latents: NDArray[np.float32]
     unreadable: tuple[tuple[str, str], ...] = ()
+
+    def rows(self, chosen: NDArray[np.int64]) -> Embedded:
+        """Only these images."""
+        items, digests = (tuple(values[row] for row in chosen) for values in (self.items, self.digests))
+        return Embedded(items, digests, self.probabilities[chosen], self.latents[chosen], self.unreadable)
 
 
 def turn(pixels: NDArray[np.uint8], degrees: float, mirrored: bool) -> NDArray[np.uint8]:
@@ -274,11 +280,14 @@ def evaluate(
     attributes: Path | None = None,
     rotations: bool = True,
     limit: int | None = None,
+    distinct: bool = False,
     step: Callable[[str, int], Callable[[int], None]] = lambda _name, _total: lambda _done: None,
 ) -> dict[str, Any]:
     """Measure the bundle in `embedder`: `queries` against `references`, two folders of class folders.
 
     A query's own image among the references (the same bytes) is not its reference. limit : at most so many queries of each class.
+    distinct : count cells, not images: of those that show one cell (`training.recaptures`) each tree keeps one, and none is a
+    reference of another.
     step(name, total) is called as each stage begins, and what it returns as the stage goes on. Raises ValueError for empty trees.
     """
     reference_items, query_items = list_images(references), list_images(queries)
@@ -295,6 +304,17 @@ def evaluate(
     if len(known.items) <= K or not asked.items:
         raise ValueError(f"{references} must hold more than {K} readable images, and {queries} at least one")
     same = same_image(asked.digests, known.digests)
+    left_out = {}
+    if distinct:
+        files = [root / i.path for root, t in ((references, known), (queries, asked)) for i in t.items]
+        groups = recapture_groups(files, step("recaptures", len(files)))
+        parts = groups[: len(known.items)], groups[len(known.items) :]
+        kept = [np.unique(part, return_index=True)[1] for part in parts]
+        left_out = {"references": len(parts[0]) - len(kept[0]), "queries": len(parts[1]) - len(kept[1])}
+        known, asked = known.rows(np.sort(kept[0])), asked.rows(np.sort(kept[1]))
+        same = parts[1][np.sort(kept[1])][:, None] == parts[0][np.sort(kept[0])][None, :]
+        if len(known.items) <= K:
+            raise ValueError(f"{references} shows {len(known.items)} different cells, and more than {K} are needed")
     rows, distances = nearest(asked.latents, known.latents, same)
     reference_labels = np.array([item.label for item in known.items])
     query_labels = np.array([item.label for item in asked.items])
@@ -317,6 +337,7 @@ def evaluate(
         "provider": embedder.provider,
         "n_queries": len(asked.items),
         "n_references": len(known.items),
+        **({"recaptures_left_out": left_out} if distinct else {}),
         "unreadable": [
             {"tree": name, "path": path, "reason": reason}
             for name, tree in (("references", known), ("queries", asked))

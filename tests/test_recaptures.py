@@ -1,0 +1,68 @@
+"""Figures count cells and not images: recaptures of a cell are found among real ones, and left out of an evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from labref.bundle import starter_bundle
+from labref.image import decode
+from tests.benchmarks.duplicates import KINDS, recapture
+from training.__main__ import app
+from training.recaptures import recapture_groups
+
+
+@pytest.fixture
+def tree(real_cells: Path, tmp_path: Path) -> Path:
+    """Ten real cells of each of two classes; the first is there twice more, captured again and as the same file, in the other class
+    too, and one image cannot be read."""
+    for label in ("eosinophil", "neutrophil"):
+        (tmp_path / label).mkdir()
+        for number, image in enumerate(sorted((real_cells / "pbc" / label).glob("*.jpg"))[:10]):
+            shutil.copy(image, tmp_path / label / f"{number}.jpg")
+    first = (tmp_path / "eosinophil" / "0.jpg").read_bytes()
+    again = recapture(decode(first), KINDS["mild"], np.random.default_rng(3))
+    (tmp_path / "eosinophil" / "again.jpg").write_bytes(again)
+    (tmp_path / "neutrophil" / "same.jpg").write_bytes(first)
+    (tmp_path / "neutrophil" / "torn.jpg").write_bytes(first[:300])
+    return tmp_path
+
+
+def test_recaptures_are_one_cell_whatever_their_class(tree: Path) -> None:
+    files = sorted(tree.glob("*/*.jpg"))
+    names = [file.name for file in files]
+    done: list[int] = []
+    groups = recapture_groups(files, done.append)
+    assert sum(done) == len(files) == 23
+    first = files.index(tree / "eosinophil" / "0.jpg")
+    expected = np.arange(len(files))
+    expected[[names.index("again.jpg"), names.index("same.jpg")]] = first
+    assert groups.tolist() == expected.tolist()
+
+
+def test_an_evaluation_counts_cells(tree: Path) -> None:
+    words = [
+        "evaluate",
+        "--bundle",
+        str(starter_bundle()),
+        "--references",
+        str(tree),
+        "--queries",
+        str(tree),
+        "--no-rotations",
+    ]
+    found = {}
+    for more in ((), ("--distinct",)):
+        done = CliRunner().invoke(app, [*words, "--json", *more])
+        assert done.exit_code == 0, done.output
+        found[more] = json.loads(done.stdout)
+    images, cells = found.values()
+    assert (images["n_queries"], cells["n_queries"], cells["n_references"]) == (22, 20, 20)
+    assert "recaptures_left_out" not in images
+    assert cells["recaptures_left_out"] == {"references": 2, "queries": 2}
+    assert cells["precision_at_8"]["micro"] > 0.8
