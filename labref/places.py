@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,8 @@ class Place:
     """Where a cell lies on the map, and what it would be by its neighbours there.
 
     row, column : of its node, from 0.  label : the class that most cells about the node have, each counted by its nearness, exp(-d²/2r²)
-    with r two nodes; None where no cell is near.  share : of that class among them.  cells : how many they are.  map : the version.
+    with r two nodes; None where no cell is near.  share : of that class among them.  cells : how many they are, each counted once however
+    often it was captured.  map : the version.
     """
 
     row: int
@@ -49,6 +50,7 @@ class Spot:
         about = positions.within(self.node, round((_REACH * RADIUS) ** 2))
         barred = {id_to_int(cell) for cell in exclude}
         about = about.of(np.array([cell not in barred for cell in about.ids.tolist()], bool))
+        about = about.of(store.groups.firsts(about.ids))
         ids = [int_to_id(cell) for cell in about.ids.tolist()]
         labels = store.labels(ids)
         squared = positions.away(self.node, about.nodes).tolist()
@@ -71,22 +73,30 @@ class Spot:
         keep: Callable[[str], bool] | None = None,
     ) -> list[Neighbour]:
         """The k references by map, in the thesis' order (chapter 4.9): cells on the same node by quantisation error, then those on the
-        nearest nodes. Their distances are mean squared errors in latent space, as of any reference.
+        nearest nodes. Their distances are mean squared errors in latent space, as of any reference. Of the captures of one cell
+        (`Store.groups`) only the first in that order is there.
 
         exclude : cell ids that may not appear.  keep : of a cell id, whether it may.
         """
         barred = {id_to_int(cell) for cell in exclude}
 
         def may(ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-            return np.array(
+            allowed = np.array(
                 [n not in barred and (keep is None or keep(int_to_id(n))) for n in ids.tolist()], np.bool_
             ).reshape(len(ids))
+            allowed[allowed] = store.groups.firsts(ids[allowed])
+            return allowed
 
         found = self.active.positions.nearest(self.node, k, may)
-        ids = [int_to_id(cell) for cell in found.ids.tolist()]
+        return self.away(store, [int_to_id(cell) for cell in found.ids.tolist()])
+
+    def away(self, store: Store, ids: Sequence[str]) -> list[Neighbour]:
+        """Cells with their distance to the query, in the order given; those without a latent are left out."""
         latents = store.latents(ids, bundle=self.active.version.bundle)
         query = np.ascontiguousarray(self.latent, np.float32)
-        return [Neighbour(cell, float(distances.exact(latents[cell][None], query)[0])) for cell in ids]
+        return [
+            Neighbour(cell, float(distances.exact(latents[cell][None], query)[0])) for cell in ids if cell in latents
+        ]
 
 
 def locate(store: Store, bundle: str, latent: NDArray[np.float32]) -> Spot | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from minisom import MiniSom
 from numpy.typing import NDArray
 
+from labref import som
 from labref.fingerprint import Fingerprint, Verdict
-from labref.store import NewCell, Resemblance, Store, cell_id_of
+from labref.store import NewCell, Placed, Resemblance, Store, StoredMap, cell_id_of
 
 LABELS = ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
 BUNDLE = "ab" * 32
@@ -90,3 +93,32 @@ def brute_force(
     """The k nearest by looking at all, in float64 from the first step: (cell_id, mean squared error)."""
     away = ((latents.astype(np.float64) - query.astype(np.float64)) ** 2).sum(axis=1) / latents.shape[1]
     return sorted(zip(ids, away.tolist(), strict=True), key=lambda pair: (pair[1], pair[0]))[:k]
+
+
+def put_on_map(store: Store, bundle: str, nodes: Sequence[NDArray[np.float32]]) -> None:
+    """Put a map of one row with these nodes, float32[L] each, in use, and the store's cells on it."""
+    made = MiniSom(1, len(nodes), len(nodes[0]))
+    made._weights = np.stack(nodes)[None].astype(np.float64)
+    parts = list(store.maps.latents(bundle))
+    ids, latents = np.concatenate([i for i, _ in parts]), np.concatenate([x for _, x in parts])
+    where, errors = som.winners(made, latents)
+    version = StoredMap(
+        number=0,
+        bundle=bundle,
+        rows=1,
+        columns=len(nodes),
+        sigma=1.5,
+        seed=0,
+        trainer="batch",
+        started_from=None,
+        cells=len(ids),
+        qe=1.0,
+        te=0.0,
+        qe_before=None,
+        te_before=None,
+        moved_far=None,
+        verdict="first",
+        seconds=1.0,
+        trained_at=datetime.now(UTC),
+    )
+    store.maps.switch(version, made, Placed(ids, where, errors.astype(np.float32)))

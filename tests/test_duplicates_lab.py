@@ -22,6 +22,7 @@ from labref.lab import Lab
 from labref.query import ask
 from tests.benchmarks.duplicates import KINDS, recapture
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
+from tests.stores import put_on_map
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,31 @@ def test_a_new_capture_that_is_asked_about_names_the_stored_cell_and_does_not_ge
     answer = ask(filled, again, name="again")
     assert answer["duplicate_of"] == itself
     assert itself not in {reference["cell_id"] for reference in answer["references"]}
+
+
+@pytest.mark.parametrize("by", ["latent", "map"])
+def test_cells_captured_twice_are_references_once_by_the_agent_and_by_the_command(
+    lab: Lab, drawn_cells: Path, by: str
+) -> None:
+    pairs = [{row["cell_id"], row["duplicate_of"]} for row in listed(lab, "--only", "duplicate")]
+    assert len(pairs) == 4
+    with lab.open_store() as store:
+        bundle = str(store.active_bundle())
+        _, latents = next(store.maps.latents(bundle))
+        put_on_map(store, bundle, list(latents[:5]))
+    asked = sorted(drawn_cells.glob("*/*.jpg"))[1].read_bytes()
+
+    def answer() -> dict[str, Any]:
+        return {key: value for key, value in ask(lab, asked, name="x", k=20, by=by).items() if key != "timings_ms"}
+
+    alone = answer()
+    references = {reference["cell_id"]: reference["captures"] for reference in alone["references"]}
+    assert len(references) == alone["distribution"]["n"] == 16
+    for pair in pairs:
+        assert [references[cell_id] for cell_id in pair if cell_id in references] == [2]
+    assert sorted(references.values()) == [1] * 12 + [2] * 4
+    with running_agent(lab):
+        assert answer() == alone
 
 
 def test_unreviewed_possible_duplicates_are_references_unless_the_lab_says_no(lab: Lab) -> None:

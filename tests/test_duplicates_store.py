@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from labref.errors import StoreError
@@ -12,6 +13,7 @@ from labref.failpoints import arm, disarm
 from labref.fingerprint import Verdict
 from labref.store import NewCell, Resemblance, SeenAgain, Store
 from labref.store.duplicates import Decision, Learnt
+from labref.store.known import GroupBook
 from tests.stores import BUNDLE, JUDGED, by_bits, digest_of, mark, new_cell, new_store
 
 
@@ -233,6 +235,7 @@ def test_links_of_the_thesis_rule_that_nothing_confirms_are_removed(store: Store
             [first, first, second],
         )
         connection.execute("UPDATE file SET outcome = 'duplicate', duplicate_of = ? WHERE cell_id = ?", [first, second])
+    store.reload()
     assert store.duplicate_group(first) == [first, second]
 
     def different(digest: str, other: str) -> Resemblance:
@@ -256,6 +259,29 @@ def test_a_persons_decision_outlives_being_compared_late(store: Store) -> None:
 
     store.learn_fingerprints([Learnt(first, mark(0)), Learnt(second, mark(0))], judge=different, candidate_bits=10)
     assert store.duplicate_group(first) == [first, second]
+
+
+def test_groups_in_memory_are_those_of_a_plain_dictionary_while_they_grow() -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 2**64, 20_000, np.uint64)
+    firsts = ids[:1500]
+    group = {int(cell): int(first) for cell, first in zip(ids[1500:], rng.choice(firsts, 18_500), strict=True)}
+    known = np.array(list(group.items())[:900], np.uint64)
+    book = GroupBook(known[:, 0], known[:, 1])
+    for number, (cell, first) in enumerate(list(group.items())[900:], 901):
+        book.add(cell, first)
+        if number in (901, 5000, 10_000, len(group)):
+            grown = dict(list(group.items())[:number])
+            assert len(book) == number
+            assert book.of(ids).tolist() == [grown.get(cell, cell) for cell in ids.tolist()]
+            for first in firsts[:40].tolist():
+                assert book.members(first) == [first, *(cell for cell, of in grown.items() if of == first)]
+            looked_at, shown = rng.permutation(ids)[:700], []
+            for cell in looked_at.tolist():
+                shown.append(
+                    grown.get(cell, cell) not in [grown.get(other, other) for other in looked_at[: len(shown)].tolist()]
+                )
+            assert book.firsts(looked_at).tolist() == shown
 
 
 def test_a_cell_whose_bytes_cannot_be_used_is_not_tried_for_ever(store: Store) -> None:

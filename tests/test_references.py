@@ -18,7 +18,8 @@ from labref.image import prepare
 from labref.inference import Embedder
 from labref.references import BANDWIDTH_RANK, Found, find, weights
 from labref.store import NewCell, Store, cell_id_of
-from tests.stores import BUNDLE, JUDGED, activate, brute_force, mark, new_cell, new_store
+from labref.store.reviews import Review
+from tests.stores import BUNDLE, JUDGED, activate, brute_force, digest_of, mark, new_cell, new_store, put_on_map
 
 LATENT_SIZE = 50
 
@@ -160,6 +161,206 @@ def test_a_new_capture_of_a_stored_cell_names_it_and_does_not_get_it(store: Stor
     found = ask(store, bundle, new_cell("query", latent=at(0)), repeats=[stored[1].cell_id])
     assert found.duplicate_of == stored[1].cell_id
     assert [reference.cell_id for reference in found.references] == [stored[2].cell_id], "nor a duplicate of it"
+
+
+# cells captured more than once
+
+
+def captured(
+    store: Store, name: str, distances: Sequence[float], sources: Sequence[str] = (), labels: Sequence[str] = ()
+) -> list[str]:
+    """Record captures of one cell at these distances from the origin; their ids. Where nothing else is said the analyser labelled them."""
+    number = int(digest_of(name)[:15], 16)
+    cells = [
+        new_cell(
+            f"{name} {i}",
+            latent=at(distance),
+            fingerprints=mark(number << 1 | i % 2),
+            label_source=sources[i] if sources else "analyser",
+            label=labels[i] if labels else "neutrophil",
+        )
+        for i, distance in enumerate(distances)
+    ]
+    store.record(cells, bundle=BUNDLE, **JUDGED)
+    assert store.duplicate_group(cells[-1].cell_id) == [cell.cell_id for cell in cells]
+    return [cell.cell_id for cell in cells]
+
+
+def shown(found: Found) -> list[str]:
+    return [reference.cell_id for reference in found.references]
+
+
+def test_of_a_cell_captured_many_times_the_nearest_capture_is_shown_and_says_how_many_there_are(
+    store: Store, bundle: Bundle
+) -> None:
+    again = captured(store, "again", [1.3, 1.2, 1.1, 1.0, 1.4], labels=["monocyte"] * 5)
+    others = [new_cell(i, latent=at(2 + i)) for i in range(20)]
+    store.record(others, bundle=BUNDLE)
+    found = ask(store, bundle)
+    assert shown(found) == [again[3], *(cell.cell_id for cell in others[:7])]
+    assert [reference.captures for reference in found.references] == [5, 1, 1, 1, 1, 1, 1, 1]
+    assert found.distribution.n == 21
+    share = math.exp(-1 / 8) / math.fsum(math.exp(-d / 8) for d in [1, *range(2, 22)])
+    assert found.distribution.weights["monocyte"] == pytest.approx(share), (
+        "one cell counts once, the width is the eighth's"
+    )
+    assert found.novelty.score == pytest.approx((1.0 + 1.1 + 1.2 + 1.3) / 4 / 2), "of the nearest captures"
+
+
+@pytest.mark.parametrize(
+    ("sources", "distances", "stands"),
+    [
+        (("predicted", "reviewed"), (1.0, 1.04), 1),
+        (("predicted", "reviewed"), (1.0, 1.06), 0),
+        (("analyser", "reviewed", "reviewed"), (1.0, 1.03, 1.02), 2),
+        (("predicted", "analyser", "reviewed"), (1.0, 1.01, 1.04), 2),
+        (("predicted", "analyser", "reviewed"), (1.0, 1.04, 1.06), 1),
+        (("reviewed", "reviewed"), (1.01, 1.0), 1),
+    ],
+)
+def test_a_more_trusted_capture_stands_for_one_that_is_about_as_near(
+    store: Store, bundle: Bundle, sources: Sequence[str], distances: Sequence[float], stands: int
+) -> None:
+    names = ["monocyte", "basophil", "eosinophil"]
+    again = captured(store, "again", distances, sources, names[: len(sources)])
+    store.record([new_cell("other", latent=at(5))], bundle=BUNDLE)
+    found = ask(store, bundle)
+    assert shown(found) == [again[stands], new_cell("other").cell_id]
+    assert found.references[0].distance == pytest.approx(distances[stands])
+    assert set(found.distribution.weights) == {names[stands], "neutrophil"}, "the spread counts what is shown"
+
+
+def test_a_label_that_a_person_only_confirms_makes_its_capture_the_one_that_is_shown(
+    store: Store, bundle: Bundle
+) -> None:
+    again = captured(store, "again", [1.0, 1.02])
+    assert shown(ask(store, bundle)) == again[:1]
+    store.reviews.give([Review(again[1], "neutrophil", "A", None)])
+    assert shown(ask(store, bundle)) == again[1:]
+
+
+def test_what_is_clearly_nearer_is_not_left_out_for_a_capture_that_is_not_the_nearest_of_its_cell(
+    store: Store, bundle: Bundle
+) -> None:
+    again = captured(store, "again", [1.0, 1.04], ["predicted", "analyser"])
+    store.record([new_cell("reviewed", latent=at(1.08), label_source="reviewed")], bundle=BUNDLE)
+    assert shown(ask(store, bundle, k=1)) == again[1:], "1.08 is near 1.04, but not 1.0"
+    store.record([new_cell("nearest", latent=at(0.97), label_source="predicted")], bundle=BUNDLE)
+    assert shown(ask(store, bundle, k=1)) == [new_cell("nearest").cell_id], "1.04 is near 1.0, but not 0.97"
+
+
+def test_behind_a_cell_captured_hundreds_of_times_there_are_still_eight_and_a_hundred(
+    store: Store, bundle: Bundle
+) -> None:
+    again = captured(store, "again", [1 + i / 1000 for i in range(280)], ["predicted"] * 40 + ["reviewed"] * 240)
+    others = [new_cell(i, latent=at(2 + i)) for i in range(120)]
+    assert [reference.captures for reference in ask(store, bundle).references] == [280], "no more cells than there are"
+    store.record(others, bundle=BUNDLE)
+    found = ask(store, bundle)
+    assert shown(found) == [again[40], *(cell.cell_id for cell in others[:7])]
+    assert found.distribution.n == 100
+    assert shown(ask(store, bundle, k=100))[1:] == [cell.cell_id for cell in others[:99]]
+
+
+def test_a_possible_duplicate_is_a_cell_of_its_own_until_a_person_confirms_it(store: Store, bundle: Bundle) -> None:
+    cells = [
+        new_cell("first", fingerprints=mark(0), latent=at(1)),
+        new_cell("like it", fingerprints=mark(7), latent=at(2)),
+    ]
+    ids = [cell.cell_id for cell in cells]
+    store.record(cells, bundle=BUNDLE, **JUDGED)
+    found = ask(store, bundle)
+    assert (shown(found), [one.captures for one in found.references]) == (ids, [1, 1])
+    assert shown(ask(store, bundle, withheld=store.duplicates.possible())) == ids[:1]
+    store.duplicates.confirm(ids[1], "A")
+    found = ask(store, bundle)
+    assert (shown(found), [one.captures for one in found.references]) == (ids[:1], [2])
+    store.duplicates.reject(ids[1], "A")
+    assert shown(ask(store, bundle)) == ids
+    store.duplicates.undo(ids[1], "A")
+    assert shown(ask(store, bundle)) == ids
+    assert store.duplicates.possible() == {ids[1]}
+
+
+def test_captures_left_out_make_room_for_others_of_the_same_cell(store: Store, bundle: Bundle) -> None:
+    again = captured(store, "again", [1.0, 2.0, 3.0])
+    assert shown(ask(store, bundle, withheld=again[:1])) == again[1:2]
+    found = find(store, bundle=bundle, latent=at(0), digest=None, analyser="DC-1", withheld=again[:2])
+    assert [(one.cell_id, one.captures) for one in found.references] == [(again[2], 3)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_promise_holds_for_any_cells_and_captures(tmp_path: Path, bundle: Bundle, seed: int) -> None:
+    """Eight different cells; a nearer one that is left out is nearer by at most 5 %; and the more trusted of near captures."""
+    rng = np.random.default_rng(seed)
+    with new_store(tmp_path) as store:
+        cells = []
+        for number in range(60):
+            distances = rng.choice([0.9, 1.0, 1.2]) + 0.3 * rng.random(int(rng.choice([1, 1, 2, 3, 8])))
+            sources = rng.choice(["predicted", "analyser", "reviewed"], len(distances), p=[0.6, 0.3, 0.1])
+            ids = captured(store, f"{seed} {number}", distances.tolist(), sources.tolist())
+            cells.append(dict(zip(ids, zip(distances.tolist(), sources.tolist(), strict=True), strict=True)))
+        scanned = [ask(store, bundle, k=k) for k in (1, 8, 20)]
+        store.build_index()
+        assert [ask(store, bundle, k=k) for k in (1, 8, 20)] == scanned, "the same with the index and without"
+    for k, found in zip((1, 8, 20), scanned, strict=True):
+        chosen = {one.cell_id: one.distance for one in found.references}
+        assert list(chosen.values()) == sorted(chosen.values())
+        assert len(chosen) == k
+        assert found.distribution.n == 60
+        assert sum(any(cell_id in chosen for cell_id in captures) for captures in cells) == k, "as many different cells"
+        farthest = max(chosen.values())
+        for captures in cells:
+            nearest = min(distance for distance, _ in captures.values())
+            standing = [cell_id for cell_id in captures if cell_id in chosen]
+            if not standing:
+                assert farthest <= 1.05 * nearest * (1 + 1e-6)
+                continue
+            near = {trust: cell_id for cell_id, (d, trust) in captures.items() if d <= 1.05 * nearest}
+            best = next(trust for trust in ("reviewed", "analyser", "predicted") if trust in near)
+            assert captures[standing[0]][1] == best
+
+
+def turned(distance: float) -> NDArray[np.float32]:
+    """A latent as far from the origin as `at` gives, in another direction."""
+    return np.roll(at(distance), 1)
+
+
+def test_by_map_a_cell_is_shown_once_too_and_counts_once_on_its_node(store: Store, bundle: Bundle) -> None:
+    again = captured(store, "again", [1 + i / 100 for i in range(90)], ["predicted"] * 90)
+    others = [new_cell(i, latent=at(2 + i)) for i in range(20)]
+    store.record(others, bundle=BUNDLE)
+    put_on_map(store, BUNDLE, [at(0), turned(1000)])
+    found = find(store, bundle=bundle, latent=at(0), digest=None, by="map")
+    assert shown(found) == [again[0], *(cell.cell_id for cell in others[:7])]
+    assert [reference.captures for reference in found.references] == [90, 1, 1, 1, 1, 1, 1, 1]
+    assert found.place is not None
+    assert (found.place.cells, found.place.share) == (21, pytest.approx(1))
+    few = find(store, bundle=bundle, latent=at(0), digest=None, by="map", k=100, withheld=again[:5])
+    assert shown(few) == [again[5], *(cell.cell_id for cell in others)], "and no more than there are"
+
+
+@pytest.mark.parametrize(("away", "stands"), [(1.04, True), (1.06, False)])
+def test_by_map_a_more_trusted_capture_on_another_node_stands_for_the_first_if_about_as_near(
+    store: Store, bundle: Bundle, away: float, stands: bool
+) -> None:
+    cells = [
+        new_cell("first", fingerprints=mark(0), latent=at(1), label_source="predicted"),
+        new_cell("reviewed", fingerprints=mark(0), latent=turned(away), label_source="reviewed"),
+        new_cell(
+            "of another analyser", fingerprints=mark(0), latent=turned(1), label_source="reviewed", analyser="DM96"
+        ),
+        new_cell("other", latent=at(1.5)),
+    ]
+    store.record(cells, bundle=BUNDLE, **JUDGED)
+    put_on_map(store, BUNDLE, [at(0), turned(2)])
+    ids = [cell.cell_id for cell in cells]
+    found = find(store, bundle=bundle, latent=at(0), digest=None, by="map", analyser="DC-1")
+    assert shown(found) == [ids[1] if stands else ids[0], ids[3]]
+    assert found.references[0].distance == pytest.approx(away if stands else 1)
+    assert shown(find(store, bundle=bundle, latent=at(0), digest=None, by="map")) == [ids[2], ids[3]]
+    left = find(store, bundle=bundle, latent=at(0), digest=None, by="map", withheld=ids[1:3])
+    assert [(one.cell_id, one.captures) for one in left.references] == [(ids[0], 3), (ids[3], 1)]
 
 
 def embed(embedder: Embedder, files: list[Path]) -> list[NewCell]:

@@ -96,6 +96,12 @@ def check(store: Store, lab: Lab) -> None:
     found = {cell_id: (cell.label, str(cell.label_source)) for cell_id, cell in cells.items()}
     assert found == {cell_id: (label, source) for cell_id, (label, source, _) in lab.cells.items()}
     assert store.labels(list(lab.cells)) == {cell_id: label for cell_id, (label, _, _) in lab.cells.items()}
+    assert store.labelled(list(lab.cells)) == found
+    groups: dict[str, list[str]] = {}
+    for cell in cells.values():
+        groups.setdefault(cell.duplicate_group or cell.cell_id, []).append(cell.cell_id)
+    for group in groups.values():
+        assert all(sorted(store.duplicate_group(cell_id)) == sorted(group) for cell_id in group)
     assert store.counts().cells == len(lab.cells)
     for path in lab.files:
         assert [str(row.outcome) for row in store.history(path)] == lab.replaced.get(path, [])

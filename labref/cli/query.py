@@ -34,18 +34,20 @@ Examples:
 References come from the query's own analyser: the one that --analyser names, else the one the cell came from where it
 is in the store, else the lab's only one; where it is not known, from all, and the answer says so. A cell that a person
 reviewed is shown rather than one that is about as near (its distance at most 5 % smaller) and was not; a clearly nearer
-cell is never left out. A predicted label is marked with a question mark.
+cell is never left out. A predicted label is marked with a question mark. A cell that was captured again (`labref duplicates`)
+is shown once and counts once among the hundred: its nearest capture, or a more trusted one that is about as near.
 
 \b
 With --json, one object for each image: image, bundle, predicted {label, probability}, probabilities {label: p},
 references [{cell_id, label, label_source, distance (mean squared error of latents), slide, analyser, captured_at,
-path, duplicate_of}] nearest first, distribution {n, weights {label: w}} of the nearest hundred, novelty {score (above
-1: unlike anything in the lab; the limit allows for how few cells there are), is_novel}, optics {analyser, only (no cell
-of another was looked at), how (asked, stored, single, unknown, any), cells}, duplicate_of, map {row, column, label,
-share, cells, map} or null, timings_ms. map: the cell's node on the lab's map, the class that most cells about it have,
-its share, how many they are, and which map it is; null while there is none. --by map gives the cells on the same node by
-quantisation error, then those on the nearest nodes; their distances are in latent space all the same. An image that
-cannot be used has no object; stderr says why, the others are answered, and the exit code is 1.
+path, duplicate_of, captures (how many the lab has of this cell, this one among them)}] nearest first, distribution {n,
+weights {label: w}} of the nearest hundred, novelty {score (above 1: unlike anything in the lab; the limit allows for how
+few cells there are), is_novel}, optics {analyser, only (no cell of another was looked at), how (asked, stored, single,
+unknown, any), cells}, duplicate_of, map {row, column, label, share, cells, map} or null, timings_ms. map: the cell's
+node on the lab's map, the class that most cells about it have, its share, how many they are, and which map it is; null
+while there is none. --by map gives the cells on the same node by quantisation error, then those on the nearest nodes;
+their distances are in latent space all the same. An image that cannot be used has no object; stderr says why, the others
+are answered, and the exit code is 1.
 """
 
 

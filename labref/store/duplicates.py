@@ -15,16 +15,28 @@ from enum import StrEnum
 from typing import Any, Final
 
 import duckdb
+import numpy as np
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.fingerprint import VERSION, Fingerprint, Verdict
 from labref.store import rows
+from labref.store.known import GroupBook
 from labref.store.recording import reason_of
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.store.values import Outcome, Resemblance
 
-__all__ = ["Conflict", "Decision", "Duplicates", "Learnt", "Pair", "load_book", "set_link", "write_fingerprints"]
+__all__ = [
+    "Conflict",
+    "Decision",
+    "Duplicates",
+    "Learnt",
+    "Pair",
+    "load_book",
+    "load_groups",
+    "set_link",
+    "write_fingerprints",
+]
 
 _NOT_CONFIRMED: Final = "no recapture: registration does not confirm what the average hash had found"
 
@@ -81,9 +93,10 @@ class Duplicates:
         self,
         reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+        regrouped: Callable[[], None],
     ) -> None:
-        """reading, transaction : the store's."""
-        self._reading, self._transaction = reading, transaction
+        """reading, transaction : the store's.  regrouped : called after links between cells have changed and that is committed."""
+        self._reading, self._transaction, self._regrouped = reading, transaction, regrouped
         self._rejected: Set[frozenset[str]] | None = None
         self._possible: Set[str] | None = None
 
@@ -241,6 +254,7 @@ class Duplicates:
                 [cell_id, other, str(decision), to_nullable(who), at],
             )
             set_link(connection, cell_id, link, outcome=outcome, reason=reason, at=at)
+        self._regrouped()
         self.forget()
         return next(
             (pair for pair in self.pairs() if (pair.cell_id, pair.other) == (cell_id, other)),
@@ -318,6 +332,15 @@ def load_book(cursor: duckdb.DuckDBPyConnection) -> Mapping[str, Any]:
         "JOIN fingerprint f USING (cell_id) WHERE f.version = ? AND f.across IS NOT NULL",
         [VERSION],
     ).fetchnumpy()
+
+
+def load_groups(cursor: duckdb.DuckDBPyConnection) -> GroupBook:
+    """The groups of the cells that are linked as duplicates. Some 40 ms for 200,000 of them among a million."""
+    found = cursor.execute(
+        "SELECT ('0x' || cell_id)::UBIGINT AS id, ('0x' || duplicate_group)::UBIGINT AS first FROM cell "
+        "WHERE duplicate_group IS NOT NULL AND duplicate_group <> cell_id ORDER BY rowid"
+    ).fetchnumpy()
+    return GroupBook(np.asarray(found["id"], np.uint64), np.asarray(found["first"], np.uint64))
 
 
 def decided(connection: duckdb.DuckDBPyConnection) -> set[str]:

@@ -1,19 +1,21 @@
-"""What the store keeps in memory, so that looking a file up costs microseconds: ids, labels and fingerprints of all cells.
+"""What the store keeps in memory, so that looking a file up costs microseconds: ids, labels, fingerprints and groups of all cells.
 
-12 bytes a cell for id and label and 28 for the fingerprint: 40 MB for a million cells.
+12 bytes a cell for id and label and 28 for the fingerprint: 40 MB for a million cells; 32 more for each that repeats another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labref.fingerprint import Fingerprint, hamming
 
-__all__ = ["HashBook", "HashChanges", "LabelBook", "id_to_int", "int_to_id"]
+__all__ = ["CellBook", "GroupBook", "HashBook", "HashChanges", "id_to_int", "int_to_id"]
 
+_Value = TypeVar("_Value", bound=Hashable)
 _MERGE_AT = 8192
 _BLOCK = 1 << 15  # hashes compared at once: what is in between stays in the processor's cache
 
@@ -28,17 +30,16 @@ def int_to_id(number: int) -> str:
     return f"{number:016x}"
 
 
-class LabelBook:
-    """The label of every cell by its id: a sorted array, and a few newcomers beside it.
+class CellBook(Generic[_Value]):
+    """What every cell carries, its label for one, by the cell's id: a sorted array, and a few newcomers beside it.
 
     One thread may add and change while others look up.
     """
 
-    def __init__(self, ids: NDArray[np.uint64], labels: Sequence[str]) -> None:
-        """ids : uint64[n], each once, in any order. labels : n."""
-        self._names: list[str] = []
-        self._codes: dict[str, int] = {}
-        codes = np.fromiter(map(self._code, labels), np.uint32, len(labels))
+    def __init__(self, ids: NDArray[np.uint64], codes: NDArray[np.uint32], values: Sequence[_Value]) -> None:
+        """ids : uint64[n], each once, in any order. codes : uint32[n], where in `values` that is which each cell carries."""
+        self._values = list(values)
+        self._codes = {value: code for code, value in enumerate(values)}
         order = np.argsort(ids)
         self._state: tuple[NDArray[np.uint64], NDArray[np.uint32], dict[int, int]] = (ids[order], codes[order], {})
 
@@ -49,8 +50,8 @@ class LabelBook:
         ids, _, recent = self._state
         return len(ids) + len(recent)
 
-    def get(self, number: int) -> str | None:
-        """Label of a cell, or None for an unknown id. Microseconds."""
+    def get(self, number: int) -> _Value | None:
+        """What a cell carries, or None for an unknown id. Microseconds."""
         ids, codes, recent = self._state  # all from one moment, even while `add` merges them
         code = recent.get(number)
         if code is None:
@@ -58,33 +59,115 @@ class LabelBook:
             if at == len(ids) or int(ids[at]) != number:
                 return None
             code = int(codes[at])
-        return self._names[code]
+        return self._values[code]
 
-    def add(self, number: int, label: str) -> None:
+    def of(self, numbers: Sequence[int]) -> list[_Value | None]:
+        """What each of these cells carries, as `get`; a fraction of a microsecond a cell."""
+        ids, codes, recent = self._state  # all from one moment, even while `add` merges them
+        found = list(map(recent.get, numbers))
+        if len(ids):
+            wanted = np.array(numbers, np.uint64)
+            at = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+            there = np.flatnonzero(ids[at] == wanted)
+            for place, code in zip(there.tolist(), codes[at[there]].tolist(), strict=True):
+                found[place] = code
+        return [None if code is None else self._values[code] for code in found]
+
+    def add(self, number: int, value: _Value) -> None:
         """Add a cell that is not there yet."""
         ids, codes, recent = self._state
-        recent[number] = self._code(label)
+        recent[number] = self._code(value)
         if len(recent) >= _MERGE_AT:
             merged = np.concatenate([ids, np.fromiter(recent.keys(), np.uint64, len(recent))])
             merged_codes = np.concatenate([codes, np.fromiter(recent.values(), np.uint32, len(recent))])
             order = np.argsort(merged)
             self._state = (merged[order], merged_codes[order], {})
 
-    def change(self, number: int, label: str) -> None:
-        """Give a cell another label."""
+    def change(self, number: int, value: _Value) -> None:
+        """Let a cell carry something else."""
         ids, codes, recent = self._state
         if number in recent:
-            recent[number] = self._code(label)
+            recent[number] = self._code(value)
         else:
-            codes[np.searchsorted(ids, np.uint64(number))] = self._code(label)
+            codes[np.searchsorted(ids, np.uint64(number))] = self._code(value)
 
-    def _code(self, label: str) -> int:
-        code = self._codes.get(label)
+    def _code(self, value: _Value) -> int:
+        code = self._codes.get(value)
         if code is None:
-            code = len(self._names)
-            self._names.append(label)
-            self._codes[label] = code
+            code = len(self._values)
+            self._values.append(value)
+            self._codes[value] = code
         return code
+
+
+class _Groups(NamedTuple):
+    """All that a reader needs, from one moment: the same cells by id and by group, and newcomers, likewise."""
+
+    ids: NDArray[np.uint64]
+    groups: NDArray[np.uint64]
+    sorted_groups: NDArray[np.uint64]
+    by_group: NDArray[np.uint64]
+    recent: dict[int, int]
+    recent_by_group: dict[int, list[int]]
+
+
+class GroupBook:
+    """Which cells are captures of one physical cell. A group is called by the id of its first capture.
+
+    One thread may add while others look up.
+    """
+
+    def __init__(self, ids: NDArray[np.uint64], groups: NDArray[np.uint64]) -> None:
+        """ids : uint64[n], the cells that repeat another, each once, oldest first. groups : uint64[n], of each."""
+        self._state = _settled(ids, groups)
+
+    def __len__(self) -> int:
+        return len(self._state.ids) + len(self._state.recent)
+
+    def of(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The groups uint64[n] of cells ids uint64[n]; a cell that repeats none is called by its own id. Microseconds."""
+        state, found = self._state, ids.copy()
+        if len(state.ids):
+            at = np.minimum(np.searchsorted(state.ids, ids), len(state.ids) - 1)
+            there = state.ids[at] == ids
+            found[there] = state.groups[at[there]]
+        if state.recent:
+            for place, number in enumerate(ids.tolist()):
+                if number in state.recent:
+                    found[place] = state.recent[number]
+        return found
+
+    def firsts(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """bool[n]: which of the cells ids uint64[n] come before all others of their group there."""
+        if not len(self):
+            return np.ones(len(ids), np.bool_)
+        chosen = np.zeros(len(ids), np.bool_)
+        chosen[np.unique(self.of(ids), return_index=True)[1]] = True
+        return chosen
+
+    def members(self, group: int) -> list[int]:
+        """The captures in a group, oldest first. Microseconds."""
+        state = self._state
+        start, end = (np.searchsorted(state.sorted_groups, np.uint64(group), side) for side in ("left", "right"))
+        return [group, *state.by_group[start:end].tolist(), *state.recent_by_group.get(group, ())]
+
+    def add(self, number: int, group: int) -> None:
+        """Add a cell that is not there yet, and repeats another."""
+        state = self._state
+        state.recent[number] = group
+        state.recent_by_group.setdefault(group, []).append(number)
+        if len(state.recent) >= _MERGE_AT:
+            numbers = np.fromiter(state.recent.keys(), np.uint64, len(state.recent))
+            groups = np.fromiter(state.recent.values(), np.uint64, len(state.recent))
+            # those of one group still stand in the order they came
+            self._state = _settled(
+                np.concatenate([state.by_group, numbers]), np.concatenate([state.sorted_groups, groups])
+            )
+
+
+def _settled(ids: NDArray[np.uint64], groups: NDArray[np.uint64]) -> _Groups:
+    by_id, by_group = np.argsort(ids), np.argsort(groups, kind="stable")
+    return _Groups(ids[by_id], groups[by_id], groups[by_group], ids[by_group], {}, {})
 
 
 class HashBook:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
 from labref.optics import MEASURES
-from labref.store.known import LabelBook, id_to_int
-from labref.store.rows import now
+from labref.store.known import CellBook, id_to_int
+from labref.store.rows import carried, now
 from labref.store.text import from_column, from_nullable, to_nullable
 
 __all__ = ["OpticsBook", "OpticsMeasures", "codes", "load", "load_cells", "write"]
@@ -33,7 +33,7 @@ class OpticsBook:
     def __init__(self, counts: Mapping[str | None, int]) -> None:
         """counts : cells of each analyser."""
         self.codes: dict[str | None, int] = {name: code for code, name in enumerate(counts)}
-        self.cells: LabelBook | None = None
+        self.cells: CellBook[str] | None = None
         """the analyser of each cell by its id, "" where it has no name; read when it is first asked for"""
         self._counts = dict(counts)
 
@@ -63,12 +63,10 @@ def load(cursor: duckdb.DuckDBPyConnection) -> OpticsBook:
     return OpticsBook({from_nullable(name): count for name, count in found})
 
 
-def load_cells(cursor: duckdb.DuckDBPyConnection) -> LabelBook:
+def load_cells(cursor: duckdb.DuckDBPyConnection) -> CellBook[str]:
     """The analyser of each cell."""
-    found = cursor.execute(
-        f"SELECT ('0x' || cell_id)::UBIGINT AS id, coalesce(analyser, '{_NONE}') AS name FROM cell"
-    ).fetchnumpy()
-    return LabelBook(np.asarray(found["id"], np.uint64), list(map(from_column, found["name"].tolist())))
+    ids, codes, names = carried(cursor, f"coalesce(analyser, '{_NONE}')")
+    return CellBook(ids, codes, [from_column(name) for (name,) in names])
 
 
 def codes(cursor: duckdb.DuckDBPyConnection, book: OpticsBook) -> Callable[[NDArray[np.uint64]], NDArray[np.uint32]]:

@@ -101,7 +101,7 @@ class Positions:
         """The k cells nearest to a node, as the thesis picks references by map (chapter 4.9): those on the node by quantisation
         error, then those of the nearest nodes, by Euclidean distance on the grid; equally near ones by quantisation error.
 
-        keep : of ids uint64[n], which may be taken: bool[n]. Fewer than k where the map has fewer.
+        keep : of ids uint64[n], all cells so near and in that order, which may be taken: bool[n]. Fewer than k where the map has fewer.
         """
         state = self._state
         away = self._away(node)

@@ -130,7 +130,7 @@ class LabelChange:
 class Plan:
     """All that one transaction writes, and the ledger rows to hand back, in the order of the batch.
 
-    known_paths: the paths that have a row in the ledger already.
+    known_paths: the paths that have a row in the ledger already. groups: of each new cell that repeats another, its group.
     """
 
     at: datetime
@@ -138,6 +138,7 @@ class Plan:
     hashes: HashChanges
     cells: list[tuple[Any, ...]] = field(default_factory=list)
     embedded: list[NewCell] = field(default_factory=list)
+    groups: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRow] = field(default_factory=dict)
     replaced: list[FileRow] = field(default_factory=list)
     fingerprints: list[tuple[str, Fingerprint]] = field(default_factory=list)
@@ -255,10 +256,7 @@ def _add_cell(
     state_of: Callable[[str], CellState],
     comparing: Comparing,
 ) -> FileRow:
-    if cell.label is None:
-        label, source = cell.predicted_label, LabelSource.PREDICTED
-    else:
-        label, source = cell.label, LabelSource(cell.label_source)
+    label, source = cell.carries()
 
     def state(cell_id: str) -> CellState:
         return states.get(cell_id) or state_of(cell_id)
@@ -277,7 +275,7 @@ def _add_cell(
         outcome, reason = Outcome(found.verdict), reason_of(resembles, found)
         plan.resemblances.append((cell.cell_id, resembles, found))
         if found.verdict is Verdict.DUPLICATE:
-            group = state(resembles).duplicate_group or resembles
+            group = plan.groups[cell.cell_id] = state(resembles).duplicate_group or resembles
     states[cell.cell_id] = CellState(cell.digest, label, source, cell.slide, group)
     plan.cells.append(
         (

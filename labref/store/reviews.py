@@ -6,7 +6,7 @@ file brought it; `who` and `given_at` are what the person, or the list that was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -68,11 +68,11 @@ class Reviews:
         self,
         reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        relabelled: Callable[[Collection[tuple[str, str]]], None],
+        reviewed: Callable[[Mapping[str, str]], None],
     ) -> None:
-        """reading, transaction : the store's.  relabelled : called with (cell id, label now) of each cell that was given another
-        label, after the commit."""
-        self._reading, self._transaction, self._relabelled = reading, transaction, relabelled
+        """reading, transaction : the store's.  reviewed : called with the label, by cell id, of each cell that was given one, after
+        the commit."""
+        self._reading, self._transaction, self._reviewed = reading, transaction, reviewed
 
     def give(self, reviews: Sequence[Review], *, dry_run: bool = False) -> list[str | None]:
         """Write people's labels down, all or none, and say of each what came of it, in the same order:
@@ -82,7 +82,7 @@ class Reviews:
         """
         at = rows.now()
         outcomes: list[str | None] = []
-        moved: dict[str, tuple[str, str]] = {}
+        given_to: dict[str, str] = {}
         with self._changing(dry_run) as connection:
             ids = list({review.cell_id for review in reviews})
             states = rows.states(connection, ids)
@@ -106,12 +106,12 @@ class Reviews:
                 outcomes.append(CHANGED)
                 states[review.cell_id] = replace(state, label=review.label, label_source=LabelSource.REVIEWED)
                 decided[review.cell_id] = given or at
-                moved[review.cell_id] = (moved.get(review.cell_id, (state.label, ""))[0], review.label)
+                given_to[review.cell_id] = review.label
                 if not dry_run:
                     _write(connection, review, given, at, state.label, state.label_source)
             failpoint("label.commit")
         if not dry_run:
-            self._relabelled([(cell_id, now) for cell_id, (before, now) in moved.items() if before != now])
+            self._reviewed(given_to)
         return outcomes
 
     def history(self, cell_id: str) -> list[LabelGiven]:

@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
+import numpy as np
+from numpy.typing import NDArray
 
 from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import Cell, LabelSource, LedgerRow, Outcome
 
-__all__ = ["CELL", "FILE", "cells", "file_rows", "ledger", "look_up", "now", "path_labels", "states"]
+__all__ = ["CELL", "FILE", "carried", "cells", "file_rows", "ledger", "look_up", "now", "path_labels", "states"]
 
 CELL = {
     "cell_id": "VARCHAR",
@@ -67,6 +69,26 @@ def look_up(
         yield from cursor.execute(
             f"SELECT {', '.join(columns)} FROM {table} WHERE {key} IN ({', '.join('?' * len(part))})", part
         ).fetchall()
+
+
+def carried(
+    cursor: duckdb.DuckDBPyConnection, *columns: str
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32], list[tuple[str, ...]]]:
+    """What all cells have in some columns, where none is NULL: ids uint64[n], where in the list that is which each has, uint32[n],
+    and the list. The caller lets nobody write meanwhile.
+
+    A number a cell: making Python's texts of a million rows takes twice as long.
+    """
+    names = [f"v{i}" for i in range(len(columns))]
+    named = ", ".join(f"{column} AS {name}" for column, name in zip(columns, names, strict=True))
+    values = cursor.execute(f"SELECT DISTINCT {named} FROM cell ORDER BY ALL").fetchall()
+    given = ", ".join(f"unnest(${i}::VARCHAR[]) AS {name}" for i, name in enumerate(names, 1))
+    found = cursor.execute(
+        f"SELECT id, code FROM (SELECT ('0x' || cell_id)::UBIGINT AS id, {named} FROM cell) "
+        f"JOIN (SELECT {given}, unnest(range({len(values)}))::UINTEGER AS code) USING ({', '.join(names)})",
+        [[value[i] for value in values] for i in range(len(columns))],
+    ).fetchnumpy()
+    return np.asarray(found["id"], np.uint64), np.asarray(found["code"], np.uint32), values
 
 
 def cells(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, Cell]:

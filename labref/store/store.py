@@ -7,12 +7,12 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import duckdb
 import numpy as np
@@ -24,10 +24,10 @@ from labref.fingerprint import Fingerprint
 from labref.store import bundles, distances, late, migrations, optics, removal, rows, scan, upkeep
 from labref.store.changes import Changes
 from labref.store.connection import connect, forget
-from labref.store.duplicates import Duplicates, Learnt, load_book
+from labref.store.duplicates import Duplicates, Learnt, load_book, load_groups
 from labref.store.exporting import Export
 from labref.store.index import BLOCK_ROWS, Index
-from labref.store.known import HashBook, HashChanges, LabelBook, id_to_int, int_to_id
+from labref.store.known import CellBook, GroupBook, HashBook, HashChanges, id_to_int, int_to_id
 from labref.store.maps import Maps
 from labref.store.optics import OpticsBook, OpticsMeasures
 from labref.store.positions import Placed
@@ -43,6 +43,7 @@ from labref.store.values import (
     FileState,
     HashMatch,
     Judge,
+    LabelSource,
     LedgerRow,
     Neighbour,
     NewCell,
@@ -64,6 +65,14 @@ THREADS = 2
 _T = TypeVar("_T")
 
 
+class _Known(NamedTuple):
+    """What is kept in memory of all cells: label and who gave it, fingerprints, and which repeat which."""
+
+    labels: CellBook[tuple[str, LabelSource]]
+    hashes: HashBook
+    groups: GroupBook
+
+
 class Store:
     """A lab's store, open for this process alone; closed by `close` or at the end of a `with`.
 
@@ -80,16 +89,16 @@ class Store:
         self._writing = threading.RLock()
         self._closed = False
         self._indexes: dict[str, Index] = {}
-        self._known: tuple[LabelBook, HashBook] | None = None
+        self._known: _Known | None = None
         self.maps = Maps(path.parent / "maps", self._reading, self._transaction, self._writing)
         """The lab's maps; see labref.store.maps."""
         self.changes = Changes(self._reading, self._transaction, self._relabelled)
         """Going from one bundle to another; see labref.store.changes."""
-        self.reviews = Reviews(self._reading, self._transaction, self._moved)
+        self.reviews = Reviews(self._reading, self._transaction, self._reviewed)
         """Labels that people give, and their history; see labref.store.reviews."""
         self.optics = OpticsMeasures(self._reading, self._transaction)
         """What was measured of the cells' optics; see labref.store.optics."""
-        self.duplicates = Duplicates(self._reading, self._transaction)
+        self.duplicates = Duplicates(self._reading, self._transaction, self._regrouped)
         """Cells that repeat others, and what people decided of them; see labref.store.duplicates."""
         self._optics_book: OpticsBook | None = None
         self._removed: NDArray[np.uint64] | None = None
@@ -208,7 +217,7 @@ class Store:
             return []
         with self._writing:
             batch = [self._unless_removed(item) for item in batch]
-            labels, hashes = self._in_memory()
+            labels, hashes, _ = self._in_memory()
             with self._reading() as cursor:
                 table, space = bundles.space(cursor, bundle)
                 for item in batch:
@@ -240,11 +249,12 @@ class Store:
         What people decided stays. A link that the thesis' rule made in an earlier version, and `judge` does not confirm, is removed.
         """
         with self._writing:
-            changes = HashChanges(self._in_memory()[1])
+            changes = HashChanges(self._in_memory().hashes)
             comparing = Comparing(judge, candidate_bits, self.duplicates.rejected())
             with self._transaction() as connection:
                 late.learn(connection, learnt, changes, comparing)
             changes.apply()
+            self._regrouped()
             self.duplicates.forget()
 
     def add_embeddings(self, cells: Sequence[CellEmbedding], *, bundle: str) -> None:
@@ -293,7 +303,7 @@ class Store:
             index, known = self._indexes.get(bundle), self._known
             table = bundles.space(cursor, bundle)[0]
             return (index is None or index.checksum() == upkeep.checksum(cursor, table)) and (
-                known is None or len(known[0]) == upkeep.checksum(cursor, "cell")[0]
+                known is None or len(known.labels) == upkeep.checksum(cursor, "cell")[0]
             )
 
     def forget(self, faults: Faults) -> None:
@@ -379,11 +389,13 @@ class Store:
     def _remember(self, plan: Plan, bundle: str) -> None:
         """Bring the memory up to what was committed."""
         plan.hashes.apply()
-        labels = self._in_memory()[0]
+        labels, _, groups = self._in_memory()
         for cell in plan.embedded:
-            labels.add(id_to_int(cell.cell_id), cell.predicted_label if cell.label is None else cell.label)
+            labels.add(id_to_int(cell.cell_id), cell.carries())
         for change in plan.label_changes:
-            labels.change(id_to_int(change.cell_id), change.label)
+            labels.change(id_to_int(change.cell_id), (change.label, change.label_source))
+        for cell_id, group in plan.groups.items():
+            groups.add(id_to_int(cell_id), id_to_int(group))
         if self._optics_book is not None:  # read first after this commit, it has them
             for cell in plan.embedded:
                 self._optics_book.add(cell.cell_id, cell.analyser)
@@ -436,7 +448,7 @@ class Store:
     def has_digest(self, digest: str) -> str | None:
         """The cell with these bytes (SHA-256, 64 hexadecimal characters), or None. Microseconds, from any thread."""
         cell_id = cell_id_of(digest)
-        return cell_id if id_to_int(cell_id) in self._in_memory()[0] else None
+        return cell_id if id_to_int(cell_id) in self._in_memory().labels else None
 
     def cell(self, cell_id: str) -> Cell | None:
         """One cell, or None where there is none of that id."""
@@ -449,9 +461,12 @@ class Store:
 
     def labels(self, ids: Collection[str]) -> dict[str, str]:
         """The labels of these cells, by id, from memory; ids the store does not have are left out."""
-        labels = self._in_memory()[0]
-        found = ((cell_id, labels.get(id_to_int(cell_id))) for cell_id in ids)
-        return {cell_id: label for cell_id, label in found if label is not None}
+        return {cell_id: label for cell_id, (label, _) in self.labelled(ids).items()}
+
+    def labelled(self, ids: Collection[str]) -> dict[str, tuple[str, LabelSource]]:
+        """The labels of these cells and who gave them, by id, from memory; ids the store does not have are left out."""
+        found = self._in_memory().labels.of([id_to_int(cell_id) for cell_id in ids])
+        return {cell_id: label for cell_id, label in zip(ids, found, strict=True) if label is not None}
 
     def paths(self, cell_id: str) -> list[str]:
         """All paths at which the bytes of a cell were found, oldest first."""
@@ -484,7 +499,7 @@ class Store:
     def fingerprint_matches(self, fingerprints: Sequence[Fingerprint], bits: int) -> list[HashMatch]:
         """Cells whose fingerprint differs from one of these in at most so many bits, in each of its hashes: fewest first, then
         oldest first."""
-        found = self._in_memory()[1].within(fingerprints, bits)
+        found = self._in_memory().hashes.within(fingerprints, bits)
         return [HashMatch(int_to_id(number), differ) for differ, _, number in found]
 
     def analysers(self) -> dict[str | None, int]:
@@ -500,15 +515,17 @@ class Store:
         return book.is_of(cell_id, analyser)
 
     def duplicate_group(self, cell_id: str) -> list[str]:
-        """The cell and all that are linked with it as duplicates, directly or through others, oldest first."""
-        with self._reading() as cursor:
-            found = cursor.execute(
-                "WITH root AS (SELECT coalesce(duplicate_group, cell_id) AS id FROM cell WHERE cell_id = ?) "
-                "SELECT cell_id FROM cell, root WHERE cell_id = root.id OR duplicate_group = root.id "
-                "ORDER BY added_at, cell_id",
-                [cell_id],
-            ).fetchall()
-        return [str(member) for (member,) in found]
+        """The cell and all that are linked with it as duplicates, directly or through others, oldest first; from memory."""
+        labels, _, groups = self._in_memory()
+        (group,) = groups.of(np.array([id_to_int(cell_id)], np.uint64)).tolist()
+        members = groups.members(group)
+        there = zip(members, labels.of(members), strict=True)
+        return [int_to_id(member) for member, label in there if label is not None]
+
+    @property
+    def groups(self) -> GroupBook:
+        """Which cells are captures of one physical cell: those linked as duplicates, not possible ones. From memory."""
+        return self._in_memory().groups
 
     # latents
 
@@ -600,18 +617,24 @@ class Store:
                 book = self._optics_book
         return book
 
-    def _moved(self, changes: Collection[tuple[str, str]]) -> None:
-        """Some cells have other labels: (cell id, label now) of each."""
+    def _reviewed(self, given: Mapping[str, str]) -> None:
+        """People gave some cells these labels, by id."""
         with self._writing:
-            labels = self._in_memory()[0]
-            for cell_id, label in changes:
-                labels.change(id_to_int(cell_id), label)
+            labels = self._in_memory().labels
+            for cell_id, label in given.items():
+                labels.change(id_to_int(cell_id), (label, LabelSource.REVIEWED))
 
     def _relabelled(self) -> None:
         """Read again which labels cells carry; readers see all of them changed at once."""
         with self._writing, self._reading() as cursor:
             if self._known is not None:
                 self._known = _load_known(cursor)
+
+    def _regrouped(self) -> None:
+        """Read again which cells repeat which; readers see all of it changed at once, and do not wait."""
+        with self._writing, self._reading() as cursor:
+            if self._known is not None:
+                self._known = self._known._replace(groups=load_groups(cursor))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -667,8 +690,8 @@ class Store:
                 # whether the commit that failed came through is for the file to say
                 self.reload()
 
-    def _in_memory(self) -> tuple[LabelBook, HashBook]:
-        """Labels and fingerprints of all cells, read from the database when first asked for."""
+    def _in_memory(self) -> _Known:
+        """What is known of all cells, read from the database when first asked for."""
         known = self._known
         if known is None:
             with self._writing, self._reading() as cursor:
@@ -717,12 +740,13 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _load_known(cursor: duckdb.DuckDBPyConnection) -> tuple[LabelBook, HashBook]:
-    found = cursor.execute("SELECT ('0x' || cell_id)::UBIGINT AS id, label FROM cell").fetchnumpy()
+def _load_known(cursor: duckdb.DuckDBPyConnection) -> _Known:
+    ids, codes, values = rows.carried(cursor, "label", "label_source")
+    labels = [(from_column(label), LabelSource(source)) for label, source in values]
     marks = load_book(cursor)
     book = HashBook()
     book.add(marks["across"], marks["down"], marks["id"], marks["age"])
-    return LabelBook(np.asarray(found["id"], np.uint64), list(map(from_column, found["label"].tolist()))), book
+    return _Known(CellBook(ids, codes, labels), book, load_groups(cursor))
 
 
 def _check_query(query: NDArray[np.float32], latent_size: int) -> None:

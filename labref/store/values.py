@@ -96,6 +96,12 @@ class NewCell:
     measures: NDArray[np.float32] | None = None
     fingerprints: tuple[Fingerprint, ...] = ()
 
+    def carries(self) -> tuple[str, LabelSource]:
+        """The label that the cell carries, and who gave it."""
+        if self.label is None:
+            return self.predicted_label, LabelSource.PREDICTED
+        return self.label, LabelSource(self.label_source)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellEmbedding:
