@@ -257,6 +257,12 @@ class Lab:
             raise
         return Path(target)
 
+    def heal_image(self, data: bytes, digest: str) -> None:
+        """Keep the bytes of a stored cell again where they were lost, name and all; where they are, this costs a look."""
+        if not os.path.exists(self.image_path(digest)):  # noqa: PTH110
+            self.store_image(data, digest)
+            self.sync_images([digest])
+
     def sync_images(self, digests: Iterable[str]) -> None:
         """Flush the names of kept images to the disk, so that a power cut cannot take them (nothing to do on Windows)."""
         folders: set[Path] = set()

@@ -20,6 +20,7 @@ from labref.inference import Embedder
 from labref.lab import Lab
 from labref.operations import Context, Row, progress
 from labref.store import CellEmbedding, Store
+from labref.store.known import id_to_int
 
 __all__ = ["SAMPLE_PER_CLASS", "catch_up", "compare", "describe", "installed", "switch"]
 
@@ -115,7 +116,7 @@ def compare(
             if done % 20 == 0:
                 yield progress(done, total, "cells compared in both spaces")
             if olds and news:
-                changed.append(float(len({r.cell_id for r in news} - {r.cell_id for r in olds})))
+                changed.append(float(len(_physical(store, news) - _physical(store, olds))))
                 before.append(sum(r.label == label for r in olds) / len(olds))
                 after.append(sum(r.label == label for r in news) / len(news))
         if changed:
@@ -212,6 +213,11 @@ def _references(store: Store, bundle: Bundle, cell_id: str, withheld: Collection
         withheld=withheld,
     )
     return found.references
+
+
+def _physical(store: Store, found: Sequence[references.Reference]) -> set[int]:
+    """Which physical cells these are: another capture of one is no other cell."""
+    return set(store.groups.of(np.array([id_to_int(one.cell_id) for one in found], np.uint64)).tolist())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -228,6 +228,7 @@ def read(path: Path, *, max_bytes: int = 10_000_000) -> Any:
         removed=lambda digest: None,
         is_stored=lambda _: False,
         keep=lambda data, _: kept.append(data),
+        heal=lambda data, _: kept.append(data),
         max_bytes=max_bytes,
     )
 

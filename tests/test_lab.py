@@ -131,6 +131,18 @@ def test_bytes_are_kept_once_under_their_digest_and_checked_when_read(lab: Lab) 
     assert [found for found in lab.images.rglob("*") if found.is_file()] == [path]
 
 
+def test_lost_bytes_come_back_with_their_name_on_the_disk(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"an image"
+    name = hashlib.sha256(data).hexdigest()
+    synced: list[Path] = []
+    monkeypatch.setattr("labref.lab.sync_folder", synced.append)
+    lab.heal_image(data, name)
+    kept = lab.image_path(name)
+    assert kept.read_bytes() == data and synced == [kept.parent, kept.parent.parent, lab.images]
+    lab.heal_image(data, name)
+    assert len(synced) == 3, "what is there costs a look"
+
+
 def test_a_token_that_is_gone_or_cut_is_named(lab: Lab) -> None:
     (lab.folder / "token").write_text("short\n")
     with pytest.raises(LabError, match="token"):

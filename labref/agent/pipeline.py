@@ -287,6 +287,7 @@ class Pipeline:
                     is_stored=self._is_stored,
                     removed=self._store.removed,
                     keep=self._lab.store_image,
+                    heal=self._lab.heal_image,
                     max_bytes=self._max_bytes,
                 )
             except StorageError as error:

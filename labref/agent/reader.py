@@ -84,13 +84,14 @@ def read_cell(
     is_stored: Callable[[str], bool],
     removed: Callable[[str], str | None],
     keep: Callable[[bytes, str], object],
+    heal: Callable[[bytes, str], object],
     max_bytes: int,
 ) -> Read:
     """Read and prepare one file, which is opened for reading only.
 
     place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  removed : why the
-    cell with this digest was removed, or None.  keep : keeps a usable image's bytes under their digest.  max_bytes : largest
-    file that is read.
+    cell with this digest was removed, or None.  keep : keeps a usable image's bytes under their digest.  heal : the same for a cell
+    that is stored, whose bytes may have been lost.  max_bytes : largest file that is read.
     Raises `StorageError` where the bytes cannot be kept.
     """
     if candidate.refusal is not None:
@@ -110,7 +111,7 @@ def read_cell(
     name = digest(data)
     where = place(candidate)
     if is_stored(name):
-        _keep(keep, data, name)  # costs a look where the bytes are, and heals the lab where they were lost
+        _keep(heal, data, name)
         return Known(candidate, signature, name, where)
     if (why := removed(name)) is not None:
         return Refused(candidate, signature, why)
