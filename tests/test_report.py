@@ -15,7 +15,7 @@ from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slide
 from training.__main__ import app
 from training.config import PRESETS, override
 from training.pca import principal_components
-from training.run import Run, RunError
+from training.run import Run, RunError, held
 
 SMALL = [
     "classifier.width=0.125",
@@ -66,6 +66,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_two_commands_do_not_train_the_same(run: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "run"
+    begun.mkdir()
+    for name in ("run.json", "split.csv"):
+        (begun / name).write_bytes((run / name).read_bytes())
+    with held(begun):
+        assert "another command is training in" in " ".join(command("resume", begun, code=1).stderr.split())
+        assert not (begun / "history.csv").exists()
+    with held(begun):
+        pass
+
+
 def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path) -> None:
     words = ("folds", run, "--folds", 2, "--try", "vae.beta=0", "--set", "vae.epochs=2")
     found = json.loads(command(*words, "--json").stdout)
@@ -103,7 +115,7 @@ def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path) -> 
     said = command(
         "folds", run, "--folds", 2, "--try", "vae.beta=2", "--set", "vae.epochs=2", "--set", "seed=2", code=1
     )
-    assert "other settings" in said.stderr.replace("\n", " ")
+    assert "other settings" in " ".join(said.stderr.split())
     assert "no such setting" in command("folds", run, "--try", "vae.gamma=1", code=1).stderr
     table = json.loads(command("report", run, "--per-class", 2, "--json").stdout)[str(run)]["parts"]["folds"]
     assert table == [more]

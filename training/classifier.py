@@ -22,7 +22,7 @@ from training.config import Augmentation, ClassifierConfig
 from training.data import batches
 from training.devices import forward, over_devices, precision
 from training.networks import AttributeLoss, build_classifier, draw_weights, start_from, with_heads
-from training.run import Run, RunError, domain_codes, load_attribute_codes, load_part, write_json
+from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, write_json
 
 __all__ = ["augment", "class_weights", "evaluate_classifier", "predict", "train_classifier"]
 
@@ -218,11 +218,17 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     """Train the classifier of `run`, or go on with it; returns `classifier.keras`.
 
     Writes a checkpoint every five minutes and after each epoch, `history.csv` (one line an epoch) and at the end the model.
+    Raises `RunError` where another command trains it.
     """
-    config, folder, split = run.config.classifier, run.folder, run.split
-    final = folder / "classifier.keras"
-    if final.exists():
-        return final
+    final = run.folder / "classifier.keras"
+    if not final.exists():
+        with held(run.folder):
+            _train(run, final, progress)
+    return final
+
+
+def _train(run: Run, final: Path, progress: Progress) -> None:
+    config, split = run.config.classifier, run.split
     crops, targets, rows = {}, {}, {}
     for part in ("train", "validation"):
         crops[part], rows[part], targets[part] = _load_shown(run, part, progress)
@@ -240,10 +246,9 @@ def train_classifier(run: Run, progress: Progress) -> Path:
         # whatever it was trained in, what is kept computes in float32: features, and the exported graphs
         plain = build_classifier(config, len(run.split.labels))
         start_from(plain, _plain(model))
-    temporary = folder / "classifier.part.keras"
+    temporary = final.with_name("classifier.part.keras")
     plain.save(temporary)
     os.replace(temporary, final)
-    return final
 
 
 def _fit(

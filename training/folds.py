@@ -46,6 +46,29 @@ def cross_validate(
     base = override(replace(run.config, classifier=replace(run.config.classifier, initial="")), [*settings])
     rows = {RUN: base} | {text: override(base, text.split()) for text in tries}
     items = (*run.split.train, *run.split.validation)
+    command = ["python", "-m", "training", "folds", str(run.folder), "--folds", str(folds)]
+    command += [part for text in tries for part in ("--try", text)]
+    command += [part for setting in settings for part in ("--set", setting)]
+    file = run.folder / FOLDER / str(folds) / "folds.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = _read(file)
+    if known.get("settings", [*settings]) != [*settings]:
+        raise RunError(
+            f"{file.parent} holds rows with other settings, {' '.join(known['settings']) or 'none'}; say the same --set, or take "
+            "another number of folds"
+        )
+    names = list(dict.fromkeys([*known.get("rows", []), *rows]))
+    write_json(
+        file,
+        {
+            "folds": folds,
+            "rows": names,
+            "settings": [*settings],
+            "size": size_of(base),
+            "split": run.split.digest,
+            "command": shlex.join(command),
+        },
+    )
     task = progress.add_task("folds", total=folds * len(rows), info="")
     for number in range(folds):
         asked = tuple(item for item in items if fold_of(item, folds) == number)
@@ -64,22 +87,8 @@ def cross_validate(
                 progress.console.print(f"fold {number + 1} of {folds}, {name}")
                 _one(run, whole, folder, split, base, config, attributes, progress)
             progress.update(task, advance=1, info=name)
-    command = ["python", "-m", "training", "folds", str(run.folder), "--folds", str(folds)]
-    command += [part for text in tries for part in ("--try", text)]
-    command += [part for setting in settings for part in ("--set", setting)]
-    known = _read(run.folder / FOLDER / str(folds) / "folds.json")
-    names = list(dict.fromkeys([*known.get("rows", []), *rows]))
-    write_json(
-        run.folder / FOLDER / str(folds) / "folds.json",
-        {
-            "folds": folds,
-            "rows": names,
-            "size": size_of(base),
-            "split": run.split.digest,
-            "command": shlex.join(command),
-        },
-    )
-    return results(run)[-1]
+    (found,) = (one for one in results(run) if one["folds"] == folds)
+    return found
 
 
 def _slug(name: str) -> str:
@@ -146,7 +155,8 @@ def results(run: Run) -> list[dict[str, Any]]:
     for file in sorted(run.folder.glob(f"{FOLDER}/*/folds.json"), key=lambda path: int(path.parent.name)):
         told = _read(file)
         cells = {name: _cells(file.parent, name, told["folds"]) for name in told["rows"]}
-        found.append(told | {"rows": [_row(name, cells) for name in told["rows"] if cells[name]]})
+        if cells[RUN]:
+            found.append(told | {"rows": [_row(name, cells) for name in told["rows"] if cells[name]]})
     return found
 
 

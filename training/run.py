@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from training.config import RunConfig
 from training.data import Split, cache_crops, list_images, load_attributes, make_split
 
-__all__ = ["Attributes", "Run", "RunError", "domain_codes", "load_attribute_codes", "load_part", "write_json"]
+__all__ = ["Attributes", "Run", "RunError", "domain_codes", "held", "load_attribute_codes", "load_part", "write_json"]
 
 
 class RunError(Exception):
@@ -27,6 +28,25 @@ def write_json(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
     temporary = path.with_suffix(path.suffix + ".part")
     temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """One command at a time trains in `folder`; the lock goes with the process that has it, however that ends.
+
+    Raises `RunError` where another command has it, but where `wait` says to wait for that.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"another command is training in {folder}; wait until it is done, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)

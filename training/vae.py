@@ -21,7 +21,7 @@ from training.config import Augmentation, VaeConfig
 from training.data import batches
 from training.devices import forward
 from training.networks import AttributeLoss, build_feature_model, build_vae_parts, draw_weights, orbit_matrix
-from training.run import Run, RunError, load_attribute_codes, load_part, write_json
+from training.run import Run, RunError, held, load_attribute_codes, load_part, write_json
 
 __all__ = ["Features", "extract_features", "neighbour_loss", "train_vae"]
 
@@ -59,24 +59,25 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     model = build_feature_model(classifier, run.config.orientations)
     shape = (len(rows), views, *model.output_shape[1:])
-    done = json.loads(state.read_text())["done"] if state.exists() and path.exists() else 0
-    if done == 0:
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
-    task = progress.add_task(f"features, {part}", total=len(rows), completed=done, info="")
-    if done < len(rows):
-        step = forward(model)
-        out = np.lib.format.open_memmap(path, mode="r+")
-        for start in range(done, len(rows), 64):
-            batch = rows[start : start + 64]
-            raw = tf.constant(crops[batch])
-            out[start : start + len(batch), 0] = step(crops[batch])
-            for view in range(1, views):
-                seed = tf.constant([run.config.seed * 100_000 + start, view * 100], tf.int32)
-                out[start : start + len(batch), view] = step(augment(raw, changes[view], seed).numpy())
-            if (start // 64) % 10 == 9 or start + 64 >= len(rows):
-                out.flush()
-                write_json(state, {"done": start + len(batch)})
-            progress.update(task, advance=len(batch))
+    with held(folder, wait=True):  # rows of one run share its features
+        done = json.loads(state.read_text())["done"] if state.exists() and path.exists() else 0
+        if done == 0:
+            np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
+        task = progress.add_task(f"features, {part}", total=len(rows), completed=done, info="")
+        if done < len(rows):
+            step = forward(model)
+            out = np.lib.format.open_memmap(path, mode="r+")
+            for start in range(done, len(rows), 64):
+                batch = rows[start : start + 64]
+                raw = tf.constant(crops[batch])
+                out[start : start + len(batch), 0] = step(crops[batch])
+                for view in range(1, views):
+                    seed = tf.constant([run.config.seed * 100_000 + start, view * 100], tf.int32)
+                    out[start : start + len(batch), view] = step(augment(raw, changes[view], seed).numpy())
+                if (start // 64) % 10 == 9 or start + 64 >= len(rows):
+                    out.flush()
+                    write_json(state, {"done": start + len(batch)})
+                progress.update(task, advance=len(batch))
     return Features(np.load(path, mmap_mode="r"), targets, load_attribute_codes(run, part).codes[rows])
 
 
@@ -186,7 +187,7 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
     The loss is the evidence lower bound with unit variance: half the squared error summed over standardised features, plus
     β times the KL divergence to the unit normal (Kingma & Welling, arXiv 1312.6114, eq. 10), plus the class head's cross
     entropy where `class_weight` asks for it, and that of the attributes' heads. With β = 0 nothing is sampled: a plain autoencoder. Writes `vae_history.csv`
-    beside it. Raises `RunError` where the classifier is missing.
+    beside it. Raises `RunError` where the classifier is missing, and where another command trains it.
     """
     config = config or run.config.vae
     final = out or run.folder / "encoder.keras"
@@ -196,6 +197,12 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
         raise RunError(
             f"{run.folder} has no trained classifier yet; `python -m training resume {run.folder}` trains it"
         )
+    with held(final.parent):
+        _train(run, config, final, progress)
+    return final
+
+
+def _train(run: Run, config: VaeConfig, final: Path, progress: Progress) -> None:
     train = extract_features(run, "train", config.views, progress)
     validation = extract_features(run, "validation", config.views, progress)
     mean, deviation = _moments(train, config.pooling)
@@ -255,4 +262,3 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
     temporary = final.with_name("encoder.part.keras")
     encoder.save(temporary)
     os.replace(temporary, final)
-    return final
