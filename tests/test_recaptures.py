@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from labref.bundle import starter_bundle
@@ -30,18 +31,21 @@ def tree(real_cells: Path, tmp_path: Path) -> Path:
     (tmp_path / "eosinophil" / "again.jpg").write_bytes(again)
     (tmp_path / "neutrophil" / "same.jpg").write_bytes(first)
     (tmp_path / "neutrophil" / "torn.jpg").write_bytes(first[:300])
+    for label in ("eosinophil", "neutrophil"):  # nothing to lay over each other: the same bytes all the same
+        Image.new("RGB", (90, 90), (230, 225, 228)).save(tmp_path / label / "plain.png")
     return tmp_path
 
 
 def test_recaptures_are_one_cell_whatever_their_class(tree: Path) -> None:
-    files = sorted(tree.glob("*/*.jpg"))
+    files = sorted(tree.glob("*/*.*"))
     names = [file.name for file in files]
     done: list[int] = []
     groups = recapture_groups(files, done.append)
-    assert sum(done) == len(files) == 23
+    assert sum(done) == len(files) == 25
     first = files.index(tree / "eosinophil" / "0.jpg")
     expected = np.arange(len(files))
     expected[[names.index("again.jpg"), names.index("same.jpg")]] = first
+    expected[files.index(tree / "neutrophil" / "plain.png")] = files.index(tree / "eosinophil" / "plain.png")
     assert groups.tolist() == expected.tolist()
 
 
@@ -62,7 +66,7 @@ def test_an_evaluation_counts_cells(tree: Path) -> None:
         assert done.exit_code == 0, done.output
         found[more] = json.loads(done.stdout)
     images, cells = found.values()
-    assert (images["n_queries"], cells["n_queries"], cells["n_references"]) == (22, 20, 20)
+    assert (images["n_queries"], cells["n_queries"], cells["n_references"]) == (24, 21, 21)
     assert "recaptures_left_out" not in images
-    assert cells["recaptures_left_out"] == {"references": 2, "queries": 2}
+    assert cells["recaptures_left_out"] == {"references": 3, "queries": 3}
     assert cells["precision_at_8"]["micro"] > 0.8

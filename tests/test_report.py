@@ -14,8 +14,10 @@ from typer.testing import CliRunner, Result
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from training.__main__ import app
 from training.config import PRESETS, override
+from training.folds import _slug
 from training.pca import principal_components
 from training.run import Run, RunError, held
+from training.sweep import read_history
 
 SMALL = [
     "classifier.width=0.125",
@@ -66,6 +68,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_history_of_the_vae_is_of_whole_epochs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import vae
+
+    told: dict[str, list[tuple[int, float]]] = {"train_on_batch": [], "test_on_batch": []}
+    for name in told:
+        real = getattr(vae._Vae, name)
+
+        def spy(self: object, x: tuple[np.ndarray, ...], y: object, real=real, name=name, **more: object) -> dict:  # type: ignore[no-untyped-def]
+            logs = real(self, x, y, **more)
+            told[name].append((len(x[0]), float(logs["loss"])))
+            return logs
+
+        monkeypatch.setattr(vae._Vae, name, spy)
+    opened = Run.open(run)
+    with Progress(disable=True) as progress:
+        vae.train_vae(opened, progress, out=tmp_path / "encoder.keras")
+    (row,) = read_history(tmp_path / "vae_history.csv")
+    for key, name in (("loss", "train_on_batch"), ("validation_loss", "test_on_batch")):
+        sizes, losses = zip(*told[name], strict=True)
+        assert row[key] == pytest.approx(np.average(losses, weights=sizes), abs=1e-3)
+    assert len(told["train_on_batch"]) > 1
+
+
 def test_two_commands_do_not_train_the_same(run: Path, tmp_path: Path) -> None:
     begun = tmp_path / "run"
     begun.mkdir()
@@ -78,7 +103,7 @@ def test_two_commands_do_not_train_the_same(run: Path, tmp_path: Path) -> None:
         pass
 
 
-def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path) -> None:
+def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path, tmp_path: Path) -> None:
     words = ("folds", run, "--folds", 2, "--try", "vae.beta=0", "--set", "vae.epochs=2")
     found = json.loads(command(*words, "--json").stdout)
     split = Run.open(run).split
@@ -117,8 +142,16 @@ def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path) -> 
     )
     assert "other settings" in " ".join(said.stderr.split())
     assert "no such setting" in command("folds", run, "--try", "vae.gamma=1", code=1).stderr
+    assert "not for them to change" in " ".join(command("folds", run, "--try", "holdout=0.1", code=1).stderr.split())
+    other = tmp_path / "other.csv"
+    other.write_text("path,size\nx/y.jpg,large\n")
+    said = command(*words, "--attributes", other, code=1)
+    assert "rows with other attributes" in " ".join(said.stderr.split())
+    long = "vae.beta=0 " * 40
+    assert len(_slug(long)) < 60 and _slug("a=_") != _slug("a=,")
     table = json.loads(command("report", run, "--per-class", 2, "--json").stdout)[str(run)]["parts"]["folds"]
-    assert table == [more]
+    assert table == [more] and more["command"].count("--try") == 2
+    assert not list((run / "folds").glob("**/features")), "crops and features of a fold that is done are not kept"
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "2 folds of" in page and "Class precision against attributes of 3 settings" in page
     (run / "report.json").unlink()

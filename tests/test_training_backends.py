@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,9 +18,12 @@ import pytest
 
 from labref.bundle import install
 from labref.inference import Embedder
+from training import classifier, devices
+from training.config import PRESETS, override
 from training.data import list_images
 from training.evaluate import embed_tree, nearest
 from training.networks import build_trunk
+from training.run import Run, load_attribute_codes
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("eosinophil", "lymphocyte", "neutrophil")
@@ -119,14 +123,14 @@ def test_mixed_precision_trains_and_ships_a_full_one(cells: Path, tmp_path: Path
     checkpoint = keras.models.load_model(next(run.glob("checkpoint-*.keras")), compile=False)
     policies = {layer.dtype_policy.name for layer in checkpoint.layers}
     assert "mixed_bfloat16" in policies, "the networks computed in half precision"
-    classifier = keras.models.load_model(run / "classifier.keras", compile=False)
+    plain = keras.models.load_model(run / "classifier.keras", compile=False)
     encoder = keras.models.load_model(run / "encoder.keras", compile=False)
-    assert build_trunk(classifier).output["features"].dtype == "float32"
-    assert {layer.dtype_policy.name for model in (classifier, encoder) for layer in model.layers} == {"float32"}
+    assert build_trunk(plain).output["features"].dtype == "float32"
+    assert {layer.dtype_policy.name for model in (plain, encoder) for layer in model.layers} == {"float32"}
     crops = np.random.default_rng(1).uniform(0, 255, (4, 64, 64, 3)).astype(np.float32)
     mixed, _ = checkpoint(crops, training=False)  # classes, and attributes
     # bfloat16 has 8 bits of mantissa
-    np.testing.assert_allclose(np.asarray(mixed), np.asarray(classifier(crops, training=False)), atol=0.05)
+    np.testing.assert_allclose(np.asarray(mixed), np.asarray(plain(crops, training=False)), atol=0.05)
     out = python("-m", "exporters", "bundle", run, "--out", tmp_path / "mixed.labref", "--no-reduced")
     assert "mixed.labref: bundle" in out
     with zipfile.ZipFile(tmp_path / "mixed.labref") as opened:
@@ -146,7 +150,7 @@ from rich.progress import Progress
 from training import classifier, devices
 from training.run import Run
 
-classifier.over_devices = lambda: devices.over_devices("CPU")
+classifier.over_devices = lambda batch: devices.over_devices(batch, "CPU")
 told = []
 real = classifier._new_model
 
@@ -160,6 +164,42 @@ with Progress(disable=True) as progress:
     classifier.train_classifier(Run.open(Path(sys.argv[1])), progress)
 print("devices", *told)
 """
+
+
+@pytest.mark.parametrize("heads", [0.0, 1.0])
+def test_float16_scales_the_loss_and_keeps_its_optimiser(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heads: float
+) -> None:
+    monkeypatch.setattr(devices, "_devices", lambda kind: ["one"])  # as if there were a GPU
+    settings = [*SETTINGS, "classifier.mixed_precision=true", f"classifier.attribute_weight={heads}"]
+    run = Run.create(tmp_path / "run", cells, override(PRESETS["starter"], settings))
+    model = classifier._new_model(run, load_attribute_codes(run, "train").sizes, 4)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert "mixed_float16" in {layer.dtype_policy.name for layer in model.layers}
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.inner_optimizer.iterations.assign(3)
+    classifier.save_checkpoint(model, run.folder, 1, 0)
+    again = keras.models.load_model(run.folder / "checkpoint-1-0.keras")
+    assert isinstance(again.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert int(again.optimizer.inner_optimizer.iterations.numpy()) == 3, "a stop does not begin the schedule anew"
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_a_batch_is_split_over_as_many_devices_as_divide_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[str]] = []
+
+    class Strategy:
+        def __init__(self, names: list[str]) -> None:
+            made.append(names)
+
+        def scope(self) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
+    monkeypatch.setattr(devices.tf.distribute, "MirroredStrategy", Strategy)
+    for found, batch in ((3, 32), (8, 32), (6, 9), (2, 7)):
+        monkeypatch.setattr(devices, "_devices", lambda kind, n=found: [str(i) for i in range(n)])
+        devices.over_devices(batch)
+    assert [len(names) for names in made] == [2, 8, 3]
 
 
 def test_jax_trains_over_two_devices_as_over_one(runs: dict[str, Path], tmp_path: Path) -> None:

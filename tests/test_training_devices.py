@@ -22,7 +22,7 @@ from training.run import Run
 
 told = []
 
-classifier.over_devices = lambda: over_devices("CPU")
+classifier.over_devices = lambda batch: over_devices(batch, "CPU")
 real = classifier._new_model
 
 def new(*args):

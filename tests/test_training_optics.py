@@ -19,6 +19,7 @@ from training.config import Augmentation, ClassifierConfig, RunConfig, override
 from training.data import list_images
 from training.networks import AttributeLoss, ReverseGradient, build_classifier, start_from
 from training.run import Run, RunError, domain_codes, load_attribute_codes
+from training.unseen import adapt
 from training.vae import neighbour_loss
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +74,8 @@ def leave_one_out(run: Run) -> None:
     again = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 0 and "bonemarrow, run: own store" in again.stdout
     assert "epoch" not in again.stdout + again.stderr
+    nothing = subprocess.run([*words, "--variant", "adapted"], capture_output=True, text=True, cwd=ROOT)
+    assert nothing.returncode == 0 and "no batch normalisation to adapt" in nothing.stderr + nothing.stdout
     wrong = subprocess.run([*words, "--variant", "none"], capture_output=True, text=True, cwd=ROOT)
     assert wrong.returncode == 1 and "no variant 'none'" in wrong.stderr
 
@@ -114,6 +117,22 @@ def test_attributes_and_domains_follow_the_split(two_optics: Path, tmp_path: Pat
     (two_optics / "none.csv").write_text("path,shape\nx/y.jpg,round\n")
     with pytest.raises(RunError, match="tells of no image"):
         load_attribute_codes(Run(run.folder, override(config, ["attributes=none.csv"]), run.data, run.split), "train")
+
+
+def test_adapting_takes_the_statistics_of_the_cells_given() -> None:
+    classifier = build_classifier(ClassifierConfig(width=0.125, input_size=64, middle_repeats=1), 3)
+    crops = np.random.default_rng(1).uniform(0, 255, (24, 64, 64, 3)).astype(np.float32)
+    weights = [np.array(weight) for weight in classifier.trainable_variables]
+    adapt(classifier, crops)
+    as_trained, as_asked = (np.asarray(classifier(crops, training=training)) for training in (True, False))
+    np.testing.assert_allclose(as_asked, as_trained, atol=1e-4)
+    for before, after in zip(weights, classifier.trainable_variables, strict=True):
+        np.testing.assert_array_equal(before, np.array(after))
+    with pytest.raises(RunError, match="no batch normalisation"):
+        adapt(
+            build_classifier(ClassifierConfig(width=0.125, input_size=64, middle_repeats=1, normalisation="group"), 3),
+            crops,
+        )
 
 
 def test_a_domain_without_images_is_named(two_optics: Path) -> None:

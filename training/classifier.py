@@ -223,7 +223,8 @@ def train_classifier(run: Run, progress: Progress) -> Path:
     final = run.folder / "classifier.keras"
     if not final.exists():
         with held(run.folder):
-            _train(run, final, progress)
+            if not final.exists():
+                _train(run, final, progress)
     return final
 
 
@@ -241,7 +242,7 @@ def _train(run: Run, final: Path, progress: Progress) -> None:
     if config.domain_weight and len(run.config.domains) > 1:
         heads.append(domain_codes(run, "train"))
 
-    with over_devices():
+    with over_devices(min(config.batch_size, len(rows["train"]))):
         model = _fit(run, crops, targets, rows, weights, attributes.sizes, heads, progress)
         # whatever it was trained in, what is kept computes in float32: features, and the exported graphs
         plain = build_classifier(config, len(run.split.labels))
@@ -336,6 +337,7 @@ def _new_model(run: Run, attributes: tuple[int, ...], steps: int) -> Any:
     config = run.config.classifier
     with precision(config.mixed_precision):
         model = build_classifier(config, len(run.split.labels))
+        half = keras.config.dtype_policy().name
     draw_weights(model, run.config.seed)
     if config.initial:
         try:
@@ -359,10 +361,15 @@ def _new_model(run: Run, attributes: tuple[int, ...], steps: int) -> Any:
         for number, name in enumerate(("attributes", "optics", "domain")):
             if any(layer.name == name for layer in model.layers):
                 draw_weights(model.get_layer(name), run.config.seed + number + 1)
+    optimizer: Any = keras.optimizers.Adam(_learning_rate(config, steps))
+    if half == "mixed_float16":
+        # named here: Keras scales the loss by itself only where the whole process computes in float16
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(
-        optimizer=keras.optimizers.Adam(_learning_rate(config, steps)),
+        optimizer=optimizer,
         loss=losses if len(losses) > 1 else losses[0],
         loss_weights=shares if len(losses) > 1 else None,
+        auto_scale_loss=False,
         weighted_metrics=[],
         metrics=metrics if len(losses) > 1 else metrics[0],
     )

@@ -30,14 +30,16 @@ def _devices(kind: str) -> list[str]:
         return []
 
 
-def over_devices(kind: str = "GPU") -> contextlib.AbstractContextManager[Any]:
-    """A context to build or load a model in and to fit it, so that `fit` splits each batch over all devices of `kind` and sums
-    the gradients: `keras.distribution.DataParallel` on JAX, `tf.distribute.MirroredStrategy` on TensorFlow, for which Keras'
-    distribution API has no data parallelism. With fewer than two devices it changes nothing.
+def over_devices(batch: int, kind: str = "GPU") -> contextlib.AbstractContextManager[Any]:
+    """A context to build or load a model in and to fit it, so that `fit` splits each batch over the devices of `kind` and sums the
+    gradients: `keras.distribution.DataParallel` on JAX, `tf.distribute.MirroredStrategy` on TensorFlow, for which Keras' distribution
+    API has no data parallelism. With fewer than two devices it changes nothing.
 
-    The batch size stays that of the run: with n GPUs each sees an nth of it, so a run repeats alike on any number of them.
+    batch : images of a batch, which stays that of the run: with n devices each sees an nth of it, n the largest number that divides it.
+    On TensorFlow each device normalises by the statistics of its own share, on JAX all do by those of the batch.
     """
     found = _devices(kind)
+    found = found[: max((n for n in range(1, len(found) + 1) if batch % n == 0), default=1)]
     if len(found) < 2:
         return contextlib.nullcontext()
     scope: contextlib.AbstractContextManager[Any]

@@ -228,7 +228,11 @@ def attributes_of_each(
     for item, values in zip(references, coded, strict=True):
         if values is not None:
             by_class.setdefault(item.label, []).append(values)
-    by_class = {label: np.stack(values) for label, values in by_class.items()}
+    # how often each value is met in a class: a cell's attributes agree with a random one's by the mean over its own values
+    often = {
+        label: np.bincount(np.concatenate(values), minlength=len(codes)) / len(values)
+        for label, values in by_class.items()
+    }
     found, random = np.full(len(queries), np.nan), np.full(len(queries), np.nan)
     for number, (item, chosen) in enumerate(zip(queries, rows, strict=True)):
         own = of(item)
@@ -236,7 +240,7 @@ def attributes_of_each(
         if own is None or not shown or item.label not in by_class:
             continue
         found[number] = np.mean([(own == other).mean() for other in shown])
-        random[number] = (by_class[item.label] == own).mean()
+        random[number] = often[item.label][own].mean()
     return found, random
 
 

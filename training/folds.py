@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from labref.fingerprint import digest
 from training.config import RunConfig, override
-from training.data import Item, Split, name_fraction
+from training.data import Item, Split, load_attributes, name_fraction
 from training.run import Run, RunError, write_json
 from training.statistics import bootstrap
 from training.sweep import size_of
@@ -25,7 +27,7 @@ __all__ = ["FOLDER", "RUN", "cross_validate", "fold_of", "results"]
 FOLDER = "folds"
 RUN = "run"
 """The row without changes, which the others are compared with."""
-_FEATURES = ("vae.views", "vae.optics_views", "orientations")  # of a row like these, features are taken anew
+_NOT_HERE = ("holdout", "validation", "domains", "aliases", "classifier.initial")
 
 
 def fold_of(item: Item, folds: int) -> int:
@@ -43,31 +45,40 @@ def cross_validate(
     train their own. Done rows lie in `RUN/folds/<folds>/` and are kept, so the same call goes on after a stop. Raises ValueError
     for a setting that is none, and `RunError` where a fold would be empty or rows lie there with other `settings`.
     """
+    for text in (*settings, *tries):
+        for setting in text.split():
+            if setting.partition("=")[0] in _NOT_HERE:
+                raise ValueError(
+                    f"{setting}: what the folds are of, and that no network has seen them, is not for them to change"
+                )
     base = override(replace(run.config, classifier=replace(run.config.classifier, initial="")), [*settings])
     rows = {RUN: base} | {text: override(base, text.split()) for text in tries}
+    if attributes is not None:
+        load_attributes(attributes)
     items = (*run.split.train, *run.split.validation)
-    command = ["python", "-m", "training", "folds", str(run.folder), "--folds", str(folds)]
-    command += [part for text in tries for part in ("--try", text)]
-    command += [part for setting in settings for part in ("--set", setting)]
     file = run.folder / FOLDER / str(folds) / "folds.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     known = _read(file)
-    if known.get("settings", [*settings]) != [*settings]:
-        raise RunError(
-            f"{file.parent} holds rows with other settings, {' '.join(known['settings']) or 'none'}; say the same --set, or take "
-            "another number of folds"
-        )
+    told = {"settings": [*settings], "attributes": None if attributes is None else digest(attributes.read_bytes())}
+    for key, value in told.items():
+        if known.get(key, value) != value:
+            raise RunError(
+                f"{file.parent} holds rows with other {key}, {known[key] or 'none'}; say the same, or take another number of folds"
+            )
     names = list(dict.fromkeys([*known.get("rows", []), *rows]))
+    command = ["python", "-m", "training", "folds", str(run.folder), "--folds", str(folds)]
+    command += [part for text in names if text != RUN for part in ("--try", text)]
+    command += [part for setting in settings for part in ("--set", setting)]
     write_json(
         file,
         {
             "folds": folds,
             "rows": names,
-            "settings": [*settings],
             "size": size_of(base),
             "split": run.split.digest,
             "command": shlex.join(command),
-        },
+        }
+        | told,
     )
     task = progress.add_task("folds", total=folds * len(rows), info="")
     for number in range(folds):
@@ -87,12 +98,21 @@ def cross_validate(
                 progress.console.print(f"fold {number + 1} of {folds}, {name}")
                 _one(run, whole, folder, split, base, config, attributes, progress)
             progress.update(task, advance=1, info=name)
+        # every fold has its own crops and features of all cells; the next row of one makes them again
+        for left in (
+            file.parent / "cache",
+            whole / "features",
+            whole / "rows" / "cache",
+            *whole.glob("rows/*/features"),
+        ):
+            shutil.rmtree(left, ignore_errors=True)
     (found,) = (one for one in results(run) if one["folds"] == folds)
     return found
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.=-]+", "_", name)
+    """A short folder name for a row, its own on any file system."""
+    return f"{re.sub(r'[^a-z0-9.=-]+', '_', name.lower())[:40]}-{digest(name.encode())[:8]}"
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -109,7 +129,7 @@ def _one(
     attributes: Path | None,
     progress: Progress,
 ) -> None:
-    """One row of one fold: `cells.npz` with, of each cell asked about, `label`, `hits` (share of the eight of its class), `found` and
+    """One row of one fold: `cells.npz` with, of each cell asked about, `path`, `label`, `hits` (share of the eight of its class), `found` and
     `random` (attributes shared with the eight, and with its class; NaN where unknown), `right` (the classifier's prediction)."""
     import keras
 
@@ -119,8 +139,14 @@ def _one(
     from training.space import Space, encode
     from training.vae import train_vae
 
-    other = replace(config, vae=base.vae) != base or any(_differ(base, config, key) for key in _FEATURES)
-    trained = Run.begin(folder if other else whole, run.data, config if other else base, split)
+    shared = replace(config, vae=base.vae) == base
+    views = (config.vae.views, config.vae.optics_views) == (base.vae.views, base.vae.optics_views)
+    if shared and views:
+        trained = Run.begin(whole, run.data, base, split)
+    else:
+        trained = Run.begin(folder, run.data, config, split)
+        if shared and not (folder / "classifier.keras").exists():
+            shutil.copy(whole / "classifier.keras", folder)  # the first row, the run's own, has trained it
     train_classifier(trained, progress)
     space = Space.of(trained, progress)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,15 +162,9 @@ def _one(
     right = predict(classifier, crops, rows).argmax(axis=1) == targets[rows]
     hits = (labels[near] == own[:, None]).mean(axis=1)
     temporary = folder / "cells.part.npz"
-    np.savez_compressed(temporary, label=own, hits=hits, found=found, random=random, right=right)
+    paths = np.array([item.path for item in space.queries.items])
+    np.savez_compressed(temporary, path=paths, label=own, hits=hits, found=found, random=random, right=right)
     temporary.replace(folder / "cells.npz")
-
-
-def _differ(one: RunConfig, other: RunConfig, key: str) -> bool:
-    values = (one.to_json(), other.to_json())
-    for part in key.split("."):
-        values = (values[0][part], values[1][part])
-    return bool(values[0] != values[1])
 
 
 def results(run: Run) -> list[dict[str, Any]]:
@@ -152,7 +172,8 @@ def results(run: Run) -> list[dict[str, Any]]:
     `rows` [{`row`, `cells`, `done` (folds), `precision_at_8` {`macro`, `micro`}, `share_of_the_way`, `accuracy`, `won` {`micro`,
     `share_of_the_way`}: minus the run's own settings, over the same cells}], estimates pooled over the cells of all folds."""
     found = []
-    for file in sorted(run.folder.glob(f"{FOLDER}/*/folds.json"), key=lambda path: int(path.parent.name)):
+    files = [file for file in run.folder.glob(f"{FOLDER}/*/folds.json") if file.parent.name.isdigit()]
+    for file in sorted(files, key=lambda path: int(path.parent.name)):
         told = _read(file)
         cells = {name: _cells(file.parent, name, told["folds"]) for name in told["rows"]}
         if cells[RUN]:
@@ -175,8 +196,13 @@ def _cells(folder: Path, name: str, folds: int) -> dict[str, Any]:
 def _row(name: str, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
     mine, base = cells[name], cells[RUN]
     won: dict[str, Any] = {}
-    if name != RUN and base["done"] == mine["done"]:
-        won = {"micro": bootstrap(mine["hits"] - base["hits"]).to_json(), "share_of_the_way": _way(mine, base["found"])}
+    if name != RUN:
+        _, here, there = np.intersect1d(mine["path"], base["path"], assume_unique=True, return_indices=True)
+        both = {key: values[here] for key, values in mine.items() if key != "done"}
+        won = {
+            "micro": bootstrap(both["hits"] - base["hits"][there]).to_json(),
+            "share_of_the_way": _way(both, base["found"][there]),
+        }
     return {
         "row": name,
         "cells": len(mine["hits"]),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from labref.duplicates import DEFAULTS, ruling, without_frame
 from labref.errors import UnreadableImageError
-from labref.fingerprint import Fingerprint, Verdict, shifted_fingerprints
+from labref.fingerprint import Fingerprint, Verdict, digest, shifted_fingerprints
 from labref.image import CellImage, decode, prepare_pixels
 from labref.registration import View, align, view
 from labref.store.known import HashBook
@@ -21,8 +21,11 @@ from labref.store.known import HashBook
 __all__ = ["recapture_groups"]
 
 
-def _bare(file: Path) -> CellImage:
-    pixels = decode(file.read_bytes())
+_AT_ONCE = 4096
+
+
+def _bare(data: bytes) -> CellImage:
+    pixels = decode(data)
     return without_frame(pixels, prepare_pixels(pixels))
 
 
@@ -33,33 +36,40 @@ def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lam
     advance : called with the number of images done.
     """
 
-    def marks(file: Path) -> tuple[Fingerprint, ...]:
+    def marks(file: Path) -> tuple[str, tuple[Fingerprint, ...]]:
+        data = file.read_bytes()
         try:
-            return shifted_fingerprints(_bare(file).crop)
+            return digest(data), shifted_fingerprints(_bare(data).crop)
         except UnreadableImageError:
-            return ()
+            return digest(data), ()
 
     @lru_cache(4096)
     def seen(number: int) -> View:
-        return view(_bare(files[number]))
+        return view(_bare(files[number].read_bytes()))
 
     group = np.arange(len(files))
+    first: dict[str, int] = {}
     book = HashBook()
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for number, found in enumerate(pool.map(marks, files)):
-            advance(1)
-            if not found:
-                continue
-            for _, _, other in book.within(found, DEFAULTS.candidate_bits):
-                if group[other] == group[number]:
+        for start in range(0, len(files), _AT_ONCE):
+            for number, (name, found) in enumerate(pool.map(marks, files[start : start + _AT_ONCE]), start):
+                advance(1)
+                if not found:
                     continue
-                if ruling(align(seen(int(other)), seen(number)), DEFAULTS) is not Verdict.DIFFERENT:
-                    pair = (group[other], group[number])
-                    group[np.isin(group, pair)] = min(pair)
-            book.add(
-                np.array([found[0].across], np.uint64),
-                np.array([found[0].down], np.uint64),
-                np.array([number], np.uint64),
-                np.array([number], np.uint32),
-            )
+                if name in first:
+                    group[number] = group[first[name]]
+                    continue
+                first[name] = number
+                for _, _, other in book.within(found, DEFAULTS.candidate_bits):
+                    if group[other] == group[number]:
+                        continue
+                    if ruling(align(seen(int(other)), seen(number)), DEFAULTS) is not Verdict.DIFFERENT:
+                        pair = (group[other], group[number])
+                        group[np.isin(group, pair)] = min(pair)
+                book.add(
+                    np.array([found[0].across], np.uint64),
+                    np.array([found[0].down], np.uint64),
+                    np.array([number], np.uint64),
+                    np.array([number], np.uint32),
+                )
     return group

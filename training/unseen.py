@@ -72,6 +72,9 @@ def leave_out(
             progress.console.print(f"{variant}, without {domain}: {how.what}")
             changed = override(override(run.config, [*how.settings]), [*settings])
             config = replace(changed, domains=others, classifier=replace(changed.classifier, initial=""))
+            if how.adapted and config.classifier.normalisation != "batch":
+                progress.console.print("left out: the networks have no batch normalisation to adapt")
+                continue
             command = ["python", "-m", "training", "unseen", str(run.folder), "--variant", variant]
             command += [part for name in left for part in ("--leave", name)]
             command += [part for setting in settings for part in ("--set", setting)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -59,8 +60,13 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     model = build_feature_model(classifier, run.config.orientations)
     shape = (len(rows), views, *model.output_shape[1:])
-    with held(folder, wait=True):  # rows of one run share its features
-        done = json.loads(state.read_text())["done"] if state.exists() and path.exists() else 0
+
+    def complete() -> int:
+        return int(json.loads(state.read_text())["done"]) if state.exists() and path.exists() else 0
+
+    # rows of one run share its features; what is complete is only read
+    with contextlib.nullcontext() if complete() == len(rows) else held(folder, wait=True):
+        done = complete()
         if done == 0:
             np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
         task = progress.add_task(f"features, {part}", total=len(rows), completed=done, info="")
@@ -198,7 +204,8 @@ def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out
             f"{run.folder} has no trained classifier yet; `python -m training resume {run.folder}` trains it"
         )
     with held(final.parent):
-        _train(run, config, final, progress)
+        if not final.exists():
+            _train(run, config, final, progress)
     return final
 
 
@@ -243,16 +250,15 @@ def _train(run: Run, config: VaeConfig, final: Path, progress: Progress) -> None
     for epoch in range(config.epochs):
         began = time.monotonic()
         generator = np.random.default_rng(run.config.seed * 1000 + epoch)
-        vae.reset_metrics()
-        sums: dict[str, float] = {}
+        seen, totals = [0, 0], np.zeros((2, len(names)))  # trained on, checked: Keras' figures are of each batch alone
         for batch in batches(rows, config.batch_size, seed=run.config.seed * 1000 + epoch, drop_last=True):
-            sums = vae.train_on_batch(*draw(train, batch, generator), return_dict=True)
+            logs = vae.train_on_batch(*draw(train, batch, generator), return_dict=True)
+            seen[0], totals[0] = seen[0] + len(batch), totals[0] + [float(logs[n]) * len(batch) for n in names]
             progress.update(task, advance=1)
-        vae.reset_metrics()
-        checks: dict[str, float] = {}
         for batch in batches(valid, 256, seed=None):
-            checks = vae.test_on_batch(*draw(validation, batch, None), return_dict=True)
-        numbers = [float(part.get(name, 0.0)) for part in (sums, checks) for name in names]
+            logs = vae.test_on_batch(*draw(validation, batch, None), return_dict=True)
+            seen[1], totals[1] = seen[1] + len(batch), totals[1] + [float(logs[n]) * len(batch) for n in names]
+        numbers = (totals / np.maximum(seen, 1)[:, None]).ravel().tolist()
         progress.update(task, info=f"loss {numbers[0]:.1f} validation {numbers[3]:.1f}")
         lines.append([str(epoch + 1), *(f"{n:.4f}" for n in numbers), f"{time.monotonic() - began:.1f}"])
         with history.open("w", newline="") as file:
