@@ -153,6 +153,7 @@ def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[tuple[str, 
         for column, label, style in ((key, "training", "-"), (f"validation_{key}", "validation", "--")):
             axis.plot([row["epoch"] for row in history], [row[column] for row in history], style, label=label)
         axis.set(xlabel="epoch", ylabel=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
     return _picture(figure, alt, caption)
@@ -479,7 +480,7 @@ def _front(rows: Sequence[Mapping[str, Any]]) -> str:
     if not told:
         return ""
     points = [(row["precision_at_8"]["macro"], row["share_of_the_way"]) for row in told]
-    figure, axis = pyplot().subplots(figsize=(8.5, 4.8), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(8.5, 4.4 + 0.22 * len(told)), layout="constrained")
     best = [
         row["row"]
         for row, (x, y) in zip(told, points, strict=True)
@@ -503,7 +504,7 @@ def _front(rows: Sequence[Mapping[str, Any]]) -> str:
         axis.annotate(str(number), (x["value"], y["value"]), xytext=(4, 4), textcoords="offset points")
     axis.set(xlabel="class precision@8, mean over classes", ylabel="attributes, share of the way to two experts")
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    figure.legend(loc="outside lower left", fontsize=8)
     alt = f"Class precision against attributes of {len(told)} settings; on the front: {', '.join(best)}"
     return _picture(figure, alt, "Dots lie on the front: no other row is better in both. Bars: 95 % intervals.")
 
