@@ -31,6 +31,7 @@ from training.data import Item
 from training.evaluate import K, nearest
 from training.networks import build_trunk
 from training.run import Run
+from training.space import encode
 from training.vae import extract_features
 
 __all__ = ["ExportError", "export_bundle", "intrinsic_dimension"]
@@ -211,12 +212,7 @@ def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:
 
 
 def _latents(encoder: Any, run: Run, part: str, progress: Progress) -> NDArray[np.float32]:
-    features = extract_features(run, part, run.config.vae.views, progress)
-    blocks = [
-        np.asarray(encoder(features.views[start : start + 512, 0].astype(np.float32), training=False)[0])
-        for start in range(0, len(features.targets), 512)
-    ]
-    return np.concatenate(blocks)
+    return encode(encoder, extract_features(run, part, run.config.vae.views, progress).views[:, 0])
 
 
 def _calibrate(run: Run, encoder: Any, progress: Progress) -> tuple[NoveltyThreshold, float]:

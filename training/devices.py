@@ -64,7 +64,7 @@ def precision(mixed: bool) -> Iterator[None]:
 
 
 def forward(model: Any) -> Callable[[NDArray[Any]], Any]:
-    """The compiled inference of `model` as it is now: float32[n, ...] → its outputs as NumPy arrays, on either backend."""
+    """The compiled inference of `model`, which is not trained on meanwhile: float32[n, ...] → its outputs as NumPy arrays."""
     if keras.backend.backend() == "tensorflow":
         graph = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
         return lambda x: keras.tree.map_structure(np.asarray, graph(tf.constant(np.asarray(x, np.float32))))
