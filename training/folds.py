@@ -142,9 +142,9 @@ def _one(
     shared = replace(config, vae=base.vae) == base
     views = (config.vae.views, config.vae.optics_views) == (base.vae.views, base.vae.optics_views)
     if shared and views:
-        trained = Run.begin(whole, run.data, base, split)
+        trained = Run.create(whole, run.data, base, split)
     else:
-        trained = Run.begin(folder, run.data, config, split)
+        trained = Run.create(folder, run.data, config, split)
         if shared and not (folder / "classifier.keras").exists():
             shutil.copy(whole / "classifier.keras", folder)  # the first row, the run's own, has trained it
     train_classifier(trained, progress)

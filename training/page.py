@@ -100,6 +100,11 @@ def _made_by(command: str, split: str) -> str:
     return f'<p class="small">Made by <code>{_text(command)}</code> on split <code>{_text(split[:16])}</code>.</p>'
 
 
+def _missing(command: str, rows: Sequence[str] = ()) -> str:
+    which = f": {', '.join(rows)}" if rows else ""
+    return f'<p class="missing">Not measured yet{_text(which)}. Make it with <code>{_text(command)}</code>.</p>'
+
+
 def _percent(estimate: Mapping[str, Any] | None) -> str:
     return format_estimate(estimate, 100.0, ".1f")
 
@@ -378,9 +383,7 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, An
     if len(rows) < len(wanted):
         missing = [row.name for row in wanted if row.name not in {done["row"] for done in rows}]
         command = f"python -m training sweep {name} {report['folder']}"
-        body.append(
-            f'<p class="missing">Not measured yet: {_text(", ".join(missing))}. Make it with <code>{_text(command)}</code>.</p>'
-        )
+        body.append(_missing(command, missing))
     if not rows:
         return body
     if "accuracy" in rows[0]:
@@ -439,8 +442,7 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, An
 
 def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:
     if not found:
-        command = f"python -m training folds {report['folder']}"
-        return [f'<p class="missing">Not measured yet. Make it with <code>{_text(command)}</code>.</p>']
+        return [_missing(f"python -m training folds {report['folder']}")]
     body = [
         "<p>Each fold is asked about with networks trained on the others; the cells that the run holds out take no part. Attributes: the "
         "share of the way from random cells of the class to two experts. Won: minus the run’s own settings, over the same cells.</p>"
@@ -511,8 +513,7 @@ def _front(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:
     if not rows:
-        command = f"python -m training unseen {report['folder']}"
-        return [f'<p class="missing">Not measured yet. Make it with <code>{_text(command)}</code>.</p>']
+        return [_missing(f"python -m training unseen {report['folder']}")]
     lines = [
         (
             row["left"],

@@ -63,19 +63,9 @@ class Run:
     split: Split
 
     @staticmethod
-    def create(folder: Path, data: Path, config: RunConfig) -> Run:
-        """Begin a run in `folder`, or take up the one that is there, which must have the same configuration."""
-        if (folder / "run.json").exists():
-            return Run.begin(folder, data, config, None)
-        items = list_images(data, config.domains, config.aliases)
-        split = make_split(items, holdout=config.holdout, validation=config.validation)
-        if not split.train or len(split.labels) < 2:
-            raise RunError(f"{data}: a classifier needs images of at least two classes, found {len(split.labels)}")
-        return Run.begin(folder, data, config, split)
-
-    @staticmethod
-    def begin(folder: Path, data: Path, config: RunConfig, split: Split | None) -> Run:
-        """As `create`, on a split of one's own (None: that of the run that is there). Raises `RunError` where another run is there."""
+    def create(folder: Path, data: Path, config: RunConfig, split: Split | None = None) -> Run:
+        """Begin a run in `folder`, or take up the one that is there, which must have the same configuration, and the same split
+        where one is given. split : one's own, in place of the one that `config` makes of the images."""
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "run.json").exists():
             run = Run.open(folder, data)
@@ -86,7 +76,10 @@ class Run:
                 )
             return run
         if split is None:
-            raise RunError(f"{folder} holds no run")
+            items = list_images(data, config.domains, config.aliases)
+            split = make_split(items, holdout=config.holdout, validation=config.validation)
+        if not split.train or len(split.labels) < 2:
+            raise RunError(f"{data}: a classifier needs images of at least two classes, found {len(split.labels)}")
         (folder / "split.csv").write_text(split.to_csv(), encoding="utf-8")
         write_json(
             folder / "run.json", {"config": config.to_json(), "data": str(data.resolve()), "split": split.digest}
