@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from rich.progress import Progress
 
 from exporters.card import model_card
 from exporters.graphs import ExportError, Parity, convert, measure_parity
-from exporters.precision import PRECISIONS, add_reduced, round_graph
+from exporters.precision import PRECISIONS, add_reduced, open_sessions, round_graph, run_trunk
 from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, Precision, Trunk, manifest_bytes, pack
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from labref.duplicates import DEFAULTS as DUPLICATES
@@ -32,7 +34,7 @@ from training.evaluate import K, nearest
 from training.networks import build_trunk
 from training.run import Run
 from training.space import encode
-from training.vae import extract_features
+from training.vae import kept_features
 
 __all__ = ["ExportError", "export_bundle", "intrinsic_dimension"]
 
@@ -43,6 +45,7 @@ OPTICS_CELLS = 2_000
 """So many training cells tell background, focus and colour."""
 NOVELTY_K = 1  # nothing resembles a cell when even its nearest is far; the eighth is far in any young lab
 NOVELTY_QUANTILE = 0.99
+_BLOCK = 256  # images prepared at once
 CALIBRATION = 128  # crops whose activations give the ranges of int8
 
 
@@ -88,7 +91,7 @@ def export_bundle(
         if max(parity.probabilities, parity.latents) > PARITY_LIMIT:
             raise ExportError(f"ONNX and Keras differ by more than {PARITY_LIMIT}: {parity}")
         note("calibrating novelty on the validation part")
-        novelty, scale = _calibrate(run, full_encoder, progress)
+        novelty, scale = _calibrate(run, folder, full_encoder, progress)
         _write_golden(folder, trunk, encoder)
         trunks: tuple[Trunk, ...] = ()
         if precisions:
@@ -135,6 +138,7 @@ def export_bundle(
                 "images": {part: len(run.split.part(part)) for part in ("train", "validation", "holdout")},
                 "parity": asdict(parity),
                 "weights": {"trunk": int(trunk.count_params()), "encoder": int(encoder.count_params())},
+                **({"adopted": dict(run.adopted)} if run.adopted else {}),
             },
             figures=measured,
             files={},
@@ -171,25 +175,39 @@ def _holdout_crops(run: Run, count: int) -> NDArray[np.uint8]:
     return _crops(run, run.split.holdout or run.split.validation or run.split.train, count)
 
 
-def _prepared(run: Run, items: Sequence[Item], count: int) -> list[CellImage]:
-    """Up to `count` of `items`, evenly taken and prepared; unreadable ones are left out."""
-    cells = []
-    for index in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int):
+def _read(run: Run, items: Sequence[Item], take: Callable[[CellImage], NDArray[Any]]) -> list[NDArray[Any]]:
+    """What `take` makes of each of `items`, prepared; unreadable ones are left out."""
+
+    def one(item: Item) -> NDArray[Any] | None:
         with contextlib.suppress(UnreadableImageError):
-            cells.append(prepare((run.data / items[index].path).read_bytes()))
-    if not cells:
-        raise ExportError(f"none of {min(count, len(items))} images of {run.data} can be read")
-    return cells
+            return take(prepare((run.data / item.path).read_bytes()))
+        return None
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return [found for found in pool.map(one, items) if found is not None]
+
+
+def _some(run: Run, items: Sequence[Item], count: int, take: Callable[[CellImage], NDArray[Any]]) -> NDArray[Any]:
+    """`_read` of up to `count` of `items`, evenly taken, stacked. Raises `ExportError` where none can be read."""
+    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+    found = _read(run, [items[index] for index in chosen], take)
+    if not found:
+        raise ExportError(f"none of {len(chosen)} images of {run.data} can be read")
+    return np.stack(found)
 
 
 def _optics(run: Run) -> dict[str, Any]:
     """Background, focus and colour of cells trained on, for the drift that `labref status` warns of."""
-    return statistics(np.stack([measure(cell) for cell in _prepared(run, run.split.train, OPTICS_CELLS)]))
+    return statistics(_some(run, run.split.train, OPTICS_CELLS, measure))
+
+
+def _crop(cell: CellImage) -> NDArray[np.uint8]:
+    return cell.crop
 
 
 def _crops(run: Run, items: Sequence[Item], count: int) -> NDArray[np.uint8]:
-    """Crops uint8[n, 256, 256, 3] of up to `count` of `items`; see `_prepared`."""
-    return np.stack([cell.crop for cell in _prepared(run, items, count)])
+    """Crops uint8[n, 256, 256, 3] of up to `count` of `items`; see `_some`."""
+    return _some(run, items, count, _crop)
 
 
 def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:
@@ -211,13 +229,27 @@ def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:
     )
 
 
-def _latents(encoder: Any, run: Run, part: str, progress: Progress) -> NDArray[np.float32]:
-    return encode(encoder, extract_features(run, part, run.config.vae.views, progress).views[:, 0])
+def _latents(run: Run, part: str, folder: Path, encoder: Any, progress: Progress) -> NDArray[np.float32]:
+    """Latents of `part`: of the features that the run has, else by the graphs in `folder`, which are faster than Keras on a CPU."""
+    kept = kept_features(run, part)
+    if kept is not None:
+        return encode(encoder, kept)
+    items = run.split.part(part)
+    sessions = open_sessions(folder / "trunk.onnx", folder / "encoder.onnx")
+    task = progress.add_task(f"latents, {part}", total=len(items), info="")
+    found = []
+    for start in range(0, len(items), _BLOCK):
+        block = items[start : start + _BLOCK]
+        crops = _read(run, block, _crop)
+        if crops:
+            found.append(run_trunk(sessions, np.stack(crops))[1])
+        progress.update(task, advance=len(block))
+    return np.concatenate(found) if found else np.empty((0, run.config.vae.latent_size), np.float32)
 
 
-def _calibrate(run: Run, encoder: Any, progress: Progress) -> tuple[NoveltyThreshold, float]:
+def _calibrate(run: Run, folder: Path, encoder: Any, progress: Progress) -> tuple[NoveltyThreshold, float]:
     """The novelty threshold, and the mean squared error between random pairs of training cells (the latent scale)."""
-    known, unseen = _latents(encoder, run, "train", progress), _latents(encoder, run, "validation", progress)
+    known, unseen = (_latents(run, part, folder, encoder, progress) for part in ("train", "validation"))
     if not len(unseen):
         raise ExportError("the run has no validation part to calibrate novelty on; set validation above 0")
     _, distances = nearest(unseen, known, None, NOVELTY_K)

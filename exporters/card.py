@@ -73,6 +73,7 @@ def model_card(manifest: Manifest) -> str:
         f"Trained for {classifier['epochs']} epochs with Adam, rotations of ±{classifier['augmentation']['rotation_degrees']:g}°, "
         f"then the VAE for {vae['epochs']} epochs on {vae['views']} views of each cell.",
         *_optics(classifier, vae),
+        *_adopted(training),
         "",
         f"ONNX against Keras on {parity['crops']} held-out crops, largest absolute difference: probabilities "
         f"{parity['probabilities']:.2g}, features {parity['features']:.2g}, latents {parity['latents']:.2g}.",
@@ -102,6 +103,11 @@ def _optics(classifier: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
             f"Of the crops {augmentation['optics_share']:.0%} were changed as another stain, lamp, focus and camera might: contrast × "
             f"{augmentation['contrast_low']:g} to {augmentation['contrast_high']:g}, colours mixed, tinted, blurred, sharpened, cut off."
         )
+    if augmentation.get("neighbour"):
+        lines.append(
+            f"Beside {augmentation['neighbour']:.0%} of the crops another cell was laid, {augmentation['neighbour_near']:g} to "
+            f"{augmentation['neighbour_far']:g} px from the middle."
+        )
     if classifier.get("initial"):
         lines.append("The classifier started from the weights of an earlier one.")
     if vae.get("neighbour_weight"):
@@ -109,6 +115,17 @@ def _optics(classifier: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
             "The latents were also drawn so that neighbours share class and attributes (neighbourhood components analysis)."
         )
     return lines
+
+
+def _adopted(training: Mapping[str, Any]) -> list[str]:
+    """Where the networks were not trained for this bundle, but taken over from an earlier one."""
+    adopted = training.get("adopted")
+    if not adopted:
+        return []
+    return [
+        f"All this was done for bundle {adopted['bundle'][:12]}, on cells prepared by version {adopted['preparation'].get('version')}; "
+        "its networks were taken over as they are (`python -m training adopt`)."
+    ]
 
 
 def _precisions(manifest: Manifest) -> list[str]:

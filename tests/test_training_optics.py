@@ -85,7 +85,8 @@ def test_a_run_over_two_optics_with_attributes(two_optics: Path, tmp_path: Path)
         words = ["train", str(two_optics), "--run", str(tmp_path / name), *settings(*more)]
         return subprocess.run([sys.executable, "-m", "training", *words], capture_output=True, text=True, cwd=ROOT)
 
-    done = train("one", "classifier.augmentation.contrast_low=0.3", "classifier.normalisation=group")
+    changes = ("classifier.augmentation.contrast_low=0.3", "classifier.augmentation.neighbour=0.5")
+    done = train("one", *changes, "classifier.normalisation=group", "vae.views=2", "vae.optics_views=1")
     assert done.returncode == 0, done.stderr[-3000:]
     run = Run.open(tmp_path / "one")
     assert run.split.labels == ("lymphocyte", "neutrophil")

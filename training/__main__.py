@@ -129,6 +129,70 @@ def repeat(
 
 
 @app.command()
+def adopt(
+    bundle: Annotated[
+        Path, typer.Argument(help="A .labref file, or a bundle's folder; of this preparation or an older one.")
+    ],
+    data: Annotated[Path, typer.Argument(help="The images that it was trained on, as its settings name them.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run to make.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of the bundle's, as name=mine; repeatable."),
+    ] = None,
+) -> None:
+    """Take the networks of a shipped bundle over into a run, where the run that trained them is lost or its preparation is old.
+
+    The weights are read from the bundle's graphs, and the run's networks are checked against these on its golden crops.
+
+    `python -m exporters bundle RUN --out FILE` then ships the same weights for today's preparation, and
+    `python -m training train DATA --run NEW --preset experts --set classifier.initial=RUN/classifier.keras` trains them further.
+    """
+    try:
+        prepare_environment()
+        from training.adopt import adopt as take_over
+
+        with progress_bars(console) as progress:
+            done = take_over(bundle, data, run, settings or [], progress)
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    manifest = done.shipped.manifest
+    split_told = "as the bundle's" if done.same_split else "not the bundle's: images were added, removed or renamed"
+    print(
+        f"{run}: networks of bundle {done.shipped.digest[:12]} “{manifest.name}” (preparation "
+        f"{manifest.preparation.get('version')}); largest difference from its graphs on golden crops: probabilities "
+        f"{done.probabilities:.2g}, latents {done.latents:.2g}; split {split_told}"
+    )
+    print(f"classifier on {done.cells} cells trained on, prepared as today: accuracy {done.accuracy:.4f}")
+    console.print(f"next: python -m exporters bundle {run} --out {manifest.name}.labref")
+
+
+@app.command()
+def overlook(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained or adopted run; it is only read.")],
+    new: Annotated[Path, typer.Option("--run", help="Folder of the run to make.")],
+    cells: Annotated[int, typer.Option(help="So many of the cells trained on are laid beside others.")] = 3000,
+    data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
+) -> None:
+    """Teach a run's encoder to overlook what neighbours leave in a crop: about as long as embedding twice as many cells.
+
+    `python -m exporters bundle NEW --out FILE` then ships it.
+    """
+    try:
+        prepare_environment()
+        from training.overlook import overlook as teach
+
+        with progress_bars(console) as progress:
+            done = teach(Run.open(run, data), new, progress, cells=cells)
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    print(
+        f"{new}: taught on {done.cells} cells. Mean squared error between the latent of a cell beside others and of the cell alone, "
+        f"cells left out: {done.before:.4f} before, {done.after:.4f} now; cells that stand alone moved by {done.alone:.4f}"
+    )
+    console.print(f"next: python -m exporters bundle {new} --out {done.run.config.name}.labref")
+
+
+@app.command()
 def split(
     data: Annotated[Path, typer.Argument(help="Folder of class folders.")],
     out: Annotated[

@@ -21,6 +21,7 @@ from labref.image import BACKGROUND
 from training.config import Augmentation, ClassifierConfig
 from training.data import batches
 from training.devices import forward, over_devices, precision
+from training.neighbours import NEIGHBOURS, draw_neighbours, lay_beside
 from training.networks import AttributeLoss, build_classifier, draw_weights, start_from, with_heads
 from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, write_json
 
@@ -34,11 +35,12 @@ def _load_shown(run: Run, part: str, progress: Progress) -> tuple[Any, Any, Any]
     return load_part(run, part, lambda done: progress.update(task, advance=done))
 
 
-def augment(crops: Any, config: Augmentation, seed: Any) -> Any:
+def augment(crops: Any, config: Augmentation, seed: Any, others: Any = None) -> Any:
     """Randomly changed crops: uint8[n, s, s, 3] → float32[n, s, s, 3], 0 to 255.
 
     One projective transform does rotation, mirror, shift and zoom (bilinear; beyond the edge lies background).
     seed : int32[2] of a stateless generator: the same seed gives the same batch.
+    others : uint8[n, NEIGHBOURS, s, s, 3], cells to lay beside them where `config.neighbour` is above zero.
     """
     shape = tf.shape(crops)
     count, side = shape[0], tf.cast(shape[1], tf.float32)
@@ -55,8 +57,13 @@ def augment(crops: Any, config: Augmentation, seed: Any) -> Any:
     a2 = middle + dx - a0 * middle - a1 * middle
     b2 = middle + dy - b0 * middle - b1 * middle
     zeros = tf.zeros_like(a0)
+    images = tf.cast(crops, tf.float32)
+    if config.neighbour:
+        if others is None:
+            raise ValueError("cells are laid beside others (neighbour above zero), and no others are given")
+        images = lay_beside(images, others, config, seed)
     images = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(crops, tf.float32),
+        images=images,
         transforms=tf.stack([a0, a1, a2, b0, b1, b2, zeros, zeros], axis=1),
         output_shape=shape[1:3],
         fill_value=float(BACKGROUND),
@@ -169,16 +176,24 @@ def _dataset(
     seed: int,
     first_step: int,
     heads: Sequence[NDArray[np.int64]] = (),
+    domains: NDArray[np.int64] | None = None,
 ) -> Any:
     """Batches of (crops, targets, weights); where there are heads beside the classes, targets and weights are tuples, with the
-    targets int64[n, ...] of each head after those of the classes."""
+    targets int64[n, ...] of each head after those of the classes. domains : int64[all], optics of each crop (None: one for all),
+    among which neighbours are chosen."""
+    optics = np.zeros(len(targets), np.int64) if domains is None else domains
 
     def generate() -> Iterator[tuple[Any, ...]]:
         plain = batches(rows, config.batch_size, seed=seed, start=first_step, drop_last=True)
         for number, batch in enumerate(plain, start=first_step):
             labels = targets[batch]
             told = tuple(head[batch] for head in heads)
-            yield crops[batch], labels, told, weights[labels], np.array([seed, number], np.int32)
+            beside: tuple[Any, ...] = ()
+            if config.augmentation.neighbour:
+                # of the batch's number, so that a resumed epoch goes on as it would have
+                chosen = draw_neighbours(batch, rows, targets, optics, np.random.default_rng([seed, number]))
+                beside = (crops[chosen],)
+            yield crops[batch], labels, told, weights[labels], np.array([seed, number], np.int32), beside
 
     size, classes = crops.shape[1], len(weights)
     signature = (
@@ -187,10 +202,12 @@ def _dataset(
         tuple(tf.TensorSpec((None, *head.shape[1:]), tf.int64) for head in heads),
         tf.TensorSpec((None,), tf.float32),
         tf.TensorSpec((2,), tf.int32),
+        (tf.TensorSpec((None, NEIGHBOURS, size, size, 3), tf.uint8),) if config.augmentation.neighbour else (),
     )
 
-    def prepare(images: Any, labels: Any, told: Any, weight: Any, batch_seed: Any) -> Any:
-        changed, wanted = augment(images, config.augmentation, batch_seed * [1000, 10]), tf.one_hot(labels, classes)
+    def prepare(images: Any, labels: Any, told: Any, weight: Any, batch_seed: Any, beside: Any) -> Any:
+        changed = augment(images, config.augmentation, batch_seed * [1000, 10], *beside)
+        wanted = tf.one_hot(labels, classes)
         if not heads:
             return changed, wanted, weight
         return changed, (wanted, *told), (weight, *(tf.ones_like(weight) for _ in heads))
@@ -294,6 +311,7 @@ def _fit(
             run.config.seed * 1000 + number,
             skip,
             heads,
+            domain_codes(run, "train"),
         )
         fit = model.fit(
             data,

@@ -26,6 +26,13 @@ class Augmentation:
     noise : standard deviation of the noise added, 0 to this (intensity, 0 to 255).  cut : probability that the crop is
     cut off beside the cell, by background, as where the cell lay at the image's edge.  optics_share : probability that
     a crop is changed in these ways at all.
+
+    What stands beside a cell, before all other changes; the middle of the crop (20 px) and the label stay:
+    neighbour : probability that another cell trained on, of the same optics and of another class where chance finds one, is laid
+    beside the cell, at any angle, by the darker pixel of each.  neighbour_near, neighbour_far : its distance from the middle,
+    in pixels of the 256-px crop.  neighbour_second : probability that there is a second one then.  neighbour_faded :
+    probability that what lies beyond a soft edge between the two cells is faded to the background, more or less, as the
+    preparation does with cells that it tells apart.
     """
 
     rotation_degrees: float = 180.0
@@ -44,6 +51,11 @@ class Augmentation:
     noise: float = 0.0
     cut: float = 0.0
     optics_share: float = 1.0
+    neighbour: float = 0.0
+    neighbour_near: float = 80.0
+    neighbour_far: float = 130.0
+    neighbour_second: float = 0.25
+    neighbour_faded: float = 0.5
 
     @property
     def changes_optics(self) -> bool:
@@ -63,7 +75,9 @@ class ClassifierConfig:
     depend on the statistics of the optics trained on.
     attribute_weight : weight of a head for each expert attribute, where the run has some: the features then hold what
     experts see beyond the class.  domain_weight : weight of a head that tells the run's domains apart, whose gradient is
-    reversed (Ganin & Lempitsky, arXiv 1409.7495): the features learn not to hold the optics.  initial : a trained `classifier.keras` to start from, layer by layer where shapes agree.
+    reversed (Ganin & Lempitsky, arXiv 1409.7495): the features learn not to hold the optics.
+    initial : a trained `classifier.keras`, or a bundle's that was taken over (`python -m training adopt`), to start from, layer by layer
+    where shapes agree.
     """
 
     width: float = 1.0
@@ -94,7 +108,8 @@ class VaeConfig:
     that turns by 90° and mirrors carry into each other, which makes the latent indifferent to them.
     views : augmented views of each training cell whose features it is trained on; it reconstructs the mean of the views
     from any one of them, so what differs between turns of a cell is noise to it. 1: plain features of the plain crop.
-    optics_views : so many of the views, the last ones, are also changed as the classifier's augmentation changes optics.
+    optics_views : so many of the views, the last ones, are also changed as the classifier's augmentation changes optics, and have
+    such neighbours.
     beta : weight of the KL term.  class_weight : weight of a class head on the latent mean (0: none, as in the thesis).
     attribute_weight : weight of a head for each expert attribute on the latent mean, where the run has some.
     neighbour_weight : weight of the neighbours' agreement: of cells drawn by their nearness in latent space (as in

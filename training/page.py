@@ -191,20 +191,21 @@ def _classifier(found: Mapping[str, Any]) -> list[str]:
         ("mean recall over classes", f"{found['balanced_accuracy']:.4f}"),
         ("images", found["accuracy"]["n"]),
     ]
-    last = found["history"][-1]
-    alt = f"Loss and accuracy by epoch; at the last, training loss {last['loss']:.3f}, validation loss {last['validation_loss']:.3f}"
-    vae = found["vae"][-1]
-    return [
+    lines = [
         _table(f"Held-out cells ({found['part']})", ["figure", "value"], rows),
-        _curves(found["history"], (("loss", "loss"), ("accuracy", "accuracy")), alt, "Classifier (figures 39 and 40)"),
         _confusion(found["confusion"], "Confusion matrix, images (figures 53 to 55)"),
-        _curves(
-            found["vae"],
-            (("loss", "loss"), ("divergence", "KL divergence, nats")),
-            f"VAE loss by epoch; at the last, training {vae['loss']:.0f}, validation {vae['validation_loss']:.0f}",
-            "VAE (figure 42)",
-        ),
     ]
+    if found["history"]:
+        last = found["history"][-1]
+        alt = f"Loss and accuracy by epoch; at the last, training loss {last['loss']:.3f}, validation loss {last['validation_loss']:.3f}"
+        panels = (("loss", "loss"), ("accuracy", "accuracy"))
+        lines.insert(1, _curves(found["history"], panels, alt, "Classifier (figures 39 and 40)"))
+    if found["vae"]:
+        last = found["vae"][-1]
+        alt = f"VAE loss by epoch; at the last, training {last['loss']:.0f}, validation {last['validation_loss']:.0f}"
+        panels = (("loss", "loss"), ("divergence", "KL divergence, nats"))
+        lines.append(_curves(found["vae"], panels, alt, "VAE (figure 42)"))
+    return lines
 
 
 def _classes(parts: Mapping[str, Any]) -> list[str]:

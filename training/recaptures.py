@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from labref.duplicates import DEFAULTS, ruling, without_frame
 from labref.errors import UnreadableImageError
-from labref.fingerprint import Fingerprint, Verdict, digest, shifted_fingerprints
+from labref.fingerprint import Fingerprint, digest, shifted_fingerprints
 from labref.image import CellImage, decode, prepare_pixels
 from labref.registration import View, align, view
 from labref.store.known import HashBook
@@ -31,7 +31,8 @@ def _bare(data: bytes) -> CellImage:
 
 def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lambda _: None) -> NDArray[np.int64]:
     """For each image the number of the first one, int64[n], that it shows the cell of: identical files, duplicates and possible
-    duplicates (`labref.duplicates`), and what these are duplicates of. Unreadable images are groups of their own.
+    duplicates (`labref.duplicates`), and what these are duplicates of. Unreadable images are groups of their own, and so are cells
+    side by side in overlapping pictures.
 
     advance : called with the number of images done.
     """
@@ -39,7 +40,7 @@ def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lam
     def marks(file: Path) -> tuple[str, tuple[Fingerprint, ...]]:
         data = file.read_bytes()
         try:
-            return digest(data), shifted_fingerprints(_bare(data).crop)
+            return digest(data), shifted_fingerprints(_bare(data).surroundings)
         except UnreadableImageError:
             return digest(data), ()
 
@@ -63,7 +64,7 @@ def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lam
                 for _, _, other in book.within(found, DEFAULTS.candidate_bits):
                     if group[other] == group[number]:
                         continue
-                    if ruling(align(seen(int(other)), seen(number)), DEFAULTS) is not Verdict.DIFFERENT:
+                    if ruling(align(seen(int(other)), seen(number)), DEFAULTS).is_one_cell:
                         pair = (group[other], group[number])
                         group[np.isin(group, pair)] = min(pair)
                 book.add(

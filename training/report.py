@@ -110,8 +110,9 @@ def _classifier(run: Run) -> dict[str, Any]:
         "accuracy": share(int(np.trace(counts)), int(counts.sum())).to_json(),
         "balanced_accuracy": float(recalls[counts.sum(axis=1) > 0].mean()),
         "confusion": {"labels": figures["labels"], "counts": figures["confusion"]},
-        "history": read_history(run.folder / "history.csv"),
-        "vae": read_history(run.folder / "vae_history.csv"),
+        # a run whose networks were taken over has no epochs of its own
+        "history": [] if run.adopted else read_history(run.folder / "history.csv"),
+        "vae": [] if run.adopted else read_history(run.folder / "vae_history.csv"),
     }
 
 

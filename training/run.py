@@ -53,6 +53,7 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
 class Run:
     """A run: its folder, its configuration, the images it learns from, and its split.
 
+    adopted : where its networks come from, where a bundle's were taken over (`training.adopt`); None: they are trained here.
     Files: `run.json`, `split.csv`, `classifier.keras` with `history.csv`, `features/`, `encoder.keras`, `vae_history.csv`,
     `figures.json` and the pictures beside it.
     """
@@ -61,11 +62,25 @@ class Run:
     config: RunConfig
     data: Path
     split: Split
+    adopted: Mapping[str, Any] | None = None
 
     @staticmethod
-    def create(folder: Path, data: Path, config: RunConfig, split: Split | None = None) -> Run:
+    def plan(folder: Path, data: Path, config: RunConfig) -> Run:
+        """The run that `create` begins, with the split that `config` makes of the images; nothing is written. Raises ValueError
+        where a folder has no images."""
+        items = list_images(data, config.domains, config.aliases)
+        return Run(folder, config, data, make_split(items, holdout=config.holdout, validation=config.validation))
+
+    @staticmethod
+    def create(
+        folder: Path,
+        data: Path,
+        config: RunConfig,
+        split: Split | None = None,
+        adopted: Mapping[str, Any] | None = None,
+    ) -> Run:
         """Begin a run in `folder`, or take up the one that is there, which must have the same configuration, and the same split
-        where one is given. split : one's own, in place of the one that `config` makes of the images."""
+        where one is given. split : one's own, in place of the one that `config` makes of the images.  adopted : see `Run`."""
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "run.json").exists():
             run = Run.open(folder, data)
@@ -75,16 +90,13 @@ class Run:
                     "or name a new folder."
                 )
             return run
-        if split is None:
-            items = list_images(data, config.domains, config.aliases)
-            split = make_split(items, holdout=config.holdout, validation=config.validation)
+        split = split or Run.plan(folder, data, config).split
         if not split.train or len(split.labels) < 2:
             raise RunError(f"{data}: a classifier needs images of at least two classes, found {len(split.labels)}")
         (folder / "split.csv").write_text(split.to_csv(), encoding="utf-8")
-        write_json(
-            folder / "run.json", {"config": config.to_json(), "data": str(data.resolve()), "split": split.digest}
-        )
-        return Run(folder, config, data, split)
+        values: dict[str, Any] = {"config": config.to_json(), "data": str(data.resolve()), "split": split.digest}
+        write_json(folder / "run.json", values | ({"adopted": dict(adopted)} if adopted else {}))
+        return Run(folder, config, data, split, adopted)
 
     @staticmethod
     def open(folder: Path, data: Path | None = None) -> Run:
@@ -96,7 +108,9 @@ class Run:
             raise RunError(f"{folder} holds no run: {error}. Begin one with `python -m training train`.") from None
         if split.digest != values["split"]:
             raise RunError(f"{folder}/split.csv was changed after the run began; restore it, or begin a new run")
-        return Run(folder, RunConfig.from_json(values["config"]), data or Path(values["data"]), split)
+        return Run(
+            folder, RunConfig.from_json(values["config"]), data or Path(values["data"]), split, values.get("adopted")
+        )
 
     @staticmethod
     def repeat(run: Path, new: Path, data: Path | None = None) -> Run:
@@ -106,8 +120,12 @@ class Run:
             config, place, split = RunConfig.from_json(values["config"]), Path(values["data"]), str(values["split"])
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{run} holds no run: {error}. Begin one with `python -m training train`.") from None
-        items = list_images(data or place, config.domains, config.aliases)
-        found = make_split(items, holdout=config.holdout, validation=config.validation)
+        if values.get("adopted"):
+            raise RunError(
+                f"{run} was not trained: it holds the networks of bundle {values['adopted']['bundle'][:12]}. Adopt that again with "
+                "`python -m training adopt`."
+            )
+        found = Run.plan(new, data or place, config).split
         if found.digest != split:
             raise RunError(
                 f"{data or place} gives split {found.digest[:16]}, the run was on {split[:16]}: images were added, removed "

@@ -25,7 +25,7 @@ from training.networks import build_feature_model
 from training.run import Run, RunError, load_part
 from training.statistics import bootstrap
 from training.triplets import attribute_triplets, score
-from training.vae import extract_features
+from training.vae import plain_features
 
 __all__ = ["CHANGES", "EXPERTS", "Cells", "Space", "encode", "map_references", "measure", "rotmes"]
 
@@ -84,20 +84,19 @@ class Space:
                 f"{run.folder} has no classifier yet; `python -m training resume {run.folder}` goes on with it"
             )
 
-        def cells(part: str, views: int) -> Cells:
-            features = extract_features(run, part, views, progress)
+        def cells(part: str) -> Cells:
+            features = plain_features(run, part, progress)
             _, rows, _ = load_part(run, part)
             items = run.split.part(part)
-            return Cells(tuple(items[row] for row in rows), features.views[:, 0])
+            return Cells(tuple(items[row] for row in rows), features)
 
-        views = run.config.vae.views
-        known = [cells("train", views)]
+        known = [cells("train")]
         if run.split.holdout:
-            asked = cells("holdout", 1)
+            asked = cells("holdout")
             if run.split.validation:
-                known.append(cells("validation", views))
+                known.append(cells("validation"))
         else:
-            asked = cells("validation", views)
+            asked = cells("validation")
         whole = known[0] if len(known) == 1 else Cells(known[0].items + known[1].items, _joined(known))
         if len(whole.items) <= K or not asked.items:
             raise RunError(

@@ -21,10 +21,11 @@ from training.classifier import augment
 from training.config import Augmentation, VaeConfig
 from training.data import batches
 from training.devices import forward
+from training.neighbours import draw_neighbours
 from training.networks import AttributeLoss, build_feature_model, build_vae_parts, draw_weights, orbit_matrix
-from training.run import Run, RunError, held, load_attribute_codes, load_part, write_json
+from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, write_json
 
-__all__ = ["Features", "extract_features", "neighbour_loss", "train_vae"]
+__all__ = ["Features", "extract_features", "kept_features", "neighbour_loss", "plain_features", "train_vae"]
 
 VIEW = Augmentation(rotation_degrees=180, flip=True, shift=0.02, zoom=0.04, gain=0.04, brightness=0.02, blur=0.1)
 """Changes between views of a cell that must not change its latent: turns, mirrors, and what a recapture differs by."""
@@ -47,26 +48,22 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     """Features of `part` ("train" or "validation"), cached in the run's folder as a float16 memory map; resumable.
 
     View 0 is the plain crop, the others are turned, mirrored and slightly changed (`VIEW`), the last
-    `run.config.vae.optics_views` of them also in their optics.
+    `run.config.vae.optics_views` of them also in their optics and with neighbours.
     """
-    folder = run.folder / "features"
+    path, state, optics = _place(run, part, views)
+    folder = path.parent
     folder.mkdir(exist_ok=True)
     crops, rows, targets = load_part(run, part)
     targets = targets[rows]
-    optics = min(run.config.vae.optics_views, views - 1)
-    name = f"{part}-{views}" + (f"-{optics}" if optics else "")
-    path, state = folder / f"{name}.npy", folder / f"{name}.json"
+    domains = domain_codes(run, part)[rows]
     changes = [VIEW] * (views - optics) + [_with_optics(run.config.classifier.augmentation)] * optics
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     model = build_feature_model(classifier, run.config.orientations)
     shape = (len(rows), views, *model.output_shape[1:])
 
-    def complete() -> int:
-        return int(json.loads(state.read_text())["done"]) if state.exists() and path.exists() else 0
-
     # rows of one run share its features; what is complete is only read
-    with contextlib.nullcontext() if complete() == len(rows) else held(folder, wait=True):
-        done = complete()
+    with contextlib.nullcontext() if _done(path, state) == len(rows) else held(folder, wait=True):
+        done = _done(path, state)
         if done == 0:
             np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
         task = progress.add_task(f"features, {part}", total=len(rows), completed=done, info="")
@@ -78,8 +75,15 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
                 raw = tf.constant(crops[batch])
                 out[start : start + len(batch), 0] = step(crops[batch])
                 for view in range(1, views):
-                    seed = tf.constant([run.config.seed * 100_000 + start, view * 100], tf.int32)
-                    out[start : start + len(batch), view] = step(augment(raw, changes[view], seed).numpy())
+                    number = [run.config.seed * 100_000 + start, view * 100]
+                    beside = []
+                    if changes[view].neighbour:
+                        generator = np.random.default_rng(number)
+                        own = np.arange(start, start + len(batch))
+                        chosen = draw_neighbours(own, np.arange(len(rows)), targets, domains, generator)
+                        beside = [crops[rows[chosen]]]
+                    changed = augment(raw, changes[view], tf.constant(number, tf.int32), *beside)
+                    out[start : start + len(batch), view] = step(changed.numpy())
                 if (start // 64) % 10 == 9 or start + 64 >= len(rows):
                     out.flush()
                     write_json(state, {"done": start + len(batch)})
@@ -87,9 +91,38 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     return Features(np.load(path, mmap_mode="r"), targets, load_attribute_codes(run, part).codes[rows])
 
 
+def _place(run: Run, part: str, views: int) -> tuple[Path, Path, int]:
+    """Where features are kept, where it is written how many of them are done, and how many views have other optics."""
+    optics = min(run.config.vae.optics_views, views - 1)
+    name = f"{part}-{views}" + (f"-{optics}" if optics else "")
+    return run.folder / "features" / f"{name}.npy", run.folder / "features" / f"{name}.json", optics
+
+
+def _done(path: Path, state: Path) -> int:
+    return int(json.loads(state.read_text())["done"]) if state.exists() and path.exists() else 0
+
+
+def kept_features(run: Run, part: str) -> NDArray[np.float16] | None:
+    """Features float16[n, h, w, c] of the plain crops of `part` that were extracted before, alone or for the VAE; None: there are none."""
+    for views in (run.config.vae.views, 1):
+        path, state, _ = _place(run, part, views)
+        if path.exists():
+            found: NDArray[np.float16] = np.load(path, mmap_mode="r")
+            if _done(path, state) == len(found):
+                return found[:, 0]
+    return None
+
+
+def plain_features(run: Run, part: str, progress: Progress) -> NDArray[np.float16]:
+    """`kept_features`, or these extracted now."""
+    kept = kept_features(run, part)
+    return extract_features(run, part, 1, progress).views[:, 0] if kept is None else kept
+
+
 def _with_optics(augmentation: Augmentation) -> Augmentation:
-    """`VIEW`, with the changes of optics of another augmentation, always."""
-    names = ("contrast_low", "contrast_high", "stain", "mixing", "tint", "focus", "noise", "cut")
+    """`VIEW`, with the changes of optics of another augmentation, always, and with its neighbours."""
+    names = ["contrast_low", "contrast_high", "stain", "mixing", "tint", "focus", "noise", "cut"]
+    names += [name for name in vars(augmentation) if name.startswith("neighbour")]
     return replace(VIEW, **{name: getattr(augmentation, name) for name in names}, optics_share=1.0)
 
 

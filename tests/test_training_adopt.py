@@ -1,0 +1,259 @@
+"""A shipped bundle's networks, taken over into a run: shipped anew they give the same latents, and training goes on from them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from rich.progress import Progress
+
+from exporters.bundles import export_bundle
+from labref.bundle import Bundle, install, starter_bundle
+from labref.errors import BundleError
+from labref.image import PREPARATION, prepare
+from labref.inference import Embedder
+from training import adopt as adopting
+from training import classifier as training_classifier
+from training.adopt import adopt, read_bundle
+from training.config import PRESETS, RunConfig, override
+from training.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
+from training.networks import build_classifier, build_vae_parts, orbit_matrix
+from training.overlook import beside, overlook, solve
+from training.run import Run, RunError
+
+ROOT = Path(__file__).parents[1]
+CONFIG = override(
+    PRESETS["starter"],
+    [
+        "name=small", "classifier.width=0.125", "classifier.input_size=64", "classifier.middle_repeats=1",
+        "classifier.batch_size=8", "validation=0.3", "orientations=2", "vae.layers=1", "vae.width=16", "vae.latent_size=6",
+        'aliases={"platelet":"neutrophil"}',
+    ],
+)  # fmt: skip
+
+
+def with_drawn_weights(model: keras.Model, seed: int) -> keras.Model:
+    """As a trained one: nothing is 0 or 1, normalisations have statistics of their own."""
+    generator = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([generator.uniform(0.6, 1.4, w.shape) for w in layer.get_weights()])
+        elif layer.weights:
+            layer.set_weights([w + generator.normal(0, 0.05, w.shape) for w in layer.get_weights()])
+    return model
+
+
+@pytest.fixture(scope="module")
+def shipped(drawn_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a small bundle, of a run whose networks have drawn weights."""
+    folder = tmp_path_factory.mktemp("shipped")
+    run = Run.create(folder / "run", drawn_cells, CONFIG)
+    keras.utils.set_random_seed(3)
+    classifier = with_drawn_weights(build_classifier(CONFIG.classifier, len(run.split.labels)), 3)
+    shape = classifier.get_layer("break").output.shape[1:]
+    size = orbit_matrix(shape[0]).shape[1] * shape[2]
+    generator = np.random.default_rng(4)
+    mean, deviation = generator.normal(size=size).astype("f4"), generator.uniform(0.5, 2, size).astype("f4")
+    encoder, _, _ = build_vae_parts(shape, CONFIG.vae, len(run.split.labels), mean, deviation)
+    classifier.save(run.folder / "classifier.keras")
+    with_drawn_weights(encoder, 5).save(run.folder / "encoder.keras")
+    with Progress(disable=True) as progress:
+        export_bundle(run, folder / "small.labref", progress, precisions=(), mantissa_bits=13)
+    assert not (run.folder / "features").exists(), "an export needs no views, nor Keras for all cells"
+    return folder / "small.labref"
+
+
+def rewritten(source: Path, out: Path, **changes: bytes) -> Path:
+    """The bundle `source` with other bytes in some files, by name without its ending."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, changes.get(name.split(".")[0], old.read(name)))
+    return out
+
+
+def of_an_older_preparation(source: Path, out: Path, **more: object) -> Path:
+    values = json.loads(zipfile.ZipFile(source).read("manifest.json"))
+    values["preparation"] = {**PREPARATION, "version": PREPARATION["version"] - 1}
+    return rewritten(source, out, manifest=json.dumps(values | more).encode())
+
+
+def test_a_bundle_of_an_older_preparation_ships_anew_with_the_same_latents(
+    shipped: Path, drawn_cells: Path, tmp_path: Path
+) -> None:
+    old = of_an_older_preparation(shipped, tmp_path / "old.labref")
+    with pytest.raises(BundleError, match="was trained on crops prepared as"):
+        install(old, tmp_path / "bundles")
+    words = ["training", "adopt", str(old), str(drawn_cells), "--run", str(tmp_path / "runs" / "again")]
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "split as the bundle's" in done.stdout and "python -m exporters bundle" in done.stderr.replace("\n", " ")
+
+    run = Run.open(tmp_path / "runs" / "again")
+    assert run.config == CONFIG, "the bundle's own settings, aliases and share held out"
+    assert run.adopted is not None and run.adopted["bundle"] == read_bundle(old).digest
+    with Progress(disable=True) as progress:
+        export_bundle(run, tmp_path / "new.labref", progress, precisions=(), mantissa_bits=13)
+    bundle = install(tmp_path / "new.labref", tmp_path / "bundles")
+    assert bundle.manifest.training["adopted"]["preparation"]["version"] == PREPARATION["version"] - 1
+    assert read_bundle(old).digest[:12] in (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+
+    crops = np.stack([prepare(path.read_bytes()).crop for path in sorted(drawn_cells.rglob("*.jpg"))])
+    with Embedder.open(install(shipped, tmp_path / "bundles"), device="cpu") as first:
+        before = first.embed(crops)
+    with Embedder.open(bundle, device="cpu") as second:
+        after = second.embed(crops)
+    np.testing.assert_allclose(after.latents, before.latents, atol=1e-4)
+    np.testing.assert_allclose(after.probabilities, before.probabilities, atol=1e-5)
+    with pytest.raises(RunError, match="was not trained: it holds the networks of bundle"):
+        Run.repeat(run.folder, tmp_path / "runs" / "repeated")
+
+
+def test_training_begins_with_the_networks_taken_over(shipped: Path, drawn_cells: Path, tmp_path: Path) -> None:
+    with Progress(disable=True) as progress:
+        done = adopt(shipped, drawn_cells, tmp_path / "adopted", ["name=mine"], progress)
+    assert done.same_split and done.run.config == replace(CONFIG, name="mine")
+    assert max(done.probabilities, done.latents) < 1e-5
+    file = tmp_path / "adopted" / "classifier.keras"
+    config = override(CONFIG, [f"classifier.initial={file}"])
+    model = training_classifier._new_model(Run.create(tmp_path / "next", drawn_cells, config), (), 4)
+    crops = np.random.default_rng(1).uniform(0, 255, (4, 64, 64, 3)).astype("f4")
+    taken = keras.models.load_model(file, compile=False)
+    np.testing.assert_array_equal(np.asarray(model(crops, training=False)), np.asarray(taken(crops, training=False)))
+    with pytest.raises(RunError, match="holds a run already"), Progress(disable=True) as progress:
+        adopt(shipped, drawn_cells, tmp_path / "adopted", [], progress)
+
+
+def test_normalised_by_a_batch_the_network_gives_what_it_gave() -> None:
+    config = CONFIG.classifier
+    plain = with_drawn_weights(build_classifier(config, 5), 1)
+    settled = keras.models.clone_model(plain)
+    settled.set_weights(plain.get_weights())
+    crops = np.random.default_rng(2).uniform(0, 255, (16, 64, 64, 3)).astype("f4")
+    settle_normalisation(settled, crops, batch_size=5)
+    before = np.asarray(plain(crops, training=False))
+    np.testing.assert_allclose(np.asarray(settled(crops, training=False)), before, atol=1e-5)
+    assert np.abs(np.asarray(plain(crops, training=True)) - before).max() > 0.05, "without, a batch changes everything"
+    np.testing.assert_allclose(np.asarray(settled(crops, training=True)), before, atol=1e-3)
+    for layer in settled.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            kernel = layer.get_weights()[0]
+            size = np.sqrt((kernel**2).mean(axis=(0, 1, 2)))
+            np.testing.assert_allclose(
+                size, np.sqrt(2 / (np.prod(kernel.shape[:2]) * sum(kernel.shape[2:]))), rtol=1e-3
+            )
+
+
+def test_the_starter_is_read_back() -> None:
+    found = read_bundle(starter_bundle())
+    config = RunConfig.from_json(dict(found.manifest.training["config"]))
+    classifier = build_classifier(config.classifier, len(found.manifest.labels))
+    fill_classifier(classifier, Graph(found.files["trunk.onnx"], "trunk.onnx"))
+    encoder = build_encoder(Graph(found.files["encoder.onnx"], "encoder.onnx"), config.vae, found.manifest.features)
+    assert max(adopting._differences(classifier, encoder, config, found)) < adopting.LIMIT
+
+
+@pytest.mark.parametrize("name", ["trunk", "encoder", "golden", "MODEL_CARD"])
+def test_a_damaged_bundle_is_refused(shipped: Path, tmp_path: Path, name: str) -> None:
+    whole = read_bundle(shipped)
+    (full_name,) = [file for file in whole.files if file.startswith(name)]
+    changed = bytearray(whole.files[full_name])
+    changed[len(changed) // 2] ^= 1
+    damaged = rewritten(shipped, tmp_path / "damaged.labref", **{name: bytes(changed)})
+    with pytest.raises(BundleError, match=rf"damaged: {full_name} is missing or does not have its digest"):
+        read_bundle(damaged)
+
+
+def test_what_is_no_bundle_is_refused(shipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.labref").write_bytes(shipped.read_bytes()[:2000])
+    for source, message in (
+        (tmp_path / "none.labref", "no bundle at"),
+        (tmp_path / "cut.labref", "is no labref bundle, or is damaged"),
+        (rewritten(shipped, tmp_path / "a.labref", manifest=b"{}"), "has no usable manifest"),
+        (of_an_older_preparation(shipped, tmp_path / "b.labref", format_version=99), "newer format"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            read_bundle(source)
+    folder = Bundle.open(install(shipped, tmp_path / "bundles").folder).folder
+    assert read_bundle(folder).digest == read_bundle(shipped).digest
+    (folder / "encoder.onnx").unlink()
+    with pytest.raises(BundleError, match="encoder.onnx is missing"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("classifier.width=0.25", "the settings are not those of the bundle's network"),
+        ("classifier.middle_repeats=2", "a sum of|expected"),
+        ("classifier.normalisation=group", "group normalisation"),
+        ("vae.layers=0", "features are not those of the bundle's settings|expected"),
+        ("orientations=1", "do not give what its graphs give"),
+        ('aliases={}', "has the classes"),
+    ],
+)  # fmt: skip
+def test_settings_of_another_network_are_refused(
+    shipped: Path, drawn_cells: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    with pytest.raises(RunError, match=message), Progress(disable=True) as progress:
+        adopt(shipped, drawn_cells, tmp_path / "run", [setting], progress)
+    assert not (tmp_path / "run").exists(), "nothing is written before the check"
+
+
+def test_an_encoder_is_taught_to_overlook_neighbours(shipped: Path, drawn_cells: Path, tmp_path: Path) -> None:
+    with Progress(disable=True) as progress:
+        run = adopt(shipped, drawn_cells, tmp_path / "run", [], progress).run
+        done = overlook(run, tmp_path / "taught", progress, cells=40)
+        again = overlook(run, tmp_path / "again", progress, cells=40)
+        with pytest.raises(RunError, match="holds a run already"):
+            overlook(run, tmp_path / "taught", progress)
+    assert done.cells >= 18 and done.alone >= 0 and done.before > 0
+    assert (done.before, done.after, done.alone) == (again.before, again.after, again.alone)
+    told = json.loads((tmp_path / "taught" / "run.json").read_text())["adopted"]
+    assert told["overlooks_neighbours"]["cells"] == done.cells and told["bundle"]
+    assert (tmp_path / "taught" / "classifier.keras").read_bytes() == (run.folder / "classifier.keras").read_bytes()
+    old, new = (keras.models.load_model(f / "encoder.keras", compile=False) for f in (run.folder, done.run.folder))
+    changed = [a.name for a, b in zip(old.layers, new.layers, strict=True) if not same_weights(a, b)]
+    assert changed == ["latent_mean"]
+
+
+def same_weights(one: keras.Layer, two: keras.Layer) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one.get_weights(), two.get_weights(), strict=True))
+
+
+def test_the_layer_solved_for_takes_neighbours_out_and_leaves_lone_cells() -> None:
+    rng = np.random.default_rng(1)
+    alone = rng.normal(size=(400, 20)).astype("f4")
+    crowded = alone.copy()
+    crowded[:, 15:] += rng.normal(3, 2, (400, 5)).astype("f4")  # neighbours show in five of the inputs
+    alone[:, 15:] *= 0.1
+    kernel, bias = rng.normal(size=(20, 4)).astype("f4"), rng.normal(size=4).astype("f4")
+    solved = solve(kernel, bias, alone, crowded, ridge=1.0)
+    wanted = alone @ kernel + bias
+
+    def error(values: np.ndarray, weights: tuple[np.ndarray, np.ndarray]) -> float:
+        return float(((values @ weights[0] + weights[1] - wanted) ** 2).mean())
+
+    assert error(crowded, solved) < 0.05 * error(crowded, (kernel, bias))
+    assert error(alone, solved) < 0.05 * float(wanted.var())
+    np.testing.assert_allclose(solve(kernel, bias, alone, alone, ridge=1.0)[0], kernel, atol=1e-4)
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 120), (-100, 0), (60.4, -80.2), (500, 500)])
+def test_a_cell_laid_beside_another_leaves_the_darker_pixel(down: float, right: float) -> None:
+    rng = np.random.default_rng(2)
+    picture, other = (rng.integers(0, 256, (side, 360, 3), dtype=np.uint8) for side in (363, 366))
+    both = beside(picture, other, down, right)
+    assert both.shape == picture.shape and (both <= picture).all()
+    if abs(down) < 300:
+        row, column = 181 + round(down), 180 + round(right)
+        near = other[183 - 2 : 183 + 3, 180 - 2 : 180 + 3].min()
+        assert both[row - 2 : row + 3, column - 2 : column + 3].min() <= max(near, 40)
+    else:
+        assert np.array_equal(both, picture)

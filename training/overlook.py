@@ -1,0 +1,163 @@
+"""Teach an encoder to overlook what other cells leave in a crop: the latent of a cell beside others becomes that of the cell alone.
+
+The preparation fades other cells, but not what they cover of the cell, and its borders are not exact. So cells trained on are laid
+beside others in whole pictures, prepared as in the lab, and the encoder's last, linear layer is solved for again (ridge regression;
+Hoerl & Kennard, Technometrics 12:55, 1970): crops beside neighbours shall give the latents that the encoder gave for the cell alone,
+crops of the cell alone shall go on giving them. The classifier, and all features, stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from labref.errors import UnreadableImageError
+from labref.image import decode, prepare_pixels
+from training.data import Item, resize_crop
+from training.devices import forward
+from training.networks import build_feature_model
+from training.run import Run, RunError
+
+__all__ = ["Overlooked", "beside", "overlook", "solve"]
+
+NEAR_FAR: Final = (88.0, 132.0)
+"""Distance of a neighbour's middle from the cell's, pixels."""
+_APART: Final = np.pi / 3
+_SECOND: Final = 0.4  # share of the cells that get two neighbours
+_AT_ONCE: Final = 64
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Overlooked:
+    """A run whose encoder overlooks neighbours. cells : it was taught on.  before, after : mean squared error between the latent of a
+    cell beside others and that of the cell alone, over cells left out, in the units of the latent space.  alone : how far the new
+    encoder moves cells that stand alone, the same way."""
+
+    run: Run
+    cells: int
+    before: float
+    after: float
+    alone: float
+
+
+def beside(picture: U8, other: U8, down: float, right: float) -> U8:
+    """`picture` uint8[h, w, 3] with the middle of `other` so many pixels from its own: the darker pixel of both."""
+    both = picture.copy()
+    (height, width), (tall, wide) = picture.shape[:2], other.shape[:2]
+    top, left = round((height - tall) / 2 + down), round((width - wide) / 2 + right)
+    rows, columns = slice(max(top, 0), min(top + tall, height)), slice(max(left, 0), min(left + wide, width))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return both
+    part = other[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    both[rows, columns] = np.minimum(both[rows, columns], part)
+    return both
+
+
+def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, ridge: float = 30.0) -> Overlooked:
+    """Make in `folder` a run like `run` with an encoder that overlooks neighbours. `run` is only read.
+
+    cells : so many cells trained on are laid beside others, evenly taken; a tenth of them only judges.  ridge : how strongly the layer
+    stays what it was. Raises `RunError`.
+    """
+    if (folder / "run.json").exists():
+        raise RunError(f"{folder} holds a run already; name a new folder")
+    for name in ("classifier.keras", "encoder.keras"):
+        if not (run.folder / name).exists():
+            raise RunError(f"{run.folder} has no {name}; train it to its end, or adopt a bundle")
+    items = run.split.train
+    chosen = np.unique(np.linspace(0, len(items) - 1, min(cells, len(items))).astype(int))
+    if len(chosen) < 20:
+        raise RunError(f"{run.folder} is trained on {len(items)} images; at least 20 are needed")
+    classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
+    encoder = keras.models.load_model(run.folder / "encoder.keras", compile=False)
+    layer = encoder.get_layer("latent_mean")
+    features = forward(build_feature_model(classifier, run.config.orientations))
+    hidden = forward(keras.Model(encoder.input, layer.input))
+    size = run.config.classifier.input_size
+    alone: list[F32] = []
+    crowded: list[F32] = []
+    task = progress.add_task("cells beside others", total=len(chosen), info="")
+
+    def pair(number: int) -> tuple[U8, U8] | None:
+        try:
+            picture, crowd = _crowded(run, items, number)
+        except (UnreadableImageError, OSError):
+            return None
+        return tuple(resize_crop(prepare_pixels(pixels).crop, size) for pixels in (picture, crowd))  # type: ignore[return-value]
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for start in range(0, len(chosen), _AT_ONCE):
+            made = [both for both in pool.map(pair, chosen[start : start + _AT_ONCE].tolist()) if both is not None]
+            if made:
+                for values, index in ((alone, 0), (crowded, 1)):
+                    values.append(hidden(features(np.stack([both[index] for both in made]))))
+            progress.update(task, advance=min(_AT_ONCE, len(chosen) - start))
+    if not alone:
+        raise RunError(f"none of {len(chosen)} images of {run.data} can be read")
+    by_itself, among = np.concatenate(alone), np.concatenate(crowded)
+    judging = np.arange(len(by_itself)) % 10 == 0
+    kernel, bias = layer.get_weights()
+    solved = solve(kernel, bias, by_itself[~judging], among[~judging], ridge)
+    wanted = by_itself[judging] @ kernel + bias
+
+    def error(values: F32, weights: tuple[F32, F32]) -> float:
+        return float(((values[judging] @ weights[0] + weights[1] - wanted) ** 2).mean())
+
+    layer.set_weights(list(solved))
+    told = dict(run.adopted or {}) | {"overlooks_neighbours": {"cells": int((~judging).sum()), "ridge": ridge}}
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.folder / "classifier.keras", folder / "classifier.keras")
+    encoder.save(folder / "encoder.keras")
+    made_run = Run.create(folder, run.data, run.config, run.split, adopted=told)
+    return Overlooked(
+        made_run,
+        int((~judging).sum()),
+        error(among, (kernel, bias)),
+        error(among, solved),
+        error(by_itself, solved),
+    )
+
+
+def solve(kernel: F32, bias: F32, alone: F32, crowded: F32, ridge: float) -> tuple[F32, F32]:
+    """The linear layer (kernel float32[d, L], bias float32[L]) that gives `crowded` float32[n, d] the outputs of `alone` float32[n, d],
+    and `alone` its own, as near as `ridge` lets it leave what it was; each input counts by its spread."""
+    ones = np.ones((len(alone), 1))
+    a, b = np.hstack([alone.astype(np.float64), ones]), np.hstack([crowded.astype(np.float64), ones])
+    weights = np.vstack([kernel, bias]).astype(np.float64)
+    wanted = a @ weights
+    spread = np.append(alone.astype(np.float64).var(axis=0) + 1e-6, 1.0)
+    left = a.T @ a + b.T @ b + ridge * np.diag(spread)
+    changed = weights + np.linalg.solve(left, b.T @ (wanted - b @ weights))
+    return changed[:-1].astype(np.float32), changed[-1].astype(np.float32)
+
+
+def _crowded(run: Run, items: tuple[Item, ...], number: int) -> tuple[U8, U8]:
+    """The picture of item `number`, and the same with one or two cells of other classes beside its own."""
+    rng = np.random.default_rng([run.config.seed, number])
+    item = items[number]
+    picture = decode((run.data / item.path).read_bytes())
+    same_optics = item.path.split("/")[0] if run.config.domains else ""
+    crowd, angle = picture, rng.uniform(0, 2 * np.pi)
+    for _ in range(2 if rng.random() < _SECOND else 1):
+        other = item
+        for _ in range(50):  # of another class and the same optics, where there is one
+            other = items[int(rng.integers(len(items)))]
+            if other.label != item.label and other.path.startswith(same_optics):
+                break
+        laid: Any = decode((run.data / other.path).read_bytes())
+        distance = rng.uniform(*NEAR_FAR)
+        crowd = beside(crowd, laid, distance * np.sin(angle), distance * np.cos(angle))
+        angle += rng.uniform(_APART, 2 * np.pi - _APART)
+    return picture, crowd
