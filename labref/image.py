@@ -2,8 +2,9 @@
 
 The very same code prepares a cell for training and in the lab. The order is: decode to 8-bit RGB; measure the smear's
 background and bring it to `BACKGROUND` in every channel (a gain per channel, so optical densities are kept: Beer–Lambert);
-find the nucleus by its optical density in red light, where the azure dyes of every Romanowsky stain absorb and red cells
-do not; cut `CROP_SIZE` pixels around it at the analyser's own scale, padded with background beyond the image's edge.
+find the cell at the image's middle (`labref.segmentation`) by its optical density in red light, where the azure dyes of every
+Romanowsky stain absorb and red cells do not; cut `CROP_SIZE` pixels around it at the analyser's own scale, padded with background
+beyond the image's edge; fade to the background what belongs to other cells.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from labref.errors import UnreadableImageError
+from labref.segmentation import segment
 
 __all__ = [
     "BACKGROUND",
@@ -29,8 +31,8 @@ __all__ = [
     "CellImage",
     "cut",
     "decode",
-    "find_nucleus",
     "measure_background",
+    "nuclear_density",
     "prepare",
     "prepare_pixels",
 ]
@@ -43,14 +45,13 @@ MIN_SIDE = 32
 """An image with a shorter side (pixels) holds no cell and is refused."""
 MAX_PIXELS = 64_000_000
 """An image with more pixels is refused before it is decoded: no analyser writes one, a decompression bomb does."""
-PREPARATION = {"version": 2, "crop_size": CROP_SIZE, "background": BACKGROUND}
+PREPARATION = {"version": 3, "crop_size": CROP_SIZE, "background": BACKGROUND}
 """What a bundle's manifest records of the preparation; a bundle made with another is refused."""
 
 _ORIENTATION = 0x0112  # EXIF
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 _REDUCE = 4  # background and nucleus are looked for in the image at a quarter of its scale
 _GAIN_LIMITS = (0.75, 4.0)
-_WINDOW = 28 / _REDUCE  # σ of the mean shift, about a lobe and its neighbour
 
 # Pillow warns of damaged EXIF on stderr, once a file; the picture is used all the same
 warnings.filterwarnings("ignore", "(Possibly corrupt|Corrupt) EXIF data", UserWarning)
@@ -64,15 +65,20 @@ F32 = NDArray[np.float32]
 class CellImage:
     """One prepared cell.
 
-    crop : uint8[256, 256, 3], RGB, background at `BACKGROUND`, nucleus in the middle.
+    crop : uint8[256, 256, 3], RGB, background at `BACKGROUND`, the cell in the middle, other cells faded to the background:
+    what the networks see.
+    surroundings : uint8[256, 256, 3], the same piece of the image with everything in it: what pictures are compared by.
     centre : (row, column) of the crop's centre in the decoded image, pixels.
+    others : (row, column) of the centres of other nucleated cells in the decoded image, pixels, nearest first.
     size : (height, width) of the decoded image, pixels.
     background : intensity of the smear's background per channel (R, G, B) as measured, 0 to 255.
-    nucleus_found : False where nothing absorbed enough red light and the image's own centre was taken.
+    nucleus_found : False where nothing within reach of the image's middle absorbed enough red light, and that middle was taken.
     """
 
     crop: U8
+    surroundings: U8
     centre: tuple[float, float]
+    others: tuple[tuple[float, float], ...]
     size: tuple[int, int]
     background: tuple[float, float, float]
     nucleus_found: bool
@@ -197,19 +203,6 @@ def _gain_table(background: tuple[float, float, float]) -> U8:
     return np.clip(np.rint(np.arange(256)[None, :] * gains[:, None]), 0, 255).astype(np.uint8)
 
 
-def _otsu(values: F32, bins: int = 64) -> float:
-    """Otsu's threshold (IEEE Trans. SMC 9:62, 1979) of values float32[n]."""
-    counts, edges = np.histogram(values, bins=bins)
-    middles = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    mass = np.cumsum(counts * middles)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    between[~np.isfinite(between)] = -1.0
-    return float(edges[1 + int(np.argmax(between))])
-
-
 def _illumination(score: F32) -> F32:
     """Plane float32[h, w] of uneven illumination under a density map, fitted to the lighter half of its pixels."""
     height, width = score.shape
@@ -231,52 +224,17 @@ def _illumination(score: F32) -> F32:
     return slope
 
 
-def find_nucleus(small: U8, background: tuple[float, float, float]) -> tuple[float, float] | None:
-    """Centre of the nucleus (or of the platelet) nearest to the middle, as (row, column) in pixels of `small`; None if there is none.
+def nuclear_density(small: U8, background: tuple[float, float, float]) -> F32:
+    """Optical density of the nuclear stain, float32[h, w], uneven light taken out, smoothed over 3×3 pixels.
 
-    small : uint8[h, w, 3] at a quarter of the analyser's scale. Optical density in red light is thresholded (Otsu), lobes
-    close together count as one nucleus, the one with most density near the middle wins, and a mean shift (Comaniciu & Meer,
-    IEEE PAMI 24:603, 2002) settles on its centre of density, so that a recapture shifted by some pixels settles on the same.
+    small : uint8[h, w, 3] at a quarter of the analyser's scale.  background : its intensity, R, G, B.
     """
-    height, width = small.shape[:2]
     density = np.log(np.asarray(background[:2], dtype=np.float32) + 1.0) - _LOG[small[:, :, :2]]
     # red light finds the nucleus; a little green keeps pale, eosin-rich platelets and washed-out stains in sight
     score = density[:, :, 0] + 0.15 * density[:, :, 1]
     score = np.clip(score - _illumination(score), 0.0, 2.0)
-    score = ndimage.uniform_filter(score, 3, mode="nearest")
-    threshold = max(_otsu(score.ravel()), 0.12)
-    mask = score > threshold
-    if int(mask.sum()) < 6:
-        return None
-    rows = np.arange(height, dtype=np.float32)[:, None]
-    columns = np.arange(width, dtype=np.float32)[None, :]
-    spread = 0.2 * min(height, width)
-    prior = np.exp(-((rows - (height - 1) / 2) ** 2 + (columns - (width - 1) / 2) ** 2) / (2 * spread**2))
-    weight = np.where(mask, score, 0.0).astype(np.float32)
-    labels, count = ndimage.label(ndimage.binary_dilation(mask, iterations=1))
-    sums = np.bincount(labels.ravel(), weights=(weight * prior).ravel(), minlength=count + 1)
-    sums[0] = 0.0
-    inside = np.where(labels == int(np.argmax(sums)), weight, 0.0)
-    total = float(inside.sum())
-    if total <= 0.0 or sums.max() <= 0.0:
-        return None
-    row = float((inside.sum(axis=1) * rows[:, 0]).sum() / total)
-    column = float((inside.sum(axis=0) * columns[0]).sum() / total)
-    for _ in range(8):
-        near_rows = np.exp(-((rows[:, 0] - row) ** 2) / (2 * _WINDOW**2))
-        near_columns = np.exp(-((columns[0] - column) ** 2) / (2 * _WINDOW**2))
-        by_row = weight @ near_columns
-        by_column = near_rows @ weight
-        mass = float(near_rows @ by_row)
-        if mass <= 0.0:
-            break
-        next_row = float((near_rows * by_row) @ rows[:, 0]) / mass
-        next_column = float((near_columns * by_column) @ columns[0]) / mass
-        moved = abs(next_row - row) + abs(next_column - column)
-        row, column = next_row, next_column
-        if moved < 0.02:
-            break
-    return row, column
+    smooth: F32 = ndimage.uniform_filter(score, 3, mode="nearest")
+    return smooth
 
 
 def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
@@ -311,17 +269,37 @@ def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
     scaled = (round(width / _REDUCE), round(height / _REDUCE))
     small = np.asarray(picture.resize(scaled, Image.Resampling.BOX))
     background = measure_background(small)
-    found = find_nucleus(small, background)
-    if found is None:
-        centre = ((height - 1) / 2, (width - 1) / 2)
-    else:
-        centre = ((found[0] + 0.5) * height / scaled[1] - 0.5, (found[1] + 0.5) * width / scaled[0] - 0.5)
+    found = segment(nuclear_density(small, background))
+    scale = (height / scaled[1], width / scaled[0])
+
+    def in_picture(place: tuple[float, float]) -> tuple[float, float]:
+        return (place[0] + 0.5) * scale[0] - 0.5, (place[1] + 0.5) * scale[1] - 0.5
+
+    centre = ((height - 1) / 2, (width - 1) / 2) if found is None else in_picture(found.centre)
     table = _gain_table(background)
     image = np.asarray(picture)
     # the fill goes through the same table as the pixels, so it comes out as the background does
     fill = np.rint(background).astype(np.uint8)
     raw = cut(image, centre, fill)
-    crop = np.asarray(Image.fromarray(raw).point(table.ravel().tolist()))
+    surroundings = np.asarray(Image.fromarray(raw).point(table.ravel().tolist()))
     return CellImage(
-        crop=crop, centre=centre, size=(height, width), background=background, nucleus_found=found is not None
+        crop=surroundings if found is None else _faded(surroundings, found.keep, centre, (height, width)),
+        surroundings=surroundings,
+        centre=centre,
+        others=() if found is None else tuple(map(in_picture, found.others)),
+        size=(height, width),
+        background=background,
+        nucleus_found=found is not None,
     )
+
+
+def _faded(crop: U8, keep: F32, centre: tuple[float, float], size: tuple[int, int]) -> U8:
+    """The crop uint8[256, 256, 3] around `centre` with all that `keep`, a map of the whole image, says is another cell's faded to
+    the background; the crop itself where that is nothing."""
+    if float(keep.min()) > 0.99:
+        return crop
+    height, width = size
+    whole = Image.fromarray(np.rint(255 * keep).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
+    kept = cut(np.asarray(whole)[:, :, None], centre, np.array([255], np.uint8)).astype(np.uint16)
+    mixed = crop * kept + BACKGROUND * (255 - kept) + 127
+    return (mixed // 255).astype(np.uint8)

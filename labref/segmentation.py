@@ -1,0 +1,272 @@
+"""Which cell a picture is about, and which parts of the picture belong to other cells.
+
+An analyser cuts its picture around the cell that it means, so the object at the picture's middle is chosen, or the nearest one
+where none is there. It is split from what touches it in three steps: the map of nuclear density falls into catchment basins, one
+for each of its peaks (a watershed; Vincent & Soille, IEEE PAMI 13:583, 1991); basins that no valley divides are merged as long as
+they stay as compact as a nucleus; and the cell's centre is where a mean shift with a flat kernel as wide as a nucleus (Comaniciu &
+Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the middle, over the basins that lie near it. The shift ends at the cell's
+own centre of density, wherever it began, so that a recapture shifted by some pixels ends at the same place.
+
+All lengths here are pixels of the map, which is at a quarter of the analyser's scale: one is 0.4 µm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+__all__ = ["Segmented", "segment"]
+
+F32 = NDArray[np.float32]
+
+# found on one half of pbc's held-out cells and composites of them; `tests.benchmarks.neighbours` measures on the other
+_BASE: Final = 0.10  # density of haze and of the palest red cells
+_PEAK_BLUR: Final = 2.5  # σ for the peaks among which one is chosen
+_LEAST_PEAK: Final = 0.04  # above the base; the palest optics' nuclei have 0.06
+_LEAST_SHARE: Final = 0.4  # of the picture's highest peak: lower ones are red cells
+_PRIOR: Final = 9.0  # σ of the distance from the middle
+_FULL_PEAK: Final = 0.3  # all peaks above count alike: the darker cell is not the likelier one
+_SEARCH: Final = 40.0  # farthest from the middle that a cell is looked for
+_NUCLEAR: Final = (0.45, 0.70)  # of the chosen peak's density: from no nucleus to surely nucleus
+_BASIN_BLUR: Final = 3.0
+_VALLEY: Final = 0.8  # of the lower peak: a saddle above divides nothing
+_COMPACT: Final = 14.0  # most distance of two parts' centres of density that are merged
+_NEAR: Final = 15.5  # a part with its centre within belongs to the chosen cell
+_APPROACHES: Final = 3
+_KERNEL: Final = (18.5, 1.5)  # radius of the flat kernel, and how soft its edge is
+_STEPS: Final = 16
+_BESIDE: Final = 30.0  # distance of another cell that may pull the centre its way
+_PULLS: Final = 60.0  # nuclear pixels that it has at least; a platelet has fewer
+_TRUSTED: Final = (
+    9.0  # most that the centre lies from the middle where the cell holds the middle and another is beside it
+)
+_HOLDS: Final = (4.0, 10.0)  # distance of the nucleus from the middle up to which it does, and from which it does not
+_LEAST_PART: Final = 8.0  # nuclear pixels of a part that counts as another cell
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What is seen in a map of nuclear density.
+
+    centre : (row, column) of the chosen cell, pixels of the map.
+    others : (row, column) of other nuclei or parts of them, nearest to the centre first.
+    keep : float32[h, w], 1 where the map shows the chosen cell or no cell, 0 where it shows another cell, soft between.
+    """
+
+    centre: tuple[float, float]
+    others: tuple[tuple[float, float], ...]
+    keep: F32
+
+
+def segment(density: F32) -> Segmented | None:
+    """Find the cell nearest to the middle of a map; None where the map shows nothing that could be one.
+
+    density : float32[h, w], optical density of the nuclear stain, smoothed a little, at a quarter of the analyser's scale.
+    """
+    height, width = density.shape
+    middle = np.array([(height - 1) / 2, (width - 1) / 2])
+    chosen = _choose(density, middle)
+    if chosen is None:
+        return None
+    peak, level = chosen
+    low, high = _NUCLEAR[0] * level, _NUCLEAR[1] * level
+    nuclear = np.clip((density - low) / (high - low), 0.0, 1.0)
+    part_of, centres, masses = _parts(nuclear)
+    if not len(centres):
+        return None
+    centre, own = _settle(nuclear, part_of, centres, peak, middle)
+    other = ~own[:-1] & (masses >= _LEAST_PART)
+    away = np.hypot(*(centres - centre).T)
+    if (other & (away <= _BESIDE) & (masses >= _PULLS)).any():
+        centre = _held(centre, middle, nuclear, own[part_of])
+        away = np.hypot(*(centres - centre).T)
+    order = [number for number in np.argsort(away, kind="stable").tolist() if other[number]]
+    keep = _territory(nuclear, part_of, own, other, masses, centre)
+    return Segmented((float(centre[0]), float(centre[1])), tuple((float(y), float(x)) for y, x in centres[order]), keep)
+
+
+def _choose(density: F32, middle: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
+    """The peak (row, column) that the picture is about, and the density there; None where there is none."""
+    smooth = ndimage.gaussian_filter(np.clip(density - _BASE, 0.0, 0.8), _PEAK_BLUR, mode="constant")
+    is_peak = (smooth == ndimage.maximum_filter(smooth, 5, mode="nearest")) & (smooth > _LEAST_PEAK)
+    peaks = np.argwhere(is_peak).astype(float)
+    if not len(peaks):
+        return None
+    heights = smooth[is_peak]
+    squares = ((peaks - middle) ** 2).sum(axis=1)
+    likely = np.log(np.minimum(heights, _FULL_PEAK)) - squares / (2 * _PRIOR**2)
+    likely[(heights < _LEAST_SHARE * heights.max()) | (squares > _SEARCH**2)] = -np.inf
+    best = int(np.argmax(likely))
+    return None if likely[best] == -np.inf else (peaks[best], _BASE + float(heights[best]))
+
+
+def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """The map's nuclei, or parts of them: number of each pixel's part intp[h, w] (their count where it has none), their centres of
+    density float64[n, 2] and their masses float64[n], in full pixels."""
+    smooth = ndimage.gaussian_filter(nuclear, _BASIN_BLUR, mode="constant")
+    peaks = np.flatnonzero((smooth == ndimage.maximum_filter(smooth, 3, mode="constant")) & (smooth > 0.03))
+    count = len(peaks)
+    if not count:
+        return np.zeros(nuclear.shape, np.intp), np.empty((0, 2)), np.empty(0)
+    ends = _uphill(smooth)
+    basin = np.minimum(np.searchsorted(peaks, ends), count - 1)
+    basin[peaks[basin] != ends] = count
+    rows, columns = np.indices(nuclear.shape)
+    sums = [
+        np.bincount(basin.ravel(), weights=values.ravel(), minlength=count + 1)[:count]
+        for values in (nuclear, nuclear * rows, nuclear * columns)
+    ]
+    mass, by_row, by_column = (values.tolist() for values in (sums[0] + 1e-9, sums[1], sums[2]))
+    heights = smooth.ravel()[peaks].tolist()
+    parent = list(range(count))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            number = parent[number]
+        return number
+
+    for saddle, one, two in _saddles(smooth, basin, count):
+        a, b = root(one), root(two)
+        if a == b or saddle < _VALLEY * min(heights[a], heights[b]):
+            continue
+        apart = np.hypot(by_row[a] / mass[a] - by_row[b] / mass[b], by_column[a] / mass[a] - by_column[b] / mass[b])
+        if apart > _COMPACT:
+            continue
+        if heights[a] < heights[b]:
+            a, b = b, a
+        parent[b] = a
+        mass[a], by_row[a], by_column[a] = mass[a] + mass[b], by_row[a] + by_row[b], by_column[a] + by_column[b]
+    roots, numbers = np.unique([root(number) for number in range(count)], return_inverse=True)
+    part_of = np.append(numbers, len(roots))[basin]
+    centres = np.array([[by_row[number] / mass[number], by_column[number] / mass[number]] for number in roots.tolist()])
+    return part_of, centres, np.array([mass[number] for number in roots.tolist()])
+
+
+def _uphill(smooth: F32) -> NDArray[np.intp]:
+    """For each pixel the peak that the steepest way up leads to, as an index into the flat map; intp[h, w]."""
+    height, width = smooth.shape
+    padded = np.full((height + 2, width + 2), -1.0, np.float32)
+    padded[1:-1, 1:-1] = smooth
+    flat = np.arange(height * width).reshape(height, width)
+    highest, towards = smooth.copy(), flat.copy()
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            neighbour = padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+            up = neighbour > highest
+            highest[up] = neighbour[up]
+            towards[up] = flat[up] + down * width + right
+    ends = towards.ravel()
+    while not np.array_equal(further := ends[ends], ends):
+        ends = further
+    return ends.reshape(height, width)
+
+
+def _saddles(smooth: F32, basin: NDArray[np.intp], count: int) -> list[tuple[float, int, int]]:
+    """Where basins touch: (height of the saddle, basin, basin), highest first."""
+    heights = np.zeros((count + 1) ** 2, np.float32)
+    for here, there in (
+        (np.s_[1:, :], np.s_[:-1, :]),
+        (np.s_[:, 1:], np.s_[:, :-1]),
+        (np.s_[1:, 1:], np.s_[:-1, :-1]),
+        (np.s_[1:, :-1], np.s_[:-1, 1:]),
+    ):
+        a, b = basin[here], basin[there]
+        border = (a != b) & (a < count) & (b < count)
+        pair = np.minimum(a[border], b[border]) * (count + 1) + np.maximum(a[border], b[border])
+        np.maximum.at(heights, pair, np.minimum(smooth[here][border], smooth[there][border]))
+    touching = np.flatnonzero(heights)
+    touching = touching[np.argsort(-heights[touching], kind="stable")]
+    return [(float(heights[pair]), *divmod(int(pair), count + 1)) for pair in touching]
+
+
+def _settle(
+    nuclear: F32,
+    part_of: NDArray[np.intp],
+    centres: NDArray[np.float64],
+    peak: NDArray[np.float64],
+    middle: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The chosen cell's centre (row, column), and which parts are its own: bool[n + 1], False for no part."""
+    is_middle = float(np.hypot(*(peak - middle))) <= _NEAR - 2.0
+    centre = middle if is_middle else peak
+    # a cell away from the middle is approached part by part: its peak nearest to the middle is not its centre
+    for _ in range(1 if is_middle else _APPROACHES):
+        near = np.hypot(*(centres - centre).T) <= _NEAR
+        near[int(np.argmin(np.hypot(*(centres - peak).T)))] = True
+        own = np.append(near, False)
+        centre = _shifted(nuclear, own[part_of], centre)
+    return centre, own
+
+
+def _shifted(nuclear: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the mean shift over the pixels of `own` bool[h, w] comes to rest."""
+    rows, columns = np.nonzero(own & (nuclear > 0.0))
+    mass = nuclear[rows, columns].astype(np.float64)
+    centre = start
+    for _ in range(_STEPS):
+        weight = mass * _soft((_KERNEL[0] - np.hypot(rows - centre[0], columns - centre[1])) / _KERNEL[1])
+        total = float(weight.sum())
+        if total <= 1e-6:
+            break
+        settled = np.array([float(weight @ rows) / total, float(weight @ columns) / total])
+        moved = float(np.abs(settled - centre).sum())
+        centre = settled
+        if moved < 0.02:
+            break
+    return centre
+
+
+def _held(
+    centre: NDArray[np.float64], middle: NDArray[np.float64], nuclear: F32, own: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """The centre, drawn back to the middle where the cell holds the middle: what pulls it farther away is part of a neighbour."""
+    away = float(np.hypot(*(centre - middle)))
+    if away <= _TRUSTED:
+        return centre
+    rows, columns = np.nonzero(own & (nuclear > 0.5))
+    gap = float(np.hypot(rows - middle[0], columns - middle[1]).min()) if len(rows) else np.inf
+    trust = min(1.0, max(0.0, (_HOLDS[1] - gap) / (_HOLDS[1] - _HOLDS[0])))
+    drawn: NDArray[np.float64] = middle + (centre - middle) * (1.0 - trust * (1.0 - _TRUSTED / away))
+    return drawn
+
+
+def _territory(
+    nuclear: F32,
+    part_of: NDArray[np.intp],
+    own: NDArray[np.bool_],
+    other: NDArray[np.bool_],
+    masses: NDArray[np.float64],
+    centre: NDArray[np.float64],
+) -> F32:
+    """`Segmented.keep`: a pixel is another cell's where it is nearer to that one's nucleus, and within reach of it."""
+    if not other.any():
+        return np.ones(nuclear.shape, np.float32)
+    theirs = np.append(other, False)[part_of] & (nuclear > 0.5)
+    if not theirs.any():
+        return np.ones(nuclear.shape, np.float32)
+    to_other, nearest = ndimage.distance_transform_edt(~theirs, return_indices=True)
+    mine = own[part_of] & (nuclear > 0.5)
+    rows, columns = np.arange(nuclear.shape[0])[:, None], np.arange(nuclear.shape[1])[None, :]
+    to_own = np.hypot(rows - centre[0], columns - centre[1]) - _BODY
+    if mine.any():
+        to_own = np.minimum(to_own, ndimage.distance_transform_edt(~mine))
+    radii = np.append(np.sqrt(masses / np.pi), 0.0)
+    reach = _MARGIN[0] + _MARGIN[1] * radii[part_of[tuple(nearest)]]
+    nearer = np.maximum(to_own, 0.0) - to_other
+    theirs_soft = _soft(nearer / _BORDER) * _soft((reach - to_other) / _BORDER)
+    return (1.0 - theirs_soft).astype(np.float32)
+
+
+def _soft(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logistic function."""
+    curve: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(values, -30.0, 30.0)))
+    return curve
+
+
+_BODY: Final = 8.0  # radius about the centre that is the chosen cell's own
+_MARGIN: Final = (4.0, 0.9)  # cytoplasm about another nucleus: at least, and of its radius
+_BORDER: Final = 1.5  # how soft the border between two cells is
