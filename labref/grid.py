@@ -14,8 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from labref.centring import distance_from_middle, is_off_middle, remark
+from labref.image import CROP_SIZE
 from labref.lettering import INK, LINE, PAPER, SOFT, Page, class_colour, length
 
 __all__ = ["draw"]
@@ -26,9 +28,16 @@ _MARGIN: Final = 34
 _CAPTION: Final = 96
 _BARS_MOST: Final = 10
 
+_PIECE: Final = CROP_SIZE * 3 // 2  # side of the piece of a large picture that a tile shows, pixels of the picture
+_MARK: Final = 72  # half the side of the square whose corners mark a cell, pixels of the picture: outside most nuclei
+_MARK_MOST: Final = 86  # the same in pixels of the tile, at most
+_ARM: Final = 15  # length of an arm of a corner, pixels of the tile
+
 _ACCENT: Final = "#14508c"
 _WARN_PAPER, _WARN_INK = "#fff1d6", "#7a4300"
 _NOTE_PAPER, _NOTE_INK = "#e6eef6", "#14508c"
+
+_MARK_EDGE: Final = "#1b1f24"
 
 _SOURCES: Final[Mapping[str, str]] = {
     "reviewed": "reviewed by a person",
@@ -41,19 +50,27 @@ def draw(
     answer: Mapping[str, Any],
     query_image: NDArray[np.uint8],
     reference_images: Sequence[NDArray[np.uint8] | None],
+    reference_centres: Sequence[tuple[float, float] | None] | None = None,
 ) -> Image.Image:
     """Draws an answer to a query.
 
     answer : what `labref query --json` prints for one image.
     query_image : uint8[h, w, 3], RGB.
     reference_images : uint8[h, w, 3] for each of the answer's references; None where there is none.
+    reference_centres : (row, column) of the cell in each of these, pixels; the image's middle where there is none.
+
+    Of an image whose shorter side is at most 384 pixels the largest square that fits is shown, of a larger one 384×384
+    pixels about the cell. Four corners mark a cell away from its image's middle.
 
     Returns an RGB picture, 976 pixels wide for eight references. Raises ValueError when the numbers of
     references and of their images differ.
     """
     references = list(answer["references"])
-    if len(references) != len(reference_images):
-        raise ValueError(f"{len(references)} references, but {len(reference_images)} images of references")
+    centres = [None] * len(references) if reference_centres is None else list(reference_centres)
+    if not len(references) == len(reference_images) == len(centres):
+        raise ValueError(
+            f"{len(references)} references, but {len(reference_images)} images of references and {len(centres)} centres"
+        )
     columns, rows, middle = _arrange(len(references))
     width = 2 * _MARGIN + columns * _TILE + (columns - 1) * _GAP
     bands = _bands(answer)
@@ -78,8 +95,8 @@ def draw(
         y += 52
 
     cells = [i for i in range(columns * rows) if i != middle]
-    for place, (reference, image) in enumerate(zip(references, reference_images, strict=True)):
-        page.reference(_corner(cells[place], columns, top), place + 1, reference, image)
+    for place, (reference, image, centre) in enumerate(zip(references, reference_images, centres, strict=True)):
+        page.reference(_corner(cells[place], columns, top), place + 1, reference, image, centre)
     page.query(_corner(middle, columns, top), answer, query_image)
     if not references:
         x, y = _corner(cells[0] if cells else 0, columns, top)
@@ -111,6 +128,9 @@ def _corner(place: int, columns: int, top: int) -> tuple[int, int]:
 def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lines that must not be overlooked: ("warning" or "note", text)."""
     bands = []
+    said = remark(answer.get("cell"))
+    if said is not None and said.kind == "warning":
+        bands.append(("warning", said.text))
     novelty = answer["novelty"]
     if novelty["is_novel"]:
         score = novelty["score"]
@@ -121,6 +141,15 @@ def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     return bands
 
 
+def _about(cell: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The line under the query, and its colour."""
+    if cell is not None and not cell["found"]:
+        return "the picture's middle", SOFT
+    if cell is not None and is_off_middle(cell["moved"]):
+        return f"the cell lies {cell['moved']:.0f} px off the middle", _ACCENT
+    return "the cell asked about", SOFT
+
+
 def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, str]]:
     """(class, share, colour), largest first; what does not fit is summed up in a last bar."""
     shares = [(label, share, class_colour(label)) for label, share in sorted(weights.items(), key=lambda i: -i[1])]
@@ -128,6 +157,26 @@ def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, str]]:
         return shares
     rest = shares[_BARS_MOST - 1 :]
     return [*shares[: _BARS_MOST - 1], (f"{len(rest)} other classes", sum(s for _, s, _ in rest), "#98a1aa")]
+
+
+def _start(centre: float, side: int, length: int) -> int:
+    """Where a piece of `side` pixels about `centre` begins along an image's side of `length` pixels, within the image."""
+    return min(max(math.floor(centre - (side - 1) / 2), 0), length - side)
+
+
+def _mark(tile: Image.Image, where: tuple[int, int], half: int) -> None:
+    """Corners of a square about `where` (row, column), `half` its side: white with a dark edge, so readable on any cell."""
+    pen = ImageDraw.Draw(tile)
+    row, column = where
+    for grow, colour in ((1, _MARK_EDGE), (0, PAPER)):
+        for down in (-1, 1):
+            for right in (-1, 1):
+                y, x = row + down * half, column + right * half
+                for dy, dx in ((0, -right * _ARM), (-down * _ARM, 0)):
+                    top, left = min(y, y + dy), min(x, x + dx)
+                    pen.rectangle(
+                        (left - grow, top - grow, left + abs(dx) + 1 + grow, top + abs(dy) + 1 + grow), fill=colour
+                    )
 
 
 class _Page(Page):
@@ -146,25 +195,39 @@ class _Page(Page):
             self.pen.rectangle((x + 6, y, x + 20, y + 14), fill=paper, outline=ink, width=2)
         self.text((x + 38, y), line, 18, bold=True, colour=ink, room=box[2] - x - 54)
 
-    def image(self, at: tuple[int, int], image: NDArray[np.uint8] | None) -> None:
+    def image(
+        self, at: tuple[int, int], image: NDArray[np.uint8] | None, centre: tuple[float, float] | None = None
+    ) -> None:
+        """A tile with the piece of `image` about `centre` (row, column), by default its middle."""
         x, y = at
         if image is None:
             self.pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill="#f1f3f5", outline=LINE)
             self.text((x + _TILE / 2, y + _TILE / 2 - 9), "no image kept", 16, colour=SOFT, align="centre")
             return
-        whole = Image.fromarray(image)
-        side = min(whole.size)
-        left, upper = (whole.width - side) // 2, (whole.height - side) // 2
-        square = whole.resize((_TILE, _TILE), Image.Resampling.LANCZOS, box=(left, upper, left + side, upper + side))
-        self.picture.paste(square, at)
+        height, width = image.shape[:2]
+        row, column = centre or ((height - 1) / 2, (width - 1) / 2)
+        side = min(height, width, _PIECE)
+        left, upper = _start(column, side, width), _start(row, side, height)
+        box = (left, upper, left + side, upper + side)
+        tile = Image.fromarray(image).resize((_TILE, _TILE), Image.Resampling.LANCZOS, box=box)
+        if is_off_middle(distance_from_middle((row, column), (height, width))):
+            scale = _TILE / side
+            where = (round((row + 0.5 - upper) * scale), round((column + 0.5 - left) * scale))
+            _mark(tile, where, min(round(_MARK * scale), _MARK_MOST))
+        self.picture.paste(tile, at)
 
     def reference(
-        self, at: tuple[int, int], rank: int, reference: Mapping[str, Any], image: NDArray[np.uint8] | None
+        self,
+        at: tuple[int, int],
+        rank: int,
+        reference: Mapping[str, Any],
+        image: NDArray[np.uint8] | None,
+        centre: tuple[float, float] | None,
     ) -> None:
         x, y = at
         label, source = str(reference["label"]), str(reference["label_source"])
         colour = class_colour(label)
-        self.image(at, image)
+        self.image(at, image, centre)
         self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=colour)
         self.pen.rounded_rectangle((x + 8, y + 8, x + 20 + 11 * len(str(rank)), y + 32), 6, fill=PAPER)
         self.text((x + 14 + 5.5 * len(str(rank)), y + 10), str(rank), 16, bold=True, colour=SOFT, align="centre")
@@ -201,7 +264,8 @@ class _Page(Page):
             outline=_ACCENT,
             width=3,
         )
-        self.image(at, image)
+        cell = answer.get("cell")
+        self.image(at, image, None if cell is None else (cell["row"], cell["column"]))
         predicted = answer["predicted"]
         label = str(predicted["label"])
         self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=class_colour(label))
@@ -209,7 +273,8 @@ class _Page(Page):
         self._name((x, line), label, _ACCENT)
         chance = f"predicted, {predicted['probability']:.1%}".replace("%", " %")
         self.text((x, line + 32), chance, 15, colour=_ACCENT, room=_TILE)
-        self.text((x, line + 56), "the cell asked about", 14, colour=SOFT, room=_TILE)
+        about, colour = _about(cell)
+        self.text((x, line + 56), about, 14, colour=colour, room=_TILE)
 
     def spread(self, at: tuple[int, int], room: int, n: int, shares: Sequence[tuple[str, float, str]]) -> None:
         x, y = at

@@ -17,6 +17,7 @@ from labref import __version__, reembedding, references
 from labref.agent.client import AgentClient
 from labref.agent.paths import path_from_text, path_to_text
 from labref.bundle import Bundle
+from labref.centring import whereabouts
 from labref.duplicates import Judge, Thresholds, repeated, without_frame
 from labref.errors import LabrefError, StoreLockedError
 from labref.fingerprint import digest
@@ -58,6 +59,7 @@ def answer(
 
     name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent", or "map" once the lab has one.
     analyser : that the image came from, where it is known; references come from the same one.  any_optics : from all.
+    `cell` says where in the picture the cell was found, see `labref.centring.whereabouts`.
     Raises `UnreadableImageError` where the bytes are no usable image.
     """
     check_question(k, by)
@@ -92,6 +94,7 @@ def answer(
     return {
         "image": name,
         "bundle": embedder.bundle.digest,
+        "cell": whereabouts(cell),
         "predicted": {"label": labels[best], "probability": float(probabilities[best])},
         "probabilities": {label: float(p) for label, p in zip(labels, probabilities, strict=True)},
         "references": [_plain(asdict(reference)) for reference in found.references],

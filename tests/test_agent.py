@@ -268,6 +268,7 @@ def test_an_answer_holds_all_that_is_documented(agent_of_asked: tuple[list[dict[
     assert answer["bundle"] == status(lab)["bundle"]["digest"]
     assert answer["predicted"]["probability"] == max(answer["probabilities"].values())
     assert answer["probabilities"][answer["predicted"]["label"]] == answer["predicted"]["probability"]
+    assert answer["cell"].keys() == {"found", "row", "column", "moved", "others"}
     references = answer["references"]
     assert len(references) == 8
     assert references[0].keys() >= {

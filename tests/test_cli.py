@@ -207,6 +207,7 @@ ANSWER = {
     *(
         "image",
         "bundle",
+        "cell",
         "predicted",
         "probabilities",
         "references",
@@ -226,6 +227,9 @@ def test_a_query_gives_one_json_object_for_each_image(lab: Path, unseen: Path, t
     assert stderr == ""
     answers = lines(stdout)
     assert [answer["image"] for answer in answers] == [str(unseen), str(other)]
+    text, _ = labref("query", "--help")
+    for field in [*ANSWER, *answers[0]["cell"]]:
+        assert re.search(rf"\b{field}\b", text), field
     for answer in answers:
         assert set(answer) == ANSWER
         assert len(answer["references"]) == 8

@@ -25,6 +25,7 @@ def answer(k: int = 8, **changed: Any) -> dict[str, Any]:
     return {
         "image": "cell.jpg",
         "bundle": "5f3a9c21b7e4" + "0" * 52,
+        "cell": {"found": True, "row": 181.0, "column": 179.5, "moved": 0.0, "others": 0},
         "predicted": {"label": "monocyte", "probability": 0.97},
         "probabilities": {"monocyte": 0.97, "ig": 0.03},
         "references": [
@@ -131,6 +132,8 @@ def test_all_that_is_said_of_a_reference_shows(change: dict[str, Any]) -> None:
     "change",
     [
         {"image": "another.jpg"},
+        {"cell": {"found": False, "row": 181.0, "column": 179.5, "moved": 0.0, "others": 0}},
+        {"cell": {"found": True, "row": 221.0, "column": 209.5, "moved": 50.0, "others": 0}},
         {"predicted": {"label": "ig", "probability": 0.97}},
         {"predicted": {"label": "monocyte", "probability": 0.55}},
         {"novelty": {"score": 1.7, "is_novel": True}},
@@ -141,6 +144,56 @@ def test_all_that_is_said_of_a_reference_shows(change: dict[str, Any]) -> None:
 )
 def test_all_that_is_said_of_the_query_shows(change: dict[str, Any]) -> None:
     assert changes(answer(), answer(**change))
+
+
+def test_a_middle_without_a_cell_is_warned_of_and_an_answer_that_does_not_tell_of_it_is_drawn_all_the_same() -> None:
+    said = answer()
+    nothing = {"found": False, "row": 181.0, "column": 179.5, "moved": 0.0, "others": 0}
+    band = 976 * 30
+    assert counted(drawn(said), grid._WARN_PAPER) == 0
+    assert counted(drawn(said | {"cell": nothing}), grid._WARN_PAPER) > band
+    del said["cell"]
+    assert counted(drawn(said), grid._WARN_PAPER) == 0
+
+
+def test_a_cell_away_from_the_middle_is_marked_where_it_lies_and_its_nucleus_is_not_hidden() -> None:
+    cell = np.full((363, 360, 3), 120, np.uint8)  # neither white nor as dark as a mark's edge
+    images = [cell] * 8
+    scale = 288 / 360
+    for row, column in [(181.0, 179.5), (200.0, 190.0), (150.0, 250.0), (240.0, 110.0)]:
+        moved = float(np.hypot(row - 181, column - 179.5))
+        found = {"found": True, "row": row, "column": column, "moved": round(moved, 1), "others": 0}
+        pixels = np.asarray(grid.draw(answer(cell=found), cell, images))
+        tile = pixels[116 + 406 : 116 + 406 + 288, 344 : 344 + 288]
+        touched = np.argwhere((tile != 120).any(axis=2))
+        if moved <= 25:
+            assert len(touched) == 0
+            continue
+        upper = min(max(int(row - 179.5), 0), 3)
+        y, x = (row + 0.5 - upper) * scale, (column + 0.5) * scale
+        top, left = touched.min(axis=0)
+        bottom, right = touched.max(axis=0)
+        assert (top + bottom) / 2 == pytest.approx(y, abs=1.5)
+        assert (left + right) / 2 == pytest.approx(x, abs=1.5)
+        assert np.abs(touched - (y, x)).max(axis=1).min() > 45 * scale, "nothing is drawn over the nucleus"
+        assert (tile == 255).all(axis=2).sum() > 100
+        assert (tile < 40).all(axis=2).sum() > 100, "white with a dark edge: seen on any cell"
+
+
+def test_a_reference_is_shown_about_its_cell_and_marked_where_that_is_not_the_middle() -> None:
+    field = np.full((480, 640, 3), 200, np.uint8)
+    field[100:140, 520:560] = (90, 40, 130)  # the cell, which the middle square of the picture does not hold
+    said = answer(cell={"found": True, "row": 239.5, "column": 319.5, "moved": 0.0, "others": 0})
+    centres: list[tuple[float, float] | None] = [(119.5, 539.5), None, *[(239.5, 319.5)] * 6]
+    page = np.asarray(grid.draw(said, field, [field] * 8, centres))
+    first, second = page[116 : 116 + 288, 34 : 34 + 288], page[116 : 116 + 288, 344 : 344 + 288]
+    seen = np.argwhere((first == (90, 40, 130)).all(axis=2))
+    assert len(seen) > 600
+    assert seen.mean(axis=0) == pytest.approx([120 * 0.75, 284 * 0.75], abs=1.5), (
+        "384 pixels of the picture, kept within it"
+    )
+    assert (first == 255).all(axis=2).sum() > 100 + (second == 255).all(axis=2).sum()
+    assert not (second == (90, 40, 130)).all(axis=2).any()
 
 
 def test_the_spread_is_drawn_to_scale_in_the_colours_of_the_classes() -> None:
@@ -220,3 +273,5 @@ def test_images_of_any_shape_are_drawn() -> None:
 def test_a_missing_image_is_the_callers_mistake() -> None:
     with pytest.raises(ValueError, match="8 references, but 7 images"):
         grid.draw(answer(), picture("ig", 0), [picture("ig", 1)] * 7)
+    with pytest.raises(ValueError, match="8 images of references and 1 centres"):
+        grid.draw(answer(), picture("ig", 0), [picture("ig", 1)] * 8, [(3.0, 3.0)])

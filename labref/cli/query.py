@@ -37,10 +37,16 @@ reviewed is shown rather than one that is about as near (its distance at most 5 
 cell is never left out. A predicted label is marked with a question mark. A cell that was captured again (`labref duplicates`)
 is shown once and counts once among the hundred: its nearest capture, or a more trusted one that is about as near.
 
+An image is of the cell in its middle. Where the cell lies more than 25 pixels from there, the answer says so, and --grid
+marks it with four corners, in references as well. Where no cell is near the middle, the middle itself is compared, and the
+answer warns.
+
 \b
-With --json, one object for each image: image, bundle, predicted {label, probability}, probabilities {label: p},
-references [{cell_id, label, label_source, distance (mean squared error of latents), slide, analyser, captured_at,
-path, duplicate_of, captures (how many the lab has of this cell, this one among them)}] nearest first, distribution {n,
+With --json, one object for each image: image, bundle, cell {found (is there a cell near the middle of the picture), row,
+column (where it is: pixels of the picture as a person sees it), moved (pixels from the picture's own middle), others (how
+many other cells are in the picture)}, predicted {label, probability}, probabilities {label: p}, references [{cell_id,
+label, label_source, distance (mean squared error of latents), slide, analyser, captured_at, path, duplicate_of,
+captures (how many the lab has of this cell, this one among them)}] nearest first, distribution {n,
 weights {label: w}} of the nearest hundred, novelty {score (above 1: unlike anything in the lab; the limit allows for how
 few cells there are), is_novel}, optics {analyser, only (no cell of another was looked at), how (asked, stored, single,
 unknown, any), cells}, duplicate_of, map {row, column, label, share, cells, map} or null, timings_ms. map: the cell's
@@ -139,13 +145,15 @@ def draw_grid(lab: Lab, answer: Mapping[str, Any], data: bytes, out: Path) -> No
     Raises `LabrefError` where the picture cannot be written.
     """
     from labref.grid import draw
-    from labref.image import decode
+    from labref.image import decode, prepare_pixels
 
-    images = []
+    images, centres = [], []
     for reference in answer["references"]:
         kept = lab.kept_image(reference["cell_id"])
-        images.append(None if kept is None else decode(kept))
-    picture = draw(answer, decode(data), images)
+        image = None if kept is None else decode(kept)
+        images.append(image)
+        centres.append(None if image is None else prepare_pixels(image).centre)
+    picture = draw(answer, decode(data), images, centres)
     try:
         picture.save(out)
     except (OSError, ValueError) as error:
@@ -157,8 +165,14 @@ def draw_grid(lab: Lab, answer: Mapping[str, Any], data: bytes, out: Path) -> No
 
 def _text(answer: Mapping[str, Any]) -> str:
     """An answer for people."""
+    from labref.centring import remark
+
     predicted, novelty = answer["predicted"], answer["novelty"]
     lines = [f"{answer['image']}: {predicted['label']}, predicted {predicted['probability']:.1%}"]
+    said = remark(answer.get("cell"))
+    if said is not None:
+        text = said.text[0].lower() + said.text[1:]
+        lines.append(f"  WARNING: {text}" if said.kind == "warning" else f"  {text}")
     if answer["duplicate_of"]:
         lines.append(f"  already in the store: duplicate of {answer['duplicate_of']}")
     if novelty["is_novel"]:
