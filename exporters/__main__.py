@@ -88,5 +88,23 @@ def bundle(
         )
 
 
+@app.command(name="figures")
+def figures_(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that was measured.")],
+    figures: Annotated[Path, typer.Option(help="JSON of `python -m training evaluate`.")],
+    out: Annotated[Path, typer.Option(help="The bundle file to write; it may be the same.")],
+) -> None:
+    """Put measured figures into a bundle's manifest and on its model card, without exporting it again."""
+    from exporters.bundles import ExportError, with_figures
+    from labref.errors import LabrefError
+
+    try:
+        made = with_figures(bundle, figures, out)
+    except (ExportError, LabrefError, OSError, ValueError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
+        raise typer.Exit(1) from None
+    print(f"{out}: bundle {made.short} “{made.manifest.name}”, with the figures of {figures}")
+
+
 if __name__ == "__main__":
     app()

@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,17 @@ from rich.progress import Progress
 from exporters.card import model_card
 from exporters.graphs import ExportError, Parity, convert, measure_parity
 from exporters.precision import PRECISIONS, add_reduced, open_sessions, round_graph, run_trunk
-from labref.bundle import FORMAT_VERSION, Bundle, Manifest, NoveltyThreshold, Precision, Trunk, manifest_bytes, pack
+from labref.bundle import (
+    FORMAT_VERSION,
+    Bundle,
+    Manifest,
+    NoveltyThreshold,
+    Precision,
+    Trunk,
+    manifest_bytes,
+    pack,
+    unpacked,
+)
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from labref.duplicates import DEFAULTS as DUPLICATES
 from labref.errors import UnreadableImageError
@@ -36,7 +47,7 @@ from training.run import Run
 from training.space import encode
 from training.vae import kept_features
 
-__all__ = ["ExportError", "export_bundle", "intrinsic_dimension"]
+__all__ = ["ExportError", "export_bundle", "intrinsic_dimension", "with_figures"]
 
 PARITY_LIMIT = 1e-3
 GOLDEN_TOLERANCE = 2e-2  # of latents and probabilities between computers: other CPUs and GPUs sum in another order
@@ -111,11 +122,8 @@ def export_bundle(
             )
         version = _version(trunk, encoder, run)
         measured = json.loads(figures.read_text(encoding="utf-8")) if figures else {}
-        if measured and measured.get("model_version") != version:
-            raise ExportError(
-                f"{figures} was measured on model {measured.get('model_version')}, this run is model {version}; measure the "
-                "bundle exported from this run"
-            )
+        if figures and measured:
+            _check_figures(figures, measured, version)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=run.config.name,
@@ -145,15 +153,41 @@ def export_bundle(
             trunks=trunks,
             optics=_optics(run),
         )
-        (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
-        manifest = Manifest(**{**vars(manifest), "files": _files(folder)})
-        (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+        _describe(folder, manifest)
         bundle = Bundle.open(folder)
         for precision in ("full", "auto"):
             with Embedder.open(bundle, device="cpu", precision=precision) as embedder:
                 embedder.golden_difference()
         out.parent.mkdir(parents=True, exist_ok=True)
         return pack(folder, out), parity
+
+
+def with_figures(source: Path, figures: Path, out: Path) -> Bundle:
+    """The bundle `source` with the figures of the JSON file `figures` in its manifest and on its card, as the one file `out`.
+
+    Its networks, thresholds and golden outputs stay as they are. Raises `ExportError` where the figures are of another model.
+    """
+    measured = json.loads(figures.read_text(encoding="utf-8"))
+    with unpacked(source) as bundle, tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
+        _check_figures(figures, measured, bundle.manifest.version)
+        folder = Path(shutil.copytree(bundle.folder, Path(scratch) / "bundle"))
+        (folder / "manifest.json").unlink()
+        _describe(folder, replace(bundle.manifest, figures=measured))
+        return pack(folder, out)
+
+
+def _check_figures(figures: Path, measured: dict[str, Any], version: str) -> None:
+    if measured.get("model_version") != version:
+        raise ExportError(
+            f"{figures} was measured on model {measured.get('model_version')}, this is model {version}; measure the bundle exported from "
+            "this run"
+        )
+
+
+def _describe(folder: Path, manifest: Manifest) -> None:
+    """Write the model card and the manifest beside the other files of a bundle in `folder`."""
+    (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
+    (folder / "manifest.json").write_bytes(manifest_bytes(replace(manifest, files=_files(folder))))
 
 
 def _version(trunk: Any, encoder: Any, run: Run) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from exporters.bundles import export_bundle
+from exporters.bundles import ExportError, export_bundle, with_figures
 from labref.bundle import Bundle, install, starter_bundle
 from labref.errors import BundleError
 from labref.image import PREPARATION, prepare
@@ -257,3 +257,18 @@ def test_a_cell_laid_beside_another_leaves_the_darker_pixel(down: float, right: 
         assert both[row - 2 : row + 3, column - 2 : column + 3].min() <= max(near, 40)
     else:
         assert np.array_equal(both, picture)
+
+
+def test_figures_are_put_into_a_bundle_without_exporting_it_again(shipped: Path, tmp_path: Path) -> None:
+    before = read_bundle(shipped)
+    figures = tmp_path / "figures.json"
+    figures.write_text(json.dumps({"model_version": before.manifest.version, "knn_accuracy": 0.5}))
+    made = with_figures(shipped, figures, tmp_path / "told.labref")
+    after = read_bundle(tmp_path / "told.labref")
+    assert after.manifest.figures["knn_accuracy"] == 0.5 and after.digest == made.digest != before.digest
+    kept = set(after.files) - {"MODEL_CARD.md"}
+    assert {name: after.files[name] for name in kept} == {name: before.files[name] for name in kept}
+    figures.write_text(json.dumps({"model_version": "another"}))
+    with pytest.raises(ExportError, match="was measured on model another"):
+        with_figures(shipped, figures, tmp_path / "no.labref")
+    assert not (tmp_path / "no.labref").exists()
