@@ -172,7 +172,10 @@ def with_figures(source: Path, figures: Path, out: Path) -> Bundle:
         _check_figures(figures, measured, bundle.manifest.version)
         folder = Path(shutil.copytree(bundle.folder, Path(scratch) / "bundle"))
         (folder / "manifest.json").unlink()
-        _describe(folder, replace(bundle.manifest, figures=measured))
+        try:
+            _describe(folder, replace(bundle.manifest, figures=measured))
+        except KeyError as error:
+            raise ExportError(f"{figures} lacks {error}: it is no JSON of `python -m training evaluate`") from None
         return pack(folder, out)
 
 

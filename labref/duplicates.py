@@ -1,13 +1,17 @@
 """The same cell captured again: found by fingerprint, confirmed by laying the two pictures over each other.
 
 Fingerprints choose the few stored cells that could be the same one, whatever their class; only those are decoded again and
-registered (`labref.registration`). Three verdicts, by thresholds that come with the bundle: duplicate, possible duplicate (for a
-person to decide), different.
+registered (`labref.registration`). Four verdicts, by thresholds that come with the bundle: duplicate, possible duplicate (for a
+person to decide), neighbour, different.
+
+An analyser cuts a picture around each cell that it means, so the pictures of two cells that lie close together show the same
+field: they agree fully once they are laid over each other, and are two cells all the same. Those are neighbours. They are found by
+their landmarks (`labref.landmarks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -19,18 +23,21 @@ from labref.failpoints import failpoint
 from labref.fingerprint import VERSION, Fingerprint, Verdict, shifted_fingerprints
 from labref.image import U8, CellImage, decode, prepare_pixels
 from labref.lab import Lab
+from labref.landmarks import Landmark, landmarks
 from labref.registration import Alignment, View, align, view
 from labref.store import Store
 from labref.store.duplicates import Learnt
 from labref.store.values import Resemblance
 
-__all__ = ["DEFAULTS", "Judge", "Thresholds", "catch_up", "repeated", "ruling", "without_frame"]
+__all__ = ["DEFAULTS", "Judge", "Thresholds", "catch_up", "marks", "repeated", "ruling", "without_frame"]
 
 _KEPT_VIEWS: Final = 512  # 12 kB each
 _AT_ONCE: Final = 32
 _DARK: Final = 16  # of 255: darker than any cell in every colour
 _FRAME_SHARE: Final = 0.05  # of a row or column that is dark
 _FRAME_MOST: Final = 32  # pixels
+_NUCLEUS: Final = 45.0  # pixels; two places in a nucleus that a picture may have in its middle are seldom farther apart
+_STAINED: Final = 0.6  # of the chosen cell's density; from that on there is a nucleus in the picture's own middle too
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,15 @@ class Thresholds:
     """When two cells are the same.
 
     candidate_bits : both hashes of their fingerprints differ in at most so many of 64 bits.  duplicate_from, possible_from :
-    the correlation after registration that a duplicate, or a possible one, has at least.  farthest : most distance of the images'
-    middles after registration, pixels; the middle of a neighbouring cell in the same field lies farther away.  how : how they were calibrated.
+    the correlation after registration that a duplicate, or a possible one, has at least.  same_within : pixels after registration;
+    two pictures are of one cell where its centre, or else their own middles, lie so close together. Neighbouring cells lie farther
+    apart (45 px and more, platelets 30), and recaptures shift by less (some 12 px).  how : how they were calibrated.
     """
 
     candidate_bits: int
     duplicate_from: float
     possible_from: float
-    farthest: float
+    same_within: float
     how: str
 
     def to_json(self) -> dict[str, Any]:
@@ -54,14 +62,18 @@ class Thresholds:
 
     @staticmethod
     def of(duplicates: Mapping[str, Any]) -> Thresholds:
-        """Those of a bundle's manifest; `DEFAULTS` for a bundle that has none, or the thesis' rule."""
+        """Those of a bundle's manifest; `DEFAULTS` for a bundle that has none, or the thesis' rule.
+
+        Bundles made for preparation 2 have `farthest` instead of `same_within`: how far the middles of two pictures could lie
+        apart before a person was asked. It has no meaning any more.
+        """
         if duplicates.get("hash") != "dhash":
             return DEFAULTS
         return Thresholds(
             int(duplicates["candidate_bits"]),
             float(duplicates["duplicate_from"]),
             float(duplicates["possible_from"]),
-            float(duplicates["farthest"]),
+            float(duplicates.get("same_within", DEFAULTS.same_within)),
             str(duplicates["how"]),
         )
 
@@ -70,20 +82,26 @@ DEFAULTS: Final = Thresholds(
     candidate_bits=10,
     duplicate_from=0.96,
     possible_from=0.93,
-    farthest=32.0,
+    same_within=20.0,
     how="`python -m tests.benchmarks.duplicates` on 10,262 cells of four optics and 4,000 simulated recaptures",
 )
 """For bundles without thresholds of their own. They do not depend on the networks."""
 
 
 def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
-    """The verdict on two cells that lie on each other like this."""
+    """The verdict on two cells whose pictures lie on each other like this.
+
+    The pictures may agree because they show one field; then it counts whether they were taken of one cell. They were where the
+    centres lie together, however the field was cut. They were, too, where the pictures' own middles do: the analyser meant the same
+    cell, though another was found in one of them. And they were not where each picture has a nucleus in its own middle and those are
+    two, though the same one was found in both.
+    """
     if found.score < thresholds.possible_from:
         return Verdict.DIFFERENT
-    if found.middles > thresholds.farthest:
-        # one field, cut out twice: two neighbours, unless both cuts are centred on the same nucleus, which is for a person to see
-        same_nucleus = float(np.hypot(*found.shift)) <= thresholds.farthest / 2
-        return Verdict.POSSIBLE if same_nucleus else Verdict.DIFFERENT
+    same_centre = float(np.hypot(*found.shift)) <= thresholds.same_within
+    two_nuclei = found.middles > _NUCLEUS and found.stained >= _STAINED
+    if found.middles > thresholds.same_within and (two_nuclei or not same_centre):
+        return Verdict.NEIGHBOUR
     return Verdict.DUPLICATE if found.score >= thresholds.duplicate_from else Verdict.POSSIBLE
 
 
@@ -93,13 +111,27 @@ def without_frame(pixels: U8, cell: CellImage) -> CellImage:
     pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Only for comparing: black edges would move the
     centre and the correlation, and they are no part of the cell.
     """
+    return _unframed(pixels, cell)[1]
+
+
+def marks(pixels: U8, cell: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
+    """What a cell is searched by: its shifted fingerprints, of which the first is its own, and the landmarks of its picture.
+
+    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. A black frame is left out.
+    """
+    inner, bare = _unframed(pixels, cell)
+    return shifted_fingerprints(bare.surroundings), landmarks(inner, bare)
+
+
+def _unframed(pixels: U8, cell: CellImage) -> tuple[U8, CellImage]:
     turned = pixels.swapaxes(0, 1)
     sides = [_frame(pixels), _frame(pixels[::-1]), _frame(turned), _frame(turned[::-1])]
     if not any(sides):
-        return cell
+        return pixels, cell
     top, bottom, left, right = sides
     height, width = pixels.shape[:2]
-    return prepare_pixels(np.ascontiguousarray(pixels[top : height - bottom, left : width - right]))
+    inner = np.ascontiguousarray(pixels[top : height - bottom, left : width - right])
+    return inner, prepare_pixels(inner)
 
 
 def _frame(pixels: U8) -> int:
@@ -143,42 +175,42 @@ class Judge:
         return view(without_frame(pixels, prepare_pixels(pixels)))
 
 
-def repeated(store: Store, judge: Judge, cell: CellImage) -> list[str]:
+def repeated(store: Store, judge: Judge, cell: CellImage, places: Sequence[Landmark] = ()) -> list[str]:
     """The stored cells that a cell which is not in the store is a duplicate of: most alike first, then oldest.
 
-    cell : prepared, without a frame.
+    cell : prepared, without a frame.  places : the landmarks of its picture, as `marks` gives them; they find a few more.
     """
     shown, found = view(cell), []
-    matches = store.fingerprint_matches(shifted_fingerprints(cell.crop), judge.thresholds.candidate_bits)
-    cells = store.cells([match.cell_id for match in matches])
-    for age, match in enumerate(matches):
-        resemblance = judge.compare(shown, cells[match.cell_id].digest) if match.cell_id in cells else None
+    near = store.candidates(shifted_fingerprints(cell.surroundings), judge.thresholds.candidate_bits, places)
+    cells = store.cells(near)
+    for place, cell_id in enumerate(near):
+        resemblance = judge.compare(shown, cells[cell_id].digest) if cell_id in cells else None
         if resemblance is not None and resemblance.verdict is Verdict.DUPLICATE:
-            found.append((-resemblance.score, age, match.cell_id))
+            found.append((-resemblance.score, place, cell_id))
     return [cell_id for _, _, cell_id in sorted(found)]
 
 
 def catch_up(lab: Lab, store: Store, thresholds: Thresholds) -> Iterator[tuple[int, int, str]]:
     """Give a fingerprint to every cell that has none of the present kind, from its kept bytes, and compare it with the others.
 
-    Cells are taken in the order they came, some at a time, each part in one transaction; what people decided stays. Links that the
-    thesis' rule made and registration does not confirm are taken out. Yields (done, total, text) after each part; who stops listening
-    ends it, and the next call goes on from there.
+    Cells are taken in the order they came, some at a time, each part in one transaction; what people decided stays. Links that an
+    earlier version made and that are not found again are taken out. Yields (done, total, text) after each part; who stops
+    listening ends it, and the next call goes on from there.
     """
     judge = Judge(lab, thresholds)
     missing = store.duplicates.without_fingerprint(VERSION)
     for start in range(0, len(missing), _AT_ONCE):
         ids = missing[start : start + _AT_ONCE]
         cells = store.cells(ids)
-        learnt = [Learnt(cell_id, _fingerprints(lab, cells[cell_id].digest)) for cell_id in ids if cell_id in cells]
+        learnt = [Learnt(cell_id, *_marks_of_kept(lab, cells[cell_id].digest)) for cell_id in ids if cell_id in cells]
         failpoint("fingerprint.commit")
         store.learn_fingerprints(learnt, judge=judge, candidate_bits=thresholds.candidate_bits)
         yield start + len(ids), len(missing), "cells compared with all others"
 
 
-def _fingerprints(lab: Lab, digest: str) -> tuple[Fingerprint, ...]:
+def _marks_of_kept(lab: Lab, digest: str) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
     try:
         pixels = decode(lab.read_image(digest))
+        return marks(pixels, prepare_pixels(pixels))
     except LabrefError:
-        return ()
-    return shifted_fingerprints(without_frame(pixels, prepare_pixels(pixels)).crop)
+        return (), ()

@@ -6,7 +6,9 @@ labref's own verdict needs more than hashes: see `labref.duplicates`. The thesis
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import imagehash
@@ -17,21 +19,31 @@ from PIL import Image
 from labref.image import CROP_SIZE
 
 __all__ = [
+    "BITS",
     "DUPLICATE_BELOW",
     "POSSIBLE_UP_TO",
+    "REDUCE",
     "VERSION",
+    "WINDOW",
     "Fingerprint",
     "Verdict",
     "average_hash",
     "digest",
     "fingerprint",
     "hamming",
+    "hash_windows",
     "shifted_fingerprints",
+    "to_int",
     "verdict",
 ]
 
-VERSION: Final = 1
-"""How `fingerprint` makes fingerprints; those of another version in a store are made anew from the kept bytes."""
+VERSION: Final = 2
+"""How fingerprints and landmarks are made; those of another version in a store are made anew from the kept bytes.
+
+2: of the crop around the cell nearest the picture's middle, with all that stands about it, and landmarks (`labref.landmarks`).
+"""
+BITS: Final = 64
+"""Bits of one hash."""
 
 DUPLICATE_BELOW = 2
 """Cells of one class whose average hashes differ in fewer bits are duplicates (thesis, section 4.2)."""
@@ -40,11 +52,20 @@ POSSIBLE_UP_TO = 3
 
 
 class Verdict(StrEnum):
-    """What comparing two cells gave; the values are the ledger's words."""
+    """What comparing two cells gave; the first two values are the ledger's words.
+
+    NEIGHBOUR: two cells in overlapping pictures of one field, neither a duplicate of the other.
+    """
 
     DUPLICATE = "duplicate"
     POSSIBLE = "possible_duplicate"
+    NEIGHBOUR = "neighbour"
     DIFFERENT = "different"
+
+    @property
+    def is_one_cell(self) -> bool:
+        """Whether the two are one cell, or may be."""
+        return self in (Verdict.DUPLICATE, Verdict.POSSIBLE)
 
 
 class Fingerprint(NamedTuple):
@@ -54,10 +75,13 @@ class Fingerprint(NamedTuple):
     down: int
 
 
-_REDUCE: Final = 4
-_WINDOW: Final = 224 // _REDUCE  # what is hashed of the crop; most of what lies farther out belongs to other cells
-_EDGE: Final = (CROP_SIZE // _REDUCE - _WINDOW) // 2
-_STEP: Final = 8 // _REDUCE
+REDUCE: Final = 4
+"""Pixels of a picture, each way, that become one before it is hashed."""
+WINDOW: Final = 224 // REDUCE
+"""Side of what is hashed, reduced pixels; most of what lies farther from a crop's middle belongs to other cells."""
+_EDGE: Final = (CROP_SIZE // REDUCE - WINDOW) // 2
+_STEP: Final = 8 // REDUCE
+_SHIFTS: Final = ((0, 0), (-_STEP, 0), (_STEP, 0), (0, -_STEP), (0, _STEP))
 
 
 def digest(data: bytes) -> str:
@@ -68,7 +92,7 @@ def digest(data: bytes) -> str:
 def average_hash(crop: NDArray[np.uint8]) -> int:
     """Average hash of a crop uint8[256, 256, 3] as an unsigned 64-bit integer (imagehash; thesis, section 3.7)."""
     # quartering by a box filter first makes the Lanczos resize inside imagehash ten times cheaper
-    return _number(imagehash.average_hash(Image.fromarray(crop).convert("L").reduce(8)))
+    return to_int(imagehash.average_hash(Image.fromarray(crop).convert("L").reduce(8)).hash)
 
 
 def fingerprint(crop: NDArray[np.uint8]) -> Fingerprint:
@@ -77,7 +101,7 @@ def fingerprint(crop: NDArray[np.uint8]) -> Fingerprint:
     The crop is centred on the nucleus, so that a shift of the whole image cancels. Both together tell cells apart some
     hundred times better than one.
     """
-    return _hashed(_small(crop), 0, 0)
+    return shifted_fingerprints(crop)[0]
 
 
 def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
@@ -85,29 +109,38 @@ def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
 
     A search with all of them finds a cell whose nucleus was found a little elsewhere when it was stored.
     """
-    small = _small(crop)
-    return tuple(
-        _hashed(small, row, column) for row, column in ((0, 0), (-_STEP, 0), (_STEP, 0), (0, -_STEP), (0, _STEP))
-    )
+    small = Image.fromarray(crop).convert("L").reduce(REDUCE)
+    return hash_windows(np.asarray(small), [(_EDGE + row, _EDGE + column) for row, column in _SHIFTS])
 
 
-def _small(crop: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(crop).convert("L").reduce(_REDUCE)
+def hash_windows(grey: NDArray[np.uint8], corners: Sequence[tuple[int, int]]) -> tuple[Fingerprint, ...]:
+    """Fingerprints of windows of 56×56 pixels in a reduced grey picture uint8[h, w]. corners : (row, column), upper left, of each.
+
+    All at once: the resize is a product with the weights of Pillow's Lanczos filter, as imagehash uses it, without its rounding.
+    """
+    windows = np.stack([grey[top : top + WINDOW, left : left + WINDOW] for top, left in corners]).astype(np.float32)
+    eight, nine = _lanczos(8), _lanczos(9)
+    across = np.diff(eight.T @ windows @ nine, axis=2) > 0
+    down = np.diff(nine.T @ windows @ eight, axis=1) > 0
+    return tuple(Fingerprint(to_int(one), to_int(two)) for one, two in zip(across, down, strict=True))
 
 
-def _hashed(small: Image.Image, row: int, column: int) -> Fingerprint:
-    top, left = _EDGE + row, _EDGE + column
-    inner = small.crop((left, top, left + _WINDOW, top + _WINDOW))
-    return Fingerprint(_number(imagehash.dhash(inner)), _number(imagehash.dhash_vertical(inner)))
+@lru_cache
+def _lanczos(size: int) -> NDArray[np.float32]:
+    """What each pixel of a line of 56 gives to each of `size`: float32[56, size]."""
+    each = Image.fromarray(np.eye(WINDOW, dtype=np.float32))
+    return np.asarray(each.resize((size, WINDOW), Image.Resampling.LANCZOS))
 
 
-def _number(hashed: imagehash.ImageHash) -> int:
-    return int.from_bytes(np.packbits(hashed.hash.ravel()).tobytes(), "big")
+def to_int(bits: NDArray[np.bool_]) -> int:
+    """The 64 bits bool[8, 8] of a hash as an unsigned integer."""
+    return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
 
 
-def hamming(a: int, b: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Number of differing bits between one hash and each of b uint64[n], as uint8[n]."""
-    return np.bitwise_count(np.bitwise_xor(np.uint64(a), b))
+def hamming(a: int, b: NDArray[np.uint64], shown: int = 2**BITS - 1) -> NDArray[np.uint8]:
+    """Number of differing bits between one hash and each of b uint64[n], as uint8[n]. shown : the bits that count (1)."""
+    differ = np.bitwise_xor(np.uint64(a), b)
+    return np.bitwise_count(differ if shown == 2**BITS - 1 else np.bitwise_and(differ, np.uint64(shown), out=differ))
 
 
 def verdict(distance: int) -> Verdict:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage
 
-from labref.image import CROP_SIZE, CellImage
+from labref.image import BACKGROUND, CROP_SIZE, CellImage
 
 __all__ = ["SIDE", "Alignment", "View", "align", "view"]
 
@@ -27,6 +27,9 @@ _LEAST_OVERLAP: Final = 0.25  # of a thumb: less than that says little of two ce
 _HOPELESS: Final = 0.6  # below this the first correlation is not refined; recaptures begin at 0.9
 _STEPS: Final = 8
 _MOST_TURN: Final = 0.1  # radians; beyond it the steps have lost their way
+_HAZE: Final = 0.1  # optical density in red light of what is no nucleus
+_AROUND: Final = 5  # pixels of a thumb about a middle, in which the nucleus has to be
+_FIELD: Final = 1.75 * CROP_SIZE  # pixels; an image with a longer side shows a field, and its middle means nothing
 
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -36,13 +39,15 @@ F32 = NDArray[np.float32]
 class View:
     """What is compared of a prepared cell.
 
-    thumb : uint8[64, 64, 3], the crop at a quarter of its scale.  box : (top, left, bottom, right), the part of the thumb that shows
+    thumb : uint8[64, 64, 3], the cell's surroundings at a quarter of their scale.  box : (top, left, bottom, right), the part of the thumb that shows
     the image and not the fill about it.  middle : (row, column) of the image's own middle from the crop's, crop pixels.
+    stained : how dark the image's own middle is in red light, as a share of the crop's, 0 to 1: a nucleus or none; 0 for a field.
     """
 
     thumb: NDArray[np.uint8]
     box: tuple[int, int, int, int]
     middle: tuple[float, float]
+    stained: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ class Alignment:
     """How one view lies on another.
 
     score : normalised cross-correlation where they overlap, mean of the three colours, -1 to 1.  shift : (rows, columns) that the
-    second's nucleus lies from the first's, crop pixels.  turn : degrees.  middles : distance of the images' middles, crop pixels.
-    overlap : share of the thumb that both show.
+    second's centre lies from the first's, crop pixels.  turn : degrees.  middles : distance of the images' middles, crop pixels.
+    overlap : share of the thumb that both show.  stained : as of `View`, of the view that has less.
     """
 
     score: float
@@ -59,11 +64,12 @@ class Alignment:
     turn: float
     middles: float
     overlap: float
+    stained: float = 0.0
 
 
 def view(cell: CellImage) -> View:
     """The view of a prepared cell."""
-    thumb = np.asarray(Image.fromarray(cell.crop).resize((SIDE, SIDE), Image.Resampling.BOX))
+    thumb = np.asarray(Image.fromarray(cell.surroundings).resize((SIDE, SIDE), Image.Resampling.BOX))
     box = []
     for axis in (0, 1):
         start = round(cell.centre[axis] - (CROP_SIZE - 1) / 2)
@@ -72,7 +78,21 @@ def view(cell: CellImage) -> View:
         box.append((min(first, SIDE - 1), max(last, first + 1)))
     (top, bottom), (left, right) = box
     middle = ((cell.size[0] - 1) / 2 - cell.centre[0], (cell.size[1] - 1) / 2 - cell.centre[1])
-    return View(thumb, (top, left, bottom, right), middle)
+    stained = 0.0 if max(cell.size) > _FIELD else _stained(thumb, middle)
+    return View(thumb, (top, left, bottom, right), middle, stained)
+
+
+def _stained(thumb: NDArray[np.uint8], middle: tuple[float, float]) -> float:
+    density = np.log((BACKGROUND + 1.0) / (thumb[:, :, 0].astype(np.float32) + 1.0)) - _HAZE
+    smooth = ndimage.gaussian_filter(density, 2.0)
+    here, own = ([round((SIDE - 1) / 2 + at / _SCALE) for at in place] for place in ((0.0, 0.0), middle))
+    if not all(0 <= at < SIDE for at in own):
+        return 0.0
+    there, chosen = (
+        float(smooth[max(0, row - _AROUND) : row + _AROUND + 1, max(0, column - _AROUND) : column + _AROUND + 1].max())
+        for row, column in (own, here)
+    )
+    return 0.0 if chosen <= 0.0 else min(1.0, max(0.0, there / chosen))
 
 
 def align(a: View, b: View) -> Alignment:
@@ -85,7 +105,12 @@ def align(a: View, b: View) -> Alignment:
     rows, columns = float(pose[0] * _SCALE), float(pose[1] * _SCALE)
     apart = (rows + b.middle[0] - a.middle[0], columns + b.middle[1] - a.middle[1])
     return Alignment(
-        score, (rows, columns), float(np.degrees(pose[2])), float(np.hypot(apart[0], apart[1])), float(overlap)
+        score,
+        (rows, columns),
+        float(np.degrees(pose[2])),
+        float(np.hypot(apart[0], apart[1])),
+        float(overlap),
+        min(a.stained, b.stained),
     )
 
 

@@ -341,6 +341,7 @@ def test_the_ledger_can_be_asked_for_a_part(
         "at",
         "duplicate_of",
         "conflict",
+        "neighbours",
     }
     assert list(ledger_rows(lab, outcome="rejected")) == []
     assert list(ledger_rows(lab, path=rows[0]["path"])) == rows[:1]

@@ -177,6 +177,7 @@ def test_the_ledger_has_one_row_for_each_file(lab: Path) -> None:
         assert set(row) == {
             *("path", "outcome", "reason", "cell_id", "label", "label_source", "slide", "at", "duplicate_of"),
             "conflict",
+            "neighbours",
         }
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", row["at"])
     by_name = {Path(row["path"]).name: row for row in rows}

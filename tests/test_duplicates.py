@@ -6,7 +6,9 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import imagehash
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -14,12 +16,13 @@ from PIL import Image
 
 from labref.bundle import Bundle
 from labref.duplicates import DEFAULTS, Judge, Thresholds, ruling, without_frame
-from labref.fingerprint import Fingerprint, Verdict, digest, fingerprint, shifted_fingerprints
+from labref.fingerprint import WINDOW, Fingerprint, Verdict, digest, fingerprint, hash_windows, shifted_fingerprints
 from labref.image import CellImage, decode, prepare, prepare_pixels
 from labref.lab import Lab
+from labref.landmarks import STORED, landmarks
 from labref.registration import Alignment, align, view
 from labref.store.known import HashBook
-from tests.benchmarks.duplicates import KINDS, measure, recapture
+from tests.benchmarks.duplicates import KINDS, field_of_two, measure, measure_neighbours, recapture
 from tests.labs import make_lab
 
 
@@ -36,6 +39,13 @@ def real_pictures(real_cells: Path) -> list[NDArray[np.uint8]]:
         folder for name in ("pbc", "chula", "bccd", "bonemarrow") for folder in (real_cells / name).iterdir()
     )
     return [decode(path.read_bytes()) for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())[:2]]
+
+
+@pytest.fixture(scope="module")
+def pbc(real_cells: Path) -> list[NDArray[np.uint8]]:
+    """Real cells of one analyser, two of each of its eight classes, which lie in the middle of their pictures."""
+    folders = sorted((real_cells / "pbc").glob("*/"))
+    return [decode(path.read_bytes()) for folder in folders for path in sorted(folder.glob("*.jpg"))[:2]]
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -99,24 +109,95 @@ def test_recaptures_of_real_cells_are_duplicates_and_other_cells_are_not(
     assert max(found.score for found in others) < DEFAULTS.possible_from
 
 
-def test_two_neighbours_cut_from_one_field_are_two_cells(pictures: list[NDArray[np.uint8]]) -> None:
-    one, two = pictures[0][60:300, 60:300], pictures[20][60:300, 60:300]
-    field = np.concatenate([one, two], axis=1)  # two cells, 240 pixels apart, close enough to lie in one picture
-    field = np.asarray(Image.fromarray(field).resize((240, 120), Image.Resampling.LANCZOS))
-    field = np.pad(field, ((120, 120), (150, 150), (0, 0)), mode="edge")
-    left, right = field[:, 30:390], field[:, 150:510]
-    found = align(view(prepare_pixels(left.copy())), view(prepare_pixels(right.copy())))
-    assert ruling(found, DEFAULTS) is not Verdict.DUPLICATE
-    assert found.score > DEFAULTS.possible_from, "the field is the same, so the pictures agree"
+def two_of_one_field(
+    one: NDArray[np.uint8], two: NDArray[np.uint8], rows: int, columns: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Two pictures of one field, around a cell each; the middle of the second lies `rows`, `columns` from that of the first."""
+    corner = [(a - b) // 2 for a, b in zip(one.shape, two.shape, strict=True)]
+    return field_of_two(one, two, (corner[0] + rows, corner[1] + columns))
 
 
-def test_the_same_nucleus_in_two_cuts_of_a_field_is_for_a_person_to_decide() -> None:
-    far = Alignment(score=0.99, shift=(3.0, 2.0), turn=0.0, middles=60.0, overlap=0.7)
-    assert ruling(far, DEFAULTS) is Verdict.POSSIBLE
-    assert ruling(replace(far, shift=(60.0, 2.0)), DEFAULTS) is Verdict.DIFFERENT
-    assert ruling(replace(far, middles=8.0), DEFAULTS) is Verdict.DUPLICATE
-    assert ruling(replace(far, middles=8.0, score=0.94), DEFAULTS) is Verdict.POSSIBLE
-    assert ruling(replace(far, middles=8.0, score=0.9), DEFAULTS) is Verdict.DIFFERENT
+@pytest.mark.parametrize(("rows", "columns"), [(0, 105), (-80, 70), (60, -95), (120, 10)])
+def test_two_pictures_of_one_field_are_neighbours(pbc: list[NDArray[np.uint8]], rows: int, columns: int) -> None:
+    found = [compared(*two_of_one_field(pbc[i], pbc[i + 3], rows, columns)) for i in range(0, 12, 2)]
+    assert min(laid.score for laid in found) > DEFAULTS.possible_from, "the field is the same, so the pictures agree"
+    assert [ruling(laid, DEFAULTS) for laid in found] == [Verdict.NEIGHBOUR] * len(found)
+
+
+def test_a_picture_of_a_neighbour_has_a_landmark_of_the_stored_one(pbc: list[NDArray[np.uint8]]) -> None:
+    for i in range(0, 12, 2):
+        first, second = (
+            landmarks(pixels, prepare_pixels(pixels)) for pixels in two_of_one_field(pbc[i], pbc[i + 3], -80, 70)
+        )
+        assert 1 <= len(first) <= 6
+        assert any(
+            landmark_differs(stored.marks[0], shown) <= DEFAULTS.candidate_bits / 64
+            for stored in first[:STORED]
+            for shown in second
+        )
+        other = landmarks(pbc[i + 1], prepare_pixels(pbc[i + 1]))
+        assert all(landmark_differs(other[0].marks[0], shown) > DEFAULTS.candidate_bits / 64 for shown in second)
+
+
+def landmark_differs(stored: Fingerprint, shown: Any) -> float:
+    """The share of the bits shown in which a stored landmark and one of a picture differ, of the hash that differs more."""
+    return min(
+        max(
+            ((one ^ two) & bits).bit_count() / bits.bit_count()
+            for one, two, bits in zip(stored, mark, shown.shown, strict=True)
+        )
+        for mark in shown.marks
+    )
+
+
+def test_what_lies_beyond_the_edge_of_a_picture_is_no_part_of_its_landmarks(pbc: list[NDArray[np.uint8]]) -> None:
+    whole = pbc[0]
+    cell = prepare_pixels(whole)
+    (inner,) = landmarks(whole, cell)[:1]
+    assert inner.shown == Fingerprint(2**64 - 1, 2**64 - 1)
+    row, column = (round(at) for at in cell.centre)
+    part = np.ascontiguousarray(whole[row - 60 :, column - 120 :])  # the window reaches 112 px up: the top is missing
+    (outer,) = landmarks(part, prepare_pixels(part))[:1]
+    assert 32 <= outer.shown.across.bit_count() < 64
+    assert landmark_differs(inner.marks[0], outer) <= DEFAULTS.candidate_bits / 64
+    empty = np.full((360, 360, 3), 235, np.uint8)
+    assert landmarks(empty, prepare_pixels(empty)) == ()
+
+
+def test_one_cell_is_told_by_its_centre_or_by_the_middles_of_its_pictures() -> None:
+    same = Alignment(score=0.99, shift=(3.0, 2.0), turn=0.0, middles=8.0, overlap=0.9)
+    assert ruling(same, DEFAULTS) is Verdict.DUPLICATE
+    assert ruling(replace(same, score=0.94), DEFAULTS) is Verdict.POSSIBLE
+    assert ruling(replace(same, score=0.9), DEFAULTS) is Verdict.DIFFERENT
+    assert ruling(replace(same, shift=(60.0, 2.0)), DEFAULTS) is Verdict.DUPLICATE, "the analyser meant one cell"
+    assert ruling(replace(same, middles=60.0), DEFAULTS) is Verdict.DUPLICATE, "cut from a field in two ways"
+    assert ruling(replace(same, middles=60.0, score=0.94), DEFAULTS) is Verdict.POSSIBLE
+    apart = replace(same, shift=(44.0, 12.0), middles=46.0)
+    assert ruling(apart, DEFAULTS) is Verdict.NEIGHBOUR
+    assert ruling(replace(apart, score=0.94), DEFAULTS) is Verdict.NEIGHBOUR
+    assert ruling(replace(apart, score=0.9), DEFAULTS) is Verdict.DIFFERENT
+    assert ruling(replace(apart, shift=(22.0, 20.0), middles=30.0), DEFAULTS) is Verdict.NEIGHBOUR, "platelets"
+
+
+def test_each_picture_with_a_nucleus_in_its_middle_is_of_its_own_cell_though_one_was_found_in_both() -> None:
+    found = Alignment(score=0.99, shift=(3.0, 2.0), turn=0.0, middles=75.0, overlap=0.9, stained=0.95)
+    assert ruling(found, DEFAULTS) is Verdict.NEIGHBOUR
+    assert ruling(replace(found, stained=0.3), DEFAULTS) is Verdict.DUPLICATE
+    assert ruling(replace(found, middles=30.0), DEFAULTS) is Verdict.DUPLICATE, "one nucleus is that large"
+
+
+def test_the_same_cell_cut_from_a_large_field_in_two_ways_is_a_duplicate(pbc: list[NDArray[np.uint8]]) -> None:
+    cell = pbc[8]
+    paper = np.median(cell.reshape(-1, 3), axis=0).astype(np.uint8)
+    fields = []
+    for top, left in ((60, 150), (60, 90)):
+        field = np.empty((480, 640, 3), np.uint8)
+        field[:] = paper
+        field[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+        fields.append(field)
+    found = compared(*fields)
+    assert found.middles == pytest.approx(60, abs=3)
+    assert ruling(found, DEFAULTS) is Verdict.DUPLICATE
 
 
 def test_empty_pictures_agree_with_nothing(pictures: list[NDArray[np.uint8]]) -> None:
@@ -142,7 +223,7 @@ def test_a_black_frame_is_no_part_of_a_cell(pictures: list[NDArray[np.uint8]]) -
     assert bare.size == (original.shape[0] - 11, original.shape[1] - 8)
     clean = prepare_pixels(original)
     assert without_frame(original, clean) is clean
-    assert near(shifted_fingerprints(bare.crop), fingerprint(clean.crop)) <= DEFAULTS.candidate_bits
+    assert near(shifted_fingerprints(bare.surroundings), fingerprint(clean.surroundings)) <= DEFAULTS.candidate_bits
     assert ruling(align(view(clean), view(bare)), DEFAULTS) is Verdict.DUPLICATE
 
 
@@ -156,11 +237,21 @@ def test_comparing_changes_nothing_of_what_the_networks_see(pictures: list[NDArr
 
 
 def test_the_first_of_the_shifted_fingerprints_is_the_cells(pictures: list[NDArray[np.uint8]]) -> None:
-    crop = prepare_pixels(pictures[0]).crop
+    crop = prepare_pixels(pictures[0]).surroundings
     marks = shifted_fingerprints(crop)
     assert len(marks) == 5 and marks[0] == fingerprint(crop)
     shifted = np.roll(crop, 8, axis=0)
     assert near(marks, fingerprint(shifted)) < near(marks[:1], fingerprint(shifted))
+
+
+def test_windows_are_hashed_as_imagehash_does(pictures: list[NDArray[np.uint8]]) -> None:
+    grey = np.asarray(Image.fromarray(pictures[5]).convert("L").reduce(4))
+    corners = [(3, 7), (20, 11), (0, 30)]
+    for (top, left), ours in zip(corners, hash_windows(grey, corners), strict=True):
+        window = Image.fromarray(grey[top : top + WINDOW, left : left + WINDOW])
+        theirs = [imagehash.dhash(window), imagehash.dhash_vertical(window)]
+        for mine, their in zip(ours, theirs, strict=True):
+            assert (mine ^ int(str(their), 16)).bit_count() <= 5, "but for what rounding decides"
 
 
 def test_the_book_finds_exactly_the_cells_within_the_bits() -> None:
@@ -188,6 +279,23 @@ def test_the_book_finds_exactly_the_cells_within_the_bits() -> None:
     assert len(expected) > 100
     assert book.within(marks, 10) == expected
     assert len(book) == size and book.next_age == size
+    shown = Fingerprint(2**64 - 2**32, 2**64 - 2**16)
+    one, two = (
+        np.stack([np.bitwise_count((hashes ^ np.uint64(mark[k])) & np.uint64(shown[k])) for mark in marks])
+        for k, hashes in enumerate((across, down))
+    )
+    # of 32 and of 48 bits that count, as many in proportion as 10 of 64
+    differ = np.where((one <= 5) & (two <= 7), np.maximum(one, two), 99).min(axis=0)
+    expected = sorted((int(differ[i]), int(i), int(i) + 7) for i in np.flatnonzero(differ < 99))
+    assert len(expected) > 100
+    assert book.within(marks, 10, shown) == expected
+
+
+def test_a_book_of_the_last_ones_forgets_what_came_before() -> None:
+    book = HashBook(most=3)
+    numbers = np.arange(5, dtype=np.uint64)
+    book.add(numbers, numbers, numbers, numbers.astype(np.uint32))
+    assert sorted(number for _, _, number in book.within([Fingerprint(0, 0)], 64)) == [2, 3, 4]
 
 
 def test_thresholds_come_with_the_bundle_and_older_bundles_get_defaults(starter: Bundle) -> None:
@@ -196,6 +304,10 @@ def test_thresholds_come_with_the_bundle_and_older_bundles_get_defaults(starter:
     assert Thresholds.of({}) == DEFAULTS
     old = {"hash": "average_hash", "duplicate_below": 2, "possible_up_to": 3, "how": "the thesis' rule, section 4.2"}
     assert Thresholds.of(old) == DEFAULTS
+    for_preparation_2 = {key: value for key, value in own.to_json().items() if key != "same_within"} | {
+        "farthest": 32.0
+    }
+    assert Thresholds.of(for_preparation_2) == replace(own, same_within=DEFAULTS.same_within)
     assert Thresholds.of(starter.manifest.duplicates).candidate_bits > 0
 
 
@@ -223,19 +335,28 @@ def test_the_judge_compares_kept_bytes_and_leaves_out_what_it_cannot_read(
 
 def test_the_middle_and_the_box_of_a_view_follow_the_image() -> None:
     crop = np.full((256, 256, 3), 240, np.uint8)
-    cell = CellImage(crop, (60.0, 125.0), (200, 252), (240.0, 240.0, 240.0), True)
+    cell = CellImage(crop, crop, (60.0, 125.0), (), (200, 252), (240.0, 240.0, 240.0), True)
     shown = view(cell)
     assert shown.middle == (39.5, 0.5)
     assert shown.box == (17, 1, 64, 63)
 
 
 def test_the_benchmark_of_duplicates_measures_what_it_says(real_cells: Path, tmp_path: Path) -> None:
-    found = measure(real_cells, recaptured=12, limit=2, look_up=5_000, sheet=tmp_path / "pairs.png")
+    found = measure(real_cells, recaptured=12, neighbours=4, limit=2, look_up=5_000, sheet=tmp_path / "pairs.png")
     assert found["pairs"]["cells"] == sum(found["pairs"]["by_set"][name]["cells"] for name in found["pairs"]["by_set"])
     for kind in ("mild", "strong"):
         share = found["recaptures"][kind]
         assert share["cells"] == 12
         assert 0.7 <= share["duplicate"] <= share["duplicate_or_possible"] <= share["candidate"] <= 1
     assert found["look_up"]["cells"] == 5_000
+    assert found["neighbours"]["pairs"] == 4
     with Image.open(tmp_path / "pairs.png") as picture:
         assert picture.width > 500
+
+
+def test_pictures_of_one_field_are_found_and_called_neighbours(real_cells: Path) -> None:
+    found = measure_neighbours(sorted((real_cells / "pbc").glob("*/*.jpg")), 40, 5)
+    for kind in ("one_capture", "captured_apart"):
+        assert found[kind]["ruling"].get("neighbour", 0) >= 0.95
+        assert found[kind]["end_to_end"].get("neighbour", 0) >= 0.95
+        assert found[kind]["registered_with_others_per_picture"] <= 1

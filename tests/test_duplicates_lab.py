@@ -20,7 +20,7 @@ from labref.cli import app
 from labref.image import decode
 from labref.lab import Lab
 from labref.query import ask
-from tests.benchmarks.duplicates import KINDS, recapture
+from tests.benchmarks.duplicates import KINDS, field_of_two, jpeg, recapture
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 from tests.stores import put_on_map
 
@@ -82,13 +82,37 @@ def test_cells_captured_again_are_recognised_under_another_class_and_kept(filled
 
 
 def test_a_copy_under_another_class_is_one_cell_with_a_conflict(filled: Lab) -> None:
-    (conflict,) = listed(filled, "--only", "conflict")
+    (conflict,) = [row for row in listed(filled, "--only", "conflict") if row["duplicate_of"] is None]
     assert conflict["kind"] == "conflict"
     assert len({path["label"] for path in conflict["paths"]}) == 2
     rows = ledger(filled)
     marked = [path for path, row in rows.items() if row["conflict"]]
     assert len(marked) == 2 and any(" copy " in path for path in marked)
-    assert "CONFLICT" in labref(filled)
+    assert "CONFLICT: its files say" in labref(filled)
+
+
+def test_two_pictures_of_a_cell_under_two_classes_are_one_conflict(filled: Lab, tmp_path: Path) -> None:
+    pairs = {(row["cell_id"], row["duplicate_of"]): row for row in listed(filled, "--only", "duplicate")}
+    expected = {pair for pair, row in pairs.items() if row["cell"]["label"] != row["other"]["label"]}
+    conflicts = [row for row in listed(filled, "--only", "conflict") if row["duplicate_of"] is not None]
+    assert len(expected) >= 3 and len(conflicts) == len(expected)
+    assert {(row["cell_id"], row["duplicate_of"]) for row in conflicts} == expected
+    assert {pair for pair, row in pairs.items() if row["conflict"]} == expected
+    for row in conflicts:
+        assert row["kind"] == "conflict" and row["verdict"] == "duplicate" and row["score"] > 0.95
+        assert row["label"] == row["cell"]["label"] and row["other"]["label_source"] == "analyser"
+        assert {(said["cell_id"], said["label"]) for said in row["paths"]} >= {
+            (row["cell_id"], row["cell"]["label"]),
+            (row["duplicate_of"], row["other"]["label"]),
+        }
+        assert row["cell"]["path"] in {said["path"] for said in row["paths"]}
+    said = labref(filled)
+    for cell_id, _ in expected:
+        (line,) = [line for line in said.splitlines() if line.startswith(cell_id)]
+        assert "CONFLICT: one cell under two classes" in line, "shown once, as what it is"
+    labref(filled, "--only", "conflict", "--grid", str(tmp_path / "conflicts.png"))
+    with Image.open(tmp_path / "conflicts.png") as picture:
+        assert picture.width > 800
 
 
 def test_pairs_are_listed_with_both_cells_and_drawn_side_by_side(filled: Lab, tmp_path: Path) -> None:
@@ -103,6 +127,76 @@ def test_pairs_are_listed_with_both_cells_and_drawn_side_by_side(filled: Lab, tm
     with Image.open(tmp_path / "pairs.png") as picture:
         assert picture.format == "PNG" and picture.width > 800
     assert "Give --grid a file name" in labref(filled, "--grid", str(tmp_path / "no folder" / "x.png"), code=1)
+
+
+@pytest.fixture(scope="module")
+def of_one_field(tmp_path_factory: pytest.TempPathFactory, real_cells: Path, starter: Bundle) -> Lab:
+    """A lab of real cells: `left` and `right` stand beside each other in one field, with a picture around each, and the left one was
+    captured again; `elsewhere` is alone."""
+    export = tmp_path_factory.mktemp("fields") / "export"
+    cells = {label: sorted((real_cells / "pbc" / label).glob("*.jpg")) for label in ("eosinophil", "lymphocyte", "ig")}
+    one, two = (decode(cells[label][3].read_bytes()) for label in ("eosinophil", "lymphocyte"))
+    corner = [(a - b) // 2 for a, b in zip(one.shape[:2], two.shape[:2], strict=True)]
+    left, right = field_of_two(one, two, (corner[0] + 40, corner[1] + 90))
+    files = {
+        "eosinophil/left.jpg": jpeg(left),
+        "eosinophil/left again.jpg": recapture(left, KINDS["strong"], np.random.default_rng(4)),
+        "lymphocyte/right.jpg": jpeg(right),
+        "ig/elsewhere.jpg": cells["ig"][0].read_bytes(),
+    }
+    for name, data in files.items():
+        (export / name).parent.mkdir(parents=True, exist_ok=True)
+        (export / name).write_bytes(data)
+    lab = make_lab(export.parent / "lab", export, starter)
+    once(lab)
+    return lab
+
+
+def test_pictures_of_one_field_are_neighbours_and_nobodys_work(of_one_field: Lab, tmp_path: Path) -> None:
+    rows = ledger(of_one_field)
+    left, again, right, elsewhere = (
+        rows[name]
+        for name in ("eosinophil/left.jpg", "eosinophil/left again.jpg", "lymphocyte/right.jpg", "ig/elsewhere.jpg")
+    )
+    assert {left["outcome"], again["outcome"]} == {"stored", "duplicate"}, "a recapture of one of them is still found"
+    assert (right["outcome"], right["duplicate_of"], right["conflict"]) == ("stored", None, None)
+    assert set(right["neighbours"]) == {left["cell_id"], again["cell_id"]}
+    assert right["cell_id"] in left["neighbours"] and right["cell_id"] in again["neighbours"]
+    assert elsewhere["neighbours"] == []
+    found = listed(of_one_field, "--only", "neighbour")
+    assert {frozenset((row["cell_id"], row["duplicate_of"])) for row in found} == {
+        frozenset((right["cell_id"], other["cell_id"])) for other in (left, again)
+    }
+    for row in found:
+        assert row["kind"] == "pair" and row["verdict"] == row["found"] == "neighbour" and row["score"] > 0.93
+        assert not row["conflict"], "two cells may well have two classes"
+    everything = listed(of_one_field)
+    assert [row["verdict"] for row in everything] == ["duplicate"]
+    assert listed(of_one_field, "--only", "possible") == listed(of_one_field, "--only", "conflict") == []
+    with of_one_field.open_store() as store:
+        assert store.duplicate_group(right["cell_id"]) == [right["cell_id"]]
+        assert store.duplicates.possible() == set()
+    labref(of_one_field, "--only", "neighbour", "--grid", str(tmp_path / "neighbours.png"))
+    assert (tmp_path / "neighbours.png").stat().st_size > 1000
+
+
+def test_neighbours_that_version_1_called_possible_are_taken_back(of_one_field: Lab, tmp_path: Path) -> None:
+    shutil.copytree(of_one_field.folder, tmp_path / "lab")
+    lab = replace(of_one_field, folder=tmp_path / "lab")
+    pair = listed(lab, "--only", "neighbour")[0]
+    with lab.open_store() as store, store._transaction() as connection:
+        connection.execute("UPDATE fingerprint SET version = 1")
+        connection.execute("DELETE FROM landmark")
+        connection.execute("UPDATE resemblance SET verdict = 'possible_duplicate' WHERE verdict = 'neighbour'")
+        connection.execute(
+            "UPDATE cell SET duplicate_of = ?, duplicate_verdict = 'possible_duplicate' WHERE cell_id = ?",
+            [pair["duplicate_of"], pair["cell_id"]],
+        )
+    assert [row["cell_id"] for row in listed(lab, "--only", "possible")] == [pair["cell_id"]]
+    assert json.loads(labref(lab, "find", "--json")) == {"compared": 4}
+    assert listed(lab, "--only", "possible") == []
+    assert len(listed(lab, "--only", "neighbour")) == 2
+    assert [row["verdict"] for row in listed(lab)] == ["duplicate"]
 
 
 def test_decisions_are_made_remembered_and_undone_by_the_command(lab: Lab) -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from labref.errors import StoreError
 from labref.failpoints import arm, disarm
-from labref.fingerprint import Verdict
-from labref.store import NewCell, Resemblance, SeenAgain, Store
+from labref.fingerprint import Fingerprint, Verdict
+from labref.landmarks import Landmark
+from labref.store import Judge, NewCell, Resemblance, SeenAgain, Store
 from labref.store.duplicates import Decision, Learnt
 from labref.store.known import GroupBook
+from labref.store.reviews import Review
 from tests.stores import BUNDLE, JUDGED, by_bits, digest_of, mark, new_cell, new_store
 
 
@@ -197,6 +199,116 @@ def test_a_decision_that_fails_halfway_is_not_made(store: Store, point: str) -> 
     assert store.duplicates.confirm(second, None).verdict is Verdict.DUPLICATE
 
 
+# neighbours in one field
+
+
+def place(*bits: int) -> tuple[Landmark, ...]:
+    """Landmarks of a picture, all of it shown, of which only the first hash counts."""
+    return tuple(Landmark(mark(value), Fingerprint(2**64 - 1, 2**64 - 1)) for value in bits)
+
+
+def neighbours(digest: str, other: str) -> Resemblance:
+    """A judge to whom all pictures show one field."""
+    return Resemblance(0.99, Verdict.NEIGHBOUR)
+
+
+BESIDE = {"judge": neighbours, "candidate_bits": 10}
+
+
+def two_of_one_field(store: Store) -> tuple[str, str]:
+    """Two cells whose pictures have a landmark in common, and nothing else; their ids."""
+    first = new_cell("left", landmarks=place(0xFFFF << 40, 0xFFFF))
+    second = new_cell("right", landmarks=place(0xFFFF << 20, 0xFFFF))
+    for cell in (first, new_cell("elsewhere", landmarks=place(0xFFFF << 48)), second):
+        store.record([cell], bundle=BUNDLE, **BESIDE)
+    return first.cell_id, second.cell_id
+
+
+def test_neighbours_are_found_by_a_landmark_and_remembered_but_not_linked(store: Store) -> None:
+    first, second = two_of_one_field(store)
+    (pair,) = store.duplicates.pairs(verdict="neighbour")
+    assert (pair.cell_id, pair.other, pair.verdict, pair.score) == (second, first, Verdict.NEIGHBOUR, 0.99)
+    assert store.duplicates.pairs() == [], "nobody has to look at them"
+    assert store.duplicates.possible() == set() and store.duplicate_group(second) == [second]
+    assert outcome(store, second) == ("stored", None)
+    beside = {row.cell_id: row.neighbours for row in store.ledger() if row.neighbours}
+    assert beside == {first: (second,), second: (first,)}
+
+
+def test_neighbours_are_found_in_one_batch_and_after_opening_anew(store: Store, tmp_path: Path) -> None:
+    one, two, three = (new_cell(i, landmarks=place(0xFFFF << 8 * i, 0xFF00)) for i in (2, 3, 4))
+    store.record([one, two], bundle=BUNDLE, **BESIDE)
+    assert len(store.duplicates.pairs(verdict="neighbour")) == 1
+    store.close()
+    with Store.open(tmp_path / "store.duckdb") as reopened:
+        reopened.record([three], bundle=BUNDLE, **BESIDE)
+        found = {pair.other for pair in reopened.duplicates.pairs(verdict="neighbour") if pair.cell_id == three.cell_id}
+    assert found == {one.cell_id, two.cell_id}
+
+
+def test_a_person_may_call_neighbours_one_cell_and_take_it_back(store: Store) -> None:
+    first, second = two_of_one_field(store)
+    assert store.duplicates.confirm(second, "A", other=first).verdict is Verdict.DUPLICATE
+    assert store.duplicates.pairs(verdict="neighbour") == []
+    assert not any(row.neighbours for row in store.ledger())
+    store.duplicates.undo(second, "A")
+    assert store.duplicate_group(second) == [second] and outcome(store, second) == ("stored", None)
+    assert [pair.cell_id for pair in store.duplicates.pairs(verdict="neighbour")] == [second]
+
+
+def test_a_neighbour_that_retention_removed_is_listed_no_more(store: Store) -> None:
+    first, second = two_of_one_field(store)
+    store.remove(
+        [due for due in store.due(days=0, cells=1, at_least=0, reviewed=True, limit=10) if due.cell_id == first]
+    )
+    assert store.cell(first) is None and store.cell(second) is not None
+    assert store.duplicates.pairs(verdict="neighbour") == []
+    assert not any(row.neighbours for row in store.ledger())
+
+
+# captures of one cell under two labels
+
+
+def test_captures_of_one_cell_under_two_labels_are_a_conflict_each_once(store: Store) -> None:
+    labels = (None, "neutrophil", "monocyte", "neutrophil", "basophil")
+    cells = [
+        new_cell(
+            f"chain {i}", fingerprints=mark(2**i - 1), label=label, label_source="analyser" if label else "predicted"
+        )
+        for i, label in enumerate(labels)
+    ]
+    ids = recorded(store, *cells)
+    assert store.duplicate_group(ids[0]) == ids
+    found = [(pair.cell_id, pair.other) for pair in store.duplicates.conflicting_pairs()]
+    assert sorted(found) == sorted([(ids[2], ids[1]), (ids[4], ids[1])]), (
+        "each with the first that a label was given to"
+    )
+    says = store.duplicates.says([ids[0], ids[2]])
+    assert says == {ids[2]: [(cells[2].path, "monocyte", "analyser")]}
+    store.reviews.give([Review(cell_id, "neutrophil", "A. Lind", None) for cell_id in (ids[2], ids[4])])
+    assert store.duplicates.conflicting_pairs() == []
+
+
+def test_a_possible_duplicate_under_another_label_is_a_conflict_until_it_is_rejected(store: Store) -> None:
+    first, second = recorded(
+        store, new_cell("a", fingerprints=mark(0)), new_cell("b", fingerprints=mark(0b111), label="monocyte")
+    )
+    (pair,) = store.duplicates.conflicting_pairs()
+    assert (pair.cell_id, pair.other, pair.verdict) == (second, first, Verdict.POSSIBLE)
+    store.duplicates.reject(second, "A")
+    assert store.duplicates.conflicting_pairs() == []
+
+
+def test_a_predicted_label_is_no_conflict(store: Store) -> None:
+    recorded(
+        store,
+        new_cell("a", fingerprints=mark(0)),
+        new_cell("b", fingerprints=mark(1), label=None, predicted_label="monocyte"),
+    )
+    assert len(store.duplicates.pairs(verdict="duplicate")) == 1
+    assert store.duplicates.conflicting_pairs() == []
+
+
 # cells that an earlier labref stored
 
 
@@ -224,7 +336,7 @@ def test_cells_stored_without_fingerprints_are_compared_late_and_linked_as_if_th
     for cell_id, other in linked.items():
         older, later = store.cell(other), store.cell(cell_id)
         assert older is not None and later is not None and older.added_at <= later.added_at
-    assert {match.cell_id for match in store.fingerprint_matches(mark(0), 2)} >= set(ids[:3])
+    assert set(store.candidates(mark(0), 2)) >= set(ids[:3])
 
 
 def test_links_of_the_thesis_rule_that_nothing_confirms_are_removed(store: Store) -> None:
@@ -248,6 +360,61 @@ def test_links_of_the_thesis_rule_that_nothing_confirms_are_removed(store: Store
     (row,) = [row for row in store.ledger() if row.cell_id == second]
     assert row.reason is not None and "registration does not confirm" in row.reason
     assert [str(before.outcome) for before in store.history(row.path)] == ["duplicate"]
+
+
+def learn_again(store: Store, judge: Judge, *cells: NewCell) -> None:
+    """Make the fingerprints of stored cells anew, as after an upgrade."""
+    learnt = [Learnt(cell.cell_id, cell.fingerprints, cell.landmarks) for cell in cells]
+    store.learn_fingerprints(learnt, judge=judge, candidate_bits=10)
+
+
+@pytest.mark.parametrize("alike", [mark(0b111), mark(2**40 - 1)])
+def test_a_link_of_registration_that_this_version_calls_neighbours_is_taken_back(
+    store: Store, alike: tuple[Fingerprint]
+) -> None:
+    first, second = new_cell("a", fingerprints=mark(0)), new_cell("b", fingerprints=mark(0b111))
+    recorded(store, first, second)
+    assert store.duplicates.possible() == {second.cell_id}
+    with store._transaction() as connection:
+        connection.execute("UPDATE fingerprint SET version = 1")
+    store.reload()
+    # whether the new fingerprints would bring the two together or not
+    learn_again(store, neighbours, first, new_cell("b", fingerprints=alike))
+    assert store.duplicates.possible() == set() and outcome(store, second.cell_id) == ("stored", None)
+    (pair,) = store.duplicates.pairs(verdict="neighbour")
+    assert (pair.cell_id, pair.other) == (second.cell_id, first.cell_id)
+    (row,) = store.ledger(path=second.path)
+    assert row.reason is not None and "does not confirm" in row.reason
+    assert [str(before.outcome) for before in store.history(second.path)] == ["possible_duplicate"]
+    learn_again(store, neighbours, first, second)
+    with store._reading() as cursor:
+        assert cursor.execute("SELECT count(*) FROM resemblance").fetchall() == [(2,)], "nothing is written twice"
+
+
+def test_what_registration_found_stays_where_the_bytes_cannot_be_used_now(store: Store) -> None:
+    first, second = new_cell("a", fingerprints=mark(0)), new_cell("b", fingerprints=mark(0b111))
+    recorded(store, first, second)
+    learn_again(store, lambda digest, other: None, first, second)
+    assert store.duplicates.possible() == {second.cell_id}
+
+
+def test_what_people_decided_stays_when_a_link_would_be_taken_back(store: Store) -> None:
+    first, second = new_cell("a", fingerprints=mark(0)), new_cell("b", fingerprints=mark(0b111))
+    recorded(store, first, second)
+    store.duplicates.confirm(second.cell_id, "A")
+    learn_again(store, neighbours, first, second)
+    assert store.duplicate_group(first.cell_id) == [first.cell_id, second.cell_id]
+    assert store.duplicates.pairs(verdict="neighbour") == []
+
+
+def test_neighbours_are_found_among_cells_compared_late_whichever_came_first(store: Store) -> None:
+    cells = [new_cell(i, landmarks=place(0xFFFF << 8 * i, 0xFF00)) for i in (2, 3, 4)]
+    without_marks(store, *cells)
+    for cell in (cells[2], cells[0], cells[1]):
+        learn_again(store, neighbours, cell)
+    found = {(pair.cell_id, pair.other) for pair in store.duplicates.pairs(verdict="neighbour")}
+    ids = [cell.cell_id for cell in cells]
+    assert found == {(ids[1], ids[0]), (ids[2], ids[0]), (ids[2], ids[1])}
 
 
 def test_a_persons_decision_outlives_being_compared_late(store: Store) -> None:
@@ -288,4 +455,4 @@ def test_a_cell_whose_bytes_cannot_be_used_is_not_tried_for_ever(store: Store) -
     (cell_id,) = without_marks(store, new_cell("a"))
     store.learn_fingerprints([Learnt(cell_id, ())], judge=by_bits, candidate_bits=10)
     assert store.duplicates.count_without_fingerprint() == 0
-    assert store.fingerprint_matches(mark(0), 64) == []
+    assert store.candidates(mark(0), 64) == []

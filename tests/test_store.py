@@ -329,7 +329,7 @@ def test_a_batch_that_the_database_refuses_leaves_neither_rows_nor_memory(store:
         store.record([new_cell(1), too_wide], bundle=BUNDLE)
     assert store.counts().files == 0
     assert store.has_digest(digest_of(1)) is None
-    assert store.fingerprint_matches(new_cell(1).fingerprints, 2) == []
+    assert store.candidates(new_cell(1).fingerprints, 2) == []
     assert store.nearest(new_cell(1).latent, bundle=BUNDLE, k=8) == []
     (row,) = store.record([new_cell(1)], bundle=BUNDLE)
     assert row.outcome == "stored"

@@ -262,7 +262,16 @@ def test_a_cell_laid_beside_another_leaves_the_darker_pixel(down: float, right: 
 def test_figures_are_put_into_a_bundle_without_exporting_it_again(shipped: Path, tmp_path: Path) -> None:
     before = read_bundle(shipped)
     figures = tmp_path / "figures.json"
-    figures.write_text(json.dumps({"model_version": before.manifest.version, "knn_accuracy": 0.5}))
+    measured = {
+        "model_version": before.manifest.version,
+        "command": "python -m training evaluate",
+        "n_queries": 9,
+        "n_references": 90,
+        "precision_at_8": {"micro": 0.5, "macro": 0.5, "per_class": {"ig": 0.5}},
+        "classifier_accuracy": 0.5,
+        "knn_accuracy": 0.5,
+    }
+    figures.write_text(json.dumps(measured))
     made = with_figures(shipped, figures, tmp_path / "told.labref")
     after = read_bundle(tmp_path / "told.labref")
     assert after.manifest.figures["knn_accuracy"] == 0.5 and after.digest == made.digest != before.digest

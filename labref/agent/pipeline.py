@@ -362,6 +362,7 @@ class Pipeline:
                 probabilities=probabilities,
                 measures=item.measures,
                 fingerprints=item.fingerprints,
+                landmarks=item.landmarks,
             )
             records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records

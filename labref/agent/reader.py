@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from labref.agent.layout import Place
 from labref.agent.scan import GONE, Candidate, Signature
-from labref.duplicates import without_frame
+from labref.duplicates import marks
 from labref.errors import UnreadableImageError
-from labref.fingerprint import Fingerprint, average_hash, digest, shifted_fingerprints
+from labref.fingerprint import Fingerprint, average_hash, digest
 from labref.image import U8, decode, prepare_pixels
+from labref.landmarks import Landmark
 from labref.optics import measure
 
 __all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
@@ -37,6 +38,7 @@ class Prepared:
     width: int
     average_hash: int
     fingerprints: tuple[Fingerprint, ...]
+    landmarks: tuple[Landmark, ...]
     place: Place
     captured_at: datetime
     measures: NDArray[np.float32]
@@ -118,7 +120,7 @@ def read_cell(
     try:
         pixels = decode(data)
         cell = prepare_pixels(pixels)
-        marks = shifted_fingerprints(without_frame(pixels, cell).crop)
+        fingerprints, landmarks = marks(pixels, cell)
     except UnreadableImageError as error:
         # the beginning of an image is often no image at all; whoever asked knows how long the file has stood still
         return NotYet(Candidate(candidate.path, candidate.root, signature), False, str(error))
@@ -127,8 +129,20 @@ def read_cell(
     height, width = cell.size
     _keep(keep, data, name)
     captured = datetime.fromtimestamp(max(signature.mtime_ns, 0) // 1_000_000_000, tz=UTC)
-    hashed = average_hash(cell.crop)
-    return Prepared(candidate, signature, name, cell.crop, height, width, hashed, marks, where, captured, measure(cell))
+    return Prepared(
+        candidate=candidate,
+        signature=signature,
+        digest=name,
+        crop=cell.crop,
+        height=height,
+        width=width,
+        average_hash=average_hash(cell.surroundings),
+        fingerprints=fingerprints,
+        landmarks=landmarks,
+        place=where,
+        captured_at=captured,
+        measures=measure(cell),
+    )
 
 
 def _keep(keep: Callable[[bytes, str], object], data: bytes, name: str) -> None:

@@ -25,22 +25,28 @@ they are laid over each other; two cells never do. In between lies a possible du
 other, and listed here until somebody decides. A duplicate is kept as well, but is no reference for its own twin. Nothing
 is ever dropped. Decisions are remembered, with who and when, and can be undone; a rejected pair is never linked again.
 
-A file with the very bytes of another is one more path of the same cell. Where such files lie in folders of different
-classes, that is a conflict, and listed here too.
+Two cells side by side in one field have pictures that agree as well, each with its own cell in the middle. They are
+neighbours: two cells, and nothing to decide. --only neighbour lists them; they are in no other list.
+
+A file with the very bytes of another is one more path of the same cell. Where such files, or two pictures of one cell,
+are filed under different classes (by the export or by people, not by labref), that is a conflict, and listed here too.
 
 \b
   labref duplicates
   labref duplicates --only possible --grid pairs.png
+  labref duplicates --only conflict
   labref duplicates confirm 3f2a9c0d11e87b64
   labref duplicates reject 3f2a9c0d11e87b64 --who "A. Lind"
   labref duplicates undo 3f2a9c0d11e87b64
 
 \b
 With --json, one object a line. Pairs: kind ("pair"), cell_id, duplicate_of (the earlier cell), verdict (duplicate,
-possible_duplicate or rejected: what holds now), found (what labref saw itself, or null), score (how far the pictures
-agree, at most 1; null where labref did not compare them), found_at, decision (confirmed, rejected, undone or null), who,
-decided_at, cell and other {label, label_source, slide, analyser, captured_at, path}. Conflicts: kind ("conflict"),
-cell_id, label, label_source (what the cell carries), paths [{path, label, label_source}].
+possible_duplicate, rejected or neighbour: what holds now), found (what labref saw itself, or null), score (how far the
+pictures agree, at most 1; null where labref did not compare them), found_at, decision (confirmed, rejected, undone or
+null), who, decided_at, cell and other {label, label_source, slide, analyser, captured_at, path}, conflict (true where
+this pair is listed as a conflict too). Conflicts: kind ("conflict"), cell_id, label, label_source (what the cell carries),
+paths [{path, label, label_source, cell_id}], duplicate_of (null where files of one cell differ; else the other capture,
+and then all that a pair has, but conflict).
 """
 _CONFIRM = """Say that a cell is the same cell as the one it is linked with, or, with --of, as another one.
 
@@ -78,6 +84,7 @@ class Only(StrEnum):
     DUPLICATE = "duplicate"
     REJECTED = "rejected"
     CONFLICT = "conflict"
+    NEIGHBOUR = "neighbour"
 
 
 CellArgument = Annotated[str, typer.Argument(metavar="CELL", help="The id of the later cell.", show_default=False)]
@@ -116,7 +123,8 @@ def duplicates(
     where = Lab.find(lab)
     verdict = "possible_duplicate" if only is Only.POSSIBLE else None if only is None else only.value
     rows = list(perform(where, "duplicates.list", verdict=verdict, limit=limit))
-    for row in rows:
+    shown = rows if json else _once(rows)
+    for row in shown:
         if json:
             print_json(row)
         else:
@@ -124,7 +132,7 @@ def duplicates(
     if not rows and not json:
         typer.echo("no duplicates" if only is None else f"none that is {only.value}")
     if grid is not None:
-        _draw(where, [row for row in rows if row["kind"] == "pair"], grid)
+        _draw(where, [row for row in _once(rows) if row.get("duplicate_of")], grid)
 
 
 @app.command(help=_CONFIRM, short_help="Say that two cells are the same.")
@@ -193,6 +201,12 @@ def _login() -> str:
         return "unknown"
 
 
+def _once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the conflicts that are among the pairs, where they are marked: people see each pair of pictures once."""
+    pairs = {(row["cell_id"], row["duplicate_of"]) for row in rows if row["kind"] == "pair"}
+    return [row for row in rows if row["kind"] == "pair" or (row["cell_id"], row.get("duplicate_of")) not in pairs]
+
+
 def _pair(row: dict[str, Any]) -> str:
     """A pair in one line, and its two files below it."""
     score = "not compared" if row["score"] is None else f"agree to {row['score']:.3f}"
@@ -200,7 +214,8 @@ def _pair(row: dict[str, Any]) -> str:
     if row["decision"] is not None:
         by = f" by {row['who']}" if row["who"] else ""
         said = f"; {row['decision']}{by}, {row['decided_at'][:10]}"
-    lines = [f"{row['cell_id']}  {row['verdict']} of {row['duplicate_of']}  ({score}{said})"]
+    conflict = "" if row["kind"] == "pair" and not row.get("conflict") else "  CONFLICT: one cell under two classes"
+    lines = [f"{row['cell_id']}  {row['verdict']} of {row['duplicate_of']}  ({score}{said}){conflict}"]
     for name in ("cell", "other"):
         if row[name] is not None:
             lines.append(f"    {row[name]['label']} ({row[name]['label_source']})  {row[name]['path']}")
@@ -208,6 +223,9 @@ def _pair(row: dict[str, Any]) -> str:
 
 
 def _conflict(row: dict[str, Any]) -> str:
+    """A conflict in one line, and what its files say below it."""
+    if row.get("duplicate_of"):
+        return _pair(row)
     lines = [
         f"{row['cell_id']}  CONFLICT: its files say different classes; it carries {row['label']} ({row['label_source']})"
     ]

@@ -36,7 +36,7 @@ Examples:
 With --json, one JSON object a line for each file found: path, outcome, reason (null unless rejected or a duplicate),
 cell_id (null when rejected), label, label_source (reviewed, analyser, predicted), slide, at (when it was decided,
 ISO 8601, UTC), duplicate_of (the cell it duplicates, or null), conflict (null, or the classes that the files with these
-very bytes say, where they say different ones).
+very bytes say, where they say different ones), neighbours [cells beside this one, whose pictures show the same field].
 
 --check looks whether each file in the export folders has its outcome and looks as it did then, whether each cell has its
 original bytes with the right digest, and its embedding in the active bundle, and whether there are outcomes, embeddings
@@ -96,7 +96,8 @@ def ledger(
 def _line(row: Mapping[str, Any]) -> str:
     cell = f"{row['cell_id']}  {row['label']} ({row['label_source']})" if row["cell_id"] else None
     conflict = f"CONFLICT: files with these bytes say {' and '.join(row['conflict'])}" if row["conflict"] else None
-    what = "; ".join(part for part in (cell, row["reason"], conflict) if part)
+    beside = f"beside cell {' and '.join(row['neighbours'])} in one field" if row.get("neighbours") else None
+    what = "; ".join(part for part in (cell, row["reason"], conflict, beside) if part)
     return f"{row['at'][:19]}  {row['outcome']:<18}  {row['path']}  {what}"
 
 

@@ -1,8 +1,8 @@
-"""`labref duplicates`: cells that repeat others, what people decide of them, and files of one cell that say different classes."""
+"""`labref duplicates`: cells that repeat others, what people decide of them, and cells that are said to be of different classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,22 +17,24 @@ __all__ = ["JOB", "due"]
 
 JOB: Final = "fingerprints"
 _RETRY_SECONDS: Final = 600.0
-_VERDICTS: Final = ("duplicate", "possible_duplicate", "rejected")
+_VERDICTS: Final = ("duplicate", "possible_duplicate", "rejected", "neighbour")
 
 
 @operation("duplicates.list")
 def list_(context: Context, *, verdict: str | None = None, limit: int | None = None) -> Iterator[Row]:
-    """Pairs of cells (`kind` "pair"), those first that wait for a decision, and then cells whose files say different classes
-    (`kind` "conflict"); at most `limit` of each.
+    """Pairs of cells (`kind` "pair"), those first that wait for a decision, and then cells of which different classes are said
+    (`kind` "conflict"): by files with the same bytes, or by captures of one cell; at most `limit` of each.
 
-    verdict : only pairs that are "duplicate", "possible_duplicate" or "rejected"; "conflict" only conflicts.
+    verdict : only pairs that are "duplicate", "possible_duplicate", "rejected" or "neighbour" (these are in no other list); "conflict"
+    only conflicts.
     """
     if verdict not in (None, "conflict", *_VERDICTS):
         raise LabrefError(f"no pair can be {verdict!r}; ask for {', '.join(_VERDICTS)} or conflict")
+    found = context.store.duplicates
     if verdict != "conflict":
-        yield from _described(context, context.store.duplicates.pairs(verdict=verdict, limit=limit))
+        yield from _described(context, found.pairs(verdict=verdict, limit=limit))
     if verdict in (None, "conflict"):
-        yield from map(_conflict, context.store.duplicates.conflicts(limit))
+        yield from _conflicts(context, found.conflicts(limit), found.conflicting_pairs(limit))
 
 
 @operation("duplicates.confirm")
@@ -107,21 +109,56 @@ def _thresholds(context: Context) -> Thresholds:
 
 def _described(context: Context, pairs: Sequence[Pair]) -> Iterator[Row]:
     cells = context.store.cells({cell_id for pair in pairs for cell_id in (pair.cell_id, pair.other)})
+    in_conflict = (
+        {(pair.cell_id, pair.other) for pair in context.store.duplicates.conflicting_pairs()} if pairs else set()
+    )
     for pair in pairs:
+        conflict = (pair.cell_id, pair.other) in in_conflict
+        yield {"kind": "pair"} | _pair(pair, cells) | {"conflict": conflict}
+
+
+def _conflicts(context: Context, same_bytes: Sequence[Conflict], captures: Sequence[Pair]) -> Iterator[Row]:
+    for conflict in same_bytes:
         yield {
-            "kind": "pair",
-            "cell_id": pair.cell_id,
-            "duplicate_of": pair.other,
-            "verdict": "rejected" if pair.verdict is None else str(pair.verdict),
-            "found": None if pair.found is None else str(pair.found),
-            "score": pair.score,
-            "found_at": _when(pair.found_at),
-            "decision": None if pair.decision is None else str(pair.decision),
-            "who": pair.who,
-            "decided_at": _when(pair.decided_at),
-            "cell": _cell(cells.get(pair.cell_id)),
-            "other": _cell(cells.get(pair.other)),
+            "kind": "conflict",
+            "cell_id": conflict.cell_id,
+            "label": conflict.label,
+            "label_source": conflict.label_source,
+            "paths": [_said(conflict.cell_id, *said) for said in conflict.says],
+            "duplicate_of": None,
         }
+    ids = {cell_id for pair in captures for cell_id in (pair.cell_id, pair.other)}
+    cells, says = context.store.cells(ids), context.store.duplicates.says(ids)
+    for pair in captures:
+        if pair.cell_id in cells:
+            cell, files = cells[pair.cell_id], (pair.cell_id, pair.other)
+            yield {
+                "kind": "conflict",
+                "cell_id": cell.cell_id,
+                "label": cell.label,
+                "label_source": str(cell.label_source),
+                "paths": [_said(cell_id, *said) for cell_id in files for said in says.get(cell_id, ())],
+            } | _pair(pair, cells)
+
+
+def _pair(pair: Pair, cells: Mapping[str, Cell]) -> dict[str, Any]:
+    return {
+        "cell_id": pair.cell_id,
+        "duplicate_of": pair.other,
+        "verdict": "rejected" if pair.verdict is None else str(pair.verdict),
+        "found": None if pair.found is None else str(pair.found),
+        "score": pair.score,
+        "found_at": _when(pair.found_at),
+        "decision": None if pair.decision is None else str(pair.decision),
+        "who": pair.who,
+        "decided_at": _when(pair.decided_at),
+        "cell": _cell(cells.get(pair.cell_id)),
+        "other": _cell(cells.get(pair.other)),
+    }
+
+
+def _said(cell_id: str, path: str, label: str, source: str) -> dict[str, str]:
+    return {"path": path, "label": label, "label_source": source, "cell_id": cell_id}
 
 
 def _cell(cell: Cell | None) -> dict[str, Any] | None:
@@ -134,16 +171,6 @@ def _cell(cell: Cell | None) -> dict[str, Any] | None:
         "analyser": cell.analyser,
         "captured_at": _when(cell.captured_at),
         "path": cell.path,
-    }
-
-
-def _conflict(conflict: Conflict) -> Row:
-    return {
-        "kind": "conflict",
-        "cell_id": conflict.cell_id,
-        "label": conflict.label,
-        "label_source": conflict.label_source,
-        "paths": [{"path": path, "label": label, "label_source": source} for path, label, source in conflict.says],
     }
 
 

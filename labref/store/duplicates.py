@@ -1,13 +1,14 @@
 """Cells that repeat others: fingerprints, what labref found, and what people decided.
 
-Tables: `fingerprint` (a row a cell; NULL hashes where the kept bytes cannot be used), `resemblance` (every pair that labref called a
-duplicate or a possible one, and how alike they were; only ever grows), `duplicate_decision` (what people said of pairs, and took
-back; the last row of a pair holds). The link itself stands in `cell`: duplicate_of, duplicate_verdict, duplicate_group.
+Tables: `fingerprint` (a row a cell; NULL hashes where the kept bytes cannot be used), `landmark` (up to two a cell), `resemblance` (every pair that labref called a
+duplicate, a possible one or neighbours, and such verdicts taken back, with how alike they were; the last row of a pair holds, and
+the table only ever grows), `duplicate_decision` (what people said of pairs, and took back; the last row of a pair holds). The link
+itself stands in `cell`: duplicate_of, duplicate_verdict, duplicate_group. Neighbours are not linked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ import numpy as np
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.fingerprint import VERSION, Fingerprint, Verdict
+from labref.landmarks import Landmark
 from labref.store import rows
 from labref.store.known import GroupBook
 from labref.store.recording import reason_of
@@ -32,13 +34,33 @@ __all__ = [
     "Duplicates",
     "Learnt",
     "Pair",
+    "decided",
     "load_book",
     "load_groups",
+    "load_landmarks",
+    "measured",
     "set_link",
     "write_fingerprints",
+    "write_landmarks",
+    "write_resemblances",
 ]
 
-_NOT_CONFIRMED: Final = "no recapture: registration does not confirm what the average hash had found"
+_LINKED: Final = """
+    SELECT cell_id AS cell, duplicate_of AS other, duplicate_verdict AS verdict FROM cell WHERE duplicate_of IS NOT NULL"""
+_REJECTED: Final = """
+    SELECT cell, other, 'rejected' AS verdict FROM said SEMI JOIN cell c ON c.cell_id = said.cell WHERE decision = 'rejected'"""
+_NEIGHBOURS: Final = f"SELECT cell, other, 'neighbour' AS verdict FROM ({rows.NEIGHBOURS})"
+# a linked cell and the first capture of the same cell that was given a label, where its own was given too and is another
+_CONFLICTS: Final = """
+    SELECT later.cell_id AS cell, first.other, later.verdict FROM (
+        SELECT c.cell_id, c.label, c.duplicate_verdict AS verdict,
+               CASE WHEN c.duplicate_verdict = 'duplicate' THEN coalesce(c.duplicate_group, o.cell_id)
+                    ELSE coalesce(o.duplicate_group, o.cell_id) END AS captured
+        FROM cell c JOIN cell o ON o.cell_id = c.duplicate_of WHERE c.label_source <> 'predicted'
+    ) later JOIN (
+        SELECT coalesce(duplicate_group, cell_id) AS captured, arg_min(cell_id, rowid) AS other, arg_min(label, rowid) AS label
+        FROM cell WHERE label_source <> 'predicted' GROUP BY ALL
+    ) first USING (captured) WHERE later.label <> first.label"""
 
 
 class Decision(StrEnum):
@@ -51,7 +73,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A cell and the earlier one that it repeats or may repeat.
+    """A cell and an earlier one that it repeats, may repeat, or is the neighbour of.
 
     verdict : that holds now; None for a pair that a person rejected.  found : labref's own; None where it saw nothing alike.
     score : correlation after registration, where labref found it.  decision, who, decided_at : the last a person said, if anybody.
@@ -80,10 +102,11 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """A stored cell whose fingerprints (as of `NewCell`) were made late; none where its kept bytes cannot be used."""
+    """A stored cell whose fingerprints and landmarks (as of `NewCell`) were made late; none where its kept bytes cannot be used."""
 
     cell_id: str
     fingerprints: tuple[Fingerprint, ...]
+    landmarks: tuple[Landmark, ...] = ()
 
 
 class Duplicates:
@@ -103,11 +126,22 @@ class Duplicates:
     # looking
 
     def pairs(self, *, verdict: str | None = None, limit: int | None = None) -> list[Pair]:
-        """Pairs that hold, and pairs that a person rejected; possible ones first, then the newest.
+        """Pairs that are linked, and pairs that a person rejected; possible ones first, then the newest.
 
-        verdict : only "duplicate", "possible_duplicate" or "rejected" ones.
+        verdict : only "duplicate", "possible_duplicate" or "rejected" ones; "neighbour" gives the neighbours, which are in no other
+        list, because nobody has to look at them.
         """
-        query = """
+        chosen = _NEIGHBOURS if verdict == Verdict.NEIGHBOUR else f"{_LINKED} UNION ALL {_REJECTED}"
+        return self._pairs(chosen, verdict, limit)
+
+    def conflicting_pairs(self, limit: int | None = None) -> list[Pair]:
+        """Captures of one cell, or what may be one, that carry different labels, neither of them predicted, each once: a cell and the
+        first capture of it that was given a label."""
+        return self._pairs(_CONFLICTS, None, limit)
+
+    def _pairs(self, chosen: str, verdict: str | None, limit: int | None) -> list[Pair]:
+        """The pairs that a query chooses: columns cell, other, verdict; it may ask `said` for the last decisions of people."""
+        query = f"""
             WITH said AS (
                 SELECT cell, other, last(decision ORDER BY number) AS decision, last(who ORDER BY number) AS who,
                        last(decided_at ORDER BY number) AS decided_at
@@ -116,15 +150,12 @@ class Duplicates:
                 SELECT cell, other, last(score ORDER BY rowid) AS score, last(verdict ORDER BY rowid) AS found,
                        last(found_at ORDER BY rowid) AS found_at
                 FROM resemblance GROUP BY cell, other
-            ), pair AS (
-                SELECT cell_id AS cell, duplicate_of AS other, duplicate_verdict AS verdict FROM cell WHERE duplicate_of IS NOT NULL
-                UNION ALL
-                SELECT cell, other, NULL FROM said SEMI JOIN cell c ON c.cell_id = said.cell WHERE decision = 'rejected'
-            )
+            ), pair AS ({chosen})
             SELECT cell, other, verdict, found, score, found_at, decision, who, decided_at
             FROM pair LEFT JOIN measured USING (cell, other) LEFT JOIN said USING (cell, other)
-            WHERE $1::VARCHAR IS NULL OR coalesce(verdict, 'rejected') = $1
-            ORDER BY verdict = 'possible_duplicate' DESC NULLS LAST, verdict DESC NULLS LAST, coalesce(found_at, decided_at) DESC, cell
+            WHERE $1::VARCHAR IS NULL OR verdict = $1
+            ORDER BY verdict = 'possible_duplicate' DESC, verdict = 'rejected', verdict DESC,
+                     coalesce(found_at, decided_at) DESC, cell
             """ + ("" if limit is None else f" LIMIT {limit:d}")
         with self._reading() as cursor:
             return [_pair(row) for row in cursor.execute(query, [verdict]).fetchall()]
@@ -146,6 +177,20 @@ class Duplicates:
             )
             for cell_id, label, source, says in found
         ]
+
+    def says(self, ids: Collection[str]) -> dict[str, list[tuple[str, str, str]]]:
+        """What the files of cells say of their class, by cell: path, label, source, in the order of the paths. Cells whose files
+        say nothing are left out."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "SELECT cell_id, list((path, label, label_source) ORDER BY path) FROM file "
+                "WHERE label IS NOT NULL AND cell_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY cell_id",
+                [list(ids)],
+            ).fetchall()
+        return {
+            cell_id: [(from_column(path), from_column(label), by) for path, label, by in said]
+            for cell_id, said in found
+        }
 
     def history(self, cell_id: str) -> list[tuple[str, str, Decision, str | None, datetime]]:
         """What people decided of a cell, oldest first: cell, other, decision, who, when."""
@@ -243,9 +288,9 @@ class Duplicates:
                 link = other, Verdict.DUPLICATE
                 outcome, reason = Outcome.DUPLICATE, f"a recapture of cell {other}, as a person{by} confirmed; kept"
             elif decision is Decision.UNDONE:
-                found = _measured(connection, cell_id, other)
+                found = measured(connection, cell_id, other)
                 outcome, reason = Outcome.STORED, f"what was decided of it and cell {other} was taken back{by}"
-                if found is not None:
+                if found is not None and found.verdict.is_one_cell:
                     link = other, found.verdict
                     outcome, reason = Outcome(found.verdict), reason_of(other, found)
             failpoint("duplicates.decide")
@@ -273,10 +318,19 @@ def write_fingerprints(connection: duckdb.DuckDBPyConnection, made: Sequence[tup
         )
 
 
+def write_landmarks(connection: duckdb.DuckDBPyConnection, made: Sequence[tuple[str, Fingerprint]]) -> None:
+    """Write landmarks of cells that have none."""
+    if made:
+        connection.execute(
+            "INSERT INTO landmark SELECT unnest($1::VARCHAR[]), $2, unnest($3::UBIGINT[]), unnest($4::UBIGINT[])",
+            [[cell_id for cell_id, _ in made], VERSION, [m.across for _, m in made], [m.down for _, m in made]],
+        )
+
+
 def write_resemblances(
     connection: duckdb.DuckDBPyConnection, found: Sequence[tuple[str, str, Resemblance]], at: datetime
 ) -> None:
-    """Write down which cells were found to be alike."""
+    """Write down what comparing cells gave: the later cell of each pair, the earlier one, their resemblance."""
     for cell_id, other, resemblance in found:
         connection.execute(
             "INSERT INTO resemblance VALUES (?, ?, ?, ?, ?)",
@@ -314,22 +368,20 @@ def set_link(
     )
 
 
-def unlink_unconfirmed(connection: duckdb.DuckDBPyConnection, cell_id: str, at: datetime) -> bool:
-    """Take out a link that no registration and no person made: the thesis' rule did, in an earlier version. True where there was one."""
-    row = connection.execute("SELECT duplicate_of FROM cell WHERE cell_id = ?", [cell_id]).fetchone()
-    if row is None or row[0] is None or _measured(connection, cell_id, row[0]) is not None:
-        return False
-    if any((cell, other) == (cell_id, row[0]) for cell, other, _ in _last_decisions(connection)):
-        return False
-    set_link(connection, cell_id, None, outcome=Outcome.STORED, reason=_NOT_CONFIRMED, at=at)
-    return True
-
-
 def load_book(cursor: duckdb.DuckDBPyConnection) -> Mapping[str, Any]:
     """Both hashes, ids and ages of the cells that have a fingerprint of the present version, as arrays."""
     return cursor.execute(
         "SELECT f.across, f.down, ('0x' || c.cell_id)::UBIGINT AS id, c.rowid::UINTEGER AS age FROM cell c "
         "JOIN fingerprint f USING (cell_id) WHERE f.version = ? AND f.across IS NOT NULL",
+        [VERSION],
+    ).fetchnumpy()
+
+
+def load_landmarks(cursor: duckdb.DuckDBPyConnection, most: int) -> Mapping[str, Any]:
+    """The same of the landmarks of the present version, the last `most` of them, oldest cell first."""
+    return cursor.execute(
+        "SELECT l.across, l.down, ('0x' || c.cell_id)::UBIGINT AS id, c.rowid::UINTEGER AS age FROM landmark l "
+        f"JOIN cell c USING (cell_id) WHERE l.version = ? ORDER BY c.rowid DESC, l.rowid DESC LIMIT {most:d}",
         [VERSION],
     ).fetchnumpy()
 
@@ -386,7 +438,8 @@ def _linked(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str | No
     return (cell_id, other) if row[1] > of[0] else (other, cell_id)
 
 
-def _measured(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str) -> Resemblance | None:
+def measured(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str) -> Resemblance | None:
+    """What labref found last of a cell and an earlier one; None where it saw nothing alike."""
     row = connection.execute(
         "SELECT score, verdict FROM resemblance WHERE cell = ? AND other = ? ORDER BY rowid DESC LIMIT 1",
         [cell_id, other],
@@ -427,7 +480,7 @@ def _pair(row: Sequence[Any]) -> Pair:
     return Pair(
         cell,
         other,
-        None if verdict is None else Verdict(verdict),
+        None if verdict == Decision.REJECTED else Verdict(verdict),
         None if found is None else Verdict(found),
         score,
         None if found_at is None else found_at.replace(tzinfo=UTC),

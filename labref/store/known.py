@@ -1,6 +1,7 @@
 """What the store keeps in memory, so that looking a file up costs microseconds: ids, labels, fingerprints and groups of all cells.
 
-12 bytes a cell for id and label and 28 for the fingerprint: 40 MB for a million cells; 32 more for each that repeats another.
+12 bytes a cell for id and label and 28 for the fingerprint: 40 MB for a million cells; 32 more for each that repeats another, and
+28 for each landmark: of the last when the store is opened, 11 MB, and of all that come while it is open.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.fingerprint import Fingerprint, hamming
+from labref.fingerprint import BITS, Fingerprint, hamming
 
-__all__ = ["CellBook", "GroupBook", "HashBook", "HashChanges", "id_to_int", "int_to_id"]
+__all__ = ["MOST_LANDMARKS", "CellBook", "GroupBook", "HashBook", "HashChanges", "id_to_int", "int_to_id"]
+
+MOST_LANDMARKS = 400_000
+"""So many landmarks are kept in memory and searched, the last ones: those of 200,000 cells and more. The pictures of one field are
+written within minutes of each other, so that older ones would only take time."""
 
 _Value = TypeVar("_Value", bound=Hashable)
 _MERGE_AT = 8192
 _BLOCK = 1 << 15  # hashes compared at once: what is in between stays in the processor's cache
+_TOGETHER = 14  # bits; fingerprints that differ more are searched each in a pass of its own: what one lets through would be too much
+_ALL = Fingerprint(2**BITS - 1, 2**BITS - 1)
 
 
 def id_to_int(cell_id: str) -> int:
@@ -171,12 +178,14 @@ def _settled(ids: NDArray[np.uint64], groups: NDArray[np.uint64]) -> _Groups:
 
 
 class HashBook:
-    """Fingerprints of all cells, searched whole: exactly, whatever class a cell has. Age: cells that came later have a larger one.
+    """Fingerprints of cells, searched whole: exactly, whatever class a cell has. Age: cells that came later have a larger one.
 
-    One thread may add and take out while others look up.
+    One thread may add while others look up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
+        """most : only so many are searched, those added last; None for all."""
+        self._most = most
         self._arrays = (
             np.empty(64, np.uint64),
             np.empty(64, np.uint64),
@@ -218,39 +227,61 @@ class HashBook:
         self._arrays[3][self._n : end] = ages
         self._n = end  # last: readers see whole rows
 
-    def within(self, fingerprints: Sequence[Fingerprint], bits: int) -> list[tuple[int, int, int]]:
+    def within(
+        self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
+    ) -> list[tuple[int, int, int]]:
         """Cells both of whose hashes differ from one of these in at most so many bits, as (bits, age, id): fewest first, then oldest.
 
-        bits : of the hash that differs more, and of the fingerprint that differs least. Some milliseconds for a million cells.
+        bits : of the hash that differs more, and of the fingerprint that differs least; of 64, and in proportion where fewer count.
+        shown : the bits of each hash that count (1). Some milliseconds for a million cells.
         """
-        if not fingerprints:
-            return []
-        across, down, ids, ages = self._filled()
-        first = fingerprints[0]
-        # whoever is near one of them is not much farther from the first (triangle inequality): one pass over all cells will do
-        reach = bits + max((first.across ^ mark.across).bit_count() for mark in fingerprints)
-        far = np.uint8(min(reach, 64))
-        parts = []
-        for start in range(0, len(ids), _BLOCK):
-            close = np.flatnonzero(hamming(first.across, across[start : start + _BLOCK]) <= far)
-            parts.append(close + start)
-        near = np.concatenate(parts) if parts else np.empty(0, np.int64)
-        reach = bits + max((first.down ^ mark.down).bit_count() for mark in fingerprints)
-        near = near[hamming(first.down, down[near]) <= min(reach, 64)]
-        across, down = across[near], down[near]
-        differ = np.full(len(near), 65, np.uint8)
-        for mark in fingerprints:
-            np.minimum(differ, np.maximum(hamming(mark.across, across), hamming(mark.down, down)), out=differ)
-        chosen = np.flatnonzero(differ <= bits)
-        at = near[chosen]
-        return sorted(zip(differ[chosen].tolist(), ages[at].tolist(), ids[at].tolist(), strict=True))
+        across, down, ids, ages = self._filled(self._most)
+        most = [bits * count.bit_count() // BITS for count in shown]
+        differ: dict[int, int] = {}
+        for together in _near_one_another(fingerprints, shown):
+            first = together[0]
+            # whoever is near one of them is not much farther from the first (triangle inequality): one pass over all cells will do
+            reach = most[0] + max(_differ(first, mark, shown)[0] for mark in together)
+            parts = [
+                np.flatnonzero(hamming(first.across, across[start : start + _BLOCK], shown.across) <= reach) + start
+                for start in range(0, len(ids), _BLOCK)
+            ]
+            near = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            reach = most[1] + max(_differ(first, mark, shown)[1] for mark in together)
+            near = near[hamming(first.down, down[near], shown.down) <= reach]
+            for mark in together:
+                one = hamming(mark.across, across[near], shown.across)
+                two = hamming(mark.down, down[near], shown.down)
+                close = np.flatnonzero((one <= most[0]) & (two <= most[1]))
+                for at, worse in zip(near[close].tolist(), np.maximum(one, two)[close].tolist(), strict=True):
+                    differ[at] = min(worse, differ.get(at, BITS))
+        return sorted((worse, int(ages[at]), int(ids[at])) for at, worse in differ.items())
 
     def _filled(
-        self,
+        self, most: int | None = None
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:
         n = self._n  # before the arrays: those only ever get longer, and their first n never change
+        first = 0 if most is None else max(0, n - most)
         across, down, ids, ages = self._arrays
-        return across[:n], down[:n], ids[:n], ages[:n]
+        return across[first:n], down[first:n], ids[first:n], ages[first:n]
+
+
+def _near_one_another(marks: Sequence[Fingerprint], shown: Fingerprint) -> list[list[Fingerprint]]:
+    """The fingerprints in groups, each of them not far from the first of its group."""
+    groups: list[list[Fingerprint]] = []
+    for mark in marks:
+        for group in groups:
+            if max(_differ(group[0], mark, shown)) <= _TOGETHER:
+                group.append(mark)
+                break
+        else:
+            groups.append([mark])
+    return groups
+
+
+def _differ(one: Fingerprint, other: Fingerprint, shown: Fingerprint) -> tuple[int, int]:
+    """In how many of the bits that count each of the two hashes differs."""
+    return ((one.across ^ other.across) & shown.across).bit_count(), ((one.down ^ other.down) & shown.down).bit_count()
 
 
 class HashChanges:
@@ -274,9 +305,11 @@ class HashChanges:
             np.array([age], np.uint32),
         )
 
-    def within(self, fingerprints: Sequence[Fingerprint], bits: int) -> list[tuple[int, int, int]]:
+    def within(
+        self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
+    ) -> list[tuple[int, int, int]]:
         """As `HashBook.within`, of the book and what is to be added."""
-        return sorted(self._book.within(fingerprints, bits) + self._pending.within(fingerprints, bits))
+        return sorted(self._book.within(fingerprints, bits, shown) + self._pending.within(fingerprints, bits, shown))
 
     def apply(self) -> None:
         """Change the book."""

@@ -308,3 +308,15 @@ def _duplicates(connection: duckdb.DuckDBPyConnection) -> None:
             who        VARCHAR,
             decided_at TIMESTAMP NOT NULL
         )""")
+
+
+@migration(10, "landmarks of cells' pictures, by which the pictures of their neighbours are found")
+def _landmarks(connection: duckdb.DuckDBPyConnection) -> None:
+    # no key: searched in memory, and cheap to write
+    connection.execute("""
+        CREATE TABLE landmark (
+            cell_id VARCHAR NOT NULL,
+            version INTEGER NOT NULL,
+            across  UBIGINT NOT NULL,
+            down    UBIGINT NOT NULL
+        )""")

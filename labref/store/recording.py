@@ -11,6 +11,7 @@ import numpy as np
 
 from labref.errors import StoreError
 from labref.fingerprint import Fingerprint, Verdict
+from labref.landmarks import STORED, Landmark
 from labref.store import distances
 from labref.store.known import HashBook, HashChanges, id_to_int, int_to_id
 from labref.store.text import to_column, to_nullable
@@ -28,21 +29,23 @@ from labref.store.values import (
 )
 
 __all__ = [
-    "MOST_CANDIDATES",
     "CellState",
     "Comparing",
     "FileRow",
+    "Found",
     "LabelChange",
     "Plan",
-    "alike",
+    "Search",
     "check_new_cell",
+    "compare",
     "draw_up",
     "reason_of",
+    "stored_landmarks",
     "utc_naive",
 ]
 
-MOST_CANDIDATES = 32
-"""Most stored cells that one cell is registered with: those whose fingerprints differ least, the oldest of equals."""
+_MOST_CANDIDATES = 32  # cells that one is registered with because their fingerprints resemble its own
+_MOST_BESIDE = 4  # cells that one is registered with because of one landmark
 
 
 def utc_naive(moment: datetime) -> datetime:
@@ -131,20 +134,81 @@ class Plan:
     """All that one transaction writes, and the ledger rows to hand back, in the order of the batch.
 
     known_paths: the paths that have a row in the ledger already. groups: of each new cell that repeats another, its group.
+    resemblances: the later cell of a pair, the earlier one, and what comparing them gave. linked: whether a new cell is linked with
+    another.
     """
 
     at: datetime
     known_paths: Set[str]
-    hashes: HashChanges
+    search: Search
     cells: list[tuple[Any, ...]] = field(default_factory=list)
     embedded: list[NewCell] = field(default_factory=list)
     groups: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileRow] = field(default_factory=dict)
     replaced: list[FileRow] = field(default_factory=list)
     fingerprints: list[tuple[str, Fingerprint]] = field(default_factory=list)
+    landmarks: list[tuple[str, Fingerprint]] = field(default_factory=list)
     resemblances: list[tuple[str, str, Resemblance]] = field(default_factory=list)
     label_changes: list[LabelChange] = field(default_factory=list)
     rows: list[LedgerRow] = field(default_factory=list)
+    linked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What comparing a cell with others gave.
+
+    link : the cell that it repeats or may repeat, if any.  neighbours : the cells beside it in the same field.
+    """
+
+    link: tuple[str, Resemblance] | None = None
+    neighbours: Sequence[tuple[str, Resemblance]] = ()
+
+    @property
+    def resemblances(self) -> Sequence[tuple[str, Resemblance]]:
+        """All of them."""
+        return (*(() if self.link is None else (self.link,)), *self.neighbours)
+
+
+class Search:
+    """Looks for the cells that one is to be compared with, among those stored and those of a batch that are to be."""
+
+    def __init__(self, fingerprints: HashBook, landmarks: HashBook) -> None:
+        """fingerprints : of all cells, one each.  landmarks : the last ones stored, several of a cell."""
+        self._fingerprints, self._landmarks = HashChanges(fingerprints), HashChanges(landmarks)
+
+    def candidates(self, fingerprints: Sequence[Fingerprint], landmarks: Sequence[Landmark], bits: int) -> list[str]:
+        """Ids of the cells whose fingerprints are like one of a cell's own, and then of those with a landmark of its picture.
+
+        Of each kind only some, those first that differ least, the oldest of equals.  bits : of 64, in which they differ at most.
+        """
+        near = self._fingerprints.within(fingerprints, bits)[:_MOST_CANDIDATES]
+        for landmark in landmarks:
+            near += self._landmarks.within(landmark.marks, bits, landmark.shown)[:_MOST_BESIDE]
+        return [int_to_id(number) for number in dict.fromkeys(number for _, _, number in near)]
+
+    def add(
+        self,
+        cell_id: str,
+        fingerprints: Sequence[Fingerprint],
+        landmarks: Sequence[Landmark],
+        age: int | None = None,
+    ) -> None:
+        """A cell that others are compared with from now on; a new one where no age is given."""
+        number = id_to_int(cell_id)
+        self._fingerprints.add(number, fingerprints[0], age)
+        for mark in stored_landmarks(landmarks):
+            self._landmarks.add(number, mark, age)
+
+    def apply(self) -> None:
+        """Keep what was added, now that it is committed."""
+        self._fingerprints.apply()
+        self._landmarks.apply()
+
+
+def stored_landmarks(landmarks: Sequence[Landmark]) -> list[Fingerprint]:
+    """What is stored of the landmarks of a picture."""
+    return [landmark.marks[0] for landmark in landmarks[:STORED]]
 
 
 def check_new_cell(cell: NewCell, bundle: StoredBundle) -> None:
@@ -170,7 +234,7 @@ def draw_up(
     *,
     states: dict[str, CellState],
     files: dict[str, FileRow],
-    stored: HashBook,
+    search: Search,
     state_of: Callable[[str], CellState],
     comparing: Comparing,
     at: datetime,
@@ -178,10 +242,10 @@ def draw_up(
     """Work out what a batch writes, without writing.
 
     states : the cells of the batch that the store has already, by id; grows by the batch's own.
-    files : the ledger rows of the batch's paths so far. stored : fingerprints of all cells in the store.
+    files : the ledger rows of the batch's paths so far. search : among the cells in the store; grows by the batch's own.
     state_of : looks up a cell of the store that is not in states. at : now, UTC, without a zone.
     """
-    plan = Plan(at, files.keys(), HashChanges(stored))
+    plan = Plan(at, files.keys(), search)
     made: dict[str, FileRow] = {}
     new: dict[str, NewCell] = {}
     for item in batch:
@@ -215,29 +279,31 @@ def _unknown(item: NewCell | SeenAgain) -> NewCell:
     )
 
 
-def alike(
-    cell_id: str, digest: str, candidates: Sequence[tuple[str, str]], comparing: Comparing
-) -> tuple[str, Resemblance] | None:
-    """The cell that one repeats or may repeat: a duplicate rather than a possible one, then the most alike, then the first given.
+def compare(cell_id: str, digest: str, others: Sequence[tuple[str, str]], comparing: Comparing) -> Found:
+    """Compare a cell with others: the one that it repeats or may repeat is a duplicate rather than a possible one, then the most
+    alike, then the first given.
 
-    candidates : id and digest of each, fewest differing bits first, then oldest.
+    others : id and digest of each, fewest differing bits first, then oldest. Pairs that a person called different are left out.
     """
-    best: tuple[str, Resemblance] | None = None
     if comparing.judge is None:
-        return None
-    for other, other_digest in candidates:
+        return Found()
+    link: tuple[str, Resemblance] | None = None
+    neighbours: list[tuple[str, Resemblance]] = []
+    for other, other_digest in others:
         if frozenset((cell_id, other)) in comparing.rejected:
             continue
         found = comparing.judge(digest, other_digest)
-        if found is None or found.verdict is Verdict.DIFFERENT:
+        if found is None:
             continue
-        if best is None or (_rank(found), found.score) > (_rank(best[1]), best[1].score):
-            best = other, found
-    return best
+        if found.verdict is Verdict.NEIGHBOUR:
+            neighbours.append((other, found))
+        elif found.verdict.is_one_cell and (link is None or _rank(found) > _rank(link[1])):
+            link = other, found
+    return Found(link, neighbours)
 
 
-def _rank(found: Resemblance) -> bool:
-    return found.verdict is Verdict.DUPLICATE
+def _rank(found: Resemblance) -> tuple[bool, float]:
+    return found.verdict is Verdict.DUPLICATE, found.score
 
 
 def reason_of(other: str, found: Resemblance) -> str:
@@ -261,19 +327,20 @@ def _add_cell(
     def state(cell_id: str) -> CellState:
         return states.get(cell_id) or state_of(cell_id)
 
-    match = None
+    compared = Found()
     if cell.fingerprints:
         if comparing.judge is not None:
-            near = plan.hashes.within(cell.fingerprints, comparing.candidate_bits)[:MOST_CANDIDATES]
-            ids = [int_to_id(number) for _, _, number in near]
-            match = alike(cell.cell_id, cell.digest, [(other, state(other).digest) for other in ids], comparing)
-        plan.hashes.add(id_to_int(cell.cell_id), cell.fingerprints[0])
+            ids = plan.search.candidates(cell.fingerprints, cell.landmarks, comparing.candidate_bits)
+            compared = compare(cell.cell_id, cell.digest, [(other, state(other).digest) for other in ids], comparing)
+        plan.search.add(cell.cell_id, cell.fingerprints, cell.landmarks)
         plan.fingerprints.append((cell.cell_id, cell.fingerprints[0]))
+        plan.landmarks += [(cell.cell_id, mark) for mark in stored_landmarks(cell.landmarks)]
+    plan.resemblances += [(cell.cell_id, other, found) for other, found in compared.resemblances]
     outcome, reason, group, resembles = Outcome.STORED, None, None, None
-    if match is not None:
-        resembles, found = match
+    if compared.link is not None:
+        resembles, found = compared.link
         outcome, reason = Outcome(found.verdict), reason_of(resembles, found)
-        plan.resemblances.append((cell.cell_id, resembles, found))
+        plan.linked = True
         if found.verdict is Verdict.DUPLICATE:
             group = plan.groups[cell.cell_id] = state(resembles).duplicate_group or resembles
     states[cell.cell_id] = CellState(cell.digest, label, source, cell.slide, group)

@@ -75,7 +75,7 @@ def reason_of(cell_id: str, why: str) -> str:
 
 
 def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> None:
-    """Remove cells, their embeddings and places. Their files are from now on rejected, for a reason that says so; what they
+    """Remove cells, their embeddings and places, and that they were neighbours of others. Their files are from now on rejected, for a reason that says so; what they
     were before is in the history. Their digests stay, so that no file brings them back."""
     at = rows.now()
     ids = [cell.cell_id for cell in cells]
@@ -99,6 +99,10 @@ def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> None:
         "UPDATE file SET outcome = ?, reason = going.reason, cell_id = NULL, duplicate_of = NULL, recorded_at = ? "
         "FROM going WHERE file.cell_id = going.cell_id",
         [str(Outcome.REJECTED), at],
+    )
+    connection.execute(
+        "DELETE FROM resemblance WHERE verdict = 'neighbour' AND (cell IN (SELECT cell_id FROM going) "
+        "OR other IN (SELECT cell_id FROM going))"
     )
     for table in (*tables_of_cells(connection), "cell"):
         failpoint("retention.cells")

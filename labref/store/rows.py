@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,19 @@ from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import Cell, LabelSource, LedgerRow, Outcome
 
-__all__ = ["CELL", "FILE", "carried", "cells", "file_rows", "ledger", "look_up", "now", "path_labels", "states"]
+__all__ = [
+    "CELL",
+    "FILE",
+    "NEIGHBOURS",
+    "carried",
+    "cells",
+    "file_rows",
+    "ledger",
+    "look_up",
+    "now",
+    "path_labels",
+    "states",
+]
 
 CELL = {
     "cell_id": "VARCHAR",
@@ -49,7 +61,21 @@ FILE = {
     "recorded_at": "TIMESTAMP",
 }
 """Columns of table `file` and their types, in the order of `FileRow`'s fields."""
+_NEIGHBOURS = """
+    SELECT cell, other FROM (
+        SELECT cell, other, arg_max(verdict, number) AS verdict FROM ({alike}) GROUP BY cell, other
+    ) ANTI JOIN (
+        SELECT cell, other FROM duplicate_decision GROUP BY cell, other HAVING last(decision ORDER BY number) <> 'undone'
+    ) decided USING (cell, other) WHERE verdict = 'neighbour'"""
+NEIGHBOURS = _NEIGHBOURS.format(alike="SELECT cell, other, verdict, rowid AS number FROM resemblance")
+"""Query for the pairs of cells that labref called neighbours, and that no person called anything else: cell, other."""
+_NEIGHBOURS_OF = _NEIGHBOURS.format(
+    alike="""
+        SELECT cell, other, verdict, r.rowid AS number FROM resemblance r SEMI JOIN asked ON asked.id = r.cell
+        UNION SELECT cell, other, verdict, r.rowid FROM resemblance r SEMI JOIN asked ON asked.id = r.other"""
+)
 _AT_ONCE = 256
+_ROWS = 16_384  # of the ledger, read at once
 
 
 def now() -> datetime:
@@ -131,7 +157,9 @@ def ledger(
     else:
         query = f"FROM ({query} ORDER BY f.recorded_at DESC, f.path DESC LIMIT {limit:d}) f ORDER BY {order}"
     cursor.execute(query, list(where.values()))
-    while rows := cursor.fetchmany(2048):
+    meanwhile = cursor.cursor()
+    while rows := cursor.fetchmany(_ROWS):
+        beside = _neighbours(meanwhile, {row[3] for row in rows if row[3] is not None})
         for path, outcome, reason, cell_id, label, source, slide, at, duplicate_of, classes in rows:
             yield LedgerRow(
                 from_column(path),
@@ -144,7 +172,18 @@ def ledger(
                 at.replace(tzinfo=UTC),
                 duplicate_of,
                 None if classes is None else tuple(map(from_column, classes)),
+                tuple(sorted(beside.get(cell_id, ()))),
             )
+
+
+def _neighbours(cursor: duckdb.DuckDBPyConnection, ids: Set[str]) -> dict[str, set[str]]:
+    """The neighbours of cells in one field, by cell; those that have none are left out."""
+    pairs = cursor.execute(f"WITH asked AS (SELECT unnest(?::VARCHAR[]) AS id) {_NEIGHBOURS_OF}", [list(ids)])
+    found: dict[str, set[str]] = {}
+    for cell, other in pairs.fetchall():
+        found.setdefault(cell, set()).add(other)
+        found.setdefault(other, set()).add(cell)
+    return found
 
 
 def path_labels(cursor: duckdb.DuckDBPyConnection, cell_id: str) -> list[dict[str, str | None]]:

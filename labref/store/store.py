@@ -21,17 +21,18 @@ from numpy.typing import NDArray
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.fingerprint import Fingerprint
+from labref.landmarks import Landmark
 from labref.store import bundles, distances, late, migrations, optics, removal, rows, scan, upkeep
 from labref.store.changes import Changes
 from labref.store.connection import connect, forget
-from labref.store.duplicates import Duplicates, Learnt, load_book, load_groups
+from labref.store.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
 from labref.store.exporting import Export
 from labref.store.index import BLOCK_ROWS, Index
-from labref.store.known import CellBook, GroupBook, HashBook, HashChanges, id_to_int, int_to_id
+from labref.store.known import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
 from labref.store.maps import Maps
 from labref.store.optics import OpticsBook, OpticsMeasures
 from labref.store.positions import Placed
-from labref.store.recording import Comparing, Plan, check_new_cell, draw_up
+from labref.store.recording import Comparing, Plan, Search, check_new_cell, draw_up
 from labref.store.removal import Due
 from labref.store.reviews import Reviews
 from labref.store.text import from_column, from_nullable, to_column
@@ -41,7 +42,6 @@ from labref.store.values import (
     CellEmbedding,
     Counts,
     FileState,
-    HashMatch,
     Judge,
     LabelSource,
     LedgerRow,
@@ -66,11 +66,12 @@ _T = TypeVar("_T")
 
 
 class _Known(NamedTuple):
-    """What is kept in memory of all cells: label and who gave it, fingerprints, and which repeat which."""
+    """What is kept in memory of all cells: label and who gave it, fingerprints, which repeat which; and of the last the landmarks."""
 
     labels: CellBook[tuple[str, LabelSource]]
     hashes: HashBook
     groups: GroupBook
+    landmarks: HashBook
 
 
 class Store:
@@ -208,7 +209,8 @@ class Store:
         bundle : digest of the bundle that made the latents. A cell whose digest is known already, or comes twice, is
         one more path of the cell. A cell whose fingerprint differs from that of an earlier one, of this batch or before
         and of whatever class, in at most `candidate_bits` is shown to `judge` with it; where that finds the same cell again,
-        it is stored too, marked and linked. A path that has an outcome already gets the new one; what it said before stays
+        it is stored too, marked and linked. So are cells whose pictures have a landmark of its own; neighbours in one field are
+        remembered, and not linked. A path that has an outcome already gets the new one; what it said before stays
         in its history.
 
         Raises StoreError, nothing written, where a cell does not fit the bundle or the database cannot write.
@@ -217,7 +219,7 @@ class Store:
             return []
         with self._writing:
             batch = [self._unless_removed(item) for item in batch]
-            labels, hashes, _ = self._in_memory()
+            known = self._in_memory()
             with self._reading() as cursor:
                 table, space = bundles.space(cursor, bundle)
                 for item in batch:
@@ -226,9 +228,9 @@ class Store:
                 wanted = {cell_id_of(item.digest) for item in batch if not isinstance(item, Rejected)}
                 plan = draw_up(
                     batch,
-                    states=rows.states(cursor, [cell_id for cell_id in wanted if id_to_int(cell_id) in labels]),
+                    states=rows.states(cursor, [cell_id for cell_id in wanted if id_to_int(cell_id) in known.labels]),
                     files=rows.file_rows(cursor, list({item.path for item in batch})),
-                    stored=hashes,
+                    search=Search(known.hashes, known.landmarks),
                     state_of=lambda cell_id: rows.states(cursor, [cell_id])[cell_id],
                     comparing=Comparing(judge, candidate_bits, self.duplicates.rejected()),
                     at=rows.now(),
@@ -238,7 +240,7 @@ class Store:
                 write(connection, plan, table, space)
                 self.maps.write(connection, placed)
             self._remember(plan, bundle)
-            if plan.resemblances:
+            if plan.linked:
                 self.duplicates.forget()
             self.maps.remember(bundle, placed)
             return plan.rows
@@ -246,14 +248,15 @@ class Store:
     def learn_fingerprints(self, learnt: Sequence[Learnt], *, judge: Judge, candidate_bits: int) -> None:
         """Write the fingerprints of stored cells that had none, and link those cells as `record` would have; one transaction.
 
-        What people decided stays. A link that the thesis' rule made in an earlier version, and `judge` does not confirm, is removed.
+        What people decided stays. A link that an earlier version made and `judge` does not confirm is removed.
         """
         with self._writing:
-            changes = HashChanges(self._in_memory().hashes)
+            known = self._in_memory()
+            search = Search(known.hashes, known.landmarks)
             comparing = Comparing(judge, candidate_bits, self.duplicates.rejected())
             with self._transaction() as connection:
-                late.learn(connection, learnt, changes, comparing)
-            changes.apply()
+                late.learn(connection, learnt, search, comparing)
+            search.apply()
             self._regrouped()
             self.duplicates.forget()
 
@@ -388,8 +391,9 @@ class Store:
 
     def _remember(self, plan: Plan, bundle: str) -> None:
         """Bring the memory up to what was committed."""
-        plan.hashes.apply()
-        labels, _, groups = self._in_memory()
+        plan.search.apply()
+        known = self._in_memory()
+        labels, groups = known.labels, known.groups
         for cell in plan.embedded:
             labels.add(id_to_int(cell.cell_id), cell.carries())
         for change in plan.label_changes:
@@ -496,11 +500,12 @@ class Store:
                 by.append({from_nullable(value): n for value, n in cursor.fetchall()})
         return Counts(sum(outcomes.values()), sum(by[0].values()), outcomes, *by)
 
-    def fingerprint_matches(self, fingerprints: Sequence[Fingerprint], bits: int) -> list[HashMatch]:
-        """Cells whose fingerprint differs from one of these in at most so many bits, in each of its hashes: fewest first, then
-        oldest first."""
-        found = self._in_memory().hashes.within(fingerprints, bits)
-        return [HashMatch(int_to_id(number), differ) for differ, _, number in found]
+    def candidates(
+        self, fingerprints: Sequence[Fingerprint], bits: int, landmarks: Sequence[Landmark] = ()
+    ) -> list[str]:
+        """Ids of the cells that one with these fingerprints and landmarks may repeat, or be the neighbour of; see `Search`."""
+        known = self._in_memory()
+        return Search(known.hashes, known.landmarks).candidates(fingerprints, landmarks, bits)
 
     def analysers(self) -> dict[str | None, int]:
         """How many cells came from each analyser, None for one without a name; from memory."""
@@ -516,7 +521,8 @@ class Store:
 
     def duplicate_group(self, cell_id: str) -> list[str]:
         """The cell and all that are linked with it as duplicates, directly or through others, oldest first; from memory."""
-        labels, _, groups = self._in_memory()
+        known = self._in_memory()
+        labels, groups = known.labels, known.groups
         (group,) = groups.of(np.array([id_to_int(cell_id)], np.uint64)).tolist()
         members = groups.members(group)
         there = zip(members, labels.of(members), strict=True)
@@ -746,7 +752,10 @@ def _load_known(cursor: duckdb.DuckDBPyConnection) -> _Known:
     marks = load_book(cursor)
     book = HashBook()
     book.add(marks["across"], marks["down"], marks["id"], marks["age"])
-    return _Known(CellBook(ids, codes, labels), book, load_groups(cursor))
+    marks = load_landmarks(cursor, MOST_LANDMARKS)
+    landmarks = HashBook(most=MOST_LANDMARKS)
+    landmarks.add(marks["across"][::-1], marks["down"][::-1], marks["id"][::-1], marks["age"][::-1])
+    return _Known(CellBook(ids, codes, labels), book, load_groups(cursor), landmarks)
 
 
 def _check_query(query: NDArray[np.float32], latent_size: int) -> None:

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.fingerprint import Fingerprint, Verdict
+from labref.landmarks import Landmark
 
 __all__ = [
     "Cell",
     "CellEmbedding",
     "Counts",
     "FileState",
-    "HashMatch",
     "Judge",
     "LabelSource",
     "LedgerRow",
@@ -72,7 +72,8 @@ class NewCell:
     width and height: pixels of the original; mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
     measures: float32[7] of its optics, see `labref.optics`; None leaves them to be measured later.
     fingerprints: those of `labref.fingerprint.shifted_fingerprints`, of which the first is the cell's; without them they are made
-    later, and the cell is compared with no other until then.
+    later, and the cell is compared with no other until then. landmarks: of its picture,
+    `labref.landmarks`, nearest to its centre first.
     label None means that nobody gave one: the cell then carries predicted_label, with the source "predicted".
     """
 
@@ -95,6 +96,7 @@ class NewCell:
     probabilities: NDArray[np.float32]
     measures: NDArray[np.float32] | None = None
     fingerprints: tuple[Fingerprint, ...] = ()
+    landmarks: tuple[Landmark, ...] = ()
 
     def carries(self) -> tuple[str, LabelSource]:
         """The label that the cell carries, and who gave it."""
@@ -144,7 +146,8 @@ class LedgerRow:
     label and label_source: what the path itself said of the cell, else what the cell carries now. at: when this
     outcome was recorded, UTC. duplicate_of: the cell that this one repeats; for byte-identical files that is
     the cell itself. reason: None for a plain `stored`. conflict: the classes that the files of this cell say, where they
-    say different ones (as the ledger is read; `record` does not say it).
+    say different ones. neighbours: the cells beside this one, in overlapping pictures of one field. (Both as the ledger is read;
+    `record` does not say them.)
     """
 
     path: str
@@ -157,6 +160,7 @@ class LedgerRow:
     at: datetime
     duplicate_of: str | None
     conflict: tuple[str, ...] | None = None
+    neighbours: tuple[str, ...] = ()
 
 
 class FileState(NamedTuple):
@@ -200,14 +204,6 @@ class Neighbour:
 
     cell_id: str
     distance: float
-
-
-@dataclass(frozen=True, slots=True)
-class HashMatch:
-    """A stored cell and the number of bits in which the fingerprints differ: of the hash that differs more."""
-
-    cell_id: str
-    hamming: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
     optics.write(connection, [(cell.cell_id, to_nullable(cell.analyser), plan.at, cell.measures) for cell in measured])
     failpoint("record.fingerprints")
     duplicates.write_fingerprints(connection, plan.fingerprints)
+    duplicates.write_landmarks(connection, plan.landmarks)
     duplicates.write_resemblances(connection, plan.resemblances, plan.at)
     failpoint("record.labels")
     for change in plan.label_changes:

@@ -10,7 +10,11 @@ of the candidates. By verdict, and for each the lowest score; `highest_different
 its pictures' middles lie where they should. Whether a reported pair is one cell is for a person to say: look at the sheet.
 `recaptures`: cells captured again, simulated: `mild` with shift up to 4 px, gain ±5 % a channel, blur 0.7 px, JPEG 90; `strong` with
 8 px, ±8 %, 1 px, ±1° of rotation. Shares that are `duplicate` and `duplicate_or_possible` of the cell they were made from; `candidate`:
-that fingerprints find it at all. --edge: what stands where the image was shifted from, nearest or black.
+that the search finds it at all, `candidate_by_fingerprint`: without landmarks, as in a lab with much that came in between. --edge: what stands where the image was shifted from, nearest or black.
+`neighbours`: fields with two cells of pbc, 60 to 130 px apart (the darker pixel of two pictures), of which a picture was taken around
+each cell. `ruling`: shares by verdict of the two pictures alone; `end_to_end`: when one is stored, among those of all other fields,
+and the other comes; `not_compared`: the search did not bring them together. Once as two pieces of one capture (`one_capture`), once
+captured apart with changes as in `mild` (`captured_apart`).
 `thesis`: average hash, same class, Hamming < 2 duplicate, up to 3 by hand (section 4.2), on the same cells and recaptures.
 `look_up`: candidates for one cell among `cells` made-up fingerprints, milliseconds; `cpu_`: of the thread's own time, which what else
 the computer does (`load`) does not lengthen.
@@ -28,6 +32,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +41,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from labref.duplicates import DEFAULTS, ruling, without_frame
+from labref.duplicates import DEFAULTS, marks, ruling, without_frame
 from labref.fingerprint import (
     DUPLICATE_BELOW,
     POSSIBLE_UP_TO,
@@ -45,12 +50,13 @@ from labref.fingerprint import (
     average_hash,
     digest,
     hamming,
-    shifted_fingerprints,
 )
 from labref.image import decode, prepare_pixels
+from labref.landmarks import Landmark
 from labref.registration import Alignment, View, align, view
 from labref.sheet import Tile, draw_sheet
-from labref.store.known import HashBook
+from labref.store.known import HashBook, id_to_int
+from labref.store.recording import Search, stored_landmarks
 
 DATA: Final = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SETS: Final = ("pbc", "chula", "bccd", "bonemarrow")
@@ -79,6 +85,7 @@ class Seen:
     label: str
     average: int
     marks: tuple[Fingerprint, ...]
+    landmarks: tuple[Landmark, ...]
     view: View
 
 
@@ -86,8 +93,9 @@ def see(data: bytes, label: str, path: Path | None = None) -> Seen:
     """What the agent makes of a file."""
     pixels = decode(data)
     cell = prepare_pixels(pixels)
-    bare = without_frame(pixels, cell)
-    return Seen(path, digest(data), label, average_hash(cell.crop), shifted_fingerprints(bare.crop), view(bare))
+    own, beside = marks(pixels, cell)
+    shown = view(without_frame(pixels, cell))
+    return Seen(path, digest(data), label, average_hash(cell.surroundings), own, beside, shown)
 
 
 def recapture(pixels: NDArray[np.uint8], how: Recapture, rng: np.random.Generator, edge: str = "nearest") -> bytes:
@@ -106,9 +114,34 @@ def recapture(pixels: NDArray[np.uint8], how: Recapture, rng: np.random.Generato
         axis=-1,
     )
     moved = ndimage.gaussian_filter(moved, (how.blur, how.blur, 0)) * (1 + rng.uniform(-how.gain, how.gain, 3))
+    return jpeg(np.clip(np.rint(moved), 0, 255).astype(np.uint8))
+
+
+def jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """The picture uint8[h, w, 3] as a JPEG of quality 90."""
     out = io.BytesIO()
-    Image.fromarray(np.clip(np.rint(moved), 0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
+    Image.fromarray(pixels).save(out, "JPEG", quality=90)
     return out.getvalue()
+
+
+def field_of_two(
+    a: NDArray[np.uint8], b: NDArray[np.uint8], offset: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One field with the cells of two pictures uint8[h, w, 3], as two pictures: the parts of it where the given ones lie.
+
+    offset : (rows, columns) in pixels from the upper left corner of `a` to that of `b`. Where both lie, the darker pixel of each
+    colour counts: light goes through both cells.
+    """
+    corners = [[max(0, -step) for step in offset], [max(0, step) for step in offset]]
+    places = [
+        (slice(top, top + picture.shape[0]), slice(left, left + picture.shape[1]))
+        for (top, left), picture in zip(corners, (a, b), strict=True)
+    ]
+    height, width = (max(place[axis].stop for place in places) for axis in (0, 1))
+    field = np.full((height, width, 3), 255, np.uint8)
+    for place, picture in zip(places, (a, b), strict=True):
+        field[place] = np.minimum(field[place], picture)
+    return field[places[0]], field[places[1]]
 
 
 def files_of(data: Path, limit: int | None) -> list[Path]:
@@ -122,10 +155,26 @@ def files_of(data: Path, limit: int | None) -> list[Path]:
 
 def book_of(cells: Sequence[Seen]) -> HashBook:
     """Fingerprints as a store keeps them; a cell's number is its id."""
+    return _book([(number, cell.marks[0]) for number, cell in enumerate(cells)])
+
+
+def search_of(cells: Sequence[Seen]) -> Search:
+    """Fingerprints and landmarks as a store keeps them; a cell's number is its id."""
+    places = [(number, mark) for number, cell in enumerate(cells) for mark in stored_landmarks(cell.landmarks)]
+    return Search(book_of(cells), _book(places))
+
+
+def searched(stored: Search, cell: Seen) -> list[int]:
+    """The numbers of the cells that one is compared with when it comes into a store."""
+    return list(map(id_to_int, stored.candidates(cell.marks, cell.landmarks, DEFAULTS.candidate_bits)))
+
+
+def _book(numbered: Sequence[tuple[int, Fingerprint]]) -> HashBook:
     book = HashBook()
-    across = np.array([cell.marks[0].across for cell in cells], np.uint64)
-    down = np.array([cell.marks[0].down for cell in cells], np.uint64)
-    book.add(across, down, np.arange(len(cells), dtype=np.uint64), np.arange(len(cells), dtype=np.uint32))
+    numbers = np.array([number for number, _ in numbered], np.uint64)
+    across = np.array([mark.across for _, mark in numbered], np.uint64)
+    down = np.array([mark.down for _, mark in numbered], np.uint64)
+    book.add(across, down, numbers, numbers.astype(np.uint32))
     return book
 
 
@@ -133,28 +182,28 @@ def measure_pairs(
     cells: Sequence[Seen], pool: ThreadPoolExecutor
 ) -> tuple[dict[str, Any], list[tuple[int, int, Alignment]]]:
     """Every pair of cells: what is reported, and the reported pairs but identical files, most alike first."""
-    book = book_of(cells)
-    candidates = [
+    stored = search_of(cells)
+    pairs = [
         (other, i)
         for i, cell in enumerate(cells)
-        for _, _, other in book.within(cell.marks, DEFAULTS.candidate_bits)
+        for other in searched(stored, cell)
         if other < i  # each as if it came after those before it
     ]
-    aligned = list(pool.map(lambda pair: align(cells[pair[0]].view, cells[pair[1]].view), candidates))
+    aligned = list(pool.map(lambda pair: align(cells[pair[0]].view, cells[pair[1]].view), pairs))
     verdicts = [ruling(found, DEFAULTS) for found in aligned]
-    identical = [cells[i].digest == cells[j].digest for i, j in candidates]
+    identical = [cells[i].digest == cells[j].digest for i, j in pairs]
     reported: list[tuple[int, int, Alignment]] = []
-    for (i, j), found, verdict, same in zip(candidates, aligned, verdicts, identical, strict=True):
+    for (i, j), found, verdict, same in zip(pairs, aligned, verdicts, identical, strict=True):
         if verdict is not Verdict.DIFFERENT and not same:
             reported.append((i, j, found))
     reported.sort(key=lambda pair: -pair[2].score)
     by_set: dict[str, dict[str, Any]] = {}
     for name in SETS:
-        of_set = [k for k, (i, _) in enumerate(candidates) if _set_of(cells[i]) == name]
+        of_set = [k for k, (i, _) in enumerate(pairs) if _set_of(cells[i]) == name]
         different = [
             aligned[k].score
             for k in of_set
-            if verdicts[k] is Verdict.DIFFERENT and aligned[k].middles <= DEFAULTS.farthest
+            if verdicts[k] is Verdict.DIFFERENT and aligned[k].middles <= DEFAULTS.same_within
         ]
         by_set[name] = {
             "cells": sum(_set_of(cell) == name for cell in cells),
@@ -162,7 +211,7 @@ def measure_pairs(
             "identical": sum(identical[k] for k in of_set),
             **{
                 str(verdict): sum(verdicts[k] is verdict and not identical[k] for k in of_set)
-                for verdict in (Verdict.DUPLICATE, Verdict.POSSIBLE)
+                for verdict in (Verdict.DUPLICATE, Verdict.POSSIBLE, Verdict.NEIGHBOUR)
             },
             "lowest_duplicate": _least([aligned[k].score for k in of_set if verdicts[k] is Verdict.DUPLICATE]),
             "highest_different": None if not different else round(max(different), 4),
@@ -171,7 +220,7 @@ def measure_pairs(
     averages = np.array([cell.average for cell in cells], np.uint64)
     by_rule = {"duplicate": 0, "by_hand": 0}
     kept = 0
-    real = {(i, j) for (i, j), verdict in zip(candidates, verdicts, strict=True) if verdict is not Verdict.DIFFERENT}
+    real = {(i, j) for (i, j), verdict in zip(pairs, verdicts, strict=True) if verdict.is_one_cell}
     for i, cell in enumerate(cells):
         bits = hamming(cell.average, averages[i + 1 :])
         same = labels[i + 1 :] == cell.label
@@ -182,11 +231,51 @@ def measure_pairs(
     return {
         "cells": len(cells),
         "pairs": len(cells) * (len(cells) - 1) // 2,
-        "candidates": len(candidates),
-        "candidates_per_cell_of_a_million": round(1e6 * len(candidates) / max(1, len(cells) * (len(cells) - 1) / 2), 2),
+        "candidates": len(pairs),
+        "candidates_per_cell_of_a_million": round(1e6 * len(pairs) / max(1, len(cells) * (len(cells) - 1) / 2), 2),
         "by_set": by_set,
         "thesis": by_rule | {"duplicate_that_registration_confirms": kept},
     }, reported
+
+
+def measure_neighbours(
+    cells: Sequence[Path], pairs: int, seed: int, *, apart: tuple[float, float] = (60.0, 130.0), threads: int = 2
+) -> dict[str, Any]:
+    """Two pictures of one field, each around its own cell: shares by verdict, of the ruling alone and with the search before it.
+
+    cells : files of single cells, drawn from at random.  pairs : how many fields.  apart : least and most distance, pixels, of the
+    pictures' middles, which is where the analyser found their cells.
+    """
+
+    def taken(number: int, how: Recapture | None) -> tuple[Seen, Seen]:
+        rng = np.random.default_rng([seed, number])
+        one, two = (decode(cells[i].read_bytes()) for i in rng.choice(len(cells), 2, replace=False))
+        away, angle = rng.uniform(*apart), rng.uniform(0, 2 * np.pi)
+        middles = np.subtract(one.shape[:2], two.shape[:2]) / 2
+        rows, columns = np.rint(middles + away * np.array([np.sin(angle), np.cos(angle)])).astype(int).tolist()
+        pictures = field_of_two(one, two, (rows, columns))
+        data = [jpeg(picture) if how is None else recapture(picture, how, rng) for picture in pictures]
+        return see(data[0], "first"), see(data[1], "second")
+
+    found: dict[str, Any] = {"pairs": pairs, "pixels_apart": list(apart)}
+    with ThreadPoolExecutor(threads) as pool:
+        for name, how in (("one_capture", None), ("captured_apart", KINDS["mild"])):
+            fields = list(pool.map(partial(taken, how=how), range(pairs)))
+            alone = [str(ruling(align(second.view, first.view), DEFAULTS)) for first, second in fields]
+            stored = search_of([first for first, _ in fields])
+            compared = [searched(stored, second) for _, second in fields]
+            whole = [
+                verdict if number in others else "not_compared"
+                for number, (verdict, others) in enumerate(zip(alone, compared, strict=True))
+            ]
+            others = sum(other != number for number, others in enumerate(compared) for other in others)
+            found[name] = {
+                "ruling": _shares(alone),
+                "end_to_end": _shares(whole),
+                "landmarks_per_picture": round(sum(len(second.landmarks) for _, second in fields) / pairs, 2),
+                "registered_with_others_per_picture": round(others / pairs, 4),
+            }
+    return found
 
 
 def measure_recaptures(
@@ -202,15 +291,16 @@ def measure_recaptures(
         return made, align(made.view, cell.view)
 
     made = list(pool.map(again, enumerate(cells)))
-    candidate = np.array(
+    own = np.array(
         [
             len(book_of([old]).within(new.marks, DEFAULTS.candidate_bits)) == 1
             for (new, _), old in zip(made, cells, strict=True)
         ]
     )
+    candidate = np.array([searched(search_of([old]), new) == [0] for (new, _), old in zip(made, cells, strict=True)])
     verdicts = [ruling(found, DEFAULTS) for _, found in made]
     duplicate = candidate & np.array([verdict is Verdict.DUPLICATE for verdict in verdicts])
-    either = candidate & np.array([verdict is not Verdict.DIFFERENT for verdict in verdicts])
+    either = candidate & np.array([verdict.is_one_cell for verdict in verdicts])
     bits = np.array([(new.average ^ old.average).bit_count() for (new, _), old in zip(made, cells, strict=True)])
     scores = np.sort([found.score for _, found in made])
     return {
@@ -218,6 +308,7 @@ def measure_recaptures(
         "duplicate": _share(duplicate),
         "duplicate_or_possible": _share(either),
         "candidate": _share(candidate),
+        "candidate_by_fingerprint": _share(own),
         "scores": {str(q): round(float(np.quantile(scores, q)), 4) for q in (0, 0.005, 0.01, 0.05, 0.5)},
         "thesis": {"duplicate": _share(bits < DUPLICATE_BELOW), "duplicate_or_by_hand": _share(bits <= POSSIBLE_UP_TO)},
     }
@@ -272,6 +363,7 @@ def measure(
     data: Path,
     *,
     recaptured: int = 2000,
+    neighbours: int = 1000,
     limit: int | None = None,
     look_up: int = 1_000_000,
     edge: str = "nearest",
@@ -292,11 +384,14 @@ def measure(
         for seed, (name, how) in enumerate(KINDS.items()):
             note(f"{len(chosen):,} cells are captured again: {name}")
             recaptures[name] = measure_recaptures([cells[i] for i in chosen], how, seed, edge, pool)
+        note(f"{neighbours:,} fields with two cells")
+        of_pbc = [path for path in files if path.parent.parent.name == "pbc"]
         note(f"look-ups among {look_up:,}")
         return {
             "thresholds": DEFAULTS.to_json(),
             "pairs": pairs,
             "recaptures": recaptures | {"edge": edge},
+            "neighbours": measure_neighbours(of_pbc, neighbours, 7, threads=threads),
             "look_up": measure_look_up(look_up, 300, [cell.marks for cell in cells]),
             "computer": platform.platform(),
             "cores": os.cpu_count(),
@@ -316,6 +411,10 @@ def _least(scores: Sequence[float]) -> float | None:
     return round(min(scores), 4) if scores else None
 
 
+def _shares(verdicts: Sequence[str]) -> dict[str, float]:
+    return {verdict: round(verdicts.count(verdict) / len(verdicts), 4) for verdict in sorted(set(verdicts))}
+
+
 def _share(found: NDArray[np.bool_]) -> float:
     return round(float(found.mean()), 4)
 
@@ -325,6 +424,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--recaptured", type=int, default=2000, help="cells that are captured again")
+    parser.add_argument("--neighbours", type=int, default=1000, help="fields with two cells that are made")
     parser.add_argument("--limit", type=int, help="only so many images of each class")
     parser.add_argument("--look-up", type=int, default=1_000_000, help="fingerprints that are searched")
     parser.add_argument("--edge", choices=("nearest", "black"), default="nearest")

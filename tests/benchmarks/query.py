@@ -171,8 +171,7 @@ def measure(folder: Path, kind: str, cells: int, size: int, queries: int) -> dic
         result["open_seconds"] = round(time.perf_counter() - started, 3)
 
         def find(question: tuple[NDArray[np.float32], Fingerprint]) -> references.Found:
-            candidates = store.fingerprint_matches([question[1]] * 5, DEFAULTS.candidate_bits)
-            repeats = [match.cell_id for match in candidates]
+            repeats = store.candidates([question[1]] * 5, DEFAULTS.candidate_bits)
             return references.find(store, bundle=bundle, latent=question[0], digest=None, repeats=repeats)
 
         def nearest(question: tuple[NDArray[np.float32], Fingerprint]) -> list[tuple[str, float]]:
