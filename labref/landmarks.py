@@ -67,18 +67,18 @@ def landmarks(pixels: NDArray[np.uint8], cell: CellImage) -> tuple[Landmark, ...
     spots, depths = _spots(_density(np.asarray(small)[:, :, 0], cell.background[0]))
     centre = (np.subtract(cell.centre, corner) + 0.5) / REDUCE - 0.5
     away = np.hypot(*(spots - centre).T)
-    dark = (depths >= _LEAST_SHARE * depths.max(initial=0.0)) & (away <= _BESIDE / REDUCE)
+    near = np.flatnonzero((depths >= _LEAST_SHARE * depths.max(initial=0.0)) & (away <= _BESIDE / REDUCE))
     gains = [share * BACKGROUND / max(level, 1.0) for share, level in zip(_GREY, cell.background, strict=True)]
     grey = np.asarray(small.convert("L", (*gains, 0.0)))
     padded = np.pad(grey, WINDOW, mode="edge")
     found: list[Landmark] = []
-    for number in np.argsort(away, kind="stable")[: len(away)].tolist():
-        top, left = (round(at - (WINDOW - 1) / 2) for at in spots[number].tolist())
+    for spot in spots[near[np.argsort(away[near], kind="stable")]].tolist():
+        top, left = (round(at - (WINDOW - 1) / 2) for at in spot)
         shown = _shown(_inside(top, grey.shape[0]), _inside(left, grey.shape[1]))
-        if dark[number] and min(bits.bit_count() for bits in shown) >= _LEAST_SHOWN:
+        if len(found) < _MOST and min(bits.bit_count() for bits in shown) >= _LEAST_SHOWN:
             corners = [(WINDOW + top + row, WINDOW + left + column) for row, column in _SHIFTS]
             found.append(Landmark(hash_windows(padded, corners), shown))
-    return tuple(found[:_MOST])
+    return tuple(found)
 
 
 def _density(red: NDArray[np.uint8], background: float) -> F32:

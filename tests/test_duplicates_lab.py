@@ -176,6 +176,8 @@ def test_pictures_of_one_field_are_neighbours_and_nobodys_work(of_one_field: Lab
     with of_one_field.open_store() as store:
         assert store.duplicate_group(right["cell_id"]) == [right["cell_id"]]
         assert store.duplicates.possible() == set()
+    said = CliRunner().invoke(app, ["ledger", "--lab", str(of_one_field.folder)]).output
+    assert f"beside cell {right['cell_id']} in one field" in said
     labref(of_one_field, "--only", "neighbour", "--grid", str(tmp_path / "neighbours.png"))
     assert (tmp_path / "neighbours.png").stat().st_size > 1000
 

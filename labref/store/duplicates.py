@@ -1,9 +1,10 @@
 """Cells that repeat others: fingerprints, what labref found, and what people decided.
 
-Tables: `fingerprint` (a row a cell; NULL hashes where the kept bytes cannot be used), `landmark` (up to two a cell), `resemblance` (every pair that labref called a
-duplicate, a possible one or neighbours, and such verdicts taken back, with how alike they were; the last row of a pair holds, and
-the table only ever grows), `duplicate_decision` (what people said of pairs, and took back; the last row of a pair holds). The link
-itself stands in `cell`: duplicate_of, duplicate_verdict, duplicate_group. Neighbours are not linked.
+Tables: `fingerprint` (a row a cell; NULL hashes where the kept bytes cannot be used), `landmark` (up to two a cell), `resemblance`
+(every pair that labref called a duplicate, a possible one or neighbours, and such verdicts taken back, with how alike they were; the
+last row of a pair holds, and only neighbours of removed cells are ever deleted), `duplicate_decision` (what people said of pairs, and
+took back; the last row of a pair holds). The link itself stands in `cell`: duplicate_of, duplicate_verdict, duplicate_group. Neighbours
+are not linked.
 """
 
 from __future__ import annotations
@@ -378,10 +379,10 @@ def load_book(cursor: duckdb.DuckDBPyConnection) -> Mapping[str, Any]:
 
 
 def load_landmarks(cursor: duckdb.DuckDBPyConnection, most: int) -> Mapping[str, Any]:
-    """The same of the landmarks of the present version, the last `most` of them, oldest cell first."""
+    """The landmarks of the present version that were written last, at most so many, oldest first: as `load_book`, age by writing."""
     return cursor.execute(
-        "SELECT l.across, l.down, ('0x' || c.cell_id)::UBIGINT AS id, c.rowid::UINTEGER AS age FROM landmark l "
-        f"JOIN cell c USING (cell_id) WHERE l.version = ? ORDER BY c.rowid DESC, l.rowid DESC LIMIT {most:d}",
+        "FROM (SELECT across, down, ('0x' || cell_id)::UBIGINT AS id, rowid::UINTEGER AS age FROM landmark WHERE version = ? "
+        f"ORDER BY rowid DESC LIMIT {most:d}) ORDER BY age",
         [VERSION],
     ).fetchnumpy()
 

@@ -754,7 +754,7 @@ def _load_known(cursor: duckdb.DuckDBPyConnection) -> _Known:
     book.add(marks["across"], marks["down"], marks["id"], marks["age"])
     marks = load_landmarks(cursor, MOST_LANDMARKS)
     landmarks = HashBook(most=MOST_LANDMARKS)
-    landmarks.add(marks["across"][::-1], marks["down"][::-1], marks["id"][::-1], marks["age"][::-1])
+    landmarks.add(marks["across"], marks["down"], marks["id"], marks["age"])
     return _Known(CellBook(ids, codes, labels), book, load_groups(cursor), landmarks)
 
 
