@@ -118,14 +118,20 @@ def _optics(classifier: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
 
 
 def _adopted(training: Mapping[str, Any]) -> list[str]:
-    """Where the networks were not trained for this bundle, but taken over from an earlier one."""
-    adopted = training.get("adopted")
-    if not adopted:
-        return []
-    return [
-        f"All this was done for bundle {adopted['bundle'][:12]}, on cells prepared by version {adopted['preparation'].get('version')}; "
-        "its networks were taken over as they are (`python -m training adopt`)."
-    ]
+    """What became of the networks after their training, where they were taken over from an earlier bundle or taught further."""
+    adopted = training.get("adopted") or {}
+    lines = []
+    if "bundle" in adopted:
+        lines.append(
+            f"All this was done for bundle {adopted['bundle'][:12]}, on cells prepared by version "
+            f"{adopted['preparation'].get('version')}; its networks were taken over (`python -m training adopt`)."
+        )
+    if "overlooks_neighbours" in adopted:
+        lines.append(
+            f"The encoder's last layer was then solved for again on {adopted['overlooks_neighbours']['cells']:,} cells laid beside "
+            "others (`python -m training overlook`)."
+        )
+    return lines
 
 
 def _precisions(manifest: Manifest) -> list[str]:

@@ -41,11 +41,12 @@ _KERNEL: Final = (18.5, 1.5)  # radius of the flat kernel, and how soft its edge
 _STEPS: Final = 16
 _BESIDE: Final = 30.0  # distance of another cell that may pull the centre its way
 _PULLS: Final = 60.0  # nuclear pixels that it has at least; a platelet has fewer
-_TRUSTED: Final = (
-    9.0  # most that the centre lies from the middle where the cell holds the middle and another is beside it
-)
+_TRUSTED: Final = 9.0  # most that the centre lies from the middle then, where the cell holds the middle
 _HOLDS: Final = (4.0, 10.0)  # distance of the nucleus from the middle up to which it does, and from which it does not
 _LEAST_PART: Final = 8.0  # nuclear pixels of a part that counts as another cell
+_BODY: Final = 8.0  # radius about the centre that is the chosen cell's own
+_MARGIN: Final = (4.0, 0.9)  # cytoplasm about another nucleus: at least, and of its radius
+_BORDER: Final = 1.5  # how soft the border between two cells is
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,6 @@ def _territory(
     centre: NDArray[np.float64],
 ) -> F32:
     """`Segmented.keep`: a pixel is another cell's where it is nearer to that one's nucleus, and within reach of it."""
-    if not other.any():
-        return np.ones(nuclear.shape, np.float32)
     theirs = np.append(other, False)[part_of] & (nuclear > 0.5)
     if not theirs.any():
         return np.ones(nuclear.shape, np.float32)
@@ -265,8 +264,3 @@ def _soft(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The logistic function."""
     curve: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(values, -30.0, 30.0)))
     return curve
-
-
-_BODY: Final = 8.0  # radius about the centre that is the chosen cell's own
-_MARGIN: Final = (4.0, 0.9)  # cytoplasm about another nucleus: at least, and of its radius
-_BORDER: Final = 1.5  # how soft the border between two cells is

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from labref.centring import distance_from_middle
 from labref.image import BACKGROUND, CROP_SIZE, decode, nuclear_density, prepare_pixels
 from labref.segmentation import segment
-from tests.benchmarks.neighbours import changed, from_middle
+from tests.benchmarks.neighbours import changed
 from training.overlook import beside
 
 
@@ -35,7 +36,7 @@ def test_the_middle_cell_is_chosen_beside_a_darker_one(real_cells: Path, label: 
         for down, right in ((0, 105), (-80, 70), (118, 0)):
             both = prepare_pixels(beside(picture, dark[number], down, right))
             slip = np.hypot(*np.subtract(both.centre, alone.centre))
-            stayed.append(from_middle(both.centre, both.size) <= 43 and slip <= 40)
+            stayed.append(distance_from_middle(both.centre, both.size) <= 43 and slip <= 40)
             places = np.array(both.others) - [side / 2 for side in both.size] - (down, right)
             seen.append(np.hypot(*places.T).min() <= 50)
     assert all(stayed)

@@ -15,6 +15,7 @@ import pytest
 from rich.progress import Progress
 
 from exporters.bundles import ExportError, export_bundle, with_figures
+from exporters.card import _adopted
 from labref.bundle import Bundle, install, starter_bundle
 from labref.errors import BundleError
 from labref.image import PREPARATION, prepare
@@ -281,3 +282,18 @@ def test_figures_are_put_into_a_bundle_without_exporting_it_again(shipped: Path,
     with pytest.raises(ExportError, match="was measured on model another"):
         with_figures(shipped, figures, tmp_path / "no.labref")
     assert not (tmp_path / "no.labref").exists()
+
+
+def test_what_was_taught_stands_on_the_card_whether_the_run_was_adopted_or_not() -> None:
+    taught = {"overlooks_neighbours": {"cells": 40, "ridge": 30.0}}
+    came = {"bundle": "ab" * 32, "preparation": {"version": 2}}
+    assert _adopted({}) == [] == _adopted({"adopted": None})
+    assert ["40 cells" in line for line in _adopted({"adopted": taught})] == [True]
+    assert ["abababababab" in line for line in _adopted({"adopted": came})] == [True]
+    assert len(_adopted({"adopted": came | taught})) == 2
+
+
+def test_a_run_that_was_taught_and_not_adopted_says_how_to_repeat_it(drawn_cells: Path, tmp_path: Path) -> None:
+    Run.create(tmp_path / "taught", drawn_cells, CONFIG, adopted={"overlooks_neighbours": {"cells": 40, "ridge": 30.0}})
+    with pytest.raises(RunError, match="repeat the run that it was made of"):
+        Run.repeat(tmp_path / "taught", tmp_path / "again")

@@ -53,7 +53,8 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
 class Run:
     """A run: its folder, its configuration, the images it learns from, and its split.
 
-    adopted : where its networks come from, where a bundle's were taken over (`training.adopt`); None: they are trained here.
+    adopted : where its networks come from, where a bundle's were taken over (`training.adopt`), and how they were taught to overlook
+    neighbours (`training.overlook`); None: they are trained here.
     Files: `run.json`, `split.csv`, `classifier.keras` with `history.csv`, `features/`, `encoder.keras`, `vae_history.csv`,
     `figures.json` and the pictures beside it.
     """
@@ -121,8 +122,11 @@ class Run:
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise RunError(f"{run} holds no run: {error}. Begin one with `python -m training train`.") from None
         if values.get("adopted"):
+            bundle = values["adopted"].get("bundle")
             raise RunError(
-                f"{run} was not trained: it holds the networks of bundle {values['adopted']['bundle'][:12]}. Adopt that again with "
+                f"{run} was taught to overlook neighbours: repeat the run that it was made of, and then `python -m training overlook`."
+                if bundle is None
+                else f"{run} was not trained: it holds the networks of bundle {bundle[:12]}. Adopt that again with "
                 "`python -m training adopt`."
             )
         found = Run.plan(new, data or place, config).split

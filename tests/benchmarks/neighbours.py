@@ -37,6 +37,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from labref.bundle import install, starter_bundle
+from labref.centring import distance_from_middle
 from labref.image import decode, prepare, prepare_pixels
 from labref.inference import Embedder
 from tests.benchmarks.duplicates import DATA, measure_neighbours
@@ -83,11 +84,6 @@ def changed(picture: U8, rng: np.random.Generator) -> tuple[U8, tuple[int, int]]
     return np.clip(np.rint(blurred), 0, 255).astype(np.uint8), (down, right)
 
 
-def from_middle(centre: tuple[float, float], size: tuple[int, int]) -> float:
-    """Distance of a centre from its picture's middle, pixels."""
-    return float(np.hypot(centre[0] - (size[0] - 1) / 2, centre[1] - (size[1] - 1) / 2))
-
-
 def distances(moved: Sequence[float]) -> dict[str, Any]:
     """JSON of how far centres lie from the middle."""
     away = np.array(moved)
@@ -109,7 +105,7 @@ def measure(
 
         def whole(item: Item) -> float:
             cell = prepare((pbc / item.path).read_bytes())
-            return from_middle(cell.centre, cell.size)
+            return distance_from_middle(cell.centre, cell.size)
 
         every = (split.train + split.holdout)[:: max(1, 8091 // (10 * cells))]
         result["middle"]["pbc"] = distances(list(pool.map(whole, every)))
@@ -125,7 +121,7 @@ def measure(
                 found = prepare_pixels(again).centre
                 slip = np.hypot(found[0] - shift[0] - cell.centre[0], found[1] - shift[1] - cell.centre[1])
                 kept = (picture, cell.crop, cell.centre) if neighbours and number in chosen[: _SHOWN // 2] else None
-                return cell.crop, from_middle(cell.centre, cell.size), float(slip), kept
+                return cell.crop, distance_from_middle(cell.centre, cell.size), float(slip), kept
 
             made = list(pool.map(one, chosen))
             crops[kind] = np.stack([crop for crop, _, _, _ in made])
