@@ -57,6 +57,8 @@ _GAIN_LIMITS = (0.75, 4.0)
 warnings.filterwarnings("ignore", "(Possibly corrupt|Corrupt) EXIF data", UserWarning)
 _LOG = np.log(np.arange(256, dtype=np.float32) + 1.0)
 
+_BLANK = Image.new("RGB", (CROP_SIZE, CROP_SIZE), (BACKGROUND,) * 3)
+
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
@@ -193,8 +195,16 @@ def measure_background(small: U8) -> tuple[float, float, float]:
     brightest = int(modes[-1]) if modes.size else int(np.percentile(grey, 98))
     near = np.abs(grey.astype(np.int16) - brightest) <= 8
     chosen = flat[near] if near.any() else flat
-    red, green, blue = np.median(chosen, axis=0)
-    return float(red), float(green), float(blue)
+    red, green, blue = (_median(np.bincount(chosen[:, channel], minlength=256)) for channel in range(3))
+    return red, green, blue
+
+
+def _median(counts: NDArray[np.intp]) -> float:
+    """The median of values of which each, 0 to 255, occurs so often."""
+    up_to = np.cumsum(counts)
+    total = int(up_to[-1])
+    low, high = np.searchsorted(up_to, [(total - 1) // 2, total // 2], side="right")
+    return float(low + high) / 2
 
 
 def _gain_table(background: tuple[float, float, float]) -> U8:
@@ -208,10 +218,11 @@ def _illumination(score: F32) -> F32:
     height, width = score.shape
     y = np.linspace(-1.0, 1.0, height, dtype=np.float32)
     x = np.linspace(-1.0, 1.0, width, dtype=np.float32)
-    level, by_row, by_column = float(np.median(score)), 0.0, 0.0
+    half = score.size // 2
+    level, by_row, by_column = float(np.partition(score, half, axis=None)[half]), 0.0, 0.0
     for _ in range(4):
         residual = score - (by_row * y[:, None] + (by_column * x + level))
-        light = (residual <= np.median(residual)).astype(np.float32)
+        light = (residual <= np.partition(residual, half, axis=None)[half]).astype(np.float32)
         values = light * score
         rows, columns, count = light.sum(axis=1), light.sum(axis=0), float(light.sum())
         sum_y, sum_x, sum_xy = float(rows @ y), float(columns @ x), float(y @ light @ x)
@@ -298,8 +309,12 @@ def _faded(crop: U8, keep: F32, centre: tuple[float, float], size: tuple[int, in
     the background; the crop itself where that is nothing."""
     if float(keep.min()) > 0.99:
         return crop
-    height, width = size
-    whole = Image.fromarray(np.rint(255 * keep).astype(np.uint8)).resize((width, height), Image.Resampling.BILINEAR)
-    kept = cut(np.asarray(whole)[:, :, None], centre, np.array([255], np.uint8)).astype(np.uint16)
-    mixed = crop * kept + BACKGROUND * (255 - kept) + 127
-    return (mixed // 255).astype(np.uint8)
+    # in pixels of the map, which is laid on a margin that shows no cell
+    scale = [len_map / len_image for len_map, len_image in zip(keep.shape, size, strict=True)]
+    margin = CROP_SIZE // 2
+    laid = np.full((keep.shape[0] + 2 * margin, keep.shape[1] + 2 * margin), 255, np.uint8)
+    laid[margin:-margin, margin:-margin] = np.rint(255 * keep)
+    top, left = (round(at - (CROP_SIZE - 1) / 2) * step + margin for at, step in zip(centre, scale, strict=True))
+    part = (left, top, left + CROP_SIZE * scale[1], top + CROP_SIZE * scale[0])
+    mask = Image.fromarray(laid).resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR, box=part)
+    return np.asarray(Image.composite(Image.fromarray(crop), _BLANK, mask))

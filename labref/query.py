@@ -18,7 +18,7 @@ from labref.agent.client import AgentClient
 from labref.agent.paths import path_from_text, path_to_text
 from labref.bundle import Bundle
 from labref.centring import whereabouts
-from labref.duplicates import Judge, Thresholds, repeated, without_frame
+from labref.duplicates import Judge, Thresholds, marks, repeated, without_frame
 from labref.errors import LabrefError, StoreLockedError
 from labref.fingerprint import digest
 from labref.image import decode, prepare_pixels
@@ -77,7 +77,7 @@ def answer(
     repeats: list[str] = []
     if store.has_digest(named) is None:
         judge = Judge(lab, Thresholds.of(embedder.bundle.manifest.duplicates))
-        repeats = repeated(store, judge, without_frame(pixels, cell))
+        repeats = repeated(store, judge, without_frame(pixels, cell), marks(pixels, cell)[1])
     found = references.find(
         store,
         bundle=embedder.bundle,
@@ -166,7 +166,7 @@ class Desk:
         self, *, outcome: str | None = None, path: str | None = None, limit: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """One row for each file found, as JSON values: `path`, `outcome`, `reason`, `cell_id`, `label`, `label_source`, `slide`,
-        `at`, `duplicate_of`, `conflict`; only those with `outcome`, or of the file `path`, at most `limit`."""
+        `at`, `duplicate_of`, `neighbours`, `conflict`; only those with `outcome`, or of the file `path`, at most `limit`."""
         if path is not None:
             path = path_to_text(str(absolute(Path(path_from_text(path)))))
         if self._agent is not None:

@@ -4,8 +4,9 @@ An analyser cuts its picture around the cell that it means, so the object at the
 where none is there. It is split from what touches it in three steps: the map of nuclear density falls into catchment basins, one
 for each of its peaks (a watershed; Vincent & Soille, IEEE PAMI 13:583, 1991); basins that no valley divides are merged as long as
 they stay as compact as a nucleus; and the cell's centre is where a mean shift with a flat kernel as wide as a nucleus (Comaniciu &
-Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the middle, over the basins that lie near it. The shift ends at the cell's
-own centre of density, wherever it began, so that a recapture shifted by some pixels ends at the same place.
+Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the middle. The basins near the centre are the cell's own, and the shift is
+repeated over them until they stay the same: it ends at the cell's own centre of density, wherever it began, so that a recapture
+shifted by some pixels ends at the same place. Only where that lies far from a middle that the cell holds is it drawn back there.
 
 All lengths here are pixels of the map, which is at a quarter of the analyser's scale: one is 0.4 µm.
 """
@@ -23,7 +24,7 @@ __all__ = ["Segmented", "segment"]
 
 F32 = NDArray[np.float32]
 
-# found on one half of pbc's held-out cells and composites of them; `tests.benchmarks.neighbours` measures on the other
+# chosen on pictures of pbc's training part and composites of them; `tests.benchmarks.neighbours` measures on held-out ones
 _BASE: Final = 0.10  # density of haze and of the palest red cells
 _PEAK_BLUR: Final = 2.5  # σ for the peaks among which one is chosen
 _LEAST_PEAK: Final = 0.04  # above the base; the palest optics' nuclei have 0.06
@@ -31,18 +32,26 @@ _LEAST_SHARE: Final = 0.4  # of the picture's highest peak: lower ones are red c
 _PRIOR: Final = 9.0  # σ of the distance from the middle
 _FULL_PEAK: Final = 0.3  # all peaks above count alike: the darker cell is not the likelier one
 _SEARCH: Final = 40.0  # farthest from the middle that a cell is looked for
-_NUCLEAR: Final = (0.45, 0.70)  # of the chosen peak's density: from no nucleus to surely nucleus
+_LEVEL: Final = (8, 2.5, 1.1)  # a nucleus' density: looked for so far from its peak, blurred by so much (σ), at most
+_NUCLEAR: Final = (0.45, 0.70)  # of the nucleus' density: from no nucleus to surely nucleus
+_STAINED: Final = (0.30, 0.90)  # of the same: from what weighs nothing in the centre to what weighs fully
 _BASIN_BLUR: Final = 3.0
 _VALLEY: Final = 0.8  # of the lower peak: a saddle above divides nothing
 _COMPACT: Final = 14.0  # most distance of two parts' centres of density that are merged
-_NEAR: Final = 15.5  # a part with its centre within belongs to the chosen cell
-_APPROACHES: Final = 3
-_KERNEL: Final = (18.5, 1.5)  # radius of the flat kernel, and how soft its edge is
+_NEAR: Final = 18.0  # a part whose centre lies so near to the cell's is its own
+_IN_MIDDLE: Final = 13.5  # a peak so near to the middle is taken for the cell there
+_APPROACHES: Final = 6
+_KERNEL: Final = (18.5, 2.5)  # radius of the flat kernel, and how soft its edge is
 _STEPS: Final = 16
-_BESIDE: Final = 30.0  # distance of another cell that may pull the centre its way
-_PULLS: Final = 60.0  # nuclear pixels that it has at least; a platelet has fewer
-_TRUSTED: Final = 9.0  # most that the centre lies from the middle then, where the cell holds the middle
-_HOLDS: Final = (4.0, 10.0)  # distance of the nucleus from the middle up to which it does, and from which it does not
+_TRUSTED: Final = 7.8  # up to this distance from the middle the centre stays where it is
+_DRAWN: Final = (
+    (11.3, 0.6),
+    (13.5, 0.02),
+)  # up to this distance so much of what is beyond stays; then so much, and no more
+_HOLDS: Final = (
+    5.0,
+    11.0,
+)  # distance of the nucleus from the middle up to which the cell holds it, and from which it does not
 _LEAST_PART: Final = 8.0  # nuclear pixels of a part that counts as another cell
 _BODY: Final = 8.0  # radius about the centre that is the chosen cell's own
 _MARGIN: Final = (4.0, 0.9)  # cytoplasm about another nucleus: at least, and of its radius
@@ -73,25 +82,22 @@ def segment(density: F32) -> Segmented | None:
     chosen = _choose(density, middle)
     if chosen is None:
         return None
-    peak, level = chosen
-    low, high = _NUCLEAR[0] * level, _NUCLEAR[1] * level
-    nuclear = np.clip((density - low) / (high - low), 0.0, 1.0)
+    level = _level(density, chosen)
+    nuclear = _between(density, level, _NUCLEAR)
     part_of, centres, masses = _parts(nuclear)
     if not len(centres):
         return None
-    centre, own = _settle(nuclear, part_of, centres, peak, middle)
+    centre, own = _settle(_between(density, level, _STAINED), part_of, centres, chosen, middle)
+    centre = _held(centre, middle, nuclear, own[part_of])
     other = ~own[:-1] & (masses >= _LEAST_PART)
     away = np.hypot(*(centres - centre).T)
-    if (other & (away <= _BESIDE) & (masses >= _PULLS)).any():
-        centre = _held(centre, middle, nuclear, own[part_of])
-        away = np.hypot(*(centres - centre).T)
     order = [number for number in np.argsort(away, kind="stable").tolist() if other[number]]
     keep = _territory(nuclear, part_of, own, other, masses, centre)
     return Segmented((float(centre[0]), float(centre[1])), tuple((float(y), float(x)) for y, x in centres[order]), keep)
 
 
-def _choose(density: F32, middle: NDArray[np.float64]) -> tuple[NDArray[np.float64], float] | None:
-    """The peak (row, column) that the picture is about, and the density there; None where there is none."""
+def _choose(density: F32, middle: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The peak (row, column) that the picture is about; None where there is none."""
     smooth = ndimage.gaussian_filter(np.clip(density - _BASE, 0.0, 0.8), _PEAK_BLUR, mode="constant")
     is_peak = (smooth == ndimage.maximum_filter(smooth, 5, mode="nearest")) & (smooth > _LEAST_PEAK)
     peaks = np.argwhere(is_peak).astype(float)
@@ -102,7 +108,22 @@ def _choose(density: F32, middle: NDArray[np.float64]) -> tuple[NDArray[np.float
     likely = np.log(np.minimum(heights, _FULL_PEAK)) - squares / (2 * _PRIOR**2)
     likely[(heights < _LEAST_SHARE * heights.max()) | (squares > _SEARCH**2)] = -np.inf
     best = int(np.argmax(likely))
-    return None if likely[best] == -np.inf else (peaks[best], _BASE + float(heights[best]))
+    return None if likely[best] == -np.inf else peaks[best]
+
+
+def _level(density: F32, peak: NDArray[np.float64]) -> float:
+    """Density of the nucleus at `peak`, at its darkest."""
+    reach, blur, most = _LEVEL
+    row, column = (int(at) for at in peak)
+    about = density[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
+    return min(most, float(ndimage.gaussian_filter(about, blur, mode="nearest").max()))
+
+
+def _between(density: F32, level: float, shares: tuple[float, float]) -> F32:
+    """How far the density lies between two shares of `level`, 0 to 1; float32[h, w]."""
+    low, high = (share * level for share in shares)
+    between: F32 = np.clip((density - low) / (high - low), 0.0, 1.0)
+    return between
 
 
 def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
@@ -185,28 +206,30 @@ def _saddles(smooth: F32, basin: NDArray[np.intp], count: int) -> list[tuple[flo
 
 
 def _settle(
-    nuclear: F32,
+    stained: F32,
     part_of: NDArray[np.intp],
     centres: NDArray[np.float64],
     peak: NDArray[np.float64],
     middle: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """The chosen cell's centre (row, column), and which parts are its own: bool[n + 1], False for no part."""
-    is_middle = float(np.hypot(*(peak - middle))) <= _NEAR - 2.0
-    centre = middle if is_middle else peak
-    # a cell away from the middle is approached part by part: its peak nearest to the middle is not its centre
-    for _ in range(1 if is_middle else _APPROACHES):
-        near = np.hypot(*(centres - centre).T) <= _NEAR
-        near[int(np.argmin(np.hypot(*(centres - peak).T)))] = True
-        own = np.append(near, False)
-        centre = _shifted(nuclear, own[part_of], centre)
+    first = int(np.argmin(np.hypot(*(centres - peak).T)))
+    centre = middle if np.hypot(*(peak - middle)) <= _IN_MIDDLE else peak
+    own = np.zeros(len(centres) + 1, bool)
+    for _ in range(_APPROACHES):
+        near = np.append(np.hypot(*(centres - centre).T) <= _NEAR, False)
+        near[first] = True
+        if (near == own).all():
+            break
+        own = near
+        centre = _shifted(stained, own[part_of], centre)
     return centre, own
 
 
-def _shifted(nuclear: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -> NDArray[np.float64]:
+def _shifted(stained: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where the mean shift over the pixels of `own` bool[h, w] comes to rest."""
-    rows, columns = np.nonzero(own & (nuclear > 0.0))
-    mass = nuclear[rows, columns].astype(np.float64)
+    rows, columns = np.nonzero(own & (stained > 0.0))
+    mass = stained[rows, columns].astype(np.float64)
     centre = start
     for _ in range(_STEPS):
         weight = mass * _soft((_KERNEL[0] - np.hypot(rows - centre[0], columns - centre[1])) / _KERNEL[1])
@@ -231,7 +254,11 @@ def _held(
     rows, columns = np.nonzero(own & (nuclear > 0.5))
     gap = float(np.hypot(rows - middle[0], columns - middle[1]).min()) if len(rows) else np.inf
     trust = min(1.0, max(0.0, (_HOLDS[1] - gap) / (_HOLDS[1] - _HOLDS[0])))
-    drawn: NDArray[np.float64] = middle + (centre - middle) * (1.0 - trust * (1.0 - _TRUSTED / away))
+    kept, begin = _TRUSTED, _TRUSTED
+    for end, share in _DRAWN:
+        kept += share * max(0.0, min(away, end) - begin)
+        begin = end
+    drawn: NDArray[np.float64] = middle + (centre - middle) * (1.0 - trust * (1.0 - kept / away))
     return drawn
 
 
