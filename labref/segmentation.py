@@ -53,6 +53,9 @@ _HOLDS: Final = (
     11.0,
 )  # distance of the nucleus from the middle up to which the cell holds it, and from which it does not
 _LEAST_PART: Final = 8.0  # nuclear pixels of a part that counts as another cell
+_FADED: Final = (
+    21.0  # least distance of another nucleus that is faded: a lobe of a large cell can lie nearer, and looks the same
+)
 _BODY: Final = 8.0  # radius about the centre that is the chosen cell's own
 _MARGIN: Final = (4.0, 0.9)  # cytoplasm about another nucleus: at least, and of its radius
 _BORDER: Final = 1.5  # how soft the border between two cells is
@@ -92,7 +95,8 @@ def segment(density: F32) -> Segmented | None:
     other = ~own[:-1] & (masses >= _LEAST_PART)
     away = np.hypot(*(centres - centre).T)
     order = [number for number in np.argsort(away, kind="stable").tolist() if other[number]]
-    keep = _territory(nuclear, part_of, own, other, masses, centre)
+    spared = own | np.append(away <= _FADED, False)
+    keep = _territory(nuclear, part_of, spared, other & ~spared[:-1], masses, centre)
     return Segmented((float(centre[0]), float(centre[1])), tuple((float(y), float(x)) for y, x in centres[order]), keep)
 
 

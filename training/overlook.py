@@ -32,7 +32,7 @@ __all__ = ["Overlooked", "beside", "overlook", "solve"]
 NEAR_FAR: Final = (88.0, 132.0)
 """Distance of a neighbour's middle from the cell's, pixels."""
 _APART: Final = np.pi / 3
-_SECOND: Final = 0.4  # share of the cells that get two neighbours
+_SECOND: Final = 0.5  # share of the cells that get two neighbours
 _AT_ONCE: Final = 64
 
 U8 = NDArray[np.uint8]
