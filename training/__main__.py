@@ -18,11 +18,12 @@ from rich.progress import Progress
 
 from labref.errors import LabrefError
 from training import commands
-from training.config import PRESETS, override
+from training.config import PRESETS, RunConfig, override
 from training.data import list_images, make_split
 from training.environment import prepare_environment
 from training.progress import progress_bars
 from training.run import Run, RunError
+from training.settings import SettingsError, settings_of, show_value, value_at
 from training.svomen import app as svomen_app
 from training.svomen import embed
 
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 Presets: `thesis` (its tables 3 and 4), `full` (the same network with what was found better since), `starter` (half the width at
 128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.
+`python -m training settings` lists them.
 
 `KERAS_BACKEND=jax` trains the same run on JAX (`pip install -e ".[train,jax]"`); all GPUs of the computer are used on either.""",
 )
@@ -52,9 +54,9 @@ for _command in (embed, commands.sweep, commands.folds, commands.unseen, command
 console = Console(stderr=True)
 
 
-def _fail(error: Exception) -> typer.Exit:
-    console.print(f"error: {error}", style="red", highlight=False, markup=False)
-    return typer.Exit(1)
+def _fail(error: Exception, code: int = 1) -> typer.Exit:
+    console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    return typer.Exit(code)
 
 
 def _train(run: Run) -> None:
@@ -104,9 +106,45 @@ def train(
         raise typer.BadParameter(f"no preset {preset!r}; there are {', '.join(PRESETS)}", param_hint="--preset")
     try:
         config = override(PRESETS[preset], settings or [])
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--set") from None
+    except SettingsError as error:
+        raise _fail(error, 2) from None
     _to_its_end(run, lambda: Run.create(run, data, config))
+
+
+@app.command("settings")
+def list_settings(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")
+    ] = False,
+) -> None:
+    """List every setting of a run: what it may be, its default, what presets have instead, and what it does.
+
+    `python -m training train` takes the preset `starter` where no other is named. `--set NAME=VALUE` changes a setting.
+
+    JSON: `settings` [{`name`, `type` (of the JSON value), `allowed`, `default`, `presets` {preset: value, where it is
+    not the default}, `description`}].
+    """
+    default = RunConfig().to_json()
+    presets = {preset: config.to_json() for preset, config in PRESETS.items()}
+    listed = [
+        {
+            "name": name,
+            "type": setting.type,
+            "allowed": setting.allowed,
+            "default": (usual := value_at(default, name)),
+            "presets": {preset: own for preset in presets if (own := value_at(presets[preset], name)) != usual},
+            "description": setting.description,
+        }
+        for name, setting in settings_of(RunConfig).items()
+    ]
+    if as_json:
+        print(json.dumps({"settings": listed}, indent=1, ensure_ascii=False))
+        return
+    for one in listed:
+        values = [f"default {show_value(one['default'])}"]
+        values += [f"{preset} {show_value(value)}" for preset, value in one["presets"].items()]
+        print(f"{one['name']}: {one['allowed']} ({', '.join(values)})\n    {one['description']}")
+    console.print("`python -m training train` takes the preset starter where --preset names no other", soft_wrap=True)
 
 
 @app.command()

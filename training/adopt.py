@@ -29,6 +29,7 @@ from training.graphs import Graph, build_encoder, fill_classifier, settle_normal
 from training.neighbours import draw_neighbours
 from training.networks import build_classifier, build_trunk
 from training.run import Run, RunError
+from training.settings import SettingsError
 
 __all__ = ["Adopted", "Shipped", "adopt", "read_bundle"]
 
@@ -113,7 +114,7 @@ def adopt(source: Path, data: Path, folder: Path, settings: list[str], progress:
     manifest = shipped.manifest
     try:
         config = RunConfig.from_json(dict(manifest.training["config"]))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, SettingsError) as error:
         raise RunError(
             f"{source} does not say by which settings it was trained, or this labref does not know them: {error}"
         ) from None

@@ -38,7 +38,7 @@ def _said(again: str) -> Iterator[None]:
         prepare_environment()
         yield
     except (RunError, LabrefError, ValueError, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         console.print(f"stopped; {again} goes on")

@@ -1,61 +1,132 @@
-"""What describes a run: one frozen value, written as `run.json`, from which the run can be repeated."""
+"""What describes a run: one frozen value, written as `run.json`, from which the run can be repeated.
+
+Each setting is declared here once: its type, its range, its default and what it does.
+`python -m training settings` lists them.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationInfo, WrapValidator, field_validator
+from pydantic.dataclasses import dataclass
+
+from training.settings import override_settings, read_settings
 
 __all__ = ["PRESETS", "Augmentation", "ClassifierConfig", "RunConfig", "VaeConfig", "override"]
 
+_CHECKED = ConfigDict(extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
+_LARGEST_SEED = 2_000_000  # a thousand times the seed, and the epochs, must fit into 32 bits
 
-@dataclass(frozen=True)
+
+def _as_written(value: Any, check: Any) -> Any:
+    number = check(value)
+    return value if type(value) is int else number
+
+
+Number = Annotated[float, WrapValidator(_as_written)]
+"""A finite number. A whole one stays as it was written, 90 or 90.0: a model's version is a digest of its run's JSON."""
+Share = Annotated[Number, Field(ge=0, le=1)]
+Weight = Annotated[Number, Field(ge=0)]
+Rate = Annotated[Number, Field(gt=0, le=1)]
+Epochs = Annotated[int, Field(ge=1, le=10_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+def _at_least(value: float, info: ValidationInfo, other: str) -> float:
+    low = info.data.get(other)  # not there where it is wrong itself
+    if low is not None and value < low:
+        raise ValueError(f"must not be below {other}, which is {low:g}")
+    return value
+
+
+@dataclass(frozen=True, config=_CHECKED)
 class Augmentation:
-    """Random changes of a training crop; thesis table 3, with rotations over ±180° (its future work).
+    """Random changes of a training crop; thesis table 3, with rotations over ±180° (its future work)."""
 
-    rotation_degrees : turn by up to ± this.  flip : mirror at random.  shift : up to ± this share of the side.
-    zoom : scale by 1 ± this.  gain : colour gain of each channel by 1 ± this.  brightness : common gain by 1 ± this.
-    blur : probability of a 3×3 binomial blur, for cells out of focus.
+    rotation_degrees: Number = Field(default=180.0, ge=0, le=180, description="Turn the crop by up to ± this angle.")
+    flip: bool = Field(default=True, description="Mirror the crop at random.")
+    shift: Share = Field(default=0.06, description="Shift the crop by up to ± this share of its side.")
+    zoom: Number = Field(default=0.1, ge=0, lt=1, description="Scale the crop by 1 ± up to this.")
+    gain: Share = Field(default=0.12, description="Multiply each colour channel by 1 ± up to this.")
+    brightness: Share = Field(default=0.05, description="Multiply all channels together by 1 ± up to this.")
+    blur: Share = Field(
+        default=0.2, description="Probability of a 3×3 binomial blur, as of a cell that is out of focus."
+    )
 
-    What other microscopes, stains and scanners do, in optical density (absorbance, which adds along the light's path):
-    contrast_low, contrast_high : all densities times a factor drawn log-uniformly between them.  stain : each channel's
-    density times exp(± this).  mixing : each channel takes up to ± this share of each other channel's density.
-    tint : a density of up to this, a plane of random slope in each channel, laid over the crop (uneven light).
-    focus : blend of up to this much of a wide blur, or the same taken away (halos of a sharpening camera).
-    noise : standard deviation of the noise added, 0 to this (intensity, 0 to 255).  cut : probability that the crop is
-    cut off beside the cell, by background, as where the cell lay at the image's edge.  optics_share : probability that
-    a crop is changed in these ways at all.
+    # What other microscopes, stains and scanners do, in optical density: absorbance, which adds along the light's path.
+    contrast_low: Number = Field(
+        default=1.0, gt=0, le=10, description="Lowest factor on all optical densities; it is drawn log-uniformly."
+    )
+    contrast_high: Number = Field(
+        default=1.0, gt=0, le=10, description="Highest factor on all optical densities; not below contrast_low."
+    )
+    stain: Number = Field(
+        default=0.0, ge=0, le=3, description="Multiply the optical density of each channel by exp(± up to this)."
+    )
+    mixing: Share = Field(
+        default=0.0, description="Add up to ± this share of each other channel's optical density to a channel's own."
+    )
+    tint: Number = Field(
+        default=0.0,
+        ge=0,
+        le=3,
+        description="Lay an optical density of up to this over the crop, a sloping plane in each channel: uneven "
+        "light.",
+    )
+    focus: Number = Field(
+        default=0.0,
+        ge=0,
+        le=2,
+        description="Blend in up to this much of a wide blur, or take as much away: the halos of a sharpening camera.",
+    )
+    noise: Number = Field(
+        default=0.0,
+        ge=0,
+        le=255,
+        description="Add noise of a standard deviation of 0 to this; intensities are 0 to 255.",
+    )
+    cut: Share = Field(
+        default=0.0, description="Probability that background cuts the crop off beside the cell, as at an image's edge."
+    )
+    optics_share: Share = Field(
+        default=1.0, description="Probability that a crop is changed in its optics, from contrast_low to cut, at all."
+    )
 
-    What stands beside a cell, before all other changes; the middle of the crop (20 px) and the label stay:
-    neighbour : probability that another cell trained on, of the same optics and of another class where chance finds one, is laid
-    beside the cell, at any angle, by the darker pixel of each.  neighbour_near, neighbour_far : its distance from the middle,
-    in pixels of the 256-px crop.  neighbour_second : probability that there is a second one then.  neighbour_faded :
-    probability that what lies beyond a soft edge between the two cells is faded to the background, more or less, as the
-    preparation does with cells that it tells apart.
-    """
+    # What stands beside a cell, laid there before all other changes. The middle of the crop (20 px) and the label stay.
+    neighbour: Share = Field(
+        default=0.0,
+        description="Probability that another training cell, of the same optics and if possible another class, is laid "
+        "beside the cell, at any angle, by the darker pixel of each.",
+    )
+    neighbour_near: Number = Field(
+        default=80.0,
+        ge=0,
+        le=256,
+        description="Least distance of a neighbour from the middle, pixels of the 256-px crop.",
+    )
+    neighbour_far: Number = Field(
+        default=130.0, ge=0, le=256, description="Largest distance of a neighbour; not below neighbour_near."
+    )
+    neighbour_second: Share = Field(default=0.25, description="Probability of a second neighbour, where there is one.")
+    neighbour_faded: Share = Field(
+        default=0.5,
+        description="Probability that what lies beyond a soft edge between the two cells is faded to the background, "
+        "as the preparation fades other cells.",
+    )
 
-    rotation_degrees: float = 180.0
-    flip: bool = True
-    shift: float = 0.06
-    zoom: float = 0.1
-    gain: float = 0.12
-    brightness: float = 0.05
-    blur: float = 0.2
-    contrast_low: float = 1.0
-    contrast_high: float = 1.0
-    stain: float = 0.0
-    mixing: float = 0.0
-    tint: float = 0.0
-    focus: float = 0.0
-    noise: float = 0.0
-    cut: float = 0.0
-    optics_share: float = 1.0
-    neighbour: float = 0.0
-    neighbour_near: float = 80.0
-    neighbour_far: float = 130.0
-    neighbour_second: float = 0.25
-    neighbour_faded: float = 0.5
+    @field_validator("contrast_high")
+    @classmethod
+    def _contrast_in_order(cls, value: float, info: ValidationInfo) -> float:
+        return _at_least(value, info, "contrast_low")
+
+    @field_validator("neighbour_far")
+    @classmethod
+    def _neighbours_in_order(cls, value: float, info: ValidationInfo) -> float:
+        return _at_least(value, info, "neighbour_near")
 
     @property
     def changes_optics(self) -> bool:
@@ -64,116 +135,196 @@ class Augmentation:
         return any(moved) or (self.contrast_low, self.contrast_high) != (1.0, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class ClassifierConfig:
-    """The modified Xception and its training.
+    """The modified Xception and its training."""
 
-    width : factor on the number of filters (1.0 is the thesis').  input_size : pixels the crop is rescaled to.
-    middle_repeats : times the middle flow is repeated (thesis: three).  break_channels : channels at the break (thesis: 256).
-    schedule : "constant" or "cosine" to zero after `warmup_epochs`.
-    normalisation : "batch" (the thesis'), or "group" (groups of 8 channels; Wu & He, arXiv 1803.08494), which does not
-    depend on the statistics of the optics trained on.
-    attribute_weight : weight of a head for each expert attribute, where the run has some: the features then hold what
-    experts see beyond the class.  domain_weight : weight of a head that tells the run's domains apart, whose gradient is
-    reversed (Ganin & Lempitsky, arXiv 1409.7495): the features learn not to hold the optics.
-    initial : a trained `classifier.keras`, or a bundle's that was taken over (`python -m training adopt`), to start from, layer by layer
-    where shapes agree.
-    """
-
-    width: float = 1.0
-    input_size: int = 224
-    middle_repeats: int = 3
-    break_channels: int = 256
-    normalisation: Literal["batch", "group"] = "batch"
-    batch_norm_momentum: float = 0.9
-    batch_size: int = 32
-    epochs: int = 50
-    learning_rate: float = 1e-3
-    schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_epochs: float = 0.5
-    label_smoothing: float = 0.0
-    class_weights: Literal["none", "sqrt", "balanced"] = "none"
-    mixed_precision: bool = False
-    attribute_weight: float = 0.0
-    domain_weight: float = 0.0
-    initial: str = ""
+    width: Number = Field(default=1.0, gt=0, le=8, description="Factor on the number of filters; 1 is the thesis'.")
+    input_size: int = Field(
+        default=224,
+        ge=32,
+        le=512,
+        multiple_of=32,  # it is halved five times
+        description="Side in pixels to which the crop of 256 px is rescaled.",
+    )
+    middle_repeats: int = Field(
+        default=3, ge=0, le=100, description="Times that the middle flow is repeated; the thesis has three."
+    )
+    break_channels: int = Field(
+        default=256, ge=1, le=8192, description="Channels at the break, where features are taken; the thesis has 256."
+    )
+    normalisation: Literal["batch", "group"] = Field(
+        default="batch",
+        description="batch is the thesis'; group, over 8 groups of channels (Wu & He, arXiv 1803.08494), does not "
+        "depend on the statistics of the optics trained on.",
+    )
+    batch_norm_momentum: Number = Field(
+        default=0.9,
+        ge=0,
+        lt=1,
+        description="Share of the old value in the running statistics of a batch normalisation.",
+    )
+    batch_size: BatchSize = Field(default=32, description="Crops in a step of training.")
+    epochs: Epochs = Field(default=50, description="Passes over all training cells.")
+    learning_rate: Rate = Field(default=1e-3, description="Learning rate of Adam, at its highest.")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="cosine",
+        description="Course of the learning rate: constant, or falling to zero by a cosine after warmup_epochs.",
+    )
+    warmup_epochs: Number = Field(
+        default=0.5, ge=0, description="Epochs in which the rate of a cosine schedule rises; no more than epochs."
+    )
+    label_smoothing: Number = Field(
+        default=0.0, ge=0, lt=1, description="Share of each label that is spread evenly over all classes."
+    )
+    class_weights: Literal["none", "sqrt", "balanced"] = Field(
+        default="none",
+        description="How classes count: each image the same, by the inverse square root of the class's size, or each "
+        "class the same.",
+    )
+    mixed_precision: bool = Field(
+        default=False,
+        description="Compute in half precision, float16 on GPUs and bfloat16 on the processor; what is shipped is "
+        "float32.",
+    )
+    attribute_weight: Weight = Field(
+        default=0.0,
+        description="Weight of a head for each expert attribute, where the run has some: features then hold what "
+        "experts see beyond the class.",
+    )
+    domain_weight: Weight = Field(
+        default=0.0,
+        description="Weight of a head that tells the run's domains apart, with its gradient reversed (Ganin & "
+        "Lempitsky, arXiv 1409.7495): features learn not to hold the optics.",
+    )
+    initial: str = Field(
+        default="",
+        description="A classifier.keras to start from, trained or of a bundle (python -m training adopt), layer by "
+        "layer where shapes agree.",
+    )
     augmentation: Augmentation = field(default_factory=Augmentation)
 
+    @field_validator("normalisation")
+    @classmethod
+    def _channels_in_groups(cls, value: str, info: ValidationInfo) -> str:
+        channels = info.data.get("break_channels", 8)
+        if value == "group" and channels % 8:
+            raise ValueError(f"needs break_channels to be a multiple of 8, and it is {channels}")
+        return value
 
-@dataclass(frozen=True)
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _warmed_up_in_time(cls, value: float, info: ValidationInfo) -> float:
+        epochs = info.data.get("epochs")
+        if epochs is not None and info.data.get("schedule") == "cosine" and value > epochs:
+            raise ValueError(f"must not be above epochs, which is {epochs}")
+        return value
+
+
+@dataclass(frozen=True, config=_CHECKED)
 class VaeConfig:
-    """The variational autoencoder on the features at the break (Keng's: dense layers of equal width).
+    """The variational autoencoder on the features at the break (Keng's: dense layers of equal width)."""
 
-    pooling : "flatten" (the thesis': height × width × channels), or "orbits", the mean over the cells of the feature grid
-    that turns by 90° and mirrors carry into each other, which makes the latent indifferent to them.
-    views : augmented views of each training cell whose features it is trained on; it reconstructs the mean of the views
-    from any one of them, so what differs between turns of a cell is noise to it. 1: plain features of the plain crop.
-    optics_views : so many of the views, the last ones, are also changed as the classifier's augmentation changes optics, and have
-    such neighbours.
-    beta : weight of the KL term.  class_weight : weight of a class head on the latent mean (0: none, as in the thesis).
-    attribute_weight : weight of a head for each expert attribute on the latent mean, where the run has some.
-    neighbour_weight : weight of the neighbours' agreement: of cells drawn by their nearness in latent space (as in
-    neighbourhood components analysis, Goldberger et al. 2004), those of the class that share its attributes.
-    """
+    latent_size: int = Field(default=50, ge=1, le=4096, description="Numbers in a latent.")
+    width: int = Field(default=512, ge=1, le=65_536, description="Units of each hidden layer.")
+    layers: int = Field(default=2, ge=0, le=20, description="Hidden layers of the encoder, and as many of the decoder.")
+    dropout: Number = Field(default=0.2, ge=0, lt=1, description="Share of a hidden layer's units left out of a step.")
+    pooling: Literal["flatten", "orbits"] = Field(
+        default="flatten",
+        description="flatten, the thesis', takes height × width × channels; orbits, the mean over cells of the feature "
+        "grid that turns by 90° and mirrors carry into each other, makes the latent indifferent to them.",
+    )
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Views of each training cell; the VAE reconstructs their mean from any one, so turns of a cell are "
+        "noise to it. 1: the plain crop alone.",
+    )
+    optics_views: int = Field(
+        default=0,
+        ge=0,
+        le=999,
+        description="So many of the views, the last ones and never the first, are also changed as the classifier's "
+        "augmentation changes optics and lays neighbours.",
+    )
+    beta: Weight = Field(default=1.0, description="Weight of the KL term; 0 gives a plain autoencoder.")
+    class_weight: Weight = Field(
+        default=0.0, description="Weight of a class head on the latent mean; 0, as in the thesis, is without."
+    )
+    attribute_weight: Weight = Field(
+        default=0.0,
+        description="Weight of a head for each expert attribute on the latent mean, where the run has some.",
+    )
+    neighbour_weight: Weight = Field(
+        default=0.0,
+        description="Weight of the neighbours' agreement: cells near in latent space are drawn to be of one class and "
+        "share attributes (as neighbourhood components analysis, Goldberger et al. 2004).",
+    )
+    batch_size: BatchSize = Field(default=128, description="Cells in a step of training.")
+    epochs: Epochs = Field(default=20, description="Passes over all training cells.")
+    learning_rate: Rate = Field(
+        default=1e-3, description="Learning rate of Adam at the start; it falls to zero by a cosine."
+    )
 
-    latent_size: int = 50
-    width: int = 512
-    layers: int = 2
-    dropout: float = 0.2
-    pooling: Literal["flatten", "orbits"] = "flatten"
-    views: int = 1
-    optics_views: int = 0
-    beta: float = 1.0
-    class_weight: float = 0.0
-    attribute_weight: float = 0.0
-    neighbour_weight: float = 0.0
-    batch_size: int = 128
-    epochs: int = 20
-    learning_rate: float = 1e-3
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_CHECKED)
 class RunConfig:
-    """All of a run.
+    """All of a run."""
 
-    holdout : share held out by name hash, never trained on.  validation : share of the rest for curves.
-    orientations : turns and mirrors of the crop averaged inside the exported trunk: 1, 2, 4 or 8.
-    domains : folders in the data folder, one for each optics, that hold the class folders; none: the data folder does.
-    aliases : label by the name of a class folder, where they differ.  attributes : CSV of expert attributes, from the data
-    folder, with a column `path` whose last part is an image's name, and one column for each attribute.
-    """
-
-    name: str = "thesis"
-    seed: int = 1
-    holdout: float = 0.2
-    validation: float = 0.05
-    orientations: int = 1
-    domains: tuple[str, ...] = ()
-    aliases: dict[str, str] = field(default_factory=dict)
-    attributes: str = ""
+    name: Name = Field(default="thesis", description="Name of the run and of the bundle made of it.")
+    seed: int = Field(
+        default=1,
+        ge=0,
+        le=_LARGEST_SEED,
+        description="Seed of all that is drawn at random; the split does not depend on it.",
+    )
+    holdout: Number = Field(
+        default=0.2, ge=0, lt=1, description="Share of the images held out by name hash and never trained on."
+    )
+    validation: Number = Field(
+        default=0.05, ge=0, lt=1, description="Share of the rest that the curves are measured on."
+    )
+    orientations: Literal[1, 2, 4, 8] = Field(
+        default=1, description="Turns and mirrors of the crop that are averaged inside the exported trunk."
+    )
+    domains: tuple[Name, ...] = Field(
+        default=(),
+        examples=[["pbc", "bonemarrow"]],
+        description="Folders in the data folder, one for each optics, that hold the class folders; none: the data "
+        "folder does.",
+    )
+    aliases: dict[Name, Name] = Field(
+        default_factory=dict,
+        examples=[{"promyelocyte": "ig"}],
+        description="Label for the name of a class folder, where they differ.",
+    )
+    attributes: str = Field(
+        default="",
+        description="CSV of expert attributes, its path from the data folder: a column path whose last part is an "
+        "image's name, and one column for each attribute.",
+    )
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
+
+    @field_validator("domains")
+    @classmethod
+    def _folder_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name in (".", "..") or "/" in name or "\\" in name:
+                raise ValueError(f"names {name!r}, which is no folder of the data folder itself")
+            if value.count(name) > 1:
+                raise ValueError(f"names {name!r} twice")
+        return value
 
     def to_json(self) -> dict[str, Any]:
         """The run as plain JSON values; `from_json` is its inverse."""
         return asdict(self) | {"domains": list(self.domains)}
 
     @staticmethod
-    def from_json(values: dict[str, Any]) -> RunConfig:
-        """The run that `to_json` wrote. Raises TypeError where a field is unknown."""
-        values = {**values, "domains": tuple(values.get("domains", ()))}
-        classifier = dict(values["classifier"])
-        classifier["augmentation"] = Augmentation(**classifier["augmentation"])
-        return RunConfig(
-            **{k: v for k, v in values.items() if k not in ("classifier", "vae")},
-            classifier=ClassifierConfig(**classifier),
-            vae=VaeConfig(**values["vae"]),
-        )
-
-    @staticmethod
-    def load(path: Path) -> RunConfig:
-        """Read a `run.json`."""
-        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+    def from_json(values: Any) -> RunConfig:
+        """The run that `to_json` wrote, of this labref or an earlier one. Raises `SettingsError`."""
+        return read_settings(RunConfig, values)
 
 
 _OPTICS = RunConfig(
@@ -259,31 +410,6 @@ taught other optics, from a trained starter's weights (`classifier.initial`). `e
 size of a cell too, so it is hardly zoomed any more), from its weights; what labref ships."""
 
 
-def override(config: RunConfig, settings: list[str]) -> RunConfig:
-    """`config` with `key=value` settings laid over it, as in `classifier.epochs=3`. Raises ValueError naming a wrong key."""
-    values = config.to_json()
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        *path, last = key.strip().split(".")
-        place: Any = values
-        for part in path:
-            place = place.get(part) if isinstance(place, dict) else None
-        if (
-            not equals
-            or not isinstance(place, dict)
-            or last not in place
-            or (isinstance(place[last], dict) and last != "aliases")
-        ):
-            raise ValueError(
-                f"--set {setting!r}: no such setting; write key=value with a key of run.json, as classifier.epochs=3"
-            )
-        old = place[last]
-        try:
-            place[last] = json.loads(text) if not isinstance(old, str) else text
-        except json.JSONDecodeError:
-            raise ValueError(f"--set {setting!r}: {text!r} is no value for {key}") from None
-        if isinstance(old, float) and isinstance(place[last], int):
-            place[last] = float(place[last])
-        if type(old) is not type(place[last]):
-            raise ValueError(f"--set {setting!r}: {key} takes a {type(old).__name__}")
-    return replace(RunConfig.from_json(values))
+def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
+    """`config` with `key=value` settings laid over it, as `classifier.epochs=3`. Raises `SettingsError`."""
+    return override_settings(RunConfig, config.to_json(), settings)

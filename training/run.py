@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from training.config import RunConfig
 from training.data import Split, cache_crops, list_images, load_attributes, make_split
+from training.settings import SettingsError
 
 __all__ = ["Attributes", "Run", "RunError", "domain_codes", "held", "load_attribute_codes", "load_part", "write_json"]
 
@@ -102,27 +103,21 @@ class Run:
     @staticmethod
     def open(folder: Path, data: Path | None = None) -> Run:
         """Open the run in `folder`; `data` where its images lie somewhere else by now."""
+        config, place, digest, adopted = _described(folder)
         try:
-            values = json.loads((folder / "run.json").read_text(encoding="utf-8"))
             split = Split.from_csv((folder / "split.csv").read_text(encoding="utf-8"))
         except (OSError, KeyError, ValueError) as error:
-            raise RunError(f"{folder} holds no run: {error}. Begin one with `python -m training train`.") from None
-        if split.digest != values["split"]:
+            raise _no_run(folder, error) from None
+        if split.digest != digest:
             raise RunError(f"{folder}/split.csv was changed after the run began; restore it, or begin a new run")
-        return Run(
-            folder, RunConfig.from_json(values["config"]), data or Path(values["data"]), split, values.get("adopted")
-        )
+        return Run(folder, config, data or place, split, adopted)
 
     @staticmethod
     def repeat(run: Path, new: Path, data: Path | None = None) -> Run:
         """Begin in `new` the run that `run`'s `run.json` describes. Raises `RunError` where the images give another split."""
-        try:
-            values = json.loads((run / "run.json").read_text(encoding="utf-8"))
-            config, place, split = RunConfig.from_json(values["config"]), Path(values["data"]), str(values["split"])
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise RunError(f"{run} holds no run: {error}. Begin one with `python -m training train`.") from None
-        if values.get("adopted"):
-            bundle = values["adopted"].get("bundle")
+        config, place, split, adopted = _described(run)
+        if adopted:
+            bundle = adopted.get("bundle")
             raise RunError(
                 f"{run} was taught to overlook neighbours: repeat the run that it was made of, and then `python -m training overlook`."
                 if bundle is None
@@ -141,6 +136,26 @@ class Run:
     def cache(self) -> Path:
         """Folder of cached crops; shared by runs beside each other."""
         return self.folder.parent / "cache"
+
+
+def _described(folder: Path) -> tuple[RunConfig, Path, str, Mapping[str, Any] | None]:
+    """What `run.json` in `folder` says: settings, folder of the images, digest of the split, and `adopted` (see `Run`).
+
+    Raises `RunError` where it is missing, or says something else.
+    """
+    file = folder / "run.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        config = RunConfig.from_json(values["config"])
+        return config, Path(values["data"]), str(values["split"]), values.get("adopted")
+    except SettingsError as error:
+        raise RunError(f"{file}: {error}") from None
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise _no_run(folder, error) from None
+
+
+def _no_run(folder: Path, error: Exception) -> RunError:
+    return RunError(f"{folder} holds no run: {error}. Begin one with `python -m training train`.")
 
 
 @dataclass(frozen=True)

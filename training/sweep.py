@@ -37,7 +37,7 @@ class Row:
         """The row's whole configuration. Raises ValueError naming a setting that is none."""
         if self.augmentation is not None:
             base = replace(base, classifier=replace(base.classifier, augmentation=self.augmentation))
-        return override(override(base, [*self.settings]), [*extra])
+        return override(base, [*self.settings, *extra])
 
 
 def _augmentations() -> tuple[Row, ...]:

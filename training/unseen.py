@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,13 +51,14 @@ def leave_out(
     """For each variant and each domain of `left`: train on all the others, measure on it; returns all that is there.
 
     The domains are those of the run and those of `left`, folders among the run's images. Rows lie in `RUN/unseen/<variant>-<left>/`
-    and are kept, so the same call goes on after a stop. Raises ValueError for an unknown variant, and `RunError` where no
-    domain is left to train on or a folder holds no images.
+    and are kept, so the same call goes on after a stop. Raises ValueError for an unknown variant or setting, before
+    anything is trained, and `RunError` where no domain is left to train on or a folder holds no images.
     """
     domains = tuple(dict.fromkeys((*run.config.domains, *left)))
     for variant in variants:
         if variant not in VARIANTS:
             raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    configs = {variant: override(run.config, [*VARIANTS[variant].settings, *settings]) for variant in variants}
     for variant in variants:
         for domain in left:
             folder = run.folder / FOLDER / f"{variant}-{domain}"
@@ -70,8 +71,7 @@ def leave_out(
                     f"{run.folder} has one domain only; name others with --leave, so that one can be left out"
                 )
             progress.console.print(f"{variant}, without {domain}: {how.what}")
-            changed = override(override(run.config, [*how.settings]), [*settings])
-            config = replace(changed, domains=others, classifier=replace(changed.classifier, initial=""))
+            config = override(configs[variant], [f"domains={json.dumps(others)}", "classifier.initial="])
             if how.adapted and config.classifier.normalisation != "batch":
                 progress.console.print("left out: the networks have no batch normalisation to adapt")
                 continue
