@@ -28,10 +28,12 @@ F32 = NDArray[np.float32]
 _BASE: Final = 0.10  # density of haze and of the palest red cells
 _PEAK_BLUR: Final = 2.5  # σ for the peaks among which one is chosen
 _LEAST_PEAK: Final = 0.04  # above the base; the palest optics' nuclei have 0.06
-_LEAST_SHARE: Final = 0.4  # of the picture's highest peak: lower ones are red cells
+_LEAST_SHARE: Final = 0.4  # of the highest peak within reach: lower ones are red cells
+_PALE: Final = 0.2  # above the base: no red cell is so dark
 _PRIOR: Final = 9.0  # σ of the distance from the middle
 _FULL_PEAK: Final = 0.3  # all peaks above count alike: the darker cell is not the likelier one
 _SEARCH: Final = 40.0  # farthest from the middle that a cell is looked for
+_SEEN: Final = 110  # of a larger map, so far from its middle all cells are seen: those that a crop can show
 _LEVEL: Final = (8, 2.5, 1.1)  # a nucleus' density: looked for so far from its peak, blurred by so much (σ), at most
 _NUCLEAR: Final = (0.45, 0.70)  # of the nucleus' density: from no nucleus to surely nucleus
 _STAINED: Final = (0.30, 0.90)  # of the same: from what weighs nothing in the centre to what weighs fully
@@ -81,6 +83,8 @@ def segment(density: F32) -> Segmented | None:
     density : float32[h, w], optical density of the nuclear stain, smoothed a little, at a quarter of the analyser's scale.
     """
     height, width = density.shape
+    if max(height, width) > 2 * _SEEN + 2:
+        return _segment_part(density)
     middle = np.array([(height - 1) / 2, (width - 1) / 2])
     chosen = _choose(density, middle)
     if chosen is None:
@@ -100,6 +104,20 @@ def segment(density: F32) -> Segmented | None:
     return Segmented((float(centre[0]), float(centre[1])), tuple((float(y), float(x)) for y, x in centres[order]), keep)
 
 
+def _segment_part(density: F32) -> Segmented | None:
+    """`segment` of a map that is larger than what is looked at: of its middle alone."""
+    # as much is left out above as below, and at the left as at the right
+    top, left = (max(0, size // 2 - _SEEN) for size in density.shape)
+    bottom, right = (size - start for size, start in zip(density.shape, (top, left), strict=True))
+    found = segment(density[top:bottom, left:right])
+    if found is None:
+        return None
+    keep = np.ones(density.shape, np.float32)
+    keep[top:bottom, left:right] = found.keep
+    others = tuple((row + top, column + left) for row, column in found.others)
+    return Segmented((found.centre[0] + top, found.centre[1] + left), others, keep)
+
+
 def _choose(density: F32, middle: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """The peak (row, column) that the picture is about; None where there is none."""
     smooth = ndimage.gaussian_filter(np.clip(density - _BASE, 0.0, 0.8), _PEAK_BLUR, mode="constant")
@@ -110,9 +128,14 @@ def _choose(density: F32, middle: NDArray[np.float64]) -> NDArray[np.float64] | 
     heights = smooth[is_peak]
     squares = ((peaks - middle) ** 2).sum(axis=1)
     likely = np.log(np.minimum(heights, _FULL_PEAK)) - squares / (2 * _PRIOR**2)
-    likely[(heights < _LEAST_SHARE * heights.max()) | (squares > _SEARCH**2)] = -np.inf
-    best = int(np.argmax(likely))
-    return None if likely[best] == -np.inf else peaks[best]
+    within = squares <= _SEARCH**2
+    if not within.any():
+        return None
+    stained = heights >= _LEAST_SHARE * heights[within].max()
+    # a pale cell in the middle is chosen beside however dark a one
+    stained |= (heights >= _PALE) & (squares <= _IN_MIDDLE**2)
+    likely[~(within & stained)] = -np.inf
+    return np.asarray(peaks[int(np.argmax(likely))], np.float64)
 
 
 def _level(density: F32, peak: NDArray[np.float64]) -> float:
@@ -134,20 +157,21 @@ def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray
     """The map's nuclei, or parts of them: number of each pixel's part intp[h, w] (their count where it has none), their centres of
     density float64[n, 2] and their masses float64[n], in full pixels."""
     smooth = ndimage.gaussian_filter(nuclear, _BASIN_BLUR, mode="constant")
-    peaks = np.flatnonzero((smooth == ndimage.maximum_filter(smooth, 3, mode="constant")) & (smooth > 0.03))
-    count = len(peaks)
+    is_peak = (smooth == ndimage.maximum_filter(smooth, 3, mode="constant")) & (smooth > 0.03)
+    # a large dark nucleus has a plateau of equal pixels, which is one peak
+    plateaus, count = ndimage.label(is_peak, np.ones((3, 3)))
     if not count:
         return np.zeros(nuclear.shape, np.intp), np.empty((0, 2)), np.empty(0)
-    ends = _uphill(smooth)
-    basin = np.minimum(np.searchsorted(peaks, ends), count - 1)
-    basin[peaks[basin] != ends] = count
+    basin = plateaus.ravel()[_uphill(smooth)].astype(np.intp) - 1
+    basin[basin < 0] = count
     rows, columns = np.indices(nuclear.shape)
     sums = [
         np.bincount(basin.ravel(), weights=values.ravel(), minlength=count + 1)[:count]
         for values in (nuclear, nuclear * rows, nuclear * columns)
     ]
     mass, by_row, by_column = (values.tolist() for values in (sums[0] + 1e-9, sums[1], sums[2]))
-    heights = smooth.ravel()[peaks].tolist()
+    heights = np.zeros(count, np.float32)
+    heights[plateaus[is_peak] - 1] = smooth[is_peak]
     parent = list(range(count))
 
     def root(number: int) -> int:
@@ -193,7 +217,8 @@ def _uphill(smooth: F32) -> NDArray[np.intp]:
 
 def _saddles(smooth: F32, basin: NDArray[np.intp], count: int) -> list[tuple[float, int, int]]:
     """Where basins touch: (height of the saddle, basin, basin), highest first."""
-    heights = np.zeros((count + 1) ** 2, np.float32)
+    pairs: list[NDArray[np.intp]] = []
+    lower: list[F32] = []
     for here, there in (
         (np.s_[1:, :], np.s_[:-1, :]),
         (np.s_[:, 1:], np.s_[:, :-1]),
@@ -202,11 +227,13 @@ def _saddles(smooth: F32, basin: NDArray[np.intp], count: int) -> list[tuple[flo
     ):
         a, b = basin[here], basin[there]
         border = (a != b) & (a < count) & (b < count)
-        pair = np.minimum(a[border], b[border]) * (count + 1) + np.maximum(a[border], b[border])
-        np.maximum.at(heights, pair, np.minimum(smooth[here][border], smooth[there][border]))
-    touching = np.flatnonzero(heights)
-    touching = touching[np.argsort(-heights[touching], kind="stable")]
-    return [(float(heights[pair]), *divmod(int(pair), count + 1)) for pair in touching]
+        pairs.append(np.minimum(a[border], b[border]) * count + np.maximum(a[border], b[border]))
+        lower.append(np.minimum(smooth[here][border], smooth[there][border]))
+    touching, which = np.unique(np.concatenate(pairs), return_inverse=True)
+    heights = np.zeros(len(touching), np.float32)
+    np.maximum.at(heights, which, np.concatenate(lower))
+    order = np.argsort(-heights, kind="stable")
+    return [(float(heights[at]), *divmod(int(touching[at]), count)) for at in order.tolist()]
 
 
 def _settle(
