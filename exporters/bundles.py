@@ -121,7 +121,7 @@ def export_bundle(
                 progress,
             )
         version = _version(trunk, encoder, run)
-        measured = json.loads(figures.read_text(encoding="utf-8")) if figures else {}
+        measured = _read_figures(figures) if figures else {}
         if figures and measured:
             _check_figures(figures, measured, version)
         manifest = Manifest(
@@ -167,7 +167,7 @@ def with_figures(source: Path, figures: Path, out: Path) -> Bundle:
 
     Its networks, thresholds and golden outputs stay as they are. Raises `ExportError` where the figures are of another model.
     """
-    measured = json.loads(figures.read_text(encoding="utf-8"))
+    measured = _read_figures(figures)
     with unpacked(source) as bundle, tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
         _check_figures(figures, measured, bundle.manifest.version)
         folder = Path(shutil.copytree(bundle.folder, Path(scratch) / "bundle"))
@@ -177,6 +177,17 @@ def with_figures(source: Path, figures: Path, out: Path) -> Bundle:
         except KeyError as error:
             raise ExportError(f"{figures} lacks {error}: it is no JSON of `python -m training evaluate`") from None
         return pack(folder, out)
+
+
+def _read_figures(figures: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `ExportError` where it holds none."""
+    try:
+        measured = json.loads(figures.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{figures} cannot be read as figures: {error}") from None
+    if not isinstance(measured, dict):
+        raise ExportError(f"{figures} holds no JSON object: name the output of `python -m training evaluate --json`")
+    return measured
 
 
 def _check_figures(figures: Path, measured: dict[str, Any], version: str) -> None:

@@ -2,7 +2,7 @@
 
 The nuclei and platelets in a picture are its landmarks: dark spots that every picture of the field shows at the same place, whichever
 cell it was taken of. A fingerprint is made of the window around each, as it is of the crop around the cell. Two landmarks of each
-cell are stored; all that a new picture shows are looked up among them. Nothing here depends on where cells were told apart.
+cell are stored; all that a new picture shows are looked up among them. Landmarks do not depend on the segmentation, except for the cell's centre that they are ordered by.
 """
 
 from __future__ import annotations

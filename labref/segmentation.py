@@ -1,12 +1,14 @@
 """Which cell a picture is about, and which parts of the picture belong to other cells.
 
-An analyser cuts its picture around the cell that it means, so the object at the picture's middle is chosen, or the nearest one
-where none is there. It is split from what touches it in three steps: the map of nuclear density falls into catchment basins, one
-for each of its peaks (a watershed; Vincent & Soille, IEEE PAMI 13:583, 1991); basins that no valley divides are merged as long as
-they stay as compact as a nucleus; and the cell's centre is where a mean shift with a flat kernel as wide as a nucleus (Comaniciu &
-Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the middle. The basins near the centre are the cell's own, and the shift is
-repeated over them until they stay the same: it ends at the cell's own centre of density, wherever it began, so that a recapture
-shifted by some pixels ends at the same place. Only where that lies far from a middle that the cell holds is it drawn back there.
+An analyser cuts its picture around the cell that it means, so the object at the picture's middle is chosen, or else one near
+it; of two as near, the darker one. It is split from what touches it in three steps: the map of nuclear density falls into
+catchment basins, one for each of its peaks (a watershed; Vincent & Soille, IEEE PAMI 13:583, 1991); basins that no valley
+divides are merged as long as they stay as compact as a nucleus; and the cell's centre is where a mean shift with a flat
+kernel as wide as a nucleus (Comaniciu & Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the middle. The basins near
+the centre are the cell's own, and the shift is repeated over them until they stay the same. It ends at the cell's own centre
+of density, so that a recapture shifted by some pixels ends at the same place. If the picture is not much larger than a cell,
+its middle lies in the cell's nucleus, or close to it, and the centre ended far from the middle, the centre is pulled back
+towards it: what drew it away is most likely part of a neighbour.
 
 All lengths here are pixels of the map, which is at a quarter of the analyser's scale: one is 0.4 µm.
 """
@@ -34,7 +36,7 @@ _PRIOR: Final = 9.0  # σ of the distance from the middle
 _FULL_PEAK: Final = 0.3  # all peaks above count alike: the darker cell is not the likelier one
 _SEARCH: Final = 40.0  # farthest from the middle that a cell is looked for
 _SEEN: Final = 110  # of a larger map, so far from its middle all cells are seen: those that a crop can show
-_LEVEL: Final = (8, 2.5, 1.1)  # a nucleus' density: looked for so far from its peak, blurred by so much (σ), at most
+_LEVEL: Final = (8, 2.5, 1.1)  # of a nucleus' density: search radius about the peak, σ of the blur, upper limit
 _NUCLEAR: Final = (0.45, 0.70)  # of the nucleus' density: from no nucleus to surely nucleus
 _STAINED: Final = (0.30, 0.90)  # of the same: from what weighs nothing in the centre to what weighs fully
 _BASIN_BLUR: Final = 3.0
@@ -45,6 +47,7 @@ _IN_MIDDLE: Final = 13.5  # a peak so near to the middle is taken for the cell t
 _APPROACHES: Final = 6
 _KERNEL: Final = (18.5, 2.5)  # radius of the flat kernel, and how soft its edge is
 _STEPS: Final = 16
+_CUT: Final = 110  # a picture with a longer side is a field, not cut around a cell: its middle tells less
 _TRUSTED: Final = 7.8  # up to this distance from the middle the centre stays where it is
 _DRAWN: Final = (
     (11.3, 0.6),
@@ -95,7 +98,8 @@ def segment(density: F32) -> Segmented | None:
     if not len(centres):
         return None
     centre, own = _settle(_between(density, level, _STAINED), part_of, centres, chosen, middle)
-    centre = _held(centre, middle, nuclear, own[part_of])
+    if max(height, width) <= _CUT:
+        centre = _pulled_back(centre, middle, nuclear, own[part_of])
     other = ~own[:-1] & (masses >= _LEAST_PART)
     away = np.hypot(*(centres - centre).T)
     order = [number for number in np.argsort(away, kind="stable").tolist() if other[number]]
@@ -275,7 +279,7 @@ def _shifted(stained: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -
     return centre
 
 
-def _held(
+def _pulled_back(
     centre: NDArray[np.float64], middle: NDArray[np.float64], nuclear: F32, own: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """The centre, drawn back to the middle where the cell holds the middle: what pulls it farther away is part of a neighbour."""

@@ -12,7 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from labref.bundle import starter_bundle
+from labref.fingerprint import Fingerprint
 from labref.image import decode
+from labref.landmarks import Landmark
+from labref.store.known import HashBook, int_to_id
+from labref.store.recording import Search
 from tests.benchmarks.duplicates import KINDS, recapture
 from training.__main__ import app
 from training.recaptures import recapture_groups
@@ -47,6 +51,21 @@ def test_recaptures_are_one_cell_whatever_their_class(tree: Path) -> None:
     expected[[names.index("again.jpg"), names.index("same.jpg")]] = first
     expected[files.index(tree / "neutrophil" / "plain.png")] = files.index(tree / "eosinophil" / "plain.png")
     assert groups.tolist() == expected.tolist()
+
+
+def test_a_search_that_is_kept_open_finds_as_a_new_one_does() -> None:
+    """What was added once was once added again by every `apply`, until copies of one cell took all the places."""
+    rng = np.random.default_rng(4)
+    prints = [Fingerprint(int(a), int(b)) for a, b in rng.integers(0, 2**63, (45, 2))]
+    prints[1] = prints[0]
+    kept = Search(HashBook(), HashBook())
+    for number, fingerprint in enumerate(prints):
+        places = [Landmark((fingerprint,), Fingerprint(2**64 - 1, 2**64 - 1))] * 2
+        kept.add(int_to_id(number), [fingerprint], places)
+        kept.apply()
+    landmark = Landmark((prints[0],), Fingerprint(2**64 - 1, 2**64 - 1))
+    assert kept.candidates([prints[0]], [], 0) == [int_to_id(0), int_to_id(1)]
+    assert kept.candidates([prints[9]], [landmark], 0) == [int_to_id(9), int_to_id(0), int_to_id(1)]
 
 
 def test_an_evaluation_counts_cells(tree: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,56 @@ def test_the_centre_stays_on_the_cell_under_shift_colour_and_blur(real_cells: Pa
         picture = decode(path.read_bytes())
         again, shift = changed(picture, rng)
         slips.append(np.hypot(*(np.subtract(prepare_pixels(again).centre, shift) - prepare_pixels(picture).centre)))
-    assert np.mean(np.array(slips) < 3) >= 0.95
+    assert np.mean(np.array(slips) < 3) >= 0.97
+
+
+def disc(picture: np.ndarray, row: int, column: int, radius: int, colour: tuple[int, int, int]) -> None:
+    rows, columns = np.ogrid[: picture.shape[0], : picture.shape[1]]
+    picture[(rows - row) ** 2 + (columns - column) ** 2 <= radius**2] = colour
+
+
+@pytest.mark.parametrize(("height", "width", "bar"), [(480, 640, 150), (3000, 4000, 1200)])
+def test_a_large_dark_area_is_one_object_and_costs_no_memory(height: int, width: int, bar: int) -> None:
+    """The edge of a slide, an ink spot: every pixel of it was once an object of its own, and a picture asked for 162 GB."""
+    picture = np.full((height, width, 3), 245, np.uint8)
+    picture[:, :bar] = 0
+    disc(picture, height // 2, width // 2, 45, (90, 60, 140))
+    tracemalloc.start()
+    found = prepare_pixels(picture)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.hypot(*np.subtract(found.centre, (height / 2, width / 2))) < 2
+    assert len(found.others) <= 1
+    assert most < 60 * height * width + 20_000_000
+
+
+def test_a_large_nucleus_is_one_object() -> None:
+    picture = np.full((500, 500, 3), 245, np.uint8)
+    disc(picture, 250, 250, 110, (90, 50, 140))
+    found = prepare_pixels(picture)
+    assert found.others == () and np.array_equal(found.crop, found.surroundings)
+
+
+@pytest.mark.parametrize(("row", "column"), [(60, 60), (240, 430), (130, 320)])
+def test_a_pale_cell_in_the_middle_is_chosen_however_dark_another_is(row: int, column: int) -> None:
+    picture = np.full((480, 640, 3), 245, np.uint8)
+    disc(picture, 240, 320, 22, (170, 140, 190))
+    disc(picture, row, column, 45, (60, 30, 90))
+    assert distance_from_middle(prepare_pixels(picture).centre, picture.shape[:2]) < 3
+
+
+def test_a_lobe_of_a_large_cell_is_not_faded(real_cells: Path) -> None:
+    """Eosinophils at bccd's magnification: the second lobe was once faded as if it were another cell's nucleus."""
+    faded = []
+    for path in sorted((real_cells / "bccd").rglob("*.*"))[::9]:
+        if path.suffix.lower() not in {".jpg", ".jpeg", ".png", ".bmp"}:
+            continue
+        cell = prepare_pixels(decode(path.read_bytes()))
+        inner = np.s_[48:-48, 48:-48]
+        dark = cell.surroundings[inner].min(axis=2) < 130
+        changed_there = np.abs(cell.surroundings[inner].astype(int) - cell.crop[inner]).max(axis=2) > 40
+        faded.append((changed_there & dark).sum() > 0.15 * max(1, dark.sum()))
+    assert len(faded) > 20 and np.mean(faded) <= 0.12
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -92,7 +142,9 @@ def test_turned_and_mirrored_maps_are_divided_alike(real_cells: Path, turns: int
 
     straight, turned = segment(density), segment(change(density))
     assert straight is not None and turned is not None
-    np.testing.assert_allclose(turned.keep, change(straight.keep), atol=0.02)
+    # a pixel as far from two other nuclei may be taken for either's, which only tells how wide its cytoplasm is thought
+    differ = np.abs(turned.keep - change(straight.keep))
+    assert differ.max() < 0.2 and (differ > 0.02).mean() < 0.001
     place = np.zeros((90, 90))
     place[round(straight.centre[0]), round(straight.centre[1])] = 1
     expected = np.argwhere(change(place))[0]

@@ -13,7 +13,9 @@ import keras
 import numpy as np
 import pytest
 from rich.progress import Progress
+from typer.testing import CliRunner
 
+from exporters.__main__ import app as exporters_app
 from exporters.bundles import ExportError, export_bundle, with_figures
 from exporters.card import _adopted
 from labref.bundle import Bundle, install, starter_bundle
@@ -281,6 +283,13 @@ def test_figures_are_put_into_a_bundle_without_exporting_it_again(shipped: Path,
     figures.write_text(json.dumps({"model_version": "another"}))
     with pytest.raises(ExportError, match="was measured on model another"):
         with_figures(shipped, figures, tmp_path / "no.labref")
+    figures.write_text("[1, 2]")
+    with pytest.raises(ExportError, match="holds no JSON object"):
+        with_figures(shipped, figures, tmp_path / "no.labref")
+    done = CliRunner().invoke(
+        exporters_app, ["figures", str(shipped), "--figures", str(figures), "--out", str(tmp_path / "no.labref")]
+    )
+    assert done.exit_code == 1 and "holds no JSON object" in " ".join(done.output.split())
     assert not (tmp_path / "no.labref").exists()
 
 

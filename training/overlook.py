@@ -148,7 +148,7 @@ def _crowded(run: Run, items: tuple[Item, ...], number: int) -> tuple[U8, U8]:
     rng = np.random.default_rng([run.config.seed, number])
     item = items[number]
     picture = decode((run.data / item.path).read_bytes())
-    same_optics = item.path.split("/")[0] if run.config.domains else ""
+    same_optics = item.path.split("/")[0] + "/" if run.config.domains else ""
     crowd, angle = picture, rng.uniform(0, 2 * np.pi)
     for _ in range(2 if rng.random() < _SECOND else 1):
         other = item

@@ -21,12 +21,12 @@ __all__ = ["add_to"]
 _HELP = """Cells that were captured twice: list them, look at them side by side, decide.
 
 A new cell is compared with all stored ones, whatever their class. Two pictures of the same cell agree almost fully once
-they are laid over each other; two cells never do. In between lies a possible duplicate: it is kept as a cell like any
-other, and listed here until somebody decides. A duplicate is kept as well, but is no reference for its own twin. Nothing
+they are laid over each other; pictures of different cells do not, unless they show the same field (below). In between lies
+a possible duplicate: it is kept as a cell like any other, and listed here until somebody decides. A duplicate is kept as well, but is no reference for its own twin. Nothing
 is ever dropped. Decisions are remembered, with who and when, and can be undone; a rejected pair is never linked again.
 
-Two cells side by side in one field have pictures that agree as well, each with its own cell in the middle. They are
-neighbours: two cells, and nothing to decide. --only neighbour lists them; they are in no other list.
+Two cells side by side in one field have pictures that agree where they overlap, each with its own cell in the middle. They
+are neighbours: two cells, and nothing to decide. --only neighbour lists them; they are in no other list.
 
 A file with the very bytes of another is one more path of the same cell. Where such files, or two pictures of one cell,
 are filed under different classes (by the export or by people, not by labref), that is a conflict, and listed here too.
@@ -132,7 +132,7 @@ def duplicates(
     if not rows and not json:
         typer.echo("no duplicates" if only is None else f"none that is {only.value}")
     if grid is not None:
-        _draw(where, [row for row in _once(rows) if row.get("duplicate_of")], grid)
+        _draw(where, [row for row in _once(rows) if row.get("duplicate_of")], grid, only)
 
 
 @app.command(help=_CONFIRM, short_help="Say that two cells are the same.")
@@ -233,24 +233,29 @@ def _conflict(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _draw(lab: Lab, pairs: Sequence[dict[str, Any]], out: Path) -> None:
+def _draw(lab: Lab, pairs: Sequence[dict[str, Any]], out: Path, only: Only | None) -> None:
     from labref.image import decode
     from labref.sheet import Tile, draw_sheet
 
+    title, earlier = "Cells captured twice", "the earlier one"
+    if only is Only.NEIGHBOUR:
+        title = "Neighbours: two cells in pictures of one field"
+    elif only is Only.CONFLICT:
+        title, earlier = "One cell under two labels", "the other capture"
     tiles = []
     for row in pairs[:_MOST_DRAWN]:
         score = "not compared" if row["score"] is None else f"agree to {row['score']:.3f}"
         for cell_id, cell, lines in (
             (row["cell_id"], row["cell"], (row["cell_id"], f"{row['verdict']}, {score}")),
-            (row["duplicate_of"], row["other"], (row["duplicate_of"], "the earlier one")),
+            (row["duplicate_of"], row["other"], (row["duplicate_of"], earlier)),
         ):
             kept = lab.kept_image(cell_id)
             label = "no longer there" if cell is None else cell["label"]
             tiles.append(Tile(None if kept is None else decode(kept), label, lines))
     shown = min(len(pairs), _MOST_DRAWN)
-    subtitle = f"{shown} of {len(pairs)} pairs; each cell with the earlier one on its right"
+    subtitle = f"{shown} of {len(pairs)} pairs; each cell with {earlier} on its right"
     try:
-        draw_sheet("Cells captured twice", subtitle, tiles, columns=4).save(out)
+        draw_sheet(title, subtitle, tiles, columns=4).save(out)
     except (OSError, ValueError) as error:
         raise LabrefError(
             f"the picture could not be written to {out}: {error}. Give --grid a file name that ends in .png, in a folder "

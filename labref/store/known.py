@@ -312,5 +312,6 @@ class HashChanges:
         return sorted(self._book.within(fingerprints, bits, shown) + self._pending.within(fingerprints, bits, shown))
 
     def apply(self) -> None:
-        """Change the book."""
+        """Change the book; nothing is pending from then on."""
         self._book.add(*self._pending._filled())
+        self._pending = HashBook()

@@ -182,10 +182,10 @@ class Search:
 
         Of each kind only some, those first that differ least, the oldest of equals.  bits : of 64, in which they differ at most.
         """
-        near = self._fingerprints.within(fingerprints, bits)[:_MOST_CANDIDATES]
+        near = _cells(self._fingerprints.within(fingerprints, bits))[:_MOST_CANDIDATES]
         for landmark in landmarks:
-            near += self._landmarks.within(landmark.marks, bits, landmark.shown)[:_MOST_BESIDE]
-        return [int_to_id(number) for number in dict.fromkeys(number for _, _, number in near)]
+            near += _cells(self._landmarks.within(landmark.marks, bits, landmark.shown))[:_MOST_BESIDE]
+        return [int_to_id(number) for number in dict.fromkeys(near)]
 
     def add(
         self,
@@ -204,6 +204,11 @@ class Search:
         """Keep what was added, now that it is committed."""
         self._fingerprints.apply()
         self._landmarks.apply()
+
+
+def _cells(found: Sequence[tuple[int, int, int]]) -> list[int]:
+    """The cells of what a book found, each once."""
+    return list(dict.fromkeys(number for _, _, number in found))
 
 
 def stored_landmarks(landmarks: Sequence[Landmark]) -> list[Fingerprint]:
