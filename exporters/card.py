@@ -131,6 +131,8 @@ def _adopted(training: Mapping[str, Any]) -> list[str]:
             f"The encoder's last layer was then solved for again on {adopted['overlooks_neighbours']['cells']:,} cells laid beside "
             "others (`python -m training overlook`)."
         )
+        if adopted["overlooks_neighbours"].get("drawn"):
+            lines.append("Cells of one class were drawn together the more of the experts' attributes they share.")
     return lines
 
 

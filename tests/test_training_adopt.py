@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -224,6 +225,25 @@ def test_an_encoder_is_taught_to_overlook_neighbours(shipped: Path, drawn_cells:
     old, new = (keras.models.load_model(f / "encoder.keras", compile=False) for f in (run.folder, done.run.folder))
     changed = [a.name for a, b in zip(old.layers, new.layers, strict=True) if not same_weights(a, b)]
     assert changed == ["latent_mean"]
+
+
+def test_cells_that_share_attributes_are_drawn_together(shipped: Path, drawn_cells: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(drawn_cells, tmp_path / "data"))
+    with Progress(disable=True) as progress:
+        run = adopt(shipped, data, tmp_path / "run", [], progress).run
+        names = [item.path for item in run.split.train]
+        lines = [f"{name},{'round' if number % 2 else 'oval'},big" for number, name in enumerate(names)]
+        (data / "attributes.csv").write_text("\n".join(["path,shape,size", *lines]) + "\n")
+        with_attributes = replace(run, config=replace(run.config, attributes="attributes.csv"))
+        plain = overlook(run, tmp_path / "plain", progress, cells=40, ridge=0.001)
+        drawn = overlook(with_attributes, tmp_path / "drawn", progress, cells=40, ridge=0.001)
+    told = [json.loads((done.run.folder / "run.json").read_text())["adopted"] for done in (plain, drawn)]
+    assert [values["overlooks_neighbours"]["drawn"] for values in told] == [0.0, 0.5]
+    assert drawn.alone > plain.alone, (
+        "cells move towards those like them, here where one layer can do all that it is asked"
+    )
+    assert "Cells of one class were drawn together" in " ".join(_adopted({"adopted": told[1]}))
+    assert "drawn together" not in " ".join(_adopted({"adopted": told[0]}))
 
 
 def same_weights(one: keras.Layer, two: keras.Layer) -> bool:

@@ -4,6 +4,9 @@ The preparation fades other cells, but not what they cover of the cell, and its 
 beside others in whole pictures, prepared as in the lab, and the encoder's last, linear layer is solved for again (ridge regression;
 Hoerl & Kennard, Technometrics 12:55, 1970): crops beside neighbours shall give the latents that the encoder gave for the cell alone,
 crops of the cell alone shall go on giving them. The classifier, and all features, stay as they are.
+
+Where experts' attributes are known, cells of one class are drawn together the more of these they share: the latent that a cell shall
+have lies halfway between its own and the mean of those like it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from labref.image import decode, prepare_pixels
 from training.data import Item, resize_crop
 from training.devices import forward
 from training.networks import build_feature_model
-from training.run import Run, RunError
+from training.run import Run, RunError, load_attribute_codes
 
 __all__ = ["Overlooked", "beside", "overlook", "solve"]
 
@@ -33,7 +36,9 @@ NEAR_FAR: Final = (88.0, 132.0)
 """Distance of a neighbour's middle from the cell's, pixels."""
 _APART: Final = np.pi / 3
 _SECOND: Final = 0.5  # share of the cells that get two neighbours
-_AT_ONCE: Final = 64
+_AT_ONCE: Final = 8  # in all their orientations; more only fill the memory
+_DRAWN: Final = 0.5  # of the way from a cell's latent to the mean of those that share its class and attributes
+_ALIKE: Final = 0.7  # weight of another cell's latent: exp(-attributes that differ / this)
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -65,7 +70,7 @@ def beside(picture: U8, other: U8, down: float, right: float) -> U8:
     return both
 
 
-def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, ridge: float = 30.0) -> Overlooked:
+def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, ridge: float = 3.0) -> Overlooked:
     """Make in `folder` a run like `run` with an encoder that overlooks neighbours. `run` is only read.
 
     cells : so many cells trained on are laid beside others, evenly taken; a tenth of them only judges.  ridge : how strongly the layer
@@ -88,6 +93,7 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
     size = run.config.classifier.input_size
     alone: list[F32] = []
     crowded: list[F32] = []
+    used: list[int] = []
     task = progress.add_task("cells beside others", total=len(chosen), info="")
 
     def pair(number: int) -> tuple[U8, U8] | None:
@@ -99,7 +105,10 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
 
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         for start in range(0, len(chosen), _AT_ONCE):
-            made = [both for both in pool.map(pair, chosen[start : start + _AT_ONCE].tolist()) if both is not None]
+            numbers = chosen[start : start + _AT_ONCE].tolist()
+            pairs = list(zip(numbers, pool.map(pair, numbers), strict=True))
+            made = [both for _, both in pairs if both is not None]
+            used += [number for number, both in pairs if both is not None]
             if made:
                 for values, index in ((alone, 0), (crowded, 1)):
                     values.append(hidden(features(np.stack([both[index] for both in made]))))
@@ -109,14 +118,22 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
     by_itself, among = np.concatenate(alone), np.concatenate(crowded)
     judging = np.arange(len(by_itself)) % 10 == 0
     kernel, bias = layer.get_weights()
-    solved = solve(kernel, bias, by_itself[~judging], among[~judging], ridge)
-    wanted = by_itself[judging] @ kernel + bias
+    latents = by_itself @ kernel + bias
+    drawn = _drawn_together(run, np.array(used)[~judging], latents[~judging])
+    solved = solve(kernel, bias, by_itself[~judging], among[~judging], ridge, drawn)
+    wanted = latents[judging]
 
     def error(values: F32, weights: tuple[F32, F32]) -> float:
         return float(((values[judging] @ weights[0] + weights[1] - wanted) ** 2).mean())
 
     layer.set_weights(list(solved))
-    told = dict(run.adopted or {}) | {"overlooks_neighbours": {"cells": int((~judging).sum()), "ridge": ridge}}
+    told = dict(run.adopted or {}) | {
+        "overlooks_neighbours": {
+            "cells": int((~judging).sum()),
+            "ridge": ridge,
+            "drawn": _DRAWN * bool(run.config.attributes),
+        }
+    }
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.folder / "classifier.keras", folder / "classifier.keras")
     encoder.save(folder / "encoder.keras")
@@ -130,17 +147,40 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
     )
 
 
-def solve(kernel: F32, bias: F32, alone: F32, crowded: F32, ridge: float) -> tuple[F32, F32]:
-    """The linear layer (kernel float32[d, L], bias float32[L]) that gives `crowded` float32[n, d] the outputs of `alone` float32[n, d],
-    and `alone` its own, as near as `ridge` lets it leave what it was; each input counts by its spread."""
+def solve(kernel: F32, bias: F32, alone: F32, crowded: F32, ridge: float, wanted: F32 | None = None) -> tuple[F32, F32]:
+    """The linear layer (kernel float32[d, L], bias float32[L]) that gives both `alone` and `crowded`, float32[n, d], the outputs `wanted`
+    float32[n, L], as near as `ridge` lets it leave what it was; each input counts by its spread.
+
+    wanted : by default what the layer gave `alone` before.
+    """
     ones = np.ones((len(alone), 1))
     a, b = np.hstack([alone.astype(np.float64), ones]), np.hstack([crowded.astype(np.float64), ones])
     weights = np.vstack([kernel, bias]).astype(np.float64)
-    wanted = a @ weights
+    outputs = a @ weights if wanted is None else wanted.astype(np.float64)
     spread = np.append(alone.astype(np.float64).var(axis=0) + 1e-6, 1.0)
     left = a.T @ a + b.T @ b + ridge * np.diag(spread)
-    changed = weights + np.linalg.solve(left, b.T @ (wanted - b @ weights))
+    changed = weights + np.linalg.solve(left, a.T @ (outputs - a @ weights) + b.T @ (outputs - b @ weights))
     return changed[:-1].astype(np.float32), changed[-1].astype(np.float32)
+
+
+def _drawn_together(run: Run, numbers: NDArray[np.intp], latents: F32) -> F32:
+    """Latents float32[n, L] of the training cells `numbers`, each with its class and attributes drawn towards those like it; as they
+    are where no attributes are known."""
+    if not run.config.attributes:
+        return latents
+    codes = load_attribute_codes(run, "train").codes[numbers]
+    labels = np.array([run.split.train[number].label for number in numbers.tolist()])
+    result = latents.copy()
+    for label in sorted(set(labels.tolist())):
+        rows = np.flatnonzero((labels == label) & (codes >= 0).all(axis=1))
+        differ = (codes[rows][:, None] != codes[rows][None]).sum(axis=2)
+        weights = np.exp(-differ / _ALIKE)
+        np.fill_diagonal(weights, 0.0)
+        total = weights.sum(axis=1, keepdims=True)
+        like = total[:, 0] > 1e-6
+        mean = (weights[like] @ latents[rows]) / total[like]
+        result[rows[like]] += (_DRAWN * (mean - latents[rows[like]])).astype(np.float32)
+    return result
 
 
 def _crowded(run: Run, items: tuple[Item, ...], number: int) -> tuple[U8, U8]:
