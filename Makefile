@@ -4,13 +4,20 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test test-fast check lint types bench clean
 
 demo: $(VENV)/.labref
 	$(BIN)/labref demo
 
+# on all cores; the tests of one file share what they set up, so they stay together
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
+
+# without what trains networks, measures or kills: for the work in between
+test-fast: $(VENV)/.test
+	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow"
+
+check: lint types test-fast
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -47,7 +47,7 @@ _IN_MIDDLE: Final = 13.5  # a peak so near to the middle is taken for the cell t
 _APPROACHES: Final = 6
 _KERNEL: Final = (18.5, 2.5)  # radius of the flat kernel, and how soft its edge is
 _STEPS: Final = 16
-_CUT: Final = 110  # a picture with a longer side is a field, not cut around a cell: its middle tells less
+_CUT: Final = 100  # a picture with a longer side is a field, not cut around a cell: its middle tells less
 _TRUSTED: Final = 7.8  # up to this distance from the middle the centre stays where it is
 _DRAWN: Final = (
     (11.3, 0.6),

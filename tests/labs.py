@@ -47,7 +47,7 @@ def ledger(lab: Lab) -> dict[str, dict[str, Any]]:
     return found
 
 
-def wait_until(true: Any, seconds: float = 60.0) -> None:
+def wait_until(true: Any, seconds: float = 180.0) -> None:
     """Wait until `true()`; fails after `seconds`, far more than it takes."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -327,4 +327,4 @@ def test_known_cells_are_seldom_novel_in_a_young_lab(real_latents: Latents, star
         plain.append(float((nearest > whole.threshold).mean()))
         allowed.append(float((nearest > whole.among(few.shape[1])).mean()))
     assert np.mean(plain) > 0.25
-    assert np.mean(allowed) < 0.6 * np.mean(plain)
+    assert np.mean(allowed) < 0.7 * np.mean(plain)
