@@ -309,11 +309,10 @@ def _faded(crop: U8, keep: F32, centre: tuple[float, float], size: tuple[int, in
     the background; the crop itself where that is nothing."""
     if float(keep.min()) > 0.99:
         return crop
-    # in pixels of the map, which is laid on a margin that shows no cell
+    # in pixels of the map; beyond its edges what is at the edge goes on
     scale = [len_map / len_image for len_map, len_image in zip(keep.shape, size, strict=True)]
     margin = CROP_SIZE // 2
-    laid = np.full((keep.shape[0] + 2 * margin, keep.shape[1] + 2 * margin), 255, np.uint8)
-    laid[margin:-margin, margin:-margin] = np.rint(255 * keep)
+    laid = np.pad(np.rint(255 * keep).astype(np.uint8), margin, mode="edge")
     top, left = (round(at - (CROP_SIZE - 1) / 2) * step + margin for at, step in zip(centre, scale, strict=True))
     part = (left, top, left + CROP_SIZE * scale[1], top + CROP_SIZE * scale[0])
     mask = Image.fromarray(laid).resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR, box=part)
