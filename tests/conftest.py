@@ -18,6 +18,31 @@ from training.latents import Latents, embed_latents
 DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+SLOW = {
+    "test_bundles_changing",
+    "test_crash",
+    "test_exporters",
+    "test_map_benchmarks",
+    "test_report",
+    "test_scale",
+    "test_svomen",
+    "test_training",
+    "test_training_adopt",
+    "test_training_backends",
+    "test_training_devices",
+    "test_training_neighbours",
+    "test_training_optics",
+}
+"""Files whose tests train networks, measure or kill processes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-fast` leaves out."""
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def real_cells() -> Path:
     """Folder with pbc/, chula/, bccd/ and bonemarrow/ of real cell images."""
