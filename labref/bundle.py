@@ -30,6 +30,8 @@ from labref.image import PREPARATION
 
 __all__ = [
     "FORMAT_VERSION",
+    "MAX_BYTES",
+    "NO_ARCHIVE",
     "SUFFIX",
     "Bundle",
     "Golden",
@@ -49,10 +51,20 @@ FORMAT_VERSION = 1
 """The bundle format this labref reads and writes."""
 SUFFIX = ".labref"
 """Ending of a bundle shipped as one file."""
+MAX_BYTES = 2_000_000_000
+"""Unpacked; a bundle larger than this is no bundle."""
+NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+)
+"""What reading a file that is no sound zip archive raises."""
 _MANIFEST = "manifest.json"
 _DIMENSION = 6.0  # intrinsic dimension of a bundle's latents where it does not say: the first starter had 5.6
 _REQUIRED = frozenset({"trunk.onnx", "encoder.onnx", "golden.npz", "MODEL_CARD.md"})
-_MAX_BYTES = 2_000_000_000  # unpacked; a bundle larger than this is no bundle
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -300,7 +312,7 @@ def _read_manifest(raw: bytes, where: Path) -> Manifest:
         )
     if not {trunk.file for trunk in manifest.trunks if trunk.admitted} <= set(manifest.files):
         raise BundleError(f"bundle at {where}: its manifest tells of a trunk that is not among its files")
-    if sum(sizes) > _MAX_BYTES or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
+    if sum(sizes) > MAX_BYTES or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
         raise BundleError(f"bundle at {where}: its manifest names files of impossible size or digest")
     if dict(manifest.preparation) != PREPARATION:
         raise BundleError(
@@ -417,10 +429,10 @@ def _unpack(source: Path, folder: Path) -> None:
                 raise BundleError(f"{source} is no labref bundle: it has no {_MANIFEST}, or a name twice")
             if not all(_FILE_NAME.fullmatch(name) for name in names):
                 raise BundleError(f"{source} is no labref bundle: it holds names that are not plain file names")
-            if sum(info.file_size for info in infos) > _MAX_BYTES:
-                raise BundleError(f"{source} is no labref bundle: it unpacks to more than {_MAX_BYTES // 10**9} GB")
+            if sum(info.file_size for info in infos) > MAX_BYTES:
+                raise BundleError(f"{source} is no labref bundle: it unpacks to more than {MAX_BYTES // 10**9} GB")
             for info in infos:
                 with archive.open(info) as packed, (folder / info.filename).open("wb") as out:
                     shutil.copyfileobj(packed, out)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except NO_ARCHIVE as error:
         raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None

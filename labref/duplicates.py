@@ -11,7 +11,7 @@ their landmarks (`labref.landmarks`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -29,7 +29,7 @@ from labref.store import Store
 from labref.store.duplicates import Learnt
 from labref.store.values import Resemblance
 
-__all__ = ["DEFAULTS", "Judge", "Thresholds", "catch_up", "marks", "repeated", "ruling", "without_frame"]
+__all__ = ["DEFAULTS", "Judge", "Thresholds", "catch_up", "marks", "repeated", "ruling", "seen", "without_frame"]
 
 _KEPT_VIEWS: Final = 512  # 12 kB each
 _AT_ONCE: Final = 32
@@ -119,7 +119,15 @@ def marks(pixels: U8, cell: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[L
 
     pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. A black frame is left out.
     """
-    inner, bare = _unframed(pixels, cell)
+    return _searched_by(*_unframed(pixels, cell))
+
+
+def seen(pixels: U8) -> View:
+    """What of a decoded image uint8[h, w, 3] is laid over others: its cell, prepared, without a frame."""
+    return view(without_frame(pixels, prepare_pixels(pixels)))
+
+
+def _searched_by(inner: U8, bare: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
     return shifted_fingerprints(bare.surroundings), landmarks(inner, bare)
 
 
@@ -171,17 +179,18 @@ class Judge:
         return Resemblance(round(found.score, 4), ruling(found, self.thresholds))
 
     def _read(self, digest: str) -> View:
-        pixels = decode(self._lab.read_image(digest))
-        return view(without_frame(pixels, prepare_pixels(pixels)))
+        return seen(decode(self._lab.read_image(digest)))
 
 
-def repeated(store: Store, judge: Judge, cell: CellImage, places: Sequence[Landmark] = ()) -> list[str]:
+def repeated(store: Store, judge: Judge, pixels: U8, cell: CellImage) -> list[str]:
     """The stored cells that a cell which is not in the store is a duplicate of: most alike first, then oldest.
 
-    cell : prepared, without a frame.  places : the landmarks of its picture, as `marks` gives them; they find a few more.
+    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. A black frame is left out.
     """
-    shown, found = view(cell), []
-    near = store.candidates(shifted_fingerprints(cell.surroundings), judge.thresholds.candidate_bits, places)
+    inner, bare = _unframed(pixels, cell)
+    shown, found = view(bare), []
+    fingerprints, places = _searched_by(inner, bare)
+    near = store.candidates(fingerprints, judge.thresholds.candidate_bits, places)
     cells = store.cells(near)
     for place, cell_id in enumerate(near):
         resemblance = judge.compare(shown, cells[cell_id].digest) if cell_id in cells else None

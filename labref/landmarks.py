@@ -1,8 +1,9 @@
 """Landmarks of a picture: by them the pictures of neighbouring cells are found, which show one field and have another middle each.
 
-The nuclei and platelets in a picture are its landmarks: dark spots that every picture of the field shows at the same place, whichever
-cell it was taken of. A fingerprint is made of the window around each, as it is of the crop around the cell. Two landmarks of each
-cell are stored; all that a new picture shows are looked up among them. Landmarks do not depend on the segmentation, except for the cell's centre that they are ordered by.
+The nuclei and platelets in a picture are its landmarks: dark spots that every picture of the field shows at the same place,
+whichever cell it was taken of. A fingerprint is made of the window around each, as it is of the crop around the cell. Two
+landmarks of each cell are stored; all that a new picture shows are looked up among them. Landmarks do not depend on the
+segmentation, except for the cell's centre that they are ordered by.
 """
 
 from __future__ import annotations

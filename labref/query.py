@@ -18,7 +18,7 @@ from labref.agent.client import AgentClient
 from labref.agent.paths import path_from_text, path_to_text
 from labref.bundle import Bundle
 from labref.centring import whereabouts
-from labref.duplicates import Judge, Thresholds, marks, repeated, without_frame
+from labref.duplicates import Judge, Thresholds, repeated
 from labref.errors import LabrefError, StoreLockedError
 from labref.fingerprint import digest
 from labref.image import decode, prepare_pixels
@@ -77,7 +77,7 @@ def answer(
     repeats: list[str] = []
     if store.has_digest(named) is None:
         judge = Judge(lab, Thresholds.of(embedder.bundle.manifest.duplicates))
-        repeats = repeated(store, judge, without_frame(pixels, cell), marks(pixels, cell)[1])
+        repeats = repeated(store, judge, pixels, cell)
     found = references.find(
         store,
         bundle=embedder.bundle,

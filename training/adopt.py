@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from labref.bundle import FORMAT_VERSION, Manifest
+from labref.bundle import FORMAT_VERSION, MAX_BYTES, NO_ARCHIVE, Manifest
 from labref.errors import BundleError, UnreadableImageError
 from labref.image import CROP_SIZE, prepare
 from training.classifier import augment
@@ -38,7 +37,6 @@ LIMIT = 1e-4
 _SETTLED_ON = 512
 """So many training cells tell the statistics that batches of training have."""
 _NEEDED = ("trunk.onnx", "encoder.onnx", "golden.npz")
-_LARGEST = 2_000_000_000  # bytes, unpacked
 _MANIFEST = "manifest.json"
 
 
@@ -79,8 +77,8 @@ def read_bundle(source: Path) -> Shipped:
             raw = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
         else:
             with zipfile.ZipFile(source) as archive:
-                if sum(info.file_size for info in archive.infolist()) > _LARGEST:
-                    raise BundleError(f"{source} is no labref bundle: it unpacks to more than {_LARGEST // 10**9} GB")
+                if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
+                    raise BundleError(f"{source} is no labref bundle: it unpacks to more than {MAX_BYTES // 10**9} GB")
                 raw = {name: archive.read(name) for name in archive.namelist()}
         values = json.loads(raw[_MANIFEST])
         if int(values["format_version"]) > FORMAT_VERSION:
@@ -88,7 +86,7 @@ def read_bundle(source: Path) -> Shipped:
         manifest = Manifest.from_json(values)
     except OSError as error:
         raise BundleError(f"no bundle at {source}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+    except NO_ARCHIVE as error:
         raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{source} has no usable manifest: {type(error).__name__} {error}") from None

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.duplicates import DEFAULTS, marks, ruling, without_frame
+from labref.duplicates import DEFAULTS, marks, ruling, seen
 from labref.errors import UnreadableImageError
 from labref.fingerprint import Fingerprint, digest
 from labref.image import decode, prepare_pixels
 from labref.landmarks import Landmark
-from labref.registration import View, align, view
+from labref.registration import View, align
 from labref.store.known import HashBook, id_to_int, int_to_id
 from labref.store.recording import Search
 
@@ -43,9 +43,8 @@ def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lam
         return digest(data), *marks(pixels, prepare_pixels(pixels))
 
     @lru_cache(4096)
-    def seen(number: int) -> View:
-        pixels = decode(files[number].read_bytes())
-        return view(without_frame(pixels, prepare_pixels(pixels)))
+    def shown(number: int) -> View:
+        return seen(decode(files[number].read_bytes()))
 
     group = np.arange(len(files))
     first: dict[str, int] = {}
@@ -65,7 +64,7 @@ def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lam
                     other = id_to_int(cell_id)
                     if group[other] == group[number]:
                         continue
-                    if ruling(align(seen(other), seen(number)), DEFAULTS).is_one_cell:
+                    if ruling(align(shown(other), shown(number)), DEFAULTS).is_one_cell:
                         pair = (group[other], group[number])
                         group[np.isin(group, pair)] = min(pair)
                 search.add(int_to_id(number), fingerprints, places)

@@ -21,9 +21,10 @@ __all__ = ["add_to"]
 _HELP = """Cells that were captured twice: list them, look at them side by side, decide.
 
 A new cell is compared with all stored ones, whatever their class. Two pictures of the same cell agree almost fully once
-they are laid over each other; pictures of different cells do not, unless they show the same field (below). In between lies
-a possible duplicate: it is kept as a cell like any other, and listed here until somebody decides. A duplicate is kept as well, but is no reference for its own twin. Nothing
-is ever dropped. Decisions are remembered, with who and when, and can be undone; a rejected pair is never linked again.
+they are laid over each other; pictures of different cells do not, unless they show the same field (below). In between
+lies a possible duplicate: it is kept as a cell like any other, and listed here until somebody decides. A duplicate is
+kept as well, but is no reference for its own twin. Nothing is ever dropped. Decisions are remembered, with who and
+when, and can be undone; a rejected pair is never linked again.
 
 Two cells side by side in one field have pictures that agree where they overlap, each with its own cell in the middle. They
 are neighbours: two cells, and nothing to decide. --only neighbour lists them; they are in no other list.

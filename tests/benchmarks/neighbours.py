@@ -9,7 +9,8 @@ laid, of another class, its middle 95 to 125 px away at any angle; of the two pi
 With two neighbours, the second lies at least 60° round from the first.
 
 `middle`: how far the chosen cell's centre lies from the picture's middle, pixels: the mean, and the shares beyond 25, 40 and 60.
-`pbc`: pictures of all of pbc, evenly taken, up to ten times `--cells`; `alone`, `one`, `two`: those of this benchmark, with so many neighbours.
+`pbc`: pictures of all of pbc, evenly taken, up to ten times `--cells`; `alone`, `one`, `two`: those of this benchmark, with so
+many neighbours.
 `steady`: the same picture shifted by up to 8 px, each channel's gain changed by up to 8 %, blurred by 1 px (σ): how far the centre
 moves on the cell, and the share below 3 px.
 `precision`: class precision@8 of the cells against all cells that the starter was trained on, mean over the classes and of each, with
