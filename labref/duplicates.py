@@ -36,7 +36,7 @@ _AT_ONCE: Final = 32
 _DARK: Final = 16  # of 255: darker than any cell in every colour
 _FRAME_SHARE: Final = 0.05  # of a row or column that is dark
 _FRAME_MOST: Final = 32  # pixels
-_NUCLEUS: Final = 45.0  # pixels; two places in a nucleus that a picture may have in its middle are seldom farther apart
+_ONE_OR_TWO: Final = (28.0, 58.0)  # pixels; two stained places so far apart may lie in one nucleus or in two
 _STAINED: Final = 0.6  # of the chosen cell's density; from that on there is a nucleus in the picture's own middle too
 
 
@@ -92,17 +92,22 @@ def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
     """The verdict on two cells whose pictures lie on each other like this.
 
     The pictures may agree because they show one field; then it counts whether they were taken of one cell. They were where the
-    centres lie together, however the field was cut. They were, too, where the pictures' own middles do: the analyser meant the same
-    cell, though another was found in one of them. And they were not where each picture has a nucleus in its own middle and those are
-    two, though the same one was found in both.
+    pictures' own middles lie together: the analyser meant the same cell, whatever was found in each. They were not where the
+    centres lie apart as well. Where the same centre was found though the middles lie apart, it depends on what stands in the
+    middles. With a nucleus in both they are two cells, or, a little nearer, one large nucleus or two that touch: a person decides.
+    Without, one picture was cut beside the only cell.
     """
     if found.score < thresholds.possible_from:
         return Verdict.DIFFERENT
-    same_centre = float(np.hypot(*found.shift)) <= thresholds.same_within
-    two_nuclei = found.middles > _NUCLEUS and found.stained >= _STAINED
-    if found.middles > thresholds.same_within and (two_nuclei or not same_centre):
+    one_cell = Verdict.DUPLICATE if found.score >= thresholds.duplicate_from else Verdict.POSSIBLE
+    if found.middles <= thresholds.same_within:
+        return one_cell
+    if float(np.hypot(*found.shift)) > thresholds.same_within:
         return Verdict.NEIGHBOUR
-    return Verdict.DUPLICATE if found.score >= thresholds.duplicate_from else Verdict.POSSIBLE
+    near, far = _ONE_OR_TWO
+    if found.middles <= near or found.stained < _STAINED:
+        return one_cell
+    return Verdict.POSSIBLE if found.middles <= far else Verdict.NEIGHBOUR
 
 
 def without_frame(pixels: U8, cell: CellImage) -> CellImage:

@@ -29,6 +29,7 @@ __all__ = [
     "MIN_SIDE",
     "PREPARATION",
     "CellImage",
+    "colour_densities",
     "cut",
     "decode",
     "measure_background",
@@ -248,6 +249,12 @@ def nuclear_density(small: U8, background: tuple[float, float, float]) -> F32:
     return smooth
 
 
+def colour_densities(small: U8, background: tuple[float, float, float]) -> F32:
+    """Optical density in red, green and blue light, float32[h, w, 3], of what `nuclear_density` takes."""
+    densities: F32 = np.log(np.asarray(background, dtype=np.float32) + 1.0) - _LOG[small]
+    return densities
+
+
 def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
     """Crop uint8[size, size, 3] of `image` uint8[h, w, 3] around `centre` (row, column), `fill` uint8[3] beyond its edges."""
     height, width = image.shape[:2]
@@ -280,7 +287,7 @@ def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
     scaled = (round(width / _REDUCE), round(height / _REDUCE))
     small = np.asarray(picture.resize(scaled, Image.Resampling.BOX))
     background = measure_background(small)
-    found = segment(nuclear_density(small, background))
+    found = segment(nuclear_density(small, background), colour_densities(small, background))
     scale = (height / scaled[1], width / scaled[0])
 
     def in_picture(place: tuple[float, float]) -> tuple[float, float]:

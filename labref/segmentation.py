@@ -30,7 +30,7 @@ F32 = NDArray[np.float32]
 _BASE: Final = 0.10  # density of haze and of the palest red cells
 _PEAK_BLUR: Final = 2.5  # σ for the peaks among which one is chosen
 _LEAST_PEAK: Final = 0.04  # above the base; the palest optics' nuclei have 0.06
-_LEAST_SHARE: Final = 0.4  # of the highest peak within reach: lower ones are red cells
+_LEAST_SHARE: Final = 0.55  # of the highest peak within reach: lower ones are red cells
 _PALE: Final = 0.2  # above the base: no red cell is so dark
 _PRIOR: Final = 9.0  # σ of the distance from the middle
 _FULL_PEAK: Final = 0.3  # all peaks above count alike: the darker cell is not the likelier one
@@ -58,6 +58,8 @@ _HOLDS: Final = (
     11.0,
 )  # distance of the nucleus from the middle up to which the cell holds it, and from which it does not
 _LEAST_PART: Final = 8.0  # nuclear pixels of a part that counts as another cell
+_LEAST_FADED: Final = 200.0  # the same, of one that is faded: a smaller one is more often a lobe or granules of the cell itself
+_SAME_STAIN: Final = 0.975  # cosine of two stains' colours; other nuclei of a smear have 0.98 and more, red cells 0.77 to 0.965
 _FADED: Final = (
     21.0  # least distance of another nucleus that is faded: a lobe of a large cell can lie nearer, and looks the same
 )
@@ -71,7 +73,7 @@ class Segmented:
     """What is seen in a map of nuclear density.
 
     centre : (row, column) of the chosen cell, pixels of the map.
-    others : (row, column) of other nuclei or parts of them, nearest to the centre first.
+    others : (row, column) of other nuclei or parts of them, nearest to the centre first; red cells are not among them.
     keep : float32[h, w], 1 where the map shows the chosen cell or no cell, 0 where it shows another cell, soft between.
     """
 
@@ -80,14 +82,16 @@ class Segmented:
     keep: F32
 
 
-def segment(density: F32) -> Segmented | None:
+def segment(density: F32, colours: F32) -> Segmented | None:
     """Find the cell nearest to the middle of a map; None where the map shows nothing that could be one.
 
     density : float32[h, w], optical density of the nuclear stain, smoothed a little, at a quarter of the analyser's scale.
+    colours : float32[h, w, 3], optical density in red, green and blue light. What absorbs otherwise than the chosen cell's nucleus
+    is no nucleus, however dark: in some optics red cells are as dark in red light as a pale nucleus.
     """
     height, width = density.shape
     if max(height, width) > 2 * _SEEN + 2:
-        return _segment_part(density)
+        return _segment_part(density, colours)
     middle = np.array([(height - 1) / 2, (width - 1) / 2])
     chosen = _choose(density, middle)
     if chosen is None:
@@ -100,20 +104,20 @@ def segment(density: F32) -> Segmented | None:
     centre, own = _settle(_between(density, level, _STAINED), part_of, centres, chosen, middle)
     if max(height, width) <= _CUT:
         centre = _pulled_back(centre, middle, nuclear, own[part_of])
-    other = ~own[:-1] & (masses >= _LEAST_PART)
+    other = ~own[:-1] & (masses >= _LEAST_PART) & _stained_like(colours, nuclear, part_of, own)
     away = np.hypot(*(centres - centre).T)
     order = [number for number in np.argsort(away, kind="stable").tolist() if other[number]]
-    spared = own | np.append(away <= _FADED, False)
+    spared = own | np.append((away <= _FADED) | (masses < _LEAST_FADED), False)
     keep = _territory(nuclear, part_of, spared, other & ~spared[:-1], masses, centre)
     return Segmented((float(centre[0]), float(centre[1])), tuple((float(y), float(x)) for y, x in centres[order]), keep)
 
 
-def _segment_part(density: F32) -> Segmented | None:
+def _segment_part(density: F32, colours: F32) -> Segmented | None:
     """`segment` of a map that is larger than what is looked at: of its middle alone."""
     # as much is left out above as below, and at the left as at the right
     top, left = (max(0, size // 2 - _SEEN) for size in density.shape)
     bottom, right = (size - start for size, start in zip(density.shape, (top, left), strict=True))
-    found = segment(density[top:bottom, left:right])
+    found = segment(density[top:bottom, left:right], colours[top:bottom, left:right])
     if found is None:
         return None
     keep = np.ones(density.shape, np.float32)
@@ -259,6 +263,23 @@ def _settle(
         own = near
         centre = _shifted(stained, own[part_of], centre)
     return centre, own
+
+
+def _stained_like(
+    colours: F32, nuclear: F32, part_of: NDArray[np.intp], own: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which parts absorb light of the colours that the chosen cell's own do; bool[n]."""
+    sums = np.stack(
+        [
+            np.bincount(part_of.ravel(), weights=(nuclear * colours[..., channel]).ravel(), minlength=len(own))
+            for channel in range(3)
+        ],
+        axis=1,
+    )
+    mine = sums[own].sum(axis=0)
+    lengths = np.linalg.norm(sums[:-1], axis=1) * np.linalg.norm(mine)
+    alike: NDArray[np.bool_] = sums[:-1] @ mine >= _SAME_STAIN * np.maximum(lengths, 1e-9)
+    return alike
 
 
 def _shifted(stained: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -183,7 +183,15 @@ def test_each_picture_with_a_nucleus_in_its_middle_is_of_its_own_cell_though_one
     found = Alignment(score=0.99, shift=(3.0, 2.0), turn=0.0, middles=75.0, overlap=0.9, stained=0.95)
     assert ruling(found, DEFAULTS) is Verdict.NEIGHBOUR
     assert ruling(replace(found, stained=0.3), DEFAULTS) is Verdict.DUPLICATE
-    assert ruling(replace(found, middles=30.0), DEFAULTS) is Verdict.DUPLICATE, "one nucleus is that large"
+    assert ruling(replace(found, middles=26.0), DEFAULTS) is Verdict.DUPLICATE, "one nucleus is that large"
+
+
+def test_two_stained_middles_that_may_lie_in_one_nucleus_are_for_a_person_to_decide() -> None:
+    found = Alignment(score=0.99, shift=(3.0, 2.0), turn=0.0, middles=50.0, overlap=0.9, stained=0.95)
+    assert ruling(found, DEFAULTS) is Verdict.POSSIBLE, "one large cell, or two that touch"
+    assert ruling(replace(found, middles=35.0), DEFAULTS) is Verdict.POSSIBLE, "two platelets, or one cell"
+    assert ruling(replace(found, stained=0.3), DEFAULTS) is Verdict.DUPLICATE, "nothing stands in one of the middles"
+    assert ruling(replace(found, shift=(30.0, 20.0)), DEFAULTS) is Verdict.NEIGHBOUR, "two centres were found"
 
 
 def test_the_same_cell_cut_from_a_large_field_in_two_ways_is_a_duplicate(pbc: list[NDArray[np.uint8]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from labref.centring import distance_from_middle
-from labref.image import BACKGROUND, CROP_SIZE, decode, nuclear_density, prepare_pixels
+from labref.image import BACKGROUND, CROP_SIZE, colour_densities, decode, nuclear_density, prepare_pixels
 from labref.segmentation import segment
 from tests.benchmarks.neighbours import changed
 from training.overlook import beside
@@ -135,12 +135,13 @@ def test_turned_and_mirrored_maps_are_divided_alike(real_cells: Path, turns: int
     cell, other = pictures(real_cells, "ig", 1)[0], pictures(real_cells, "eosinophil", 1)[0]
     picture = beside(cell, other, 60, 90)[: 4 * 90, : 4 * 90]
     small = picture.reshape(90, 4, 90, 4, 3).mean(axis=(1, 3)).astype(np.uint8)
-    density = nuclear_density(small, (240.0, 230.0, 225.0))
+    background = (240.0, 230.0, 225.0)
+    density, colours = nuclear_density(small, background), colour_densities(small, background)
 
     def change(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.rot90(values[:, ::-1] if mirror else values, turns))
 
-    straight, turned = segment(density), segment(change(density))
+    straight, turned = segment(density, colours), segment(change(density), change(colours))
     assert straight is not None and turned is not None
     # a pixel as far from two other nuclei may be taken for either's, which only tells how wide its cytoplasm is thought
     differ = np.abs(turned.keep - change(straight.keep))
@@ -174,18 +175,48 @@ def test_a_picture_without_a_cell_near_its_middle_says_so(real_cells: Path) -> N
         assert not made.others
 
 
+def grey(density: np.ndarray) -> np.ndarray:
+    """What absorbs every colour alike."""
+    return np.repeat(density[..., None], 3, axis=2)
+
+
 def test_nothing_in_a_map_is_no_cell() -> None:
-    assert segment(np.zeros((90, 90), np.float32)) is None
-    assert segment(np.full((20, 300), 0.05, np.float32)) is None
     noise = np.random.default_rng(0).uniform(0, 0.06, (64, 80)).astype(np.float32)
-    assert segment(noise) is None
+    for density in (np.zeros((90, 90), np.float32), np.full((20, 300), 0.05, np.float32), noise):
+        assert segment(density, grey(density)) is None
+
+
+def two_spots(colour: tuple[float, float, float], radius: float = 10.0) -> tuple[np.ndarray, np.ndarray]:
+    """A nucleus in the middle and a spot as dark in red light 30 pixels beside it, of another colour."""
+    rows, columns = np.indices((90, 90))
+    own = np.hypot(rows - 44.5, columns - 44.5) <= 10.0
+    other = np.hypot(rows - 44.5, columns - 74.5) <= radius
+    colours = own[..., None] * np.array([0.6, 1.0, 0.3]) + other[..., None] * np.array(colour)
+    return colours[..., 0].astype(np.float32), colours.astype(np.float32)
+
+
+def test_a_red_cell_as_dark_as_a_nucleus_is_no_other_cell_and_is_not_faded() -> None:
+    nucleus = segment(*two_spots((0.6, 0.95, 0.28)))
+    assert nucleus is not None and len(nucleus.others) == 1 and nucleus.keep[44, 74] < 0.1
+    red = segment(*two_spots((0.6, 0.8, 0.9)))
+    assert red is not None and red.others == () and red.keep.min() == 1.0
+    small = segment(*two_spots((0.6, 0.95, 0.28), radius=5.0))
+    assert small is not None and len(small.others) == 1 and small.keep.min() == 1.0, "a lobe of the cell, perhaps"
+
+
+def test_the_dark_red_cells_of_other_microscopes_stay_in_the_crop(real_cells: Path) -> None:
+    changed_at_all = []
+    for path in sorted((real_cells / "raabin").rglob("*.jpg"))[::9]:
+        cell = prepare_pixels(decode(path.read_bytes()))
+        changed_at_all.append(np.abs(cell.crop.astype(int) - cell.surroundings).mean() > 2.55)
+    assert len(changed_at_all) > 20 and np.mean(changed_at_all) <= 0.1
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (9, 200), (128, 8), (91, 90)])
 def test_maps_of_any_shape_are_divided(shape: tuple[int, int]) -> None:
     density = np.zeros(shape, np.float32)
     density[shape[0] // 2 - 3 : shape[0] // 2 + 3, shape[1] // 2 - 3 : shape[1] // 2 + 3] = 0.9
-    found = segment(density)
+    found = segment(density, grey(density))
     assert found is not None and found.keep.shape == shape
     assert np.abs(np.subtract(found.centre, [shape[0] // 2 - 0.5, shape[1] // 2 - 0.5])).max() <= 1.0
     assert found.others == () and found.keep.min() == 1.0
