@@ -22,7 +22,7 @@ from rich.progress import Progress
 from exporters.card import model_card
 from exporters.graphs import ExportError, Parity, convert, measure_parity
 from exporters.precision import PRECISIONS, add_reduced, open_sessions, round_graph, run_trunk
-from labref.bundle import (
+from labref.bundles.bundle import (
     FORMAT_VERSION,
     Bundle,
     Manifest,
@@ -33,12 +33,12 @@ from labref.bundle import (
     pack,
     unpacked,
 )
+from labref.bundles.inference import Embedder
+from labref.cells.image import PREPARATION, CellImage, prepare, prepare_pixels
+from labref.cells.optics import measure, statistics
+from labref.cells.sameness import DEFAULTS as DUPLICATES
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
-from labref.duplicates import DEFAULTS as DUPLICATES
 from labref.errors import UnreadableImageError
-from labref.image import PREPARATION, CellImage, prepare, prepare_pixels
-from labref.inference import Embedder
-from labref.optics import measure, statistics
 from training.classes import class_group, class_id
 from training.data import Item
 from training.evaluate import K, nearest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from labref.bundle import Manifest
+from labref.bundles.bundle import Manifest
 
 __all__ = ["model_card"]
 

@@ -15,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from labref.bundle import Precision, Trunk
+from labref.bundles.bundle import Precision, Trunk
 from training.evaluate import K, nearest
 from training.statistics import Estimate, bootstrap
 

@@ -13,8 +13,8 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 
-from labref.bundle import Bundle, manifest_bytes, pack
-from labref.inference import Embedder
+from labref.bundles.bundle import Bundle, manifest_bytes, pack
+from labref.bundles.inference import Embedder
 
 __all__ = ["RENAMED", "another"]
 
@@ -71,7 +71,7 @@ def another(
     }
     (draft / "manifest.json").write_bytes(manifest_bytes(replace(manifest, golden_tolerance=tolerance, files=files)))
     out = folder / f"{name}.labref"
-    with patch("labref.bundle.PREPARATION", dict(manifest.preparation)):
+    with patch("labref.bundles.bundle.PREPARATION", dict(manifest.preparation)):
         pack(draft, out)
     shutil.rmtree(draft)
     return out

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labref.bundle import Bundle, install, starter_bundle
+from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
-from labref.inference import Embedder
 from training.data import list_images
 from training.latents import Latents, embed_latents
 

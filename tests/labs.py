@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from labref.agent import run
-from labref.agent.client import AgentClient
 from labref.agent.service import Summary
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
 from labref.lab import Lab
-from labref.query import ledger_rows
+from labref.web.client import AgentClient
+from labref.web.desk import ledger_rows
 from tests.benchmarks.exports import labref_process
 
 __all__ = ["ledger", "make_lab", "once", "running_agent", "wait_until"]

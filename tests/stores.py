@@ -14,8 +14,8 @@ from minisom import MiniSom
 from numpy.typing import NDArray
 
 from labref import som
-from labref.fingerprint import Fingerprint, Verdict
 from labref.store import NewCell, Placed, Resemblance, Store, StoredMap, cell_id_of
+from labref.words import Fingerprint, Verdict
 
 LABELS = ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
 BUNDLE = "ab" * 32

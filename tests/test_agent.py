@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from labref.agent.client import AgentClient, read_agent_record
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
 from labref.errors import AgentError, LabrefError, UnreadableImageError
 from labref.lab import Lab
-from labref.query import Desk, ask, ledger_rows, status
+from labref.web.client import AgentClient, read_agent_record
+from labref.web.desk import Desk, ask, ledger_rows, status
 from tests.benchmarks.exports import labref_process
 from tests.benchmarks.ingest import measure
 from tests.benchmarks.kill import kill_again_and_again

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from labref.agent import reader
-from labref.agent.layout import Layout, Place
-from labref.agent.paths import path_from_text, path_to_text
 from labref.agent.reader import NotYet, Prepared, Refused, read_cell
-from labref.agent.scan import GONE, Candidate, ScanReport, look, scan
-from labref.agent.settle import Settling
-from labref.agent.watch import file_system_of, is_network_folder
 from labref.config import LayoutPattern, WatchConfig
+from labref.export.layout import Layout, Place
+from labref.export.paths import path_from_text, path_to_text
+from labref.export.scan import GONE, Candidate, ScanReport, look, scan
+from labref.export.settle import Settling
+from labref.export.watch import file_system_of, is_network_folder
 
 PBC = ("basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet")
 
@@ -145,7 +145,7 @@ def paths(candidates: Any) -> list[str]:
 def old(path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let the file be that old: its ctime cannot be set, so the clock is."""
     now = path.stat().st_ctime + seconds
-    monkeypatch.setattr("labref.agent.scan.time.time", lambda: now)
+    monkeypatch.setattr("labref.export.scan.time.time", lambda: now)
 
 
 def test_an_old_file_is_settled_at_once(tmp_path: Path, settling: Settling, monkeypatch: pytest.MonkeyPatch) -> None:

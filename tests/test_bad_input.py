@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from labref.agent import pipeline
-from labref.agent.paths import path_from_text, path_to_text
-from labref.agent.scan import Candidate
 from labref.agent.service import Summary
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
+from labref.export.paths import path_from_text, path_to_text
+from labref.export.scan import Candidate
 from labref.lab import Lab
 from tests.labs import ledger, make_lab, once, wait_until
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labref.bundle import Bundle, Manifest, install, manifest_bytes, pack, starter_bundle
+from labref.bundles.bundle import Bundle, Manifest, install, manifest_bytes, pack, starter_bundle
+from labref.cells.image import PREPARATION
 from labref.errors import BundleError
-from labref.image import PREPARATION
 
 
 @pytest.fixture

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from labref import failpoints, operations
-from labref.agent.client import AgentClient
-from labref.bundle import Bundle
+from labref import failpoints
+from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.errors import LabrefError
 from labref.lab import Lab
-from labref.query import Desk, ask, status
 from labref.store import Store
+from labref.web import desk
+from labref.web.client import AgentClient
+from labref.web.desk import Desk, ask, status
 from tests.benchmarks.reembed import change_while_killed
 from tests.bundles import RENAMED, another
 from tests.labs import make_lab, once, running_agent, wait_until
@@ -68,7 +69,7 @@ def _disarmed() -> Iterator[None]:
 
 def run(lab: Lab, name: str, **parameters: Any) -> list[dict[str, Any]]:
     """Rows of an operation without those of its progress."""
-    return [row for row in operations.run(lab, name, **parameters) if set(row) != {"progress"}]
+    return [row for row in desk.run(lab, name, **parameters) if set(row) != {"progress"}]
 
 
 def references(lab: Lab, image: Path) -> list[tuple[str, float]]:
@@ -337,7 +338,7 @@ def test_a_labref_that_prepares_crops_otherwise_can_still_change_from_the_old_bu
 ) -> None:
     newer = {**starter.manifest.preparation, "version": 99}
     file = another(starter, tmp_path, name="newer", preparation=newer)
-    monkeypatch.setattr("labref.bundle.PREPARATION", newer)
+    monkeypatch.setattr("labref.bundles.bundle.PREPARATION", newer)
     with pytest.raises(LabrefError, match="labref bundle activate NAME --yes"):
         status(lab)
     run(lab, "bundle.install", file=str(file))

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from labref.agent.client import read_agent_record
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
+from labref.cells.image import decode, measure_background, prepare_pixels
 from labref.cli import app
-from labref.image import decode, measure_background, prepare_pixels
 from labref.lab import Lab
+from labref.web.client import read_agent_record
 from tests.labs import make_lab, once, running_agent
 
 U8 = NDArray[np.uint8]

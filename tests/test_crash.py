@@ -16,14 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from labref import failpoints, operations
-from labref.backup import Backup
-from labref.bundle import Bundle
+from labref import failpoints
+from labref.bundles.bundle import Bundle
 from labref.errors import AgentError, LabError, LabrefError, StoreError
 from labref.failpoints import failpoint
 from labref.lab import Lab
-from labref.query import status
-from labref.store import rows
+from labref.store.duckdb import rows
+from labref.tasks.backup import Backup
+from labref.web import desk
+from labref.web.desk import status
 from tests.benchmarks.exports import REPOSITORY
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 
@@ -51,7 +52,7 @@ def lab(tmp_path: Path, export: Path, starter: Bundle) -> Lab:
 
 
 def is_whole(lab: Lab, cells: int) -> bool:
-    rows = list(operations.run(lab, "ledger.check"))
+    rows = list(desk.run(lab, "ledger.check"))
     assert rows[-1]["ok"], rows
     return bool(rows[0]["summary"]["cells"] == cells)
 
@@ -144,19 +145,19 @@ def test_an_agent_waits_while_its_disk_is_broken_and_goes_on(lab: Lab, monkeypat
 def test_a_full_disk_stops_a_backup_and_leaves_the_one_before(lab: Lab, tmp_path: Path) -> None:
     once(lab)
     target = tmp_path / "backup"
-    list(operations.run(lab, "store.backup", target=str(target)))
+    list(desk.run(lab, "store.backup", target=str(target)))
     before = (target / "backup.json").read_bytes()
     with lab.config_file.open("a", encoding="utf-8") as file:
         file.write("# a later thought\n")
     for point in ("backup.write", "backup.fsync", "backup.rename", "backup.copied"):
         failpoints.arm(f"{point}=enospc@1")
         with pytest.raises(LabrefError, match=r"(?i)no space left"):
-            list(operations.run(lab, "store.backup", target=str(target)))
+            list(desk.run(lab, "store.backup", target=str(target)))
         failpoints.disarm()
         assert (target / "backup.json").read_bytes() == before
         with Backup.open(target) as backup:
             assert list(backup.verify()) == [], "the one before is whole"
-    list(operations.run(lab, "store.backup", target=str(target)))
+    list(desk.run(lab, "store.backup", target=str(target)))
     assert not [path for path in target.rglob("*") if path.name.endswith(".part") or "labref-backup" in path.name]
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from labref.cells.image import prepare
 from labref.demo.analyser import FolderSource, SyntheticSource, exports, put
 from labref.demo.cells import LABELS, OPTICS, SIZE, draw_cell, encode_jpeg, make_slides
 from labref.errors import LabrefError
-from labref.image import prepare
 
 
 def rng(seed: int = 5) -> np.random.Generator:

@@ -14,14 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from labref.bundle import Bundle
-from labref.duplicates import DEFAULTS, Judge, Thresholds, ruling, without_frame
-from labref.fingerprint import WINDOW, Fingerprint, Verdict, digest, fingerprint, hash_windows, shifted_fingerprints
-from labref.image import CellImage, decode, prepare, prepare_pixels
+from labref.bundles.bundle import Bundle
+from labref.cells.hashes import WINDOW, digest, fingerprint, hash_windows, shifted_fingerprints
+from labref.cells.image import CellImage, decode, prepare, prepare_pixels
+from labref.cells.landmarks import landmarks
+from labref.cells.registration import Alignment, align, view
+from labref.cells.sameness import DEFAULTS, Thresholds, ruling, without_frame
 from labref.lab import Lab
-from labref.landmarks import STORED, landmarks
-from labref.registration import Alignment, align, view
-from labref.store.known import HashBook
+from labref.lab.judge import Judge
+from labref.store.memory.books import HashBook
+from labref.words import STORED, Fingerprint, Verdict
 from tests.benchmarks.duplicates import KINDS, field_of_two, measure, measure_neighbours, recapture
 from tests.labs import make_lab
 

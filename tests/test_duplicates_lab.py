@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from labref import operations
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
+from labref.cells.image import decode
 from labref.cli import app
-from labref.image import decode
 from labref.lab import Lab
-from labref.query import ask
+from labref.web import desk
+from labref.web.desk import ask
 from tests.benchmarks.duplicates import KINDS, field_of_two, jpeg, recapture
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 from tests.stores import put_on_map
@@ -312,7 +312,7 @@ def test_the_agent_compares_them_by_itself_and_decides_for_the_command(filled: L
     expected = len(listed(filled, "--only", "duplicate"))
     as_an_earlier_labref_left_it(lab)
     with running_agent(lab):
-        wait_until(lambda: len(list(operations.run(lab, "duplicates.list", verdict="duplicate"))) == expected)
+        wait_until(lambda: len(list(desk.run(lab, "duplicates.list", verdict="duplicate"))) == expected)
         row = listed(lab, "--only", "duplicate")[0]
         labref(lab, "reject", row["cell_id"])
         assert [found["cell_id"] for found in listed(lab, "--only", "rejected")] == [row["cell_id"]]

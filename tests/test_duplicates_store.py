@@ -10,12 +10,11 @@ import pytest
 
 from labref.errors import StoreError
 from labref.failpoints import arm, disarm
-from labref.fingerprint import Fingerprint, Verdict
-from labref.landmarks import Landmark
 from labref.store import Judge, NewCell, Resemblance, SeenAgain, Store
-from labref.store.duplicates import Decision, Learnt
-from labref.store.known import GroupBook
-from labref.store.reviews import Review
+from labref.store.duckdb.duplicates import Decision, Learnt
+from labref.store.duckdb.reviews import Review
+from labref.store.memory.books import GroupBook
+from labref.words import Fingerprint, Landmark, Verdict
 from tests.stores import BUNDLE, JUDGED, by_bits, digest_of, mark, new_cell, new_store
 
 

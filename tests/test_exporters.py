@@ -15,10 +15,10 @@ import pytest
 from rich.progress import Progress
 
 from exporters import precision as reduced
-from labref.bundle import Bundle, Manifest, install, manifest_bytes, pack
+from labref.bundles.bundle import Bundle, Manifest, install, manifest_bytes, pack
+from labref.bundles.inference import Embedder
+from labref.cells.image import prepare
 from labref.errors import BundleError
-from labref.image import prepare
-from labref.inference import Embedder
 from training.config import ClassifierConfig, VaeConfig
 
 

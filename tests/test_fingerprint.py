@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labref.fingerprint import Verdict, average_hash, digest, hamming, verdict
-from labref.image import prepare, prepare_pixels
+from labref.cells.hashes import average_hash, digest, verdict
+from labref.cells.image import prepare, prepare_pixels
+from labref.words import Verdict, hamming
 
 
 def test_digest_is_sha256() -> None:

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from labref import grid, lettering
 from labref.demo.cells import OPTICS, draw_cell, make_slides
+from labref.pictures import grid, lettering
 
 
 def picture(label: str, seed: int) -> NDArray[np.uint8]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from labref.cells.image import BACKGROUND, CROP_SIZE, decode, prepare, prepare_pixels
 from labref.demo.cells import OPTICS, draw_cell, make_slides
 from labref.errors import UnreadableImageError
-from labref.image import BACKGROUND, CROP_SIZE, decode, prepare, prepare_pixels
 
 
 def drawn(label: str = "neutrophil", seed: int = 1) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_exif_orientation_is_applied(kind: str) -> None:
     assert np.abs(decode(data).astype(int) - expected).mean() < 6
 
 
-@pytest.mark.filterwarnings("ignore:.*orrupt EXIF data:UserWarning")  # as labref.image does outside of tests
+@pytest.mark.filterwarnings("ignore:.*orrupt EXIF data:UserWarning")  # as labref.cells.image does outside of tests
 def test_damaged_exif_does_not_cost_the_picture() -> None:
     picture = Image.fromarray(drawn())
     plain = decode(encoded(picture, "JPEG", quality=90))

@@ -1,4 +1,4 @@
-"""The arrows between the parts: the lab never needs what trains, and what trains prepares cells by the lab's own code."""
+"""The arrows between the parts and between labref's rooms: none leads up, and the table of them is true."""
 
 from __future__ import annotations
 
@@ -16,6 +16,37 @@ FORBIDDEN = {
     "training": {"exporters", "tests"},
     "exporters": {"tests"},
 }
+# labref's rooms, lowest first, and which rooms below each imports; see labref/README.md
+ROOMS = {
+    "words": "",
+    "errors": "",
+    "failpoints": "",
+    "progress": "",
+    "config": "errors",
+    "cells": "words errors",
+    "bundles": "errors failpoints cells",
+    "som": "errors failpoints bundles",
+    "pictures": "cells",
+    "export": "config",
+    "store.text": "",
+    "store.memory": "words",
+    "store.values": "words",
+    "store.recording": "words errors store.text store.memory store.values",
+    "store.duckdb": "words errors failpoints som store.text store.memory store.values store.recording",
+    "store": "words errors failpoints store.text store.memory store.values store.recording store.duckdb",
+    "lab": "words errors failpoints config cells bundles store.values store",
+    "asking": "words errors progress cells bundles som export store.memory store lab",
+    "tasks": "words errors failpoints progress config cells bundles som store.memory store.duckdb store lab asking",
+    "operations": "errors failpoints progress cells bundles som export store.memory store.duckdb store lab asking tasks",
+    "web": "errors progress bundles export store lab asking tasks operations",
+    "agent": "words errors failpoints cells bundles export store lab asking tasks operations web",
+    "cli": "errors progress cells som pictures lab tasks web agent",
+    "demo": "errors lab web cli",
+    "__main__": "cli",
+    "labref": "",
+}
+UP = {("cli", "demo")}  # the demo shows its answers as `labref query` does, and is itself a command
+LEAVES = ("memory", "duckdb", "values", "recording", "text")  # of the store
 
 
 def imported(path: Path) -> set[str]:
@@ -42,8 +73,61 @@ def test_training_prepares_cells_by_the_lab_code() -> None:
 
 def test_the_command_and_the_agent_load_without_tensorflow() -> None:
     code = (
-        "import sys, labref.cli, labref.inference, labref.query, training.evaluate;"
+        "import sys, labref.cli, labref.bundles.inference, labref.asking.answer, training.evaluate;"
         f"print(sorted(set({sorted(TRAINING_ONLY)!r}) & set(sys.modules)))"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")[1:]
+    if parts[:1] == ["store"] and parts[1:2] and parts[1] in LEAVES:
+        return ".".join(parts[:2])
+    return parts[0] if parts else "labref"
+
+
+def arrows() -> dict[tuple[str, str], set[str]]:
+    """(room, room it imports) and the modules that do so; imports inside functions, and for types only, count as well."""
+    files = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "labref").rglob("*.py")}
+    modules = {name.removesuffix(".__init__") for name in files.values()}
+    found: dict[tuple[str, str], set[str]] = {}
+    for path, name in files.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name} imports relatively"
+            targets = []
+            if isinstance(node, ast.Import):
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    targets.append(inner if inner in modules else node.module)
+            for target in targets:
+                if target.startswith("labref."):
+                    pair = room_of(name.removesuffix(".__init__")), room_of(target)
+                    if pair[0] != pair[1]:
+                        found.setdefault(pair, set()).add(name)
+    return found
+
+
+def test_every_arrow_between_rooms_is_in_the_table() -> None:
+    listed = {(room, below) for room, names in ROOMS.items() for below in names.split()} | UP
+    found = arrows()
+    assert {pair: found[pair] for pair in found.keys() - listed} == {}
+    assert listed - found.keys() == set(), "the table lists arrows that are no more"
+
+
+def test_no_arrow_leads_up() -> None:
+    order = list(ROOMS)
+    assert {(a, b) for a, b in arrows() if order.index(b) >= order.index(a)} == UP
+
+
+def test_every_room_says_what_it_holds() -> None:
+    for package in sorted((ROOT / "labref").rglob("__init__.py")):
+        assert ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))), package
+
+
+def test_the_store_loads_without_pictures_and_networks() -> None:
+    code = "import sys, labref.store; print(sorted({'PIL', 'imagehash', 'onnxruntime', 'minisom'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

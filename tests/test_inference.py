@@ -11,11 +11,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import labref.inference
-from labref.bundle import Bundle
+import labref.bundles.inference
+from labref.bundles.bundle import Bundle
+from labref.bundles.inference import Embedder
+from labref.cells.image import prepare
 from labref.errors import BundleError
-from labref.image import prepare
-from labref.inference import Embedder
 
 
 def some_crops(folder: Path, count: int) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_the_line_says_which_device_and_why(starter: Bundle) -> None:
 
 
 def test_auto_falls_back_to_the_cpu_with_a_reason(starter: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labref.inference, "cuda_problem", lambda: "no NVIDIA driver on this computer")
+    monkeypatch.setattr(labref.bundles.inference, "cuda_problem", lambda: "no NVIDIA driver on this computer")
     with Embedder.open(starter) as opened:
         assert opened.provider_line.endswith("no NVIDIA driver on this computer")
     with pytest.raises(BundleError, match="CUDA was asked for, but no NVIDIA driver"):
@@ -93,7 +93,7 @@ def test_auto_falls_back_to_the_cpu_with_a_reason(starter: Bundle, monkeypatch: 
 )
 def test_a_driver_without_cuda_libraries_is_one_line_and_no_noise(starter: Bundle) -> None:
     code = (
-        "import labref.inference as i, pathlib; i.cuda_problem = lambda: None; from labref.bundle import Bundle;"
+        "import labref.bundles.inference as i, pathlib; i.cuda_problem = lambda: None; from labref.bundles.bundle import Bundle;"
         f"e = i.Embedder.open(Bundle.open(pathlib.Path({str(starter.folder)!r}))); print(e.provider, e.provider_line, sep='|')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

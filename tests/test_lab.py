@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
 from labref.errors import BundleError, ConfigError, LabError
 from labref.lab import Lab
 
@@ -135,7 +135,7 @@ def test_lost_bytes_come_back_with_their_name_on_the_disk(lab: Lab, monkeypatch:
     data = b"an image"
     name = hashlib.sha256(data).hexdigest()
     synced: list[Path] = []
-    monkeypatch.setattr("labref.lab.sync_folder", synced.append)
+    monkeypatch.setattr("labref.lab.lab.sync_folder", synced.append)
     lab.heal_image(data, name)
     kept = lab.image_path(name)
     assert kept.read_bytes() == data and synced == [kept.parent, kept.parent.parent, lab.images]

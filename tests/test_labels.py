@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from labref.bundle import Bundle
+from labref.asking.references import NEAR_EQUAL, prefer
+from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.lab import Lab
-from labref.query import ask
-from labref.references import NEAR_EQUAL, prefer
 from labref.store import Neighbour
+from labref.web.desk import ask
 from tests.labs import make_lab, once, running_agent
 
 PATIENT, UNSIGNED, SIGNED = "P1/O1", "Unsigned slides", "Signed slides"

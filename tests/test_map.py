@@ -14,17 +14,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from labref import operations, som
-from labref.bundle import Bundle
+from labref import som
+from labref.asking.places import locate
+from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.config import MapConfig
 from labref.errors import LabrefError
 from labref.lab import Lab
-from labref.mapping import retrain
-from labref.places import locate
-from labref.query import Desk, ask
-from labref.som import picture
+from labref.pictures import map as picture
 from labref.som.apart import Task, train_apart
+from labref.tasks.mapping import retrain
+from labref.web import desk
+from labref.web.desk import Desk, ask
 from tests.labs import make_lab, once, running_agent, wait_until
 
 CLASSES = ("eosinophil", "erythroblast", "lymphocyte", "neutrophil", "platelet")
@@ -112,7 +113,7 @@ def test_references_by_the_map_are_those_of_the_thesis_rule(mapped: Lab, unseen:
     assert by_map["distribution"] == by_latent["distribution"]
     with mapped.open_store() as store, Desk(mapped, None, store) as desk:
         embedder = desk._open_embedder()
-        from labref.image import prepare
+        from labref.cells.image import prepare
 
         query = embedder.embed(prepare(unseen.read_bytes()).crop[None]).latents[0]
         made = som.load(store.maps.weights_file(1))
@@ -302,7 +303,7 @@ def wait_for_a_map(lab: Lab) -> Iterator[dict[str, Any]]:
     status: dict[str, Any] = {}
 
     def there() -> bool:
-        (row,) = [row for row in operations.run(lab, "map.status") if "progress" not in row]
+        (row,) = [row for row in desk.run(lab, "map.status") if "progress" not in row]
         status.update(row)
         return row["map"] is not None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labref.bundle import Bundle, starter_bundle
+from labref.bundles.bundle import Bundle, starter_bundle
 from tests.benchmarks import map as holding_up
 from tests.benchmarks import suspects
 

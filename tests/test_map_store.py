@@ -17,11 +17,11 @@ from labref import som
 from labref.config import MapConfig
 from labref.errors import LabrefError, StoreError
 from labref.failpoints import KILLED
-from labref.mapping import FEWEST, due, size
 from labref.som.placing import Placer
 from labref.store import Placed, Positions, Store, StoredMap
-from labref.store.known import int_to_id
-from labref.store.maps import KEPT_WEIGHTS
+from labref.store.duckdb.maps import KEPT_WEIGHTS
+from labref.store.memory.books import int_to_id
+from labref.tasks.mapping import FEWEST, due, size
 from tests.stores import BUNDLE, activate, new_cell, new_store
 
 OTHER = "cd" * 32

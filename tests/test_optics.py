@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
-from labref import operations
-from labref.agent.layout import Layout
-from labref.bundle import Bundle, Manifest, NoveltyThreshold, manifest_bytes
+from labref.asking.drift import overview
+from labref.asking.references import find
+from labref.bundles.bundle import Bundle, Manifest, NoveltyThreshold, manifest_bytes
+from labref.cells.image import prepare
+from labref.cells.optics import DRIFT, measure, shifts, statistics
 from labref.cli import app
 from labref.config import load_config
 from labref.errors import ConfigError, LabrefError
-from labref.image import prepare
+from labref.export.layout import Layout
 from labref.lab import Lab
-from labref.operations.optics import overview
-from labref.optics import DRIFT, MEASURES, measure, shifts, statistics
-from labref.query import Desk, status
-from labref.references import find
 from labref.store import NewCell, Store
-from labref.store.index import Index
+from labref.store.memory.index import Index
+from labref.web import desk
+from labref.web.desk import Desk, status
+from labref.words import MEASURES
 from tests.labs import make_lab, once, running_agent
 from tests.stores import BUNDLE, brute_force, new_cell, new_store
 from training.latents import Latents
@@ -276,7 +277,7 @@ def test_cells_stored_without_measures_are_measured_from_their_kept_bytes(two: L
         before = store.optics.latest("DM96", since=datetime.now(UTC) - timedelta(days=1), most=100)[0]
         with store._transaction() as connection:
             connection.execute("DELETE FROM measure")
-    *_, row = operations.run(lab, "optics.measure")
+    *_, row = desk.run(lab, "optics.measure")
     assert row == {"measured": 24}
     with lab.open_store() as store:
         after = store.optics.latest("DM96", since=datetime.now(UTC) - timedelta(days=1), most=100)[0]

@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from labref.bundle import starter_bundle
-from labref.fingerprint import Fingerprint
-from labref.image import decode
-from labref.landmarks import Landmark
-from labref.store.known import HashBook, int_to_id
+from labref.bundles.bundle import starter_bundle
+from labref.cells.image import decode
+from labref.store.memory.books import HashBook, int_to_id
 from labref.store.recording import Search
+from labref.words import Fingerprint, Landmark
 from tests.benchmarks.duplicates import KINDS, recapture
 from training.__main__ import app
 from training.recaptures import recapture_groups

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from labref.bundle import Bundle, NoveltyThreshold
-from labref.fingerprint import average_hash, digest
-from labref.image import prepare
-from labref.inference import Embedder
-from labref.references import BANDWIDTH_RANK, Found, find, weights
+from labref.asking.references import BANDWIDTH_RANK, Found, find, weights
+from labref.bundles.bundle import Bundle, NoveltyThreshold
+from labref.bundles.inference import Embedder
+from labref.cells.hashes import average_hash, digest
+from labref.cells.image import prepare
 from labref.store import NewCell, Store, cell_id_of
-from labref.store.reviews import Review
+from labref.store.duckdb.reviews import Review
 from tests.stores import BUNDLE, JUDGED, activate, brute_force, digest_of, mark, new_cell, new_store, put_on_map
 
 LATENT_SIZE = 50

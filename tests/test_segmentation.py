@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labref.centring import distance_from_middle
-from labref.image import BACKGROUND, CROP_SIZE, colour_densities, decode, nuclear_density, prepare_pixels
-from labref.segmentation import segment
+from labref.cells.centring import distance_from_middle
+from labref.cells.image import BACKGROUND, CROP_SIZE, colour_densities, decode, nuclear_density, prepare_pixels
+from labref.cells.segmentation import segment
 from tests.benchmarks.neighbours import changed
 from training.overlook import beside
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-import labref.inference
+import labref.bundles.inference
 from exporters.som import nearest_graph
 from labref import som
 from labref.errors import LabrefError
@@ -135,11 +135,11 @@ def test_the_graph_finds_the_nodes_that_the_search_finds(monkeypatch: pytest.Mon
 
 
 def test_cuda_is_taken_where_it_works_and_insisting_on_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labref.inference, "cuda_problem", lambda: "no NVIDIA GPU in this computer")
+    monkeypatch.setattr(labref.bundles.inference, "cuda_problem", lambda: "no NVIDIA GPU in this computer")
     assert graph.open_graph("auto") is None and graph.open_graph("cpu") is None
     with pytest.raises(LabrefError, match=r"no NVIDIA GPU in this computer\. Use device"):
         som.train(cells(20), rows=3, cols=3, device="cuda")
-    monkeypatch.setattr(labref.inference, "cuda_problem", lambda: None)
+    monkeypatch.setattr(labref.bundles.inference, "cuda_problem", lambda: None)
     monkeypatch.setattr(graph, "_CUDA", "CPUExecutionProvider")  # a device that works
     opened = graph.open_graph("auto")
     assert opened is not None and opened.provider == "CPUExecutionProvider"

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from labref.store import NewCell, Store, distances
-from labref.store.index import Index
-from labref.store.known import int_to_id
+from labref.store import NewCell, Store
+from labref.store.memory import distances
+from labref.store.memory.books import int_to_id
+from labref.store.memory.index import Index
 from tests.stores import BUNDLE, activate, brute_force, new_cell, new_store
 
 Latents = NDArray[np.float32]

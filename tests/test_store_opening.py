@@ -16,7 +16,8 @@ import pytest
 
 import labref
 from labref.errors import StoreError, StoreLockedError, StoreTooNewError
-from labref.store import Store, migrations
+from labref.store import Store
+from labref.store.duckdb import migrations
 from tests.stores import BUNDLE, activate, digest_of, new_cell, new_store
 
 

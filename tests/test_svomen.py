@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
 from labref.som.training import as_minisom
 from training.data import Item, load_attributes
 from training.latents import Latents, load_latents, on_map, save_latents

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labref.bundle import Bundle, install
+from labref.bundles.bundle import Bundle, install
+from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
-from labref.inference import Embedder
 from training.config import PRESETS, RunConfig, override
 from training.data import Item, Split, batches, cache_crops, list_images, make_split, name_fraction
 from training.evaluate import TURNS, attribute_agreement, nearest, turn

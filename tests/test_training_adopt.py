@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from exporters.__main__ import app as exporters_app
 from exporters.bundles import ExportError, export_bundle, with_figures
 from exporters.card import _adopted
-from labref.bundle import Bundle, install, starter_bundle
+from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.bundles.inference import Embedder
+from labref.cells.image import PREPARATION, prepare
 from labref.errors import BundleError
-from labref.image import PREPARATION, prepare
-from labref.inference import Embedder
 from training import adopt as adopting
 from training import classifier as training_classifier
 from training.adopt import adopt, read_bundle

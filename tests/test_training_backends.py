@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import pytest
 
-from labref.bundle import install
-from labref.inference import Embedder
+from labref.bundles.bundle import install
+from labref.bundles.inference import Embedder
 from training import classifier, devices
 from training.config import PRESETS, override
 from training.data import list_images

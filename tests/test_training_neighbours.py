@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from labref.image import BACKGROUND
+from labref.cells.image import BACKGROUND
 from training.classifier import _dataset, augment
 from training.config import PRESETS, Augmentation, ClassifierConfig, RunConfig
 from training.neighbours import NEIGHBOURS, draw_neighbours

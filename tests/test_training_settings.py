@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from labref.bundle import starter_bundle
+from labref.bundles.bundle import starter_bundle
 from training.__main__ import app
 from training.adopt import read_bundle
 from training.config import PRESETS, RunConfig

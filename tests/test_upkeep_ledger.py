@@ -15,11 +15,11 @@ import duckdb
 import pytest
 from typer.testing import CliRunner
 
-from labref import operations
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.lab import Lab
-from labref.query import ask
+from labref.web import desk
+from labref.web.desk import ask
 from tests.labs import make_lab, once, running_agent, wait_until
 
 
@@ -53,7 +53,7 @@ def lab(filled: tuple[Path, Path], tmp_path: Path) -> Lab:
 
 def check(lab: Lab, **how: bool) -> tuple[bool, dict[str, int], dict[str, int]]:
     """Whether all is well, faults by kind, and repairs by kind."""
-    rows = list(operations.run(lab, "ledger.check", **how))
+    rows = list(desk.run(lab, "ledger.check", **how))
     faults = {row["fault"]: row["count"] for row in rows if "fault" in row}
     repaired = {row["repaired"]: row["count"] for row in rows if "repaired" in row}
     assert rows[-1]["ok"] is (not faults)
@@ -87,7 +87,7 @@ A_CELL = "(SELECT min(cell_id) FROM cell)"
 
 
 def test_a_sound_lab_is_found_sound(lab: Lab) -> None:
-    rows = list(operations.run(lab, "ledger.check"))
+    rows = list(desk.run(lab, "ledger.check"))
     assert rows[0]["summary"] == {
         "files": 34,
         "outcomes": {"stored": 32, "duplicate": 1, "possible_duplicate": 0, "rejected": 1},
@@ -192,7 +192,7 @@ def test_new_and_changed_files_wait_for_the_agent(lab: Lab) -> None:
 
 def test_a_missing_share_is_no_proof(lab: Lab) -> None:
     lab.watched[0].rename(lab.watched[0].with_name("away"))
-    rows = list(operations.run(lab, "ledger.check"))
+    rows = list(desk.run(lab, "ledger.check"))
     assert [row["fault"] for row in rows if "fault" in row] == ["folder_unreadable"]
     assert rows[-1]["checked"]["export"]["gone"] == 34
     assert check(lab, quick=True)[0], "the store itself is sound"

@@ -16,20 +16,21 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from labref import operations
-from labref.agent.jobs import Jobs
-from labref.agent.log import open_log
-from labref.agent.retaining import keep_retention
-from labref.backup import restore, write
-from labref.bundle import Bundle
+from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.config import RetentionConfig
 from labref.errors import LabError, LabrefError, StoreTooNewError
 from labref.lab import Lab
-from labref.operations import Context
-from labref.pace import rows_of
-from labref.query import Desk, ask, ledger_rows
-from labref.store import Store, migrations
+from labref.lab.log import open_log
+from labref.progress import rows_of
+from labref.store import Store
+from labref.store.duckdb import migrations
+from labref.tasks.backup import restore, write
+from labref.tasks.context import Context
+from labref.tasks.jobs import Jobs
+from labref.tasks.retention_job import keep_retention
+from labref.web import desk
+from labref.web.desk import Desk, ask, ledger_rows
 from tests.labs import ledger, make_lab, once, running_agent
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -63,7 +64,7 @@ def result(steps: Any) -> Any:
 
 
 def last(lab: Lab, name: str, **parameters: Any) -> dict[str, Any]:
-    return list(operations.run(lab, name, **parameters))[-1]
+    return list(desk.run(lab, name, **parameters))[-1]
 
 
 def answers(lab: Lab) -> list[Any]:
@@ -113,7 +114,7 @@ def test_a_restored_lab_answers_alike(lab: Lab, tmp_path: Path, name: str) -> No
     back = result(restore(tmp_path / name, tmp_path / "back"))
     assert answers(back) == answers(lab)
     assert list(ledger_rows(back)) == list(ledger_rows(lab))
-    assert list(operations.run(back, "ledger.check"))[-1]["ok"]
+    assert list(desk.run(back, "ledger.check"))[-1]["ok"]
     assert back.token() != lab.token(), "a secret is not in a backup"
     again = once(back)
     assert again.embedded == 0 and again.unchanged == again.found
@@ -275,7 +276,7 @@ def test_the_newest_of_each_class_stay_and_reviewed_ones_longest(own: Lab) -> No
         rows = connection.execute("SELECT label, count(*) FROM cell GROUP BY label").fetchall()
     tight = keeping(own, cells=2)
     before = ledger(own)
-    dry = list(operations.run(tight, "store.retain", dry_run=True))
+    dry = list(desk.run(tight, "store.retain", dry_run=True))
     assert dry[-1]["due"] == sum(max(0, n - 2) for _, n in rows) == len(dry) - 1
     assert reviewed not in {row.get("cell_id") for row in dry}
     assert ledger(own) == before, "a dry run changes nothing"
@@ -288,7 +289,7 @@ def test_the_newest_of_each_class_stay_and_reviewed_ones_longest(own: Lab) -> No
     with own.open_store() as store:
         assert store.cell(reviewed) is not None
         assert all(n == 2 for n in store.counts().by_label.values())
-    assert list(operations.run(own, "ledger.check"))[-1]["ok"]
+    assert list(desk.run(own, "ledger.check"))[-1]["ok"]
     assert answers(own)
 
 
@@ -305,7 +306,7 @@ def test_what_was_removed_is_not_taken_in_again(own: Lab, tmp_path: Path) -> Non
     watch = own.config.watch.model_copy(update={"folders": (other,)})
     summary = once(replace(own, config=own.config.model_copy(update={"watch": watch})))
     assert (summary.rejected, summary.embedded) == (1, 0), "nor under another name"
-    assert list(operations.run(own, "ledger.check"))[-1]["checked"]["images"]["read"] == 32 - removed
+    assert list(desk.run(own, "ledger.check"))[-1]["checked"]["images"]["read"] == 32 - removed
 
 
 def test_old_cells_go_but_some_of_each_class_stay(own: Lab) -> None:
@@ -315,7 +316,7 @@ def test_old_cells_go_but_some_of_each_class_stay(own: Lab) -> None:
             "UPDATE cell SET added_at = added_at - INTERVAL 500 DAY WHERE cell_id <> (SELECT min(cell_id) FROM cell)"
         )
     assert last(keeping(own, days=400), "store.retain")["removed"] == 0, "at least 100 of each stay"
-    dry = list(operations.run(keeping(own, days=400, at_least=1), "store.retain", dry_run=True))
+    dry = list(desk.run(keeping(own, days=400, at_least=1), "store.retain", dry_run=True))
     assert dry[-1]["due"] > 0 and {row["why"] for row in dry[:-1]} == {"older than 400 days"}
     assert last(keeping(own, days=400, at_least=1), "store.retain")["removed"] == dry[-1]["due"]
 

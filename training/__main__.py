@@ -288,8 +288,8 @@ def evaluate(
     """
     import tempfile
 
-    from labref.bundle import Bundle, install
-    from labref.inference import Embedder
+    from labref.bundles.bundle import Bundle, install
+    from labref.bundles.inference import Embedder
     from training.evaluate import evaluate as measure
     from training.pictures import draw_confusion
 

@@ -17,9 +17,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from labref.bundle import FORMAT_VERSION, MAX_BYTES, NO_ARCHIVE, Manifest
+from labref.bundles.bundle import FORMAT_VERSION, MAX_BYTES, NO_ARCHIVE, Manifest
+from labref.cells.image import CROP_SIZE, prepare
 from labref.errors import BundleError, UnreadableImageError
-from labref.image import CROP_SIZE, prepare
 from training.classifier import augment
 from training.config import RunConfig, override
 from training.data import resize_crop

@@ -17,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from labref.image import BACKGROUND
+from labref.cells.image import BACKGROUND
 from training.config import Augmentation, ClassifierConfig
 from training.data import batches
 from training.devices import forward, over_devices, precision

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from labref.cells.image import CROP_SIZE, PREPARATION, prepare
 from labref.errors import UnreadableImageError
-from labref.image import CROP_SIZE, PREPARATION, prepare
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -1,6 +1,6 @@
 """Figures of a bundle on any two class-folder trees: references and queries.
 
-What is measured is what a lab runs: the shipped graphs, through `labref.image` and `labref.inference`.
+What is measured is what a lab runs: the shipped graphs, through `labref.cells.image` and `labref.bundles.inference`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from labref.asking.references import weights
+from labref.bundles.inference import Embedder
+from labref.cells.hashes import digest
+from labref.cells.image import decode, measure_background, prepare_pixels
 from labref.errors import UnreadableImageError
-from labref.fingerprint import digest
-from labref.image import decode, measure_background, prepare_pixels
-from labref.inference import Embedder
-from labref.references import weights
 from training.classes import LEVELS, at_level
 from training.data import Item, list_images, load_attributes
 from training.recaptures import recapture_groups
@@ -173,7 +173,7 @@ def same_image(queries: Sequence[str], references: Sequence[str]) -> NDArray[np.
 
 def vote(labels: NDArray[np.str_], distances: NDArray[np.float64]) -> NDArray[np.str_]:
     """The weighted vote of each query's references: str[n] from labels str[n, k] and distances float64[n, k], nearest first.
-    Weighted as the spread of the hundred is (`labref.references.weights`)."""
+    Weighted as the spread of the hundred is (`labref.asking.references.weights`)."""
     votes = []
     for names, away in zip(labels, distances.tolist(), strict=True):
         weight = np.array(weights(away, away[-1]))

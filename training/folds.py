@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from labref.fingerprint import digest
+from labref.cells.hashes import digest
 from training.config import RunConfig, override
 from training.data import Item, Split, load_attributes, name_fraction
 from training.run import Run, RunError, write_json

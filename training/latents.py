@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.inference import Embedder
+from labref.bundles.inference import Embedder
 from labref.som import winners
 from training.data import Item, list_images
 from training.evaluate import embed_tree

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from labref.image import BACKGROUND, CROP_SIZE
+from labref.cells.image import BACKGROUND, CROP_SIZE
 from training.config import Augmentation
 
 __all__ = ["NEIGHBOURS", "draw_neighbours", "lay_beside"]

@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from labref.image import CROP_SIZE
+from labref.cells.image import CROP_SIZE
 from training.config import ClassifierConfig, VaeConfig
 
 __all__ = [

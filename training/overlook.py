@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from labref.cells.image import decode, prepare_pixels
 from labref.errors import UnreadableImageError
-from labref.image import decode, prepare_pixels
 from training.data import Item, resize_crop
 from training.devices import forward
 from training.networks import build_feature_model

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.duplicates import DEFAULTS, marks, ruling, seen
+from labref.cells.hashes import digest
+from labref.cells.image import decode, prepare_pixels
+from labref.cells.registration import View, align
+from labref.cells.sameness import DEFAULTS, marks, ruling, seen
 from labref.errors import UnreadableImageError
-from labref.fingerprint import Fingerprint, digest
-from labref.image import decode, prepare_pixels
-from labref.landmarks import Landmark
-from labref.registration import View, align
-from labref.store.known import HashBook, id_to_int, int_to_id
+from labref.store.memory.books import HashBook, id_to_int, int_to_id
 from labref.store.recording import Search
+from labref.words import Fingerprint, Landmark
 
 __all__ = ["recapture_groups"]
 
@@ -28,7 +28,7 @@ _AT_ONCE = 4096
 
 def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lambda _: None) -> NDArray[np.int64]:
     """For each image the number of the first one, int64[n], that it shows the cell of: identical files, duplicates and possible
-    duplicates (`labref.duplicates`), and what these are duplicates of. Unreadable images are groups of their own, and so are cells
+    duplicates (`labref.cells.sameness`), and what these are duplicates of. Unreadable images are groups of their own, and so are cells
     side by side in overlapping pictures. Cells are looked for as a lab looks for them, by `labref.store.recording.Search`.
 
     advance : called with the number of images done.

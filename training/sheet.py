@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from labref.image import prepare
+from labref.cells.image import prepare
 from training.triplets import TripletSet
 
 __all__ = ["write_sheet"]

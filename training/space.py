@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from rich.progress import Progress
 
+from labref.cells.image import decode, prepare_pixels
 from labref.errors import UnreadableImageError
-from labref.image import decode, prepare_pixels
 from training.data import Item, load_attributes, resize_crop
 from training.devices import forward
 from training.evaluate import K, attribute_shares, nearest, precision_by_level, turn, vote

@@ -75,8 +75,8 @@ def _latents(file: Path | None, bundle: Path | None, tree: Path | None, paths: l
         raise typer.BadParameter("give --latents FILE, or --bundle FILE with --tree FOLDER")
     if file is not None:
         return load_latents(file)
-    from labref.bundle import Bundle, install
-    from labref.inference import Embedder
+    from labref.bundles.bundle import Bundle, install
+    from labref.bundles.inference import Embedder
 
     assert bundle is not None and tree is not None
     with tempfile.TemporaryDirectory(prefix="labref-svomen-") as scratch, progress_bars(console) as progress:

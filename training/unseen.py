@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from labref.fingerprint import digest
+from labref.cells.hashes import digest
 from training.config import override
 from training.data import batches, cache_crops, list_images
 from training.run import Run, RunError, load_part, write_json

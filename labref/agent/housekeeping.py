@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from labref.agent.jobs import Job
-from labref.agent.mapping import keep_map
-from labref.agent.retaining import keep_retention
-from labref.operations import Context
 from labref.operations.bundle import due as embed_again
 from labref.operations.duplicates import due as compare_cells
 from labref.operations.optics import due as measure_optics
+from labref.tasks.context import Context
+from labref.tasks.jobs import Job
+from labref.tasks.map_job import keep_map
+from labref.tasks.retention_job import keep_retention
 
 __all__ = ["HOUSEKEEPERS", "SECONDS", "housekeep"]
 

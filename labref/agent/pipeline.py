@@ -18,18 +18,19 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from labref.agent.layout import Layout, Place
-from labref.agent.log import Log
-from labref.agent.metrics import Metrics
-from labref.agent.paths import path_to_text
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
-from labref.agent.scan import Candidate, Signature
-from labref.duplicates import DEFAULTS, Judge, Thresholds
+from labref.bundles.inference import Embedder
+from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import AgentError, LabrefError, StoreError
+from labref.export.layout import Layout, Place
+from labref.export.paths import path_to_text
+from labref.export.scan import Candidate, Signature
 from labref.failpoints import failpoint
-from labref.inference import Embedder
 from labref.lab import Lab
+from labref.lab.judge import Judge
+from labref.lab.log import Log
 from labref.store import LedgerRow, NewCell, Rejected, SeenAgain, Store
+from labref.web.metrics import Metrics
 
 __all__ = ["Engine", "Pipeline", "Settled", "Tally"]
 

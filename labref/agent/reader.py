@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.agent.layout import Place
-from labref.agent.scan import GONE, Candidate, Signature
-from labref.duplicates import marks
+from labref.cells.hashes import average_hash, digest
+from labref.cells.image import U8, decode, prepare_pixels
+from labref.cells.optics import measure
+from labref.cells.sameness import marks
 from labref.errors import UnreadableImageError
-from labref.fingerprint import Fingerprint, average_hash, digest
-from labref.image import U8, decode, prepare_pixels
-from labref.landmarks import Landmark
-from labref.optics import measure
+from labref.export.layout import Place
+from labref.export.scan import GONE, Candidate, Signature
+from labref.words import Fingerprint, Landmark
 
 __all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
 
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 @dataclass(frozen=True)
 class Prepared:
     """A cell ready for the networks. crop : uint8[256, 256, 3].  height, width : of the original, pixels.  measures : float32[7],
-    of its optics (`labref.optics`)."""
+    of its optics (`labref.cells.optics`)."""
 
     candidate: Candidate
     signature: Signature

@@ -22,24 +22,26 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from labref import __version__
 from labref.agent import housekeeping
-from labref.agent.client import AgentClient
-from labref.agent.http import Answers, Server, make_app
-from labref.agent.jobs import Jobs
-from labref.agent.layout import Layout
-from labref.agent.log import Log, open_log
-from labref.agent.metrics import Metrics
-from labref.agent.paths import path_to_text
 from labref.agent.pipeline import Engine, Pipeline, Settled
-from labref.agent.scan import GONE, Candidate, ScanReport, look, scan
-from labref.agent.settle import Settling
-from labref.agent.watch import Watcher
-from labref.bundle import Bundle
+from labref.asking.answer import answer, ledger_json, open_embedder, store_status
+from labref.bundles.bundle import Bundle
+from labref.bundles.inference import Embedder
 from labref.errors import AgentError, LabError
-from labref.inference import Embedder
+from labref.export.layout import Layout
+from labref.export.paths import path_to_text
+from labref.export.scan import GONE, Candidate, ScanReport, look, scan
+from labref.export.settle import Settling
+from labref.export.watch import Watcher
 from labref.lab import Lab
-from labref.operations import Adoption, Context, perform
-from labref.query import answer, ledger_json, open_embedder, open_free_store, store_status
+from labref.lab.log import Log, open_log
+from labref.operations import perform
 from labref.store import FileState, Store
+from labref.tasks.context import Adoption, Context
+from labref.tasks.jobs import Jobs
+from labref.web.application import Answers, Server, make_app
+from labref.web.client import AgentClient
+from labref.web.desk import open_free_store
+from labref.web.metrics import Metrics
 
 __all__ = ["Summary", "run_agent"]
 

@@ -40,9 +40,9 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def perform(lab: Lab, name: str, **parameters: Any) -> Iterator[dict[str, Any]]:
     """Rows of an operation (see `labref.operations`) but those of its progress; see `told`."""
-    from labref import operations
+    from labref.web import desk
 
-    yield from told(operations.run(lab, name, **parameters))
+    yield from told(desk.run(lab, name, **parameters))
 
 
 def told(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -235,8 +235,8 @@ def _conflict(row: dict[str, Any]) -> str:
 
 
 def _draw(lab: Lab, pairs: Sequence[dict[str, Any]], out: Path, only: Only | None) -> None:
-    from labref.image import decode
-    from labref.sheet import Tile, draw_sheet
+    from labref.cells.image import decode
+    from labref.pictures.sheet import Tile, draw_sheet
 
     title, earlier = "Cells captured twice", "the earlier one"
     if only is Only.NEIGHBOUR:

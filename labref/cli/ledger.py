@@ -77,7 +77,7 @@ def ledger(
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
-    from labref.query import ledger_rows
+    from labref.web.desk import ledger_rows
 
     if (quick or repair) and not check:
         raise typer.BadParameter("--quick and --repair go with --check")

@@ -313,7 +313,7 @@ def classify(
 
 
 def _classify_images(lab: Lab, images: Sequence[Path], json: bool) -> None:
-    from labref.query import Desk
+    from labref.web.desk import Desk
 
     failed = False
     with Desk.open(lab) as desk:
@@ -420,7 +420,7 @@ def _picture(
 ) -> Image:
     import numpy as np
 
-    from labref.som import picture
+    from labref.pictures import map as picture
     from labref.som.files import load
 
     version = first["map"]
@@ -458,8 +458,8 @@ def _are(values: Sequence[str | None], name: str) -> Any:
 
 
 def _located(first: Mapping[str, Any], cells: Mapping[str, list[Any]], out: Path | None) -> dict[str, Any]:
+    from labref.pictures.map import u_matrix
     from labref.som.files import load
-    from labref.som.picture import u_matrix
 
     columns = first["map"]["columns"]
     nodes = cells.get("node", [])
@@ -473,8 +473,8 @@ def _located(first: Mapping[str, Any], cells: Mapping[str, list[Any]], out: Path
 def _sheet(
     lab: Lab, title: str, subtitle: str, rows: Sequence[Mapping[str, Any]], lines: Sequence[tuple[str, ...]], out: Path
 ) -> None:
-    from labref.image import decode
-    from labref.sheet import Tile, draw_sheet
+    from labref.cells.image import decode
+    from labref.pictures.sheet import Tile, draw_sheet
 
     tiles = []
     for row, said in zip(rows, lines, strict=True):

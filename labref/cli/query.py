@@ -15,7 +15,7 @@ from labref.errors import LabrefError
 
 if TYPE_CHECKING:
     from labref.lab import Lab
-    from labref.query import Desk
+    from labref.web.desk import Desk
 
 __all__ = ["add_to", "draw_grid"]
 
@@ -97,7 +97,7 @@ def query(
     ] = None,
 ) -> None:
     from labref.lab import Lab
-    from labref.query import Desk
+    from labref.web.desk import Desk
 
     failed = False
     with Desk.open(Lab.find(lab)) as desk:
@@ -144,8 +144,8 @@ def draw_grid(lab: Lab, answer: Mapping[str, Any], data: bytes, out: Path) -> No
 
     Raises `LabrefError` where the picture cannot be written.
     """
-    from labref.grid import draw
-    from labref.image import decode, prepare_pixels
+    from labref.cells.image import decode, prepare_pixels
+    from labref.pictures.grid import draw
 
     images, centres = [], []
     for reference in answer["references"]:
@@ -165,7 +165,7 @@ def draw_grid(lab: Lab, answer: Mapping[str, Any], data: bytes, out: Path) -> No
 
 def _text(answer: Mapping[str, Any]) -> str:
     """An answer for people."""
-    from labref.centring import remark
+    from labref.cells.centring import remark
 
     predicted, novelty = answer["predicted"], answer["novelty"]
     lines = [f"{answer['image']}: {predicted['label']}, predicted {predicted['probability']:.1%}"]

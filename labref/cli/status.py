@@ -49,7 +49,7 @@ _REMEDIES = {
 
 def status(lab: LabOption = None, json: JsonOption = False) -> None:
     from labref.lab import Lab
-    from labref.query import status as status_of
+    from labref.web.desk import status as status_of
 
     found = status_of(Lab.find(lab))
     if json:

@@ -159,10 +159,10 @@ def restore(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    from labref.backup import Backup
-    from labref.backup import restore as bring_back
     from labref.lab import Lab
-    from labref.pace import rows_of
+    from labref.progress import rows_of
+    from labref.tasks.backup import Backup
+    from labref.tasks.backup import restore as bring_back
 
     with Backup.open(source) as found:
         record = found.record

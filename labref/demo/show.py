@@ -23,7 +23,7 @@ from labref.cli.query import draw_grid
 from labref.demo.analyser import LAYOUT, FolderSource, Source, Specimen, SyntheticSource, exports, put
 from labref.errors import AgentError, LabrefError
 from labref.lab import Lab, absolute
-from labref.query import ask, ledger_rows, status
+from labref.web.desk import ask, ledger_rows, status
 
 __all__ = ["Account", "show"]
 

@@ -12,49 +12,23 @@ a connection that is silent for two minutes counts as dead, and one whose asker 
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labref.errors import LabrefError
+from labref.progress import Row
+from labref.tasks.context import Context
 
-if TYPE_CHECKING:
-    from labref.agent.jobs import Jobs
-    from labref.bundle import Bundle
-    from labref.inference import Embedder
-    from labref.lab import Lab
-    from labref.store import Store
+__all__ = [
+    "Operation",
+    "operation",
+    "perform",
+]
 
-__all__ = ["Adoption", "Context", "Operation", "Row", "operation", "perform", "progress", "run"]
-
-Row = dict[str, Any]
-"""One JSON object of an operation's answer."""
 Operation = Callable[..., Iterator[Row]]
-
-
-@dataclass(frozen=True)
-class Adoption:
-    """Another bundle, ready to answer. embedder : its networks, open.  use : lets them answer, from the next question on."""
-
-    embedder: Embedder
-    use: Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What an operation works on. embedder : opens the active bundle's networks when first called.  jobs : the agent's
-    background jobs, or None where no agent runs and an operation has to do its work before it returns.  adopt : opens a bundle
-    to take the place of the active one."""
-
-    lab: Lab
-    store: Store
-    embedder: Callable[[], Embedder]
-    jobs: Jobs | None
-    adopt: Callable[[Bundle], Adoption]
 
 
 _REGISTRY: dict[str, Operation] = {}
@@ -70,11 +44,6 @@ def operation(name: str) -> Callable[[Operation], Operation]:
         return function
 
     return register
-
-
-def progress(done: int, total: int, text: str) -> Row:
-    """A row that says how far an operation is; the asker shows it and does not keep it."""
-    return {"progress": {"done": done, "total": total, "text": text}}
 
 
 def perform(context: Context, name: str, parameters: dict[str, Any]) -> Iterator[Row]:
@@ -96,32 +65,6 @@ def _in_words(context: Context, rows: Iterator[Row]) -> Iterator[Row]:
             f"{error.strerror or type(error).__name__}: what was begun in {context.lab.folder} is not finished. Look at the free disk "
             "space and the rights of the folder, and do it again."
         ) from error
-
-
-def run(lab: Lab, name: str, **parameters: Any) -> Iterator[Row]:
-    """Rows of an operation, by the lab's agent where one runs, else here. Parameters are JSON values."""
-    from labref.agent.client import AgentClient
-    from labref.query import open_embedder, open_free_store
-
-    store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab))
-    if agent is not None:
-        yield from agent.perform(name, parameters)
-        return
-    assert store is not None
-    with contextlib.ExitStack() as stack:
-        stack.callback(store.close)
-        opened: list[Embedder] = []
-
-        def embedder() -> Embedder:
-            if not opened:
-                opened.append(stack.enter_context(open_embedder(lab, lab.bundle(store))))
-            return opened[-1]
-
-        def adopt(bundle: Bundle) -> Adoption:
-            ready = stack.enter_context(open_embedder(lab, bundle))
-            return Adoption(ready, lambda: opened.append(ready))
-
-        yield from perform(Context(lab, store, embedder, None, adopt), name, parameters)
 
 
 def _find(name: str) -> Operation:

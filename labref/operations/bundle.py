@@ -9,14 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from labref.agent.jobs import Job, Jobs, Running
-from labref.bundle import Bundle, install, remove, unpacked
+from labref.asking.answer import open_embedder
+from labref.asking.change import describe
+from labref.bundles.bundle import Bundle, install, remove, unpacked
 from labref.errors import BundleError, LabrefError
 from labref.lab import Lab
-from labref.operations import Context, Row, operation, progress
-from labref.query import open_embedder
-from labref.reembedding import catch_up, compare, describe, installed, switch
+from labref.operations import operation
+from labref.progress import Row, progress
 from labref.store import Store
+from labref.tasks.context import Context
+from labref.tasks.jobs import Job, Jobs, Running
+from labref.tasks.reembedding import catch_up, compare, installed, switch
 
 __all__ = ["JOB", "due"]
 
@@ -89,7 +92,7 @@ def activate(
 
     bundle : digest, the beginning of one, name, or name/version.  yes : switch as soon as all is embedded.  switch_now : the report
     was read, switch; it is an error where no change to the bundle is under way.  leave_out : switch though some cells cannot be
-    embedded.  wait : stay until it is done; without an agent that is always so. Yields progress, and last a `labref.reembedding.describe`.
+    embedded.  wait : stay until it is done; without an agent that is always so. Yields progress, and last a `labref.asking.change.describe`.
     """
     store = context.store
     chosen = find(context, bundle)
@@ -129,7 +132,7 @@ def rollback(context: Context, *, wait: bool = False) -> Iterator[Row]:
     """Give up the change that is under way; where none is, go back to the bundle that was active before, at once.
 
     Cells that came since the switch have no latent in the old space yet; they are embedded there afterwards.
-    Yields {"cancelled": change} or {"switched": change}, then progress, and last a `labref.reembedding.describe`.
+    Yields {"cancelled": change} or {"switched": change}, then progress, and last a `labref.asking.change.describe`.
     """
     store = context.store
     pending = store.changes.pending()

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from labref.agent.jobs import Job, Running
-from labref.duplicates import DEFAULTS, Thresholds, catch_up
+from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import BundleError, LabError, LabrefError
-from labref.operations import Context, Row, operation, progress
+from labref.operations import operation
+from labref.progress import Row, progress
 from labref.store import Cell, Pair
-from labref.store.duplicates import Conflict
+from labref.store.duckdb.duplicates import Conflict
+from labref.tasks.comparing import catch_up
+from labref.tasks.context import Context
+from labref.tasks.jobs import Job, Running
 
 __all__ = ["JOB", "due"]
 

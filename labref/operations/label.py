@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from labref.agent.layout import ClassNames
-from labref.agent.paths import path_from_text, path_to_text
 from labref.errors import LabrefError
+from labref.export.layout import ClassNames
+from labref.export.paths import path_from_text, path_to_text
 from labref.lab import absolute
-from labref.operations import Context, Row, operation, progress
-from labref.store.reviews import Review
+from labref.operations import operation
+from labref.progress import Row, progress
+from labref.store.duckdb.reviews import Review
+from labref.tasks.context import Context
 
 __all__: list[str] = []
 

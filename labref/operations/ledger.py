@@ -12,15 +12,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from labref.agent.paths import path_from_text, path_to_text
-from labref.agent.scan import ScanReport, scan
+from labref.cells.image import prepare
 from labref.errors import LabError, UnreadableImageError
+from labref.export.paths import path_from_text, path_to_text
+from labref.export.scan import ScanReport, scan
 from labref.failpoints import failpoint
-from labref.image import prepare
 from labref.lab import Lab
-from labref.operations import Context, Row, operation, progress
-from labref.pace import Pace
+from labref.operations import operation
+from labref.progress import Pace, Row, progress
 from labref.store import CellEmbedding
+from labref.tasks.context import Context
 
 __all__ = ["REMEDIES", "UNCLAIMED", "check"]
 

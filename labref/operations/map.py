@@ -1,4 +1,4 @@
-"""The lab's map: trained, listed, asked. See `labref.mapping` and `labref.store.maps`."""
+"""The lab's map: trained, listed, asked. See `labref.tasks.mapping` and `labref.store.duckdb.maps`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from labref import mapping, som
-from labref.agent.mapping import NAME, map_job
+from labref import som
 from labref.errors import LabrefError
-from labref.operations import Context, Row, operation, progress
+from labref.operations import operation
+from labref.progress import Row, progress
 from labref.store import ActiveMap, LabelSource, MapCell, StoredMap
-from labref.store.known import int_to_id
+from labref.store.memory.books import int_to_id
+from labref.tasks import mapping
+from labref.tasks.context import Context
+from labref.tasks.map_job import NAME, map_job
 
 __all__: list[str] = []
 
@@ -32,7 +35,7 @@ def train(
     trainer: str = "batch",
     full: bool = False,
 ) -> Iterator[Row]:
-    """Train the map of the bundle in use now; one row, the version, as `map.list` gives it. See `labref.mapping.retrain`."""
+    """Train the map of the bundle in use now; one row, the version, as `map.list` gives it. See `labref.tasks.mapping.retrain`."""
     if trainer not in ("batch", "minisom"):
         raise LabrefError(f"there is no trainer {trainer!r}; choose batch or minisom")
     settings: dict[str, Any] = {"rows": rows, "cols": columns, "sigma": sigma, "seed": seed}

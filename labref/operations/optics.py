@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.agent.jobs import Job, Running
-from labref.bundle import Bundle
+from labref.asking.drift import overview
+from labref.cells.image import prepare
+from labref.cells.optics import measure
 from labref.errors import LabError, UnreadableImageError
-from labref.image import prepare
 from labref.lab import Lab
-from labref.operations import Context, Row, operation, progress
-from labref.optics import DRIFT, FROM_TRAINING, LEAST_NOW, LEAST_PAST, MEASURES, measure, shifts
+from labref.operations import operation
+from labref.progress import Row, progress
 from labref.store import Store
+from labref.tasks.context import Context
+from labref.tasks.jobs import Job, Running
 
-__all__ = ["JOB", "due", "overview"]
+__all__ = [
+    "JOB",
+    "due",
+]
 
 JOB: Final = "optics"
 """Name of the agent's job that measures cells which were stored without."""
 _AT_ONCE: Final = 256
-_MOST: Final = 20_000  # latest cells that the past is judged by
-_NOW: Final = timedelta(days=1)
 _LEAST_SLICE_SECONDS: Final = 30.0
 
 
@@ -49,52 +51,6 @@ def due(context: Context) -> Job | None:
     if measured >= cells or (context.jobs is not None and context.jobs.has(JOB)):
         return None
     return Job(JOB, lambda running: _job(context, running))
-
-
-def overview(store: Store, bundle: Bundle, *, now: datetime | None = None) -> list[Row]:
-    """How each optics is, the one with the most cells first.
-
-    {`analyser` (null for cells without a named one), `cells`, `today` (measured cells of the last 24 hours), `median` {measure: median
-    of the latest cells, up to 20,000}, `drift` {measure: by how many robust standard deviations today's median is off that of the
-    cells before} (null with fewer than 50 cells today or 200 before), `from_training` {measure: likewise, off the cells that the bundle
-    was trained on} (null where the bundle does not say), `warnings` [{`measure`, `than` ("past" or "training"), `shift`}]}.
-    Measures and the statistic: `labref.optics`. now : the end of the 24 hours; other than this moment only to try it out.
-    """
-    rows: list[Row] = []
-    since = (now or datetime.now(UTC)) - _NOW
-    counts = store.analysers()
-    for analyser, cells in sorted(counts.items(), key=lambda item: (-item[1], item[0] or "")):
-        today, past = store.optics.latest(analyser, since=since.astimezone(UTC), most=_MOST)
-        latest = np.concatenate([today, past])[:_MOST]
-        drift = shifts(today, past) if len(today) >= LEAST_NOW and len(past) >= LEAST_PAST else None
-        known = bundle.manifest.optics
-        recent = today if len(today) >= LEAST_NOW else latest[:LEAST_PAST]
-        from_training = shifts(recent, known) if known and len(recent) >= LEAST_NOW else None
-        warnings = _warnings(drift, "past", DRIFT) + _warnings(from_training, "training", FROM_TRAINING)
-        rows.append(
-            {
-                "analyser": analyser,
-                "cells": cells,
-                "today": len(today),
-                "median": _medians(latest),
-                "drift": drift,
-                "from_training": from_training,
-                "warnings": warnings,
-            }
-        )
-    return rows
-
-
-def _warnings(found: dict[str, float] | None, than: str, limit: float) -> list[dict[str, Any]]:
-    return [
-        {"measure": name, "than": than, "shift": shift} for name, shift in (found or {}).items() if abs(shift) >= limit
-    ]
-
-
-def _medians(values: NDArray[np.float32]) -> dict[str, float] | None:
-    if not len(values):
-        return None
-    return {name: round(float(median), 4) for name, median in zip(MEASURES, np.median(values, axis=0), strict=True)}
 
 
 def _job(context: Context, running: Running) -> None:

@@ -12,15 +12,17 @@ from typing import Final
 
 from PIL import Image
 
-from labref import __version__, backup, retention
-from labref.bundle import Bundle
+from labref import __version__
+from labref.bundles.bundle import Bundle
+from labref.cells.image import prepare
 from labref.errors import BundleError, LabError, LabrefError, UnreadableImageError
 from labref.failpoints import failpoint
-from labref.image import prepare
 from labref.lab import absolute
-from labref.operations import Context, Row, operation, progress
-from labref.pace import Pace, rows_of
-from labref.store.exporting import Export
+from labref.operations import operation
+from labref.progress import Pace, Row, progress, rows_of
+from labref.store.duckdb.exporting import Export
+from labref.tasks import backup, retention
+from labref.tasks.context import Context
 
 __all__: list[str] = []
 
@@ -69,7 +71,7 @@ def check(context: Context) -> Iterator[Row]:
 
 @operation("store.backup")
 def back_up(context: Context, *, target: str) -> Iterator[Row]:
-    """Back the lab up; see `labref.backup.write`. Last row: what that returns, and `ok`."""
+    """Back the lab up; see `labref.tasks.backup.write`. Last row: what that returns, and `ok`."""
     if not retention.UPKEEP.acquire(timeout=60):
         raise LabrefError("the lab is being backed up, or old cells are being removed; try again later")
     try:

@@ -75,7 +75,7 @@ def open_graph(device: Device) -> NearestGraph | None:
 
 
 def _problem() -> str | None:
-    from labref.inference import cuda_problem
+    from labref.bundles.inference import cuda_problem
 
     return cuda_problem()
 

@@ -1,9 +1,9 @@
 """The latent store of a lab, on DuckDB: what was found, what became of it, and which cells look alike."""
 
-from labref.store.duplicates import Conflict, Pair
-from labref.store.maps import ActiveMap, MapCell, Maps, StoredMap
-from labref.store.positions import Placed, Positions
-from labref.store.removal import Due
+from labref.store.duckdb.duplicates import Conflict, Pair
+from labref.store.duckdb.maps import ActiveMap, MapCell, Maps, StoredMap
+from labref.store.duckdb.removal import Due
+from labref.store.memory.positions import Placed, Positions
 from labref.store.store import Store
 from labref.store.values import (
     Cell,
@@ -11,17 +11,15 @@ from labref.store.values import (
     Counts,
     FileState,
     Judge,
-    LabelSource,
     LedgerRow,
     Neighbour,
     NewCell,
-    Outcome,
     Rejected,
     Resemblance,
     SeenAgain,
     StoredBundle,
-    cell_id_of,
 )
+from labref.words import LabelSource, Outcome, cell_id_of
 
 __all__ = [
     "ActiveMap",

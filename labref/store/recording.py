@@ -10,23 +10,11 @@ from typing import Any
 import numpy as np
 
 from labref.errors import StoreError
-from labref.fingerprint import Fingerprint, Verdict
-from labref.landmarks import STORED, Landmark
-from labref.store import distances
-from labref.store.known import HashBook, HashChanges, id_to_int, int_to_id
+from labref.store.memory import distances
+from labref.store.memory.books import HashBook, HashChanges, id_to_int, int_to_id
 from labref.store.text import to_column, to_nullable
-from labref.store.values import (
-    Judge,
-    LabelSource,
-    LedgerRow,
-    NewCell,
-    Outcome,
-    Rejected,
-    Resemblance,
-    SeenAgain,
-    StoredBundle,
-    cell_id_of,
-)
+from labref.store.values import Judge, LedgerRow, NewCell, Rejected, Resemblance, SeenAgain, StoredBundle
+from labref.words import STORED, Fingerprint, LabelSource, Landmark, Outcome, Verdict, cell_id_of
 
 __all__ = [
     "CellState",

@@ -20,40 +20,37 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.fingerprint import Fingerprint
-from labref.landmarks import Landmark
-from labref.store import bundles, distances, late, migrations, optics, removal, rows, scan, upkeep
-from labref.store.changes import Changes
-from labref.store.connection import connect, forget
-from labref.store.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
-from labref.store.exporting import Export
-from labref.store.index import BLOCK_ROWS, Index
-from labref.store.known import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
-from labref.store.maps import Maps
-from labref.store.optics import OpticsBook, OpticsMeasures
-from labref.store.positions import Placed
+from labref.store.duckdb import bundles, late, migrations, optics, removal, rows, scan, upkeep
+from labref.store.duckdb.changes import Changes
+from labref.store.duckdb.connection import connect, forget
+from labref.store.duckdb.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
+from labref.store.duckdb.exporting import Export
+from labref.store.duckdb.maps import Maps
+from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
+from labref.store.duckdb.removal import Due
+from labref.store.duckdb.reviews import Reviews
+from labref.store.duckdb.upkeep import Comparison, Faults
+from labref.store.duckdb.writing import write, write_embeddings
+from labref.store.memory import distances
+from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
+from labref.store.memory.index import BLOCK_ROWS, Index
+from labref.store.memory.positions import Placed
 from labref.store.recording import Comparing, Plan, Search, check_new_cell, draw_up
-from labref.store.removal import Due
-from labref.store.reviews import Reviews
 from labref.store.text import from_column, from_nullable, to_column
-from labref.store.upkeep import Comparison, Faults
 from labref.store.values import (
     Cell,
     CellEmbedding,
     Counts,
     FileState,
     Judge,
-    LabelSource,
     LedgerRow,
     Neighbour,
     NewCell,
-    Outcome,
     Rejected,
     SeenAgain,
     StoredBundle,
-    cell_id_of,
 )
-from labref.store.writing import write, write_embeddings
+from labref.words import Fingerprint, LabelSource, Landmark, Outcome, cell_id_of
 
 __all__ = ["MEMORY_LIMIT", "THREADS", "Store"]
 
@@ -92,15 +89,15 @@ class Store:
         self._indexes: dict[str, Index] = {}
         self._known: _Known | None = None
         self.maps = Maps(path.parent / "maps", self._reading, self._transaction, self._writing)
-        """The lab's maps; see labref.store.maps."""
+        """The lab's maps; see labref.store.duckdb.maps."""
         self.changes = Changes(self._reading, self._transaction, self._relabelled)
-        """Going from one bundle to another; see labref.store.changes."""
+        """Going from one bundle to another; see labref.store.duckdb.changes."""
         self.reviews = Reviews(self._reading, self._transaction, self._reviewed)
-        """Labels that people give, and their history; see labref.store.reviews."""
+        """Labels that people give, and their history; see labref.store.duckdb.reviews."""
         self.optics = OpticsMeasures(self._reading, self._transaction)
-        """What was measured of the cells' optics; see labref.store.optics."""
+        """What was measured of the cells' optics; see labref.store.duckdb.optics."""
         self.duplicates = Duplicates(self._reading, self._transaction, self._regrouped)
-        """Cells that repeat others, and what people decided of them; see labref.store.duplicates."""
+        """Cells that repeat others, and what people decided of them; see labref.store.duckdb.duplicates."""
         self._optics_book: OpticsBook | None = None
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
@@ -282,7 +279,7 @@ class Store:
             self.maps.remember(bundle, placed)
             self._add_to_index(bundle, [(cell, stored[cell.cell_id].analyser) for cell in fresh])
 
-    # upkeep: see labref.store.upkeep
+    # upkeep: see labref.store.duckdb.upkeep
 
     def faults(self) -> Faults:
         """What the store holds and where it does not agree with itself; under a second for a million cells."""
@@ -317,12 +314,12 @@ class Store:
             self.reload()
 
     def due(self, *, days: int, cells: int, at_least: int, reviewed: bool, limit: int) -> list[Due]:
-        """Cells that retention may remove; see `labref.store.removal.due`."""
+        """Cells that retention may remove; see `labref.store.duckdb.removal.due`."""
         with self._reading() as cursor:
             return removal.due(cursor, days=days, cells=cells, at_least=at_least, reviewed=reviewed, limit=limit)
 
     def remove(self, cells: Sequence[Due]) -> None:
-        """Remove cells for good, all or none; see `labref.store.removal.remove`. Their kept bytes are the caller's to delete."""
+        """Remove cells for good, all or none; see `labref.store.duckdb.removal.remove`. Their kept bytes are the caller's to delete."""
         with self._writing:
             with self._transaction() as connection:
                 removal.remove(connection, cells)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.fingerprint import Fingerprint, Verdict
-from labref.landmarks import Landmark
+from labref.words import Fingerprint, LabelSource, Landmark, Outcome, Verdict
 
 __all__ = [
     "Cell",
@@ -20,48 +18,14 @@ __all__ = [
     "Counts",
     "FileState",
     "Judge",
-    "LabelSource",
     "LedgerRow",
     "Neighbour",
     "NewCell",
-    "Outcome",
     "Rejected",
     "Resemblance",
     "SeenAgain",
     "StoredBundle",
-    "cell_id_of",
 ]
-
-
-class Outcome(StrEnum):
-    """What became of a file; every file found has exactly one."""
-
-    STORED = "stored"
-    DUPLICATE = "duplicate"
-    POSSIBLE_DUPLICATE = "possible_duplicate"
-    REJECTED = "rejected"
-
-
-class LabelSource(StrEnum):
-    """Who gave a label."""
-
-    REVIEWED = "reviewed"
-    ANALYSER = "analyser"
-    PREDICTED = "predicted"
-
-    @property
-    def weight(self) -> int:
-        """How much it counts: a person over the analyser, the analyser over the network."""
-        return {"reviewed": 2, "analyser": 1, "predicted": 0}[self.value]
-
-
-def cell_id_of(digest: str) -> str:
-    """Name of the cell with these bytes: the first 16 of the 64 hexadecimal characters of their SHA-256.
-
-    The same bytes are the same cell, so a file read again after a crash cannot become a second one. Sixty-four
-    bits keep the chance of two different files sharing a name below 3e-6 for ten million cells.
-    """
-    return digest[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,10 +34,10 @@ class NewCell:
 
     latent : float32[L] and probabilities : float32[c], both from one bundle; average_hash: 64 bit, unsigned;
     width and height: pixels of the original; mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
-    measures: float32[7] of its optics, see `labref.optics`; None leaves them to be measured later.
-    fingerprints: those of `labref.fingerprint.shifted_fingerprints`, of which the first is the cell's; without them they are made
+    measures: float32[7] of its optics, see `labref.cells.optics`; None leaves them to be measured later.
+    fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them they are made
     later, and the cell is compared with no other until then. landmarks: of its picture,
-    `labref.landmarks`, nearest to its centre first.
+    `labref.cells.landmarks`, nearest to its centre first.
     label None means that nobody gave one: the cell then carries predicted_label, with the source "predicted".
     """
 

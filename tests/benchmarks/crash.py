@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from labref import failpoints
-from labref.bundle import starter_bundle
+from labref.bundles.bundle import starter_bundle
 from labref.lab import Lab
 from tests.benchmarks import crash_lab
 from tests.benchmarks.exports import REPOSITORY, choose_source, labref_process
@@ -125,7 +125,7 @@ def _put(pool: Path, data: bytes) -> str:
 def _prepare(folder: Path) -> None:
     """Two bundles and their numbers, in a process of its own: this one must stay without networks, so that it can be forked."""
     code = (
-        "import sys; from pathlib import Path; from labref.bundle import install, starter_bundle, pack\n"
+        "import sys; from pathlib import Path; from labref.bundles.bundle import install, starter_bundle, pack\n"
         "from tests.bundles import another; from tests.benchmarks.crash_lab import prepare_numbers\n"
         "folder = Path(sys.argv[1]); starter = install(starter_bundle(), folder / 'installed')\n"
         "other = another(starter, folder)\n"

@@ -20,17 +20,20 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from labref import backup, retention, som
+from labref import som
 from labref.agent import run
-from labref.bundle import Bundle, install
+from labref.bundles.bundle import Bundle, install
+from labref.bundles.inference import Embedder, Embeddings
+from labref.cells.image import prepare
 from labref.config import RetentionConfig
 from labref.errors import LabrefError
-from labref.image import prepare
-from labref.inference import Embedder, Embeddings
 from labref.lab import Lab
-from labref.operations import Adoption, Context, perform
-from labref.pace import rows_of
-from labref.store import Counts, Placed, Store, StoredMap, migrations
+from labref.operations import perform
+from labref.progress import rows_of
+from labref.store import Counts, Placed, Store, StoredMap
+from labref.store.duckdb import migrations
+from labref.tasks import backup, retention
+from labref.tasks.context import Adoption, Context
 
 __all__ = ["SCENARIOS", "Scenario", "check", "prepare_numbers"]
 

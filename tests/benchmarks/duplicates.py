@@ -41,22 +41,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from labref.duplicates import DEFAULTS, marks, ruling, without_frame
-from labref.fingerprint import (
-    DUPLICATE_BELOW,
-    POSSIBLE_UP_TO,
-    Fingerprint,
-    Verdict,
-    average_hash,
-    digest,
-    hamming,
-)
-from labref.image import decode, prepare_pixels
-from labref.landmarks import Landmark
-from labref.registration import Alignment, View, align, view
-from labref.sheet import Tile, draw_sheet
-from labref.store.known import HashBook, id_to_int
+from labref.cells.hashes import DUPLICATE_BELOW, POSSIBLE_UP_TO, average_hash, digest
+from labref.cells.image import decode, prepare_pixels
+from labref.cells.registration import Alignment, View, align, view
+from labref.cells.sameness import DEFAULTS, marks, ruling, without_frame
+from labref.pictures.sheet import Tile, draw_sheet
+from labref.store.memory.books import HashBook, id_to_int
 from labref.store.recording import Search, stored_landmarks
+from labref.words import Fingerprint, Landmark, Verdict, hamming
 
 DATA: Final = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SETS: Final = ("pbc", "chula", "bccd", "bonemarrow")

@@ -27,9 +27,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from labref.bundle import Bundle, install, starter_bundle
-from labref.image import prepare
-from labref.inference import Embedder
+from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.bundles.inference import Embedder
+from labref.cells.image import prepare
 from labref.lab import Lab
 from tests.benchmarks.exports import choose_source, labref_process, write_cells
 

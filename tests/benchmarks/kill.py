@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labref.bundle import starter_bundle
+from labref.bundles.bundle import starter_bundle
 from labref.lab import Lab
 from tests.benchmarks.exports import choose_source, labref_process, write_cells
 

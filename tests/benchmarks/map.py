@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from labref import operations
-from labref.agent.client import AgentClient
-from labref.bundle import starter_bundle
+from labref.bundles.bundle import starter_bundle
 from labref.demo.analyser import Source
 from labref.errors import LabrefError
 from labref.lab import Lab
-from labref.query import Desk
+from labref.web import desk
+from labref.web.client import AgentClient
+from labref.web.desk import Desk
 from tests.benchmarks.exports import choose_source, labref_process, write_cells
 from tests.stores import new_cell
 
@@ -67,8 +67,8 @@ def _serve(
     agent = AgentClient.find(lab)
     if agent is None:
         raise RuntimeError("the agent does not answer")
-    (first,) = [row for row in operations.run(lab, "map.train") if "progress" not in row]
-    desk = Desk(lab, agent, None)
+    (first,) = [row for row in desk.run(lab, "map.train") if "progress" not in row]
+    asked = Desk(lab, agent, None)
     question = write_cells(source, lab.folder.parent / "questions", 1)[0].read_bytes()
     written = 0
 
@@ -81,13 +81,13 @@ def _serve(
 
     take_in()  # warm
     usual, training, seconds = [], [], []
-    at_rest = [_ask(desk, question) for _ in range(queries)]
+    at_rest = [_ask(asked, question) for _ in range(queries)]
     while_training: list[float] = []
     with_both: list[float] = []
     for _ in range(rounds):
         usual.append(take_in())
         with _Trainings(lab) as trainings:
-            while_training += [_ask(desk, question) for _ in range(queries // rounds)]
+            while_training += [_ask(asked, question) for _ in range(queries // rounds)]
             asking = threading.Event()
             asker = threading.Thread(target=_ask_on, args=(desk, question, asking, with_both))
             training.append(take_in())
@@ -147,7 +147,7 @@ class _Trainings:
     def _run(self) -> None:
         try:
             while not self._end.is_set():
-                for row in operations.run(self._lab, "map.train", full=True):
+                for row in desk.run(self._lab, "map.train", full=True):
                     if "progress" in row and "radius" in row["progress"]["text"]:
                         self._begun.set()
                     if "progress" not in row:

@@ -37,10 +37,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from labref.bundle import install, starter_bundle
-from labref.centring import distance_from_middle
-from labref.image import decode, prepare, prepare_pixels
-from labref.inference import Embedder
+from labref.bundles.bundle import install, starter_bundle
+from labref.bundles.inference import Embedder
+from labref.cells.centring import distance_from_middle
+from labref.cells.image import decode, prepare, prepare_pixels
 from tests.benchmarks.duplicates import DATA, measure_neighbours
 from training.data import Item, list_images, make_split, name_fraction
 from training.evaluate import K, nearest

@@ -31,11 +31,11 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from labref import references
-from labref.bundle import Bundle, install, starter_bundle
-from labref.duplicates import DEFAULTS
-from labref.fingerprint import VERSION, Fingerprint
+from labref.asking import references
+from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.cells.sameness import DEFAULTS
 from labref.store import Store
+from labref.words import VERSION, Fingerprint
 from tests.stores import BUNDLE, LABELS, activate
 
 SPREAD = 100

@@ -25,13 +25,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from labref import operations
-from labref.bundle import install, starter_bundle
+from labref.bundles.bundle import install, starter_bundle
+from labref.bundles.inference import Embedder
+from labref.cells.image import prepare
 from labref.errors import LabrefError
-from labref.image import prepare
-from labref.inference import Embedder
 from labref.lab import Lab
-from labref.query import ask, status
+from labref.web import desk
+from labref.web.desk import ask, status
 from tests.benchmarks.exports import choose_source, labref_process, write_cells
 from tests.bundles import another
 
@@ -65,7 +65,7 @@ def change_while_killed(
     if process.returncode != 0:
         raise RuntimeError(f"labref agent --once exited {process.returncode}: {err.strip()}")
     taken = json.loads(out)
-    list(operations.run(lab, "bundle.install", file=str(other)))
+    list(desk.run(lab, "bundle.install", file=str(other)))
     faults: list[str] = []
     killed_at: list[int] = []
     deadline = time.monotonic() + 60 * minutes
@@ -73,7 +73,7 @@ def change_while_killed(
         agent = _start(lab)
         try:
             started = time.monotonic()
-            (*_, change) = operations.run(lab, "bundle.activate", bundle="other", yes=True)
+            (*_, change) = desk.run(lab, "bundle.activate", bundle="other", yes=True)
             total = change["cells"]
             done = change["embedded"]
             lost = 0.0

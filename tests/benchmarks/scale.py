@@ -32,14 +32,16 @@ from typing import Any
 import numpy as np
 import psutil
 
-from labref import references
-from labref.agent.client import AgentClient
-from labref.bundle import Bundle, starter_bundle
-from labref.duplicates import DEFAULTS
-from labref.fingerprint import Verdict, digest
+from labref.asking import references
+from labref.bundles.bundle import Bundle, starter_bundle
+from labref.cells.hashes import digest
+from labref.cells.sameness import DEFAULTS
 from labref.lab import Lab
-from labref.operations import Context, perform
+from labref.operations import perform
 from labref.store import NewCell, Resemblance, Store
+from labref.tasks.context import Context
+from labref.web.client import AgentClient
+from labref.words import Verdict
 from tests.benchmarks.exports import choose_source, labref_process
 from tests.benchmarks.query import build, latents_of, note, times
 from tests.stores import new_cell

@@ -34,8 +34,8 @@ import psutil
 from numpy.typing import NDArray
 
 from labref import som
-from labref.bundle import install, starter_bundle
-from labref.inference import Embedder
+from labref.bundles.bundle import install, starter_bundle
+from labref.bundles.inference import Embedder
 from tests.benchmarks.exports import REAL_CELLS
 from training.data import load_attributes
 from training.latents import Latents, embed_latents, load_latents, on_map

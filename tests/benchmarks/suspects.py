@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labref import operations
-from labref.bundle import Bundle, install, starter_bundle
+from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.bundles.inference import Embedder
+from labref.cells.image import prepare
 from labref.config import MapConfig
-from labref.image import prepare
-from labref.inference import Embedder
 from labref.lab import Lab
-from labref.mapping import retrain
 from labref.store import NewCell, cell_id_of
+from labref.tasks.mapping import retrain
+from labref.web import desk
 from tests.benchmarks.exports import REAL_CELLS
 
 __all__ = ["main", "measure"]
@@ -119,7 +119,7 @@ def _once(
         for _ in retrain(store, MapConfig(), bundle.digest):
             pass
     most = round(first * len(images))
-    listed = [row["cell_id"] for row in operations.run(lab, "map.suspects", limit=most)]
+    listed = [row["cell_id"] for row in desk.run(lab, "map.suspects", limit=most)]
     wrong = {ids[i] for i in changed.tolist()}
     network = None
     if set(given.tolist()) <= set(known):

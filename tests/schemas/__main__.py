@@ -17,7 +17,7 @@ import numpy as np
 from labref.agent import run
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from labref.lab import Lab
-from labref.store import migrations
+from labref.store.duckdb import migrations
 
 
 def make(target: Path) -> None:

@@ -1,0 +1,164 @@
+"""Asking a lab: references for an image, what became of files, how the lab is. By the agent where one runs, else directly.
+
+Both ways give the same answer (but for `timings_ms`): the same code makes it, and an image is always embedded by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from labref import __version__
+from labref.asking import change, references
+from labref.asking.drift import overview
+from labref.bundles.bundle import Bundle
+from labref.bundles.inference import Embedder
+from labref.cells.centring import whereabouts
+from labref.cells.hashes import digest
+from labref.cells.image import decode, prepare_pixels
+from labref.cells.sameness import Thresholds
+from labref.errors import LabrefError
+from labref.export.paths import path_to_text
+from labref.lab import Lab
+from labref.lab.judge import Judge, repeated
+from labref.store import LedgerRow, Store
+
+__all__ = [
+    "answer",
+    "ledger_json",
+    "open_embedder",
+    "store_status",
+]
+
+MOST_REFERENCES: Final = 100
+
+
+def answer(
+    lab: Lab,
+    store: Store,
+    embedder: Embedder,
+    data: bytes,
+    *,
+    name: str,
+    k: int = 8,
+    by: str = "latent",
+    analyser: str | None = None,
+    any_optics: bool = False,
+) -> dict[str, Any]:
+    """References for the image `data`, the bytes of its file, as the JSON values that DESIGN.md lists.
+
+    name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent", or "map" once the lab has one.
+    analyser : that the image came from, where it is known; references come from the same one.  any_optics : from all.
+    `cell` says where in the picture the cell was found, see `labref.cells.centring.whereabouts`.
+    Raises `UnreadableImageError` where the bytes are no usable image.
+    """
+    check_question(k, by)
+    started = time.perf_counter()
+    pixels = decode(data)
+    cell = prepare_pixels(pixels)
+    prepared = time.perf_counter()
+    # one image alone: in a batch with others its numbers could differ in the last bit
+    embeddings = embedder.embed(cell.crop[None])
+    embedded = time.perf_counter()
+    probabilities, latent = embeddings.probabilities[0], embeddings.latents[0]
+    labels = embedder.bundle.manifest.labels
+    best = int(probabilities.argmax())
+    named = digest(data)
+    repeats: list[str] = []
+    if store.has_digest(named) is None:
+        judge = Judge(lab, Thresholds.of(embedder.bundle.manifest.duplicates))
+        repeats = repeated(store, judge, pixels, cell)
+    found = references.find(
+        store,
+        bundle=embedder.bundle,
+        latent=latent,
+        digest=named,
+        k=k,
+        by=by,
+        analyser=analyser,
+        any_optics=any_optics,
+        repeats=repeats,
+        withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
+    )
+    searched = time.perf_counter()
+    return {
+        "image": name,
+        "bundle": embedder.bundle.digest,
+        "cell": whereabouts(cell),
+        "predicted": {"label": labels[best], "probability": float(probabilities[best])},
+        "probabilities": {label: float(p) for label, p in zip(labels, probabilities, strict=True)},
+        "references": [_plain(asdict(reference)) for reference in found.references],
+        "distribution": _plain(asdict(found.distribution)),
+        "novelty": _plain(asdict(found.novelty)),
+        "optics": asdict(found.optics),
+        "duplicate_of": found.duplicate_of,
+        "map": None if found.place is None else asdict(found.place),
+        "timings_ms": {
+            "prepare": round(1e3 * (prepared - started), 3),
+            "embed": round(1e3 * (embedded - prepared), 3),
+            "search": round(1e3 * (searched - embedded), 3),
+            "total": round(1e3 * (searched - started), 3),
+        },
+    }
+
+
+def check_question(k: int, by: str) -> None:
+    """Raise `LabrefError` where so many references, or this way to find them, cannot be asked for."""
+    if not 1 <= k <= MOST_REFERENCES:
+        raise LabrefError(f"{k} references cannot be given; ask for 1 to {MOST_REFERENCES} with -k")
+    if by not in ("latent", "map"):
+        raise LabrefError(f"references cannot be found by {by!r}; ask with --by latent or --by map")
+
+
+def store_status(lab: Lab, store: Store, embedder: Embedder) -> dict[str, Any]:
+    """The part of `status` that does not depend on who asks."""
+    counts = store.counts()
+    bundle = embedder.bundle
+    pending = store.changes.pending()
+    return {
+        "lab": path_to_text(str(lab.folder)),
+        "version": __version__,
+        "bundle": {"name": bundle.manifest.name, "version": bundle.manifest.version, "digest": bundle.digest},
+        "without_latent": store.changes.coverage(bundle.digest).missing,
+        "optics": overview(store, bundle),
+        "bundle_change": None if pending is None else change.describe(store, pending.digest),
+        "provider": embedder.provider,
+        "provider_line": embedder.provider_line,
+        "cells": counts.cells,
+        "outcomes": {str(name): number for name, number in counts.outcomes.items()},
+        "labels": dict(counts.by_label),
+        "label_sources": {str(name): number for name, number in counts.by_label_source.items()},
+        "slides": {name: number for name, number in counts.by_slide.items() if name is not None},
+        "analysers": {name: number for name, number in counts.by_analyser.items() if name is not None},
+    }
+
+
+def ledger_json(row: LedgerRow) -> dict[str, Any]:
+    """A ledger row as JSON values; `at` in ISO 8601, UTC."""
+    values: dict[str, Any] = _plain(asdict(row))
+    return values
+
+
+def open_embedder(lab: Lab, bundle: Bundle) -> Embedder:
+    """The lab's embedder, on the device its configuration asks for."""
+    inference = lab.config.inference
+    return Embedder.open(
+        bundle, device=inference.device, threads=inference.threads or None, precision=inference.precision
+    )
+
+
+def _plain(value: Any) -> Any:
+    """`value` with its dates, enumerations and paths as JSON has them."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,50 @@
+"""How the change from one bundle to another stands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from labref.progress import Row
+from labref.store import Store
+
+__all__ = ["describe"]
+
+_FAILURES_TOLD: Final = 20
+
+
+def describe(store: Store, digest: str) -> Row:
+    """How the change to a bundle stands: {`bundle` {name, version, digest}, `state`, `cells`, `embedded`, `failed`, `failures`
+    [{cell_id, reason}] (the first few), `switch` (by itself), `report` (see `compare`)}.
+
+    state: "active", "re-embedding", "comparing", "held" (some cells cannot be embedded), "ready" (to be switched) or "none".
+    """
+    stored = next((bundle for bundle in store.bundles() if bundle.digest == digest), None)
+    pending = store.changes.pending()
+    pending = pending if pending is not None and pending.digest == digest else None
+    name, version = (None, None) if stored is None else (stored.name, stored.version)
+    row: Row = {
+        "bundle": {"name": name, "version": version, "digest": digest},
+        "state": "none",
+        "cells": 0,
+        "embedded": 0,
+        "failed": 0,
+        "failures": [],
+        "switch": pending is not None and pending.switch,
+        "report": None if pending is None else pending.report,
+    }
+    if stored is None:
+        return row
+    coverage = store.changes.coverage(digest)
+    row |= {"cells": coverage.cells, "embedded": coverage.embedded, "failed": coverage.failed}
+    if coverage.failed:
+        failures = list(store.changes.failures(digest).items())[:_FAILURES_TOLD]
+        row["failures"] = [{"cell_id": cell_id, "reason": reason} for cell_id, reason in failures]
+    if pending is None:
+        row["state"] = "active" if store.active_bundle() == digest else "none"
+    elif pending.report is None:
+        row["state"] = "re-embedding" if coverage.missing else "comparing"
+    elif coverage.failed and not pending.leave_out:
+        row["state"] = "held"
+    else:
+        row["state"] = "ready"
+    return row

@@ -1,0 +1,438 @@
+"""One shipped model version: a folder named by its digest, verified before any byte of it reaches the runtime.
+
+A bundle holds `manifest.json`, `trunk.onnx`, `encoder.onnx`, `golden.npz` (inputs and outputs measured at export) and
+`MODEL_CARD.md`. It is shipped as one zip file with the ending `.labref`. The manifest carries the SHA-256 of every other
+file, so the SHA-256 of the manifest's bytes names, and vouches for, the whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.cells.image import PREPARATION
+from labref.errors import BundleError
+from labref.failpoints import failpoint
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_BYTES",
+    "NO_ARCHIVE",
+    "SUFFIX",
+    "Bundle",
+    "Golden",
+    "Manifest",
+    "NoveltyThreshold",
+    "Precision",
+    "Trunk",
+    "install",
+    "manifest_bytes",
+    "pack",
+    "remove",
+    "starter_bundle",
+    "unpacked",
+]
+
+FORMAT_VERSION = 1
+"""The bundle format this labref reads and writes."""
+SUFFIX = ".labref"
+"""Ending of a bundle shipped as one file."""
+MAX_BYTES = 2_000_000_000
+"""Unpacked; a bundle larger than this is no bundle."""
+NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+)
+"""What reading a file that is no sound zip archive raises."""
+_MANIFEST = "manifest.json"
+_DIMENSION = 6.0  # intrinsic dimension of a bundle's latents where it does not say: the first starter had 5.6
+_REQUIRED = frozenset({"trunk.onnx", "encoder.onnx", "golden.npz", "MODEL_CARD.md"})
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+
+
+@dataclass(frozen=True)
+class NoveltyThreshold:
+    """When nothing in the lab resembles a cell: the mean distance (mean squared error in latent space) of the `k` nearest
+    is above `threshold`; `how` tells how it was calibrated.
+
+    cells : among how many cells the nearest were looked for then.  dimension : intrinsic dimension of those cells' latents. Both are
+    None in bundles made before they were kept; see `among`.
+    """
+
+    threshold: float
+    k: int
+    how: str
+    cells: int | None = None
+    dimension: float | None = None
+
+    def among(self, cells: int) -> float:
+        """The threshold for a lab with so many cells.
+
+        Among n cells of intrinsic dimension d the nearest is about n^(-1/d) away, its mean squared error n^(-2/d) (Levina &
+        Bickel 2004, eq. 4-8), so in a young lab everything is far: the threshold grows by (calibrated cells / cells)^(2/d). Measured
+        with the starter on 300 cells of pbc, all of known classes: among 30 others 31 % of them were called novel without this and
+        2.4 % with it; among 100, 9.7 % and 0.3 %; among 300, 4.5 % and 0.4 %. In a lab with more cells than were
+        calibrated on it stays: whether a cell nearer than any between two known ones is novel, nobody has measured.
+        """
+        calibrated = self.cells
+        if calibrated is None:
+            told = re.search(r"of ([\d,]+) training cells", self.how)
+            calibrated = int(told[1].replace(",", "")) if told else None
+        if calibrated is None or not 0 < cells < calibrated:
+            return self.threshold
+        return float(self.threshold * (calibrated / cells) ** (2 / (self.dimension or _DIMENSION)))
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        values: dict[str, Any] = {"threshold": self.threshold, "k": self.k, "how": self.how}
+        return values | {
+            name: value for name, value in (("cells", self.cells), ("dimension", self.dimension)) if value is not None
+        }
+
+
+Precision = Literal["full", "float16", "int8"]
+"""Arithmetic of a trunk: float32 ("full"), float16 for GPUs, int8 for CPUs."""
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A trunk of reduced precision beside the full one.
+
+    file : its graph; empty where it was not admitted, and its figures only say why.  agreement : by kind of store, how many of
+    a query's eight references stay, with an interval.  golden_tolerance : as the manifest's, for this trunk.
+    measured : on how many cells, and how fast, at export.
+    """
+
+    precision: Precision
+    file: str
+    admitted: bool
+    agreement: Mapping[str, Mapping[str, Any]]
+    golden_tolerance: float
+    measured: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself.
+
+    labels : class names in the order of the trunk's probabilities.  class_ids, class_groups : id and group by class name.
+    preparation : how crops were prepared; must equal `labref.cells.image.PREPARATION`.
+    features : shape [h, w, c] at the break.  orientations : turns and mirrors averaged inside the trunk.
+    duplicates : thresholds of the duplicate verdict.  golden_tolerance : largest absolute difference from the golden
+    outputs that a runtime may show.  training, figures : where the model comes from and how it was measured, with the commands.
+    files : SHA-256 and size in bytes of every other file of the bundle.
+    optics : background, focus and colour of the training cells, as `labref.cells.optics.statistics` gives them; empty where not measured.
+    trunks : trunks of reduced precision, those that may be used and those that were measured and may not.
+    """
+
+    format_version: int
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    class_ids: Mapping[str, str]
+    class_groups: Mapping[str, str]
+    preparation: Mapping[str, Any]
+    features: tuple[int, int, int]
+    orientations: int
+    latent_size: int
+    latent_scale: float
+    novelty: NoveltyThreshold
+    duplicates: Mapping[str, Any]
+    golden_tolerance: float
+    training: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+    trunks: tuple[Trunk, ...] = ()
+    optics: Mapping[str, Any] = field(default_factory=dict)
+
+    def trunk(self, precision: Precision) -> Trunk | None:
+        """The admitted trunk of a reduced precision, or None."""
+        return next((trunk for trunk in self.trunks if trunk.precision == precision and trunk.admitted), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values: the content of `manifest.json`."""
+        return {
+            "format_version": self.format_version,
+            "name": self.name,
+            "version": self.version,
+            "classes": [
+                {"index": i, "id": self.class_ids[label], "name": label, "group": self.class_groups[label]}
+                for i, label in enumerate(self.labels)
+            ],
+            "preparation": dict(self.preparation),
+            "features": list(self.features),
+            "orientations": self.orientations,
+            "latent": {"size": self.latent_size, "scale": self.latent_scale},
+            "novelty": self.novelty.to_json(),
+            "duplicates": dict(self.duplicates),
+            "golden_tolerance": self.golden_tolerance,
+            "training": dict(self.training),
+            "figures": dict(self.figures),
+            "files": {name: dict(entry) for name, entry in self.files.items()},
+            **({"trunks": [vars(trunk) for trunk in self.trunks]} if self.trunks else {}),
+            **({"optics": dict(self.optics)} if self.optics else {}),
+        }
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Manifest:
+        """Read `manifest.json`'s values. Raises KeyError, TypeError or ValueError where they are incomplete."""
+        classes = sorted(values["classes"], key=lambda entry: int(entry["index"]))
+        height, width, channels = (int(n) for n in values["features"])
+        return Manifest(
+            format_version=int(values["format_version"]),
+            name=str(values["name"]),
+            version=str(values["version"]),
+            labels=tuple(str(entry["name"]) for entry in classes),
+            class_ids={str(entry["name"]): str(entry["id"]) for entry in classes},
+            class_groups={str(entry["name"]): str(entry["group"]) for entry in classes},
+            preparation=dict(values["preparation"]),
+            features=(height, width, channels),
+            orientations=int(values["orientations"]),
+            latent_size=int(values["latent"]["size"]),
+            latent_scale=float(values["latent"]["scale"]),
+            novelty=NoveltyThreshold(
+                float(values["novelty"]["threshold"]),
+                int(values["novelty"]["k"]),
+                str(values["novelty"]["how"]),
+                None if values["novelty"].get("cells") is None else int(values["novelty"]["cells"]),
+                None if values["novelty"].get("dimension") is None else float(values["novelty"]["dimension"]),
+            ),
+            duplicates=dict(values["duplicates"]),
+            golden_tolerance=float(values["golden_tolerance"]),
+            training=dict(values["training"]),
+            figures=dict(values["figures"]),
+            files={str(name): dict(entry) for name, entry in values["files"].items()},
+            trunks=tuple(_trunk(entry) for entry in values.get("trunks", ())),
+            optics=dict(values.get("optics", {})),
+        )
+
+
+def _trunk(entry: Mapping[str, Any]) -> Trunk:
+    return Trunk(
+        precision=entry["precision"],
+        file=str(entry["file"]),
+        admitted=bool(entry["admitted"]),
+        agreement={str(name): dict(values) for name, values in entry["agreement"].items()},
+        golden_tolerance=float(entry["golden_tolerance"]),
+        measured=dict(entry["measured"]),
+    )
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Crops uint8[n, 256, 256, 3] and what they gave at export: probabilities float32[n, c], latents float32[n, L]."""
+
+    crops: NDArray[np.uint8]
+    probabilities: NDArray[np.float32]
+    latents: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk.
+
+    folder : where it lies.  digest : SHA-256 of its manifest, 64 hexadecimal characters.  manifest : what it says of itself.
+    """
+
+    folder: Path
+    digest: str
+    manifest: Manifest
+
+    @property
+    def short(self) -> str:
+        """First 12 characters of the digest: the bundle's name in folders, tables and answers."""
+        return self.digest[:12]
+
+    @staticmethod
+    def open(folder: Path) -> Bundle:
+        """Open and verify the bundle in `folder`: every file there, none besides, each with its digest.
+
+        Raises `BundleError` naming the file that is wrong.
+        """
+        try:
+            raw = (folder / _MANIFEST).read_bytes()
+        except OSError as error:
+            raise BundleError(
+                f"no bundle at {folder}: {error.strerror or error}. Install one with `labref init --bundle FILE`."
+            ) from None
+        manifest = _read_manifest(raw, folder)
+        present = {entry.name for entry in folder.iterdir()} - {_MANIFEST}
+        expected = set(manifest.files)
+        if present != expected:
+            odd = ", ".join(sorted(present ^ expected))
+            raise BundleError(f"bundle at {folder} is not whole: missing or unknown {odd}. Install it again.")
+        for name, entry in manifest.files.items():
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != entry["sha256"]:
+                raise BundleError(f"bundle at {folder} is damaged: {name} does not have its digest. Install it again.")
+        return Bundle(folder, hashlib.sha256(raw).hexdigest(), manifest)
+
+    def golden(self, precision: Precision = "full") -> Golden:
+        """The golden inputs, and the outputs that the trunk of that precision gave."""
+        ending = "" if precision == "full" else f"_{precision}"
+        with np.load(self.folder / "golden.npz", allow_pickle=False) as arrays:
+            return Golden(arrays["crops"], arrays[f"probabilities{ending}"], arrays[f"latents{ending}"])
+
+
+def _read_manifest(raw: bytes, where: Path) -> Manifest:
+    try:
+        values = json.loads(raw)
+        version = int(values["format_version"])
+        if version > FORMAT_VERSION:
+            raise BundleError(
+                f"bundle at {where} has format {version}, this labref knows up to {FORMAT_VERSION}. Upgrade labref."
+            )
+        manifest = Manifest.from_json(values)
+        sizes = [int(entry["bytes"]) for entry in manifest.files.values()]
+        digests = [str(entry["sha256"]) for entry in manifest.files.values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"bundle at {where} has no usable manifest: {type(error).__name__} {error}") from None
+    if not set(manifest.files) >= _REQUIRED or not all(_FILE_NAME.fullmatch(name) for name in manifest.files):
+        raise BundleError(
+            f"bundle at {where}: its manifest must name {', '.join(sorted(_REQUIRED))}, by plain file names"
+        )
+    if not {trunk.file for trunk in manifest.trunks if trunk.admitted} <= set(manifest.files):
+        raise BundleError(f"bundle at {where}: its manifest tells of a trunk that is not among its files")
+    if sum(sizes) > MAX_BYTES or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
+        raise BundleError(f"bundle at {where}: its manifest names files of impossible size or digest")
+    if dict(manifest.preparation) != PREPARATION:
+        raise BundleError(
+            f"bundle at {where} was trained on crops prepared as {dict(manifest.preparation)}, this labref prepares them "
+            f"as {PREPARATION}. Use the labref that came with the bundle, or change to a newer one: `labref bundle install FILE`, "
+            "then `labref bundle activate NAME --yes`."
+        )
+    return manifest
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The bytes of `manifest.json`; their SHA-256 is the bundle's digest."""
+    return (json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+
+
+def starter_bundle() -> Path:
+    """The bundle that comes with labref, as one file."""
+    path = Path(__file__).parents[1] / "starter" / f"starter{SUFFIX}"
+    if not path.is_file():
+        raise BundleError(f"the starter bundle is missing from this installation ({path}). Install labref again.")
+    return path
+
+
+def pack(folder: Path, out: Path) -> Bundle:
+    """Pack the bundle in `folder` as the one file `out`, after verifying it. The same bundle always gives the same bytes."""
+    bundle = Bundle.open(folder)
+    temporary = out.with_name(out.name + ".part")
+    with zipfile.ZipFile(temporary, "w", compression=zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in [_MANIFEST, *sorted(bundle.manifest.files)]:
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, (folder / name).read_bytes())
+    os.replace(temporary, out)
+    return bundle
+
+
+def install(source: Path, bundles: Path) -> Bundle:
+    """Bring the bundle at `source` (a `.labref` file or a folder) into the folder `bundles`, as `bundles/<short>/`.
+
+    It is verified before and after; what is half-copied is never visible under its name; installing twice changes nothing.
+    Raises `BundleError`.
+    """
+    if not source.exists():
+        raise BundleError(f"no bundle at {source}: there is no such file or folder")
+    bundles.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=bundles))
+    try:
+        failpoint("bundle.write")
+        if source.is_dir():
+            original = Bundle.open(source)
+            for name in [_MANIFEST, *original.manifest.files]:
+                shutil.copyfile(source / name, staging / name)
+        else:
+            _unpack(source, staging)
+        failpoint("bundle.fsync")
+        for path in staging.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        bundle = Bundle.open(staging)
+        target = bundles / bundle.short
+        if target.exists():
+            try:
+                return Bundle.open(target)
+            except BundleError:
+                shutil.rmtree(target)  # a damaged copy: the verified one takes its place
+        staging.chmod(0o755)
+        failpoint("bundle.rename")
+        os.replace(staging, target)
+        failpoint("bundle.renamed", may_fail=False)
+        return Bundle(target, bundle.digest, bundle.manifest)
+    except OSError as error:
+        raise BundleError(f"cannot install the bundle {source} into {bundles}: {error}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def unpacked(source: Path) -> Iterator[Bundle]:
+    """The bundle in a `.labref` file (or a folder), verified, for as long as the block lasts. Raises `BundleError`."""
+    if source.is_dir():
+        yield Bundle.open(source)
+        return
+    if not source.is_file():
+        raise BundleError(f"no bundle at {source}: there is no such file or folder")
+    with tempfile.TemporaryDirectory(prefix="labref-bundle-", ignore_cleanup_errors=True) as folder:
+        _unpack(source, Path(folder))
+        yield Bundle.open(Path(folder))
+
+
+def remove(bundles: Path, digest: str) -> None:
+    """Delete the installed bundle with this digest from the folder `bundles`, if it is there. Raises `BundleError`."""
+    target = bundles / digest[:12]
+    if not target.exists():
+        return
+    try:
+        # under another name first: a half-deleted bundle is never there under its own
+        going = Path(tempfile.mkdtemp(prefix=".outgoing-", dir=bundles)) / target.name
+        failpoint("bundle.remove")
+        os.replace(target, going)
+        shutil.rmtree(going.parent)
+    except OSError as error:
+        raise BundleError(
+            f"the bundle in {target} cannot be deleted: {error.strerror or error}. Delete it by hand."
+        ) from None
+
+
+def _unpack(source: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            infos = archive.infolist()
+            names = [info.filename for info in infos]
+            if _MANIFEST not in names or len(set(names)) != len(names):
+                raise BundleError(f"{source} is no labref bundle: it has no {_MANIFEST}, or a name twice")
+            if not all(_FILE_NAME.fullmatch(name) for name in names):
+                raise BundleError(f"{source} is no labref bundle: it holds names that are not plain file names")
+            if sum(info.file_size for info in infos) > MAX_BYTES:
+                raise BundleError(f"{source} is no labref bundle: it unpacks to more than {MAX_BYTES // 10**9} GB")
+            for info in infos:
+                with archive.open(info) as packed, (folder / info.filename).open("wb") as out:
+                    shutil.copyfileobj(packed, out)
+    except NO_ARCHIVE as error:
+        raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None

@@ -1,0 +1,213 @@
+"""Crops → class probabilities and latents, by ONNX Runtime on CUDA where it works, else on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from labref.bundles.bundle import Bundle, Precision
+from labref.errors import BundleError
+
+__all__ = ["Device", "Embedder", "Embeddings", "cuda_problem"]
+
+Device = Literal["auto", "cpu", "cuda"]
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_BATCH = {_CPU: 16, _CUDA: 128}
+_REDUCED: dict[str, Precision] = {_CPU: "int8", _CUDA: "float16"}
+_QUIET = 4  # ONNX Runtime's severity "fatal": what matters is said once, in labref's words
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """probabilities : float32[n, c], per class of the bundle.  latents : float32[n, L], means of the VAE's encoder."""
+
+    probabilities: NDArray[np.float32]
+    latents: NDArray[np.float32]
+
+
+class Embedder:
+    """A bundle's two graphs, opened on one device. Safe to use from several threads.
+
+    bundle : what is run.  provider : ONNX Runtime's name of the execution provider in use.  precision : of the trunk in use;
+    a reduced one is in the bundle only if its references are those of the full one, also beside cells that the full one
+    embedded (measured at export, in the manifest), so both fill the same latent space.
+    provider_line : one line for people, saying which device is used and why.
+    batch_size : crops that go through the graphs at once; memory is bounded by it, whatever `embed` is given.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        trunk: Any,
+        encoder: Any,
+        provider: str,
+        provider_line: str,
+        precision: Precision = "full",
+    ) -> None:
+        self.bundle = bundle
+        self.precision = precision
+        self.provider = provider
+        self.provider_line = provider_line
+        self.batch_size = _BATCH[provider]
+        self._trunk = trunk
+        self._encoder = encoder
+
+    @staticmethod
+    def open(
+        bundle: Bundle,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        precision: Literal["auto", "full"] = "auto",
+    ) -> Embedder:
+        """Open `bundle` on `device`; `threads` CPU threads (default: every core).
+
+        "auto" takes CUDA where a driver, a GPU and the CUDA libraries are found, else the CPU. "cuda" insists on it.
+        precision : "auto" takes the bundle's trunk of reduced precision for the device, where it has one and this computer
+        gives its golden outputs; "full" never does.
+        Raises `BundleError` where the graphs cannot be run, or CUDA was insisted on and is not to be had.
+        """
+        onnxruntime.set_default_logger_severity(_QUIET)
+        threads = threads or os.cpu_count() or 1
+        reason = "asked for in the configuration"
+        if device != "cpu":
+            problem = cuda_problem()
+            if problem is None:
+                try:
+                    sessions = _sessions(bundle, [_CUDA, _CPU], threads)
+                    if sessions[0].get_providers()[0] == _CUDA:
+                        line = f"inference on the GPU (CUDA, onnxruntime {onnxruntime.__version__})"
+                        full = Embedder(bundle, *sessions, _CUDA, line)
+                        return full if precision == "full" else _reduced(full, [_CUDA, _CPU], threads)
+                    problem = "the CUDA libraries could not be loaded; install them with `pip install labref[cuda]`"
+                except BundleError as error:
+                    problem = f"CUDA failed to start ({error})"
+            if device == "cuda":
+                raise BundleError(
+                    f'inference on CUDA was asked for, but {problem}. Set device = "auto" to use the CPU.'
+                )
+            reason = problem
+        plural = "" if threads == 1 else "s"
+        line = f"inference on the CPU, {threads} thread{plural} (onnxruntime {onnxruntime.__version__}): {reason}"
+        full = Embedder(bundle, *_sessions(bundle, [_CPU], threads), _CPU, line)
+        return full if precision == "full" else _reduced(full, [_CPU], threads)
+
+    def embed(self, crops: NDArray[np.uint8]) -> Embeddings:
+        """Embed crops uint8[n, 256, 256, 3], any n, in batches of `batch_size`."""
+        if crops.ndim != 4 or crops.shape[1:] != (256, 256, 3) or crops.dtype != np.uint8:
+            raise ValueError(f"crops must be uint8[n, 256, 256, 3], not {crops.dtype}{list(crops.shape)}")
+        manifest = self.bundle.manifest
+        probabilities = np.empty((len(crops), len(manifest.labels)), dtype=np.float32)
+        latents = np.empty((len(crops), manifest.latent_size), dtype=np.float32)
+        for start in range(0, len(crops), self.batch_size):
+            part = slice(start, min(start + self.batch_size, len(crops)))
+            batch = np.ascontiguousarray(crops[part])
+            probabilities[part], features = self._trunk.run(["probabilities", "features"], {"crops": batch})
+            (latents[part],) = self._encoder.run(["latent"], {"features": features})
+        return Embeddings(probabilities, latents)
+
+    @property
+    def golden_tolerance(self) -> float:
+        """Largest difference from the golden outputs that the trunk in use may show."""
+        manifest = self.bundle.manifest
+        trunk = manifest.trunk(self.precision)
+        return manifest.golden_tolerance if trunk is None else trunk.golden_tolerance
+
+    def golden_difference(self) -> float:
+        """Largest absolute difference between what the golden crops give here and what they gave at export.
+
+        Raises `BundleError` where it is above the manifest's `golden_tolerance`: this computer must not be trusted with it.
+        """
+        golden = self.bundle.golden(self.precision)
+        here = self.embed(golden.crops)
+        difference = max(
+            float(np.abs(here.probabilities - golden.probabilities).max()),
+            float(np.abs(here.latents - golden.latents).max()),
+        )
+        tolerance = self.golden_tolerance
+        if not difference <= tolerance:
+            raise BundleError(
+                f"bundle {self.bundle.short} does not give its golden outputs on this computer: they differ by "
+                f'{difference:.3g}, allowed is {tolerance:.3g} ({self.provider_line}). Set device = "cpu", or report this.'
+            )
+        return difference
+
+    def close(self) -> None:
+        """Free both graphs."""
+        self._trunk = self._encoder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _reduced(full: Embedder, providers: list[str], threads: int) -> Embedder:
+    """The embedder with the bundle's trunk of reduced precision for its provider, or `full` where there is none that works."""
+    wanted = _REDUCED[full.provider]
+    trunk = full.bundle.manifest.trunk(wanted)
+    if trunk is None:
+        return full
+    try:
+        session = _session(full.bundle, trunk.file, providers, threads)
+        if session.get_providers()[0] != full.provider:
+            return full
+        line = f"{full.provider_line}, {wanted} trunk"
+        reduced = Embedder(full.bundle, session, full._encoder, full.provider, line, wanted)
+        reduced.golden_difference()
+    except BundleError:  # it has to earn its place on this computer; the full trunk says what is wrong, if it is
+        full.provider_line += f"; the {wanted} trunk does not give its golden outputs here, so the full one is used"
+        return full
+    return reduced
+
+
+def _sessions(bundle: Bundle, providers: list[str], threads: int) -> tuple[Any, Any]:
+    trunk, encoder = (_session(bundle, name, providers, threads) for name in ("trunk.onnx", "encoder.onnx"))
+    return trunk, encoder
+
+
+def _session(bundle: Bundle, name: str, providers: list[str], threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _QUIET
+    # waiting threads that spin would take the time in which the next cells are decoded
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(bundle.folder / name), options, providers=providers)
+    except Exception as error:  # onnxruntime raises its own types, and RuntimeError
+        first = str(error).splitlines()[0]
+        raise BundleError(f"bundle {bundle.short}: {name} cannot be run: {first}") from None
+
+
+def cuda_problem() -> str | None:
+    """Why CUDA cannot be used here, or None. Looked into before ONNX Runtime tries, which would say it in a page of warnings."""
+    if _CUDA not in onnxruntime.get_available_providers():
+        return "this onnxruntime has no CUDA"
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver on this computer"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "no NVIDIA GPU in this computer"
+    return _preload_problem()
+
+
+def _preload_problem() -> str | None:
+    """Load CUDA and cuDNN from the wheels beside onnxruntime, if they are there; what it prints is not for people."""
+    import contextlib
+    import io
+
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            preload()
+    return None

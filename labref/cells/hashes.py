@@ -1,0 +1,108 @@
+"""What tells one cell image from another: the digest of its bytes, perceptual hashes of its crop, the thesis' duplicate rule.
+
+labref's own verdict needs more than hashes: see `labref.cells.sameness`. The thesis' rule stays to be measured beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from labref.cells.image import CROP_SIZE
+from labref.words import Fingerprint, Verdict
+
+__all__ = [
+    "DUPLICATE_BELOW",
+    "POSSIBLE_UP_TO",
+    "REDUCE",
+    "WINDOW",
+    "average_hash",
+    "digest",
+    "fingerprint",
+    "hash_windows",
+    "shifted_fingerprints",
+    "to_int",
+    "verdict",
+]
+
+
+DUPLICATE_BELOW = 2
+"""Cells of one class whose average hashes differ in fewer bits are duplicates (thesis, section 4.2)."""
+POSSIBLE_UP_TO = 3
+"""The thesis looked at a difference of three by hand; two and three are kept here for review."""
+
+
+REDUCE: Final = 4
+"""Pixels of a picture, each way, that become one before it is hashed."""
+WINDOW: Final = 224 // REDUCE
+"""Side of what is hashed, reduced pixels; most of what lies farther from a crop's middle belongs to other cells."""
+_EDGE: Final = (CROP_SIZE // REDUCE - WINDOW) // 2
+_STEP: Final = 8 // REDUCE
+_SHIFTS: Final = ((0, 0), (-_STEP, 0), (_STEP, 0), (0, -_STEP), (0, _STEP))
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of the bytes, 64 lower-case hexadecimal characters."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def average_hash(crop: NDArray[np.uint8]) -> int:
+    """Average hash of a crop uint8[256, 256, 3] as an unsigned 64-bit integer (imagehash; thesis, section 3.7)."""
+    # quartering by a box filter first makes the Lanczos resize inside imagehash ten times cheaper
+    return to_int(imagehash.average_hash(Image.fromarray(crop).convert("L").reduce(8)).hash)
+
+
+def fingerprint(crop: NDArray[np.uint8]) -> Fingerprint:
+    """Difference hashes (imagehash's `dhash` and `dhash_vertical`) of the middle of a crop uint8[256, 256, 3].
+
+    The crop is centred on the nucleus, so that a shift of the whole image cancels. Both together tell cells apart some
+    hundred times better than one.
+    """
+    return shifted_fingerprints(crop)[0]
+
+
+def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
+    """The fingerprint of a crop uint8[256, 256, 3], and those with its middle a third of a hash's cell up, down, left and right.
+
+    A search with all of them finds a cell whose nucleus was found a little elsewhere when it was stored.
+    """
+    small = Image.fromarray(crop).convert("L").reduce(REDUCE)
+    return hash_windows(np.asarray(small), [(_EDGE + row, _EDGE + column) for row, column in _SHIFTS])
+
+
+def hash_windows(grey: NDArray[np.uint8], corners: Sequence[tuple[int, int]]) -> tuple[Fingerprint, ...]:
+    """Fingerprints of windows of 56×56 pixels in a reduced grey picture uint8[h, w]. corners : (row, column), upper left, of each.
+
+    All at once: the resize is a product with the weights of Pillow's Lanczos filter, as imagehash uses it, without its rounding.
+    """
+    windows = np.stack([grey[top : top + WINDOW, left : left + WINDOW] for top, left in corners]).astype(np.float32)
+    eight, nine = _lanczos(8), _lanczos(9)
+    across = np.diff(eight.T @ windows @ nine, axis=2) > 0
+    down = np.diff(nine.T @ windows @ eight, axis=1) > 0
+    return tuple(Fingerprint(to_int(one), to_int(two)) for one, two in zip(across, down, strict=True))
+
+
+@lru_cache
+def _lanczos(size: int) -> NDArray[np.float32]:
+    """What each pixel of a line of 56 gives to each of `size`: float32[56, size]."""
+    each = Image.fromarray(np.eye(WINDOW, dtype=np.float32))
+    return np.asarray(each.resize((size, WINDOW), Image.Resampling.LANCZOS))
+
+
+def to_int(bits: NDArray[np.bool_]) -> int:
+    """The 64 bits bool[8, 8] of a hash as an unsigned integer."""
+    return int.from_bytes(np.packbits(bits.ravel()).tobytes(), "big")
+
+
+def verdict(distance: int) -> Verdict:
+    """Verdict by the thesis' rule on the Hamming distance between average hashes of two cells of one class."""
+    if distance < DUPLICATE_BELOW:
+        return Verdict.DUPLICATE
+    return Verdict.POSSIBLE if distance <= POSSIBLE_UP_TO else Verdict.DIFFERENT

@@ -1,0 +1,326 @@
+"""Bytes of one cell image → a prepared crop: decoded safely, background fixed, nucleus centred, 256×256.
+
+The very same code prepares a cell for training and in the lab. The order is: decode to 8-bit RGB; measure the smear's
+background and bring it to `BACKGROUND` in every channel (a gain per channel, so optical densities are kept: Beer–Lambert);
+find the cell at the image's middle (`labref.cells.segmentation`) by its optical density in red light, where the azure dyes of every
+Romanowsky stain absorb and red cells do not; cut `CROP_SIZE` pixels around it at the analyser's own scale, padded with background
+beyond the image's edge; fade to the background what belongs to other cells.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from labref.cells.segmentation import segment
+from labref.errors import UnreadableImageError
+
+__all__ = [
+    "BACKGROUND",
+    "CROP_SIZE",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "PREPARATION",
+    "CellImage",
+    "colour_densities",
+    "cut",
+    "decode",
+    "measure_background",
+    "nuclear_density",
+    "prepare",
+    "prepare_pixels",
+]
+
+CROP_SIZE = 256
+"""Side of a crop in pixels (the thesis' 256×256 around the nucleus)."""
+BACKGROUND = 240
+"""Intensity, 0 to 255, that the smear's background gets in every channel."""
+MIN_SIDE = 32
+"""An image with a shorter side (pixels) holds no cell and is refused."""
+MAX_PIXELS = 64_000_000
+"""An image with more pixels is refused before it is decoded: no analyser writes one, a decompression bomb does."""
+PREPARATION = {"version": 3, "crop_size": CROP_SIZE, "background": BACKGROUND}
+"""What a bundle's manifest records of the preparation; a bundle made with another is refused."""
+
+_ORIENTATION = 0x0112  # EXIF
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+_REDUCE = 4  # background and nucleus are looked for in the image at a quarter of its scale
+_GAIN_LIMITS = (0.75, 4.0)
+
+# Pillow warns of damaged EXIF on stderr, once a file; the picture is used all the same
+warnings.filterwarnings("ignore", "(Possibly corrupt|Corrupt) EXIF data", UserWarning)
+_LOG = np.log(np.arange(256, dtype=np.float32) + 1.0)
+
+_BLANK = Image.new("RGB", (CROP_SIZE, CROP_SIZE), (BACKGROUND,) * 3)
+
+U8 = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CellImage:
+    """One prepared cell.
+
+    crop : uint8[256, 256, 3], RGB, background at `BACKGROUND`, the cell in the middle, other cells faded to the background:
+    what the networks see.
+    surroundings : uint8[256, 256, 3], the same piece of the image with everything in it: what pictures are compared by.
+    centre : (row, column) of the crop's centre in the decoded image, pixels.
+    others : (row, column) of the centres of other nucleated cells in the decoded image, pixels, nearest first.
+    size : (height, width) of the decoded image, pixels.
+    background : intensity of the smear's background per channel (R, G, B) as measured, 0 to 255.
+    nucleus_found : False where nothing within reach of the image's middle absorbed enough red light, and that middle was taken.
+    """
+
+    crop: U8
+    surroundings: U8
+    centre: tuple[float, float]
+    others: tuple[tuple[float, float], ...]
+    size: tuple[int, int]
+    background: tuple[float, float, float]
+    nucleus_found: bool
+
+
+def decode(data: bytes) -> U8:
+    """Decode JPEG, PNG, BMP or TIFF bytes to RGB as a person would see them.
+
+    EXIF orientation is applied, transparency laid over white, 16-bit and grey brought to 8-bit RGB, CMYK converted; of
+    several frames the first is taken.
+
+    Returns uint8[height, width, 3]. Raises `UnreadableImageError` whose message is a reason fit for the ledger.
+    """
+    return np.asarray(_decode(data))
+
+
+def _decode(data: bytes) -> Image.Image:
+    if not data:
+        raise UnreadableImageError("the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableImageError(_too_large(width, height))
+            if min(width, height) < MIN_SIDE:
+                raise UnreadableImageError(
+                    f"too small to hold a cell: {width}×{height} px, at least {MIN_SIDE}×{MIN_SIDE} is needed"
+                )
+            opened.load()
+            return _to_rgb(ImageOps.exif_transpose(opened) if _lies_turned(opened) else opened)
+    except UnreadableImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UnreadableImageError(_too_large(*_png_or_unknown_size(data))) from None
+    except UnidentifiedImageError:
+        raise UnreadableImageError(
+            "not an image: the content is no JPEG, PNG, BMP or TIFF, whatever its name says"
+        ) from None
+    except MemoryError:
+        raise UnreadableImageError("too large to decode in this computer's memory") from None
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        struct.error,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "truncated" in text.lower() or "unexpected end" in text.lower():
+            raise UnreadableImageError(f"truncated: the image ends before it is complete ({len(data)} bytes)") from None
+        raise UnreadableImageError(f"damaged image: {text}") from None
+
+
+def _lies_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # whatever Pillow makes of damaged EXIF: the pixels are sound, and they are what counts
+        return False
+
+
+def _too_large(width: int | None, height: int | None) -> str:
+    size = f": {width}×{height} px" if width and height else ""
+    return f"too large{size}, at most {MAX_PIXELS // 1_000_000} million pixels are decoded (a decompression bomb?)"
+
+
+def _png_or_unknown_size(data: bytes) -> tuple[int | None, int | None]:
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return int(width), int(height)
+    return None, None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise UnreadableImageError("damaged image: pixel values that are no numbers")
+        top = values.max(initial=0.0)
+        # 16 bit unless the values say otherwise: floats in 0…1, or 8-bit values in a wider type
+        scale = 255.0 if image.mode == "F" and top <= 1.0 else 1.0 if top <= 255.0 else 255.0 / 65535.0
+        grey = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")
+
+
+def measure_background(small: U8) -> tuple[float, float, float]:
+    """Intensity of the smear's background, R, G, B, 0 to 255.
+
+    small : uint8[h, w, 3], an image at reduced scale. The background is the brightest mode of the image's grey values that
+    holds at least 3 % of it; where a field is too crowded to show one, the 98th percentile stands in.
+    """
+    flat = small.reshape(-1, 3)
+    grey = (flat[:, 0].astype(np.uint16) + flat[:, 1] + flat[:, 2]) // 3
+    histogram = np.bincount(grey, minlength=256).astype(np.float64)
+    kernel = np.exp(-0.5 * (np.arange(-9, 10) / 3.0) ** 2)
+    smooth = np.convolve(histogram, kernel / kernel.sum(), mode="same")
+    window = np.convolve(histogram, np.ones(17), mode="same")
+    is_mode = np.zeros(256, dtype=bool)
+    is_mode[1:-1] = (smooth[1:-1] >= smooth[:-2]) & (smooth[1:-1] > smooth[2:])
+    is_mode[-1] = smooth[-1] > smooth[-2]
+    modes = np.flatnonzero(is_mode & (window >= max(0.03 * len(flat), 0.25 * window.max())))
+    brightest = int(modes[-1]) if modes.size else int(np.percentile(grey, 98))
+    near = np.abs(grey.astype(np.int16) - brightest) <= 8
+    chosen = flat[near] if near.any() else flat
+    red, green, blue = (_median(np.bincount(chosen[:, channel], minlength=256)) for channel in range(3))
+    return red, green, blue
+
+
+def _median(counts: NDArray[np.intp]) -> float:
+    """The median of values of which each, 0 to 255, occurs so often."""
+    up_to = np.cumsum(counts)
+    total = int(up_to[-1])
+    low, high = np.searchsorted(up_to, [(total - 1) // 2, total // 2], side="right")
+    return float(low + high) / 2
+
+
+def _gain_table(background: tuple[float, float, float]) -> U8:
+    """Look-up table uint8[3, 256] that brings `background` to `BACKGROUND` in each channel."""
+    gains = np.clip(BACKGROUND / np.maximum(background, 1.0), *_GAIN_LIMITS)
+    return np.clip(np.rint(np.arange(256)[None, :] * gains[:, None]), 0, 255).astype(np.uint8)
+
+
+def _illumination(score: F32) -> F32:
+    """Plane float32[h, w] of uneven illumination under a density map, fitted to the lighter half of its pixels."""
+    height, width = score.shape
+    y = np.linspace(-1.0, 1.0, height, dtype=np.float32)
+    x = np.linspace(-1.0, 1.0, width, dtype=np.float32)
+    half = score.size // 2
+    level, by_row, by_column = float(np.partition(score, half, axis=None)[half]), 0.0, 0.0
+    for _ in range(4):
+        residual = score - (by_row * y[:, None] + (by_column * x + level))
+        light = (residual <= np.partition(residual, half, axis=None)[half]).astype(np.float32)
+        values = light * score
+        rows, columns, count = light.sum(axis=1), light.sum(axis=0), float(light.sum())
+        sum_y, sum_x, sum_xy = float(rows @ y), float(columns @ x), float(y @ light @ x)
+        # a little ridge keeps the slopes at zero where the lighter pixels lie on one side only
+        sum_yy, sum_xx = float(rows @ y**2) + 0.02 * count, float(columns @ x**2) + 0.02 * count
+        normal = [[count, sum_y, sum_x], [sum_y, sum_yy, sum_xy], [sum_x, sum_xy, sum_xx]]
+        right = [float(values.sum()), float(values.sum(axis=1) @ y), float(values.sum(axis=0) @ x)]
+        level, by_row, by_column = np.linalg.solve(normal, right).tolist()
+    slope: F32 = (by_row * y[:, None] + by_column * x).astype(np.float32)
+    return slope
+
+
+def nuclear_density(small: U8, background: tuple[float, float, float]) -> F32:
+    """Optical density of the nuclear stain, float32[h, w], uneven light taken out, smoothed over 3×3 pixels.
+
+    small : uint8[h, w, 3] at a quarter of the analyser's scale.  background : its intensity, R, G, B.
+    """
+    density = np.log(np.asarray(background[:2], dtype=np.float32) + 1.0) - _LOG[small[:, :, :2]]
+    # red light finds the nucleus; a little green keeps pale, eosin-rich platelets and washed-out stains in sight
+    score = density[:, :, 0] + 0.15 * density[:, :, 1]
+    score = np.clip(score - _illumination(score), 0.0, 2.0)
+    smooth: F32 = ndimage.uniform_filter(score, 3, mode="nearest")
+    return smooth
+
+
+def colour_densities(small: U8, background: tuple[float, float, float]) -> F32:
+    """Optical density in red, green and blue light, float32[h, w, 3], of what `nuclear_density` takes."""
+    densities: F32 = np.log(np.asarray(background, dtype=np.float32) + 1.0) - _LOG[small]
+    return densities
+
+
+def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
+    """Crop uint8[size, size, 3] of `image` uint8[h, w, 3] around `centre` (row, column), `fill` uint8[3] beyond its edges."""
+    height, width = image.shape[:2]
+    top = round(centre[0] - (size - 1) / 2)
+    left = round(centre[1] - (size - 1) / 2)
+    y0, y1 = max(top, 0), min(top + size, height)
+    x0, x1 = max(left, 0), min(left + size, width)
+    if y1 - y0 == size and x1 - x0 == size:
+        return image[y0:y1, x0:x1]
+    crop = np.empty((size, size, 3), dtype=np.uint8)
+    crop[:] = fill
+    if y1 > y0 and x1 > x0:
+        crop[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
+    return crop
+
+
+def prepare(data: bytes) -> CellImage:
+    """Prepare the cell in `data`, the bytes of one image file.
+
+    Raises `UnreadableImageError` whose message is a reason fit for the ledger.
+    """
+    return prepare_pixels(_decode(data))
+
+
+def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
+    """Prepare a cell that is already decoded: an RGB picture, or uint8[h, w, 3]. `prepare` is this after `decode`."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    width, height = picture.size
+    # not Image.reduce: its grid begins at one corner, so that a mirrored image would be cut elsewhere
+    scaled = (round(width / _REDUCE), round(height / _REDUCE))
+    small = np.asarray(picture.resize(scaled, Image.Resampling.BOX))
+    background = measure_background(small)
+    found = segment(nuclear_density(small, background), colour_densities(small, background))
+    scale = (height / scaled[1], width / scaled[0])
+
+    def in_picture(place: tuple[float, float]) -> tuple[float, float]:
+        return (place[0] + 0.5) * scale[0] - 0.5, (place[1] + 0.5) * scale[1] - 0.5
+
+    centre = ((height - 1) / 2, (width - 1) / 2) if found is None else in_picture(found.centre)
+    table = _gain_table(background)
+    image = np.asarray(picture)
+    # the fill goes through the same table as the pixels, so it comes out as the background does
+    fill = np.rint(background).astype(np.uint8)
+    raw = cut(image, centre, fill)
+    surroundings = np.asarray(Image.fromarray(raw).point(table.ravel().tolist()))
+    return CellImage(
+        crop=surroundings if found is None else _faded(surroundings, found.keep, centre, (height, width)),
+        surroundings=surroundings,
+        centre=centre,
+        others=() if found is None else tuple(map(in_picture, found.others)),
+        size=(height, width),
+        background=background,
+        nucleus_found=found is not None,
+    )
+
+
+def _faded(crop: U8, keep: F32, centre: tuple[float, float], size: tuple[int, int]) -> U8:
+    """The crop uint8[256, 256, 3] around `centre` with all that `keep`, a map of the whole image, says is another cell's faded to
+    the background; the crop itself where that is nothing."""
+    if float(keep.min()) > 0.99:
+        return crop
+    # in pixels of the map; beyond its edges what is at the edge goes on
+    scale = [len_map / len_image for len_map, len_image in zip(keep.shape, size, strict=True)]
+    margin = CROP_SIZE // 2
+    laid = np.pad(np.rint(255 * keep).astype(np.uint8), margin, mode="edge")
+    top, left = (round(at - (CROP_SIZE - 1) / 2) * step + margin for at, step in zip(centre, scale, strict=True))
+    part = (left, top, left + CROP_SIZE * scale[1], top + CROP_SIZE * scale[0])
+    mask = Image.fromarray(laid).resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR, box=part)
+    return np.asarray(Image.composite(Image.fromarray(crop), _BLANK, mask))

@@ -1,0 +1,118 @@
+"""Landmarks of a picture: by them the pictures of neighbouring cells are found, which show one field and have another middle each.
+
+The nuclei and platelets in a picture are its landmarks: dark spots that every picture of the field shows at the same place,
+whichever cell it was taken of. A fingerprint is made of the window around each, as it is of the crop around the cell. Two
+landmarks of each cell are stored; all that a new picture shows are looked up among them. Landmarks do not depend on the
+segmentation, except for the cell's centre that they are ordered by.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from labref.cells.hashes import REDUCE, WINDOW, hash_windows, to_int
+from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
+from labref.words import BITS, Fingerprint, Landmark
+
+__all__ = ["landmarks"]
+
+
+_BESIDE: Final = (
+    160  # pixels from the cell's centre; pictures of cells farther apart have too little in common to be registered
+)
+_MOST: Final = 6
+# lengths in reduced pixels, as most nuclei are 10 to 25 wide
+_BLUR: Final = 4.4
+_APART: Final = 5
+_BASE: Final = 0.1  # optical density of haze and of the palest red cells
+_DARKEST: Final = 0.9  # what is darker counts no more, so that a dark nucleus does not swallow a pale one beside it
+_LEAST: Final = 0.04  # of the blurred density above the base
+_LEAST_SHARE: Final = 0.3  # of the darkest landmark of the picture; lighter ones are red cells
+_SHIFTS: Final = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+_LEAST_SHOWN: Final = BITS // 2  # of each hash
+_INSIDE: Final = 0.9  # share of a hash's part that must lie in the picture
+_GREY: Final = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow has it
+
+F32 = NDArray[np.float32]
+
+
+def landmarks(pixels: NDArray[np.uint8], cell: CellImage) -> tuple[Landmark, ...]:
+    """The landmarks of a picture about its cell, nearest to the cell's centre first; at most six. About 2 ms.
+
+    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Spots that are less than half in the picture are left
+    out, with a window of 224 pixels about them.
+    """
+    # what the windows show of a large field, and no more
+    reach = _BESIDE + CROP_SIZE // 2
+    corner = [max(0, round(middle) - reach) for middle in cell.centre]
+    part = pixels[corner[0] : round(cell.centre[0]) + reach, corner[1] : round(cell.centre[1]) + reach]
+    small = Image.fromarray(part).reduce(REDUCE)
+    spots, depths = _spots(_density(np.asarray(small)[:, :, 0], cell.background[0]))
+    centre = (np.subtract(cell.centre, corner) + 0.5) / REDUCE - 0.5
+    away = np.hypot(*(spots - centre).T)
+    near = np.flatnonzero((depths >= _LEAST_SHARE * depths.max(initial=0.0)) & (away <= _BESIDE / REDUCE))
+    gains = [share * BACKGROUND / max(level, 1.0) for share, level in zip(_GREY, cell.background, strict=True)]
+    grey = np.asarray(small.convert("L", (*gains, 0.0)))
+    padded = np.pad(grey, WINDOW, mode="edge")
+    found: list[Landmark] = []
+    for spot in spots[near[np.argsort(away[near], kind="stable")]].tolist():
+        top, left = (round(at - (WINDOW - 1) / 2) for at in spot)
+        shown = _shown(_inside(top, grey.shape[0]), _inside(left, grey.shape[1]))
+        if len(found) < _MOST and min(bits.bit_count() for bits in shown) >= _LEAST_SHOWN:
+            corners = [(WINDOW + top + row, WINDOW + left + column) for row, column in _SHIFTS]
+            found.append(Landmark(hash_windows(padded, corners), shown))
+    return tuple(found)
+
+
+def _density(red: NDArray[np.uint8], background: float) -> F32:
+    """Optical density in red light, float32[h, w], of a reduced picture's red pixels uint8[h, w] before a background of 0 to 255."""
+    curve = np.log((max(background, 1.0) + 1.0) / (np.arange(256, dtype=np.float32) + 1.0)).astype(np.float32)
+    return np.asarray(np.clip(curve - _BASE, 0.0, _DARKEST - _BASE)[red])
+
+
+def _spots(density: F32) -> tuple[NDArray[np.float64], F32]:
+    """Peaks of the blurred density: (row, column) float64[n, 2] below the pixel, and their heights float32[n]."""
+    smooth = ndimage.gaussian_filter(density, _BLUR, mode="constant")
+    is_peak = (smooth == ndimage.maximum_filter(smooth, _APART, mode="nearest")) & (smooth > _LEAST)
+    is_peak[[0, -1]] = is_peak[:, [0, -1]] = False
+    rows, columns = np.nonzero(is_peak)
+    found = [
+        at + _vertex(smooth[rows - down, columns - right], smooth[rows, columns], smooth[rows + down, columns + right])
+        for at, down, right in ((rows, 1, 0), (columns, 0, 1))
+    ]
+    return np.stack(found, axis=1), smooth[is_peak]
+
+
+def _vertex(before: F32, here: F32, after: F32) -> NDArray[np.float64]:
+    """How far from the middle of three neighbours the parabola through them has its vertex, -0.5 to 0.5."""
+    bend = np.minimum(before - 2.0 * here + after, -1e-9)
+    return np.asarray(np.clip(0.5 * (before - after) / bend, -0.5, 0.5), np.float64)
+
+
+def _inside(start: int, length: int) -> NDArray[np.bool_]:
+    """Which pixels of a window bool[56] that begins at `start` lie in a picture of that length."""
+    at = np.arange(start, start + WINDOW)
+    return (at >= 0) & (at < length)
+
+
+def _shown(rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Fingerprint:
+    """Which bits of a fingerprint compare two places that lie in the picture. rows, columns : bool[56], those of the window that do."""
+    across = _in_parts(rows, 8)[:, None] & _next_too(_in_parts(columns, 9))[None, :]
+    down = _next_too(_in_parts(rows, 9))[:, None] & _in_parts(columns, 8)[None, :]
+    return Fingerprint(to_int(across), to_int(down))
+
+
+def _in_parts(inside: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """Which of `count` equal parts of bool[56] are true nearly all over."""
+    edges = np.linspace(0, WINDOW, count + 1).round().astype(int)
+    true = np.add.reduceat(inside, edges[:-1], dtype=int)
+    return np.asarray(true >= _INSIDE * np.diff(edges))
+
+
+def _next_too(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return inside[:-1] & inside[1:]

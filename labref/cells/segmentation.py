@@ -1,0 +1,351 @@
+"""Which cell a picture is about, and which parts of the picture belong to other cells.
+
+An analyser cuts its picture around the cell that it means, so the object at the picture's middle is chosen, or else one near
+it; of two as near, the darker one. It is split from what touches it in three steps: the map of nuclear density falls into
+catchment basins, one for each of its peaks (a watershed; Vincent & Soille, IEEE PAMI 13:583, 1991); basins that no valley
+divides are merged as long as they stay as compact as a nucleus; and the cell's centre is where a mean shift with a flat
+kernel as wide as a nucleus (Comaniciu & Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the middle. The basins near
+the centre are the cell's own, and the shift is repeated over them until they stay the same. It ends at the cell's own centre
+of density, so that a recapture shifted by some pixels ends at the same place. If the picture is not much larger than a cell,
+its middle lies in the cell's nucleus, or close to it, and the centre ended far from the middle, the centre is pulled back
+towards it: what drew it away is most likely part of a neighbour.
+
+All lengths here are pixels of the map, which is at a quarter of the analyser's scale: one is 0.4 µm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+__all__ = ["Segmented", "segment"]
+
+F32 = NDArray[np.float32]
+
+# chosen on pictures of pbc's training part and composites of them; `tests.benchmarks.neighbours` measures on held-out ones
+_BASE: Final = 0.10  # density of haze and of the palest red cells
+_PEAK_BLUR: Final = 2.5  # σ for the peaks among which one is chosen
+_LEAST_PEAK: Final = 0.04  # above the base; the palest optics' nuclei have 0.06
+_LEAST_SHARE: Final = 0.55  # of the highest peak within reach: lower ones are red cells
+_PALE: Final = 0.2  # above the base: no red cell is so dark
+_PRIOR: Final = 9.0  # σ of the distance from the middle
+_FULL_PEAK: Final = 0.3  # all peaks above count alike: the darker cell is not the likelier one
+_SEARCH: Final = 40.0  # farthest from the middle that a cell is looked for
+_SEEN: Final = 110  # of a larger map, so far from its middle all cells are seen: those that a crop can show
+_LEVEL: Final = (8, 2.5, 1.1)  # of a nucleus' density: search radius about the peak, σ of the blur, upper limit
+_NUCLEAR: Final = (0.45, 0.70)  # of the nucleus' density: from no nucleus to surely nucleus
+_STAINED: Final = (0.30, 0.90)  # of the same: from what weighs nothing in the centre to what weighs fully
+_BASIN_BLUR: Final = 3.0
+_VALLEY: Final = 0.8  # of the lower peak: a saddle above divides nothing
+_COMPACT: Final = 14.0  # most distance of two parts' centres of density that are merged
+_NEAR: Final = 18.0  # a part whose centre lies so near to the cell's is its own
+_IN_MIDDLE: Final = 13.5  # a peak so near to the middle is taken for the cell there
+_APPROACHES: Final = 6
+_KERNEL: Final = (18.5, 2.5)  # radius of the flat kernel, and how soft its edge is
+_STEPS: Final = 16
+_CUT: Final = 100  # a picture with a longer side is a field, not cut around a cell: its middle tells less
+_TRUSTED: Final = 7.8  # up to this distance from the middle the centre stays where it is
+_DRAWN: Final = (
+    (11.3, 0.6),
+    (13.5, 0.02),
+)  # up to this distance so much of what is beyond stays; then so much, and no more
+_HOLDS: Final = (
+    5.0,
+    11.0,
+)  # distance of the nucleus from the middle up to which the cell holds it, and from which it does not
+_LEAST_PART: Final = 8.0  # nuclear pixels of a part that counts as another cell
+_LEAST_FADED: Final = (
+    200.0  # the same, of one that is faded: a smaller one is more often a lobe or granules of the cell itself
+)
+_SAME_STAIN: Final = (
+    0.975  # cosine of two stains' colours; other nuclei of a smear have 0.98 and more, red cells 0.77 to 0.965
+)
+_FADED: Final = (
+    21.0  # least distance of another nucleus that is faded: a lobe of a large cell can lie nearer, and looks the same
+)
+_BODY: Final = 8.0  # radius about the centre that is the chosen cell's own
+_MARGIN: Final = (4.0, 0.9)  # cytoplasm about another nucleus: at least, and of its radius
+_BORDER: Final = 1.5  # how soft the border between two cells is
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What is seen in a map of nuclear density.
+
+    centre : (row, column) of the chosen cell, pixels of the map.
+    others : (row, column) of other nuclei or parts of them, nearest to the centre first; red cells are not among them.
+    keep : float32[h, w], 1 where the map shows the chosen cell or no cell, 0 where it shows another cell, soft between.
+    """
+
+    centre: tuple[float, float]
+    others: tuple[tuple[float, float], ...]
+    keep: F32
+
+
+def segment(density: F32, colours: F32) -> Segmented | None:
+    """Find the cell nearest to the middle of a map; None where the map shows nothing that could be one.
+
+    density : float32[h, w], optical density of the nuclear stain, smoothed a little, at a quarter of the analyser's scale.
+    colours : float32[h, w, 3], optical density in red, green and blue light. What absorbs otherwise than the chosen cell's nucleus
+    is no nucleus, however dark: in some optics red cells are as dark in red light as a pale nucleus.
+    """
+    height, width = density.shape
+    if max(height, width) > 2 * _SEEN + 2:
+        return _segment_part(density, colours)
+    middle = np.array([(height - 1) / 2, (width - 1) / 2])
+    chosen = _choose(density, middle)
+    if chosen is None:
+        return None
+    level = _level(density, chosen)
+    nuclear = _between(density, level, _NUCLEAR)
+    part_of, centres, masses = _parts(nuclear)
+    if not len(centres):
+        return None
+    centre, own = _settle(_between(density, level, _STAINED), part_of, centres, chosen, middle)
+    if max(height, width) <= _CUT:
+        centre = _pulled_back(centre, middle, nuclear, own[part_of])
+    other = ~own[:-1] & (masses >= _LEAST_PART) & _stained_like(colours, nuclear, part_of, own)
+    away = np.hypot(*(centres - centre).T)
+    order = [number for number in np.argsort(away, kind="stable").tolist() if other[number]]
+    spared = own | np.append((away <= _FADED) | (masses < _LEAST_FADED), False)
+    keep = _territory(nuclear, part_of, spared, other & ~spared[:-1], masses, centre)
+    return Segmented((float(centre[0]), float(centre[1])), tuple((float(y), float(x)) for y, x in centres[order]), keep)
+
+
+def _segment_part(density: F32, colours: F32) -> Segmented | None:
+    """`segment` of a map that is larger than what is looked at: of its middle alone."""
+    # as much is left out above as below, and at the left as at the right
+    top, left = (max(0, size // 2 - _SEEN) for size in density.shape)
+    bottom, right = (size - start for size, start in zip(density.shape, (top, left), strict=True))
+    found = segment(density[top:bottom, left:right], colours[top:bottom, left:right])
+    if found is None:
+        return None
+    keep = np.ones(density.shape, np.float32)
+    keep[top:bottom, left:right] = found.keep
+    others = tuple((row + top, column + left) for row, column in found.others)
+    return Segmented((found.centre[0] + top, found.centre[1] + left), others, keep)
+
+
+def _choose(density: F32, middle: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """The peak (row, column) that the picture is about; None where there is none."""
+    smooth = ndimage.gaussian_filter(np.clip(density - _BASE, 0.0, 0.8), _PEAK_BLUR, mode="constant")
+    is_peak = (smooth == ndimage.maximum_filter(smooth, 5, mode="nearest")) & (smooth > _LEAST_PEAK)
+    peaks = np.argwhere(is_peak).astype(float)
+    if not len(peaks):
+        return None
+    heights = smooth[is_peak]
+    squares = ((peaks - middle) ** 2).sum(axis=1)
+    likely = np.log(np.minimum(heights, _FULL_PEAK)) - squares / (2 * _PRIOR**2)
+    within = squares <= _SEARCH**2
+    if not within.any():
+        return None
+    stained = heights >= _LEAST_SHARE * heights[within].max()
+    # a pale cell in the middle is chosen beside however dark a one
+    stained |= (heights >= _PALE) & (squares <= _IN_MIDDLE**2)
+    likely[~(within & stained)] = -np.inf
+    return np.asarray(peaks[int(np.argmax(likely))], np.float64)
+
+
+def _level(density: F32, peak: NDArray[np.float64]) -> float:
+    """Density of the nucleus at `peak`, at its darkest."""
+    reach, blur, most = _LEVEL
+    row, column = (int(at) for at in peak)
+    about = density[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
+    return min(most, float(ndimage.gaussian_filter(about, blur, mode="nearest").max()))
+
+
+def _between(density: F32, level: float, shares: tuple[float, float]) -> F32:
+    """How far the density lies between two shares of `level`, 0 to 1; float32[h, w]."""
+    low, high = (share * level for share in shares)
+    between: F32 = np.clip((density - low) / (high - low), 0.0, 1.0)
+    return between
+
+
+def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """The map's nuclei, or parts of them: number of each pixel's part intp[h, w] (their count where it has none), their centres of
+    density float64[n, 2] and their masses float64[n], in full pixels."""
+    smooth = ndimage.gaussian_filter(nuclear, _BASIN_BLUR, mode="constant")
+    is_peak = (smooth == ndimage.maximum_filter(smooth, 3, mode="constant")) & (smooth > 0.03)
+    # a large dark nucleus has a plateau of equal pixels, which is one peak
+    plateaus, count = ndimage.label(is_peak, np.ones((3, 3)))
+    if not count:
+        return np.zeros(nuclear.shape, np.intp), np.empty((0, 2)), np.empty(0)
+    basin = plateaus.ravel()[_uphill(smooth)].astype(np.intp) - 1
+    basin[basin < 0] = count
+    rows, columns = np.indices(nuclear.shape)
+    sums = [
+        np.bincount(basin.ravel(), weights=values.ravel(), minlength=count + 1)[:count]
+        for values in (nuclear, nuclear * rows, nuclear * columns)
+    ]
+    mass, by_row, by_column = (values.tolist() for values in (sums[0] + 1e-9, sums[1], sums[2]))
+    heights = np.zeros(count, np.float32)
+    heights[plateaus[is_peak] - 1] = smooth[is_peak]
+    parent = list(range(count))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            number = parent[number]
+        return number
+
+    for saddle, one, two in _saddles(smooth, basin, count):
+        a, b = root(one), root(two)
+        if a == b or saddle < _VALLEY * min(heights[a], heights[b]):
+            continue
+        apart = np.hypot(by_row[a] / mass[a] - by_row[b] / mass[b], by_column[a] / mass[a] - by_column[b] / mass[b])
+        if apart > _COMPACT:
+            continue
+        if heights[a] < heights[b]:
+            a, b = b, a
+        parent[b] = a
+        mass[a], by_row[a], by_column[a] = mass[a] + mass[b], by_row[a] + by_row[b], by_column[a] + by_column[b]
+    roots, numbers = np.unique([root(number) for number in range(count)], return_inverse=True)
+    part_of = np.append(numbers, len(roots))[basin]
+    centres = np.array([[by_row[number] / mass[number], by_column[number] / mass[number]] for number in roots.tolist()])
+    return part_of, centres, np.array([mass[number] for number in roots.tolist()])
+
+
+def _uphill(smooth: F32) -> NDArray[np.intp]:
+    """For each pixel the peak that the steepest way up leads to, as an index into the flat map; intp[h, w]."""
+    height, width = smooth.shape
+    padded = np.full((height + 2, width + 2), -1.0, np.float32)
+    padded[1:-1, 1:-1] = smooth
+    flat = np.arange(height * width).reshape(height, width)
+    highest, towards = smooth.copy(), flat.copy()
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            neighbour = padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+            up = neighbour > highest
+            highest[up] = neighbour[up]
+            towards[up] = flat[up] + down * width + right
+    ends = towards.ravel()
+    while not np.array_equal(further := ends[ends], ends):
+        ends = further
+    return ends.reshape(height, width)
+
+
+def _saddles(smooth: F32, basin: NDArray[np.intp], count: int) -> list[tuple[float, int, int]]:
+    """Where basins touch: (height of the saddle, basin, basin), highest first."""
+    pairs: list[NDArray[np.intp]] = []
+    lower: list[F32] = []
+    for here, there in (
+        (np.s_[1:, :], np.s_[:-1, :]),
+        (np.s_[:, 1:], np.s_[:, :-1]),
+        (np.s_[1:, 1:], np.s_[:-1, :-1]),
+        (np.s_[1:, :-1], np.s_[:-1, 1:]),
+    ):
+        a, b = basin[here], basin[there]
+        border = (a != b) & (a < count) & (b < count)
+        pairs.append(np.minimum(a[border], b[border]) * count + np.maximum(a[border], b[border]))
+        lower.append(np.minimum(smooth[here][border], smooth[there][border]))
+    touching, which = np.unique(np.concatenate(pairs), return_inverse=True)
+    heights = np.zeros(len(touching), np.float32)
+    np.maximum.at(heights, which, np.concatenate(lower))
+    order = np.argsort(-heights, kind="stable")
+    return [(float(heights[at]), *divmod(int(touching[at]), count)) for at in order.tolist()]
+
+
+def _settle(
+    stained: F32,
+    part_of: NDArray[np.intp],
+    centres: NDArray[np.float64],
+    peak: NDArray[np.float64],
+    middle: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The chosen cell's centre (row, column), and which parts are its own: bool[n + 1], False for no part."""
+    first = int(np.argmin(np.hypot(*(centres - peak).T)))
+    centre = middle if np.hypot(*(peak - middle)) <= _IN_MIDDLE else peak
+    own = np.zeros(len(centres) + 1, bool)
+    for _ in range(_APPROACHES):
+        near = np.append(np.hypot(*(centres - centre).T) <= _NEAR, False)
+        near[first] = True
+        if (near == own).all():
+            break
+        own = near
+        centre = _shifted(stained, own[part_of], centre)
+    return centre, own
+
+
+def _stained_like(colours: F32, nuclear: F32, part_of: NDArray[np.intp], own: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which parts absorb light of the colours that the chosen cell's own do; bool[n]."""
+    sums = np.stack(
+        [
+            np.bincount(part_of.ravel(), weights=(nuclear * colours[..., channel]).ravel(), minlength=len(own))
+            for channel in range(3)
+        ],
+        axis=1,
+    )
+    mine = sums[own].sum(axis=0)
+    lengths = np.linalg.norm(sums[:-1], axis=1) * np.linalg.norm(mine)
+    alike: NDArray[np.bool_] = sums[:-1] @ mine >= _SAME_STAIN * np.maximum(lengths, 1e-9)
+    return alike
+
+
+def _shifted(stained: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the mean shift over the pixels of `own` bool[h, w] comes to rest."""
+    rows, columns = np.nonzero(own & (stained > 0.0))
+    mass = stained[rows, columns].astype(np.float64)
+    centre = start
+    for _ in range(_STEPS):
+        weight = mass * _soft((_KERNEL[0] - np.hypot(rows - centre[0], columns - centre[1])) / _KERNEL[1])
+        total = float(weight.sum())
+        if total <= 1e-6:
+            break
+        settled = np.array([float(weight @ rows) / total, float(weight @ columns) / total])
+        moved = float(np.abs(settled - centre).sum())
+        centre = settled
+        if moved < 0.02:
+            break
+    return centre
+
+
+def _pulled_back(
+    centre: NDArray[np.float64], middle: NDArray[np.float64], nuclear: F32, own: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """The centre, drawn back to the middle where the cell holds the middle: what pulls it farther away is part of a neighbour."""
+    away = float(np.hypot(*(centre - middle)))
+    if away <= _TRUSTED:
+        return centre
+    rows, columns = np.nonzero(own & (nuclear > 0.5))
+    gap = float(np.hypot(rows - middle[0], columns - middle[1]).min()) if len(rows) else np.inf
+    trust = min(1.0, max(0.0, (_HOLDS[1] - gap) / (_HOLDS[1] - _HOLDS[0])))
+    kept, begin = _TRUSTED, _TRUSTED
+    for end, share in _DRAWN:
+        kept += share * max(0.0, min(away, end) - begin)
+        begin = end
+    drawn: NDArray[np.float64] = middle + (centre - middle) * (1.0 - trust * (1.0 - kept / away))
+    return drawn
+
+
+def _territory(
+    nuclear: F32,
+    part_of: NDArray[np.intp],
+    own: NDArray[np.bool_],
+    other: NDArray[np.bool_],
+    masses: NDArray[np.float64],
+    centre: NDArray[np.float64],
+) -> F32:
+    """`Segmented.keep`: a pixel is another cell's where it is nearer to that one's nucleus, and within reach of it."""
+    theirs = np.append(other, False)[part_of] & (nuclear > 0.5)
+    if not theirs.any():
+        return np.ones(nuclear.shape, np.float32)
+    to_other, nearest = ndimage.distance_transform_edt(~theirs, return_indices=True)
+    mine = own[part_of] & (nuclear > 0.5)
+    rows, columns = np.arange(nuclear.shape[0])[:, None], np.arange(nuclear.shape[1])[None, :]
+    to_own = np.hypot(rows - centre[0], columns - centre[1]) - _BODY
+    if mine.any():
+        to_own = np.minimum(to_own, ndimage.distance_transform_edt(~mine))
+    radii = np.append(np.sqrt(masses / np.pi), 0.0)
+    reach = _MARGIN[0] + _MARGIN[1] * radii[part_of[tuple(nearest)]]
+    nearer = np.maximum(to_own, 0.0) - to_other
+    theirs_soft = _soft(nearer / _BORDER) * _soft((reach - to_other) / _BORDER)
+    return (1.0 - theirs_soft).astype(np.float32)
+
+
+def _soft(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logistic function."""
+    curve: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(values, -30.0, 30.0)))
+    return curve

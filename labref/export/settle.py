@@ -1,0 +1,110 @@
+"""Waiting for files to stand still: a file still being written is looked at again and again, and read once it has settled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from labref.config import WatchConfig
+from labref.export.scan import GONE, Candidate, look
+
+__all__ = ["Settling"]
+
+_CLOCK_AHEAD: Final = -2.0  # seconds; an age below says that the file's clock runs ahead of ours, and means nothing
+
+
+@dataclass
+class _Waiting:
+    candidate: Candidate
+    since: float  # monotonic seconds at which the file was first seen as it is now
+    first: float  # monotonic seconds at which it was first seen
+    hold_until: float = 0.0
+
+
+class Settling:
+    """The files that are not yet settled. For one thread.
+
+    A file is settled at once where it was last touched `stable_seconds` ago or longer, by its mtime and its ctime both (a copy
+    tool keeps the mtime of the original). Else it is looked at until size and times were the same for `stable_seconds`.
+    clock : monotonic seconds.
+    """
+
+    def __init__(self, watch: WatchConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._watch = watch
+        self._clock = clock
+        self._waiting: dict[str, _Waiting] = {}
+        self.vanished = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._waiting
+
+    def add(self, candidate: Candidate, *, observe: bool = False) -> bool:
+        """Take in a file seen now; True where it is settled at once and not kept here.
+
+        observe : do not trust its age (it appeared while the agent was looking, or changed while being read).
+        """
+        if candidate.signature is None:
+            self._waiting.pop(candidate.path, None)
+            return True
+        known = self._waiting.get(candidate.path)
+        if known is not None:
+            self._see(known, candidate)
+            return False
+        age = candidate.signature.age_seconds()
+        if not observe and (age >= self._watch.stable_seconds or self._watch.stable_seconds == 0):
+            return True
+        now = self._clock()
+        # what its age already proves need not be waited for again
+        proven = max(0.0, age) if not observe and age > _CLOCK_AHEAD else 0.0
+        self._waiting[candidate.path] = _Waiting(candidate, now - min(proven, self._watch.stable_seconds), now)
+        return False
+
+    def unfinished(self, candidate: Candidate) -> bool:
+        """Take back a settled file that is no usable image; False where it stood still for `complete_seconds` already."""
+        if candidate.signature is None:
+            return False
+        age = candidate.signature.age_seconds()
+        left = self._watch.complete_seconds - max(age, 0.0)
+        if left <= 0 or age < _CLOCK_AHEAD:
+            return False
+        now = self._clock()
+        self._waiting[candidate.path] = _Waiting(candidate, now, now, hold_until=now + left)
+        return True
+
+    def settled(self) -> Iterator[Candidate]:
+        """Look at every waiting file; those that have settled are given and no longer kept.
+
+        One that is gone, or changed for longer than `settle_limit_seconds`, is given as a candidate without signature.
+        """
+        for path, waiting in list(self._waiting.items()):
+            now = self._clock()
+            seen = look(path, waiting.candidate.root)
+            if seen is None:
+                del self._waiting[path]
+                self.vanished += 1
+                yield replace(waiting.candidate, signature=None, refusal=GONE)
+                continue
+            if seen.signature is None:
+                del self._waiting[path]
+                yield seen
+                continue
+            self._see(waiting, seen)
+            if now >= waiting.hold_until and now - waiting.since >= self._watch.stable_seconds:
+                del self._waiting[path]
+                yield waiting.candidate
+            elif now - waiting.first > self._watch.settle_limit_seconds:
+                del self._waiting[path]
+                limit = f"{self._watch.settle_limit_seconds:g}"
+                reason = f"still being written after {limit} s; it is tried again at the next scan"
+                yield replace(seen, signature=None, refusal=reason)
+
+    def _see(self, waiting: _Waiting, seen: Candidate) -> None:
+        if seen.signature != waiting.candidate.signature:
+            waiting.since = self._clock()
+            waiting.hold_until = 0.0
+            waiting.candidate = seen

@@ -1,0 +1,223 @@
+"""File events of the export folders: hints that a file should be looked at, or that a folder should be scanned sooner."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+from structlog.typing import FilteringBoundLogger
+from watchdog import events
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver, ObservedWatch
+
+__all__ = ["Watcher", "file_system_of", "is_network_folder"]
+
+_MOST_HINTS: Final = 20_000
+_DRIVE_REMOTE: Final = 4  # GetDriveTypeW
+_NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "drvfs",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "prl_fs",
+        "smb3",
+        "smbfs",
+    }
+    | {"vboxsf", "virtiofs", "vmhgfs"}
+)
+_EVENTS: Final = [
+    getattr(events, name)
+    for name in (
+        "FileCreatedEvent",
+        "FileModifiedEvent",
+        "FileClosedEvent",
+        "FileMovedEvent",
+        "FileAttribEvent",
+        "DirCreatedEvent",
+        "DirMovedEvent",
+    )
+    if hasattr(events, name)
+]
+
+
+class Watcher:
+    """Watches the folders `roots`; for one thread, but that hints come in from others.
+
+    polling : True watches nothing (whoever owns this scans often instead), False uses events everywhere, "auto" uses
+    events but on network shares. wake : called when there is something to look at.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        *,
+        extensions: Iterable[str],
+        polling: bool | Literal["auto"],
+        wake: threading.Event,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._roots = list(roots)
+        self._endings = tuple(extensions)
+        self._polling = polling
+        self._wake = wake
+        self._log = log
+        self._observer: BaseObserver | None = None
+        self._watches: dict[Path, tuple[tuple[int, int], ObservedWatch | None]] = {}
+        self._missing: set[Path] = set()
+        self._lock = threading.Lock()
+        self._hints: dict[str, str] = {}
+        self._scan_wanted = False
+
+    def ensure(self) -> bool:
+        """Watch every folder that is there and not yet watched, let go of those that went; True where one came (scan it)."""
+        came = False
+        for root in self._roots:
+            identity = _identity(root)
+            known = self._watches.get(root)
+            if known is not None and known[0] != identity:
+                self._unwatch(root, known[1])
+                known = None
+            if identity is None and root not in self._missing:
+                self._log.warning("a watched folder is not there", folder=self._number(root))
+                self._missing.add(root)
+            if known is None and identity is not None:
+                self._missing.discard(root)
+                self._watches[root] = (identity, self._watch(root))
+                came = True
+        return came
+
+    def must_poll(self) -> bool:
+        """Whether some folder that is there brings no events."""
+        return any(watch is None for _, watch in self._watches.values())
+
+    def methods(self) -> dict[Path, str]:
+        """For each folder: "events", "polling", or "missing"."""
+        found = dict.fromkeys(self._roots, "missing")
+        for root, (_, watch) in self._watches.items():
+            found[root] = "polling" if watch is None else "events"
+        return found
+
+    def hints(self) -> tuple[dict[str, str], bool]:
+        """What came since the last call: files to look at (path: watched folder), and whether a scan is wanted."""
+        with self._lock:
+            taken, self._hints = self._hints, {}
+            wanted, self._scan_wanted = self._scan_wanted, False
+        return taken, wanted
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+        self._watches.clear()
+
+    def _number(self, root: Path) -> int:
+        return self._roots.index(root)
+
+    def _watch(self, root: Path) -> ObservedWatch | None:
+        if self._polling is True or (self._polling == "auto" and is_network_folder(root)):
+            self._log.info("watching", folder=self._number(root), how="polling")
+            return None
+        try:
+            if self._observer is None:
+                self._observer = Observer()
+                self._observer.daemon = True
+                self._observer.start()
+            watch = self._observer.schedule(_Handler(self, str(root)), str(root), recursive=True, event_filter=_EVENTS)
+        except Exception as error:  # inotify's limits, a share without events: each system has its own kind
+            self._log.warning(
+                "no file events here, polling instead", folder=self._number(root), error=type(error).__name__
+            )
+            return None
+        self._log.info("watching", folder=self._number(root), how="events")
+        return watch
+
+    def _unwatch(self, root: Path, watch: ObservedWatch | None) -> None:
+        del self._watches[root]
+        if watch is not None and self._observer is not None:
+            with contextlib.suppress(Exception):  # the system let go of it already
+                self._observer.unschedule(watch)
+
+    def _hint(self, path: str, root: str) -> None:
+        name = Path(path).name
+        if name.startswith(".") or not name.lower().endswith(self._endings):
+            return
+        with self._lock:
+            if len(self._hints) < _MOST_HINTS:
+                self._hints[path] = root
+            else:
+                self._scan_wanted = True
+        self._wake.set()
+
+    def want_scan(self) -> None:
+        """Say that a scan is wanted."""
+        with self._lock:
+            self._scan_wanted = True
+        self._wake.set()
+
+
+class _Handler(events.FileSystemEventHandler):
+    def __init__(self, watcher: Watcher, root: str) -> None:
+        self._watcher = watcher
+        self._root = root
+
+    def on_any_event(self, event: events.FileSystemEvent) -> None:
+        # what lies in a new or moved folder may have come before its watch
+        if event.is_directory:
+            self._watcher.want_scan()
+            return
+        for path in (event.src_path, event.dest_path):
+            if path:
+                self._watcher._hint(os.fsdecode(path), self._root)
+
+
+def is_network_folder(folder: Path) -> bool:
+    """Whether `folder` lies on a network share or a virtual machine's shared folder, where file events cannot be relied on."""
+    if sys.platform == "win32":
+        drive = os.path.splitdrive(os.path.realpath(folder))[0]
+        if drive.startswith("\\\\"):
+            return True
+        return bool(ctypes.windll.kernel32.GetDriveTypeW(drive + "\\") == _DRIVE_REMOTE)
+    try:
+        mounts = Path("/proc/mounts").read_bytes().decode("utf-8", "surrogateescape")
+    except OSError:
+        return False
+    # sshfs and its like; a local disk through FUSE (ntfs-3g) is "fuseblk"
+    kind = file_system_of(os.path.realpath(folder), mounts)
+    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+
+
+def file_system_of(folder: str, mounts: str) -> str:
+    """The kind of file system that `folder`, a path without links, lies on; `mounts` is the content of /proc/mounts."""
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        _, written, found, *_ = line.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), written)
+        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):  # of two mounts at one point the later one is seen
+            best, kind = point, found
+    return kind
+
+
+def _identity(root: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(root)
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if root.is_dir() else None

@@ -1,0 +1,354 @@
+"""One lab: a folder with its configuration, store, kept images, bundles and logs.
+
+LAB/labref.toml                   what is watched, and how (labref.config)
+LAB/store.duckdb                  the latent store (labref.store)
+LAB/images/<ab>/<cd>/<sha256>     original bytes of every cell, named by their digest
+LAB/bundles/<short>/              installed bundles (labref.bundles.bundle)
+LAB/maps/<number>.npz             weights of the newest maps (labref.store.duckdb.maps)
+LAB/token                         secret of this lab's agent, readable by its owner only
+LAB/agent.json                    where the running agent listens; gone when none runs
+LAB/logs/labref.log               JSON lines, rotated
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import itertools
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.config import Config, load_config, starting_config
+from labref.errors import LabError
+from labref.failpoints import failpoint
+from labref.store import Store
+
+__all__ = ["Lab", "absolute", "new_token", "sync_folder"]
+
+_CONFIG = "labref.toml"
+_STORE = "store.duckdb"
+_INCOMING = ".incoming"  # inside images/: bytes on their way to their name
+_OWN_NAMES = (_CONFIG, _STORE, "images", "bundles", "maps", "logs", "token", "agent.json")
+_CELL_ID = re.compile(r"[0-9a-f]{16}")
+_sequence = itertools.count()
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab's folder (absolute) and its configuration."""
+
+    folder: Path
+    config: Config
+
+    @staticmethod
+    def find(explicit: Path | None = None) -> Lab:
+        """The lab at `explicit`, else at LABREF_LAB, else the nearest parent folder with a labref.toml.
+
+        Raises `LabError` with the remedy where there is none, `ConfigError` where its labref.toml is wrong.
+        """
+        if explicit is not None:
+            return Lab.open(explicit)
+        named = os.environ.get("LABREF_LAB")
+        if named:
+            return Lab.open(Path(named))
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            if (folder / _CONFIG).is_file():
+                return Lab.open(folder)
+        raise LabError(
+            f"no lab here: neither {here} nor a folder above it holds a {_CONFIG}. Name one with --lab DIR or LABREF_LAB, "
+            "or make one with `labref init DIR --watch FOLDER`."
+        )
+
+    @staticmethod
+    def open(folder: Path) -> Lab:
+        """The lab in `folder`. Raises `LabError` where it is none, `ConfigError` where its labref.toml is wrong."""
+        folder = absolute(folder)
+        if not (folder / _CONFIG).is_file():
+            why = f"it has no {_CONFIG}" if folder.is_dir() else "there is no such folder"
+            raise LabError(f"{folder} is no lab: {why}. Make one with `labref init {folder} --watch FOLDER`.")
+        return Lab(folder, load_config(folder / _CONFIG))
+
+    @staticmethod
+    def create(folder: Path, watch: Sequence[Path], bundle: Path | None = None, *, analyser: str | None = None) -> Lab:
+        """Make a lab in `folder` (made where missing) that watches the folders `watch`.
+
+        bundle : a bundle file or folder to install; None installs the starter bundle.
+        Refuses, with `LabError`, a folder that already is a lab and watched folders that are not there. Where anything
+        fails, nothing of the lab is left behind.
+        """
+        folder = absolute(folder)
+        if (folder / _CONFIG).exists():
+            raise LabError(
+                f"{folder} already is a lab. Nothing was changed; to watch another folder edit {folder / _CONFIG}."
+            )
+        taken = next((name for name in _OWN_NAMES if (folder / name).exists()), None)
+        if taken:
+            raise LabError(f"{folder} already holds something called {taken!r}. Choose another folder for the lab.")
+        watched = [_watchable(path, folder) for path in watch]
+        made = _first_missing(folder)
+        staging: Path | None = None
+        moved: list[Path] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".labref-init-", dir=folder))
+            _fill(staging, watched, bundle, analyser)
+            # labref.toml goes last: until it is there, the folder is no lab
+            for name in sorted((entry.name for entry in staging.iterdir()), key=lambda name: name == _CONFIG):
+                target = folder / name
+                failpoint("init.rename")
+                os.replace(staging / name, target)
+                moved.append(target)
+            return Lab.open(folder)
+        except BaseException as error:
+            for path in moved:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+            if made is not None:
+                shutil.rmtree(made, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise LabError(
+                    f"cannot make a lab in {folder}: {error.strerror or error}. Choose a folder that can be written."
+                ) from None
+            raise
+        finally:
+            if staging is not None and staging.exists():
+                shutil.rmtree(staging, ignore_errors=True)
+
+    @property
+    def config_file(self) -> Path:
+        """LAB/labref.toml."""
+        return self.folder / _CONFIG
+
+    @property
+    def store_file(self) -> Path:
+        """LAB/store.duckdb."""
+        return self.folder / _STORE
+
+    @property
+    def images(self) -> Path:
+        """LAB/images, the original bytes of every cell."""
+        return self.folder / "images"
+
+    @property
+    def bundles(self) -> Path:
+        """LAB/bundles, one folder for each installed bundle."""
+        return self.folder / "bundles"
+
+    @property
+    def log_file(self) -> Path:
+        """LAB/logs/labref.log, JSON lines."""
+        return self.folder / "logs" / "labref.log"
+
+    @property
+    def agent_file(self) -> Path:
+        """LAB/agent.json: pid, port and start of the running agent."""
+        return self.folder / "agent.json"
+
+    @property
+    def watched(self) -> tuple[Path, ...]:
+        """The export folders, absolute; relative ones in labref.toml are meant from the lab folder."""
+        return tuple(absolute(self.folder / path.expanduser()) for path in self.config.watch.folders)
+
+    @property
+    def analysers(self) -> dict[str, str]:
+        """The analysers of single watched folders, by the folder's absolute path, where labref.toml names them."""
+        named = self.config.watch.analysers
+        return {
+            str(root): named[folder]
+            for root, folder in zip(self.watched, self.config.watch.folders, strict=True)
+            if folder in named
+        }
+
+    def open_store(self) -> Store:
+        """Open the lab's store. Raises `StoreLockedError` while another process has it open, and other `StoreError`."""
+        if not self.store_file.exists():
+            raise LabError(
+                f"{self.store_file} is missing. Put it back from a backup, or make a new lab with `labref init`."
+            )
+        return Store.open(self.store_file)
+
+    def bundle(self, store: Store) -> Bundle:
+        """The lab's active bundle, verified. Raises `LabError` where the store names none, `BundleError` where it is damaged."""
+        active = store.active_bundle()
+        if active is None:
+            raise LabError(f"no bundle is active in {self.folder}. Make the lab again with `labref init`.")
+        return Bundle.open(self.bundles / active[:12])
+
+    def token(self) -> str:
+        """The secret that requests to this lab's agent carry. Raises `LabError` where it cannot be read."""
+        path = self.folder / "token"
+        try:
+            token = path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise LabError(
+                f"cannot read {path}: {getattr(error, 'strerror', None) or error}. Use labref as the user who made the lab."
+            ) from None
+        if len(token) < 32:
+            raise LabError(f"{path} holds no token. Write 32 or more random characters into it.")
+        return token
+
+    def pseudonym(self, path: str) -> str:
+        """12 hexadecimal characters that stand for a path in logs; without this lab's token they cannot be turned back."""
+        key = self.token().encode()
+        return hmac.new(key, path.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:12]
+
+    def image_path(self, digest: str) -> Path:
+        """Where the original bytes with this digest (64 hexadecimal characters) are kept."""
+        return self.images / digest[:2] / digest[2:4] / digest
+
+    def read_image(self, digest: str) -> bytes:
+        """The kept original bytes with this digest. Raises `LabError` where they are missing or damaged."""
+        path = self.image_path(digest)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise LabError(f"the kept image {digest[:16]} cannot be read: {error.strerror}. Restore {path}.") from None
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise LabError(f"the kept image {digest[:16]} is damaged. Restore {path} from a backup.")
+        return data
+
+    def kept_image(self, cell_id: str) -> bytes | None:
+        """The kept original bytes of the cell with this id (16 hexadecimal characters); None where they are missing or damaged."""
+        if not _CELL_ID.fullmatch(cell_id):
+            return None
+        for path in (self.images / cell_id[:2] / cell_id[2:4]).glob(f"{cell_id}*"):
+            with contextlib.suppress(LabError):
+                return self.read_image(path.name)
+        return None
+
+    def store_image(self, data: bytes, digest: str) -> Path:
+        """Keep original bytes under their digest: written beside, flushed to the disk, then renamed. Idempotent.
+
+        The name is safe against a power cut only after `sync_images`. Raises OSError (a full disk, say), leaving nothing.
+        """
+        # plain strings: this runs for every cell, and a Path costs more than the system call
+        folder = f"{self.images}{os.sep}{digest[:2]}{os.sep}{digest[2:4]}"
+        target = f"{folder}{os.sep}{digest}"
+        if os.path.exists(target):  # noqa: PTH110
+            return Path(target)
+        incoming = f"{self.images}{os.sep}{_INCOMING}"
+        temporary = f"{incoming}{os.sep}{digest}.{os.getpid()}.{next(_sequence)}"
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        os.makedirs(incoming, exist_ok=True)  # noqa: PTH103
+        try:
+            with open(temporary, "xb", buffering=0) as file:  # noqa: PTH123
+                failpoint("images.write")
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+                failpoint("images.fsync")
+                os.fsync(file.fileno())
+            failpoint("images.rename")
+            os.replace(temporary, target)
+            failpoint("images.renamed", may_fail=False)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108
+            raise
+        return Path(target)
+
+    def heal_image(self, data: bytes, digest: str) -> None:
+        """Keep the bytes of a stored cell again where they were lost, name and all; where they are, this costs a look."""
+        if not os.path.exists(self.image_path(digest)):  # noqa: PTH110
+            self.store_image(data, digest)
+            self.sync_images([digest])
+
+    def sync_images(self, digests: Iterable[str]) -> None:
+        """Flush the names of kept images to the disk, so that a power cut cannot take them (nothing to do on Windows)."""
+        folders: set[Path] = set()
+        for digest in digests:
+            leaf = self.image_path(digest).parent
+            folders.update((leaf, leaf.parent))
+        if folders:
+            folders.add(self.images)
+        # leaves first: a parent must not outlive a name that it vouches for
+        for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+            failpoint("images.sync")
+            sync_folder(folder)
+
+    def clear_incoming(self) -> None:
+        """Remove bytes and bundles that a killed agent left on their way; only the process that has the store open may call it."""
+        for left in (self.images / _INCOMING, *self.bundles.glob(".incoming-*")):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def excluded(self) -> list[Path]:
+        """Folders that a scan leaves out: the lab's own, and the whole lab unless an export folder lies in it."""
+        lab = os.path.realpath(self.folder)
+        inside = any(os.path.realpath(root).startswith(lab + os.sep) for root in self.watched)
+        return [*self.own_folders(), *([] if inside else [self.folder])]
+
+    def own_folders(self) -> Iterator[Path]:
+        """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
+        yield from (self.images, self.bundles, self.folder / "logs")
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk (nothing to do on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def new_token(folder: Path) -> None:
+    """Give the lab in `folder` a secret that only its owner can read."""
+    descriptor = os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_urlsafe(32) + "\n")
+
+
+def absolute(path: Path) -> Path:
+    """`path` from the root, without `..` and with `~` expanded; links in it stay links, so that people know it again."""
+    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  # Path.resolve follows links, Path.absolute keeps ..
+
+
+def _watchable(path: Path, lab_folder: Path) -> Path:
+    path = absolute(path)
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise LabError(f"the folder to watch, {path}, {what}. Make it first, or correct --watch.")
+    real, lab_real = path.resolve(), lab_folder.resolve()
+    own = [lab_real, *(lab_real / name for name in ("images", "bundles", "logs"))]
+    if real in own:
+        raise LabError(f"{path} is the lab's own folder and cannot be watched. Choose the analyser's export folder.")
+    return path
+
+
+def _first_missing(folder: Path) -> Path | None:
+    """The topmost of `folder` and its parents that does not exist yet."""
+    missing = None
+    for candidate in (folder, *folder.parents):
+        if candidate.exists():
+            break
+        missing = candidate
+    return missing
+
+
+def _fill(folder: Path, watched: Sequence[Path], bundle: Path | None, analyser: str | None) -> None:
+    (folder / "images").mkdir()
+    (folder / "logs").mkdir()
+    installed = install(bundle if bundle is not None else starter_bundle(), folder / "bundles")
+    with contextlib.closing(Store.create(folder / _STORE)) as store:
+        manifest = installed.manifest
+        store.set_active_bundle(
+            installed.digest,
+            name=manifest.name,
+            version=manifest.version,
+            latent_size=manifest.latent_size,
+            labels=manifest.labels,
+        )
+    new_token(folder)
+    (folder / _CONFIG).write_text(starting_config(watched, analyser), encoding="utf-8")

@@ -1,0 +1,88 @@
+"""Cells as one Parquet file: what they are, where they lie, and how they look."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+
+from labref.store.duckdb import bundles
+
+__all__ = ["Export"]
+
+_SIDE = "labref_export"
+
+
+class Export:
+    """The cells of one moment on their way into a Parquet file; see `Store.exporting`."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, scratch: Path) -> None:
+        """scratch : a file that does not exist yet, for thumbnails; whoever made it removes it."""
+        self._cursor = cursor
+        cursor.execute(f"ATTACH '{_quoted(scratch)}' AS {_SIDE}")
+        cursor.execute(f"CREATE TABLE {_SIDE}.wanted AS SELECT cell_id, digest FROM cell")
+        cursor.execute(f"CREATE TABLE {_SIDE}.thumb (cell_id VARCHAR, thumbnail BLOB, name VARCHAR)")
+
+    def __len__(self) -> int:
+        row = self._cursor.execute(f"SELECT count(*) FROM {_SIDE}.wanted").fetchone()
+        return int(row[0]) if row else 0
+
+    def digests(self) -> Iterator[str]:
+        """Digests of the cells that are exported."""
+        with contextlib.closing(self._cursor.cursor()) as cursor:
+            cursor.execute(f"SELECT digest FROM {_SIDE}.wanted")
+            while part := cursor.fetchmany(1024):
+                yield from (digest for (digest,) in part)
+
+    def add_thumbnails(self, thumbnails: Sequence[tuple[str, bytes, str]]) -> None:
+        """Pictures of cells: (cell_id, bytes of a picture file, its name)."""
+        columns = [list(column) for column in zip(*thumbnails, strict=True)]
+        self._cursor.execute(
+            f"INSERT INTO {_SIDE}.thumb SELECT unnest($1::VARCHAR[]), unnest($2::BLOB[]), unnest($3::VARCHAR[])",
+            columns,
+        )
+
+    def write(self, target: Path, *, identifying: bool) -> None:
+        """Write the file. identifying : with slide and path, which can name a patient."""
+        cursor = self._cursor
+        active = bundles.active(cursor)
+        assert active is not None
+        space, bundle = bundles.space(cursor, active)
+        found = cursor.execute(
+            "SELECT map.number, columns FROM map_activation JOIN map ON map.number = map_activation.map "
+            "WHERE bundle = ? ORDER BY map_activation.number DESC LIMIT 1",
+            [active],
+        ).fetchone()
+        number, columns = found or (-1, 1)
+        who = "c.slide, c.path," if identifying else ""
+        labels = ", ".join(f"'{label.replace(chr(39), 2 * chr(39))}'" for label in bundle.labels)
+        cursor.execute(
+            f"""
+            COPY (
+                SELECT c.cell_id, c.label, c.label_source, c.analyser, {who} c.captured_at, c.added_at, c.width, c.height,
+                       e.predicted_label, e.predicted_probability,
+                       map_from_entries(list_zip([{labels}]::VARCHAR[], e.probabilities::FLOAT[])) AS probabilities,
+                       e.latent::FLOAT[] AS latent,
+                       p.node // {columns:d} AS map_row, p.node % {columns:d} AS map_column,
+                       p.quantization_error AS map_error,
+                       c.duplicate_of, c.duplicate_verdict, c.digest,
+                       CASE WHEN t.thumbnail IS NOT NULL
+                            THEN struct_pack(bytes := t.thumbnail, path := t.name) END AS thumbnail,
+                       '{active}' AS bundle
+                FROM cell c JOIN {_SIDE}.wanted w ON w.cell_id = c.cell_id
+                LEFT JOIN {space} e ON e.cell_id = c.cell_id
+                LEFT JOIN (SELECT * FROM map_position WHERE map = {number:d}) p ON p.cell_id = c.cell_id
+                LEFT JOIN {_SIDE}.thumb t ON t.cell_id = c.cell_id
+            ) TO '{_quoted(target)}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 20000)"""
+        )
+
+    def close(self) -> None:
+        """Let go of the scratch file."""
+        with contextlib.suppress(duckdb.Error):
+            self._cursor.execute(f"DETACH {_SIDE}")
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

@@ -1,0 +1,167 @@
+"""Which analyser each cell came from, and what was measured of its optics.
+
+Table `measure`: seven numbers a cell (see `labref.cells.optics`), with the analyser and the time of the cell beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.failpoints import failpoint
+from labref.store.duckdb.rows import carried, now
+from labref.store.memory.books import CellBook, id_to_int
+from labref.store.text import from_column, from_nullable, to_nullable
+from labref.words import MEASURES
+
+__all__ = ["OpticsBook", "OpticsMeasures", "codes", "load", "load_cells", "write"]
+
+_NONE = ""  # an analyser without a name; a real name is never empty
+
+
+class OpticsBook:
+    """The analyser of every cell, in memory: a number for each name, and how many cells it has.
+
+    One thread may add while others look up.
+    """
+
+    def __init__(self, counts: Mapping[str | None, int]) -> None:
+        """counts : cells of each analyser."""
+        self.codes: dict[str | None, int] = {name: code for code, name in enumerate(counts)}
+        self.cells: CellBook[str] | None = None
+        """the analyser of each cell by its id, "" where it has no name; read when it is first asked for"""
+        self._counts = dict(counts)
+
+    def counts(self) -> dict[str | None, int]:
+        """Cells of each analyser; None for those whose analyser has no name."""
+        return {name: count for name, count in self._counts.items() if count}
+
+    def code(self, analyser: str | None) -> int:
+        """The number of an analyser in the index; a new name gets a new number."""
+        return self.codes.setdefault(analyser, len(self.codes))
+
+    def add(self, cell_id: str, analyser: str | None) -> None:
+        """A new cell."""
+        self.code(analyser)
+        self._counts[analyser] = self._counts.get(analyser, 0) + 1
+        if self.cells is not None:
+            self.cells.add(id_to_int(cell_id), analyser or _NONE)
+
+    def is_of(self, cell_id: str, analyser: str) -> bool:
+        """Whether a cell came from this analyser, once `cells` are read. Microseconds."""
+        return self.cells is not None and self.cells.get(id_to_int(cell_id)) == analyser
+
+
+def load(cursor: duckdb.DuckDBPyConnection) -> OpticsBook:
+    """The book of a store."""
+    found = cursor.execute("SELECT analyser, count(*) FROM cell GROUP BY analyser ORDER BY analyser").fetchall()
+    return OpticsBook({from_nullable(name): count for name, count in found})
+
+
+def load_cells(cursor: duckdb.DuckDBPyConnection) -> CellBook[str]:
+    """The analyser of each cell."""
+    ids, codes, names = carried(cursor, f"coalesce(analyser, '{_NONE}')")
+    return CellBook(ids, codes, [from_column(name) for (name,) in names])
+
+
+def codes(cursor: duckdb.DuckDBPyConnection, book: OpticsBook) -> Callable[[NDArray[np.uint64]], NDArray[np.uint32]]:
+    """A function from cell ids uint64[n], as an index is built from them, to the numbers of their analysers uint32[n]."""
+    known = dict(book.codes)
+    if len(known) <= 1:
+        only = next(iter(known.values()), 0)
+        return lambda ids: np.full(len(ids), only, np.uint32)
+    names = [to_nullable(name) for name in known if name is not None]
+    numbers = [code for name, code in known.items() if name is not None]
+    unnamed = book.code(None)
+    found = cursor.execute(
+        "SELECT ('0x' || cell_id)::UBIGINT AS id, coalesce(($2::UINTEGER[])[list_position($1::VARCHAR[], analyser)], $3) AS code "
+        "FROM cell",
+        [names, numbers, unnamed],
+    ).fetchnumpy()
+    ids, of_each = np.asarray(found["id"], np.uint64), np.asarray(found["code"], np.uint32)
+    order = np.argsort(ids)
+    ids, of_each = ids[order], of_each[order]
+
+    def look_up(wanted: NDArray[np.uint64]) -> NDArray[np.uint32]:
+        at = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+        return np.where(ids[at] == wanted, of_each[at], np.uint32(unnamed)).astype(np.uint32)
+
+    return look_up
+
+
+class OpticsMeasures:
+    """What was measured of the cells' optics; `Store.optics`. Methods may be called from any thread."""
+
+    def __init__(
+        self,
+        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+    ) -> None:
+        """reading, transaction : the store's."""
+        self._reading, self._transaction = reading, transaction
+
+    def unmeasured(self) -> list[str]:
+        """Ids of the cells without measures, in the order they came."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "SELECT cell_id FROM cell ANTI JOIN measure USING (cell_id) ORDER BY cell.rowid"
+            ).fetchnumpy()
+        ids: list[str] = found["cell_id"].tolist()
+        return ids
+
+    def counts(self) -> tuple[int, int]:
+        """How many cells there are, and how many have measures. A millisecond."""
+        with self._reading() as cursor:
+            row = cursor.execute("SELECT (SELECT count(*) FROM cell), (SELECT count(*) FROM measure)").fetchone()
+        assert row is not None
+        return int(row[0]), int(row[1])
+
+    def add(self, measures: Mapping[str, NDArray[np.float32] | None]) -> None:
+        """Write the measures float32[7] of stored cells; None for a cell whose bytes cannot be measured. Cells that have them already,
+        or are no longer there, are left out."""
+        ids = list(measures)
+        with self._transaction() as connection:
+            found = connection.execute(
+                "SELECT cell_id, analyser, added_at FROM cell ANTI JOIN measure USING (cell_id) "
+                "WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))",
+                [ids],
+            ).fetchall()
+            write(connection, [(cell_id, analyser, at, measures[cell_id]) for cell_id, analyser, at in found])
+            failpoint("optics.commit")
+
+    def latest(
+        self, analyser: str | None, *, since: datetime, most: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Measures of the latest cells of one optics, at most `most` of each: those since a moment, and those before; both float32[n, 7]."""
+        found = []
+        with self._reading() as cursor:
+            for condition in ("added_at >= ?", "added_at < ?"):
+                columns = cursor.execute(
+                    f"SELECT {', '.join(MEASURES)} FROM measure WHERE analyser IS NOT DISTINCT FROM ? AND {condition} "
+                    f"AND focus IS NOT NULL ORDER BY rowid DESC LIMIT {most:d}",
+                    [to_nullable(analyser), since.replace(tzinfo=None)],
+                ).fetchnumpy()
+                found.append(np.stack([np.asarray(columns[name], np.float32) for name in MEASURES], axis=1))
+        return found[0], found[1]
+
+
+def write(
+    connection: duckdb.DuckDBPyConnection,
+    cells: list[tuple[str, str | None, datetime, NDArray[np.float32] | None]],
+) -> None:
+    """Write rows of `measure`: cell id, analyser as the table `cell` has it, time, and the numbers or None."""
+    if not cells:
+        return
+    numbers = [[None] * len(MEASURES) if values is None else values.tolist() for *_, values in cells]
+    columns = [list(column) for column in zip(*numbers, strict=True)]
+    places = ", ".join(f"unnest(${i}::FLOAT[])" for i in range(4, 4 + len(MEASURES)))
+    connection.execute(
+        f"INSERT INTO measure (cell_id, analyser, added_at, {', '.join(MEASURES)}) "
+        f"SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[]), unnest($3::TIMESTAMP[]), {places}",
+        [[c[0] for c in cells], [c[1] for c in cells], [c[2] or now() for c in cells], *columns],
+    )

@@ -1,0 +1,218 @@
+"""Rows of the tables and the values they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.store.recording import CellState, FileRow
+from labref.store.text import from_column, from_nullable, to_column
+from labref.store.values import Cell, LedgerRow
+from labref.words import LabelSource, Outcome
+
+__all__ = [
+    "CELL",
+    "FILE",
+    "NEIGHBOURS",
+    "carried",
+    "cells",
+    "file_rows",
+    "ledger",
+    "look_up",
+    "now",
+    "path_labels",
+    "states",
+]
+
+CELL = {
+    "cell_id": "VARCHAR",
+    "digest": "VARCHAR",
+    "path": "VARCHAR",
+    "size_bytes": "BIGINT",
+    "width": "INTEGER",
+    "height": "INTEGER",
+    "label": "VARCHAR",
+    "label_source": "VARCHAR",
+    "slide": "VARCHAR",
+    "analyser": "VARCHAR",
+    "captured_at": "TIMESTAMP",
+    "average_hash": "UBIGINT",
+    "duplicate_of": "VARCHAR",
+    "duplicate_verdict": "VARCHAR",
+    "duplicate_group": "VARCHAR",
+    "added_at": "TIMESTAMP",
+}
+"""Columns of table `cell` and their types, in the order of `Cell`'s fields."""
+FILE = {
+    "path": "VARCHAR",
+    "size_bytes": "BIGINT",
+    "mtime_ns": "BIGINT",
+    "outcome": "VARCHAR",
+    "reason": "VARCHAR",
+    "cell_id": "VARCHAR",
+    "label": "VARCHAR",
+    "label_source": "VARCHAR",
+    "slide": "VARCHAR",
+    "duplicate_of": "VARCHAR",
+    "recorded_at": "TIMESTAMP",
+}
+"""Columns of table `file` and their types, in the order of `FileRow`'s fields."""
+_NEIGHBOURS = """
+    SELECT cell, other FROM (
+        SELECT cell, other, arg_max(verdict, number) AS verdict FROM ({alike}) GROUP BY cell, other
+    ) ANTI JOIN (
+        SELECT cell, other FROM duplicate_decision GROUP BY cell, other HAVING last(decision ORDER BY number) <> 'undone'
+    ) decided USING (cell, other) WHERE verdict = 'neighbour'"""
+NEIGHBOURS = _NEIGHBOURS.format(alike="SELECT cell, other, verdict, rowid AS number FROM resemblance")
+"""Query for the pairs of cells that labref called neighbours, and that no person called anything else: cell, other."""
+_NEIGHBOURS_OF = _NEIGHBOURS.format(
+    alike="""
+        SELECT cell, other, verdict, r.rowid AS number FROM resemblance r SEMI JOIN asked ON asked.id = r.cell
+        UNION SELECT cell, other, verdict, r.rowid FROM resemblance r SEMI JOIN asked ON asked.id = r.other"""
+)
+_AT_ONCE = 256
+_ROWS = 16_384  # of the ledger, read at once
+
+
+def now() -> datetime:
+    """This moment as the database keeps it: UTC without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def look_up(
+    cursor: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str], key: str, values: Sequence[str]
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of a table by its primary key; keys it does not have are left out.
+
+    Constants in IN go by the key's index, 3 ms for a hundred of a million rows; a join would read the whole column.
+    """
+    for start in range(0, len(values), _AT_ONCE):
+        part = values[start : start + _AT_ONCE]
+        yield from cursor.execute(
+            f"SELECT {', '.join(columns)} FROM {table} WHERE {key} IN ({', '.join('?' * len(part))})", part
+        ).fetchall()
+
+
+def carried(
+    cursor: duckdb.DuckDBPyConnection, *columns: str
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32], list[tuple[str, ...]]]:
+    """What all cells have in some columns, where none is NULL: ids uint64[n], where in the list that is which each has, uint32[n],
+    and the list. The caller lets nobody write meanwhile.
+
+    A number a cell: making Python's texts of a million rows takes twice as long.
+    """
+    names = [f"v{i}" for i in range(len(columns))]
+    named = ", ".join(f"{column} AS {name}" for column, name in zip(columns, names, strict=True))
+    values = cursor.execute(f"SELECT DISTINCT {named} FROM cell ORDER BY ALL").fetchall()
+    given = ", ".join(f"unnest(${i}::VARCHAR[]) AS {name}" for i, name in enumerate(names, 1))
+    found = cursor.execute(
+        f"SELECT id, code FROM (SELECT ('0x' || cell_id)::UBIGINT AS id, {named} FROM cell) "
+        f"JOIN (SELECT {given}, unnest(range({len(values)}))::UINTEGER AS code) USING ({', '.join(names)})",
+        [[value[i] for value in values] for i in range(len(columns))],
+    ).fetchnumpy()
+    return np.asarray(found["id"], np.uint64), np.asarray(found["code"], np.uint32), values
+
+
+def cells(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, Cell]:
+    """Cells by id."""
+    return {row[0]: _cell(row) for row in look_up(cursor, "cell", list(CELL), "cell_id", ids)}
+
+
+def states(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, CellState]:
+    """Of cells, what recording must know, by id."""
+    columns = ["cell_id", "digest", "label", "label_source", "slide", "duplicate_group"]
+    return {
+        cell_id: CellState(digest, from_column(label), LabelSource(source), from_nullable(slide), group)
+        for cell_id, digest, label, source, slide, group in look_up(cursor, "cell", columns, "cell_id", ids)
+    }
+
+
+def file_rows(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[str, FileRow]:
+    """Rows of the ledger by path."""
+    found = look_up(cursor, "file", list(FILE), "path", [to_column(path) for path in paths])
+    return {row.path: row for row in map(_file_row, found)}
+
+
+def ledger(
+    cursor: duckdb.DuckDBPyConnection, table: str, where: dict[str, str], limit: int | None = None
+) -> Iterator[LedgerRow]:
+    """Rows of `file` or `file_history` whose columns have these values, oldest first; of more than limit the newest."""
+    # history only ever grows, so its rows lie in the order they were written, whatever the clock did
+    order = "f.rowid" if table == "file_history" else "f.recorded_at, f.path"
+    condition = " AND ".join(["TRUE", *(f"f.{column} = ?" for column in where)])
+    query = f"""
+        SELECT f.path, f.outcome, f.reason, f.cell_id, coalesce(f.label, c.label),
+               CASE WHEN f.label IS NULL THEN c.label_source ELSE f.label_source END,
+               coalesce(f.slide, c.slide), f.recorded_at, f.duplicate_of, said.classes
+        FROM {table} f LEFT JOIN cell c USING (cell_id) LEFT JOIN (
+            SELECT cell_id, list_sort(list(DISTINCT label)) AS classes FROM file
+            WHERE label IS NOT NULL GROUP BY cell_id HAVING count(DISTINCT label) > 1
+        ) said USING (cell_id) WHERE {condition}"""
+    if limit is None:
+        query += f" ORDER BY {order}"
+    else:
+        query = f"FROM ({query} ORDER BY f.recorded_at DESC, f.path DESC LIMIT {limit:d}) f ORDER BY {order}"
+    cursor.execute(query, list(where.values()))
+    meanwhile = cursor.cursor()
+    while rows := cursor.fetchmany(_ROWS):
+        beside = _neighbours(meanwhile, {row[3] for row in rows if row[3] is not None})
+        for path, outcome, reason, cell_id, label, source, slide, at, duplicate_of, classes in rows:
+            yield LedgerRow(
+                from_column(path),
+                Outcome(outcome),
+                from_nullable(reason),
+                cell_id,
+                from_nullable(label),
+                source,
+                from_nullable(slide),
+                at.replace(tzinfo=UTC),
+                duplicate_of,
+                None if classes is None else tuple(map(from_column, classes)),
+                tuple(sorted(beside.get(cell_id, ()))),
+            )
+
+
+def _neighbours(cursor: duckdb.DuckDBPyConnection, ids: Set[str]) -> dict[str, set[str]]:
+    """The neighbours of cells in one field, by cell; those that have none are left out."""
+    pairs = cursor.execute(f"WITH asked AS (SELECT unnest(?::VARCHAR[]) AS id) {_NEIGHBOURS_OF}", [list(ids)])
+    found: dict[str, set[str]] = {}
+    for cell, other in pairs.fetchall():
+        found.setdefault(cell, set()).add(other)
+        found.setdefault(other, set()).add(cell)
+    return found
+
+
+def path_labels(cursor: duckdb.DuckDBPyConnection, cell_id: str) -> list[dict[str, str | None]]:
+    """What each file of a cell says itself, oldest first; None where it says nothing."""
+    found = cursor.execute(
+        "SELECT path, label, label_source FROM file WHERE cell_id = ? ORDER BY recorded_at, path", [cell_id]
+    ).fetchall()
+    return [
+        {"path": from_column(path), "label": from_nullable(label), "label_source": source}
+        for path, label, source in found
+    ]
+
+
+def _cell(row: Sequence[Any]) -> Cell:
+    value = dict(zip(CELL, row, strict=True))
+    for column in ("path", "label", "slide", "analyser"):
+        value[column] = from_nullable(value[column])
+    for column in ("captured_at", "added_at"):
+        value[column] = None if value[column] is None else value[column].replace(tzinfo=UTC)
+    value["label_source"] = LabelSource(value["label_source"])
+    ruling = value["duplicate_verdict"]
+    value["duplicate_verdict"] = None if ruling is None else Outcome(ruling)
+    return Cell(**value)
+
+
+def _file_row(row: Sequence[Any]) -> FileRow:
+    value = dict(zip(FILE, row, strict=True))
+    for column in ("path", "reason", "label", "slide"):
+        value[column] = from_nullable(value[column])
+    value["outcome"] = Outcome(value["outcome"])
+    return FileRow(**value)

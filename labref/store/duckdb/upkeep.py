@@ -1,0 +1,282 @@
+"""Whether a store agrees with itself, and how what does not is put right. Everything here is inside the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from labref.errors import StoreError
+from labref.failpoints import failpoint
+from labref.store.duckdb import bundles, rows
+from labref.store.text import from_column, to_column
+from labref.words import Outcome
+
+__all__ = [
+    "Comparison",
+    "DiskFiles",
+    "Faults",
+    "checksum",
+    "copy_database",
+    "digests",
+    "digests_of",
+    "faults",
+    "file_states",
+    "fingerprints",
+    "forget",
+    "tables_of_cells",
+]
+
+_HISTORY = frozenset({"file_history", "label_change", "removed_cell"})
+"""Tables that may name cells that are no longer there."""
+_STATES = 16_384
+_IDS = "SELECT {table}.cell_id FROM {table} ANTI JOIN cell USING (cell_id) WHERE {table}.cell_id IS NOT NULL"
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What a store holds, and what in it does not agree.
+
+    files, cells, embeddings : how many; embeddings in the space of the active bundle. outcomes : files by outcome.
+    found : kind of fault → what has it: cell ids, or paths for faults of the ledger. Kinds without a fault are left out.
+    """
+
+    files: int
+    outcomes: Mapping[str, int]
+    cells: int
+    embeddings: int
+    found: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class DiskFiles:
+    """Files in the export folders beside the ledger's.
+
+    on_disk, recorded : how many are there, and how many of those have an outcome, looking as they did then.
+    without_outcome, changed : paths that have none, or that changed since. gone : files with an outcome that are no longer
+    there, which is no fault.
+    """
+
+    on_disk: int
+    recorded: int
+    without_outcome: Sequence[str]
+    changed: Sequence[str]
+    gone: int
+
+
+def faults(cursor: duckdb.DuckDBPyConnection) -> Faults:
+    """All that a store can say of itself without reading a file. Under a second for a million cells."""
+    cursor.begin()  # one moment for all of it
+    try:
+        outcomes: dict[str, int] = dict.fromkeys(map(str, Outcome), 0)
+        outcomes.update(cursor.execute("SELECT outcome, count(*) FROM file GROUP BY outcome").fetchall())
+        active = bundles.active(cursor)
+        space = None if active is None else bundles.space(cursor, active)[0]
+        checks = dict(_checks(cursor, space))
+        found = {kind: list(map(from_column, _column(cursor, query))) for kind, query in checks.items()}
+        cells = _number(cursor, "SELECT count(*) FROM cell")
+        embeddings = 0 if space is None else _number(cursor, f"SELECT count(*) FROM {space}")
+    finally:
+        cursor.rollback()
+    return Faults(sum(outcomes.values()), outcomes, cells, embeddings, {k: v for k, v in found.items() if v})
+
+
+def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None) -> Iterator[tuple[str, str]]:
+    known = ", ".join(f"'{outcome}'" for outcome in Outcome)
+    yield (
+        "file_without_valid_outcome",
+        (
+            f"SELECT path FROM file WHERE outcome NOT IN ({known}) OR (outcome = '{Outcome.REJECTED}') = (cell_id IS NOT NULL)"
+        ),
+    )
+    yield (
+        "outcome_without_cell",
+        ("SELECT file.path FROM file ANTI JOIN cell USING (cell_id) WHERE file.cell_id IS NOT NULL"),
+    )
+    yield "cell_without_file", "SELECT cell.cell_id FROM cell ANTI JOIN file USING (cell_id)"
+    yield "cell_misnamed", "SELECT cell_id FROM cell WHERE cell_id <> digest[1:16] OR length(digest) <> 64"
+    yield (
+        "duplicate_of_nothing",
+        (
+            "SELECT c.cell_id FROM cell c ANTI JOIN cell o ON c.duplicate_of = o.cell_id WHERE c.duplicate_of IS NOT NULL"
+        ),
+    )
+    if space is not None:
+        # cells that the networks cannot be given are told of when the bundle is activated
+        yield (
+            "cell_without_embedding",
+            (
+                f"SELECT cell.cell_id FROM cell ANTI JOIN {space} USING (cell_id) ANTI JOIN (SELECT cell_id FROM embedding_failure "
+                "WHERE digest = (SELECT digest FROM activation ORDER BY number DESC LIMIT 1)) AS failed USING (cell_id)"
+            ),
+        )
+    spaces = {f"embedding_{number}" for (number,) in cursor.execute("SELECT number FROM bundle").fetchall()}
+    for table in tables_of_cells(cursor):
+        kind = "embedding_without_cell" if table in spaces else f"{table}_without_cell"
+        if kind == "embedding_without_cell" and table != space:
+            kind = f"{table}_without_cell"
+        yield kind, _IDS.format(table=table)
+
+
+def tables_of_cells(cursor: duckdb.DuckDBPyConnection) -> list[str]:
+    """Tables with a row for a cell, beside `cell` and `file` themselves and what is history."""
+    found = _column(
+        cursor,
+        "SELECT table_name FROM duckdb_columns() WHERE column_name = 'cell_id' AND database_name = current_database() "
+        "AND NOT internal",
+    )
+    return sorted(set(found) - {"cell", "file"} - _HISTORY)
+
+
+def digests(cursor: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, int]:
+    """Digest and size in bytes of the original of every cell whose digest begins with `prefix`."""
+    found = cursor.execute("SELECT digest, size_bytes FROM cell WHERE starts_with(digest, ?)", [prefix])
+    return dict(found.fetchall())
+
+
+def digests_of(path: Path) -> Iterator[tuple[str, int]]:
+    """Digest and size in bytes of the original of every cell of a store that nobody has open, such as a copy."""
+    with duckdb.connect(str(path), read_only=True, config={"memory_limit": "1GiB", "threads": 2}) as connection:
+        connection.execute("SELECT digest, size_bytes FROM cell")
+        while part := connection.fetchmany(4096):
+            yield from part
+
+
+class Comparison:
+    """The ledger beside the files that are there, told in parts; see `Store.comparison`."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        self._cursor = cursor
+        cursor.execute("CREATE OR REPLACE TEMP TABLE on_disk (path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)")
+
+    def add(self, part: Sequence[tuple[str, int | None, int | None]]) -> None:
+        """Tell of files: path, size in bytes, time in nanoseconds; size and time None where a file cannot be read."""
+        columns = [list(column) for column in zip(*part, strict=True)]
+        columns[0] = list(map(to_column, columns[0]))
+        self._cursor.execute(
+            "INSERT INTO on_disk SELECT unnest($1::VARCHAR[]), unnest($2::BIGINT[]), unnest($3::BIGINT[])", columns
+        )
+
+    def result(self) -> DiskFiles:
+        """What the two have in common and what not. A file that cannot be read counts as unchanged."""
+        cursor = self._cursor
+        cursor.execute("CREATE OR REPLACE TEMP TABLE here AS SELECT DISTINCT ON (path) * FROM on_disk")
+        there = _number(cursor, "SELECT count(*) FROM here")
+        missing = _column(cursor, "SELECT here.path FROM here ANTI JOIN file USING (path)")
+        changed = _column(
+            cursor,
+            "SELECT here.path FROM here JOIN file USING (path) WHERE here.size_bytes IS NOT NULL AND file.size_bytes "
+            "IS NOT NULL AND (here.size_bytes, here.mtime_ns) <> (file.size_bytes, file.mtime_ns)",
+        )
+        gone = _number(cursor, "SELECT count(*) FROM file ANTI JOIN here USING (path)")
+        recorded = there - len(missing) - len(changed)
+        return DiskFiles(there, recorded, list(map(from_column, missing)), list(map(from_column, changed)), gone)
+
+
+def forget(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Sequence[str]]) -> None:
+    """Take out rows that stand for nothing: as `faults` found them. The files they belong to are taken in again.
+
+    Outcomes without a cell go to the history of their path; rows of other tables whose cell is gone are deleted; a cell
+    that no file has gets back the outcome of the path it was stored from.
+    """
+    for kind in ("outcome_without_cell", "file_without_valid_outcome"):
+        paths = list(map(to_column, found.get(kind, ())))
+        listed = "path IN (SELECT unnest(?::VARCHAR[]))"
+        names = ", ".join(rows.FILE)
+        connection.execute(
+            f"INSERT INTO file_history ({names}, replaced_at) SELECT {names}, ? FROM file WHERE {listed}",
+            [rows.now(), paths],
+        )
+        connection.execute(f"DELETE FROM file WHERE {listed}", [paths])
+    failpoint("repair.files")
+    for table in tables_of_cells(connection):
+        connection.execute(f"DELETE FROM {table} WHERE cell_id IN ({_IDS.format(table=table)})")
+    connection.execute(
+        "UPDATE cell SET duplicate_of = NULL, duplicate_verdict = NULL, duplicate_group = NULL "
+        "WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))",
+        [list(found.get("duplicate_of_nothing", ()))],
+    )
+    failpoint("repair.cells")
+    # mtime 0 never equals a file's: the next scan looks at it again and finds the bytes it knows
+    connection.execute(
+        "INSERT INTO file (path, size_bytes, mtime_ns, outcome, cell_id, label, label_source, slide, duplicate_of, "
+        "recorded_at) SELECT path, size_bytes, 0, coalesce(duplicate_verdict, 'stored'), cell_id, "
+        "CASE WHEN label_source <> 'predicted' THEN label END, CASE WHEN label_source <> 'predicted' THEN label_source END, "
+        "slide, duplicate_of, ? FROM cell WHERE cell_id IN (SELECT unnest(?::VARCHAR[])) "
+        "AND path NOT IN (SELECT path FROM file)",
+        [rows.now(), list(found.get("cell_without_file", ()))],
+    )
+
+
+def copy_database(cursor: duckdb.DuckDBPyConnection, target: Path) -> dict[str, int]:
+    """Copy everything, as of one moment, into a new database file, while others write; returns the rows of each table.
+
+    Raises StoreError where the copy is not the same, value for value.
+    """
+    failpoint("backup.attach")
+    cursor.execute(f"ATTACH '{str(target).replace(chr(39), 2 * chr(39))}' AS labref_copy")
+    try:
+        here = _column(cursor, "SELECT current_database()")[0]
+        cursor.begin()
+        try:
+            cursor.execute(f'COPY FROM DATABASE "{here}" TO labref_copy')
+            failpoint("backup.copied")
+            original, copy = fingerprints(cursor, here), fingerprints(cursor, "labref_copy")
+            cursor.commit()
+        except BaseException:
+            cursor.rollback()
+            raise
+        if original != copy:
+            raise StoreError(f"the copy {target} is not what the store holds; try again, and check the disk.")
+        failpoint("backup.checkpoint")
+        cursor.execute("CHECKPOINT labref_copy")
+    finally:
+        cursor.execute("DETACH labref_copy")
+    return {table: count for table, (count, _) in original.items()}
+
+
+def fingerprints(cursor: duckdb.DuckDBPyConnection, database: str | None = None) -> dict[str, tuple[int, int]]:
+    """Rows of each table, and a hash of all their values that does not depend on their order. Reads every block."""
+    database = database or _column(cursor, "SELECT current_database()")[0]
+    tables = cursor.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = ?", [database]).fetchall()
+    found: dict[str, tuple[int, int]] = {}
+    for (table,) in sorted(tables):
+        row = cursor.execute(
+            f'SELECT count(*), coalesce(bit_xor(hash(t)), 0) FROM "{database}".main."{table}" t'
+        ).fetchone()
+        assert row is not None
+        found[table] = (int(row[0]), int(row[1]))
+    return found
+
+
+def file_states(cursor: duckdb.DuckDBPyConnection) -> Iterator[dict[str, Any]]:
+    """Columns path, size_bytes, mtime_ns and outcome of the ledger as NumPy arrays, in parts, so that other threads get their
+    turn between them; all of one moment."""
+    cursor.begin()
+    try:
+        last = _column(cursor, "SELECT max(rowid) FROM file")[0]
+        for start in range(0, 1 + (-1 if last is None else last), _STATES):
+            yield cursor.execute(
+                "SELECT path, size_bytes, mtime_ns, outcome FROM file WHERE rowid >= ? AND rowid < ?",
+                [start, start + _STATES],
+            ).fetchnumpy()
+    finally:
+        cursor.rollback()
+
+
+def checksum(cursor: duckdb.DuckDBPyConnection, table: str) -> tuple[int, int]:
+    """How many cells a table has, and all their ids, as numbers, exclusive-or'ed; see `Index.checksum`."""
+    row = cursor.execute(f"SELECT count(*), coalesce(bit_xor(('0x' || cell_id)::UBIGINT), 0) FROM {table}").fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+
+def _column(cursor: duckdb.DuckDBPyConnection, query: str) -> list[Any]:
+    return [value for (value,) in cursor.execute(query).fetchall()]
+
+
+def _number(cursor: duckdb.DuckDBPyConnection, query: str) -> int:
+    return int(_column(cursor, query)[0])

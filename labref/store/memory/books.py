@@ -1,0 +1,317 @@
+"""What the store keeps in memory, so that looking a file up costs microseconds: ids, labels, fingerprints and groups of all cells.
+
+12 bytes a cell for id and label and 28 for the fingerprint: 40 MB for a million cells; 32 more for each that repeats another, and
+28 for each landmark: of the last when the store is opened, 11 MB, and of all that come while it is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labref.words import BITS, Fingerprint, hamming
+
+__all__ = ["MOST_LANDMARKS", "CellBook", "GroupBook", "HashBook", "HashChanges", "id_to_int", "int_to_id"]
+
+MOST_LANDMARKS = 400_000
+"""So many landmarks are kept in memory and searched, the last ones: those of 200,000 cells and more. The pictures of one field are
+written within minutes of each other, so that older ones would only take time."""
+
+_Value = TypeVar("_Value", bound=Hashable)
+_MERGE_AT = 8192
+_BLOCK = 1 << 15  # hashes compared at once: what is in between stays in the processor's cache
+_TOGETHER = 14  # bits; fingerprints that differ more are searched each in a pass of its own: what one lets through would be too much
+_ALL = Fingerprint(2**BITS - 1, 2**BITS - 1)
+
+
+def id_to_int(cell_id: str) -> int:
+    """The 16 hexadecimal characters of a cell id as an unsigned 64-bit integer; their orders are the same."""
+    return int(cell_id, 16)
+
+
+def int_to_id(number: int) -> str:
+    """The cell id that `id_to_int` was given."""
+    return f"{number:016x}"
+
+
+class CellBook(Generic[_Value]):
+    """What every cell carries, its label for one, by the cell's id: a sorted array, and a few newcomers beside it.
+
+    One thread may add and change while others look up.
+    """
+
+    def __init__(self, ids: NDArray[np.uint64], codes: NDArray[np.uint32], values: Sequence[_Value]) -> None:
+        """ids : uint64[n], each once, in any order. codes : uint32[n], where in `values` that is which each cell carries."""
+        self._values = list(values)
+        self._codes = {value: code for code, value in enumerate(values)}
+        order = np.argsort(ids)
+        self._state: tuple[NDArray[np.uint64], NDArray[np.uint32], dict[int, int]] = (ids[order], codes[order], {})
+
+    def __contains__(self, number: int) -> bool:
+        return self.get(number) is not None
+
+    def __len__(self) -> int:
+        ids, _, recent = self._state
+        return len(ids) + len(recent)
+
+    def get(self, number: int) -> _Value | None:
+        """What a cell carries, or None for an unknown id. Microseconds."""
+        ids, codes, recent = self._state  # all from one moment, even while `add` merges them
+        code = recent.get(number)
+        if code is None:
+            at = int(np.searchsorted(ids, np.uint64(number)))
+            if at == len(ids) or int(ids[at]) != number:
+                return None
+            code = int(codes[at])
+        return self._values[code]
+
+    def of(self, numbers: Sequence[int]) -> list[_Value | None]:
+        """What each of these cells carries, as `get`; a fraction of a microsecond a cell."""
+        ids, codes, recent = self._state  # all from one moment, even while `add` merges them
+        found = list(map(recent.get, numbers))
+        if len(ids):
+            wanted = np.array(numbers, np.uint64)
+            at = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+            there = np.flatnonzero(ids[at] == wanted)
+            for place, code in zip(there.tolist(), codes[at[there]].tolist(), strict=True):
+                found[place] = code
+        return [None if code is None else self._values[code] for code in found]
+
+    def add(self, number: int, value: _Value) -> None:
+        """Add a cell that is not there yet."""
+        ids, codes, recent = self._state
+        recent[number] = self._code(value)
+        if len(recent) >= _MERGE_AT:
+            merged = np.concatenate([ids, np.fromiter(recent.keys(), np.uint64, len(recent))])
+            merged_codes = np.concatenate([codes, np.fromiter(recent.values(), np.uint32, len(recent))])
+            order = np.argsort(merged)
+            self._state = (merged[order], merged_codes[order], {})
+
+    def change(self, number: int, value: _Value) -> None:
+        """Let a cell carry something else."""
+        ids, codes, recent = self._state
+        if number in recent:
+            recent[number] = self._code(value)
+        else:
+            codes[np.searchsorted(ids, np.uint64(number))] = self._code(value)
+
+    def _code(self, value: _Value) -> int:
+        code = self._codes.get(value)
+        if code is None:
+            code = len(self._values)
+            self._values.append(value)
+            self._codes[value] = code
+        return code
+
+
+class _Groups(NamedTuple):
+    """All that a reader needs, from one moment: the same cells by id and by group, and newcomers, likewise."""
+
+    ids: NDArray[np.uint64]
+    groups: NDArray[np.uint64]
+    sorted_groups: NDArray[np.uint64]
+    by_group: NDArray[np.uint64]
+    recent: dict[int, int]
+    recent_by_group: dict[int, list[int]]
+
+
+class GroupBook:
+    """Which cells are captures of one physical cell. A group is called by the id of its first capture.
+
+    One thread may add while others look up.
+    """
+
+    def __init__(self, ids: NDArray[np.uint64], groups: NDArray[np.uint64]) -> None:
+        """ids : uint64[n], the cells that repeat another, each once, oldest first. groups : uint64[n], of each."""
+        self._state = _settled(ids, groups)
+
+    def __len__(self) -> int:
+        return len(self._state.ids) + len(self._state.recent)
+
+    def of(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The groups uint64[n] of cells ids uint64[n]; a cell that repeats none is called by its own id. Microseconds."""
+        state, found = self._state, ids.copy()
+        if len(state.ids):
+            at = np.minimum(np.searchsorted(state.ids, ids), len(state.ids) - 1)
+            there = state.ids[at] == ids
+            found[there] = state.groups[at[there]]
+        if state.recent:
+            for place, number in enumerate(ids.tolist()):
+                if number in state.recent:
+                    found[place] = state.recent[number]
+        return found
+
+    def firsts(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """bool[n]: which of the cells ids uint64[n] come before all others of their group there."""
+        if not len(self):
+            return np.ones(len(ids), np.bool_)
+        chosen = np.zeros(len(ids), np.bool_)
+        chosen[np.unique(self.of(ids), return_index=True)[1]] = True
+        return chosen
+
+    def members(self, group: int) -> list[int]:
+        """The captures in a group, oldest first. Microseconds."""
+        state = self._state
+        start, end = (np.searchsorted(state.sorted_groups, np.uint64(group), side) for side in ("left", "right"))
+        return [group, *state.by_group[start:end].tolist(), *state.recent_by_group.get(group, ())]
+
+    def add(self, number: int, group: int) -> None:
+        """Add a cell that is not there yet, and repeats another."""
+        state = self._state
+        state.recent[number] = group
+        state.recent_by_group.setdefault(group, []).append(number)
+        if len(state.recent) >= _MERGE_AT:
+            numbers = np.fromiter(state.recent.keys(), np.uint64, len(state.recent))
+            groups = np.fromiter(state.recent.values(), np.uint64, len(state.recent))
+            # those of one group still stand in the order they came
+            self._state = _settled(
+                np.concatenate([state.by_group, numbers]), np.concatenate([state.sorted_groups, groups])
+            )
+
+
+def _settled(ids: NDArray[np.uint64], groups: NDArray[np.uint64]) -> _Groups:
+    by_id, by_group = np.argsort(ids), np.argsort(groups, kind="stable")
+    return _Groups(ids[by_id], groups[by_id], groups[by_group], ids[by_group], {}, {})
+
+
+class HashBook:
+    """Fingerprints of cells, searched whole: exactly, whatever class a cell has. Age: cells that came later have a larger one.
+
+    One thread may add while others look up.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        """most : only so many are searched, those added last; None for all."""
+        self._most = most
+        self._arrays = (
+            np.empty(64, np.uint64),
+            np.empty(64, np.uint64),
+            np.empty(64, np.uint64),
+            np.empty(64, np.uint32),
+        )
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def next_age(self) -> int:
+        """Larger than all ages so far."""
+        ages = self._filled()[3]
+        return int(ages.max()) + 1 if len(ages) else 0
+
+    def add(
+        self,
+        across: NDArray[np.uint64],
+        down: NDArray[np.uint64],
+        ids: NDArray[np.uint64],
+        ages: NDArray[np.uint32],
+    ) -> None:
+        """Add cells: both hashes of their fingerprints uint64[n], ids uint64[n], ages uint32[n]."""
+        end = self._n + len(ids)
+        if end > len(self._arrays[0]):
+            more = max(end, len(self._arrays[0]) * 3 // 2) - self._n
+            one, two, three, four = self._filled()
+            self._arrays = (
+                np.concatenate([one, np.empty(more, np.uint64)]),
+                np.concatenate([two, np.empty(more, np.uint64)]),
+                np.concatenate([three, np.empty(more, np.uint64)]),
+                np.concatenate([four, np.empty(more, np.uint32)]),
+            )
+        self._arrays[0][self._n : end] = across
+        self._arrays[1][self._n : end] = down
+        self._arrays[2][self._n : end] = ids
+        self._arrays[3][self._n : end] = ages
+        self._n = end  # last: readers see whole rows
+
+    def within(
+        self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
+    ) -> list[tuple[int, int, int]]:
+        """Cells both of whose hashes differ from one of these in at most so many bits, as (bits, age, id): fewest first, then oldest.
+
+        bits : of the hash that differs more, and of the fingerprint that differs least; of 64, and in proportion where fewer count.
+        shown : the bits of each hash that count (1). Some milliseconds for a million cells.
+        """
+        across, down, ids, ages = self._filled(self._most)
+        most = [bits * count.bit_count() // BITS for count in shown]
+        differ: dict[int, int] = {}
+        for together in _near_one_another(fingerprints, shown):
+            first = together[0]
+            # whoever is near one of them is not much farther from the first (triangle inequality): one pass over all cells will do
+            reach = most[0] + max(_differ(first, mark, shown)[0] for mark in together)
+            parts = [
+                np.flatnonzero(hamming(first.across, across[start : start + _BLOCK], shown.across) <= reach) + start
+                for start in range(0, len(ids), _BLOCK)
+            ]
+            near = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            reach = most[1] + max(_differ(first, mark, shown)[1] for mark in together)
+            near = near[hamming(first.down, down[near], shown.down) <= reach]
+            for mark in together:
+                one = hamming(mark.across, across[near], shown.across)
+                two = hamming(mark.down, down[near], shown.down)
+                close = np.flatnonzero((one <= most[0]) & (two <= most[1]))
+                for at, worse in zip(near[close].tolist(), np.maximum(one, two)[close].tolist(), strict=True):
+                    differ[at] = min(worse, differ.get(at, BITS))
+        return sorted((worse, int(ages[at]), int(ids[at])) for at, worse in differ.items())
+
+    def _filled(
+        self, most: int | None = None
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:
+        n = self._n  # before the arrays: those only ever get longer, and their first n never change
+        first = 0 if most is None else max(0, n - most)
+        across, down, ids, ages = self._arrays
+        return across[first:n], down[first:n], ids[first:n], ages[first:n]
+
+
+def _near_one_another(marks: Sequence[Fingerprint], shown: Fingerprint) -> list[list[Fingerprint]]:
+    """The fingerprints in groups, each of them not far from the first of its group."""
+    groups: list[list[Fingerprint]] = []
+    for mark in marks:
+        for group in groups:
+            if max(_differ(group[0], mark, shown)) <= _TOGETHER:
+                group.append(mark)
+                break
+        else:
+            groups.append([mark])
+    return groups
+
+
+def _differ(one: Fingerprint, other: Fingerprint, shown: Fingerprint) -> tuple[int, int]:
+    """In how many of the bits that count each of the two hashes differs."""
+    return ((one.across ^ other.across) & shown.across).bit_count(), ((one.down ^ other.down) & shown.down).bit_count()
+
+
+class HashChanges:
+    """What a batch will add to a book, seen as if it were done, and done by `apply` once it is committed."""
+
+    def __init__(self, book: HashBook) -> None:
+        self._book = book
+        self._pending = HashBook()
+        self._next_age = book.next_age
+
+    def add(self, number: int, fingerprint: Fingerprint, age: int | None = None) -> None:
+        """A cell; a new one where no age is given."""
+        if age is None:
+            age = self._next_age
+            self._next_age += 1
+        across, down = fingerprint
+        self._pending.add(
+            np.array([across], np.uint64),
+            np.array([down], np.uint64),
+            np.array([number], np.uint64),
+            np.array([age], np.uint32),
+        )
+
+    def within(
+        self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
+    ) -> list[tuple[int, int, int]]:
+        """As `HashBook.within`, of the book and what is to be added."""
+        return sorted(self._book.within(fingerprints, bits, shown) + self._pending.within(fingerprints, bits, shown))
+
+    def apply(self) -> None:
+        """Change the book; nothing is pending from then on."""
+        self._book.add(*self._pending._filled())
+        self._pending = HashBook()

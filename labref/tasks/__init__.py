@@ -1,0 +1,1 @@
+"""All that runs in the background: jobs, re-embedding, map training, comparing, retention, backup. May import asking and below."""

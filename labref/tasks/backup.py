@@ -1,0 +1,398 @@
+"""A lab in a safe place: its store as of one moment, the original bytes of every cell, its bundles, maps and configuration.
+
+A backup is a folder, or one `.zip` file (stored, not compressed: images do not get smaller):
+
+BACKUP/backup.json                what the backup holds, written last: without it there is no backup
+BACKUP/files/<sha256>             the store, the list of its images, labref.toml, bundles, maps; backup.json has their names
+BACKUP/images/<ab>/<cd>/<sha256>  as in the lab
+
+A folder can be backed up into again: only images that it does not have are copied, and until the new backup.json has taken
+the place of the old one, the old backup is whole. The lab's token is a secret and stays behind; restoring makes a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Container, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Final, Protocol
+
+from labref import __version__
+from labref.config import watch_instead
+from labref.errors import LabError
+from labref.failpoints import failpoint
+from labref.lab import Lab, absolute, new_token, sync_folder
+from labref.progress import Pace, Steps
+from labref.store import Store
+from labref.store.duckdb.upkeep import digests_of
+
+__all__ = ["Backup", "restore", "write"]
+
+FORMAT: Final = 1
+_RECORD: Final = "backup.json"
+_NAME: Final = re.compile(r"(?:[\w.+-]+/){0,4}[\w.+-]+")
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
+_FOLDERS: Final = ("bundles", "maps")
+_FILES: Final = "files"
+_IMAGES: Final = "images.txt"
+_STORE: Final = "store.duckdb"
+_PART: Final = ".part"
+_SCRATCH: Final = ".labref-backup-"
+_CHUNK: Final = 1 << 20
+_SAME: Final = ("cell", "file")  # tables of which no migration changes the number of rows
+
+
+class _Target(Protocol):
+    """Where a backup goes. Each `add` is whole or not at all; nothing counts before `finish`."""
+
+    @property
+    def scratch(self) -> Path: ...
+    def has(self, name: str, digest: str) -> bool: ...
+    def add(self, name: str, source: IO[bytes]) -> None: ...
+    def finish(self, record: dict[str, Any]) -> None: ...
+
+
+class _FolderTarget:
+    def __init__(self, folder: Path) -> None:
+        if folder.exists() and not (folder / _RECORD).is_file() and any(_foreign(folder)):
+            raise LabError(f"{folder} is not empty and holds no backup. Choose an empty folder, or an earlier backup.")
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in [*folder.glob(_SCRATCH + "*"), *folder.rglob("*" + _PART)]:  # of a backup that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self.folder = self.scratch = folder
+        self._changed: set[Path] = set()
+
+    def has(self, name: str, digest: str) -> bool:
+        with contextlib.suppress(OSError), (self.folder / name).open("rb") as source:
+            return bool(_described(source)["sha256"] == digest)
+        return False
+
+    def add(self, name: str, source: IO[bytes]) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + _PART)
+        failpoint("backup.write")
+        with part.open("wb") as out:
+            shutil.copyfileobj(source, out, _CHUNK)
+            out.flush()
+            failpoint("backup.fsync")
+            os.fsync(out.fileno())
+        failpoint("backup.rename")
+        os.replace(part, path)
+        self._changed.update(path.parents[: 1 + name.count("/")])
+
+    def finish(self, record: dict[str, Any]) -> None:
+        for folder in sorted(self._changed, key=lambda path: len(path.parts), reverse=True):
+            failpoint("backup.sync")
+            sync_folder(folder)  # the names, too, before the record vouches for them
+        self.add(_RECORD, io.BytesIO(json.dumps(record, indent=2).encode()))
+        sync_folder(self.folder)
+        failpoint("backup.recorded", may_fail=False)
+        kept = {entry["sha256"] for entry in record["files"].values()}
+        for path in (self.folder / _FILES).iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+
+def _foreign(folder: Path) -> Iterator[Path]:
+    """Entries that no broken-off backup leaves."""
+    for path in folder.iterdir():
+        if path.name not in ("images", _FILES) and not path.name.startswith(_SCRATCH) and not path.name.endswith(_PART):
+            yield path
+
+
+class _ZipTarget:
+    def __init__(self, file: Path) -> None:
+        if file.exists():
+            raise LabError(f"{file} is there already. Choose another name; a backup never replaces a file.")
+        self.file, self.scratch = file, file.parent
+        self._part = file.with_name(file.name + _PART)
+        failpoint("backup.write")
+        self._out = self._part.open("wb")
+        self._zip = zipfile.ZipFile(self._out, "w", zipfile.ZIP_STORED)
+
+    def has(self, name: str, digest: str) -> bool:
+        return False
+
+    def add(self, name: str, source: IO[bytes]) -> None:
+        failpoint("backup.write")
+        with self._zip.open(name, "w", force_zip64=True) as out:
+            shutil.copyfileobj(source, out, _CHUNK)
+
+    def finish(self, record: dict[str, Any]) -> None:
+        self.add(_RECORD, io.BytesIO(json.dumps(record, indent=2).encode()))
+        self._zip.close()
+        failpoint("backup.fsync")
+        self._out.flush()
+        os.fsync(self._out.fileno())
+        self._out.close()
+        failpoint("backup.rename")
+        os.replace(self._part, self.file)
+
+    def discard(self) -> None:
+        """Leave nothing where it was not finished."""
+        with contextlib.suppress(OSError, ValueError):
+            self._zip.close()
+        with contextlib.suppress(OSError, ValueError):
+            self._out.close()
+        with contextlib.suppress(OSError):
+            self._part.unlink()
+
+
+def write(lab: Lab, store: Store, target: Path) -> Steps[dict[str, Any]]:
+    """Back a lab up into a folder, or into a new file where `target` ends in .zip, while others read and write its store.
+
+    Yields how far it is; returns {`target`, `bytes`, `cells`, `images_copied`, `missing` [digest]}: `missing` are kept images that
+    are not there or damaged in the lab, and so not in the backup. What is written is read back and compared.
+    Raises `LabError` where it cannot be written; the lab is never changed, nor an earlier backup in the folder.
+    """
+    _refuse_inside(lab, target)
+    try:
+        where: _FolderTarget | _ZipTarget
+        target.parent.mkdir(parents=True, exist_ok=True)
+        where = _ZipTarget(target) if target.suffix.lower() == ".zip" else _FolderTarget(target)
+        with contextlib.ExitStack() as stack:
+            if isinstance(where, _ZipTarget):
+                stack.callback(where.discard)
+            return (yield from _write(lab, store, target, where))
+    except OSError as error:
+        raise LabError(
+            f"the backup {target} cannot be written: {error.strerror or error}. Look at its disk; the lab is as it was."
+        ) from None
+
+
+def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[str, Any]]:
+    files: dict[str, dict[str, Any]] = {}
+    added: list[str] = []
+    missing: list[str] = []
+    pace = Pace()
+
+    def add(name: str, path: Path) -> None:
+        with path.open("rb") as source:
+            files[name] = _described(source)
+            digest = str(files[name]["sha256"])
+            if _file_name(digest) not in added and not where.has(_file_name(digest), digest):
+                source.seek(0)
+                where.add(_file_name(digest), source)
+                added.append(_file_name(digest))
+
+    yield 0, 0, "the store is copied"
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=where.scratch) as scratch:
+        snapshot, listed = Path(scratch) / "store", Path(scratch) / "images"
+        tables = store.copy_to(snapshot)
+        add(_STORE, snapshot)
+        size_of_images = 0
+        with listed.open("w", encoding="ascii") as listing:
+            for number, (digest, size) in enumerate(digests_of(snapshot)):
+                name = _image_name(digest)
+                try:
+                    if not where.has(name, digest):
+                        where.add(name, io.BytesIO(lab.read_image(digest)))
+                        added.append(name)
+                except LabError:
+                    missing.append(digest)
+                    continue
+                listing.write(digest + "\n")
+                size_of_images += size
+                if pace.due():
+                    yield number, tables["cell"], "kept images copied"
+        add(_IMAGES, listed)
+    for path in _other_files(lab):
+        add(path.relative_to(lab.folder).as_posix(), path)
+    record = {
+        "format": FORMAT,
+        "labref": __version__,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "schema": store.schema_version,
+        "tables": tables,
+        "missing": missing,
+        "files": files,
+    }
+    where.finish(record)
+    with Backup.open(target) as backup:
+        # what was there before was read then
+        yield from backup.verify(only=set(added))
+    return {
+        "target": str(target),
+        "bytes": size_of_images + sum(entry["bytes"] for entry in files.values()),
+        "cells": tables["cell"],
+        "images_copied": sum(name.startswith("images/") for name in added),
+        "missing": missing,
+    }
+
+
+def _file_name(digest: str) -> str:
+    return f"{_FILES}/{digest}"
+
+
+def _image_name(digest: str) -> str:
+    return f"images/{digest[:2]}/{digest[2:4]}/{digest}"
+
+
+def _refuse_inside(lab: Lab, target: Path) -> None:
+    real = os.path.realpath(target)
+    for folder in (lab.folder, *lab.watched):
+        if (real + os.sep).startswith(os.path.realpath(folder) + os.sep):
+            raise LabError(
+                f"{target} lies in {folder}. Choose a place outside the lab and its export, best on another disk."
+            )
+
+
+def _other_files(lab: Lab) -> Iterator[Path]:
+    yield lab.config_file
+    for name in _FOLDERS:
+        for path in sorted((lab.folder / name).rglob("*")):
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(lab.folder).parts):
+                yield path
+
+
+def _described(source: IO[bytes], out: IO[bytes] | None = None) -> dict[str, Any]:
+    """Size and digest of what is read, which is also written to `out`."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := source.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+        if out is not None:
+            out.write(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+class Backup:
+    """A backup that can be read; closed by `close` or at the end of a `with`. record : its backup.json."""
+
+    def __init__(
+        self, path: Path, record: dict[str, Any], opener: Callable[[str], IO[bytes]], close: Callable[[], None]
+    ):
+        """Not called directly: see `open`."""
+        self.path, self.record = path, record
+        self._opener, self.close = opener, close
+
+    @staticmethod
+    def open(path: Path) -> Backup:
+        """Open a backup. Raises `LabError` where there is none, or a newer labref made it."""
+        try:
+            if path.is_dir():
+                opener: Callable[[str], IO[bytes]] = lambda name: (path / name).open("rb")  # noqa: E731
+                close: Callable[[], None] = lambda: None  # noqa: E731
+            else:
+                archive = zipfile.ZipFile(path)
+                opener, close = archive.open, archive.close
+            with opener(_RECORD) as source:
+                record = json.loads(source.read())
+            made_by, number = str(record["labref"]), int(record["format"])
+            names = list(record["files"])
+            digests = [str(entry["sha256"]) for entry in record["files"].values()]
+            complete = {_IMAGES, _STORE} <= set(names) and int(record["tables"]["cell"]) >= 0
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise LabError(f"{path} is no backup of a lab, or is damaged: {error}.") from None
+        if number > FORMAT:
+            raise LabError(
+                f"{path} was made by labref {made_by}, which is newer than {__version__}. Install that labref."
+            )
+        plain = all(_NAME.fullmatch(name) and ".." not in name.split("/") for name in names)
+        if not complete or not plain or not all(map(_DIGEST.fullmatch, digests)):
+            raise LabError(f"{path} is damaged: its {_RECORD} lacks something, or names files that no lab has.")
+        return Backup(path, record, opener, close)
+
+    def verify(self, *, into: Path | None = None, only: Container[str] | None = None) -> Steps[None]:
+        """Read every file and compare it with its digest; with `into`, an existing folder, also copy it there.
+
+        only : names of the files that are looked at; default all. Raises `LabError` for the first that is missing or differs.
+        """
+        pace = Pace()
+        total = int(self.record["tables"]["cell"])
+        for number, (name, stored, digest) in enumerate(self._files()):
+            if only is not None and stored not in only:
+                continue
+            with contextlib.ExitStack() as stack:
+                try:
+                    source = stack.enter_context(self._opener(stored))
+                except (OSError, KeyError):
+                    raise LabError(f"the backup {self.path} lacks {name}; use another one.") from None
+                out = None
+                if into is not None:
+                    (into / name).parent.mkdir(parents=True, exist_ok=True)
+                    failpoint("restore.write")
+                    out = stack.enter_context((into / name).open("xb"))
+                try:
+                    found = _described(source, out)["sha256"]
+                    if out is not None:
+                        out.flush()
+                        os.fsync(out.fileno())
+                except zipfile.BadZipFile:
+                    found = ""
+            if found != digest:
+                raise LabError(f"{name} of the backup {self.path} is damaged; use another one.")
+            if pace.due():
+                yield number, total, "files verified"
+
+    def _files(self) -> Iterator[tuple[str, str, str]]:
+        """Name in the lab, name in the backup, and digest of every file; the list of images is itself among the first."""
+        files: dict[str, dict[str, Any]] = self.record["files"]
+        for name, entry in files.items():
+            yield name, _file_name(entry["sha256"]), str(entry["sha256"])
+        with self._opener(_file_name(files[_IMAGES]["sha256"])) as listing:
+            for line in listing:
+                digest = line.decode("ascii", "replace").strip()
+                if not _DIGEST.fullmatch(digest):
+                    raise LabError(f"the list of images of the backup {self.path} is damaged; use another one.")
+                yield _image_name(digest), _image_name(digest), digest
+
+    def __enter__(self) -> Backup:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[Lab]:
+    """Make the lab in `source`, a backup, anew in `folder`, which holds none; on this computer or another.
+
+    watch : export folders from now on; default those of the lab that was backed up. Every file is compared with its digest, the
+    store is brought to this labref's schema and read whole. Where anything fails, nothing is left. Raises `LabError`, and other
+    `LabrefError`.
+    """
+    folder = absolute(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise LabError(f"{folder} is not empty. Choose a folder that does not exist yet, or an empty one.")
+    with contextlib.ExitStack() as stack:
+        backup = stack.enter_context(Backup.open(source))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".labref-restore-", dir=folder.parent))
+            stack.callback(shutil.rmtree, staging, ignore_errors=True)
+            yield from backup.verify(into=staging)
+            (staging / _IMAGES).unlink()
+            for name in ("images", "bundles", "logs"):
+                (staging / name).mkdir(exist_ok=True)
+            if watch:
+                watch_instead(staging / "labref.toml", [absolute(path) for path in watch])
+            new_token(staging)
+            yield 0, 0, "the store is read"
+            with Store.open(staging / _STORE) as store:
+                tables = store.read_all()
+            wrong = [
+                name for name, number in backup.record["tables"].items() if name in _SAME and tables[name] != number
+            ]
+            if wrong:
+                raise LabError(f"the store of the backup {source} does not hold what was recorded; use another one.")
+            staging.chmod(0o755)
+            if folder.exists():
+                folder.rmdir()
+            for below, _, _ in os.walk(staging, topdown=False):
+                sync_folder(Path(below))
+            failpoint("restore.finish")
+            os.replace(staging, folder)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise LabError(f"the lab cannot be restored into {folder}: {error.strerror or error}.") from None
+    return Lab.open(folder)

@@ -1,0 +1,46 @@
+"""Cells that were stored by an earlier labref are compared with all others, in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from labref.cells.image import decode, prepare_pixels
+from labref.cells.sameness import Thresholds, marks
+from labref.errors import LabrefError
+from labref.failpoints import failpoint
+from labref.lab import Lab
+from labref.lab.judge import Judge
+from labref.store import Store
+from labref.store.duckdb.duplicates import Learnt
+from labref.words import VERSION, Fingerprint, Landmark
+
+__all__ = ["catch_up"]
+
+_AT_ONCE: Final = 32
+
+
+def catch_up(lab: Lab, store: Store, thresholds: Thresholds) -> Iterator[tuple[int, int, str]]:
+    """Give a fingerprint to every cell that has none of the present kind, from its kept bytes, and compare it with the others.
+
+    Cells are taken in the order they came, some at a time, each part in one transaction; what people decided stays. Links that an
+    earlier version made and that are not found again are taken out. Yields (done, total, text) after each part; who stops
+    listening ends it, and the next call goes on from there.
+    """
+    judge = Judge(lab, thresholds)
+    missing = store.duplicates.without_fingerprint(VERSION)
+    for start in range(0, len(missing), _AT_ONCE):
+        ids = missing[start : start + _AT_ONCE]
+        cells = store.cells(ids)
+        learnt = [Learnt(cell_id, *_marks_of_kept(lab, cells[cell_id].digest)) for cell_id in ids if cell_id in cells]
+        failpoint("fingerprint.commit")
+        store.learn_fingerprints(learnt, judge=judge, candidate_bits=thresholds.candidate_bits)
+        yield start + len(ids), len(missing), "cells compared with all others"
+
+
+def _marks_of_kept(lab: Lab, digest: str) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
+    try:
+        pixels = decode(lab.read_image(digest))
+        return marks(pixels, prepare_pixels(pixels))
+    except LabrefError:
+        return (), ()

@@ -1,0 +1,54 @@
+"""The map in the agent: trained anew when it is due, as a job; cells that came by another way are placed."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from labref.tasks.context import Context
+from labref.tasks.jobs import Job, Running
+from labref.tasks.mapping import due, retrain
+
+__all__ = ["NAME", "keep_map", "map_job"]
+
+NAME: Final = "map"
+"""Of the job that trains."""
+_AFTER_FAILURE: Final = timedelta(hours=1)
+
+
+def map_job(context: Context, **settings: Any) -> Job:
+    """The job that trains the map of the bundle in use. settings : of `labref.tasks.mapping.retrain`."""
+
+    def work(running: Running) -> None:
+        bundle = context.store.active_bundle()
+        if bundle is None:
+            return
+        with contextlib.closing(retrain(context.store, context.lab.config.map, bundle, **settings)) as steps:
+            for done, total, text in steps:
+                if running.stopped:
+                    return
+                running.report(done, total, text)
+
+    return Job(NAME, work)
+
+
+def keep_map(context: Context) -> Job | None:
+    """The training that is due, or the placing of cells that have no place yet, or None. Milliseconds."""
+    assert context.jobs is not None
+    bundle = context.store.active_bundle()
+    if bundle is None or context.jobs.has(NAME):
+        return None
+    failed = context.jobs.status()["ended"].get(NAME)
+    if (
+        failed is not None
+        and failed["outcome"] == "failed"  # a full disk, say; it would fail again at once
+        and datetime.now(UTC) - datetime.fromisoformat(failed["at"]) < _AFTER_FAILURE
+    ):
+        return None
+    if due(context.store, context.lab.config.map, bundle) is not None:
+        return map_job(context)
+    active = context.store.maps.active(bundle)
+    if active is not None and len(active.positions) < context.store.maps.embedded(bundle):
+        return Job(f"{NAME} places", lambda _: context.store.maps.catch_up(bundle))
+    return None

@@ -1,0 +1,186 @@
+"""Cells embedded again from their kept bytes, for another bundle, and the switch to it.
+
+Each batch is one transaction, so a kill costs at most a batch, and what is left to do is always what the store has no latent
+for. The old space answers until the switch; the index of the new one is built, and its networks are open, before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from labref.asking import references
+from labref.bundles.bundle import Bundle
+from labref.bundles.inference import Embedder
+from labref.cells.image import prepare
+from labref.errors import LabError, UnreadableImageError
+from labref.failpoints import failpoint
+from labref.lab import Lab
+from labref.progress import Row, progress
+from labref.store import CellEmbedding, Store
+from labref.store.memory.books import id_to_int
+from labref.tasks.context import Context
+
+__all__ = ["SAMPLE_PER_CLASS", "catch_up", "compare", "installed", "switch"]
+
+SAMPLE_PER_CLASS: Final = 250
+"""Most cells of a class that the report before a switch looks at."""
+_AT_ONCE: Final = 32
+_REFERENCES: Final = 8
+
+Stopped = Callable[[], bool]
+
+
+def installed(lab: Lab, digest: str) -> Bundle:
+    """The installed bundle with this digest, verified. Raises `BundleError`."""
+    return Bundle.open(lab.bundles / digest[:12])
+
+
+def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) -> Iterator[Row]:
+    """Embed every cell that has no latent in the space of the embedder's bundle, until none is left or `stopped`; yields progress.
+
+    A cell whose kept bytes are missing or damaged is written down as such, and left out.
+    """
+    digest = embedder.bundle.digest
+    while missing := store.changes.missing(digest):
+        for start in range(0, len(missing), _AT_ONCE):
+            if stopped():
+                return
+            embed(lab, store, embedder, missing[start : start + _AT_ONCE])
+            coverage = store.changes.coverage(digest)
+            yield progress(
+                coverage.embedded + coverage.failed, coverage.cells, f"cells embedded by bundle {digest[:12]}"
+            )
+
+
+def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> None:
+    """Embed these cells from their kept bytes, and store their latents in one transaction."""
+    bundle = embedder.bundle
+    crops, found, reasons = [], [], {}
+    for cell_id, cell in store.cells(ids).items():
+        try:
+            crops.append(prepare(lab.read_image(cell.digest)).crop)
+            found.append(cell_id)
+        except (LabError, UnreadableImageError) as error:
+            reasons[cell_id] = str(error)
+    made = []
+    if crops:
+        embeddings = embedder.embed(np.stack(crops))
+        labels = bundle.manifest.labels
+        for cell_id, latent, probabilities in zip(found, embeddings.latents, embeddings.probabilities, strict=True):
+            if not (np.isfinite(latent).all() and np.isfinite(probabilities).all()):
+                reasons[cell_id] = "the networks give no finite numbers for it"
+                continue
+            best = int(probabilities.argmax())
+            made.append(CellEmbedding(cell_id, latent, probabilities, labels[best], float(probabilities[best])))
+    failpoint("reembed.commit", may_fail=False)
+    with store.quiet():
+        there = store.cells([embedding.cell_id for embedding in made])  # retention may have taken some out
+        store.add_embeddings([e for e in made if e.cell_id in there], bundle=bundle.digest)
+        if reasons:
+            store.changes.fail(bundle.digest, reasons)
+    failpoint("reembed.committed", may_fail=False)
+
+
+def compare(
+    store: Store,
+    old: Bundle,
+    new: Bundle,
+    *,
+    stopped: Stopped,
+    withheld: Collection[str] = (),
+    per_class: int = SAMPLE_PER_CLASS,
+) -> Generator[Row, None, Row | None]:
+    """How the references of the lab's own cells change from one bundle to the other; yields progress, returns None where stopped.
+
+    Of each class up to `per_class` cells are asked for their eight references in both spaces, as `labref query` would be.
+    withheld : cells that are nobody's references.
+    {`cells`, `sampled`, `changed` (of eight, mean over all cells: classes weighted by their size), `same_class_before`,
+    `same_class_after` (share of the eight that carry the cell's own label), `classes` {label: the same of each class}}.
+    """
+    sample = store.changes.sample(per_class)
+    total = sum(len(ids) for _, ids in sample.values())
+    done = 0
+    classes: dict[str, dict[str, Any]] = {}
+    for label, (count, ids) in sample.items():
+        changed: list[float] = []
+        before: list[float] = []
+        after: list[float] = []
+        for cell_id in ids:
+            if stopped():
+                return None
+            olds, news = (_references(store, bundle, cell_id, withheld) for bundle in (old, new))
+            done += 1
+            if done % 20 == 0:
+                yield progress(done, total, "cells compared in both spaces")
+            if olds and news:
+                changed.append(float(len(_physical(store, news) - _physical(store, olds))))
+                before.append(sum(r.label == label for r in olds) / len(olds))
+                after.append(sum(r.label == label for r in news) / len(news))
+        if changed:
+            classes[label] = {
+                "cells": count,
+                "sampled": len(changed),
+                "changed": _mean(changed),
+                "same_class_before": _mean(before),
+                "same_class_after": _mean(after),
+            }
+    weights = [entry["cells"] for entry in classes.values()]
+    over = {
+        key: round(float(np.average([entry[key] for entry in classes.values()], weights=weights)), 4)
+        if weights
+        else None
+        for key in ("changed", "same_class_before", "same_class_after")
+    }
+    cells = sum(count for count, _ in sample.values())
+    return {"cells": cells, "sampled": sum(e["sampled"] for e in classes.values()), **over, "classes": classes}
+
+
+def switch(context: Context, bundle: Bundle, *, complete: bool) -> None:
+    """Let `bundle` answer from now on.
+
+    complete : embed first what came in since, while others wait to write; else cells without a latent in the space of `bundle`
+    are no references until they are caught up. Raises `LabrefError`, and nothing has changed, where the bundle cannot be used.
+    """
+    store = context.store
+    before = store.active_bundle()
+    store.build_index(bundle.digest)
+    adoption = context.adopt(bundle)
+    adoption.embedder.golden_difference()
+    with store.quiet():
+        if complete:
+            for _ in catch_up(context.lab, store, adoption.embedder, stopped=lambda: False):
+                pass
+        failpoint("bundle.before")
+        store.changes.switch(bundle.digest)
+        failpoint("bundle.switched", may_fail=False)
+        adoption.use()
+    if before is not None and before != bundle.digest:
+        store.drop_index(before)
+
+
+def _references(store: Store, bundle: Bundle, cell_id: str, withheld: Collection[str]) -> list[references.Reference]:
+    latent = store.latents([cell_id], bundle=bundle.digest).get(cell_id)
+    cell = store.cell(cell_id)
+    if latent is None or cell is None:
+        return []
+    found = references.find(
+        store,
+        bundle=bundle,
+        latent=latent,
+        digest=cell.digest,
+        k=_REFERENCES,
+        withheld=withheld,
+    )
+    return found.references
+
+
+def _physical(store: Store, found: Sequence[references.Reference]) -> set[int]:
+    """Which physical cells these are: another capture of one is no other cell."""
+    return set(store.groups.of(np.array([id_to_int(one.cell_id) for one in found], np.uint64)).tolist())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 4)

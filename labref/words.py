@@ -1,0 +1,122 @@
+"""Words that every part of labref speaks: outcomes, verdicts, who gave a label, fingerprints and landmarks. Imports nothing of labref."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "BITS",
+    "MEASURES",
+    "STORED",
+    "VERSION",
+    "Fingerprint",
+    "LabelSource",
+    "Landmark",
+    "Outcome",
+    "Verdict",
+    "cell_id_of",
+    "hamming",
+]
+
+VERSION: Final = 2
+"""How fingerprints and landmarks are made; those of another version in a store are made anew from the kept bytes.
+
+2: of the crop around the cell nearest the picture's middle, with all that stands about it, and landmarks (`labref.cells.landmarks`).
+"""
+
+
+BITS: Final = 64
+"""Bits of one hash."""
+
+
+class Verdict(StrEnum):
+    """What comparing two cells gave; the first two values are the ledger's words.
+
+    NEIGHBOUR: two cells in overlapping pictures of one field, neither a duplicate of the other.
+    """
+
+    DUPLICATE = "duplicate"
+    POSSIBLE = "possible_duplicate"
+    NEIGHBOUR = "neighbour"
+    DIFFERENT = "different"
+
+    @property
+    def is_one_cell(self) -> bool:
+        """Whether the two are one cell, or may be."""
+        return self in (Verdict.DUPLICATE, Verdict.POSSIBLE)
+
+
+class Fingerprint(NamedTuple):
+    """Difference hashes of a crop, each 64 bit, unsigned: whether the grey value grows from left to right, and from top to bottom."""
+
+    across: int
+    down: int
+
+
+def hamming(a: int, b: NDArray[np.uint64], shown: int = 2**BITS - 1) -> NDArray[np.uint8]:
+    """Number of differing bits between one hash and each of b uint64[n], as uint8[n]. shown : the bits that count (1)."""
+    differ = np.bitwise_xor(np.uint64(a), b)
+    return np.bitwise_count(differ if shown == 2**BITS - 1 else np.bitwise_and(differ, np.uint64(shown), out=differ))
+
+
+STORED: Final = 2
+"""So many landmarks of a cell are stored: those nearest to its centre. One of them may be a spot that another picture has not, on the
+slope of a darker nucleus or cut by the picture's edge."""
+
+
+class Landmark(NamedTuple):
+    """A dark spot of a picture.
+
+    marks : fingerprints of the window around it, the first in place, the others shifted by a few pixels.  shown : which of their
+    bits the picture shows (1); the others (0) depend on what lies beyond its edge.
+    """
+
+    marks: tuple[Fingerprint, ...]
+    shown: Fingerprint
+
+
+MEASURES: Final = (
+    "background_red",
+    "background_green",
+    "background_blue",
+    "focus",
+    "density_red",
+    "density_green",
+    "density_blue",
+)
+"""Names of the numbers, in order."""
+
+
+class Outcome(StrEnum):
+    """What became of a file; every file found has exactly one."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    POSSIBLE_DUPLICATE = "possible_duplicate"
+    REJECTED = "rejected"
+
+
+class LabelSource(StrEnum):
+    """Who gave a label."""
+
+    REVIEWED = "reviewed"
+    ANALYSER = "analyser"
+    PREDICTED = "predicted"
+
+    @property
+    def weight(self) -> int:
+        """How much it counts: a person over the analyser, the analyser over the network."""
+        return {"reviewed": 2, "analyser": 1, "predicted": 0}[self.value]
+
+
+def cell_id_of(digest: str) -> str:
+    """Name of the cell with these bytes: the first 16 of the 64 hexadecimal characters of their SHA-256.
+
+    The same bytes are the same cell, so a file read again after a crash cannot become a second one. Sixty-four
+    bits keep the chance of two different files sharing a name below 3e-6 for ten million cells.
+    """
+    return digest[:16]
