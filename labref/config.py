@@ -39,7 +39,7 @@ _PREFIX = "LABREF_"
 _NOT_SETTINGS = frozenset({"LABREF_LAB"})  # names the lab itself
 _LAYOUT_GROUPS = frozenset({"slide", "label", "analyser"})
 
-LabelSource = Literal["reviewed", "analyser", "predicted"]
+LabelSourceName = Literal["reviewed", "analyser", "predicted"]
 
 
 class _Section(BaseModel):
@@ -55,7 +55,7 @@ class LayoutPattern(_Section):
     """
 
     pattern: str
-    label_source: LabelSource = "analyser"
+    label_source: LabelSourceName = "analyser"
 
     @field_validator("pattern")
     @classmethod
@@ -156,12 +156,14 @@ class MapConfig(_Section):
     retrain_growth : the map is trained anew once the store grew by this share since the last training.
     retrain_hours : with fewer new cells than that, but some, it is trained anew after so many hours.
     max_side : most rows and columns; by default those that the thesis recommends for its 62,000 cells.
+    device : that computes the map's products. "cpu" takes one core; "auto" takes CUDA where it works; "cuda" insists on it.
     """
 
     enabled: bool = True
     retrain_growth: float = Field(default=0.2, ge=0.01, le=100)
     retrain_hours: float = Field(default=24.0, ge=0.1, le=8760)
     max_side: int = Field(default=248, ge=8, le=1000)
+    device: Literal["cpu", "auto", "cuda"] = "cpu"
 
 
 class BundlesConfig(_Section):

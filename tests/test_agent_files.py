@@ -13,7 +13,7 @@ import pytest
 from labref.agent import reader
 from labref.agent.reader import NotYet, Prepared, Refused, read_cell
 from labref.config import LayoutPattern, WatchConfig
-from labref.export.layout import Layout, Place
+from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_from_text, path_to_text
 from labref.export.scan import GONE, Candidate, ScanReport, look, scan
 from labref.export.settle import Settling
@@ -46,7 +46,7 @@ PBC = ("basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte",
     ],
 )
 def test_a_path_says_slide_label_and_who_gave_it(path: str, slide: str | None, label: str | None, source: str) -> None:
-    assert Layout(WatchConfig(), PBC).place(path) == Place(slide, label, source, None)  # type: ignore[arg-type]
+    assert Layout(WatchConfig(), PBC).place(path) == PathMeaning(slide, label, source, None)  # type: ignore[arg-type]
 
 
 def test_a_bundle_that_knows_the_finer_class_gets_it() -> None:
@@ -63,8 +63,8 @@ def test_a_lab_s_own_patterns_and_names_come_first() -> None:
         labels={"segs": "neutrophil"},
     )
     layout = Layout(watch, PBC)
-    assert layout.place("scope 2/S1/Segs-01.jpg") == Place("S1", "neutrophil", "reviewed", "scope 2")
-    assert layout.place("monocyte/a.jpg") == Place(None, "monocyte", "analyser", "DC-1")
+    assert layout.place("scope 2/S1/Segs-01.jpg") == PathMeaning("S1", "neutrophil", "reviewed", "scope 2")
+    assert layout.place("monocyte/a.jpg") == PathMeaning(None, "monocyte", "analyser", "DC-1")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def read(path: Path, *, max_bytes: int = 10_000_000) -> Any:
     kept: list[bytes] = []
     return read_cell(
         seen(path),
-        place=lambda _: Place(None, None, "predicted", None),
+        place=lambda _: PathMeaning(None, None, "predicted", None),
         removed=lambda digest: None,
         is_stored=lambda _: False,
         keep=lambda data, _: kept.append(data),

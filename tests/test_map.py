@@ -12,6 +12,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from labref import som
@@ -287,6 +288,20 @@ def test_a_training_that_is_stopped_leaves_no_process_no_file_and_the_old_map(ow
         assert not child.is_running()
         assert [path.name for path in store.maps.folder.iterdir()] == ["1.npz"]
         assert store.maps.in_use() == {1}
+
+
+def test_the_device_of_the_map_is_a_setting_and_gives_the_same_map(tmp_path: Path) -> None:
+    latents = np.random.default_rng(3).normal(size=(200, 5)).astype(np.float32)
+    every, maps = np.arange(200), []
+    for device in ("cpu", "auto"):
+        folder = tmp_path / device
+        folder.mkdir()
+        task = Task(6, 6, None, 0, "batch", warm=False, device=MapConfig(device=device).device)
+        list(train_apart(folder, latents, trained=every, sample=every, before=None, task=task))
+        maps.append(som.load(folder / "map.npz").get_weights())
+    assert np.abs(maps[0] - maps[1]).max() < 1e-3
+    with pytest.raises(ValidationError, match="device"):
+        MapConfig(device="gpu")
 
 
 def test_a_training_that_fails_says_why(tmp_path: Path) -> None:

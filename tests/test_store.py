@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from labref.errors import StoreError
-from labref.store import FileState, Rejected, SeenAgain, Store
-from tests.stores import BUNDLE, JUDGED, activate, digest_of, mark, new_cell, new_store
+from labref.store import CellEmbedding, FileState, Rejected, SeenAgain, Store
+from tests.stores import BUNDLE, JUDGED, LABELS, activate, digest_of, mark, new_cell, new_store
 
 
 @pytest.fixture
@@ -417,3 +417,25 @@ def test_threads_read_while_one_writes(store: Store) -> None:
         reader.join()
     assert failures == []
     assert store.counts().cells == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("latent", np.nan), ("latent", np.inf), ("probabilities", np.nan), ("probabilities", -np.inf)]
+)
+def test_no_number_that_is_not_finite_enters_a_latent_space(store: Store, name: str, value: float) -> None:
+    cell = new_cell(1)
+    store.record([cell], bundle=BUNDLE)
+    store.set_active_bundle("cd" * 32, name="another", version="1", latent_size=50, labels=LABELS)
+    numbers = {"latent": cell.latent.copy(), "probabilities": cell.probabilities.copy()}
+    numbers[name][3] = value
+    spoilt = CellEmbedding(
+        cell.cell_id, numbers["latent"], numbers["probabilities"], predicted_label="monocyte", predicted_probability=0.5
+    )
+    with pytest.raises(StoreError, match=f"{cell.cell_id} has .*{name[:6]}.* not finite"):
+        store.add_embeddings([spoilt], bundle="cd" * 32)
+    assert store.latents([cell.cell_id], bundle="cd" * 32) == {}
+    whole = replace(spoilt, latent=cell.latent, probabilities=cell.probabilities)
+    with pytest.raises(StoreError, match="shape"):
+        store.add_embeddings([replace(whole, latent=cell.latent[:49])], bundle="cd" * 32)
+    store.add_embeddings([whole], bundle="cd" * 32)
+    assert list(store.latents([cell.cell_id], bundle="cd" * 32)) == [cell.cell_id]

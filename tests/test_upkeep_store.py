@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.config import RetentionConfig
-from labref.errors import LabError, LabrefError, StoreTooNewError
+from labref.errors import LabError, LabrefError, StoreError, StoreTooNewError
 from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.progress import rows_of
@@ -27,7 +28,7 @@ from labref.store import Store
 from labref.store.duckdb import migrations
 from labref.tasks.backup import restore, write
 from labref.tasks.context import Context
-from labref.tasks.jobs import Jobs
+from labref.tasks.jobs import Job, Jobs, Running
 from labref.tasks.retention_job import keep_retention
 from labref.web import desk
 from labref.web.desk import Desk, ask, ledger_rows
@@ -336,6 +337,23 @@ def test_the_agent_lets_go_once_a_day(own: Lab) -> None:
             assert jobs.status()["ended"]["retention"]["outcome"] == "done"
             assert all(n == 1 for n in store.counts().by_label.values())
             assert keep_retention(context) is None
+        finally:
+            jobs.close()
+
+
+def test_a_job_that_failed_is_not_due_again_at_once(own: Lab) -> None:
+    def fails(_: Running) -> None:
+        raise StoreError("the disk is full")
+
+    with open_log(own) as log:
+        jobs = Jobs(log)
+        try:
+            assert not jobs.failed_within("map", timedelta(hours=1)), "it never ran"
+            assert jobs.submit(Job("map", fails)) and jobs.submit(Job("optics", lambda _: None))
+            assert jobs.wait_idle(60)
+            assert jobs.failed_within("map", timedelta(hours=1))
+            assert not jobs.failed_within("map", timedelta(0)), "long enough ago"
+            assert not jobs.failed_within("optics", timedelta(hours=1)), "it was done"
         finally:
             jobs.close()
 

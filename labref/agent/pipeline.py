@@ -12,17 +12,15 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-import numpy as np
-
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
-from labref.bundles.inference import Embedder
+from labref.bundles.inference import NOT_FINITE, Embedder
 from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import AgentError, LabrefError, StoreError
-from labref.export.layout import Layout, Place
+from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_to_text
 from labref.export.scan import Candidate, Signature
 from labref.failpoints import failpoint
@@ -259,7 +257,7 @@ class Pipeline:
             if not self._paths:
                 self._idle.notify_all()
 
-    def _place(self, candidate: Candidate) -> Place:
+    def _place(self, candidate: Candidate) -> PathMeaning:
         below = candidate.path[len(candidate.root) :].replace(os.sep, "/")
         return self._layout.place(path_to_text(below.lstrip("/")), candidate.root)
 
@@ -279,7 +277,7 @@ class Pipeline:
                 self._put(self._ready, result)
 
     def _read(self, candidate: Candidate) -> Read | None:
-        wait = _RETRY_SECONDS[0]
+        waits = _waits()
         while True:
             try:
                 return read_cell(
@@ -292,9 +290,8 @@ class Pipeline:
                     max_bytes=self._max_bytes,
                 )
             except StorageError as error:
-                if not self._try_again(f"the kept images: {error}", str(error), wait):
+                if not self._try_again(f"the kept images: {error}", str(error), next(waits)):
                     return None
-                wait = min(2 * wait, _RETRY_SECONDS[1])
             except Exception as error:
                 # one odd file must not end the agent; the message could hold the path, so it is not logged
                 name = self._lab.pseudonym(candidate.path)
@@ -329,20 +326,14 @@ class Pipeline:
             return records
         embedder = self._engine.embedder()
         started = time.perf_counter()
-        embeddings = embedder.embed(np.stack([item.crop for item in prepared]))
+        described = embedder.describe([item.crop for item in prepared])
         self._metrics.embedding.observe(time.perf_counter() - started)
         self._metrics.embedded.inc(len(prepared))
         self.tally.embedded += len(prepared)
-        labels = embedder.bundle.manifest.labels
-        best = embeddings.probabilities.argmax(axis=1)
-        numbers = np.concatenate([embeddings.latents, embeddings.probabilities], axis=1)
-        usable: list[bool] = np.isfinite(numbers).all(axis=1).tolist()
-        for index, item in enumerate(prepared):
-            if not usable[index]:
-                refused = Refused(item.candidate, None, "the networks give no finite numbers for it; verify the bundle")
-                records.append(_record(refused))
+        for item, made in zip(prepared, described, strict=True):
+            if made is None:
+                records.append(_record(Refused(item.candidate, None, NOT_FINITE)))
                 continue
-            probabilities, latent = embeddings.probabilities[index], embeddings.latents[index]
             cell = NewCell(
                 cell_id=item.digest[:16],
                 digest=item.digest,
@@ -356,11 +347,11 @@ class Pipeline:
                 slide=item.place.slide,
                 analyser=item.place.analyser,
                 captured_at=item.captured_at,
-                predicted_label=labels[best[index]],
-                predicted_probability=float(probabilities[best[index]]),
+                predicted_label=made.label,
+                predicted_probability=made.probability,
                 average_hash=item.average_hash,
-                latent=latent,
-                probabilities=probabilities,
+                latent=made.latent,
+                probabilities=made.probabilities,
                 measures=item.measures,
                 fingerprints=item.fingerprints,
                 landmarks=item.landmarks,
@@ -389,7 +380,7 @@ class Pipeline:
     def _store_batch(self, batch: list[_Record]) -> None:
         fresh = [record for record in batch if not self._is_as_recorded(record)]
         rows: list[LedgerRow] = []
-        wait = _RETRY_SECONDS[0]
+        waits = _waits()
         while fresh:
             try:
                 started = time.perf_counter()
@@ -410,10 +401,9 @@ class Pipeline:
                 break
             except (StoreError, OSError) as error:
                 cause = error.__cause__ or error
-                if not self._try_again(_in_words(error), type(cause).__name__, wait):
+                if not self._try_again(_in_words(error), type(cause).__name__, next(waits)):
                     self._done(*(record.candidate for record in batch))
                     return
-                wait = min(2 * wait, _RETRY_SECONDS[1])
         if self.problem is not None:
             self.problem = None
             self._metrics.blocked.set(0)
@@ -469,6 +459,14 @@ class Pipeline:
                 self._idle.notify_all()
             return False
         return not self._stopping.wait(wait)
+
+
+def _waits() -> Iterator[float]:
+    """Seconds to wait before each new try of the disk: twice as long every time, up to a minute."""
+    wait, longest = _RETRY_SECONDS
+    while True:
+        yield wait
+        wait = min(2 * wait, longest)
 
 
 def _spaces(records: Sequence[_Record]) -> set[str]:

@@ -16,7 +16,7 @@ from labref.cells.image import U8, decode, prepare_pixels
 from labref.cells.optics import measure
 from labref.cells.sameness import marks
 from labref.errors import UnreadableImageError
-from labref.export.layout import Place
+from labref.export.layout import PathMeaning
 from labref.export.scan import GONE, Candidate, Signature
 from labref.words import Fingerprint, Landmark
 
@@ -39,7 +39,7 @@ class Prepared:
     average_hash: int
     fingerprints: tuple[Fingerprint, ...]
     landmarks: tuple[Landmark, ...]
-    place: Place
+    place: PathMeaning
     captured_at: datetime
     measures: NDArray[np.float32]
 
@@ -51,7 +51,7 @@ class Known:
     candidate: Candidate
     signature: Signature
     digest: str
-    place: Place
+    place: PathMeaning
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class StorageError(Exception):
 def read_cell(
     candidate: Candidate,
     *,
-    place: Callable[[Candidate], Place],
+    place: Callable[[Candidate], PathMeaning],
     is_stored: Callable[[str], bool],
     removed: Callable[[str], str | None],
     keep: Callable[[bytes, str], object],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 import onnxruntime
@@ -30,6 +31,19 @@ class Embeddings:
 
     probabilities: NDArray[np.float32]
     latents: NDArray[np.float32]
+
+
+NOT_FINITE: Final = "the networks give no finite numbers for it; verify the bundle"
+"""Why a cell is refused that `Embedder.describe` gives None for."""
+
+
+class Described(NamedTuple):
+    """One cell by the networks. latent : float32[L].  probabilities : float32[c].  label, probability : the most probable class."""
+
+    latent: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    label: str
+    probability: float
 
 
 class Embedder:
@@ -119,6 +133,23 @@ class Embedder:
         manifest = self.bundle.manifest
         trunk = manifest.trunk(self.precision)
         return manifest.golden_tolerance if trunk is None else trunk.golden_tolerance
+
+    def describe(self, crops: Sequence[NDArray[np.uint8]]) -> list[Described | None]:
+        """What the networks say of each crop uint8[256, 256, 3], in one pass; None where a number of it is not finite.
+
+        Empty for no crops.
+        """
+        if not crops:
+            return []
+        made = self.embed(np.stack(crops))
+        finite = np.isfinite(np.concatenate([made.latents, made.probabilities], axis=1)).all(axis=1)
+        labels, best = self.bundle.manifest.labels, made.probabilities.argmax(axis=1)
+        return [
+            Described(latent, probabilities, labels[at], float(probabilities[at])) if usable else None
+            for latent, probabilities, at, usable in zip(
+                made.latents, made.probabilities, best.tolist(), finite.tolist(), strict=True
+            )
+        ]
 
     def golden_difference(self) -> float:
         """Largest absolute difference between what the golden crops give here and what they gave at export.

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from labref.config import LabelSource, LayoutPattern, WatchConfig
+from labref.config import LabelSourceName, LayoutPattern, WatchConfig
 
-__all__ = ["BUILT_IN", "ClassNames", "Layout", "Place"]
+__all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning"]
 
 BUILT_IN: Final = (
     # CellaVision: <patient>/[<order>/]Signed slides/<class name>/<CODE>_<number>.jpg, seen by a person
@@ -52,7 +52,7 @@ _CELLAVISION: Final[tuple[tuple[str, ...], ...]] = (
 
 
 @dataclass(frozen=True)
-class Place:
+class PathMeaning:
     """What a path says of its cell.
 
     slide : name of the slide, or of the folders that stand for it; None where the path has none.
@@ -62,7 +62,7 @@ class Place:
 
     slide: str | None
     label: str | None
-    label_source: LabelSource
+    label_source: LabelSourceName
     analyser: str | None
 
 
@@ -105,7 +105,7 @@ class Layout:
         self._names = ClassNames(bundle_labels, watch.labels)
         self._analyser = watch.analyser
 
-    def place(self, relative: str, root: str = "") -> Place:
+    def place(self, relative: str, root: str = "") -> PathMeaning:
         """What `relative`, a path below its watched folder `root` with `/` between folders, says of its cell."""
         analyser = self._analysers.get(root, self._analyser)
         for pattern, source in self._patterns:
@@ -115,13 +115,13 @@ class Layout:
             groups = match.groupdict()
             label = groups.get("label") or None
             named = label is not None and source != "predicted"
-            return Place(
+            return PathMeaning(
                 slide=groups.get("slide") or None,
                 label=self._names.label(label) if label is not None and named else None,
                 label_source=source if named else "predicted",
                 analyser=groups.get("analyser") or analyser,
             )
-        return Place(None, None, "predicted", analyser)
+        return PathMeaning(None, None, "predicted", analyser)
 
 
 def _key(name: str) -> str:

@@ -29,9 +29,10 @@ from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.config import Config, load_config, starting_config
 from labref.errors import LabError
 from labref.failpoints import failpoint
+from labref.files import sync_folder
 from labref.store import Store
 
-__all__ = ["Lab", "absolute", "new_token", "sync_folder"]
+__all__ = ["Lab", "absolute", "new_token"]
 
 _CONFIG = "labref.toml"
 _STORE = "store.duckdb"
@@ -290,17 +291,6 @@ class Lab:
     def own_folders(self) -> Iterator[Path]:
         """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
         yield from (self.images, self.bundles, self.folder / "logs")
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk (nothing to do on Windows)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def new_token(folder: Path) -> None:

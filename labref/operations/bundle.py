@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ JOB: Final = "bundle"
 _LEAST_WAITING: Final = (
     64  # new cells that an agent lets come together before it opens the networks of a bundle that waits
 )
-_RETRY_SECONDS: Final = 60.0
+_AFTER_FAILURE: Final = timedelta(seconds=60)
 _LEAST_SLICE_SECONDS: Final = 30.0
 _FRESH_SECONDS: Final = 10.0  # a batch in hand may still be recorded in the space before
 _LEAST_DIGEST: Final = 4  # characters
@@ -182,13 +182,8 @@ def find(context: Context, wanted: str) -> Bundle:
 def due(context: Context) -> Job | None:
     """The agent's job, where cells have to be embedded again, or a switch is wished for."""
     assert context.jobs is not None
-    if context.jobs.has(JOB):
+    if context.jobs.has(JOB) or context.jobs.failed_within(JOB, _AFTER_FAILURE):
         return None
-    ended = context.jobs.status()["ended"].get(JOB)
-    if ended is not None and ended["outcome"] == "failed":
-        ago = (datetime.now(UTC) - datetime.fromisoformat(ended["at"])).total_seconds()
-        if ago < _RETRY_SECONDS:
-            return None
     return Job(JOB, lambda running: _job(context, running)) if _wanted(context.store) else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from labref.cells.sameness import DEFAULTS, Thresholds
@@ -19,7 +19,7 @@ from labref.tasks.jobs import Job, Running
 __all__ = ["JOB", "due"]
 
 JOB: Final = "fingerprints"
-_RETRY_SECONDS: Final = 600.0
+_AFTER_FAILURE: Final = timedelta(minutes=10)
 _VERDICTS: Final = ("duplicate", "possible_duplicate", "rejected", "neighbour")
 
 
@@ -86,12 +86,7 @@ def due(context: Context) -> Job | None:
     assert context.jobs is not None
     if context.jobs.has(JOB) or not context.store.duplicates.count_without_fingerprint():
         return None
-    ended = context.jobs.status()["ended"].get(JOB)
-    if (
-        ended is not None
-        and ended["outcome"] == "failed"
-        and (datetime.now(UTC) - datetime.fromisoformat(ended["at"])).total_seconds() < _RETRY_SECONDS
-    ):
+    if context.jobs.failed_within(JOB, _AFTER_FAILURE):
         return None
     return Job(JOB, lambda running: _work(context, running))
 

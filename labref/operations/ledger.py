@@ -10,18 +10,15 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from labref.cells.image import prepare
-from labref.errors import LabError, UnreadableImageError
+from labref.errors import LabError
 from labref.export.paths import path_from_text, path_to_text
 from labref.export.scan import ScanReport, scan
 from labref.failpoints import failpoint
 from labref.lab import Lab
 from labref.operations import operation
 from labref.progress import Pace, Row, progress
-from labref.store import CellEmbedding
 from labref.tasks.context import Context
+from labref.tasks.reembedding import embed
 
 __all__ = ["REMEDIES", "UNCLAIMED", "check"]
 
@@ -246,32 +243,9 @@ def _embed_again(context: Context, ids: Sequence[str]) -> Iterator[Row]:
     if not ids:
         return
     store, pace = context.store, Pace()
-    embedder = context.embedder()
-    bundle, done = embedder.bundle, 0
+    embedder, done = context.embedder(), 0
     for start in range(0, len(ids), _EMBED_AT_ONCE):
-        crops: dict[str, Any] = {}
-        for cell_id in ids[start : start + _EMBED_AT_ONCE]:
-            data = context.lab.kept_image(cell_id)
-            with contextlib.suppress(UnreadableImageError):
-                if data is not None:
-                    crops[cell_id] = prepare(data).crop
-        if crops:
-            made = embedder.embed(np.stack(list(crops.values())))
-            best = made.probabilities.argmax(axis=1)
-            store.add_embeddings(
-                [
-                    CellEmbedding(
-                        cell_id,
-                        made.latents[row],
-                        made.probabilities[row],
-                        bundle.manifest.labels[best[row]],
-                        float(made.probabilities[row, best[row]]),
-                    )
-                    for row, cell_id in enumerate(crops)
-                ],
-                bundle=bundle.digest,
-            )
-        done += len(crops)
+        done += embed(context.lab, store, embedder, ids[start : start + _EMBED_AT_ONCE])
         if pace.due():
             yield progress(done, len(ids), "cells embedded again")
     if done:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from labref.errors import LabrefError
 from labref.failpoints import failpoint
+from labref.som.graph import Device
 
 __all__ = ["FAR", "Result", "Task", "train_apart"]
 
@@ -47,6 +48,7 @@ class Task:
     seed: int
     trainer: str
     warm: bool
+    device: Device = "cpu"
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def work(folder: Path, task: Task) -> dict[str, Any]:
         seed=task.seed,
         initial=before.get_weights() if before is not None and task.warm else "pca",
         trainer="minisom" if task.trainer == "minisom" else "batch",
+        device=task.device,
         progress=_tell,
     )
     seconds = time.perf_counter() - started

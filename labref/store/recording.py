@@ -13,7 +13,7 @@ from labref.errors import StoreError
 from labref.store.memory import distances
 from labref.store.memory.books import HashBook, HashChanges, id_to_int, int_to_id
 from labref.store.text import to_column, to_nullable
-from labref.store.values import Judge, LedgerRow, NewCell, Rejected, Resemblance, SeenAgain, StoredBundle
+from labref.store.values import CellEmbedding, Judge, LedgerRow, NewCell, Rejected, Resemblance, SeenAgain, StoredBundle
 from labref.words import STORED, Fingerprint, LabelSource, Landmark, Outcome, Verdict, cell_id_of
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "LabelChange",
     "Plan",
     "Search",
+    "check_embedding",
     "check_new_cell",
     "compare",
     "draw_up",
@@ -208,6 +209,11 @@ def check_new_cell(cell: NewCell, bundle: StoredBundle) -> None:
     """Raise StoreError where a cell does not fit the bundle, before it can spoil a latent space."""
     if cell.cell_id != cell_id_of(cell.digest) or len(cell.digest) != 64:
         raise StoreError(f"cell {cell.cell_id} is not named after its digest: the caller must use `cell_id_of`.")
+    check_embedding(cell, bundle)
+
+
+def check_embedding(cell: NewCell | CellEmbedding, bundle: StoredBundle) -> None:
+    """Raise StoreError where a latent or probabilities are not finite, or not of the bundle's shape."""
     if cell.latent.shape != (bundle.latent_size,) or cell.probabilities.shape != (len(bundle.labels),):
         raise StoreError(
             f"cell {cell.cell_id} has a latent of shape {cell.latent.shape} and probabilities of shape "
@@ -215,9 +221,11 @@ def check_new_cell(cell: NewCell, bundle: StoredBundle) -> None:
             f"({len(bundle.labels)},). It was embedded by another bundle: restart the agent."
         )
     # not (a <= b) also catches NaN
-    if not float(np.abs(cell.latent).max(initial=0.0)) <= distances.LARGEST_VALUE:
+    for what, values in (("a latent", cell.latent), ("probabilities", cell.probabilities)):
+        if float(np.abs(values).max(initial=0.0)) <= distances.LARGEST_VALUE:
+            continue
         raise StoreError(
-            f"cell {cell.cell_id} has a latent that is not finite or above {distances.LARGEST_VALUE:g}; bundle "
+            f"cell {cell.cell_id} has {what} not finite or above {distances.LARGEST_VALUE:g}; bundle "
             f"{bundle.digest[:12]} or its runtime is broken. Verify the bundle and try --device cpu."
         )
 

@@ -35,7 +35,7 @@ from labref.store.memory import distances
 from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
 from labref.store.memory.index import BLOCK_ROWS, Index
 from labref.store.memory.positions import Placed
-from labref.store.recording import Comparing, Plan, Search, check_new_cell, draw_up
+from labref.store.recording import Comparing, Plan, Search, check_embedding, check_new_cell, draw_up
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import (
     Cell,
@@ -260,11 +260,13 @@ class Store:
     def add_embeddings(self, cells: Sequence[CellEmbedding], *, bundle: str) -> None:
         """Give stored cells their place in the space of a bundle, all or none; cells that have one there are left as they are.
 
-        Raises StoreError for a cell that the store does not have.
+        Raises StoreError for a cell that the store does not have, or whose numbers are not finite.
         """
         with self._writing:
             with self._reading() as cursor:
                 table, space = bundles.space(cursor, bundle)
+                for cell in cells:
+                    check_embedding(cell, space)
                 ids = [cell.cell_id for cell in cells]
                 there = {row[0] for row in rows.look_up(cursor, table, ["cell_id"], "cell_id", ids)}
             stored = self.cells(ids)

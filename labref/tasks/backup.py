@@ -30,7 +30,8 @@ from labref import __version__
 from labref.config import watch_instead
 from labref.errors import LabError
 from labref.failpoints import failpoint
-from labref.lab import Lab, absolute, new_token, sync_folder
+from labref.files import sync_folder
+from labref.lab import Lab, absolute, new_token
 from labref.progress import Pace, Steps
 from labref.store import Store
 from labref.store.duckdb.upkeep import digests_of

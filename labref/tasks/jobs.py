@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from labref.errors import LabrefError
@@ -77,6 +77,14 @@ class Jobs:
         with self._changed:
             running = self._current is not None and self._current[0].name == name
             return running or any(job.name == name for job in self._waiting)
+
+    def failed_within(self, name: str, wait: timedelta) -> bool:
+        """Whether the job of this name failed last, and less than `wait` ago: it would most likely fail again at once."""
+        with self._changed:
+            ended = self._ended.get(name)
+        if ended is None or ended["outcome"] != "failed":
+            return False
+        return datetime.now(UTC) - datetime.fromisoformat(ended["at"]) < wait
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until nothing waits or runs; False where that takes longer than `seconds`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from labref.tasks.context import Context
@@ -39,13 +39,8 @@ def keep_map(context: Context) -> Job | None:
     bundle = context.store.active_bundle()
     if bundle is None or context.jobs.has(NAME):
         return None
-    failed = context.jobs.status()["ended"].get(NAME)
-    if (
-        failed is not None
-        and failed["outcome"] == "failed"  # a full disk, say; it would fail again at once
-        and datetime.now(UTC) - datetime.fromisoformat(failed["at"]) < _AFTER_FAILURE
-    ):
-        return None
+    if context.jobs.failed_within(NAME, _AFTER_FAILURE):
+        return None  # a full disk, say
     if due(context.store, context.lab.config.map, bundle) is not None:
         return map_job(context)
     active = context.store.maps.active(bundle)

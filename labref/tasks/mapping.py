@@ -118,6 +118,7 @@ def retrain(
             seed if seed is not None else 0 if before is None else before.seed,
             trainer,
             warm=before is not None and not full,
+            device=config.device,
         )
         result = yield from train_apart(
             temporary,

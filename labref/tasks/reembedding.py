@@ -13,7 +13,7 @@ import numpy as np
 
 from labref.asking import references
 from labref.bundles.bundle import Bundle
-from labref.bundles.inference import Embedder
+from labref.bundles.inference import NOT_FINITE, Embedder
 from labref.cells.image import prepare
 from labref.errors import LabError, UnreadableImageError
 from labref.failpoints import failpoint
@@ -55,8 +55,9 @@ def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) ->
             )
 
 
-def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> None:
-    """Embed these cells from their kept bytes, and store their latents in one transaction."""
+def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> int:
+    """Embed these cells from their kept bytes, and store their latents in one transaction. Returns how many got one; of the
+    others the reason is written down."""
     bundle = embedder.bundle
     crops, found, reasons = [], [], {}
     for cell_id, cell in store.cells(ids).items():
@@ -66,22 +67,20 @@ def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> Non
         except (LabError, UnreadableImageError) as error:
             reasons[cell_id] = str(error)
     made = []
-    if crops:
-        embeddings = embedder.embed(np.stack(crops))
-        labels = bundle.manifest.labels
-        for cell_id, latent, probabilities in zip(found, embeddings.latents, embeddings.probabilities, strict=True):
-            if not (np.isfinite(latent).all() and np.isfinite(probabilities).all()):
-                reasons[cell_id] = "the networks give no finite numbers for it"
-                continue
-            best = int(probabilities.argmax())
-            made.append(CellEmbedding(cell_id, latent, probabilities, labels[best], float(probabilities[best])))
+    for cell_id, said in zip(found, embedder.describe(crops), strict=True):
+        if said is None:
+            reasons[cell_id] = NOT_FINITE
+        else:
+            made.append(CellEmbedding(cell_id, said.latent, said.probabilities, said.label, said.probability))
     failpoint("reembed.commit", may_fail=False)
     with store.quiet():
         there = store.cells([embedding.cell_id for embedding in made])  # retention may have taken some out
-        store.add_embeddings([e for e in made if e.cell_id in there], bundle=bundle.digest)
+        made = [embedding for embedding in made if embedding.cell_id in there]
+        store.add_embeddings(made, bundle=bundle.digest)
         if reasons:
             store.changes.fail(bundle.digest, reasons)
     failpoint("reembed.committed", may_fail=False)
+    return len(made)
 
 
 def compare(

@@ -8,7 +8,6 @@ row that names them is there.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from labref import som
 from labref.errors import LabrefError, StoreError
 from labref.failpoints import failpoint
+from labref.files import sync_folder
 from labref.som.placing import Placer
 from labref.store.duckdb import bundles, scan
 from labref.store.duckdb.rows import now
@@ -329,7 +329,7 @@ class Maps:
             failpoint("map.write")
             som.save(weights, self.weights_file(number))
             failpoint("map.sync")
-            _sync(self.folder)
+            sync_folder(self.folder)
             failpoint("map.written", may_fail=False)
         except OSError as error:
             raise StoreError(
@@ -381,16 +381,6 @@ class Maps:
                 failpoint("map.prune", may_fail=False)
                 with contextlib.suppress(OSError):  # tried again after the next training
                     self.weights_file(number).unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Flush the names in a folder to the disk (nothing to do on Windows)."""
-    if os.name != "nt":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, number: int, placed: Placed) -> None:
