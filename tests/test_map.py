@@ -23,7 +23,7 @@ from labref.config import MapConfig
 from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.pictures import map as picture
-from labref.som.apart import Task, train_apart
+from labref.som.child_process import Task, train_apart
 from labref.tasks.mapping import retrain
 from labref.web import desk
 from labref.web.desk import Desk, ask
@@ -283,7 +283,7 @@ def test_a_training_that_is_stopped_leaves_no_process_no_file_and_the_old_map(ow
             if "MiniSom" in text:
                 break
         (child,) = psutil.Process().children()
-        assert "labref.som.apart" in child.cmdline()
+        assert "labref.som.child_process" in child.cmdline()
         steps.close()
         assert not child.is_running()
         assert [path.name for path in store.maps.folder.iterdir()] == ["1.npz"]

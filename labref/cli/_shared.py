@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from labref.lab import Lab
 
-__all__ = ["JsonOption", "LabOption", "perform", "print_json", "program", "quoted", "told"]
+__all__ = ["JsonOption", "LabOption", "perform", "print_json", "program", "quoted", "without_progress"]
 
 LabOption = Annotated[
     Path | None,
@@ -39,13 +39,13 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def perform(lab: Lab, name: str, **parameters: Any) -> Iterator[dict[str, Any]]:
-    """Rows of an operation (see `labref.operations`) but those of its progress; see `told`."""
+    """Rows of an operation (see `labref.operations`) but those of its progress; see `without_progress`."""
     from labref.web import desk
 
-    yield from told(desk.run(lab, name, **parameters))
+    yield from without_progress(desk.run(lab, name, **parameters))
 
 
-def told(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def without_progress(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Rows but those of progress, which a terminal shows on stderr meanwhile."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn

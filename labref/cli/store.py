@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json, told
+from labref.cli._shared import JsonOption, LabOption, perform, print_json, without_progress
 from labref.errors import LabrefError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def restore(
         with lab.open_store() as opened:
             yield {"lab": str(lab.folder), "cells": opened.counts().cells, "schema": opened.schema_version}
 
-    (row,) = told(steps())
+    (row,) = without_progress(steps())
     row |= {"made_at": record["at"], "made_by": record["labref"]}
     if json:
         print_json(row)

@@ -191,7 +191,7 @@ def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
     lab, store = context.lab, context.store
     before = store.faults()
     if before.found:
-        store.forget(before)
+        store.remove_faults(before)
         for kind, what in before.found.items():
             if kind not in ("cell_without_embedding", "cell_misnamed"):
                 yield {"repaired": kind, "count": len(what)}

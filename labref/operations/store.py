@@ -172,4 +172,4 @@ def retain(context: Context, *, dry_run: bool = False) -> Iterator[Row]:
         yield {"due": len(cells)}
         return
     yield progress(0, 0, "old cells are removed")
-    yield {"removed": retention.retain(context.lab, context.store, stopped=lambda: False, told=lambda _: None)}
+    yield {"removed": retention.retain(context.lab, context.store, stopped=lambda: False, report=lambda _: None)}

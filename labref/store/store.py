@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store.duckdb import bundles, late, migrations, optics, removal, rows, scan, upkeep
+from labref.store.duckdb import backfill, bundles, migrations, optics, removal, rows, scan, upkeep
 from labref.store.duckdb.changes import Changes
-from labref.store.duckdb.connection import connect, forget
+from labref.store.duckdb.connection import connect, release
 from labref.store.duckdb.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
 from labref.store.duckdb.exporting import Export
 from labref.store.duckdb.maps import Maps
@@ -138,10 +138,10 @@ class Store:
             if not self._closed:
                 self._closed = True
                 self._connection.close()
-                forget(self.path)
+                release(self.path)
                 self._indexes.clear()
                 self._known = None
-                self.maps.forget()
+                self.maps.drop_cached()
 
     def __enter__(self) -> Self:
         return self
@@ -238,7 +238,7 @@ class Store:
                 self.maps.write(connection, placed)
             self._remember(plan, bundle)
             if plan.linked:
-                self.duplicates.forget()
+                self.duplicates.drop_cached()
             self.maps.remember(bundle, placed)
             return plan.rows
 
@@ -252,10 +252,10 @@ class Store:
             search = Search(known.hashes, known.landmarks)
             comparing = Comparing(judge, candidate_bits, self.duplicates.rejected())
             with self._transaction() as connection:
-                late.learn(connection, learnt, search, comparing)
+                backfill.learn(connection, learnt, search, comparing)
             search.apply()
             self._regrouped()
-            self.duplicates.forget()
+            self.duplicates.drop_cached()
 
     def add_embeddings(self, cells: Sequence[CellEmbedding], *, bundle: str) -> None:
         """Give stored cells their place in the space of a bundle, all or none; cells that have one there are left as they are.
@@ -308,11 +308,11 @@ class Store:
                 known is None or len(known.labels) == upkeep.checksum(cursor, "cell")[0]
             )
 
-    def forget(self, faults: Faults) -> None:
+    def remove_faults(self, faults: Faults) -> None:
         """Take out what stands for nothing, as `faults` found it; the files concerned are taken in again."""
         with self._writing:
             with self._transaction() as connection:
-                upkeep.forget(connection, faults.found)
+                upkeep.remove_faults(connection, faults.found)
             self.reload()
 
     def due(self, *, days: int, cells: int, at_least: int, reviewed: bool, limit: int) -> list[Due]:
@@ -353,8 +353,8 @@ class Store:
         """Read again what is kept in memory, after rows were taken out of the database; writes wait meanwhile."""
         with self._writing:
             self._known = self._removed = self._optics_book = None
-            self.duplicates.forget()
-            self.maps.forget()
+            self.duplicates.drop_cached()
+            self.maps.drop_cached()
             indexed = list(self._indexes)
             self._indexes.clear()
             for bundle in indexed:
@@ -688,7 +688,7 @@ class Store:
         with self._writing:
             if self._broken and not self._closed:
                 self._connection.close()
-                forget(self.path)
+                release(self.path)
                 failpoint("store.mend", may_fail=False)
                 self._connection = _connect(self.path, *self._settings)
                 self._broken = False
@@ -712,7 +712,7 @@ def _connect(path: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConn
         migrations.apply(connection)
     except BaseException as error:
         connection.close()
-        forget(path)
+        release(path)
         if isinstance(error, StoreError):
             raise type(error)(f"{path} cannot be used: {error}.") from None
         if isinstance(error, duckdb.Error | OSError):

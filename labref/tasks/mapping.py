@@ -14,7 +14,7 @@ import numpy as np
 from labref import som
 from labref.config import MapConfig
 from labref.errors import LabrefError, StoreError
-from labref.som.apart import MAP_FILE, Task, train_apart
+from labref.som.child_process import MAP_FILE, Task, train_apart
 from labref.store import Placed, Store, StoredMap
 
 __all__ = ["FEWEST", "QE_TOLERANCE", "SAMPLE", "TE_TOLERANCE", "TRAINED_MOST", "due", "retrain", "size"]

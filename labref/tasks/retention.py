@@ -28,11 +28,11 @@ def due(lab: Lab, store: Store, *, limit: int = _AT_ONCE) -> list[Due]:
     return store.due(days=keep.days, cells=keep.cells, at_least=keep.at_least, reviewed=keep.reviewed, limit=limit)
 
 
-def retain(lab: Lab, store: Store, *, stopped: Callable[[], bool], told: Callable[[int], None]) -> int:
+def retain(lab: Lab, store: Store, *, stopped: Callable[[], bool], report: Callable[[int], None]) -> int:
     """Remove what is due, and return how many cells that were.
 
     Each part is one transaction, after which its kept bytes are deleted: killed in between, bytes without a cell are left, which
-    the next call deletes. stopped : asked between parts.  told : how many are gone.
+    the next call deletes. stopped : asked between parts.  report : how many are gone.
     """
     with UPKEEP:
         _delete_bytes_of_removed(lab, store)
@@ -43,7 +43,7 @@ def retain(lab: Lab, store: Store, *, stopped: Callable[[], bool], told: Callabl
             for cell in cells:
                 _delete(lab, cell.digest)
             gone += len(cells)
-            told(gone)
+            report(gone)
     return gone
 
 

@@ -31,7 +31,7 @@ def keep_retention(context: Context) -> Job | None:
             context.lab,
             context.store,
             stopped=lambda: running.stopped,
-            told=lambda gone: running.report(gone, gone, "cells removed"),
+            report=lambda gone: running.report(gone, gone, "cells removed"),
         )
 
     return Job(NAME, work)

@@ -159,7 +159,7 @@ def _restore(life: Path) -> None:
 
 def _retain(life: Path) -> None:
     with _context(life) as context:
-        retention.retain(context.lab, context.store, stopped=lambda: False, told=lambda _: None)
+        retention.retain(context.lab, context.store, stopped=lambda: False, report=lambda _: None)
 
 
 def _migrate(life: Path) -> None:

@@ -11,7 +11,7 @@ import duckdb
 
 from labref.errors import StoreError, StoreLockedError, StoreTooNewError
 
-__all__ = ["connect", "forget"]
+__all__ = ["connect", "release"]
 
 _open_here: set[str] = set()
 _open_here_lock = threading.Lock()
@@ -22,7 +22,7 @@ def _key(path: Path) -> str:
 
 
 def connect(path: Path, *, memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:
-    """Open or make a database file for this process alone; `forget` it once its connection is closed.
+    """Open or make a database file for this process alone; `release` it once its connection is closed.
 
     Raises StoreLockedError where this or another process has it open, StoreTooNewError where a newer DuckDB
     wrote it, StoreError where it is no database or cannot be read.
@@ -48,14 +48,14 @@ def connect(path: Path, *, memory_limit: str, threads: int) -> duckdb.DuckDBPyCo
             },
         )
     except duckdb.Error as error:
-        forget(path)
+        release(path)
         raise _explained(path, error) from error
     except BaseException:
-        forget(path)
+        release(path)
         raise
 
 
-def forget(path: Path) -> None:
+def release(path: Path) -> None:
     """The file is closed again."""
     with _open_here_lock:
         _open_here.discard(_key(path))

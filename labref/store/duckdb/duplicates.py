@@ -232,7 +232,7 @@ class Duplicates:
             self._possible = known
         return known
 
-    def forget(self) -> None:
+    def drop_cached(self) -> None:
         """Read again what is kept in memory when it is next asked for."""
         self._rejected = self._possible = None
 
@@ -300,7 +300,7 @@ class Duplicates:
             )
             set_link(connection, cell_id, link, outcome=outcome, reason=reason, at=at)
         self._regrouped()
-        self.forget()
+        self.drop_cached()
         return next(
             (pair for pair in self.pairs() if (pair.cell_id, pair.other) == (cell_id, other)),
             Pair(cell_id, other, None, None, None, None, decision, who, at.replace(tzinfo=UTC)),

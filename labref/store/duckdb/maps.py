@@ -285,7 +285,7 @@ class Maps:
 
     # inside
 
-    def forget(self) -> None:
+    def drop_cached(self) -> None:
         """Read everything anew when it is next asked for."""
         self._loaded.clear()
 

@@ -26,7 +26,7 @@ __all__ = [
     "faults",
     "file_states",
     "fingerprints",
-    "forget",
+    "remove_faults",
     "tables_of_cells",
 ]
 
@@ -176,7 +176,7 @@ class Comparison:
         return DiskFiles(there, recorded, list(map(from_column, missing)), list(map(from_column, changed)), gone)
 
 
-def forget(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Sequence[str]]) -> None:
+def remove_faults(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Sequence[str]]) -> None:
     """Take out rows that stand for nothing: as `faults` found them. The files they belong to are taken in again.
 
     Outcomes without a cell go to the history of their path; rows of other tables whose cell is gone are deleted; a cell

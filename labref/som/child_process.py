@@ -118,7 +118,7 @@ def _start(folder: Path, task: Task) -> subprocess.Popen[str]:
         flags = (
             subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         )
-    command = [sys.executable, "-m", "labref.som.apart", str(folder), json.dumps(asdict(task))]
+    command = [sys.executable, "-m", "labref.som.child_process", str(folder), json.dumps(asdict(task))]
     root = Path(__file__).parents[2]  # of this very labref, wherever the agent was started
     paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     with (folder / "stderr.txt").open("wb") as errors:
