@@ -48,8 +48,15 @@ $(VENV)/.labref: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/bin/python pyproject.toml
+# LOCKED=1 installs the very versions of constraints-test.txt, each file compared with its hash
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml $(if $(LOCKED),constraints-test.txt)
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet --require-hashes -r constraints-test.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	$(BIN)/python -m pip check
+else
 	$(BIN)/python -m pip install --quiet -e ".[train,test]"
+endif
 	@touch $@ $(VENV)/.labref
 
 clean:

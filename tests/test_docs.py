@@ -24,7 +24,9 @@ def quoted(page: Path) -> list[str]:
 
 def paths(page: Path) -> list[str]:
     """The paths among it: words with a slash, or that end as a file does. Placeholders and what is typed are none."""
-    words = [word for word in quoted(page) if not re.search(r"[\s<>*…=]", word) and not word.startswith(("/api", "../"))]
+    words = [
+        word for word in quoted(page) if not re.search(r"[\s<>*…=]", word) and not word.startswith(("/api", "../"))
+    ]
     return [word for word in words if "/" in word or word.endswith(SUFFIXES)]
 
 
@@ -51,7 +53,9 @@ def test_every_name_that_the_page_gives_beside_a_file_is_in_that_file(page: Path
 
 def test_the_table_of_rooms_is_that_of_the_imports() -> None:
     listed = {}
-    for path, _, imports in re.findall(r"^\| `labref/([^`]+)` \| (.+?) \| ([^|]+) \|$", ARCHITECTURE.read_text("utf-8"), re.M):
+    for path, _, imports in re.findall(
+        r"^\| `labref/([^`]+)` \| (.+?) \| ([^|]+) \|$", ARCHITECTURE.read_text("utf-8"), re.M
+    ):
         room = path.removesuffix(".py").rstrip("/").replace("/", ".")
         if room in ROOMS:
             listed[room] = set() if imports == "nothing" else set(imports.split())
