@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check lint types bench clean
+.PHONY: demo test test-fast check lint types bench constraints clean
 
 demo: $(VENV)/.labref
 	$(BIN)/labref demo
@@ -31,6 +31,14 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.query --json
 	$(BIN)/python -m tests.benchmarks.kill --json
 
+# exact versions with hashes, for every system and Python that labref runs on: of the lab's labref, and of [train,test] too
+COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --custom-compile-command "make constraints" --no-emit-index-url --no-emit-find-links pyproject.toml
+constraints: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet uv
+	$(COMPILE) --output-file constraints.txt
+	$(COMPILE) --extra train --extra test --constraint constraints.txt --output-file constraints-test.txt
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "labref needs Python 3.11, 3.12 or 3.13: install one, or say make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -40,8 +48,15 @@ $(VENV)/.labref: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e .
 	@touch $@
 
-$(VENV)/.test: $(VENV)/bin/python pyproject.toml
+# LOCKED=1 installs the very versions of constraints-test.txt, each file compared with its hash
+$(VENV)/.test: $(VENV)/bin/python pyproject.toml $(if $(LOCKED),constraints-test.txt)
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet --require-hashes -r constraints-test.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	$(BIN)/python -m pip check
+else
 	$(BIN)/python -m pip install --quiet -e ".[train,test]"
+endif
 	@touch $@ $(VENV)/.labref
 
 clean:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import configparser
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
@@ -16,6 +24,7 @@ from labref.config import Config, load_config
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 EXAMPLE = DEPLOY / "labref.example.toml"
+ROOT = DEPLOY.parent
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +74,65 @@ def test_the_systemd_unit_runs_a_command_that_exists() -> None:
 
 
 def test_every_labref_command_in_the_notes_exists_with_its_options() -> None:
-    notes = (DEPLOY / "README.md").read_text(encoding="utf-8").replace(" ^\n", " ")
-    commands = re.findall(r"labref(?:\.exe)? ((?:init|agent|query|status|ledger|demo)\b[^\n`]*)", notes)
-    assert len(commands) >= 6
+    pages = [DEPLOY.parent / "README.md", *DEPLOY.glob("*.md")]
+    notes = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace(" ^\n", " ")
+    commands = re.findall(r"labref(?:\.exe)? ((?:init|agent|query|status|ledger|demo)\b[^\n`#]*)", notes)
+    assert len(commands) >= 15
     for command in commands:
         name, *arguments = command.split()
         text = CliRunner().invoke(app, [name, "--help"]).output
         for option in (a for a in arguments if a.startswith("--")):
             assert option.strip('"') in text, command
+
+
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
+
+
+@pytest.mark.parametrize(("name", "extras"), [("constraints.txt", ()), ("constraints-test.txt", ("train", "test"))])
+def test_the_constraints_hold_all_that_is_needed_in_versions_that_are_allowed(
+    name: str, extras: tuple[str, ...]
+) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert "://" not in text, "no address of an index"
+    pinned: dict[str, list[str]] = {}
+    for block in re.split(r"\n(?=\w)", text):
+        found = re.match(r"([\w.-]+)==(\S+)", block)
+        if found:
+            assert "--hash=sha256:" in block, found[1]
+            pinned.setdefault(found[1].lower().replace("_", "-"), []).append(found[2])
+    needed = list(project()["dependencies"])
+    for extra in extras:
+        needed += project()["optional-dependencies"][extra]
+    for requirement in map(Requirement, needed):
+        versions = pinned.get(requirement.name.lower().replace("_", "-"), [])
+        assert versions, f"{name} lacks {requirement.name}: make constraints"
+        assert all(requirement.specifier.contains(version) for version in versions), f"{requirement}: make constraints"
+
+
+def test_the_versions_of_python_are_the_same_everywhere() -> None:
+    allowed = SpecifierSet(project()["requires-python"])
+    versions = ["3.11", "3.12", "3.13"]
+    assert [f"3.{minor}" for minor in range(8, 20) if f"3.{minor}" in allowed] == versions
+    for page in ("README.md", "CONTRIBUTING.md", "Makefile", "deploy/README.md"):
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert "3.11, 3.12 or 3.13" in text, page
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_labref_only(tmp_path: Path) -> None:
+    """Built from a copy, because a build leaves folders behind."""
+    pytest.importorskip("setuptools", minversion="77", reason="an older setuptools cannot build labref: make test")
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for part in ("labref", "training", "exporters"):
+        shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, copy / part)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(copy)], check=True)
+    (wheel,) = tmp_path.glob("labref-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"labref"}
+    assert {"labref/starter/starter.labref", "labref/som/nearest.onnx", "labref/py.typed"} <= set(names)
