@@ -22,10 +22,10 @@ from labref.bundles.inference import Embedder
 from labref.cells.hashes import digest
 from labref.cells.image import decode, measure_background, prepare_pixels
 from labref.errors import UnreadableImageError
-from training.classes import LEVELS, at_level
-from training.data import Item, list_images, load_attributes
-from training.recaptures import recapture_groups
-from training.statistics import bootstrap
+from training.data.classes import LEVELS, at_level
+from training.data.images import Item, list_images, load_attributes
+from training.data.recaptures import recapture_groups
+from training.measure.statistics import bootstrap
 
 __all__ = [
     "TURNS",
@@ -247,7 +247,7 @@ def attributes_of_each(
 def precision_by_level(
     queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
-    """Precision@8 of references int64[n, 8] at each level of the hierarchy (`training.classes`): group, class, fine.
+    """Precision@8 of references int64[n, 8] at each level of the hierarchy (`training.data.classes`): group, class, fine.
 
     By level: `macro` (mean over the level's names) and `micro` (over queries), estimates with 95 % intervals, `per_class`
     {name: {`precision`, `n_queries`, `n_references`}}. Where the fine class is not told, a query is left out, and a reference
@@ -290,7 +290,7 @@ def evaluate(
     """Measure the bundle in `embedder`: `queries` against `references`, two folders of class folders.
 
     A query's own image among the references (the same bytes) is not its reference. limit : at most so many queries of each class.
-    distinct : count cells, not images: of those that show one cell (`training.recaptures`) each tree keeps one, and none is a
+    distinct : count cells, not images: of those that show one cell (`training.data.recaptures`) each tree keeps one, and none is a
     reference of another.
     step(name, total) is called as each stage begins, and what it returns as the stage goes on. Raises ValueError for empty trees.
     """
