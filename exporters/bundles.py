@@ -39,13 +39,13 @@ from labref.cells.optics import measure, statistics
 from labref.cells.sameness import DEFAULTS as DUPLICATES
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from labref.errors import UnreadableImageError
-from training.classes import class_group, class_id
-from training.data import Item
-from training.evaluate import K, nearest
-from training.networks import build_trunk
+from training.data.classes import class_group, class_id
+from training.data.images import Item
+from training.measure.evaluate import K, nearest
+from training.measure.space import encode
+from training.networks.architecture import build_trunk
+from training.networks.vae import kept_features
 from training.run import Run
-from training.space import encode
-from training.vae import kept_features
 
 __all__ = ["ExportError", "export_bundle", "intrinsic_dimension", "with_figures"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from labref.bundles.bundle import Precision, Trunk
-from training.evaluate import K, nearest
-from training.statistics import Estimate, bootstrap
+from training.measure.evaluate import K, nearest
+from training.measure.statistics import Estimate, bootstrap
 
 __all__ = [
     "LIMIT",

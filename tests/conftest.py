@@ -12,8 +12,8 @@ import pytest
 from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
-from training.data import list_images
-from training.latents import Latents, embed_latents
+from training.data.images import list_images
+from training.measure.latents import Latents, embed_latents
 
 DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

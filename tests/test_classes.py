@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.classes import at_level, class_group, class_id, fine_id
-from training.data import Item
-from training.evaluate import precision_by_level
+from training.data.classes import at_level, class_group, class_id, fine_id
+from training.data.images import Item
+from training.measure.evaluate import precision_by_level
 
 EXPORT = {
     "Segmented neutrophils": "SNE",

@@ -33,7 +33,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory, crops: np.ndarray) -> Path:
     import keras
 
     from exporters.graphs import convert
-    from training.networks import build_classifier, build_trunk, build_vae_parts
+    from training.networks.architecture import build_classifier, build_trunk, build_vae_parts
 
     keras.utils.set_random_seed(1)
     folder = tmp_path_factory.mktemp("graphs")

@@ -1,4 +1,4 @@
-"""The arrows between the parts and between labref's rooms: none leads up, and the table of them is true."""
+"""The arrows between the parts, and between the rooms of labref and of training: none leads up, and the tables of them are true."""
 
 from __future__ import annotations
 
@@ -47,6 +47,23 @@ ROOMS = {
     "labref": "",
 }
 UP = {("cli", "demo")}  # the demo shows its answers as `labref query` does, and is itself a command
+# training's rooms, likewise
+TRAINING = {
+    "progress": "",
+    "settings": "",
+    "config": "settings",
+    "data": "",
+    "run": "settings config data",
+    "environment": "run",
+    "augmentation": "config",
+    "networks": "settings config data run augmentation",
+    "measure": "config data run networks",
+    "report": "run networks measure",
+    "cli": "progress settings config data run environment networks measure report",
+    "__main__": "cli",
+    "training": "",
+}
+PARTS = {"labref": (ROOMS, UP), "training": (TRAINING, set[tuple[str, str]]())}
 LEAVES = ("memory", "duckdb", "values", "recording", "text")  # of the store
 
 
@@ -69,12 +86,12 @@ def test_imports_point_one_way(part: str) -> None:
 
 
 def test_training_prepares_cells_by_the_lab_code() -> None:
-    assert "labref" in imported(ROOT / "training" / "data.py")
+    assert "labref" in imported(ROOT / "training" / "data" / "images.py")
 
 
 def test_the_command_and_the_agent_load_without_tensorflow() -> None:
     code = (
-        "import sys, labref.cli, labref.bundles.inference, labref.asking.answer, training.evaluate;"
+        "import sys, labref.cli, labref.bundles.inference, labref.asking.answer, training.measure.evaluate;"
         f"print(sorted(set({sorted(TRAINING_ONLY)!r}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -82,15 +99,15 @@ def test_the_command_and_the_agent_load_without_tensorflow() -> None:
 
 
 def room_of(module: str) -> str:
-    parts = module.split(".")[1:]
-    if parts[:1] == ["store"] and parts[1:2] and parts[1] in LEAVES:
+    part, *parts = module.split(".")
+    if part == "labref" and parts[:1] == ["store"] and parts[1:2] and parts[1] in LEAVES:
         return ".".join(parts[:2])
-    return parts[0] if parts else "labref"
+    return parts[0] if parts else part
 
 
-def arrows() -> dict[tuple[str, str], set[str]]:
+def arrows(part: str) -> dict[tuple[str, str], set[str]]:
     """(room, room it imports) and the modules that do so; imports inside functions, and for types only, count as well."""
-    files = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "labref").rglob("*.py")}
+    files = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / part).rglob("*.py")}
     modules = {name.removesuffix(".__init__") for name in files.values()}
     found: dict[tuple[str, str], set[str]] = {}
     for path, name in files.items():
@@ -104,27 +121,32 @@ def arrows() -> dict[tuple[str, str], set[str]]:
                     inner = f"{node.module}.{alias.name}"
                     targets.append(inner if inner in modules else node.module)
             for target in targets:
-                if target.startswith("labref."):
+                if target.startswith(f"{part}."):
                     pair = room_of(name.removesuffix(".__init__")), room_of(target)
                     if pair[0] != pair[1]:
                         found.setdefault(pair, set()).add(name)
     return found
 
 
-def test_every_arrow_between_rooms_is_in_the_table() -> None:
-    listed = {(room, below) for room, names in ROOMS.items() for below in names.split()} | UP
-    found = arrows()
+@pytest.mark.parametrize("part", PARTS)
+def test_every_arrow_between_rooms_is_in_the_table(part: str) -> None:
+    rooms, up = PARTS[part]
+    listed = {(room, below) for room, names in rooms.items() for below in names.split()} | up
+    found = arrows(part)
     assert {pair: found[pair] for pair in found.keys() - listed} == {}
     assert listed - found.keys() == set(), "the table lists arrows that are no more"
 
 
-def test_no_arrow_leads_up() -> None:
-    order = list(ROOMS)
-    assert {(a, b) for a, b in arrows() if order.index(b) >= order.index(a)} == UP
+@pytest.mark.parametrize("part", PARTS)
+def test_no_arrow_leads_up(part: str) -> None:
+    rooms, up = PARTS[part]
+    order = list(rooms)
+    assert {(a, b) for a, b in arrows(part) if order.index(b) >= order.index(a)} == up
 
 
-def test_every_room_says_what_it_holds() -> None:
-    for package in sorted((ROOT / "labref").rglob("__init__.py")):
+@pytest.mark.parametrize("part", PARTS)
+def test_every_room_says_what_it_holds(part: str) -> None:
+    for package in sorted((ROOT / part).rglob("__init__.py")):
         assert ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))), package
 
 

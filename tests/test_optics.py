@@ -34,7 +34,7 @@ from labref.web.desk import Desk, status
 from labref.words import MEASURES
 from tests.labs import make_lab, once, running_agent
 from tests.stores import BUNDLE, brute_force, new_cell, new_store
-from training.latents import Latents
+from training.measure.latents import Latents
 
 
 def cells_of(counts: dict[str | None, int]) -> list[NewCell]:

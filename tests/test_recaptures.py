@@ -17,8 +17,8 @@ from labref.store.memory.books import HashBook, int_to_id
 from labref.store.recording import Search
 from labref.words import Fingerprint, Landmark
 from tests.benchmarks.duplicates import KINDS, recapture
-from training.__main__ import app
-from training.recaptures import recapture_groups
+from training.cli.app import app
+from training.data.recaptures import recapture_groups
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from rich.progress import Progress
 from typer.testing import CliRunner, Result
 
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
-from training.__main__ import app
+from training.cli.app import app
 from training.config import PRESETS, override
-from training.folds import _slug
-from training.pca import principal_components
+from training.measure.folds import _slug
+from training.measure.sweep import read_history
+from training.networks.pca import principal_components
 from training.run import Run, RunError, held
-from training.sweep import read_history
 
 SMALL = [
     "classifier.width=0.125",
@@ -44,8 +44,8 @@ def command(*words: object, code: int = 0) -> Result:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run on drawn cells, with attributes made up so that they go with the file's number."""
-    from training.classifier import evaluate_classifier, train_classifier
-    from training.vae import train_vae
+    from training.networks.classifier import evaluate_classifier, train_classifier
+    from training.networks.vae import train_vae
 
     data = tmp_path_factory.mktemp("data")
     rows = ["path,size,shape,colour,grain"]
@@ -69,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_history_of_the_vae_is_of_whole_epochs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training import vae
+    from training.networks import vae
 
     told: dict[str, list[tuple[int, float]]] = {"train_on_batch": [], "test_on_batch": []}
     for name in told:

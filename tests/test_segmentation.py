@@ -12,7 +12,7 @@ from labref.cells.centring import distance_from_middle
 from labref.cells.image import BACKGROUND, CROP_SIZE, colour_densities, decode, nuclear_density, prepare_pixels
 from labref.cells.segmentation import segment
 from tests.benchmarks.neighbours import changed
-from training.overlook import beside
+from training.networks.overlook import beside
 
 
 def pictures(real_cells: Path, label: str, count: int) -> list[np.ndarray]:

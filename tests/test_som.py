@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from labref import som
 from labref.errors import LabrefError
 from labref.som.training import resize
-from training.latents import Latents
+from training.measure.latents import Latents
 
 
 def cells(count: int, length: int = 12, seed: int = 0) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from labref.som.quality import trustworthiness
 from labref.som.search import extend, find, find_near
 from tests.benchmarks.som import TABLE_9, main, tiled
 from tests.test_som import cells
-from training.latents import Latents, save_latents
+from training.measure.latents import Latents, save_latents
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 3, 1), (500, 51, 16), (700, 51, 1000), (3, 600, 2000)])

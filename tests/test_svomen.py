@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from labref.bundles.bundle import Bundle
 from labref.som.training import as_minisom
-from training.data import Item, load_attributes
-from training.latents import Latents, load_latents, on_map, save_latents
-from training.statistics import bootstrap, share
-from training.svomen import app
-from training.triplets import (
+from training.cli.svomen import app
+from training.data.images import Item, load_attributes
+from training.measure.latents import Latents, load_latents, on_map, save_latents
+from training.measure.statistics import bootstrap, share
+from training.measure.triplets import (
     Triplet,
     TripletSet,
     attribute_triplets,

@@ -19,8 +19,8 @@ from labref.bundles.bundle import Bundle, install
 from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from training.config import PRESETS, RunConfig, override
-from training.data import Item, Split, batches, cache_crops, list_images, make_split, name_fraction
-from training.evaluate import TURNS, attribute_agreement, nearest, turn
+from training.data.images import Item, Split, batches, cache_crops, list_images, make_split, name_fraction
+from training.measure.evaluate import TURNS, attribute_agreement, nearest, turn
 from training.run import Run, RunError
 
 ROOT = Path(__file__).parents[1]

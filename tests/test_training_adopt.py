@@ -23,13 +23,13 @@ from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.cells.image import PREPARATION, prepare
 from labref.errors import BundleError
-from training import adopt as adopting
-from training import classifier as training_classifier
-from training.adopt import adopt, read_bundle
 from training.config import PRESETS, RunConfig, override
-from training.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
-from training.networks import build_classifier, build_vae_parts, orbit_matrix
-from training.overlook import beside, overlook, solve
+from training.networks import adopt as adopting
+from training.networks import classifier as training_classifier
+from training.networks.adopt import adopt, read_bundle
+from training.networks.architecture import build_classifier, build_vae_parts, orbit_matrix
+from training.networks.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
+from training.networks.overlook import beside, overlook, solve
 from training.run import Run, RunError
 
 ROOT = Path(__file__).parents[1]

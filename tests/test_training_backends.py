@@ -18,11 +18,11 @@ import pytest
 
 from labref.bundles.bundle import install
 from labref.bundles.inference import Embedder
-from training import classifier, devices
 from training.config import PRESETS, override
-from training.data import list_images
-from training.evaluate import embed_tree, nearest
-from training.networks import build_trunk
+from training.data.images import list_images
+from training.measure.evaluate import embed_tree, nearest
+from training.networks import classifier, devices
+from training.networks.architecture import build_trunk
 from training.run import Run, load_attribute_codes
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ import sys
 from pathlib import Path
 import keras
 from rich.progress import Progress
-from training import classifier, devices
+from training.networks import classifier, devices
 from training.run import Run
 
 classifier.over_devices = lambda batch: devices.over_devices(batch, "CPU")

@@ -14,10 +14,10 @@ import tensorflow as tf
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import training.classifier as classifier
+import training.networks.classifier as classifier
 from rich.progress import Progress
 from training.config import PRESETS, override
-from training.devices import over_devices
+from training.networks.devices import over_devices
 from training.run import Run
 
 told = []

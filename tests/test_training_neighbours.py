@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from labref.cells.image import BACKGROUND
-from training.classifier import _dataset, augment
+from training.augmentation.augment import augment, with_optics
+from training.augmentation.neighbours import NEIGHBOURS, draw_neighbours
 from training.config import PRESETS, Augmentation, ClassifierConfig, RunConfig
-from training.neighbours import NEIGHBOURS, draw_neighbours
-from training.vae import _with_optics
+from training.networks.classifier import _dataset
 
 STILL = {
     "rotation_degrees": 0.0, "flip": False, "shift": 0.0, "zoom": 0.0, "gain": 0.0, "brightness": 0.0, "blur": 0.0,
@@ -143,6 +143,6 @@ def test_labels_and_weights_stay_and_a_resumed_epoch_goes_on() -> None:
 
 def test_views_of_other_optics_have_the_neighbours_too() -> None:
     asked = Augmentation(stain=0.3, neighbour=0.4, neighbour_far=120.0, shift=0.3)
-    made = _with_optics(asked)
+    made = with_optics(asked)
     assert (made.neighbour, made.neighbour_far, made.stain) == (0.4, 120.0, 0.3)
     assert made.shift < asked.shift

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from training.classifier import augment
+from training.augmentation.augment import augment
 from training.config import Augmentation, ClassifierConfig, RunConfig, override
-from training.data import list_images
-from training.networks import AttributeLoss, ReverseGradient, build_classifier, start_from
+from training.data.images import list_images
+from training.measure.unseen import adapt
+from training.networks.architecture import AttributeLoss, ReverseGradient, build_classifier, start_from
+from training.networks.vae import neighbour_loss
 from training.run import Run, RunError, domain_codes, load_attribute_codes
-from training.unseen import adapt
-from training.vae import neighbour_loss
 
 ROOT = Path(__file__).parents[1]
 ALIASES = {"segmented_neutrophil": "neutrophil"}

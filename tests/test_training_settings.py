@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from labref.bundles.bundle import starter_bundle
-from training.__main__ import app
-from training.adopt import read_bundle
+from training.cli.app import app
 from training.config import PRESETS, RunConfig
+from training.networks.adopt import read_bundle
 from training.run import Run
 
 WRITTEN_BEFORE = {

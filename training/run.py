@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import RunConfig
-from training.data import Split, cache_crops, list_images, load_attributes, make_split
+from training.data.images import Split, cache_crops, list_images, load_attributes, make_split
 from training.settings import SettingsError
 
 __all__ = ["Attributes", "Run", "RunError", "domain_codes", "held", "load_attribute_codes", "load_part", "write_json"]
@@ -54,8 +54,8 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
 class Run:
     """A run: its folder, its configuration, the images it learns from, and its split.
 
-    adopted : where its networks come from, where a bundle's were taken over (`training.adopt`), and how they were taught to overlook
-    neighbours (`training.overlook`); None: they are trained here.
+    adopted : where its networks come from, where a bundle's were taken over (`training.networks.adopt`), and how they were
+    taught to overlook neighbours (`training.networks.overlook`); None: they are trained here.
     Files: `run.json`, `split.csv`, `classifier.keras` with `history.csv`, `features/`, `encoder.keras`, `vae_history.csv`,
     `figures.json` and the pictures beside it.
     """

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from labref.asking.places import Place, Spot, locate
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
-from labref.store import Cell, LabelSource, Neighbour, Store
+from labref.store import Cell, Neighbour, Store
 from labref.store.memory.books import id_to_int
 
 __all__ = [
@@ -39,7 +39,9 @@ __all__ = [
     "Novelty",
     "Optics",
     "Reference",
+    "distribution_of",
     "find",
+    "novelty_of",
     "prefer",
     "weights",
 ]
@@ -176,10 +178,13 @@ def find(
     else:
         shown = prefer(_in_order(nearest), trust, k, {one.cell_id: distance for one, distance in nearest.items()})
     cells = store.cells([one.cell_id for one in shown])
+    in_spread = _in_order(list(nearest)[:spread])
     return Found(
         [_reference(store, cells[one.cell_id], one.distance) for one in shown],
-        _distribution(_in_order(list(nearest)[:spread]), labelled),
-        _novelty([neighbour.distance for neighbour in neighbours[: novelty.k]], novelty.among(optics.cells)),
+        distribution_of(
+            [labelled[neighbour.cell_id][0] for neighbour in in_spread], [neighbour.distance for neighbour in in_spread]
+        ),
+        novelty_of([neighbour.distance for neighbour in neighbours[: novelty.k]], novelty.among(optics.cells)),
         duplicate_of,
         None if spot is None else spot.place(store, exclude=barred),
         optics,
@@ -294,20 +299,25 @@ def weights(distances: Sequence[float], width: float) -> list[float]:
     return [math.exp(-distance / width) for distance in distances]
 
 
-def _distribution(neighbours: Sequence[Neighbour], labelled: Mapping[str, tuple[str, LabelSource]]) -> Distribution:
-    if not neighbours:
+def distribution_of(labels: Sequence[str], distances: Sequence[float]) -> Distribution:
+    """The spread of cells that are nearest first: the share of each label, weighted by `weights`.
+
+    The width of the kernel is the distance of neighbour number `BANDWIDTH_RANK`, or of the last where there are fewer.
+    """
+    if not distances:
         return Distribution(0, {})
-    width = neighbours[:BANDWIDTH_RANK][-1].distance
-    of_each = weights([neighbour.distance for neighbour in neighbours], width)
+    of_each = weights(distances, distances[:BANDWIDTH_RANK][-1])
     total = math.fsum(of_each)
     by_label: dict[str, list[float]] = {}
-    for neighbour, weight in zip(neighbours, of_each, strict=True):
-        by_label.setdefault(labelled[neighbour.cell_id][0], []).append(weight)
+    for label, weight in zip(labels, of_each, strict=True):
+        by_label.setdefault(label, []).append(weight)
     shares = {label: math.fsum(parts) / total for label, parts in by_label.items()}
-    return Distribution(len(neighbours), dict(sorted(shares.items(), key=lambda share: (-share[1], share[0]))))
+    return Distribution(len(distances), dict(sorted(shares.items(), key=lambda share: (-share[1], share[0]))))
 
 
-def _novelty(distances: Sequence[float], threshold: float) -> Novelty:
+def novelty_of(distances: Sequence[float], threshold: float) -> Novelty:
+    """Whether a cell is new: from the distances of the cells nearest to it, and the threshold of a lab of that size
+    (`labref.bundles.bundle.NoveltyThreshold.among`)."""
     if not distances:
         return Novelty(None, True)
     score = math.fsum(distances) / len(distances) / threshold

@@ -7,7 +7,7 @@
 - `warm`: after 5 % more cells, from the last map; how far the old cells moved, and how far a training anew would have moved them.
 - `memory_mib`: the most the process grew while it trained.
 - `mislabels`: 2 % of labels are changed; how many of those are among the first 4 % of suspects. `chance` is 4 %.
-- `svomen`: the automatic SVOMEN (training.triplets) of the latent space and of the map of plain real latents.
+- `svomen`: the automatic SVOMEN (training.measure.triplets) of the latent space and of the map of plain real latents.
 
 `--sweep` trains the nine settings of the thesis' table 9, and the one it recommends, and scores each with the automatic SVOMEN.
 Latents come from ../shared/data through the starter bundle (minutes), or from files that `python -m training embed` wrote.
@@ -37,9 +37,9 @@ from labref import som
 from labref.bundles.bundle import install, starter_bundle
 from labref.bundles.inference import Embedder
 from tests.benchmarks.exports import REAL_CELLS
-from training.data import load_attributes
-from training.latents import Latents, embed_latents, load_latents, on_map
-from training.triplets import attribute_triplets, score
+from training.data.images import load_attributes
+from training.measure.latents import Latents, embed_latents, load_latents, on_map
+from training.measure.triplets import attribute_triplets, score
 
 __all__ = ["TABLE_9", "main", "measure", "sweep", "tiled"]
 

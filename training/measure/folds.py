@@ -17,10 +17,10 @@ from rich.progress import Progress
 
 from labref.cells.hashes import digest
 from training.config import RunConfig, override
-from training.data import Item, Split, load_attributes, name_fraction
+from training.data.images import Item, Split, load_attributes, name_fraction
+from training.measure.statistics import bootstrap
+from training.measure.sweep import size_of
 from training.run import Run, RunError, write_json
-from training.statistics import bootstrap
-from training.sweep import size_of
 
 __all__ = ["FOLDER", "RUN", "cross_validate", "fold_of", "results"]
 
@@ -133,11 +133,11 @@ def _one(
     `random` (attributes shared with the eight, and with its class; NaN where unknown), `right` (the classifier's prediction)."""
     import keras
 
-    from training.classifier import predict, train_classifier
-    from training.evaluate import attributes_of_each, nearest
+    from training.measure.evaluate import attributes_of_each, nearest
+    from training.measure.space import Space, encode
+    from training.networks.classifier import predict, train_classifier
+    from training.networks.vae import train_vae
     from training.run import load_part
-    from training.space import Space, encode
-    from training.vae import train_vae
 
     shared = replace(config, vae=base.vae) == base
     views = (config.vae.views, config.vae.optics_views) == (base.vae.views, base.vae.optics_views)
@@ -219,7 +219,7 @@ def _row(name: str, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _way(cells: dict[str, Any], against: NDArray[np.float64]) -> dict[str, Any] | None:
     """Attributes shared with the eight minus `against`, as a share of the way from random cells of the class to two experts."""
-    from training.space import EXPERTS
+    from training.measure.space import EXPERTS
 
     told = np.isfinite(cells["found"]) & np.isfinite(against)
     if not told.any():

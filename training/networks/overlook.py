@@ -25,9 +25,9 @@ from rich.progress import Progress
 
 from labref.cells.image import decode, prepare_pixels
 from labref.errors import UnreadableImageError
-from training.data import Item, resize_crop
-from training.devices import forward
-from training.networks import build_feature_model
+from training.data.images import Item, resize_crop
+from training.networks.architecture import build_feature_model
+from training.networks.devices import forward
 from training.run import Run, RunError, load_attribute_codes
 
 __all__ = ["Overlooked", "beside", "overlook", "solve"]

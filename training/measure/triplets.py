@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data import Item
-from training.evaluate import K, nearest
-from training.latents import Latents
-from training.statistics import bootstrap, share
+from training.data.images import Item
+from training.measure.evaluate import K, nearest
+from training.measure.latents import Latents
+from training.measure.statistics import bootstrap, share
 
 __all__ = [
     "FORMAT_VERSION",

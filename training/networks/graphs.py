@@ -16,8 +16,8 @@ import onnx
 from keras import layers
 from numpy.typing import NDArray
 
-from training.devices import forward
-from training.networks import build_vae_parts
+from training.networks.architecture import build_vae_parts
+from training.networks.devices import forward
 from training.run import RunError
 
 __all__ = ["Graph", "build_encoder", "fill_classifier", "settle_normalisation"]

@@ -20,13 +20,13 @@ from rich.progress import Progress
 from labref.bundles.bundle import FORMAT_VERSION, MAX_BYTES, NO_ARCHIVE, Manifest
 from labref.cells.image import CROP_SIZE, prepare
 from labref.errors import BundleError, UnreadableImageError
-from training.classifier import augment
+from training.augmentation.augment import augment
+from training.augmentation.neighbours import draw_neighbours
 from training.config import RunConfig, override
-from training.data import resize_crop
-from training.devices import forward
-from training.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
-from training.neighbours import draw_neighbours
-from training.networks import build_classifier, build_trunk
+from training.data.images import resize_crop
+from training.networks.architecture import build_classifier, build_trunk
+from training.networks.devices import forward
+from training.networks.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
 from training.run import Run, RunError
 from training.settings import SettingsError
 

@@ -16,11 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from labref.errors import LabrefError
-from training.data import Split, list_images, load_attributes
-from training.latents import Latents, embed_latents, load_latents, on_map, save_latents
-from training.progress import progress_bars
-from training.sheet import write_sheet
-from training.triplets import (
+from training.data.images import Split, list_images, load_attributes
+from training.measure.latents import Latents, embed_latents, load_latents, on_map, save_latents
+from training.measure.triplets import (
     MARGIN,
     TripletSet,
     attribute_triplets,
@@ -28,6 +26,8 @@ from training.triplets import (
     read_votes,
     score,
 )
+from training.progress import progress_bars
+from training.report.sheet import write_sheet
 
 __all__ = ["app", "embed"]
 

@@ -17,15 +17,15 @@ from rich.progress import Progress
 
 from labref.cells.image import decode, prepare_pixels
 from labref.errors import UnreadableImageError
-from training.data import Item, load_attributes, resize_crop
-from training.devices import forward
-from training.evaluate import K, attribute_shares, nearest, precision_by_level, turn, vote
-from training.latents import Latents
-from training.networks import build_feature_model
+from training.data.images import Item, load_attributes, resize_crop
+from training.measure.evaluate import K, attribute_shares, nearest, precision_by_level, turn, vote
+from training.measure.latents import Latents
+from training.measure.statistics import bootstrap
+from training.measure.triplets import attribute_triplets, score
+from training.networks.architecture import build_feature_model
+from training.networks.devices import forward
+from training.networks.vae import plain_features
 from training.run import Run, RunError, load_part
-from training.statistics import bootstrap
-from training.triplets import attribute_triplets, score
-from training.vae import plain_features
 
 __all__ = ["CHANGES", "EXPERTS", "Cells", "Space", "encode", "map_references", "measure", "rotmes"]
 
@@ -131,7 +131,7 @@ def measure(
     places : where the queries lie for SVOMEN, where that is not these latents.
     JSON: `precision_at_8` {group, class, fine}, `knn_accuracy`, where the run has several optics `by_optics` {name: {`from_all`,
     `from_own`}}, class precision@8 of its queries among all references and among those of the same optics, and where `attributes`
-    are given `attribute_agreement_at_8` {`references`, `random_same_class`, `share_of_the_way` to experts} and `svomen` (see `training.triplets.score`).
+    are given `attribute_agreement_at_8` {`references`, `random_same_class`, `share_of_the_way` to experts} and `svomen` (see `training.measure.triplets.score`).
     """
     rows, distances = ranked or nearest(queries, references, None)
     known = np.array([item.label for item in space.references.items])

@@ -1,6 +1,7 @@
 """Figures of a bundle on any two class-folder trees: references and queries.
 
-What is measured is what a lab runs: the shipped graphs, through `labref.cells.image` and `labref.bundles.inference`.
+What is measured is what a lab runs: the shipped graphs, through `labref.cells.image` and `labref.bundles.inference`; its search,
+`labref.store.memory.index`; its spread and its novelty, `labref.asking.references`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from labref.asking.references import weights
+from labref.asking.references import distribution_of, novelty_of
 from labref.bundles.inference import Embedder
 from labref.cells.hashes import digest
 from labref.cells.image import decode, measure_background, prepare_pixels
 from labref.errors import UnreadableImageError
-from training.classes import LEVELS, at_level
-from training.data import Item, list_images, load_attributes
-from training.recaptures import recapture_groups
-from training.statistics import bootstrap
+from labref.store.memory.index import Index
+from training.data.classes import LEVELS, at_level
+from training.data.images import Item, list_images, load_attributes
+from training.data.recaptures import recapture_groups
+from training.measure.statistics import bootstrap
 
 __all__ = [
     "TURNS",
@@ -135,23 +137,25 @@ def embed_tree(
 def nearest(
     queries: NDArray[np.float32], references: NDArray[np.float32], same: NDArray[np.bool_] | None, k: int = K
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rows and mean squared errors, int64[n, k] and float64[n, k], of the k nearest references, nearest first.
+    """Rows and mean squared errors, int64[n, k] and float64[n, k], of the k nearest references, nearest first and equal ones by row,
+    as a lab's own index finds them.
 
     queries float32[n, L], references float32[m, L]; same : bool[n, m], True where a reference is the query's own image.
+    Raises ValueError where fewer than k references are left for a query.
     """
-    wide = references.astype(np.float64)
+    index = Index(references.shape[1])
+    index.add(np.arange(len(references), dtype=np.uint64), references)
     rows = np.empty((len(queries), k), dtype=np.int64)
     distances = np.empty((len(queries), k))
-    for start in range(0, len(queries), 256):
-        block = queries[start : start + 256].astype(np.float64)
-        squares = (wide**2).sum(1)[None, :] - 2 * block @ wide.T + (block**2).sum(1)[:, None]
-        if same is not None:
-            squares[same[start : start + 256]] = np.inf
-        part = np.argpartition(squares, k - 1, axis=1)[:, :k]
-        order = np.argsort(np.take_along_axis(squares, part, 1), axis=1, kind="stable")
-        chosen = np.take_along_axis(part, order, 1)
-        rows[start : start + 256] = chosen
-        distances[start : start + 256] = np.maximum(np.take_along_axis(squares, chosen, 1), 0) / queries.shape[1]
+    for number, query in enumerate(queries):
+        barred = np.flatnonzero(same[number]) if same is not None else np.empty(0, np.int64)
+        ids, away = index.nearest(query, k + len(barred))
+        kept = np.flatnonzero(~np.isin(ids.astype(np.int64), barred))[:k]
+        if len(kept) < k:
+            raise ValueError(
+                f"query {number} has {len(kept)} references that are not its own image, and {k} are needed"
+            )
+        rows[number], distances[number] = ids[kept], away[kept]
     return rows, distances
 
 
@@ -172,14 +176,10 @@ def same_image(queries: Sequence[str], references: Sequence[str]) -> NDArray[np.
 
 
 def vote(labels: NDArray[np.str_], distances: NDArray[np.float64]) -> NDArray[np.str_]:
-    """The weighted vote of each query's references: str[n] from labels str[n, k] and distances float64[n, k], nearest first.
-    Weighted as the spread of the hundred is (`labref.asking.references.weights`)."""
-    votes = []
-    for names, away in zip(labels, distances.tolist(), strict=True):
-        weight = np.array(weights(away, away[-1]))
-        present = sorted(set(names.tolist()))
-        votes.append(present[int(np.argmax([weight[names == name].sum() for name in present]))])
-    return np.array(votes)
+    """The label with the largest share of each query's references: str[n] from labels str[n, k] and distances float64[n, k], nearest
+    first. Shares are those of a lab's spread (`labref.asking.references.distribution_of`)."""
+    shares = (distribution_of(*pair).weights for pair in zip(labels.tolist(), distances.tolist(), strict=True))
+    return np.array([next(iter(of_each)) for of_each in shares])
 
 
 def attribute_agreement(
@@ -247,7 +247,7 @@ def attributes_of_each(
 def precision_by_level(
     queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
-    """Precision@8 of references int64[n, 8] at each level of the hierarchy (`training.classes`): group, class, fine.
+    """Precision@8 of references int64[n, 8] at each level of the hierarchy (`training.data.classes`): group, class, fine.
 
     By level: `macro` (mean over the level's names) and `micro` (over queries), estimates with 95 % intervals, `per_class`
     {name: {`precision`, `n_queries`, `n_references`}}. Where the fine class is not told, a query is left out, and a reference
@@ -290,7 +290,7 @@ def evaluate(
     """Measure the bundle in `embedder`: `queries` against `references`, two folders of class folders.
 
     A query's own image among the references (the same bytes) is not its reference. limit : at most so many queries of each class.
-    distinct : count cells, not images: of those that show one cell (`training.recaptures`) each tree keeps one, and none is a
+    distinct : count cells, not images: of those that show one cell (`training.data.recaptures`) each tree keeps one, and none is a
     reference of another.
     step(name, total) is called as each stage begins, and what it returns as the stage goes on. Raises ValueError for empty trees.
     """
@@ -356,7 +356,9 @@ def evaluate(
         "knn_accuracy": float((votes == query_labels).mean()),
         "classifier_accuracy": float((predicted == query_labels)[in_bundle].mean()) if in_bundle.any() else None,
         "confusion": confusion,
-        "novel_share": float((distances[:, : novelty.k].mean(axis=1) > novelty.threshold).mean()),
+        "novel_share": float(
+            np.mean([novelty_of(away, novelty.threshold).is_novel for away in distances[:, : novelty.k].tolist()])
+        ),
         "queries_digest": digest_of_all(asked.digests),
         "references_digest": digest_of_all(known.digests),
     }

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,21 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from training.classifier import augment
-from training.config import Augmentation, VaeConfig
-from training.data import batches
-from training.devices import forward
-from training.neighbours import draw_neighbours
-from training.networks import AttributeLoss, build_feature_model, build_vae_parts, draw_weights, orbit_matrix
+from training.augmentation.augment import VIEW, augment, with_optics
+from training.augmentation.neighbours import draw_neighbours
+from training.config import VaeConfig
+from training.data.images import batches
+from training.networks.architecture import (
+    AttributeLoss,
+    build_feature_model,
+    build_vae_parts,
+    draw_weights,
+    orbit_matrix,
+)
+from training.networks.devices import forward
 from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, write_json
 
 __all__ = ["Features", "extract_features", "kept_features", "neighbour_loss", "plain_features", "train_vae"]
-
-VIEW = Augmentation(rotation_degrees=180, flip=True, shift=0.02, zoom=0.04, gain=0.04, brightness=0.02, blur=0.1)
-"""Changes between views of a cell that must not change its latent: turns, mirrors, and what a recapture differs by."""
 
 
 class Features:
@@ -56,7 +58,7 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     crops, rows, targets = load_part(run, part)
     targets = targets[rows]
     domains = domain_codes(run, part)[rows]
-    changes = [VIEW] * (views - optics) + [_with_optics(run.config.classifier.augmentation)] * optics
+    changes = [VIEW] * (views - optics) + [with_optics(run.config.classifier.augmentation)] * optics
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     model = build_feature_model(classifier, run.config.orientations)
     shape = (len(rows), views, *model.output_shape[1:])
@@ -117,13 +119,6 @@ def plain_features(run: Run, part: str, progress: Progress) -> NDArray[np.float1
     """`kept_features`, or these extracted now."""
     kept = kept_features(run, part)
     return extract_features(run, part, 1, progress).views[:, 0] if kept is None else kept
-
-
-def _with_optics(augmentation: Augmentation) -> Augmentation:
-    """`VIEW`, with the changes of optics of another augmentation, always, and with its neighbours."""
-    names = ["contrast_low", "contrast_high", "stain", "mixing", "tint", "focus", "noise", "cut"]
-    names += [name for name in vars(augmentation) if name.startswith("neighbour")]
-    return replace(VIEW, **{name: getattr(augmentation, name) for name in names}, optics_share=1.0)
 
 
 def _pool(views: NDArray[Any], pooling: str) -> NDArray[np.float32]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from labref.bundles.inference import Embedder
 from labref.som import winners
-from training.data import Item, list_images
-from training.evaluate import embed_tree
+from training.data.images import Item, list_images
+from training.measure.evaluate import embed_tree
 
 __all__ = ["Latents", "embed_latents", "load_latents", "on_map", "save_latents"]
 

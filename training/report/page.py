@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from training.compare import compare_runs, format_estimate
-from training.pictures import pyplot
-from training.sweep import SWEEPS
+from training.measure.compare import compare_runs, format_estimate
+from training.measure.sweep import SWEEPS
+from training.report.pictures import pyplot
 
 __all__ = ["write_comparison", "write_page"]
 
@@ -37,7 +37,7 @@ _CI = "In brackets: 95 % interval."
 
 
 def write_page(reports: Sequence[Mapping[str, Any]], out: Path) -> Path:
-    """Write the page for one or more `training.report.collect` results; returns `out`."""
+    """Write the page for one or more `training.report.collect.collect` results; returns `out`."""
     names = [str(report["run"]) for report in reports]
     body = [f"<h1>labref: {'run' if len(names) == 1 else 'runs'} {_text(', '.join(names))}</h1>"]
     body.append(f"<p>The thesis’ experiments on public cells, each with the command that made it. {_CI}</p>")
@@ -49,7 +49,7 @@ def write_page(reports: Sequence[Mapping[str, Any]], out: Path) -> Path:
 
 
 def write_comparison(table: Mapping[str, Any], out: Path) -> Path:
-    """Write `training.compare.compare_runs`' table as a page; returns `out`."""
+    """Write `training.measure.compare.compare_runs`' table as a page; returns `out`."""
     return _write(
         out, "labref: runs side by side", ["<h1>Runs side by side</h1>", f"<p>{_CI}</p>", *_comparison(table)]
     )

@@ -13,8 +13,8 @@ from typing import Any
 from rich.progress import Progress
 
 from training.config import Augmentation, RunConfig, override
+from training.measure.statistics import share
 from training.run import Run, write_json
-from training.statistics import share
 
 __all__ = ["SWEEPS", "Row", "default_attributes", "read_history", "results", "run_sweep", "size_of"]
 
@@ -154,9 +154,9 @@ def _latent_space(
 ) -> dict[str, Any]:
     import keras
 
-    from training.pca import principal_components
-    from training.space import Space, encode, measure
-    from training.vae import train_vae
+    from training.measure.space import Space, encode, measure
+    from training.networks.pca import principal_components
+    from training.networks.vae import train_vae
 
     space = Space.of(run, progress)
     if row.pca:
@@ -175,9 +175,9 @@ def _network(
 ) -> dict[str, Any]:
     import keras
 
-    from training.classifier import evaluate_classifier, train_classifier
-    from training.space import Space, encode, measure, rotmes
-    from training.vae import train_vae
+    from training.measure.space import Space, encode, measure, rotmes
+    from training.networks.classifier import evaluate_classifier, train_classifier
+    from training.networks.vae import train_vae
 
     sub = Run.create(folder, run.data, replace(config, name=f"{run.config.name}, {row.name}"))
     train_classifier(sub, progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from labref.cells.image import prepare
-from training.triplets import TripletSet
+from training.measure.triplets import TripletSet
 
 __all__ = ["write_sheet"]
 

@@ -14,10 +14,10 @@ from rich.progress import Progress
 
 from labref.cells.hashes import digest
 from training.config import override
-from training.data import batches, cache_crops, list_images
+from training.data.images import batches, cache_crops, list_images
+from training.measure.statistics import bootstrap
+from training.measure.sweep import size_of
 from training.run import Run, RunError, load_part, write_json
-from training.statistics import bootstrap
-from training.sweep import size_of
 
 __all__ = ["FOLDER", "VARIANTS", "Variant", "adapt", "leave_out", "results"]
 
@@ -102,12 +102,12 @@ def _one(run: Run, domain: str, adapted: int, progress: Progress) -> dict[str, A
     `won`: own minus central, over cells; and the classifier's `accuracy`."""
     import keras
 
-    from training.classifier import predict, train_classifier
-    from training.devices import forward
-    from training.evaluate import digest_of_all, nearest, same_image
-    from training.networks import build_feature_model
-    from training.space import encode
-    from training.vae import extract_features, train_vae
+    from training.measure.evaluate import digest_of_all, nearest, same_image
+    from training.measure.space import encode
+    from training.networks.architecture import build_feature_model
+    from training.networks.classifier import predict, train_classifier
+    from training.networks.devices import forward
+    from training.networks.vae import extract_features, train_vae
 
     train_classifier(run, progress)
     encoder = keras.models.load_model(train_vae(run, progress), compile=False)

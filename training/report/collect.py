@@ -1,4 +1,4 @@
-"""Every experiment of the thesis on a run: figures as JSON, to be drawn by `training.page` and compared by `training.compare`."""
+"""Every experiment of the thesis on a run: figures as JSON, to be drawn by `training.report.page` and compared by `training.measure.compare`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from training import folds, unseen
+from training.measure import folds, unseen
+from training.measure.statistics import share
+from training.measure.sweep import SWEEPS, default_attributes, read_history, results
 from training.run import Run, RunError, write_json
-from training.statistics import share
-from training.sweep import SWEEPS, default_attributes, read_history, results
 
 __all__ = ["PER_CLASS", "REPORT", "collect", "load_report"]
 
@@ -128,8 +128,8 @@ def _classes(run: Run) -> dict[str, Any]:
 def _measured(run: Run, attributes: Path | None, progress: Progress, per_class: int) -> dict[str, Callable[[], Any]]:
     import keras
 
-    from training.pca import principal_components
-    from training.space import Space, encode, map_references, measure, rotmes
+    from training.measure.space import Space, encode, map_references, measure, rotmes
+    from training.networks.pca import principal_components
 
     space = Space.of(run, progress)
     encoder = keras.models.load_model(run.folder / "encoder.keras", compile=False)

@@ -1,4 +1,4 @@
-"""The commands that compare: `sweep`, `folds`, `unseen`, `report` and `compare`; `training.__main__` takes them in."""
+"""The commands that compare: `sweep`, `folds`, `unseen`, `report` and `compare`; `training.cli.app` takes them in."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 
 from labref.errors import LabrefError
-from training.compare import format_estimate
 from training.environment import prepare_environment
-from training.folds import cross_validate
+from training.measure.compare import format_estimate
+from training.measure.folds import cross_validate
+from training.measure.sweep import SWEEPS, default_attributes, run_sweep
+from training.measure.unseen import VARIANTS, leave_out
 from training.progress import progress_bars
-from training.report import PER_CLASS
+from training.report.collect import PER_CLASS
 from training.run import Run, RunError
-from training.sweep import SWEEPS, default_attributes, run_sweep
-from training.unseen import VARIANTS, leave_out
 
 __all__ = ["compare", "folds", "report", "sweep", "unseen"]
 
@@ -181,8 +181,8 @@ def report(
     JSON: {run: {`split`, `command`, `parts` {`classifier`, `classes`, `space`, `rotmes`, `pca`, `map`, `plane`, `sweeps`,
     `shipped`}}}; every estimate is {`value`, `low`, `high` (95 %), `n`, `how`}.
     """
-    from training.page import write_page
-    from training.report import collect
+    from training.report.collect import collect
+    from training.report.page import write_page
 
     with _said("the same command"), progress_bars(console) as progress:
         reports = [collect(Run.open(folder), attributes, progress, again, per_class) for folder in runs]
@@ -207,9 +207,9 @@ def compare(
     JSON: `runs` [name], `figures` [{`name`, `better` ("higher" or "lower"), `values` [estimate or null]}], `settings` [{`name`,
     `values`}], `same_split`.
     """
-    from training.compare import compare_runs, show
-    from training.page import write_comparison
-    from training.report import load_report
+    from training.measure.compare import compare_runs, show
+    from training.report.collect import load_report
+    from training.report.page import write_comparison
 
     with _said("the same command"):
         table = compare_runs([load_report(folder) for folder in runs], [str(folder) for folder in runs])

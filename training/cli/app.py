@@ -1,0 +1,347 @@
+"""`python -m training`: from a folder of class folders to a trained run, and its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from labref.errors import LabrefError
+from training.cli import commands
+from training.cli.svomen import app as svomen_app
+from training.cli.svomen import embed
+from training.config import PRESETS, RunConfig, override
+from training.data.images import list_images, make_split
+from training.environment import prepare_environment
+from training.progress import progress_bars
+from training.run import Run, RunError
+from training.settings import SettingsError, settings_of, show_value, value_at
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="""Train labref's networks on a folder of class folders (`DATA/<class>/<image>.jpg`).
+
+1. `python -m training train DATA --run runs/mine --preset starter` splits, trains the classifier, takes the features at its
+   break, trains the VAE, and draws the curves. Stop it whenever you like: `python -m training resume runs/mine` goes on.
+
+2. `python -m training split DATA --out held` lays out the same split as two trees, `held/references` and `held/queries`.
+
+3. `python -m exporters bundle runs/mine --out mine.labref` ships it.
+
+4. `python -m training evaluate --bundle mine.labref --references held/references --queries held/queries --json` measures
+   what was shipped.
+
+Presets: `thesis` (its tables 3 and 4), `full` (the same network with what was found better since), `starter` (half the width at
+128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.
+`python -m training settings` lists them.
+
+`KERAS_BACKEND=jax` trains the same run on JAX (`pip install -e ".[train,jax]"`); all GPUs of the computer are used on either.""",
+)
+app.add_typer(svomen_app, name="svomen")
+for _command in (embed, commands.sweep, commands.folds, commands.unseen, commands.report, commands.compare):
+    app.command()(_command)
+console = Console(stderr=True)
+
+
+def _fail(error: Exception, code: int = 1) -> typer.Exit:
+    console.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    return typer.Exit(code)
+
+
+def _train(run: Run) -> None:
+    prepare_environment()
+    from training.networks.classifier import evaluate_classifier, train_classifier
+    from training.networks.vae import train_vae
+    from training.report.pictures import draw_confusion, draw_curves
+
+    parts = {part: len(run.split.part(part)) for part in ("train", "validation", "holdout")}
+    console.print(f"run {run.folder}: {parts} images, {len(run.split.labels)} classes, split {run.split.digest[:12]}")
+    with progress_bars(console) as progress:
+        train_classifier(run, progress)
+        figures = evaluate_classifier(run, progress)
+        train_vae(run, progress)
+    counts = np.array(figures["confusion"])
+    drawn = [
+        *draw_curves(run.folder),
+        draw_confusion(counts, list(run.split.labels), list(run.split.labels), run.folder / "confusion.png"),
+    ]
+    console.print(f"held-out accuracy of the classifier: {figures['accuracy']:.4f} on {figures['n']} images")
+    console.print(f"pictures: {', '.join(str(path) for path in drawn)}")
+    console.print(f"next: python -m exporters bundle {run.folder} --out {run.config.name}.labref")
+
+
+def _to_its_end(folder: Path, open_run: Callable[[], Run]) -> None:
+    try:
+        _train(open_run())
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on with `python -m training resume {folder}`")
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="Folder of class folders.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run; made if it is not there, resumed if it is.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "starter",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of the preset, as classifier.epochs=3; repeatable."),
+    ] = None,
+) -> None:
+    """Train a run to its end: split, classifier, features, VAE, pictures. Goes on where it was stopped."""
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"no preset {preset!r}; there are {', '.join(PRESETS)}", param_hint="--preset")
+    try:
+        config = override(PRESETS[preset], settings or [])
+    except SettingsError as error:
+        raise _fail(error, 2) from None
+    _to_its_end(run, lambda: Run.create(run, data, config))
+
+
+@app.command("settings")
+def list_settings(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")
+    ] = False,
+) -> None:
+    """List every setting of a run: what it may be, its default, what presets have instead, and what it does.
+
+    `python -m training train` takes the preset `starter` where no other is named. `--set NAME=VALUE` changes a setting.
+
+    JSON: `settings` [{`name`, `type` (of the JSON value), `allowed`, `default`, `presets` {preset: value, where it is
+    not the default}, `description`}].
+    """
+    default = RunConfig().to_json()
+    presets = {preset: config.to_json() for preset, config in PRESETS.items()}
+    listed = [
+        {
+            "name": name,
+            "type": setting.type,
+            "allowed": setting.allowed,
+            "default": (usual := value_at(default, name)),
+            "presets": {preset: own for preset in presets if (own := value_at(presets[preset], name)) != usual},
+            "description": setting.description,
+        }
+        for name, setting in settings_of(RunConfig).items()
+    ]
+    if as_json:
+        print(json.dumps({"settings": listed}, indent=1, ensure_ascii=False))
+        return
+    for one in listed:
+        values = [f"default {show_value(one['default'])}"]
+        values += [f"{preset} {show_value(value)}" for preset, value in one["presets"].items()]
+        print(f"{one['name']}: {one['allowed']} ({', '.join(values)})\n    {one['description']}")
+    console.print("`python -m training train` takes the preset starter where --preset names no other", soft_wrap=True)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
+) -> None:
+    """Go on with a run from its last checkpoint."""
+    _to_its_end(run, lambda: Run.open(run, data))
+
+
+@app.command()
+def repeat(
+    run: Annotated[Path, typer.Argument(help="Folder of the run to repeat; nothing but its run.json is read.")],
+    new: Annotated[Path, typer.Argument(help="Folder of the new run.")],
+    data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
+) -> None:
+    """Train a run once more from its `run.json` alone, on the same split; stops where the images give another one."""
+    _to_its_end(new, lambda: Run.repeat(run, new, data))
+
+
+@app.command()
+def adopt(
+    bundle: Annotated[
+        Path, typer.Argument(help="A .labref file, or a bundle's folder; of this preparation or an older one.")
+    ],
+    data: Annotated[Path, typer.Argument(help="The images that it was trained on, as its settings name them.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run to make.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of the bundle's, as name=mine; repeatable."),
+    ] = None,
+) -> None:
+    """Take the networks of a shipped bundle over into a run, where the run that trained them is lost or its preparation is old.
+
+    The weights are read from the bundle's graphs, and the run's networks are checked against these on its golden crops.
+
+    `python -m exporters bundle RUN --out FILE` then ships the same weights for today's preparation, and
+    `python -m training train DATA --run NEW --preset experts --set classifier.initial=RUN/classifier.keras` trains them further.
+    """
+    try:
+        prepare_environment()
+        from training.networks.adopt import adopt as take_over
+
+        with progress_bars(console) as progress:
+            done = take_over(bundle, data, run, settings or [], progress)
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    manifest = done.shipped.manifest
+    split_told = "as the bundle's" if done.same_split else "not the bundle's: images were added, removed or renamed"
+    print(
+        f"{run}: networks of bundle {done.shipped.digest[:12]} “{manifest.name}” (preparation "
+        f"{manifest.preparation.get('version')}); largest difference from its graphs on golden crops: probabilities "
+        f"{done.probabilities:.2g}, latents {done.latents:.2g}; split {split_told}"
+    )
+    print(f"classifier on {done.cells} cells trained on, prepared as today: accuracy {done.accuracy:.4f}")
+    console.print(f"next: python -m exporters bundle {run} --out {manifest.name}.labref")
+
+
+@app.command()
+def overlook(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained or adopted run; it is only read.")],
+    new: Annotated[Path, typer.Option("--run", help="Folder of the run to make.")],
+    cells: Annotated[int, typer.Option(help="So many of the cells trained on are laid beside others.")] = 3000,
+    data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
+) -> None:
+    """Teach a run's encoder to overlook what neighbours leave in a crop: about as long as embedding twice as many cells.
+
+    `python -m exporters bundle NEW --out FILE` then ships it.
+    """
+    try:
+        prepare_environment()
+        from training.networks.overlook import overlook as teach
+
+        with progress_bars(console) as progress:
+            done = teach(Run.open(run, data), new, progress, cells=cells)
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    print(
+        f"{new}: taught on {done.cells} cells. Mean squared error between the latent of a cell beside others and of the cell alone, "
+        f"cells left out: {done.before:.4f} before, {done.after:.4f} now; cells that stand alone moved by {done.alone:.4f}"
+    )
+    console.print(f"next: python -m exporters bundle {new} --out {done.run.config.name}.labref")
+
+
+@app.command()
+def split(
+    data: Annotated[Path, typer.Argument(help="Folder of class folders.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to make: references/ (trained on, and validation) and queries/ (held out).")
+    ],
+    holdout: Annotated[float, typer.Option(help="Share held out by name hash; the same as the run's.")] = 0.2,
+) -> None:
+    """Lay out the split as two trees of class folders, by hard links where the file system has them, else copies.
+
+    A file is held out when the first 8 bytes of SHA-256("labref-holdout:" + its name), read as a fraction of 2⁶⁴, are below
+    the share: the name alone decides, so a later, larger folder splits the same way.
+    """
+    try:
+        parts = make_split(list_images(data), holdout=holdout, validation=0.0)
+        for tree, items in (("references", parts.train), ("queries", parts.holdout)):
+            for item in items:
+                target = out / tree / item.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if not target.exists():
+                    try:
+                        os.link(data / item.path, target)
+                    except OSError:
+                        shutil.copyfile(data / item.path, target)
+    except (ValueError, OSError) as error:
+        raise _fail(error) from None
+    print(f"{out}: {len(parts.train)} references, {len(parts.holdout)} queries")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Option(help="A .labref file, or a bundle's folder.")],
+    references: Annotated[Path, typer.Option(help="Folder of class folders that references come from.")],
+    queries: Annotated[Path, typer.Option(help="Folder of class folders whose images are asked for.")],
+    attributes: Annotated[
+        Path | None,
+        typer.Option(help="CSV of expert attributes with a column `path`, as WBCAtt's; adds attribute agreement."),
+    ] = None,
+    rotations: Annotated[bool, typer.Option(help="Measure how many references stay when a query is turned.")] = True,
+    limit: Annotated[int | None, typer.Option(help="At most so many queries of each class.")] = None,
+    distinct: Annotated[
+        bool, typer.Option("--distinct", help="Count cells, not images: leave recaptures of the same cell out.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")
+    ] = False,
+    confusion: Annotated[Path | None, typer.Option(help="Draw the confusion matrix as a PNG.")] = None,
+) -> None:
+    """Measure a shipped bundle on two trees, through the code that a lab runs. Needs no TensorFlow.
+
+    JSON: `n_queries`, `n_references`, `precision_at_8` {`micro`, `macro` (mean over classes), `per_class`}: share of the eight nearest that have the
+    query's class; `precision_at_8_by_level`: the same for group, class and fine class, with 95 % intervals; `knn_accuracy`: the weighted vote of the eight; `classifier_accuracy` and `confusion` {class: {predicted: n}};
+    `rotation_overlap_at_8` {turn: of 8}; `attribute_agreement_at_8` {`references`, `random_same_class`, `n_queries`};
+    `novel_share`; `recaptures_left_out` {`references`, `queries`} (with --distinct); `unreadable`; `queries_digest`, `references_digest`; `bundle`; `command`.
+    """
+    import tempfile
+
+    from labref.bundles.bundle import Bundle, install
+    from labref.bundles.inference import Embedder
+    from training.measure.evaluate import evaluate as measure
+    from training.report.pictures import draw_confusion
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter("must be auto, cpu or cuda", param_hint="--device")
+    try:
+        with tempfile.TemporaryDirectory(prefix="labref-evaluate-") as scratch, progress_bars(console) as progress:
+            opened = Bundle.open(bundle) if bundle.is_dir() else install(bundle, Path(scratch))
+            with Embedder.open(opened, device=device) as embedder:  # type: ignore[arg-type]
+                console.print(embedder.provider_line)
+                figures = measure(
+                    embedder,
+                    references,
+                    queries,
+                    attributes=attributes,
+                    rotations=rotations,
+                    limit=limit,
+                    distinct=distinct,
+                    step=lambda name, total: _stage(progress, name, total),
+                )
+    except (LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    figures["command"] = shlex.join(["python", "-m", "training", *sys.argv[1:]])
+    if confusion is not None:
+        labels, columns = list(figures["confusion"]), list(next(iter(figures["confusion"].values())))
+        counts = np.array([[figures["confusion"][a][b] for b in columns] for a in labels])
+        console.print(f"drawn: {draw_confusion(counts, labels, columns, confusion)}")
+    if as_json:
+        print(json.dumps(figures, indent=1, ensure_ascii=False))
+    else:
+        _show(figures)
+
+
+def _stage(progress: Progress, name: str, total: int) -> Callable[[int], None]:
+    task = progress.add_task(name, total=total, info="")
+    return lambda done: progress.update(task, advance=done)
+
+
+def _show(figures: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    precision = figures["precision_at_8"]
+    table = Table("figure", "value", title=f"{figures['n_queries']} queries, {figures['n_references']} references")
+    table.add_row("class precision@8, mean over classes", f"{precision['macro']:.4f}")
+    table.add_row("class precision@8, mean over queries", f"{precision['micro']:.4f}")
+    for label, value in precision["per_class"].items():
+        table.add_row(f"  {label}", f"{value:.4f}")
+    if figures["classifier_accuracy"] is not None:
+        table.add_row("classifier accuracy", f"{figures['classifier_accuracy']:.4f}")
+    table.add_row("accuracy of the weighted vote of eight", f"{figures['knn_accuracy']:.4f}")
+    for name, value in figures.get("rotation_overlap_at_8", {}).items():
+        table.add_row(f"of eight stay, {name}", f"{value:.2f}")
+    for name, value in figures.get("attribute_agreement_at_8", {}).items():
+        table.add_row(f"attribute agreement, {name}", f"{value:.4f}")
+    Console().print(table)
