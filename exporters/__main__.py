@@ -41,7 +41,8 @@ def bundle(
         int, typer.Option(min=9, help="Cells trained on that they are compared among.")
     ] = 3000,
 ) -> None:
-    """Convert trunk and encoder to ONNX, check them against Keras on held-out crops, add golden outputs, manifest and model card, and pack one file.
+    """Convert trunk and encoder to ONNX, check them against Keras on held-out crops, add golden outputs, manifest and
+    model card, and pack one file.
 
     Without --figures the card says that nothing was measured. The usual order:
 

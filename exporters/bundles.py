@@ -73,10 +73,10 @@ def export_bundle(
     """Ship `run` as the one file `out`.
 
     figures : the JSON of `python -m training evaluate` for this model; it goes into the manifest and the model card.
-    precisions : reduced trunks to try; each is shipped only if its references agree with the full one's, measured on up to
-    `agreement_cells` cells held out and cells trained on.
-    mantissa_bits : to which the trunk's weights are rounded in its graph (23: as they are), for a smaller file; the parity is
-    that of the rounded graph.
+    precisions : reduced trunks to try; each is shipped only if its references agree with the full one's, measured on up
+    to `agreement_cells` cells held out and cells trained on.
+    mantissa_bits : to which the trunk's weights are rounded in its graph (23: as they are), for a smaller file; the
+    parity is that of the rounded graph.
     Returns the bundle as it was packed (its folder is gone by then) and the parity between Keras and ONNX Runtime on
     `parity_crops` held-out crops. Raises `ExportError` where parity fails or the run is not trained to its end.
     """
@@ -163,9 +163,11 @@ def export_bundle(
 
 
 def with_figures(source: Path, figures: Path, out: Path) -> Bundle:
-    """The bundle `source` with the figures of the JSON file `figures` in its manifest and on its card, as the one file `out`.
+    """The bundle `source` with the figures of the JSON file `figures` in its manifest and on its card, as the one file
+    `out`.
 
-    Its networks, thresholds and golden outputs stay as they are. Raises `ExportError` where the figures are of another model.
+    Its networks, thresholds and golden outputs stay as they are. Raises `ExportError` where the figures are of another
+    model.
     """
     measured = _read_figures(figures)
     with unpacked(source) as bundle, tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
@@ -278,7 +280,8 @@ def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:
 
 
 def _latents(run: Run, part: str, folder: Path, encoder: Any, progress: Progress) -> NDArray[np.float32]:
-    """Latents of `part`: of the features that the run has, else by the graphs in `folder`, which are faster than Keras on a CPU."""
+    """Latents of `part`: of the features that the run has, else by the graphs in `folder`, which are faster than Keras
+    on a CPU."""
     kept = kept_features(run, part)
     if kept is not None:
         return encode(encoder, kept)
@@ -314,8 +317,9 @@ def _calibrate(run: Run, folder: Path, encoder: Any, progress: Progress) -> tupl
 
 
 def intrinsic_dimension(distances: NDArray[np.floating[Any]]) -> float:
-    """Intrinsic dimension of latents, from the distances float[n, k] (mean squared error, nearest first) of n cells to their k nearest
-    others: the maximum-likelihood estimate of Levina & Bickel (2004, eq. 8), averaged as MacKay & Ghahramani (2005) put right."""
+    """Intrinsic dimension of latents, from the distances float[n, k] (mean squared error, nearest first) of n cells to
+    their k nearest others: the maximum-likelihood estimate of Levina & Bickel (2004, eq. 8), averaged as MacKay &
+    Ghahramani (2005) put right."""
     logs = 0.5 * np.log(np.maximum(distances, np.finfo(np.float64).tiny))  # of lengths, not of their squares
     inverse = (logs[:, -1:] - logs[:, :-1]).mean(axis=1)
     return float(1 / inverse.mean())

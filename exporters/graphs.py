@@ -33,8 +33,8 @@ class Parity:
 def convert(model: Any, input_name: str, dtype: Any, output_names: list[str], out: Path) -> None:
     """Write the Keras `model` as ONNX with input `input_name` and outputs `output_names`, batch size free.
 
-    Raises `ExportError` where the graph has operators outside the ONNX standard or keeps data outside the file, and where Keras
-    does not run on TensorFlow here (a run that JAX trained is read by either).
+    Raises `ExportError` where the graph has operators outside the ONNX standard or keeps data outside the file, and
+    where Keras does not run on TensorFlow here (a run that JAX trained is read by either).
     """
     import keras
     import tensorflow as tf

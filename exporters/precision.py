@@ -1,4 +1,5 @@
-"""Trunks of reduced precision: float16 for GPUs, int8 for CPUs, each admitted only if its neighbours are the full one's."""
+"""Trunks of reduced precision: float16 for GPUs, int8 for CPUs, each admitted only if its neighbours are the full
+one's."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ class Latents:
 
 
 def round_weights(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Round float32 to the nearest with `bits` explicit bits of mantissa (IEEE 754 has 23), ties away from zero; a file of such
-    numbers packs smaller. The relative error is at most 2^-(bits + 1)."""
+    """Round float32 to the nearest with `bits` explicit bits of mantissa (IEEE 754 has 23), ties away from zero; a file
+    of such numbers packs smaller. The relative error is at most 2^-(bits + 1)."""
     if not 1 <= bits <= 23:
         raise ValueError(f"a float32 has 1 to 23 bits of mantissa, not {bits}")
     drop = 23 - bits
@@ -75,9 +76,10 @@ def round_graph(graph: Path, bits: int) -> None:
 def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.uint8]) -> None:
     """Write the trunk `full` with reduced precision; its inputs and outputs keep their types.
 
-    float16: weights and arithmetic, but for the resize.  int8: weights by channel and activations, both quantised statically
-    (QDQ) with the ranges seen on the calibration crops uint8[n, 256, 256, 3]; the first convolutions stay as they are. Weights
-    take all eight bits: on a CPU without VNNI sums may saturate, and the golden outputs then keep that computer on the full trunk.
+    float16: weights and arithmetic, but for the resize.  int8: weights by channel and activations, both quantised
+    statically (QDQ) with the ranges seen on the calibration crops uint8[n, 256, 256, 3]; the first convolutions stay as
+    they are. Weights take all eight bits: on a CPU without VNNI sums may saturate, and the golden outputs then keep
+    that computer on the full trunk.
     """
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -164,8 +166,8 @@ def run_trunk(
 def agreement(full: Latents, reduced: Latents) -> dict[str, Estimate]:
     """Of the eight references by the full trunk, how many the reduced one finds, on average over the queries:
 
-    `own`: in a store that the reduced trunk filled.  `moved`: in one that the full trunk filled.  `mixed`: in one where every
-    other cell is from each. A lab whose computer gains or loses its GPU has the latter two.
+    `own`: in a store that the reduced trunk filled.  `moved`: in one that the full trunk filled.  `mixed`: in one where
+    every other cell is from each. A lab whose computer gains or loses its GPU has the latter two.
     """
     expected, _ = nearest(full.queries, full.references, None)
     mixed = full.references.copy()
@@ -178,8 +180,8 @@ def agreement(full: Latents, reduced: Latents) -> dict[str, Estimate]:
 
 
 def milliseconds(sessions: list[tuple[Any, Any]], crops: NDArray[np.uint8], repeats: int = 7) -> list[float]:
-    """Milliseconds of processor time a cell takes each pair of sessions, opened with one thread, on a batch of crops, taken in
-    turns: the median of `repeats`. Processor time, so that what else the computer does hardly shows."""
+    """Milliseconds of processor time a cell takes each pair of sessions, opened with one thread, on a batch of crops,
+    taken in turns: the median of `repeats`. Processor time, so that what else the computer does hardly shows."""
     batch = crops[:_BATCH]
     times: list[list[float]] = [[] for _ in sessions]
     for repeat in range(repeats + 1):
@@ -200,10 +202,11 @@ def add_reduced(
     tolerance: float,
     progress: Progress,
 ) -> tuple[Trunk, ...]:
-    """Try reduced trunks beside `trunk.onnx` in the bundle's `folder`; those admitted stay, with golden outputs of their own.
+    """Try reduced trunks beside `trunk.onnx` in the bundle's `folder`; those admitted stay, with golden outputs of
+    their own.
 
-    calibration : crops trained on.  queries : crops held out, never trained on, at least one.  references : crops trained on,
-    more than eight; all uint8[n, 256, 256, 3].  tolerance : of the full trunk's golden outputs.
+    calibration : crops trained on.  queries : crops held out, never trained on, at least one.  references : crops
+    trained on, more than eight; all uint8[n, 256, 256, 3].  tolerance : of the full trunk's golden outputs.
     """
     full_file, encoder = folder / "trunk.onnx", folder / "encoder.onnx"
     with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
@@ -252,7 +255,8 @@ def _described(
     golden: tuple[float, float],
     speed: tuple[float, float],
 ) -> Trunk:
-    """What the manifest says of a reduced trunk. counts : queries and references it was measured on.  golden : its difference from the full one on the golden crops, and the tolerance
+    """What the manifest says of a reduced trunk. counts : queries and references it was measured on.  golden : its
+    difference from the full one on the golden crops, and the tolerance
     of the full one.  speed : milliseconds a cell of this and of the full trunk, one thread, at export."""
     worst = min(estimate.value for estimate in found.values())
     admitted = worst >= LIMIT

@@ -74,15 +74,18 @@ class WatchConfig(_Section):
     """What is watched and when a file counts as finished.
 
     folders : export folders; relative ones are meant from the lab folder. labref only ever reads them.
-    polling : True looks at the folders every `poll_seconds`, False relies on file events (beside the full scans), "auto"
+    polling : True looks at the folders every `poll_seconds`, False relies on file events (beside the full scans),
+    "auto"
         polls network shares.
     poll_seconds : seconds between two looks at a polled folder.
     stable_seconds : a new or changed file must keep its size and times this long, seconds.
     complete_seconds : a file that is no usable image is given this long after its last change, seconds, to become one.
     settle_limit_seconds : a file that changes longer than this is rejected until the next scan, seconds.
-    rescan_seconds : most seconds between two full scans, varied by ±10 %; folders that are scanned quickly are scanned sooner.
+    rescan_seconds : most seconds between two full scans, varied by ±10 %; folders that are scanned quickly are scanned
+    sooner.
     extensions : file-name endings of images, with the dot; other files are ignored and counted.
-    analyser : name of the analyser the cells come from, unless their folder has one of its own or a pattern finds it in the path.
+    analyser : name of the analyser the cells come from, unless their folder has one of its own or a pattern finds it in
+    the path.
     analysers : names of the analysers of single folders: a folder, written as in `folders`, and its analyser.
     layout : own patterns, tried before the built-in ones.
     labels : class-folder names (keys) and the label to use for each (values), before the built-in names.
@@ -141,7 +144,8 @@ class InferenceConfig(_Section):
 
     device : "auto" takes CUDA where it works, else the CPU.
     threads : CPU threads for the networks; 0 takes every core.
-    precision : "auto" takes the bundle's float16 trunk on a GPU and its int8 trunk on the CPU, where it has one; "full" never.
+    precision : "auto" takes the bundle's float16 trunk on a GPU and its int8 trunk on the CPU, where it has one; "full"
+    never.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -156,7 +160,8 @@ class MapConfig(_Section):
     retrain_growth : the map is trained anew once the store grew by this share since the last training.
     retrain_hours : with fewer new cells than that, but some, it is trained anew after so many hours.
     max_side : most rows and columns; by default those that the thesis recommends for its 62,000 cells.
-    device : that computes the map's products. "cpu" takes one core; "auto" takes CUDA where it works; "cuda" insists on it.
+    device : that computes the map's products. "cpu" takes one core; "auto" takes CUDA where it works; "cuda" insists on
+    it.
     """
 
     enabled: bool = True
@@ -169,7 +174,8 @@ class MapConfig(_Section):
 class BundlesConfig(_Section):
     """How the lab changes to another bundle.
 
-    switch_when_ready : True switches as soon as all cells are embedded; False waits for `labref bundle activate --switch`.
+    switch_when_ready : True switches as soon as all cells are embedded; False waits for `labref bundle activate
+    --switch`.
     """
 
     switch_when_ready: bool = False
@@ -328,7 +334,8 @@ def _toml_string(value: str) -> str:
 
 
 def watch_instead(file: Path, folders: Sequence[Path]) -> None:
-    """Change the folders that `file`, a labref.toml, watches, and nothing else in it. Raises `ConfigError` where that fails."""
+    """Change the folders that `file`, a labref.toml, watches, and nothing else in it. Raises `ConfigError` where that
+    fails."""
     entry = re.compile(r"^folders\s*=\s*\[(?:[^\n]*\]|.*?^\])", re.MULTILINE | re.DOTALL)
     new = entry.search(starting_config(folders))
     assert new is not None

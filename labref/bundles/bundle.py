@@ -1,8 +1,8 @@
 """One shipped model version: a folder named by its digest, verified before any byte of it reaches the runtime.
 
 A bundle holds `manifest.json`, `trunk.onnx`, `encoder.onnx`, `golden.npz` (inputs and outputs measured at export) and
-`MODEL_CARD.md`. It is shipped as one zip file with the ending `.labref`. The manifest carries the SHA-256 of every other
-file, so the SHA-256 of the manifest's bytes names, and vouches for, the whole.
+`MODEL_CARD.md`. It is shipped as one zip file with the ending `.labref`. The manifest carries the SHA-256 of every
+other file, so the SHA-256 of the manifest's bytes names, and vouches for, the whole.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 @dataclass(frozen=True)
 class NoveltyThreshold:
-    """When nothing in the lab resembles a cell: the mean distance (mean squared error in latent space) of the `k` nearest
-    is above `threshold`; `how` tells how it was calibrated.
+    """When nothing in the lab resembles a cell: the mean distance (mean squared error in latent space) of the `k`
+    nearest is above `threshold`; `how` tells how it was calibrated.
 
-    cells : among how many cells the nearest were looked for then.  dimension : intrinsic dimension of those cells' latents. Both are
-    None in bundles made before they were kept; see `among`.
+    cells : among how many cells the nearest were looked for then.  dimension : intrinsic dimension of those cells'
+    latents. Both are None in bundles made before they were kept; see `among`.
     """
 
     threshold: float
@@ -86,9 +86,10 @@ class NoveltyThreshold:
     def among(self, cells: int) -> float:
         """The threshold for a lab with so many cells.
 
-        Among n cells of intrinsic dimension d the nearest is about n^(-1/d) away, its mean squared error n^(-2/d) (Levina &
-        Bickel 2004, eq. 4-8), so in a young lab everything is far: the threshold grows by (calibrated cells / cells)^(2/d). Measured
-        with the starter on 300 cells of pbc, all of known classes: among 30 others 31 % of them were called novel without this and
+        Among n cells of intrinsic dimension d the nearest is about n^(-1/d) away, its mean squared error n^(-2/d)
+        (Levina & Bickel 2004, eq. 4-8), so in a young lab everything is far: the threshold grows by (calibrated cells /
+        cells)^(2/d). Measured with the starter on 300 cells of pbc, all of known classes: among 30 others 31 % of them
+        were called novel without this and
         2.4 % with it; among 100, 9.7 % and 0.3 %; among 300, 4.5 % and 0.4 %. In a lab with more cells than were
         calibrated on it stays: whether a cell nearer than any between two known ones is novel, nobody has measured.
         """
@@ -116,8 +117,8 @@ Precision = Literal["full", "float16", "int8"]
 class Trunk:
     """A trunk of reduced precision beside the full one.
 
-    file : its graph; empty where it was not admitted, and its figures only say why.  agreement : by kind of store, how many of
-    a query's eight references stay, with an interval.  golden_tolerance : as the manifest's, for this trunk.
+    file : its graph; empty where it was not admitted, and its figures only say why.  agreement : by kind of store, how
+    many of a query's eight references stay, with an interval.  golden_tolerance : as the manifest's, for this trunk.
     measured : on how many cells, and how fast, at export.
     """
 
@@ -133,13 +134,16 @@ class Trunk:
 class Manifest:
     """What a bundle says of itself.
 
-    labels : class names in the order of the trunk's probabilities.  class_ids, class_groups : id and group by class name.
+    labels : class names in the order of the trunk's probabilities.  class_ids, class_groups : id and group by class
+    name.
     preparation : how crops were prepared; must equal `labref.cells.image.PREPARATION`.
     features : shape [h, w, c] at the break.  orientations : turns and mirrors averaged inside the trunk.
     duplicates : thresholds of the duplicate verdict.  golden_tolerance : largest absolute difference from the golden
-    outputs that a runtime may show.  training, figures : where the model comes from and how it was measured, with the commands.
+    outputs that a runtime may show.  training, figures : where the model comes from and how it was measured, with the
+    commands.
     files : SHA-256 and size in bytes of every other file of the bundle.
-    optics : background, focus and colour of the training cells, as `labref.cells.optics.statistics` gives them; empty where not measured.
+    optics : background, focus and colour of the training cells, as `labref.cells.optics.statistics` gives them; empty
+    where not measured.
     trunks : trunks of reduced precision, those that may be used and those that were measured and may not.
     """
 
@@ -249,7 +253,8 @@ class Golden:
 class Bundle:
     """A verified bundle on disk.
 
-    folder : where it lies.  digest : SHA-256 of its manifest, 64 hexadecimal characters.  manifest : what it says of itself.
+    folder : where it lies.  digest : SHA-256 of its manifest, 64 hexadecimal characters.  manifest : what it says of
+    itself.
     """
 
     folder: Path
@@ -337,7 +342,8 @@ def starter_bundle() -> Path:
 
 
 def pack(folder: Path, out: Path) -> Bundle:
-    """Pack the bundle in `folder` as the one file `out`, after verifying it. The same bundle always gives the same bytes."""
+    """Pack the bundle in `folder` as the one file `out`, after verifying it. The same bundle always gives the same
+    bytes."""
     bundle = Bundle.open(folder)
     temporary = out.with_name(out.name + ".part")
     with zipfile.ZipFile(temporary, "w", compression=zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
@@ -353,8 +359,8 @@ def pack(folder: Path, out: Path) -> Bundle:
 def install(source: Path, bundles: Path) -> Bundle:
     """Bring the bundle at `source` (a `.labref` file or a folder) into the folder `bundles`, as `bundles/<short>/`.
 
-    It is verified before and after; what is half-copied is never visible under its name; installing twice changes nothing.
-    Raises `BundleError`.
+    It is verified before and after; what is half-copied is never visible under its name; installing twice changes
+    nothing. Raises `BundleError`.
     """
     if not source.exists():
         raise BundleError(f"no bundle at {source}: there is no such file or folder")

@@ -38,7 +38,8 @@ NOT_FINITE: Final = "the networks give no finite numbers for it; verify the bund
 
 
 class Described(NamedTuple):
-    """One cell by the networks. latent : float32[L].  probabilities : float32[c].  label, probability : the most probable class."""
+    """One cell by the networks. latent : float32[L].  probabilities : float32[c].  label, probability : the most
+    probable class."""
 
     latent: NDArray[np.float32]
     probabilities: NDArray[np.float32]
@@ -49,9 +50,9 @@ class Described(NamedTuple):
 class Embedder:
     """A bundle's two graphs, opened on one device. Safe to use from several threads.
 
-    bundle : what is run.  provider : ONNX Runtime's name of the execution provider in use.  precision : of the trunk in use;
-    a reduced one is in the bundle only if its references are those of the full one, also beside cells that the full one
-    embedded (measured at export, in the manifest), so both fill the same latent space.
+    bundle : what is run.  provider : ONNX Runtime's name of the execution provider in use.  precision : of the trunk in
+    use; a reduced one is in the bundle only if its references are those of the full one, also beside cells that the
+    full one embedded (measured at export, in the manifest), so both fill the same latent space.
     provider_line : one line for people, saying which device is used and why.
     batch_size : crops that go through the graphs at once; memory is bounded by it, whatever `embed` is given.
     """
@@ -84,8 +85,8 @@ class Embedder:
         """Open `bundle` on `device`; `threads` CPU threads (default: every core).
 
         "auto" takes CUDA where a driver, a GPU and the CUDA libraries are found, else the CPU. "cuda" insists on it.
-        precision : "auto" takes the bundle's trunk of reduced precision for the device, where it has one and this computer
-        gives its golden outputs; "full" never does.
+        precision : "auto" takes the bundle's trunk of reduced precision for the device, where it has one and this
+        computer gives its golden outputs; "full" never does.
         Raises `BundleError` where the graphs cannot be run, or CUDA was insisted on and is not to be had.
         """
         onnxruntime.set_default_logger_severity(_QUIET)
@@ -154,7 +155,8 @@ class Embedder:
     def golden_difference(self) -> float:
         """Largest absolute difference between what the golden crops give here and what they gave at export.
 
-        Raises `BundleError` where it is above the manifest's `golden_tolerance`: this computer must not be trusted with it.
+        Raises `BundleError` where it is above the manifest's `golden_tolerance`: this computer must not be trusted with
+        it.
         """
         golden = self.bundle.golden(self.precision)
         here = self.embed(golden.crops)
@@ -182,7 +184,8 @@ class Embedder:
 
 
 def _reduced(full: Embedder, providers: list[str], threads: int) -> Embedder:
-    """The embedder with the bundle's trunk of reduced precision for its provider, or `full` where there is none that works."""
+    """The embedder with the bundle's trunk of reduced precision for its provider, or `full` where there is none that
+    works."""
     wanted = _REDUCED[full.provider]
     trunk = full.bundle.manifest.trunk(wanted)
     if trunk is None:
@@ -219,7 +222,8 @@ def _session(bundle: Bundle, name: str, providers: list[str], threads: int) -> A
 
 
 def cuda_problem() -> str | None:
-    """Why CUDA cannot be used here, or None. Looked into before ONNX Runtime tries, which would say it in a page of warnings."""
+    """Why CUDA cannot be used here, or None. Looked into before ONNX Runtime tries, which would say it in a page of
+    warnings."""
     if _CUDA not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA"
     try:

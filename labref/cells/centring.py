@@ -31,7 +31,8 @@ def whereabouts(cell: CellImage) -> dict[str, Any]:
     """Where a prepared cell was found, as the JSON values that an answer holds under `cell`.
 
     `found` : bool, False where no object is near the middle and the middle itself was taken.  `row`, `column` : of the
-    crop's centre in the picture as a person sees it (EXIF orientation applied), pixels, the upper left pixel's centre is 0, 0.
+    crop's centre in the picture as a person sees it (EXIF orientation applied), pixels, the upper left pixel's centre
+    is 0, 0.
     `moved` : distance of that from the picture's own middle, pixels.  `others` : number of other cells in the picture.
     Pixels are given to one decimal.
     """
@@ -56,8 +57,8 @@ def is_off_middle(moved: float) -> bool:
 
 
 def remark(cell: Mapping[str, Any] | None) -> Remark | None:
-    """What people are told of an answer's `cell`; None where the cell is in the middle, as it should be, or an agent of an
-    older version has not told."""
+    """What people are told of an answer's `cell`; None where the cell is in the middle, as it should be, or an agent of
+    an older version has not told."""
     if cell is None:
         return None
     if not cell["found"]:

@@ -1,6 +1,8 @@
-"""What tells one cell image from another: the digest of its bytes, perceptual hashes of its crop, the thesis' duplicate rule.
+"""What tells one cell image from another: the digest of its bytes, perceptual hashes of its crop, the thesis' duplicate
+rule.
 
-labref's own verdict needs more than hashes: see `labref.cells.sameness`. The thesis' rule stays to be measured beside it.
+labref's own verdict needs more than hashes: see `labref.cells.sameness`. The thesis' rule stays to be measured beside
+it.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ def fingerprint(crop: NDArray[np.uint8]) -> Fingerprint:
 
 
 def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
-    """The fingerprint of a crop uint8[256, 256, 3], and those with its middle a third of a hash's cell up, down, left and right.
+    """The fingerprint of a crop uint8[256, 256, 3], and those with its middle a third of a hash's cell up, down, left
+    and right.
 
     A search with all of them finds a cell whose nucleus was found a little elsewhere when it was stored.
     """
@@ -78,9 +81,11 @@ def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
 
 
 def hash_windows(grey: NDArray[np.uint8], corners: Sequence[tuple[int, int]]) -> tuple[Fingerprint, ...]:
-    """Fingerprints of windows of 56×56 pixels in a reduced grey picture uint8[h, w]. corners : (row, column), upper left, of each.
+    """Fingerprints of windows of 56×56 pixels in a reduced grey picture uint8[h, w]. corners : (row, column), upper
+    left, of each.
 
-    All at once: the resize is a product with the weights of Pillow's Lanczos filter, as imagehash uses it, without its rounding.
+    All at once: the resize is a product with the weights of Pillow's Lanczos filter, as imagehash uses it, without its
+    rounding.
     """
     windows = np.stack([grey[top : top + WINDOW, left : left + WINDOW] for top, left in corners]).astype(np.float32)
     eight, nine = _lanczos(8), _lanczos(9)

@@ -1,10 +1,11 @@
 """Bytes of one cell image → a prepared crop: decoded safely, background fixed, nucleus centred, 256×256.
 
 The very same code prepares a cell for training and in the lab. The order is: decode to 8-bit RGB; measure the smear's
-background and bring it to `BACKGROUND` in every channel (a gain per channel, so optical densities are kept: Beer–Lambert);
-find the cell at the image's middle (`labref.cells.segmentation`) by its optical density in red light, where the azure dyes of every
-Romanowsky stain absorb and red cells do not; cut `CROP_SIZE` pixels around it at the analyser's own scale, padded with background
-beyond the image's edge; fade to the background what belongs to other cells.
+background and bring it to `BACKGROUND` in every channel (a gain per channel, so optical densities are kept:
+Beer–Lambert); find the cell at the image's middle (`labref.cells.segmentation`) by its optical density in red light,
+where the azure dyes of every Romanowsky stain absorb and red cells do not; cut `CROP_SIZE` pixels around it at the
+analyser's own scale, padded with background beyond the image's edge; fade to the background what belongs to other
+cells.
 """
 
 from __future__ import annotations
@@ -68,14 +69,15 @@ F32 = NDArray[np.float32]
 class CellImage:
     """One prepared cell.
 
-    crop : uint8[256, 256, 3], RGB, background at `BACKGROUND`, the cell in the middle, other cells faded to the background:
-    what the networks see.
+    crop : uint8[256, 256, 3], RGB, background at `BACKGROUND`, the cell in the middle, other cells faded to the
+    background: what the networks see.
     surroundings : uint8[256, 256, 3], the same piece of the image with everything in it: what pictures are compared by.
     centre : (row, column) of the crop's centre in the decoded image, pixels.
     others : (row, column) of the centres of other nucleated cells in the decoded image, pixels, nearest first.
     size : (height, width) of the decoded image, pixels.
     background : intensity of the smear's background per channel (R, G, B) as measured, 0 to 255.
-    nucleus_found : False where nothing within reach of the image's middle absorbed enough red light, and that middle was taken.
+    nucleus_found : False where nothing within reach of the image's middle absorbed enough red light, and that middle
+    was taken.
     """
 
     crop: U8
@@ -180,8 +182,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def measure_background(small: U8) -> tuple[float, float, float]:
     """Intensity of the smear's background, R, G, B, 0 to 255.
 
-    small : uint8[h, w, 3], an image at reduced scale. The background is the brightest mode of the image's grey values that
-    holds at least 3 % of it; where a field is too crowded to show one, the 98th percentile stands in.
+    small : uint8[h, w, 3], an image at reduced scale. The background is the brightest mode of the image's grey values
+    that holds at least 3 % of it; where a field is too crowded to show one, the 98th percentile stands in.
     """
     flat = small.reshape(-1, 3)
     grey = (flat[:, 0].astype(np.uint16) + flat[:, 1] + flat[:, 2]) // 3
@@ -256,7 +258,8 @@ def colour_densities(small: U8, background: tuple[float, float, float]) -> F32:
 
 
 def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
-    """Crop uint8[size, size, 3] of `image` uint8[h, w, 3] around `centre` (row, column), `fill` uint8[3] beyond its edges."""
+    """Crop uint8[size, size, 3] of `image` uint8[h, w, 3] around `centre` (row, column), `fill` uint8[3] beyond its
+    edges."""
     height, width = image.shape[:2]
     top = round(centre[0] - (size - 1) / 2)
     left = round(centre[1] - (size - 1) / 2)
@@ -312,8 +315,8 @@ def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
 
 
 def _faded(crop: U8, keep: F32, centre: tuple[float, float], size: tuple[int, int]) -> U8:
-    """The crop uint8[256, 256, 3] around `centre` with all that `keep`, a map of the whole image, says is another cell's faded to
-    the background; the crop itself where that is nothing."""
+    """The crop uint8[256, 256, 3] around `centre` with all that `keep`, a map of the whole image, says is another
+    cell's faded to the background; the crop itself where that is nothing."""
     if float(keep.min()) > 0.99:
         return crop
     # in pixels of the map; beyond its edges what is at the edge goes on

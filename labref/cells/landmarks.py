@@ -1,9 +1,10 @@
-"""Landmarks of a picture: by them the pictures of neighbouring cells are found, which show one field and have another middle each.
+"""Landmarks of a picture: by them the pictures of neighbouring cells are found, which show one field and have another
+middle each.
 
-The nuclei and platelets in a picture are its landmarks: dark spots that every picture of the field shows at the same place,
-whichever cell it was taken of. A fingerprint is made of the window around each, as it is of the crop around the cell. Two
-landmarks of each cell are stored; all that a new picture shows are looked up among them. Landmarks do not depend on the
-segmentation, except for the cell's centre that they are ordered by.
+The nuclei and platelets in a picture are its landmarks: dark spots that every picture of the field shows at the same
+place, whichever cell it was taken of. A fingerprint is made of the window around each, as it is of the crop around the
+cell. Two landmarks of each cell are stored; all that a new picture shows are looked up among them. Landmarks do not
+depend on the segmentation, except for the cell's centre that they are ordered by.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ F32 = NDArray[np.float32]
 def landmarks(pixels: NDArray[np.uint8], cell: CellImage) -> tuple[Landmark, ...]:
     """The landmarks of a picture about its cell, nearest to the cell's centre first; at most six. About 2 ms.
 
-    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Spots that are less than half in the picture are left
-    out, with a window of 224 pixels about them.
+    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Spots that are less than half in the
+    picture are left out, with a window of 224 pixels about them.
     """
     # what the windows show of a large field, and no more
     reach = _BESIDE + CROP_SIZE // 2
@@ -70,7 +71,8 @@ def landmarks(pixels: NDArray[np.uint8], cell: CellImage) -> tuple[Landmark, ...
 
 
 def _density(red: NDArray[np.uint8], background: float) -> F32:
-    """Optical density in red light, float32[h, w], of a reduced picture's red pixels uint8[h, w] before a background of 0 to 255."""
+    """Optical density in red light, float32[h, w], of a reduced picture's red pixels uint8[h, w] before a background of
+    0 to 255."""
     curve = np.log((max(background, 1.0) + 1.0) / (np.arange(256, dtype=np.float32) + 1.0)).astype(np.float32)
     return np.asarray(np.clip(curve - _BASE, 0.0, _DARKEST - _BASE)[red])
 
@@ -101,7 +103,8 @@ def _inside(start: int, length: int) -> NDArray[np.bool_]:
 
 
 def _shown(rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Fingerprint:
-    """Which bits of a fingerprint compare two places that lie in the picture. rows, columns : bool[56], those of the window that do."""
+    """Which bits of a fingerprint compare two places that lie in the picture. rows, columns : bool[56], those of the
+    window that do."""
     across = _in_parts(rows, 8)[:, None] & _next_too(_in_parts(columns, 9))[None, :]
     down = _next_too(_in_parts(rows, 9))[:, None] & _in_parts(columns, 8)[None, :]
     return Fingerprint(to_int(across), to_int(down))

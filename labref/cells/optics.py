@@ -3,15 +3,19 @@
 Seven numbers a cell, measured on what preparation made and without changing a pixel of it:
 
     background_red, _green, _blue   intensity of the smear's background as the camera gave it, 0 to 255
-    focus                           fine detail over contrast in the middle 128×128 pixels of the crop: standard deviation of the
-                                    Laplacian of the green channel's optical density at half the scale (finer, there is JPEG and
-                                    noise), over that of the density itself: the normalised Laplacian energy of Subbarao, Choi &
-                                    Nikzad 1993 (see Pertuz, Puig & Garcia 2013). Blur makes it smaller, a pale stain does not
-    density_red, _green, _blue      mean optical density, -log10(intensity / background), in the same square: stain and colour
+    focus                           fine detail over contrast in the middle 128×128 pixels of the crop: standard
+    deviation of the
+                                    Laplacian of the green channel's optical density at half the scale (finer, there is
+                                    JPEG and noise), over that of the density itself: the normalised Laplacian energy of
+                                    Subbarao, Choi & Nikzad 1993 (see Pertuz, Puig & Garcia 2013). Blur makes it
+                                    smaller, a pale stain does not
+    density_red, _green, _blue      mean optical density, -log10(intensity / background), in the same square: stain and
+    colour
 
-Drift is a robust effect size: how far the median moved, in standard deviations of single cells as estimated from the median absolute
-deviation (Glass's Δ with median and 1.4826 MAD). Days of a hundred cells with classes mixed at random moved no median of the real cells
-by one such deviation (300 days, classes by a flat Dirichlet distribution); with fifty cells a median is known to a fifth of one.
+Drift is a robust effect size: how far the median moved, in standard deviations of single cells as estimated from the
+median absolute deviation (Glass's Δ with median and 1.4826 MAD). Days of a hundred cells with classes mixed at random
+moved no median of the real cells by one such deviation (300 days, classes by a flat Dirichlet distribution); with fifty
+cells a median is known to a fifth of one.
 """
 
 from __future__ import annotations
@@ -68,7 +72,8 @@ def statistics(values: NDArray[np.float32]) -> dict[str, Any]:
 def shifts(now: NDArray[np.float32], past: NDArray[np.float32] | Mapping[str, Any]) -> dict[str, float]:
     """By how many robust standard deviations of the past each measure's median is off it now.
 
-    now : float32[n, 7].  past : float32[m, 7], or what `statistics` made of it; of that, measures it lacks are left out.
+    now : float32[n, 7].  past : float32[m, 7], or what `statistics` made of it; of that, measures it lacks are left
+    out.
     """
     median = np.median(now, axis=0)
     if isinstance(past, np.ndarray):

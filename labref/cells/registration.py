@@ -1,9 +1,10 @@
 """Two pictures laid over each other: where they fit best, and how well they agree there.
 
-What a microscope changes between two captures of one cell (place, a slight turn, gain and offset of each colour, sharpness)
-changes the agreement little; another cell of the same class agrees far less. The shift is found by masked normalised
-cross-correlation over all shifts at once (Padfield, IEEE Trans. Image Process. 21:2706, 2012), then shift and turn are refined
-below the pixel by Gauss-Newton steps on that correlation (Lucas & Kanade 1981; Evangelidis & Psarakis, IEEE PAMI 30:1858, 2008).
+What a microscope changes between two captures of one cell (place, a slight turn, gain and offset of each colour,
+sharpness) changes the agreement little; another cell of the same class agrees far less. The shift is found by masked
+normalised cross-correlation over all shifts at once (Padfield, IEEE Trans. Image Process. 21:2706, 2012), then shift
+and turn are refined below the pixel by Gauss-Newton steps on that correlation (Lucas & Kanade 1981; Evangelidis &
+Psarakis, IEEE PAMI 30:1858, 2008).
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ F32 = NDArray[np.float32]
 class View:
     """What is compared of a prepared cell.
 
-    thumb : uint8[64, 64, 3], the cell's surroundings at a quarter of their scale.  box : (top, left, bottom, right), the part of the thumb that shows
+    thumb : uint8[64, 64, 3], the cell's surroundings at a quarter of their scale.  box : (top, left, bottom, right),
+    the part of the thumb that shows
     the image and not the fill about it.  middle : (row, column) of the image's own middle from the crop's, crop pixels.
-    stained : how dark the image's own middle is in red light, as a share of the crop's, 0 to 1: a nucleus or none; 0 for a field.
+    stained : how dark the image's own middle is in red light, as a share of the crop's, 0 to 1: a nucleus or none; 0
+    for a field.
     """
 
     thumb: NDArray[np.uint8]
@@ -54,8 +57,9 @@ class View:
 class Alignment:
     """How one view lies on another.
 
-    score : normalised cross-correlation where they overlap, mean of the three colours, -1 to 1.  shift : (rows, columns) that the
-    second's centre lies from the first's, crop pixels.  turn : degrees.  middles : distance of the images' middles, crop pixels.
+    score : normalised cross-correlation where they overlap, mean of the three colours, -1 to 1.  shift : (rows,
+    columns) that the second's centre lies from the first's, crop pixels.  turn : degrees.  middles : distance of the
+    images' middles, crop pixels.
     overlap : share of the thumb that both show.  stained : as of `View`, of the view that has less.
     """
 

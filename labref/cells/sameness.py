@@ -1,12 +1,12 @@
 """The same cell captured again: found by fingerprint, confirmed by laying the two pictures over each other.
 
-Fingerprints choose the few stored cells that could be the same one, whatever their class; only those are decoded again and
-registered (`labref.cells.registration`). Four verdicts, by thresholds that come with the bundle: duplicate, possible duplicate (for a
-person to decide), neighbour, different.
+Fingerprints choose the few stored cells that could be the same one, whatever their class; only those are decoded again
+and registered (`labref.cells.registration`). Four verdicts, by thresholds that come with the bundle: duplicate,
+possible duplicate (for a person to decide), neighbour, different.
 
-An analyser cuts a picture around each cell that it means, so the pictures of two cells that lie close together show the same
-field: they agree fully once they are laid over each other, and are two cells all the same. Those are neighbours. They are found by
-their landmarks (`labref.cells.landmarks`).
+An analyser cuts a picture around each cell that it means, so the pictures of two cells that lie close together show the
+same field: they agree fully once they are laid over each other, and are two cells all the same. Those are neighbours.
+They are found by their landmarks (`labref.cells.landmarks`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ _STAINED: Final = 0.6  # of the chosen cell's density; from that on there is a n
 class Thresholds:
     """When two cells are the same.
 
-    candidate_bits : both hashes of their fingerprints differ in at most so many of 64 bits.  duplicate_from, possible_from :
-    the correlation after registration that a duplicate, or a possible one, has at least.  same_within : pixels after registration;
-    two pictures are of one cell where its centre, or else their own middles, lie so close together. Neighbouring cells lie farther
-    apart (45 px and more, platelets 30), and recaptures shift by less (some 12 px).  how : how they were calibrated.
+    candidate_bits : both hashes of their fingerprints differ in at most so many of 64 bits.  duplicate_from,
+    possible_from :
+    the correlation after registration that a duplicate, or a possible one, has at least.  same_within : pixels after
+    registration; two pictures are of one cell where its centre, or else their own middles, lie so close together.
+    Neighbouring cells lie farther apart (45 px and more, platelets 30), and recaptures shift by less (some 12 px).  how
+    : how they were calibrated.
     """
 
     candidate_bits: int
@@ -56,8 +58,8 @@ class Thresholds:
     def of(duplicates: Mapping[str, Any]) -> Thresholds:
         """Those of a bundle's manifest; `DEFAULTS` for a bundle that has none, or the thesis' rule.
 
-        Bundles made for preparation 2 have `farthest` instead of `same_within`: how far the middles of two pictures could lie
-        apart before a person was asked. It has no meaning any more.
+        Bundles made for preparation 2 have `farthest` instead of `same_within`: how far the middles of two pictures
+        could lie apart before a person was asked. It has no meaning any more.
         """
         if duplicates.get("hash") != "dhash":
             return DEFAULTS
@@ -83,11 +85,11 @@ DEFAULTS: Final = Thresholds(
 def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
     """The verdict on two cells whose pictures lie on each other like this.
 
-    The pictures may agree because they show one field; then it counts whether they were taken of one cell. They were where the
-    pictures' own middles lie together: the analyser meant the same cell, whatever was found in each. They were not where the
-    centres lie apart as well. Where the same centre was found though the middles lie apart, it depends on what stands in the
-    middles. With a nucleus in both they are two cells, or, a little nearer, one large nucleus or two that touch: a person decides.
-    Without, one picture was cut beside the only cell.
+    The pictures may agree because they show one field; then it counts whether they were taken of one cell. They were
+    where the pictures' own middles lie together: the analyser meant the same cell, whatever was found in each. They
+    were not where the centres lie apart as well. Where the same centre was found though the middles lie apart, it
+    depends on what stands in the middles. With a nucleus in both they are two cells, or, a little nearer, one large
+    nucleus or two that touch: a person decides. Without, one picture was cut beside the only cell.
     """
     if found.score < thresholds.possible_from:
         return Verdict.DIFFERENT
@@ -103,16 +105,18 @@ def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
 
 
 def without_frame(pixels: U8, cell: CellImage) -> CellImage:
-    """The cell prepared without the black frame that software leaves where it shifted or turned an image; `cell` where it has none.
+    """The cell prepared without the black frame that software leaves where it shifted or turned an image; `cell` where
+    it has none.
 
-    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Only for comparing: black edges would move the
-    centre and the correlation, and they are no part of the cell.
+    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Only for comparing: black edges would move
+    the centre and the correlation, and they are no part of the cell.
     """
     return unframed(pixels, cell)[1]
 
 
 def marks(pixels: U8, cell: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
-    """What a cell is searched by: its shifted fingerprints, of which the first is its own, and the landmarks of its picture.
+    """What a cell is searched by: its shifted fingerprints, of which the first is its own, and the landmarks of its
+    picture.
 
     pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. A black frame is left out.
     """
@@ -140,7 +144,8 @@ def unframed(pixels: U8, cell: CellImage) -> tuple[U8, CellImage]:
 
 
 def _frame(pixels: U8) -> int:
-    """How many first rows of uint8[h, w, 3] are dark in part, and two more for what compression smeared; 0 where the first is not."""
+    """How many first rows of uint8[h, w, 3] are dark in part, and two more for what compression smeared; 0 where the
+    first is not."""
     most = min(_FRAME_MOST, len(pixels) // 8)
     framed = 0
     while framed < most and (pixels[framed].max(axis=1) <= _DARK).mean() >= _FRAME_SHARE:

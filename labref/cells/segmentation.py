@@ -1,14 +1,14 @@
 """Which cell a picture is about, and which parts of the picture belong to other cells.
 
-An analyser cuts its picture around the cell that it means, so the object at the picture's middle is chosen, or else one near
-it; of two as near, the darker one. It is split from what touches it in three steps: the map of nuclear density falls into
-catchment basins, one for each of its peaks (a watershed; Vincent & Soille, IEEE PAMI 13:583, 1991); basins that no valley
-divides are merged as long as they stay as compact as a nucleus; and the cell's centre is where a mean shift with a flat
-kernel as wide as a nucleus (Comaniciu & Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the middle. The basins near
-the centre are the cell's own, and the shift is repeated over them until they stay the same. It ends at the cell's own centre
-of density, so that a recapture shifted by some pixels ends at the same place. If the picture is not much larger than a cell,
-its middle lies in the cell's nucleus, or close to it, and the centre ended far from the middle, the centre is pulled back
-towards it: what drew it away is most likely part of a neighbour.
+An analyser cuts its picture around the cell that it means, so the object at the picture's middle is chosen, or else one
+near it; of two as near, the darker one. It is split from what touches it in three steps: the map of nuclear density
+falls into catchment basins, one for each of its peaks (a watershed; Vincent & Soille, IEEE PAMI 13:583, 1991); basins
+that no valley divides are merged as long as they stay as compact as a nucleus; and the cell's centre is where a mean
+shift with a flat kernel as wide as a nucleus (Comaniciu & Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the
+middle. The basins near the centre are the cell's own, and the shift is repeated over them until they stay the same. It
+ends at the cell's own centre of density, so that a recapture shifted by some pixels ends at the same place. If the
+picture is not much larger than a cell, its middle lies in the cell's nucleus, or close to it, and the centre ended far
+from the middle, the centre is pulled back towards it: what drew it away is most likely part of a neighbour.
 
 All lengths here are pixels of the map, which is at a quarter of the analyser's scale: one is 0.4 µm.
 """
@@ -26,7 +26,8 @@ __all__ = ["Segmented", "segment"]
 
 F32 = NDArray[np.float32]
 
-# chosen on pictures of pbc's training part and composites of them; `tests.benchmarks.neighbours` measures on held-out ones
+# chosen on pictures of pbc's training part and composites of them; `tests.benchmarks.neighbours` measures on held-out
+# ones
 _BASE: Final = 0.10  # density of haze and of the palest red cells
 _PEAK_BLUR: Final = 2.5  # σ for the peaks among which one is chosen
 _LEAST_PEAK: Final = 0.04  # above the base; the palest optics' nuclei have 0.06
@@ -89,9 +90,10 @@ class Segmented:
 def segment(density: F32, colours: F32) -> Segmented | None:
     """Find the cell nearest to the middle of a map; None where the map shows nothing that could be one.
 
-    density : float32[h, w], optical density of the nuclear stain, smoothed a little, at a quarter of the analyser's scale.
-    colours : float32[h, w, 3], optical density in red, green and blue light. What absorbs otherwise than the chosen cell's nucleus
-    is no nucleus, however dark: in some optics red cells are as dark in red light as a pale nucleus.
+    density : float32[h, w], optical density of the nuclear stain, smoothed a little, at a quarter of the analyser's
+    scale.
+    colours : float32[h, w, 3], optical density in red, green and blue light. What absorbs otherwise than the chosen
+    cell's nucleus is no nucleus, however dark: in some optics red cells are as dark in red light as a pale nucleus.
     """
     height, width = density.shape
     if max(height, width) > 2 * _SEEN + 2:
@@ -166,8 +168,8 @@ def _between(density: F32, level: float, shares: tuple[float, float]) -> F32:
 
 
 def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-    """The map's nuclei, or parts of them: number of each pixel's part intp[h, w] (their count where it has none), their centres of
-    density float64[n, 2] and their masses float64[n], in full pixels."""
+    """The map's nuclei, or parts of them: number of each pixel's part intp[h, w] (their count where it has none), their
+    centres of density float64[n, 2] and their masses float64[n], in full pixels."""
     smooth = ndimage.gaussian_filter(nuclear, _BASIN_BLUR, mode="constant")
     is_peak = (smooth == ndimage.maximum_filter(smooth, 3, mode="constant")) & (smooth > 0.03)
     # a large dark nucleus has a plateau of equal pixels, which is one peak
@@ -305,7 +307,8 @@ def _shifted(stained: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -
 def _pulled_back(
     centre: NDArray[np.float64], middle: NDArray[np.float64], nuclear: F32, own: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """The centre, drawn back to the middle where the cell holds the middle: what pulls it farther away is part of a neighbour."""
+    """The centre, drawn back to the middle where the cell holds the middle: what pulls it farther away is part of a
+    neighbour."""
     away = float(np.hypot(*(centre - middle)))
     if away <= _TRUSTED:
         return centre

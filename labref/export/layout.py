@@ -67,7 +67,8 @@ class PathMeaning:
 
 
 class ClassNames:
-    """From the name of a class folder to a label: a lab's own table first, then the bundle's labels and CellaVision's names.
+    """From the name of a class folder to a label: a lab's own table first, then the bundle's labels and CellaVision's
+    names.
 
     A name that nobody knows is kept as it is. A class narrower than the bundle's (band neutrophil) takes the bundle's.
     """

@@ -1,4 +1,5 @@
-"""The scan: every file of the export folders as it stands. It is the truth; file events are only hints to look sooner."""
+"""The scan: every file of the export folders as it stands. It is the truth; file events are only hints to look
+sooner."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Signature:
         return Signature(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def age_seconds(self) -> float:
-        """Seconds since the file was last touched, by this computer's clock; negative where the file's clock is ahead."""
+        """Seconds since the file was last touched, by this computer's clock; negative where the file's clock is
+        ahead."""
         return time.time() - max(self.mtime_ns, self.ctime_ns) / 1e9
 
 
@@ -93,8 +95,8 @@ def scan(
 ) -> Iterator[Candidate]:
     """Every file below `roots` whose name ends in one of `extensions`, folder by folder, sorted by name.
 
-    Hidden files, and names with other endings, are counted in `report` and not told of. Links to folders are followed, after
-    the folders themselves; no folder is walked twice, so that loops end. The folders `excluded` are not entered.
+    Hidden files, and names with other endings, are counted in `report` and not told of. Links to folders are followed,
+    after the folders themselves; no folder is walked twice, so that loops end. The folders `excluded` are not entered.
     """
     endings = tuple(extensions)
     seen = {identity for folder in excluded if (identity := _identity(str(folder))) is not None}

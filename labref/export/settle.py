@@ -1,4 +1,5 @@
-"""Waiting for files to stand still: a file still being written is looked at again and again, and read once it has settled."""
+"""Waiting for files to stand still: a file still being written is looked at again and again, and read once it has
+settled."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ class _Waiting:
 class Settling:
     """The files that are not yet settled. For one thread.
 
-    A file is settled at once where it was last touched `stable_seconds` ago or longer, by its mtime and its ctime both (a copy
-    tool keeps the mtime of the original). Else it is looked at until size and times were the same for `stable_seconds`.
+    A file is settled at once where it was last touched `stable_seconds` ago or longer, by its mtime and its ctime both
+    (a copy tool keeps the mtime of the original). Else it is looked at until size and times were the same for
+    `stable_seconds`.
     clock : monotonic seconds.
     """
 
@@ -65,7 +67,8 @@ class Settling:
         return False
 
     def unfinished(self, candidate: Candidate) -> bool:
-        """Take back a settled file that is no usable image; False where it stood still for `complete_seconds` already."""
+        """Take back a settled file that is no usable image; False where it stood still for `complete_seconds`
+        already."""
         if candidate.signature is None:
             return False
         age = candidate.signature.age_seconds()

@@ -1,4 +1,5 @@
-"""File events of the export folders: hints that a file should be looked at, or that a folder should be scanned sooner."""
+"""File events of the export folders: hints that a file should be looked at, or that a folder should be scanned
+sooner."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ class Watcher:
         self._scan_wanted = False
 
     def ensure(self) -> bool:
-        """Watch every folder that is there and not yet watched, let go of those that went; True where one came (scan it)."""
+        """Watch every folder that is there and not yet watched, let go of those that went; True where one came (scan
+        it)."""
         came = False
         for root in self._roots:
             identity = _identity(root)
@@ -188,7 +190,8 @@ class _Handler(events.FileSystemEventHandler):
 
 
 def is_network_folder(folder: Path) -> bool:
-    """Whether `folder` lies on a network share or a virtual machine's shared folder, where file events cannot be relied on."""
+    """Whether `folder` lies on a network share or a virtual machine's shared folder, where file events cannot be relied
+    on."""
     if sys.platform == "win32":
         drive = os.path.splitdrive(os.path.realpath(folder))[0]
         if drive.startswith("\\\\"):

@@ -1,4 +1,5 @@
-"""One lab: its folder, what is kept in it, its log, and the judge of which cells are the same. May import the store and below."""
+"""One lab: its folder, what is kept in it, its log, and the judge of which cells are the same. May import the store and
+below."""
 
 from labref.lab.lab import Lab, absolute, new_token
 

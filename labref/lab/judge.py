@@ -22,7 +22,8 @@ _KEPT_VIEWS: Final = 512  # 12 kB each
 class Judge:
     """Compares cells by their kept bytes; called with the digests of two, it gives their resemblance.
 
-    Remembers the views of the cells it has seen, so that a cell with several candidates is decoded once. For one thread.
+    Remembers the views of the cells it has seen, so that a cell with several candidates is decoded once. For one
+    thread.
     """
 
     def __init__(self, lab: Lab, thresholds: Thresholds) -> None:
@@ -38,7 +39,8 @@ class Judge:
             return None  # `labref ledger --check` finds such bytes, and says what to do
 
     def compare(self, shown: View, other: str) -> Resemblance | None:
-        """How alike what `shown` shows and the cell with the digest `other` are; None where its kept bytes cannot be used."""
+        """How alike what `shown` shows and the cell with the digest `other` are; None where its kept bytes cannot be
+        used."""
         try:
             seen = self._view(other)
         except LabrefError:

@@ -179,7 +179,8 @@ class Lab:
         return Store.open(self.store_file)
 
     def bundle(self, store: Store) -> Bundle:
-        """The lab's active bundle, verified. Raises `LabError` where the store names none, `BundleError` where it is damaged."""
+        """The lab's active bundle, verified. Raises `LabError` where the store names none, `BundleError` where it is
+        damaged."""
         active = store.active_bundle()
         if active is None:
             raise LabError(f"no bundle is active in {self.folder}. Make the lab again with `labref init`.")
@@ -199,7 +200,8 @@ class Lab:
         return token
 
     def pseudonym(self, path: str) -> str:
-        """12 hexadecimal characters that stand for a path in logs; without this lab's token they cannot be turned back."""
+        """12 hexadecimal characters that stand for a path in logs; without this lab's token they cannot be turned
+        back."""
         key = self.token().encode()
         return hmac.new(key, path.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:12]
 
@@ -219,7 +221,8 @@ class Lab:
         return data
 
     def kept_image(self, cell_id: str) -> bytes | None:
-        """The kept original bytes of the cell with this id (16 hexadecimal characters); None where they are missing or damaged."""
+        """The kept original bytes of the cell with this id (16 hexadecimal characters); None where they are missing or
+        damaged."""
         if not _CELL_ID.fullmatch(cell_id):
             return None
         for path in (self.images / cell_id[:2] / cell_id[2:4]).glob(f"{cell_id}*"):
@@ -230,7 +233,8 @@ class Lab:
     def store_image(self, data: bytes, digest: str) -> Path:
         """Keep original bytes under their digest: written beside, flushed to the disk, then renamed. Idempotent.
 
-        The name is safe against a power cut only after `sync_images`. Raises OSError (a full disk, say), leaving nothing.
+        The name is safe against a power cut only after `sync_images`. Raises OSError (a full disk, say), leaving
+        nothing.
         """
         # plain strings: this runs for every cell, and a Path costs more than the system call
         folder = f"{self.images}{os.sep}{digest[:2]}{os.sep}{digest[2:4]}"
@@ -259,13 +263,15 @@ class Lab:
         return Path(target)
 
     def heal_image(self, data: bytes, digest: str) -> None:
-        """Keep the bytes of a stored cell again where they were lost, name and all; where they are, this costs a look."""
+        """Keep the bytes of a stored cell again where they were lost, name and all; where they are, this costs a
+        look."""
         if not os.path.exists(self.image_path(digest)):  # noqa: PTH110
             self.store_image(data, digest)
             self.sync_images([digest])
 
     def sync_images(self, digests: Iterable[str]) -> None:
-        """Flush the names of kept images to the disk, so that a power cut cannot take them (nothing to do on Windows)."""
+        """Flush the names of kept images to the disk, so that a power cut cannot take them (nothing to do on
+        Windows)."""
         folders: set[Path] = set()
         for digest in digests:
             leaf = self.image_path(digest).parent
@@ -278,7 +284,8 @@ class Lab:
             sync_folder(folder)
 
     def clear_incoming(self) -> None:
-        """Remove bytes and bundles that a killed agent left on their way; only the process that has the store open may call it."""
+        """Remove bytes and bundles that a killed agent left on their way; only the process that has the store open may
+        call it."""
         for left in (self.images / _INCOMING, *self.bundles.glob(".incoming-*")):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -301,7 +308,8 @@ def new_token(folder: Path) -> None:
 
 
 def absolute(path: Path) -> Path:
-    """`path` from the root, without `..` and with `~` expanded; links in it stay links, so that people know it again."""
+    """`path` from the root, without `..` and with `~` expanded; links in it stay links, so that people know it
+    again."""
     return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  # Path.resolve follows links, Path.absolute keeps ..
 
 

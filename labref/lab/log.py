@@ -1,4 +1,5 @@
-"""The agent's log: JSON lines in LAB/logs/labref.log, rotated. No path, slide or folder name of an export is ever logged."""
+"""The agent's log: JSON lines in LAB/logs/labref.log, rotated. No path, slide or folder name of an export is ever
+logged."""
 
 from __future__ import annotations
 

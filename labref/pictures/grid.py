@@ -160,12 +160,14 @@ def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, str]]:
 
 
 def _start(centre: float, side: int, length: int) -> int:
-    """Where a piece of `side` pixels about `centre` begins along an image's side of `length` pixels, within the image."""
+    """Where a piece of `side` pixels about `centre` begins along an image's side of `length` pixels, within the
+    image."""
     return min(max(math.floor(centre - (side - 1) / 2), 0), length - side)
 
 
 def _mark(tile: Image.Image, where: tuple[int, int], half: int) -> None:
-    """Corners of a square about `where` (row, column), `half` its side: white with a dark edge, so readable on any cell."""
+    """Corners of a square about `where` (row, column), `half` its side: white with a dark edge, so readable on any
+    cell."""
     pen = ImageDraw.Draw(tile)
     row, column = where
     for grow, colour in ((1, _MARK_EDGE), (0, PAPER)):

@@ -1,7 +1,9 @@
-"""Pictures of a map: its U-matrix with the classes of the cells on it, one class alone, and how a slide spreads over it.
+"""Pictures of a map: its U-matrix with the classes of the cells on it, one class alone, and how a slide spreads over
+it.
 
-After the thesis' figures 43 (digits), 44 (U-matrix), 58 (both) and 59 to 77 (a class, what the network takes for another in red).
-A class has a digit as well as a colour, so no reading depends on telling colours apart; light is far and dark is near, as there.
+After the thesis' figures 43 (digits), 44 (U-matrix), 58 (both) and 59 to 77 (a class, what the network takes for
+another in red). A class has a digit as well as a colour, so no reading depends on telling colours apart; light is far
+and dark is near, as there.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _PALE: Final = 178  # grey of near nodes, under digits
 
 
 def u_matrix(weights: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean distance of each node to the up to eight around it, over the largest: float64[rows, cols] of weights float[rows, cols, L].
+    """Mean distance of each node to the up to eight around it, over the largest: float64[rows, cols] of weights
+    float[rows, cols, L].
 
     What `MiniSom.distance_map("mean")` gives, in a moment. A map of one node has none: zeros.
     """
@@ -56,7 +59,8 @@ def u_matrix(weights: NDArray[Any]) -> NDArray[np.float64]:
 class Shown:
     """What a picture shows.
 
-    u : the U-matrix, float[rows, cols].  nodes : int[n] of the cells, row * cols + column.  labels : str[n], their classes.
+    u : the U-matrix, float[rows, cols].  nodes : int[n] of the cells, row * cols + column.  labels : str[n], their
+    classes.
     predicted : str[n], what the network takes them for.  title, subtitle : above the picture.
     """
 
@@ -102,8 +106,8 @@ def draw_map(shown: Shown, *, digits: bool = True, background: bool = True) -> I
 
 
 def draw_class(shown: Shown, label: str) -> Image.Image:
-    """One class over the U-matrix (figures 59 to 77): a node with cells of the class bears its digit, on red where most of these cells
-    are another class to the network. Raises ValueError for a class that no cell has."""
+    """One class over the U-matrix (figures 59 to 77): a node with cells of the class bears its digit, on red where most
+    of these cells are another class to the network. Raises ValueError for a class that no cell has."""
     if label not in shown.classes:
         raise ValueError(f"no cell on the map is called {label!r}")
     panel = _Panel(shown, _node_side(shown.u))
@@ -145,9 +149,11 @@ def draw_class(shown: Shown, label: str) -> Image.Image:
 
 
 def draw_spread(shown: Shown, parts: Sequence[tuple[str, NDArray[np.bool_]]]) -> Image.Image:
-    """How some cells, a slide's say, spread over the map: a panel each, side by side. parts : (name, which cells bool[n]) of each.
+    """How some cells, a slide's say, spread over the map: a panel each, side by side. parts : (name, which cells
+    bool[n]) of each.
 
-    A disc is a node with cells of that part; it bears the digit of the class most of them have, and grows with how many they are.
+    A disc is a node with cells of that part; it bears the digit of the class most of them have, and grows with how many
+    they are.
     """
     side = min(max(1000 // max(shown.u.shape[0], shown.u.shape[1]), 4), 28)
     panel = _Panel(shown, side)

@@ -23,7 +23,8 @@ _LINE: Final = 22
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One cell. image : uint8[h, w, 3], RGB, or None where none is kept.  label : its class, in bold and as a bar of its colour.
+    """One cell. image : uint8[h, w, 3], RGB, or None where none is kept.  label : its class, in bold and as a bar of
+    its colour.
     lines : below it."""
 
     image: NDArray[np.uint8] | None

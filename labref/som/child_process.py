@@ -2,9 +2,9 @@
 
     with Apart(folder, latents_file=..., ...) as training: ...
 
-Inside one process the products of training would keep every core busy at the priority of the agent, and Python's lock besides.
-Here a child process reads the latents from a file, trains, finds every cell's node and measures the map; it tells how far it is
-on its standard output, and ends when its parent does.
+Inside one process the products of training would keep every core busy at the priority of the agent, and Python's lock
+besides. Here a child process reads the latents from a file, trains, finds every cell's node and measures the map; it
+tells how far it is on its standard output, and ends when its parent does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ MAP_FILE: Final = "map.npz"
 
 @dataclass(frozen=True)
 class Task:
-    """What to train: see `som.train`. warm : go on from the map in the file `before.npz`, where one is; it is compared in any case."""
+    """What to train: see `som.train`. warm : go on from the map in the file `before.npz`, where one is; it is compared
+    in any case."""
 
     rows: int
     cols: int
@@ -55,8 +56,10 @@ class Task:
 class Result:
     """A trained map in MAP_FILE of the folder, and what was measured.
 
-    qe, te : on the sample; qe_before, te_before : of the map before, on the same sample.  moved_far : share of the cells that lie more
-    than `FAR` nodes from where the map before, stretched to this size, had them.  sigma : final radius, nodes.  nodes : int64[n],
+    qe, te : on the sample; qe_before, te_before : of the map before, on the same sample.  moved_far : share of the
+    cells that lie more
+    than `FAR` nodes from where the map before, stretched to this size, had them.  sigma : final radius, nodes.  nodes :
+    int64[n],
     errors : float32[n], of all latents.  seconds : of the training alone.
     """
 
@@ -83,8 +86,8 @@ def train_apart(
     """Train a map in a child process; yields (done, total, text) at least every second and returns the `Result`.
 
     folder : empty, for the files between the two processes.  latents : float32[n, L], of all cells to place.
-    trained : places of those to train on.  sample : of those that the maps are measured on.  before : file of the map before.
-    Closing the generator ends the child. Raises `LabrefError` where the child fails.
+    trained : places of those to train on.  sample : of those that the maps are measured on.  before : file of the map
+    before. Closing the generator ends the child. Raises `LabrefError` where the child fails.
     """
     failpoint("map.prepare")
     np.save(folder / _LATENTS, latents)

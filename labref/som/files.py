@@ -22,8 +22,9 @@ _FORMAT: Final = 1
 
 
 def save(som: MiniSom, path: Path) -> None:
-    """Write the map: format, weights float32[rows, cols, L], σ, learning rate. Whole or not at all: a temporary file beside it is
-    flushed to the disk and renamed. `save` then `load` gives the same weights, where `train` or `load` made them."""
+    """Write the map: format, weights float32[rows, cols, L], σ, learning rate. Whole or not at all: a temporary file
+    beside it is flushed to the disk and renamed. `save` then `load` gives the same weights, where `train` or `load`
+    made them."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -1,4 +1,5 @@
-"""Winning nodes by ONNX Runtime: the same products as `labref.som.search`, all of them, where a GPU makes them cheap."""
+"""Winning nodes by ONNX Runtime: the same products as `labref.som.search`, all of them, where a GPU makes them
+cheap."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _SCORES: Final = 2**26  # products at once: 256 MiB on the device
 
 
 class NearestGraph:
-    """The graph, opened by one of ONNX Runtime's execution providers. Raises whatever ONNX Runtime does where it cannot be run."""
+    """The graph, opened by one of ONNX Runtime's execution providers. Raises whatever ONNX Runtime does where it cannot
+    be run."""
 
     def __init__(self, provider: str) -> None:
         import onnxruntime
@@ -55,8 +57,8 @@ class NearestGraph:
 def open_graph(device: Device) -> NearestGraph | None:
     """The graph on the GPU, or None where the search on the CPU is to be used.
 
-    "auto" takes CUDA where it works, as the embedder does; "cuda" insists, and raises `LabrefError` where there is none. What
-    opens is tried on a small map first, and not used where it finds other nodes than the CPU.
+    "auto" takes CUDA where it works, as the embedder does; "cuda" insists, and raises `LabrefError` where there is
+    none. What opens is tried on a small map first, and not used where it finds other nodes than the CPU.
     """
     if device == "cpu":
         return None

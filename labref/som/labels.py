@@ -21,7 +21,8 @@ _DOUBT: Final = 0.5  # weight of the lab's overall share of each class, so that 
 class Neighbourhood:
     """The classes about each of n labelled cells, itself left out.
 
-    labels : the c names.  shares : float64[n, c], adding up to 1 a row.  majority : int64[n], the place in `labels` of the greatest.
+    labels : the c names.  shares : float64[n, c], adding up to 1 a row.  majority : int64[n], the place in `labels` of
+    the greatest.
     weight : float64[n], how many neighbours that is, each counted by its nearness; 0 where a cell has none.
     """
 
@@ -40,11 +41,12 @@ def neighbourhood(
     radius: float = RADIUS,
     at: NDArray[Any] | None = None,
 ) -> Neighbourhood:
-    """Classes about cells on a map, by the labelled cells around, weighted by exp(−d²/2·radius²) of the distance on the grid.
+    """Classes about cells on a map, by the labelled cells around, weighted by exp(−d²/2·radius²) of the distance on the
+    grid.
 
     nodes : int[n] of labelled cells, row * cols + col.  labels : str[n].
-    at : int[m], nodes to tell about instead (cells that are not among the labelled); by default each labelled cell, itself left out.
-    A little weight goes to each class' share in the whole, so an empty neighbourhood gives just that.
+    at : int[m], nodes to tell about instead (cells that are not among the labelled); by default each labelled cell,
+    itself left out. A little weight goes to each class' share in the whole, so an empty neighbourhood gives just that.
     """
     names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     counts = np.zeros((rows * cols, len(names)))
@@ -62,8 +64,8 @@ def neighbourhood(
 
 
 def suspicion(about: Neighbourhood, labels: NDArray[Any]) -> NDArray[np.float64]:
-    """How surprising each cell's label str[n] is where it lies: log(share of the majority / share of its label), 0 where its
-    label is the majority; the greater, the more likely it is wrong. float64[n]."""
+    """How surprising each cell's label str[n] is where it lies: log(share of the majority / share of its label), 0
+    where its label is the majority; the greater, the more likely it is wrong. float64[n]."""
     places = {name: place for place, name in enumerate(about.labels)}
     codes = np.array([places[name] for name in np.asarray(labels, dtype=str).tolist()], dtype=np.int64)
     rows = np.arange(len(codes))

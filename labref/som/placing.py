@@ -1,4 +1,5 @@
-"""Where latents lie on one map, many times over: the search of `winners` prepared once, for a query or a batch at a time."""
+"""Where latents lie on one map, many times over: the search of `winners` prepared once, for a query or a batch at a
+time."""
 
 from __future__ import annotations
 
@@ -39,9 +40,11 @@ class Placer:
         return self._flat.nbytes + sum(part.nbytes for part in self._parts)
 
     def place(self, latents: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The node of each latent float[n, L], row * cols + column, and its distance, the quantisation error: int64[n], float32[n].
+        """The node of each latent float[n, L], row * cols + column, and its distance, the quantisation error: int64[n],
+        float32[n].
 
-        As `winners`; a latent's place does not depend on those beside it but for nodes that are equally near to six digits.
+        As `winners`; a latent's place does not depend on those beside it but for nodes that are equally near to six
+        digits.
         """
         data = latents.astype(np.float64)
         asked = extend((data - self._centre).astype(np.float32))

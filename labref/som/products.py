@@ -1,8 +1,9 @@
 """Matrix products and Gaussian sums in pieces so small that BLAS does each in the thread that asks.
 
-OpenBLAS hands larger products to threads of its own and waits for them. Beside an analyser's other work, or the agent's own networks,
-that wait made training ten times as long, and the threads do not have the low priority of the job that asks. In pieces training
-takes one core, as long as it would alone, and its result does not depend on how many threads BLAS has.
+OpenBLAS hands larger products to threads of its own and waits for them. Beside an analyser's other work, or the agent's
+own networks, that wait made training ten times as long, and the threads do not have the low priority of the job that
+asks. In pieces training takes one core, as long as it would alone, and its result does not depend on how many threads
+BLAS has.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def quality(
 
     `qe` : mean distance to the best node (MiniSom's quantization_error, units of the latents).
     `te` : share of latents whose two best nodes do not touch, not even by a corner (MiniSom's topographic_error).
-    `trustworthiness`, `continuity` : Venna and Kaski 2001, of the 8 nearest: 1 where neighbours on the map are neighbours in the
-    latent space, and the other way round.
+    `trustworthiness`, `continuity` : Venna and Kaski 2001, of the 8 nearest: 1 where neighbours on the map are
+    neighbours in the latent space, and the other way round.
     `cells` : how many it was measured on. Raises ValueError without latents.
     """
     if not len(latents):
@@ -80,8 +80,8 @@ def _second(weights: NDArray[Any], data: NDArray[np.float64], nodes: NDArray[np.
 
 
 def _ranks(points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """int64[n, n]: 1 for the point nearest to the row's, 2 for the next …, 0 for itself; equally near ones in the order given,
-    which the sample makes one of chance."""
+    """int64[n, n]: 1 for the point nearest to the row's, 2 for the next …, 0 for itself; equally near ones in the order
+    given, which the sample makes one of chance."""
     squares = np.einsum("ij,ij->i", points, points)
     away = squares[:, None] - 2 * points @ points.T + squares
     np.fill_diagonal(away, -np.inf)
@@ -92,7 +92,8 @@ def _ranks(points: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def trustworthiness(near: NDArray[np.int64], far: NDArray[np.int64], k: int = NEIGHBOURS) -> float:
-    """Venna and Kaski 2001, eq. 1: how little the k nearest by ranks `far` int64[n, n] are beyond the k nearest by `near`."""
+    """Venna and Kaski 2001, eq. 1: how little the k nearest by ranks `far` int64[n, n] are beyond the k nearest by
+    `near`."""
     count = len(near)
     k = min(k, (count - 1) // 2)
     if k < 1:

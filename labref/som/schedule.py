@@ -29,7 +29,8 @@ class Stage:
 
 
 def size_for(cells: int) -> tuple[int, int]:
-    """Rows and columns for so many cells: about one node for each cell (Kaski's rule in the thesis, 3.6), from 8×8 to 248×248."""
+    """Rows and columns for so many cells: about one node for each cell (Kaski's rule in the thesis, 3.6), from 8×8 to
+    248×248."""
     side = min(max(round(math.sqrt(max(cells, 0))), SMALLEST), LARGEST)
     return side, side
 
@@ -45,10 +46,12 @@ def stages(
 ) -> tuple[Stage, ...]:
     """The schedule of the batch trainer, coarse grid first.
 
-    σ (nodes of the final grid) falls geometrically from `sigma`, by default half the longer side as Kohonen advises (thesis
-    4.5: 124 for 248), to `final_sigma`, in `epochs_per_halving` epochs for each halving, and stays there `settling` epochs. While
-    σ is wide, a grid of half, a quarter … of the nodes a side holds all the map can express; it is doubled as σ falls, and settles at full size.
-    Raises ValueError for a map without nodes, and for a σ that is not positive or would grow.
+    σ (nodes of the final grid) falls geometrically from `sigma`, by default half the longer side as Kohonen advises
+    (thesis
+    4.5: 124 for 248), to `final_sigma`, in `epochs_per_halving` epochs for each halving, and stays there `settling`
+    epochs. While σ is wide, a grid of half, a quarter … of the nodes a side holds all the map can express; it is
+    doubled as σ falls, and settles at full size. Raises ValueError for a map without nodes, and for a σ that is not
+    positive or would grow.
     """
     if rows < 1 or cols < 1:
         raise ValueError(f"a map needs at least one row and one column, not {rows}×{cols}")

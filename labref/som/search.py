@@ -1,7 +1,8 @@
 """Best-matching units, by blocked float32 matrix products.
 
-For a latent x the node m of least ‖x − m‖ has the greatest x·m − ‖m‖²/2, so with x extended by 1 and m by −‖m‖²/2 one product gives
-every score of a block. Blocks follow the grid: neighbouring nodes are alike, so a tile of them is near or far as a whole.
+For a latent x the node m of least ‖x − m‖ has the greatest x·m − ‖m‖²/2, so with x extended by 1 and m by −‖m‖²/2 one
+product gives every score of a block. Blocks follow the grid: neighbouring nodes are alike, so a tile of them is near or
+far as a whole.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def winners(som: MiniSom | NDArray[Any], latents: NDArray[Any]) -> tuple[Nodes, 
     """The node of each latent, and how far it is: int64[n] and float64[n].
 
     som : a map, or its weights float[rows, cols, L].  latents : float[n, L].
-    A node is row * cols + column. The distance is Euclidean, MiniSom's quantisation error. The search is exact but for rounding in
-    float32: of two nodes that are equally near to six digits, either may be given.
+    A node is row * cols + column. The distance is Euclidean, MiniSom's quantisation error. The search is exact but for
+    rounding in float32: of two nodes that are equally near to six digits, either may be given.
     """
     weights = weights_of(som)
     if latents.ndim != 2 or latents.shape[1] != weights.shape[2]:
@@ -122,8 +123,8 @@ def find(latents: Floats, grid: Floats, last: Nodes | None = None, check: Check 
     """Best node of each latent among all of the grid, exact but for rounding: int64[n].
 
     latents, grid, last, check : as in `find_near`; `last` is where to look first.
-    Squares of 16×16 nodes, and of 4×4 within them, are left out by the triangle inequality: one whose centre is farther than the
-    best node so far and the square's own radius together holds nothing better.
+    Squares of 16×16 nodes, and of 4×4 within them, are left out by the triangle inequality: one whose centre is farther
+    than the best node so far and the square's own radius together holds nothing better.
     """
     rows, cols, length = grid.shape
     if rows * cols <= 4 * _LARGE * _LARGE:
@@ -146,7 +147,8 @@ def _find_dense(latents: Floats, candidates: Floats, check: Check) -> Nodes:
 
 
 class _Balls:
-    """Groups of nodes, each in the ball about its mean. centres : float32[L + 1, k], extended as `extend_nodes` does."""
+    """Groups of nodes, each in the ball about its mean. centres : float32[L + 1, k], extended as `extend_nodes`
+    does."""
 
     def __init__(self, groups: list[Floats]) -> None:
         means = np.stack([group.mean(axis=0) for group in groups])

@@ -1,7 +1,8 @@
 """Training of the map: the batch algorithm, coarse to fine, or MiniSom's own.
 
-Batch algorithm (Kohonen, Essentials of the self-organizing map, Neural Networks 37, 2013, eq. 8): with c(x) the best node of each
-latent, every node becomes the mean of all latents, weighted by a Gaussian of the distance on the grid between it and c(x).
+Batch algorithm (Kohonen, Essentials of the self-organizing map, Neural Networks 37, 2013, eq. 8): with c(x) the best
+node of each latent, every node becomes the mean of all latents, weighted by a Gaussian of the distance on the grid
+between it and c(x).
 """
 
 from __future__ import annotations
@@ -58,20 +59,24 @@ def train(
 ) -> MiniSom:
     """Train a map of rows × cols nodes on latents float[n, L], n ≥ 1; returns a `minisom.MiniSom`.
 
-    sigma : radius of the neighbourhood at the start, in nodes; by default half the longer side, or `final_sigma` where `initial` is
+    sigma : radius of the neighbourhood at the start, in nodes; by default half the longer side, or `final_sigma` where
+    `initial` is
         an array.  final_sigma : radius at the end, the σ of the MiniSom returned.
     schedule : the batch trainer's steps, instead of `stages(rows, cols, sigma=sigma, final_sigma=final_sigma)`.
-    seed : of whatever is random ("random", and the order in which MiniSom takes the latents). The same call on the same computer
+    seed : of whatever is random ("random", and the order in which MiniSom takes the latents). The same call on the same
+    computer
         gives the same map bit for bit, as long as NumPy's BLAS runs with as many threads (OMP_NUM_THREADS).
     initial : "pca" (the plane of the first two principal components), "random" (latents by chance), or the weights
-        float[r, c, L] of an earlier map to go on from, stretched where the size is another. From an earlier map only the last
-        radius is trained, so that cells stay near where they were.
-    trainer : "batch", or "minisom": MiniSom's own steps, `iterations` of them (default: 500 for each node, as the thesis 4.5),
+        float[r, c, L] of an earlier map to go on from, stretched where the size is another. From an earlier map only
+        the last radius is trained, so that cells stay near where they were.
+    trainer : "batch", or "minisom": MiniSom's own steps, `iterations` of them (default: 500 for each node, as the
+    thesis 4.5),
         from `learning_rate`, with σ falling to a third; `sigma` is then by default three times `final_sigma`.
-    device : of the batch trainer. "cpu" takes one core; "cuda" computes all products of every epoch on the GPU, through ONNX
+    device : of the batch trainer. "cpu" takes one core; "cuda" computes all products of every epoch on the GPU, through
+    ONNX
         Runtime; "auto" does where that works.
-    progress(done, total, text) is called as it goes; where stopped() becomes true, `TrainingStopped` is raised within a second or so.
-    Raises ValueError for arrays or settings that make no map.
+    progress(done, total, text) is called as it goes; where stopped() becomes true, `TrainingStopped` is raised within a
+    second or so. Raises ValueError for arrays or settings that make no map.
     """
     data = _checked(latents, rows, cols)
 
@@ -134,8 +139,8 @@ def _batch(
     tell: Progress,
     check: Callable[[], None],
 ) -> Floats:
-    """The batch algorithm. data : float32[n, L + 1] from `extend`.  grid : float32[rows, cols, L] to start from.  graph : finds the
-    nodes, where it is not the CPU's search that does."""
+    """The batch algorithm. data : float32[n, L + 1] from `extend`.  grid : float32[rows, cols, L] to start from.  graph
+    : finds the nodes, where it is not the CPU's search that does."""
     total = sum(len(stage.sigmas) for stage in schedule)
     done = 0
     nodes: NDArray[np.int64] | None = None
@@ -228,8 +233,8 @@ def plane(centred: Floats, rows: int, cols: int) -> Floats:
 
 
 def as_minisom(weights: NDArray[Any], *, sigma: float, learning_rate: float, seed: int) -> MiniSom:
-    """A `minisom.MiniSom` with these weights [rows, cols, L]. They are rounded to float32 and held as MiniSom's float64, so what
-    is saved is what was trained."""
+    """A `minisom.MiniSom` with these weights [rows, cols, L]. They are rounded to float32 and held as MiniSom's
+    float64, so what is saved is what was trained."""
     import minisom
 
     rows, cols, length = weights.shape
@@ -242,7 +247,8 @@ def as_minisom(weights: NDArray[Any], *, sigma: float, learning_rate: float, see
 
 
 def _minisom_steps(som: MiniSom, data: Floats, iterations: int, tell: Progress, check: Callable[[], None]) -> None:
-    """What `MiniSom.train(data, iterations, random_order=True)` does, step for step, but it can be watched and stopped."""
+    """What `MiniSom.train(data, iterations, random_order=True)` does, step for step, but it can be watched and
+    stopped."""
     if iterations < 1:
         raise ValueError(f"MiniSom needs at least one iteration, not {iterations}")
     places = np.arange(iterations) % len(data)

@@ -59,7 +59,8 @@ class CellState:
 class Comparing:
     """How new cells are compared with those that are there.
 
-    judge : compares two cells, None where nobody can.  candidate_bits : in so many bits, at most, the fingerprints of two cells
+    judge : compares two cells, None where nobody can.  candidate_bits : in so many bits, at most, the fingerprints of
+    two cells
     differ that are compared.  rejected : pairs of cell ids that a person called different.
     """
 
@@ -122,9 +123,9 @@ class LabelChange:
 class Plan:
     """All that one transaction writes, and the ledger rows to hand back, in the order of the batch.
 
-    known_paths: the paths that have a row in the ledger already. groups: of each new cell that repeats another, its group.
-    resemblances: the later cell of a pair, the earlier one, and what comparing them gave. linked: whether a new cell is linked with
-    another.
+    known_paths: the paths that have a row in the ledger already. groups: of each new cell that repeats another, its
+    group. resemblances: the later cell of a pair, the earlier one, and what comparing them gave. linked: whether a new
+    cell is linked with another.
     """
 
     at: datetime
@@ -167,9 +168,11 @@ class Search:
         self._fingerprints, self._landmarks = HashChanges(fingerprints), HashChanges(landmarks)
 
     def candidates(self, fingerprints: Sequence[Fingerprint], landmarks: Sequence[Landmark], bits: int) -> list[str]:
-        """Ids of the cells whose fingerprints are like one of a cell's own, and then of those with a landmark of its picture.
+        """Ids of the cells whose fingerprints are like one of a cell's own, and then of those with a landmark of its
+        picture.
 
-        Of each kind only some, those first that differ least, the oldest of equals.  bits : of 64, in which they differ at most.
+        Of each kind only some, those first that differ least, the oldest of equals.  bits : of 64, in which they differ
+        at most.
         """
         near = _cells(self._fingerprints.within(fingerprints, bits))[:_MOST_CANDIDATES]
         for landmark in landmarks:
@@ -243,7 +246,8 @@ def draw_up(
     """Work out what a batch writes, without writing.
 
     states : the cells of the batch that the store has already, by id; grows by the batch's own.
-    files : the ledger rows of the batch's paths so far. search : among the cells in the store; grows by the batch's own.
+    files : the ledger rows of the batch's paths so far. search : among the cells in the store; grows by the batch's
+    own.
     state_of : looks up a cell of the store that is not in states. at : now, UTC, without a zone.
     """
     plan = Plan(at, files.keys(), search)
@@ -281,10 +285,11 @@ def _unknown(item: NewCell | SeenAgain) -> NewCell:
 
 
 def compare(cell_id: str, digest: str, others: Sequence[tuple[str, str]], comparing: Comparing) -> Found:
-    """Compare a cell with others: the one that it repeats or may repeat is a duplicate rather than a possible one, then the most
-    alike, then the first given.
+    """Compare a cell with others: the one that it repeats or may repeat is a duplicate rather than a possible one, then
+    the most alike, then the first given.
 
-    others : id and digest of each, fewest differing bits first, then oldest. Pairs that a person called different are left out.
+    others : id and digest of each, fewest differing bits first, then oldest. Pairs that a person called different are
+    left out.
     """
     if comparing.judge is None:
         return Found()

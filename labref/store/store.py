@@ -63,7 +63,8 @@ _T = TypeVar("_T")
 
 
 class _Known(NamedTuple):
-    """What is kept in memory of all cells: label and who gave it, fingerprints, which repeat which; and of the last the landmarks."""
+    """What is kept in memory of all cells: label and who gave it, fingerprints, which repeat which; and of the last the
+    landmarks."""
 
     labels: CellBook[tuple[str, LabelSource]]
     hashes: HashBook
@@ -205,10 +206,10 @@ class Store:
 
         bundle : digest of the bundle that made the latents. A cell whose digest is known already, or comes twice, is
         one more path of the cell. A cell whose fingerprint differs from that of an earlier one, of this batch or before
-        and of whatever class, in at most `candidate_bits` is shown to `judge` with it; where that finds the same cell again,
-        it is stored too, marked and linked. So are cells whose pictures have a landmark of its own; neighbours in one field are
-        remembered, and not linked. A path that has an outcome already gets the new one; what it said before stays
-        in its history.
+        and of whatever class, in at most `candidate_bits` is shown to `judge` with it; where that finds the same cell
+        again, it is stored too, marked and linked. So are cells whose pictures have a landmark of its own; neighbours
+        in one field are remembered, and not linked. A path that has an outcome already gets the new one; what it said
+        before stays in its history.
 
         Raises StoreError, nothing written, where a cell does not fit the bundle or the database cannot write.
         """
@@ -243,7 +244,8 @@ class Store:
             return plan.rows
 
     def learn_fingerprints(self, learnt: Sequence[Learnt], *, judge: Judge, candidate_bits: int) -> None:
-        """Write the fingerprints of stored cells that had none, and link those cells as `record` would have; one transaction.
+        """Write the fingerprints of stored cells that had none, and link those cells as `record` would have; one
+        transaction.
 
         What people decided stays. A link that an earlier version made and `judge` does not confirm is removed.
         """
@@ -258,7 +260,8 @@ class Store:
             self.duplicates.drop_cached()
 
     def add_embeddings(self, cells: Sequence[CellEmbedding], *, bundle: str) -> None:
-        """Give stored cells their place in the space of a bundle, all or none; cells that have one there are left as they are.
+        """Give stored cells their place in the space of a bundle, all or none; cells that have one there are left as
+        they are.
 
         Raises StoreError for a cell that the store does not have, or whose numbers are not finite.
         """
@@ -321,7 +324,8 @@ class Store:
             return removal.due(cursor, days=days, cells=cells, at_least=at_least, reviewed=reviewed, limit=limit)
 
     def remove(self, cells: Sequence[Due]) -> None:
-        """Remove cells for good, all or none; see `labref.store.duckdb.removal.remove`. Their kept bytes are the caller's to delete."""
+        """Remove cells for good, all or none; see `labref.store.duckdb.removal.remove`. Their kept bytes are the
+        caller's to delete."""
         with self._writing:
             with self._transaction() as connection:
                 removal.remove(connection, cells)
@@ -334,7 +338,8 @@ class Store:
 
     @contextlib.contextmanager
     def exporting(self, scratch: Path) -> Iterator[Export]:
-        """The cells as they are now, on their way into a Parquet file. scratch : a file for the meantime, not there yet."""
+        """The cells as they are now, on their way into a Parquet file. scratch : a file for the meantime, not there
+        yet."""
         with self._reading() as cursor, contextlib.closing(Export(cursor, scratch)) as export:
             yield export
 
@@ -362,7 +367,8 @@ class Store:
             self.revision += 1
 
     def read_all(self) -> dict[str, int]:
-        """Read every block of every table, whose checksums DuckDB compares; rows by table. Raises StoreError for a damaged one."""
+        """Read every block of every table, whose checksums DuckDB compares; rows by table. Raises StoreError for a
+        damaged one."""
         with self._reading() as cursor:
             return {table: count for table, (count, _) in upkeep.fingerprints(cursor).items()}
 
@@ -477,7 +483,8 @@ class Store:
             return [row.path for row in rows.ledger(cursor, "file", {"cell_id": cell_id})]
 
     def path_labels(self, cell_id: str) -> list[dict[str, str | None]]:
-        """What each file of a cell says of it, oldest first: {`path`, `label`, `label_source`}, None where it says nothing."""
+        """What each file of a cell says of it, oldest first: {`path`, `label`, `label_source`}, None where it says
+        nothing."""
         with self._reading() as cursor:
             return rows.path_labels(cursor, cell_id)
 
@@ -502,7 +509,8 @@ class Store:
     def candidates(
         self, fingerprints: Sequence[Fingerprint], bits: int, landmarks: Sequence[Landmark] = ()
     ) -> list[str]:
-        """Ids of the cells that one with these fingerprints and landmarks may repeat, or be the neighbour of; see `Search`."""
+        """Ids of the cells that one with these fingerprints and landmarks may repeat, or be the neighbour of; see
+        `Search`."""
         known = self._in_memory()
         return Search(known.hashes, known.landmarks).candidates(fingerprints, landmarks, bits)
 
@@ -519,7 +527,8 @@ class Store:
         return book.is_of(cell_id, analyser)
 
     def duplicate_group(self, cell_id: str) -> list[str]:
-        """The cell and all that are linked with it as duplicates, directly or through others, oldest first; from memory."""
+        """The cell and all that are linked with it as duplicates, directly or through others, oldest first; from
+        memory."""
         known = self._in_memory()
         labels, groups = known.labels, known.groups
         (group,) = groups.of(np.array([id_to_int(cell_id)], np.uint64)).tolist()
@@ -582,9 +591,9 @@ class Store:
     ) -> list[Neighbour]:
         """The k cells nearest to latent float32[L], exactly: nearest first, equal ones by cell_id.
 
-        distance: mean squared error, in float64. exclude : cell ids that may not appear. analyser : only cells that came from
-        this one; None takes all. The answer is the same, bit for bit, from the index in memory and without it. Fewer than k
-        where the store has fewer.
+        distance: mean squared error, in float64. exclude : cell ids that may not appear. analyser : only cells that
+        came from this one; None takes all. The answer is the same, bit for bit, from the index in memory and without
+        it. Fewer than k where the store has fewer.
 
         Raises StoreError for a bundle the store does not know, ValueError for a latent that does not fit it.
         """
@@ -682,7 +691,8 @@ class Store:
                 raise
 
     def _mend(self) -> None:
-        """After a failed checkpoint (a full disk) DuckDB refuses all until the file is opened anew; then nothing is lost."""
+        """After a failed checkpoint (a full disk) DuckDB refuses all until the file is opened anew; then nothing is
+        lost."""
         if not self._broken:
             return
         with self._writing:

@@ -35,8 +35,8 @@ class NewCell:
     latent : float32[L] and probabilities : float32[c], both from one bundle; average_hash: 64 bit, unsigned;
     width and height: pixels of the original; mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
     measures: float32[7] of its optics, see `labref.cells.optics`; None leaves them to be measured later.
-    fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them they are made
-    later, and the cell is compared with no other until then. landmarks: of its picture,
+    fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them
+    they are made later, and the cell is compared with no other until then. landmarks: of its picture,
     `labref.cells.landmarks`, nearest to its centre first.
     label None means that nobody gave one: the cell then carries predicted_label, with the source "predicted".
     """
@@ -109,9 +109,9 @@ class LedgerRow:
 
     label and label_source: what the path itself said of the cell, else what the cell carries now. at: when this
     outcome was recorded, UTC. duplicate_of: the cell that this one repeats; for byte-identical files that is
-    the cell itself. reason: None for a plain `stored`. conflict: the classes that the files of this cell say, where they
-    say different ones. neighbours: the cells beside this one, in overlapping pictures of one field. (Both as the ledger is read;
-    `record` does not say them.)
+    the cell itself. reason: None for a plain `stored`. conflict: the classes that the files of this cell say, where
+    they say different ones. neighbours: the cells beside this one, in overlapping pictures of one field. (Both as the
+    ledger is read; `record` does not say them.)
     """
 
     path: str

@@ -1,13 +1,15 @@
-"""A lab in a safe place: its store as of one moment, the original bytes of every cell, its bundles, maps and configuration.
+"""A lab in a safe place: its store as of one moment, the original bytes of every cell, its bundles, maps and
+configuration.
 
 A backup is a folder, or one `.zip` file (stored, not compressed: images do not get smaller):
 
 BACKUP/backup.json                what the backup holds, written last: without it there is no backup
-BACKUP/files/<sha256>             the store, the list of its images, labref.toml, bundles, maps; backup.json has their names
-BACKUP/images/<ab>/<cd>/<sha256>  as in the lab
+BACKUP/files/<sha256>             the store, the list of its images, labref.toml, bundles, maps; backup.json has their
+names BACKUP/images/<ab>/<cd>/<sha256>  as in the lab
 
-A folder can be backed up into again: only images that it does not have are copied, and until the new backup.json has taken
-the place of the old one, the old backup is whole. The lab's token is a secret and stays behind; restoring makes a new one.
+A folder can be backed up into again: only images that it does not have are copied, and until the new backup.json has
+taken the place of the old one, the old backup is whole. The lab's token is a secret and stays behind; restoring makes a
+new one.
 """
 
 from __future__ import annotations
@@ -150,11 +152,13 @@ class _ZipTarget:
 
 
 def write(lab: Lab, store: Store, target: Path) -> Steps[dict[str, Any]]:
-    """Back a lab up into a folder, or into a new file where `target` ends in .zip, while others read and write its store.
+    """Back a lab up into a folder, or into a new file where `target` ends in .zip, while others read and write its
+    store.
 
-    Yields how far it is; returns {`target`, `bytes`, `cells`, `images_copied`, `missing` [digest]}: `missing` are kept images that
-    are not there or damaged in the lab, and so not in the backup. What is written is read back and compared.
-    Raises `LabError` where it cannot be written; the lab is never changed, nor an earlier backup in the folder.
+    Yields how far it is; returns {`target`, `bytes`, `cells`, `images_copied`, `missing` [digest]}: `missing` are kept
+    images that are not there or damaged in the lab, and so not in the backup. What is written is read back and
+    compared. Raises `LabError` where it cannot be written; the lab is never changed, nor an earlier backup in the
+    folder.
     """
     _refuse_inside(lab, target)
     try:
@@ -307,7 +311,8 @@ class Backup:
     def verify(self, *, into: Path | None = None, only: Container[str] | None = None) -> Steps[None]:
         """Read every file and compare it with its digest; with `into`, an existing folder, also copy it there.
 
-        only : names of the files that are looked at; default all. Raises `LabError` for the first that is missing or differs.
+        only : names of the files that are looked at; default all. Raises `LabError` for the first that is missing or
+        differs.
         """
         pace = Pace()
         total = int(self.record["tables"]["cell"])
@@ -337,7 +342,8 @@ class Backup:
                 yield number, total, "files verified"
 
     def _files(self) -> Iterator[tuple[str, str, str]]:
-        """Name in the lab, name in the backup, and digest of every file; the list of images is itself among the first."""
+        """Name in the lab, name in the backup, and digest of every file; the list of images is itself among the
+        first."""
         files: dict[str, dict[str, Any]] = self.record["files"]
         for name, entry in files.items():
             yield name, _file_name(entry["sha256"]), str(entry["sha256"])
@@ -358,9 +364,9 @@ class Backup:
 def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[Lab]:
     """Make the lab in `source`, a backup, anew in `folder`, which holds none; on this computer or another.
 
-    watch : export folders from now on; default those of the lab that was backed up. Every file is compared with its digest, the
-    store is brought to this labref's schema and read whole. Where anything fails, nothing is left. Raises `LabError`, and other
-    `LabrefError`.
+    watch : export folders from now on; default those of the lab that was backed up. Every file is compared with its
+    digest, the store is brought to this labref's schema and read whole. Where anything fails, nothing is left. Raises
+    `LabError`, and other `LabrefError`.
     """
     folder = absolute(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -21,11 +21,12 @@ _AT_ONCE: Final = 32
 
 
 def catch_up(lab: Lab, store: Store, thresholds: Thresholds) -> Iterator[tuple[int, int, str]]:
-    """Give a fingerprint to every cell that has none of the present kind, from its kept bytes, and compare it with the others.
+    """Give a fingerprint to every cell that has none of the present kind, from its kept bytes, and compare it with the
+    others.
 
-    Cells are taken in the order they came, some at a time, each part in one transaction; what people decided stays. Links that an
-    earlier version made and that are not found again are taken out. Yields (done, total, text) after each part; who stops
-    listening ends it, and the next call goes on from there.
+    Cells are taken in the order they came, some at a time, each part in one transaction; what people decided stays.
+    Links that an earlier version made and that are not found again are taken out. Yields (done, total, text) after each
+    part; who stops listening ends it, and the next call goes on from there.
     """
     judge = Judge(lab, thresholds)
     missing = store.duplicates.without_fingerprint(VERSION)

@@ -18,7 +18,8 @@ __all__ = ["Adoption", "Context"]
 
 @dataclass(frozen=True)
 class Adoption:
-    """Another bundle, ready to answer. embedder : its networks, open.  use : lets them answer, from the next question on."""
+    """Another bundle, ready to answer. embedder : its networks, open.  use : lets them answer, from the next question
+    on."""
 
     embedder: Embedder
     use: Callable[[], None]
@@ -27,8 +28,8 @@ class Adoption:
 @dataclass(frozen=True)
 class Context:
     """What an operation works on. embedder : opens the active bundle's networks when first called.  jobs : the agent's
-    background jobs, or None where no agent runs and an operation has to do its work before it returns.  adopt : opens a bundle
-    to take the place of the active one."""
+    background jobs, or None where no agent runs and an operation has to do its work before it returns.  adopt : opens a
+    bundle to take the place of the active one."""
 
     lab: Lab
     store: Store

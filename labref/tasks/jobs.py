@@ -79,7 +79,8 @@ class Jobs:
             return running or any(job.name == name for job in self._waiting)
 
     def failed_within(self, name: str, wait: timedelta) -> bool:
-        """Whether the job of this name failed last, and less than `wait` ago: it would most likely fail again at once."""
+        """Whether the job of this name failed last, and less than `wait` ago: it would most likely fail again at
+        once."""
         with self._changed:
             ended = self._ended.get(name)
         if ended is None or ended["outcome"] != "failed":
@@ -92,8 +93,8 @@ class Jobs:
             return self._changed.wait_for(lambda: not self._waiting and self._current is None, seconds)
 
     def status(self) -> dict[str, Any]:
-        """`running` {name, done, total, text, started_at} or null, `waiting` [name], `ended` {name: {at, outcome, message}}
-        with outcome "done", "stopped" or "failed"."""
+        """`running` {name, done, total, text, started_at} or null, `waiting` [name], `ended` {name: {at, outcome,
+        message}} with outcome "done", "stopped" or "failed"."""
         with self._changed:
             running = None
             if self._current is not None:

@@ -22,8 +22,8 @@ __all__ = ["FEWEST", "QE_TOLERANCE", "SAMPLE", "TE_TOLERANCE", "TRAINED_MOST", "
 FEWEST: Final = 64
 """Cells; with fewer there is nothing to order."""
 SAMPLE: Final = 2000
-"""Cells that two maps are compared on: those with the smallest ids. Ids are digests, so that is a random choice, and the same
-one each time but for new cells."""
+"""Cells that two maps are compared on: those with the smallest ids. Ids are digests, so that is a random choice, and
+the same one each time but for new cells."""
 TRAINED_MOST: Final = 200_000
 """Of more cells, so many are trained on (again those with the smallest ids), three for each node; all are placed."""
 QE_TOLERANCE: Final = 0.02
@@ -62,7 +62,8 @@ def due(store: Store, config: MapConfig, bundle: str, *, at: datetime | None = N
 
 
 def size(cells: int, before: StoredMap | None, most: int) -> tuple[int, int]:
-    """Rows and columns for so many cells, at most `most` each: those of the map before, until it should be half as large again."""
+    """Rows and columns for so many cells, at most `most` each: those of the map before, until it should be half as
+    large again."""
     rows, cols = (min(side, most) for side in som.size_for(cells))
     if before is not None and max(before.rows, before.columns) <= most:
         ratio = rows * cols / (before.rows * before.columns)
@@ -83,11 +84,13 @@ def retrain(
     trainer: str = "batch",
     full: bool = False,
 ) -> Generator[tuple[int, int, str], None, StoredMap]:
-    """Train the map of a bundle's latent space and put it in use, unless it is worse than the one in use; returns the version.
+    """Train the map of a bundle's latent space and put it in use, unless it is worse than the one in use; returns the
+    version.
 
-    Yields (done, total, text). rows, cols : by default chosen by `size`.  sigma : radius to start with, nodes.  seed : by default that of
-    the version before.  full : from the start, not from the map in use.  Closed before its end, or killed, it leaves the map
-    that was in use as it was. Raises `LabrefError` where there are too few cells, or training fails.
+    Yields (done, total, text). rows, cols : by default chosen by `size`.  sigma : radius to start with, nodes.  seed :
+    by default that of
+    the version before.  full : from the start, not from the map in use.  Closed before its end, or killed, it leaves
+    the map that was in use as it was. Raises `LabrefError` where there are too few cells, or training fails.
     """
     active = store.maps.active(bundle)
     before = None if active is None else active.version

@@ -1,7 +1,8 @@
 """Cells embedded again from their kept bytes, for another bundle, and the switch to it.
 
-Each batch is one transaction, so a kill costs at most a batch, and what is left to do is always what the store has no latent
-for. The old space answers until the switch; the index of the new one is built, and its networks are open, before it.
+Each batch is one transaction, so a kill costs at most a batch, and what is left to do is always what the store has no
+latent for. The old space answers until the switch; the index of the new one is built, and its networks are open, before
+it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def installed(lab: Lab, digest: str) -> Bundle:
 
 
 def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) -> Iterator[Row]:
-    """Embed every cell that has no latent in the space of the embedder's bundle, until none is left or `stopped`; yields progress.
+    """Embed every cell that has no latent in the space of the embedder's bundle, until none is left or `stopped`;
+    yields progress.
 
     A cell whose kept bytes are missing or damaged is written down as such, and left out.
     """
@@ -56,8 +58,8 @@ def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) ->
 
 
 def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> int:
-    """Embed these cells from their kept bytes, and store their latents in one transaction. Returns how many got one; of the
-    others the reason is written down."""
+    """Embed these cells from their kept bytes, and store their latents in one transaction. Returns how many got one; of
+    the others the reason is written down."""
     bundle = embedder.bundle
     crops, found, reasons = [], [], {}
     for cell_id, cell in store.cells(ids).items():
@@ -92,9 +94,11 @@ def compare(
     withheld: Collection[str] = (),
     per_class: int = SAMPLE_PER_CLASS,
 ) -> Generator[Row, None, Row | None]:
-    """How the references of the lab's own cells change from one bundle to the other; yields progress, returns None where stopped.
+    """How the references of the lab's own cells change from one bundle to the other; yields progress, returns None
+    where stopped.
 
-    Of each class up to `per_class` cells are asked for their eight references in both spaces, as `labref query` would be.
+    Of each class up to `per_class` cells are asked for their eight references in both spaces, as `labref query` would
+    be.
     withheld : cells that are nobody's references.
     {`cells`, `sampled`, `changed` (of eight, mean over all cells: classes weighted by their size), `same_class_before`,
     `same_class_after` (share of the eight that carry the cell's own label), `classes` {label: the same of each class}}.
@@ -140,8 +144,9 @@ def compare(
 def switch(context: Context, bundle: Bundle, *, complete: bool) -> None:
     """Let `bundle` answer from now on.
 
-    complete : embed first what came in since, while others wait to write; else cells without a latent in the space of `bundle`
-    are no references until they are caught up. Raises `LabrefError`, and nothing has changed, where the bundle cannot be used.
+    complete : embed first what came in since, while others wait to write; else cells without a latent in the space of
+    `bundle` are no references until they are caught up. Raises `LabrefError`, and nothing has changed, where the bundle
+    cannot be used.
     """
     store = context.store
     before = store.active_bundle()

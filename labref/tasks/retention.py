@@ -31,7 +31,8 @@ def due(lab: Lab, store: Store, *, limit: int = _AT_ONCE) -> list[Due]:
 def retain(lab: Lab, store: Store, *, stopped: Callable[[], bool], report: Callable[[int], None]) -> int:
     """Remove what is due, and return how many cells that were.
 
-    Each part is one transaction, after which its kept bytes are deleted: killed in between, bytes without a cell are left, which
+    Each part is one transaction, after which its kept bytes are deleted: killed in between, bytes without a cell are
+    left, which
     the next call deletes. stopped : asked between parts.  report : how many are gone.
     """
     with UPKEEP:

@@ -1,4 +1,5 @@
-"""Other cells laid beside the one in the middle, as they stand in a picture, and faded as the preparation fades them."""
+"""Other cells laid beside the one in the middle, as they stand in a picture, and faded as the preparation fades
+them."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def draw_neighbours(
     domains: NDArray[np.int64],
     generator: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Rows int64[n, NEIGHBOURS] of cells to lay beside those of `batch` int64[n]: any of `rows`, but of the same optics and of another
+    """Rows int64[n, NEIGHBOURS] of cells to lay beside those of `batch` int64[n]: any of `rows`, but of the same optics
+    and of another
     class where chance finds one. targets, domains : int64[all], class and optics of each row."""
     found = generator.choice(rows, (len(batch), NEIGHBOURS, _CANDIDATES))
     own = batch[:, None, None]
@@ -41,8 +43,8 @@ def draw_neighbours(
 
 
 def lay_beside(images: Any, others: Any, config: Augmentation, seed: Any) -> Any:
-    """Images float32[n, s, s, 3] with the cells of `others` uint8[n, NEIGHBOURS, s, s, 3] beside their own, as `config` has it: the darker
-    pixel of each, so that what overlaps looks as where light went through both; see `Augmentation`.
+    """Images float32[n, s, s, 3] with the cells of `others` uint8[n, NEIGHBOURS, s, s, 3] beside their own, as `config`
+    has it: the darker pixel of each, so that what overlaps looks as where light went through both; see `Augmentation`.
 
     seed : int32[2] of a stateless generator.
     """
@@ -75,7 +77,8 @@ def lay_beside(images: Any, others: Any, config: Augmentation, seed: Any) -> Any
         shown = tf.where(there, near * far_enough, 0.0)[..., None]
         images = tf.minimum(images, 255.0 + shown * (turned - 255.0))
 
-        # what the preparation takes to be the neighbour's: a disc so large that its edge, between the cells, is more or less straight
+        # what the preparation takes to be the neighbour's: a disc so large that its edge, between the cells, is more or
+        # less straight
         towards = direction + uniform(5, -0.35, 0.35)
         edge = away * uniform(6, 0.4, 0.7)
         radius, softness = (
@@ -97,7 +100,8 @@ def _rise(distance: Any, low: float, high: float) -> Any:
 
 
 def _moved(crops: Any, angle: Any, mirrored: Any, column: Any, row: Any) -> Any:
-    """Crops uint8[n, s, s, 3] turned by `angle`, mirrored, and their middle moved by (column, row) pixels, as float32; white beyond."""
+    """Crops uint8[n, s, s, 3] turned by `angle`, mirrored, and their middle moved by (column, row) pixels, as float32;
+    white beyond."""
     shape = tf.shape(crops)
     middle = (tf.cast(shape[1], tf.float32) - 1.0) / 2.0
     mirror = tf.where(mirrored, -1.0, 1.0)

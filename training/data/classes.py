@@ -17,8 +17,10 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class CellClass:
-    """code : short identifier, as in an export's file names.  group : of haematopoiesis, or "other" for what is no cell of
-    it.  names : folder names that mean this class, lower case.  of : the coarser class it is a part of, where there is one."""
+    """code : short identifier, as in an export's file names.  group : of haematopoiesis, or "other" for what is no cell
+    of
+    it.  names : folder names that mean this class, lower case.  of : the coarser class it is a part of, where there is
+    one."""
 
     code: str
     group: str
@@ -75,10 +77,11 @@ def class_group(label: str) -> str:
 
 
 def fine_id(label: str, name: str) -> str | None:
-    """The finest class that is told of an image `name` in the folder `label`: the folder's, refined by the code before the
-    first `_` of the name.
+    """The finest class that is told of an image `name` in the folder `label`: the folder's, refined by the code before
+    the first `_` of the name.
 
-    ("neutrophil", "SNE_1.jpg") → "SNE"; ("lymphocyte", "LY_2.jpg") → "LY"; ("ig", "IG_3.jpg") → None, for that is not told.
+    ("neutrophil", "SNE_1.jpg") → "SNE"; ("lymphocyte", "LY_2.jpg") → "LY"; ("ig", "IG_3.jpg") → None, for that is not
+    told.
     """
     known = class_of(label)
     if known is None:
@@ -90,7 +93,8 @@ def fine_id(label: str, name: str) -> str | None:
 
 
 def at_level(label: str, name: str, level: Level) -> str | None:
-    """What an image `name` in the class folder `label` is at a level: its group, its folder's name, or its fine class."""
+    """What an image `name` in the class folder `label` is at a level: its group, its folder's name, or its fine
+    class."""
     if level == "group":
         return class_group(label)
     return label if level == "class" else fine_id(label, name)

@@ -1,7 +1,7 @@
 """Class folders → a split written down → prepared crops cached on disk, read as a memory map.
 
-Nothing here holds all images: the cache is one `.npy` memory map of uint8 crops at the network's input size, and batches
-are gathered from it; 400,000 crops at 224 px are 60 GB of disk and a few MB of memory.
+Nothing here holds all images: the cache is one `.npy` memory map of uint8 crops at the network's input size, and
+batches are gathered from it; 400,000 crops at 224 px are 60 GB of disk and a few MB of memory.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def make_split(items: Sequence[Item], *, holdout: float, validation: float) -> S
 
 
 def resize_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A crop uint8[256, 256, 3] at `size` px, as the exported trunk rescales it (bilinear; at half size the mean of four)."""
+    """A crop uint8[256, 256, 3] at `size` px, as the exported trunk rescales it (bilinear; at half size the mean of
+    four)."""
     if size == CROP_SIZE:
         return crop
     if CROP_SIZE % size == 0:
@@ -147,7 +148,8 @@ def cache_crops(
     folder: Path,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Prepared crops of `items` as a read-only memory map uint8[n, size, size, 3], and which of them could be read, bool[n].
+    """Prepared crops of `items` as a read-only memory map uint8[n, size, size, 3], and which of them could be read,
+    bool[n].
 
     The cache is keyed by the items, the size and the preparation's version; a cache that was stopped half-way goes on.
     `advance` is called with the number of images done.
@@ -186,7 +188,8 @@ def cache_crops(
 def batches(
     rows: NDArray[np.int64], batch_size: int, *, seed: int | None, start: int = 0, drop_last: bool = False
 ) -> Iterator[NDArray[np.int64]]:
-    """Batches of `rows`, shuffled by `seed` (None: in order), from batch number `start` on: what a resumed epoch needs."""
+    """Batches of `rows`, shuffled by `seed` (None: in order), from batch number `start` on: what a resumed epoch
+    needs."""
     order = rows if seed is None else np.random.default_rng(seed).permutation(rows)
     end = len(order) - len(order) % batch_size if drop_last and len(order) >= batch_size else len(order)
     for first in range(start * batch_size, end, batch_size):
@@ -194,6 +197,7 @@ def batches(
 
 
 def load_attributes(file: Path) -> dict[str, tuple[str, ...]]:
-    """Expert attributes by image name, from a CSV with a column `path` and one column for each attribute (as WBCAtt's)."""
+    """Expert attributes by image name, from a CSV with a column `path` and one column for each attribute (as
+    WBCAtt's)."""
     with file.open(newline="", encoding="utf-8") as source:
         return {row.pop("path").rsplit("/", 1)[-1]: tuple(row.values()) for row in csv.DictReader(source)}

@@ -1,4 +1,5 @@
-"""Which images show one cell, captured more than once, by labref's own rule: so that a figure counts cells and not images."""
+"""Which images show one cell, captured more than once, by labref's own rule: so that a figure counts cells and not
+images."""
 
 from __future__ import annotations
 
@@ -27,9 +28,10 @@ _AT_ONCE = 4096
 
 
 def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lambda _: None) -> NDArray[np.int64]:
-    """For each image the number of the first one, int64[n], that it shows the cell of: identical files, duplicates and possible
-    duplicates (`labref.cells.sameness`), and what these are duplicates of. Unreadable images are groups of their own, and so are cells
-    side by side in overlapping pictures. Cells are looked for as a lab looks for them, by `labref.store.recording.Search`.
+    """For each image the number of the first one, int64[n], that it shows the cell of: identical files, duplicates and
+    possible duplicates (`labref.cells.sameness`), and what these are duplicates of. Unreadable images are groups of
+    their own, and so are cells side by side in overlapping pictures. Cells are looked for as a lab looks for them, by
+    `labref.store.recording.Search`.
 
     advance : called with the number of images done.
     """

@@ -32,7 +32,8 @@ FIGURES: tuple[tuple[str, str, tuple[str, ...], float, str], ...] = (
     ("class precision@8 by map", "higher", ("map", "precision_at_8", "class", "macro"), 1.0, ".4f"),
     ("class precision@8 by PCA", "higher", ("pca", "precision_at_8", "class", "macro"), 1.0, ".4f"),
 )
-"""Name, which way is better, where it lies in a report's parts, factor and format, of the figures that runs are compared by."""
+"""Name, which way is better, where it lies in a report's parts, factor and format, of the figures that runs are
+compared by."""
 
 
 def find(parts: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any] | None:

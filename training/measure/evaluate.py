@@ -1,7 +1,7 @@
 """Figures of a bundle on any two class-folder trees: references and queries.
 
-What is measured is what a lab runs: the shipped graphs, through `labref.cells.image` and `labref.bundles.inference`; its search,
-`labref.store.memory.index`; its spread and its novelty, `labref.asking.references`.
+What is measured is what a lab runs: the shipped graphs, through `labref.cells.image` and `labref.bundles.inference`;
+its search, `labref.store.memory.index`; its spread and its novelty, `labref.asking.references`.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ TURNS: dict[str, tuple[float, bool]] = {
     "turned 37°": (37.0, False),
     "mirrored": (0.0, True),
 }
-"""The changes of a query under which its eight references should stay: degrees counter-clockwise, mirrored left to right."""
+"""The changes of a query under which its eight references should stay: degrees counter-clockwise, mirrored left to
+right."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A tree, embedded. items : n images.  digests : of their bytes.  probabilities : float32[n, c].  latents : float32[n, L].
+    """A tree, embedded. items : n images.  digests : of their bytes.  probabilities : float32[n, c].  latents :
+    float32[n, L].
     unreadable : images that could not be prepared, with the reason."""
 
     items: tuple[Item, ...]
@@ -75,8 +77,8 @@ class Embedded:
 
 
 def turn(pixels: NDArray[np.uint8], degrees: float, mirrored: bool) -> NDArray[np.uint8]:
-    """An image uint8[h, w, 3] turned counter-clockwise and then mirrored, as if the slide had lain so: the picture grows
-    where it must, and what lies outside shows the smear's background."""
+    """An image uint8[h, w, 3] turned counter-clockwise and then mirrored, as if the slide had lain so: the picture
+    grows where it must, and what lies outside shows the smear's background."""
     if degrees % 90 == 0:
         turned = np.rot90(pixels, int(degrees // 90) % 4)
     else:
@@ -137,8 +139,8 @@ def embed_tree(
 def nearest(
     queries: NDArray[np.float32], references: NDArray[np.float32], same: NDArray[np.bool_] | None, k: int = K
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rows and mean squared errors, int64[n, k] and float64[n, k], of the k nearest references, nearest first and equal ones by row,
-    as a lab's own index finds them.
+    """Rows and mean squared errors, int64[n, k] and float64[n, k], of the k nearest references, nearest first and equal
+    ones by row, as a lab's own index finds them.
 
     queries float32[n, L], references float32[m, L]; same : bool[n, m], True where a reference is the query's own image.
     Raises ValueError where fewer than k references are left for a query.
@@ -176,8 +178,8 @@ def same_image(queries: Sequence[str], references: Sequence[str]) -> NDArray[np.
 
 
 def vote(labels: NDArray[np.str_], distances: NDArray[np.float64]) -> NDArray[np.str_]:
-    """The label with the largest share of each query's references: str[n] from labels str[n, k] and distances float64[n, k], nearest
-    first. Shares are those of a lab's spread (`labref.asking.references.distribution_of`)."""
+    """The label with the largest share of each query's references: str[n] from labels str[n, k] and distances
+    float64[n, k], nearest first. Shares are those of a lab's spread (`labref.asking.references.distribution_of`)."""
     shares = (distribution_of(*pair).weights for pair in zip(labels.tolist(), distances.tolist(), strict=True))
     return np.array([next(iter(of_each)) for of_each in shares])
 
@@ -187,8 +189,8 @@ def attribute_agreement(
 ) -> dict[str, float]:
     """Share of expert attributes that a query has in common with its references, and with a random one of its class.
 
-    attributes : CSV with a column `path` (`<class>/<name>`) and one column for each attribute. Queries and references without a
-    line are left out. `random_same_class` is exact: the mean over every reference of the query's class.
+    attributes : CSV with a column `path` (`<class>/<name>`) and one column for each attribute. Queries and references
+    without a line are left out. `random_same_class` is exact: the mean over every reference of the query's class.
     """
     found, random = attribute_shares(queries, references, rows, attributes)
     if not len(found):
@@ -203,7 +205,8 @@ def attribute_agreement(
 def attribute_shares(
     queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64], attributes: Path
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`attribute_agreement` of each query that has attributes, float64[m] with its references and with a random one of its class."""
+    """`attribute_agreement` of each query that has attributes, float64[m] with its references and with a random one of
+    its class."""
     found, random = attributes_of_each(queries, references, rows, attributes)
     told = np.isfinite(found)
     return found[told], random[told]
@@ -212,7 +215,8 @@ def attribute_shares(
 def attributes_of_each(
     queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64], attributes: Path
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`attribute_shares` of every query, float64[n] both, NaN where its attributes or those of all its references are not known."""
+    """`attribute_shares` of every query, float64[n] both, NaN where its attributes or those of all its references are
+    not known."""
     table = load_attributes(attributes)
     codes: dict[tuple[int, str], int] = {}
     known = {
@@ -228,7 +232,8 @@ def attributes_of_each(
     for item, values in zip(references, coded, strict=True):
         if values is not None:
             by_class.setdefault(item.label, []).append(values)
-    # how often each value is met in a class: a cell's attributes agree with a random one's by the mean over its own values
+    # how often each value is met in a class: a cell's attributes agree with a random one's by the mean over its own
+    # values
     often = {
         label: np.bincount(np.concatenate(values), minlength=len(codes)) / len(values)
         for label, values in by_class.items()
@@ -247,11 +252,12 @@ def attributes_of_each(
 def precision_by_level(
     queries: Sequence[Item], references: Sequence[Item], rows: NDArray[np.int64]
 ) -> dict[str, dict[str, Any]]:
-    """Precision@8 of references int64[n, 8] at each level of the hierarchy (`training.data.classes`): group, class, fine.
+    """Precision@8 of references int64[n, 8] at each level of the hierarchy (`training.data.classes`): group, class,
+    fine.
 
-    By level: `macro` (mean over the level's names) and `micro` (over queries), estimates with 95 % intervals, `per_class`
-    {name: {`precision`, `n_queries`, `n_references`}}. Where the fine class is not told, a query is left out, and a reference
-    is not counted among the eight.
+    By level: `macro` (mean over the level's names) and `micro` (over queries), estimates with 95 % intervals,
+    `per_class` {name: {`precision`, `n_queries`, `n_references`}}. Where the fine class is not told, a query is left
+    out, and a reference is not counted among the eight.
     """
     figures: dict[str, dict[str, Any]] = {}
     for level in LEVELS:
@@ -289,10 +295,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the bundle in `embedder`: `queries` against `references`, two folders of class folders.
 
-    A query's own image among the references (the same bytes) is not its reference. limit : at most so many queries of each class.
-    distinct : count cells, not images: of those that show one cell (`training.data.recaptures`) each tree keeps one, and none is a
-    reference of another.
-    step(name, total) is called as each stage begins, and what it returns as the stage goes on. Raises ValueError for empty trees.
+    A query's own image among the references (the same bytes) is not its reference. limit : at most so many queries of
+    each class.
+    distinct : count cells, not images: of those that show one cell (`training.data.recaptures`) each tree keeps one,
+    and none is a reference of another.
+    step(name, total) is called as each stage begins, and what it returns as the stage goes on. Raises ValueError for
+    empty trees.
     """
     reference_items, query_items = list_images(references), list_images(queries)
     if limit is not None:

@@ -1,4 +1,5 @@
-"""Cross-validation: settings are chosen on cells that a run trains on, so that those it holds out judge the choice and nothing else."""
+"""Cross-validation: settings are chosen on cells that a run trains on, so that those it holds out judge the choice and
+nothing else."""
 
 from __future__ import annotations
 
@@ -38,12 +39,14 @@ def fold_of(item: Item, folds: int) -> int:
 def cross_validate(
     run: Run, folds: int, tries: Sequence[str], settings: Sequence[str], attributes: Path | None, progress: Progress
 ) -> dict[str, Any]:
-    """Train on all folds but one and ask about that one, in turn, for the run's settings and each of `tries`; returns `results`.
+    """Train on all folds but one and ask about that one, in turn, for the run's settings and each of `tries`; returns
+    `results`.
 
-    The folds are of the run's training and validation parts; what it holds out is not looked at. tries : settings laid over the run's,
-    several in one text by spaces, as "vae.beta=1 vae.class_weight=20". Those of the VAE share one classifier in each fold, others
-    train their own. Done rows lie in `RUN/folds/<folds>/` and are kept, so the same call goes on after a stop. Raises ValueError
-    for a setting that is none, and `RunError` where a fold would be empty or rows lie there with other `settings`.
+    The folds are of the run's training and validation parts; what it holds out is not looked at. tries : settings laid
+    over the run's, several in one text by spaces, as "vae.beta=1 vae.class_weight=20". Those of the VAE share one
+    classifier in each fold, others train their own. Done rows lie in `RUN/folds/<folds>/` and are kept, so the same
+    call goes on after a stop. Raises ValueError for a setting that is none, and `RunError` where a fold would be empty
+    or rows lie there with other `settings`.
     """
     for text in (*settings, *tries):
         for setting in text.split():
@@ -129,8 +132,9 @@ def _one(
     attributes: Path | None,
     progress: Progress,
 ) -> None:
-    """One row of one fold: `cells.npz` with, of each cell asked about, `path`, `label`, `hits` (share of the eight of its class), `found` and
-    `random` (attributes shared with the eight, and with its class; NaN where unknown), `right` (the classifier's prediction)."""
+    """One row of one fold: `cells.npz` with, of each cell asked about, `path`, `label`, `hits` (share of the eight of
+    its class), `found` and `random` (attributes shared with the eight, and with its class; NaN where unknown), `right`
+    (the classifier's prediction)."""
     import keras
 
     from training.measure.evaluate import attributes_of_each, nearest
@@ -168,9 +172,10 @@ def _one(
 
 
 def results(run: Run) -> list[dict[str, Any]]:
-    """What is done, by number of folds. JSON of each: `folds`, `size`, `split` (whose training and validation parts they are), `command`,
-    `rows` [{`row`, `cells`, `done` (folds), `precision_at_8` {`macro`, `micro`}, `share_of_the_way`, `accuracy`, `won` {`micro`,
-    `share_of_the_way`}: minus the run's own settings, over the same cells}], estimates pooled over the cells of all folds."""
+    """What is done, by number of folds. JSON of each: `folds`, `size`, `split` (whose training and validation parts
+    they are), `command`, `rows` [{`row`, `cells`, `done` (folds), `precision_at_8` {`macro`, `micro`},
+    `share_of_the_way`, `accuracy`, `won` {`micro`, `share_of_the_way`}: minus the run's own settings, over the same
+    cells}], estimates pooled over the cells of all folds."""
     found = []
     files = [file for file in run.folder.glob(f"{FOLDER}/*/folds.json") if file.parent.name.isdigit()]
     for file in sorted(files, key=lambda path: int(path.parent.name)):
@@ -218,7 +223,8 @@ def _row(name: str, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _way(cells: dict[str, Any], against: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Attributes shared with the eight minus `against`, as a share of the way from random cells of the class to two experts."""
+    """Attributes shared with the eight minus `against`, as a share of the way from random cells of the class to two
+    experts."""
     from training.measure.space import EXPERTS
 
     told = np.isfinite(cells["found"]) & np.isfinite(against)

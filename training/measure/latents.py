@@ -22,8 +22,8 @@ __all__ = ["Latents", "embed_latents", "load_latents", "on_map", "save_latents"]
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents of images. items : path relative to their tree, and label, of each.  values : float32[n, L].  source : for
-    people."""
+    """Latents of images. items : path relative to their tree, and label, of each.  values : float32[n, L].  source :
+    for people."""
 
     items: tuple[Item, ...]
     values: NDArray[np.float32]
@@ -54,8 +54,8 @@ class Latents:
 
 
 def load_latents(file: Path) -> Latents:
-    """Read an `.npz` with `latents` float32[n, L], `paths` str[n] and, where they are not the first folder of each path,
-    `labels` str[n]. Raises ValueError where it holds anything else."""
+    """Read an `.npz` with `latents` float32[n, L], `paths` str[n] and, where they are not the first folder of each
+    path, `labels` str[n]. Raises ValueError where it holds anything else."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             values, paths = arrays["latents"].astype(np.float32), [str(p).replace("\\", "/") for p in arrays["paths"]]
@@ -82,7 +82,8 @@ def embed_latents(
     paths: Sequence[str] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Latents:
-    """Embed `paths` of `tree` (None: every image of its class folders) as a lab would; unreadable images are left out."""
+    """Embed `paths` of `tree` (None: every image of its class folders) as a lab would; unreadable images are left
+    out."""
     items = list_images(tree) if paths is None else [Item(path, path.split("/", 1)[0]) for path in sorted(set(paths))]
     done = embed_tree(embedder, tree, items, advance=advance)
     return Latents(done.items, done.latents, f"bundle {embedder.bundle.short}")

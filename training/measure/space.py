@@ -55,8 +55,8 @@ CHANGES: dict[str, Change] = {
     "zoomed by 5 %": _zoomed,
     "recaptured (shift 2 px, colour ±3 %, blur 0.5 px)": _recaptured,
 }
-"""What is done to an image before it is prepared. ROTMES is the mean over the first three (the thesis' section 4.7); the
-others are what it asks for as future work."""
+"""What is done to an image before it is prepared. ROTMES is the mean over the first three (the thesis' section 4.7);
+the others are what it asks for as future work."""
 _ROTMES = tuple(CHANGES)[:3]
 
 
@@ -70,15 +70,17 @@ class Cells:
 
 @dataclass(frozen=True)
 class Space:
-    """What is asked for and what is answered with. queries : held out, never trained on (the validation part where nothing is
-    held out).  references : the cells trained on, and those of the validation part where that is not asked for itself."""
+    """What is asked for and what is answered with. queries : held out, never trained on (the validation part where
+    nothing is held out).  references : the cells trained on, and those of the validation part where that is not asked
+    for itself."""
 
     queries: Cells
     references: Cells
 
     @staticmethod
     def of(run: Run, progress: Progress) -> Space:
-        """Features of the run's cells, from its cache where they are there. Raises `RunError` where it is not trained."""
+        """Features of the run's cells, from its cache where they are there. Raises `RunError` where it is not
+        trained."""
         if not (run.folder / "classifier.keras").exists():
             raise RunError(
                 f"{run.folder} has no classifier yet; `python -m training resume {run.folder}` goes on with it"
@@ -129,9 +131,10 @@ def measure(
 
     ranked : rows and distances of the references where they are not the nearest in these latents (by a map, say).
     places : where the queries lie for SVOMEN, where that is not these latents.
-    JSON: `precision_at_8` {group, class, fine}, `knn_accuracy`, where the run has several optics `by_optics` {name: {`from_all`,
-    `from_own`}}, class precision@8 of its queries among all references and among those of the same optics, and where `attributes`
-    are given `attribute_agreement_at_8` {`references`, `random_same_class`, `share_of_the_way` to experts} and `svomen` (see `training.measure.triplets.score`).
+    JSON: `precision_at_8` {group, class, fine}, `knn_accuracy`, where the run has several optics `by_optics` {name:
+    {`from_all`, `from_own`}}, class precision@8 of its queries among all references and among those of the same optics,
+    and where `attributes` are given `attribute_agreement_at_8` {`references`, `random_same_class`, `share_of_the_way`
+    to experts} and `svomen` (see `training.measure.triplets.score`).
     """
     rows, distances = ranked or nearest(queries, references, None)
     known = np.array([item.label for item in space.references.items])
@@ -196,8 +199,9 @@ def _visual(
 def map_references(
     trained: Any, queries: NDArray[np.float32], references: NDArray[np.float32], k: int = K
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]:
-    """References by a map as the thesis chose them (section 4.6): those of the query's node by their quantisation error, then
-    those of the nearest nodes. Rows int64[n, k], distances on the map float64[n, k] (nodes), places of the queries float32[n, 2]."""
+    """References by a map as the thesis chose them (section 4.6): those of the query's node by their quantisation
+    error, then those of the nearest nodes. Rows int64[n, k], distances on the map float64[n, k] (nodes), places of the
+    queries float32[n, 2]."""
     from labref.som import winners
 
     columns = np.shape(trained.get_weights())[1]
@@ -215,10 +219,11 @@ def map_references(
 
 
 def rotmes(run: Run, space: Space, encoder: Any, progress: Progress, per_class: int = 100) -> dict[str, Any]:
-    """ROTMES (the thesis' section 4.7) on up to `per_class` held-out images of each class, in the latents and at the break.
+    """ROTMES (the thesis' section 4.7) on up to `per_class` held-out images of each class, in the latents and at the
+    break.
 
-    JSON: `n`; for `latents` and `features`: `rotmes` (mean squared error between an image and its turn and two flips), the
-    same `per_random_pair` (divided by that between random cells, so that models compare) and `by_change`; and
+    JSON: `n`; for `latents` and `features`: `rotmes` (mean squared error between an image and its turn and two flips),
+    the same `per_random_pair` (divided by that between random cells, so that models compare) and `by_change`; and
     `overlap_at_8` {change: of the eight references stay}.
     """
     rows = _sample(space.queries.items, per_class)

@@ -19,7 +19,8 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval: `value`, `low`, `high`; n : how many independent draws it rests on; how : which interval."""
+    """A figure and its 95 % interval: `value`, `low`, `high`; n : how many independent draws it rests on; how : which
+    interval."""
 
     value: float
     low: float
@@ -35,7 +36,8 @@ class Estimate:
 def bootstrap(
     values: ArrayLike, *, strata: Sequence[Any] | None = None, clusters: Sequence[Any] | None = None
 ) -> Estimate:
-    """Mean of values float[n] with the percentile bootstrap's interval (Efron & Tibshirani 1993, section 13.3; 1,000 resamples).
+    """Mean of values float[n] with the percentile bootstrap's interval (Efron & Tibshirani 1993, section 13.3; 1,000
+    resamples).
 
     strata : n group names; the figure is then the mean of the groups' means, and each group is resampled by itself.
     clusters : n names of what was drawn together (triplets of one reference image, say): whole clusters are resampled.

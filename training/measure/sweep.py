@@ -23,8 +23,10 @@ _PLAIN = {"gain": 0.0, "brightness": 0.0, "blur": 0.0}
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a sweep. name : also its folder's.  what : for people.  settings : laid over the run's, as `--set` takes them.
-    network : the whole network is trained again, not only the VAE on the run's features.  pca : principal components instead."""
+    """One row of a sweep. name : also its folder's.  what : for people.  settings : laid over the run's, as `--set`
+    takes them.
+    network : the whole network is trained again, not only the VAE on the run's features.  pca : principal components
+    instead."""
 
     name: str
     what: str
@@ -41,7 +43,8 @@ class Row:
 
 
 def _augmentations() -> tuple[Row, ...]:
-    # both flips and ±90° together are every turn of ±180°, mirrored or not: one mirror and ±180° draw from just the same
+    # both flips and ±90° together are every turn of ±180°, mirrored or not: one mirror and ±180° draw from just the
+    # same
     a = Augmentation(rotation_degrees=180, flip=True, shift=0.1, zoom=0.1, **_PLAIN)
     b = Augmentation(rotation_degrees=90, flip=False, shift=0.0, zoom=0.1, **_PLAIN)
     c = Augmentation(rotation_degrees=0, flip=False, shift=0.0, zoom=0.0, **_PLAIN)
@@ -87,7 +90,8 @@ SWEEPS: dict[str, tuple[str, tuple[Row, ...]]] = {
 
 
 def default_attributes(run: Run, given: Path | None) -> Path | None:
-    """The experts' attributes: those given, else those of the run, else `attributes.csv` among its images, else none."""
+    """The experts' attributes: those given, else those of the run, else `attributes.csv` among its images, else
+    none."""
     beside = run.data / (run.config.attributes or "attributes.csv")
     return given or (beside if beside.exists() else None)
 
@@ -102,8 +106,8 @@ def run_sweep(
 ) -> list[dict[str, Any]]:
     """Train and measure the rows of a sweep that have no figures yet; returns all there are. Stop it whenever you like.
 
-    Rows lie in `RUN/sweeps/<sweep>-<row>/`, each with `figures.json` when it is done. Raises ValueError for unknown rows, and
-    `RunError` where a row lies there with other settings.
+    Rows lie in `RUN/sweeps/<sweep>-<row>/`, each with `figures.json` when it is done. Raises ValueError for unknown
+    rows, and `RunError` where a row lies there with other settings.
     """
     known = {row.name: row for row in SWEEPS[name][1]}
     unknown = sorted(set(rows or ()) - set(known))

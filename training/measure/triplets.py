@@ -38,7 +38,8 @@ FORMAT_VERSION = 1
 FORMAT = "labref-triplets"
 MARGIN = 3
 """Attributes of the eleven that the right alternative must share with the reference beyond those the other shares. Two
-experts differ on 0.43 of the eleven on average (WBCAtt's re-annotation, 96.1 % agreement), so three is no slip of one."""
+experts differ on 0.43 of the eleven on average (WBCAtt's re-annotation, 96.1 % agreement), so three is no slip of
+one."""
 _DRAWS = ("close-close", "close-class", "close-random")
 _ATTRIBUTE_DRAWS = ("class-class", "class-random", "random-random")
 
@@ -47,7 +48,8 @@ _ATTRIBUTE_DRAWS = ("class-class", "class-random", "random-random")
 class Triplet:
     """A reference image and two alternatives, by path in their tree.
 
-    draw : how the alternatives were drawn.  same_class : both are of the reference's class, so the class cannot tell them
+    draw : how the alternatives were drawn.  same_class : both are of the reference's class, so the class cannot tell
+    them
     apart.  right : 1 or 2, the alternative that resembles the reference more, where that
     is known from the start (a set of kind `attributes`); None where people are to say.
     """
@@ -62,7 +64,8 @@ class Triplet:
 
 @dataclass(frozen=True)
 class TripletSet:
-    """Triplets and where they come from. kind : "human" or "attributes".  how : seed and whatever else decided the draw."""
+    """Triplets and where they come from. kind : "human" or "attributes".  how : seed and whatever else decided the
+    draw."""
 
     kind: str
     how: Mapping[str, Any]
@@ -70,7 +73,8 @@ class TripletSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over format version, kind and every triplet; its first 12 characters name the set in figures and votes."""
+        """SHA-256 over format version, kind and every triplet; its first 12 characters name the set in figures and
+        votes."""
         lines = [f"{FORMAT} {FORMAT_VERSION} {self.kind}", *(repr(tuple(asdict(t).values())) for t in self.triplets)]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -111,9 +115,10 @@ class TripletSet:
 def draw_triplets(latents: Latents, *, per_class: int = 100, seed: int = 1) -> TripletSet:
     """Triplets to ask people about, drawn as the thesis drew its 1,900.
 
-    `per_class` reference images of each class at random; the close alternative is one of the reference's eight nearest by
-    mean squared error; the other, by a method picked at random, is another of the eight (close-close), any image of the
-    reference's class (close-class) or any image at all (close-random). Which of the two is shown as number 1 is drawn too.
+    `per_class` reference images of each class at random; the close alternative is one of the reference's eight nearest
+    by mean squared error; the other, by a method picked at random, is another of the eight (close-close), any image of
+    the reference's class (close-class) or any image at all (close-random). Which of the two is shown as number 1 is
+    drawn too.
     """
     rng = np.random.default_rng(seed)
     labels = np.array([item.label for item in latents.items])
@@ -163,8 +168,8 @@ def attribute_triplets(
 
     A reference image is drawn at random from a class drawn at random; its two alternatives are both of its class
     (class-class), one of its class and one of any (class-random), or both of any (random-random), `per_draw` of each.
-    Kept where one alternative shares at least `margin` attributes more with the reference than the other does: that one is
-    right. Images without attributes are left out. Raises ValueError where too few triplets have such a margin.
+    Kept where one alternative shares at least `margin` attributes more with the reference than the other does: that one
+    is right. Images without attributes are left out. Raises ValueError where too few triplets have such a margin.
     """
     known = sorted((item for item in set(items) if _name(item) in attributes), key=lambda item: item.path)
     labels = np.array([item.label for item in known])
@@ -223,8 +228,9 @@ def _name(item: Item) -> str:
 def read_votes(files: Sequence[Path], triplets: TripletSet) -> dict[int, dict[str, int]]:
     """What people chose: by the triplet's number, person → 1, 2 or 0 (neither resembles it).
 
-    Each file is CSV with the columns `set` (the first 12 characters of the set's digest or more), `triplet` (its number),
-    `person` and `choice`. Raises ValueError for choices of another set, unknown triplets, and a person who says two things.
+    Each file is CSV with the columns `set` (the first 12 characters of the set's digest or more), `triplet` (its
+    number), `person` and `choice`. Raises ValueError for choices of another set, unknown triplets, and a person who
+    says two things.
     """
     votes: dict[int, dict[str, int]] = {}
     for file in files:
@@ -250,8 +256,8 @@ def judged(
 ) -> tuple[list[Triplet], dict[str, Any]]:
     """Triplets that people decided, each with `right`, and what became of the others.
 
-    Valid: at least `people` people were asked and the same alternative was chosen by at least `agree` of `people` of them
-    (the thesis' eight of ten, as a share where more were asked). Choice 0 counts as asked.
+    Valid: at least `people` people were asked and the same alternative was chosen by at least `agree` of `people` of
+    them (the thesis' eight of ten, as a share where more were asked). Choice 0 counts as asked.
     """
     valid: list[Triplet] = []
     undecided = unasked = 0
@@ -290,9 +296,10 @@ def score(
 ) -> dict[str, Any]:
     """SVOMEN of a space: the share of valid triplets whose right alternative lies nearer to the reference.
 
-    JSON: `svomen` (an estimate: value, 95 % interval by bootstrap over reference images), `wilson`, `correct`, `valid`, `ties`
-    (equally near alternatives earn no point, as both in one node of a map), `by_draw`, `same_class` (both alternatives of
-    the reference's class) and `set` {kind, format_version, digest, …}, which names what was measured, `latents`.
+    JSON: `svomen` (an estimate: value, 95 % interval by bootstrap over reference images), `wilson`, `correct`, `valid`,
+    `ties` (equally near alternatives earn no point, as both in one node of a map), `by_draw`, `same_class` (both
+    alternatives of the reference's class) and `set` {kind, format_version, digest, …}, which names what was measured,
+    `latents`.
     """
     named: dict[str, Any] = {
         "kind": triplets.kind,

@@ -27,8 +27,8 @@ _LEAST = 9  # cells of a class, so that eight others can be right
 
 @dataclass(frozen=True)
 class Variant:
-    """what : for people.  settings : laid over the run's.  adapted : batch-norm statistics of the run's own networks are taken
-    anew from so many unlabelled cells of the optics left out."""
+    """what : for people.  settings : laid over the run's.  adapted : batch-norm statistics of the run's own networks
+    are taken anew from so many unlabelled cells of the optics left out."""
 
     what: str
     settings: tuple[str, ...] = ()
@@ -50,9 +50,10 @@ def leave_out(
 ) -> list[dict[str, Any]]:
     """For each variant and each domain of `left`: train on all the others, measure on it; returns all that is there.
 
-    The domains are those of the run and those of `left`, folders among the run's images. Rows lie in `RUN/unseen/<variant>-<left>/`
-    and are kept, so the same call goes on after a stop. Raises ValueError for an unknown variant or setting, before
-    anything is trained, and `RunError` where no domain is left to train on or a folder holds no images.
+    The domains are those of the run and those of `left`, folders among the run's images. Rows lie in
+    `RUN/unseen/<variant>-<left>/` and are kept, so the same call goes on after a stop. Raises ValueError for an unknown
+    variant or setting, before anything is trained, and `RunError` where no domain is left to train on or a folder holds
+    no images.
     """
     domains = tuple(dict.fromkeys((*run.config.domains, *left)))
     for variant in variants:
@@ -96,10 +97,10 @@ def results(run: Run) -> list[dict[str, Any]]:
 
 
 def _one(run: Run, domain: str, adapted: int, progress: Progress) -> dict[str, Any]:
-    """JSON: `split` trained on, `queries` and `central` (how many cells), `digest` of the queries' bytes, `classes` {name: cells};
-    class precision@8 of the unseen optics' cells with references from the `own_store` (leave-one-out, identical bytes left out)
-    and from the `central_store` (the cells trained on), each {`micro` over cells, `macro` over classes of at least 9 cells};
-    `won`: own minus central, over cells; and the classifier's `accuracy`."""
+    """JSON: `split` trained on, `queries` and `central` (how many cells), `digest` of the queries' bytes, `classes`
+    {name: cells}; class precision@8 of the unseen optics' cells with references from the `own_store` (leave-one-out,
+    identical bytes left out) and from the `central_store` (the cells trained on), each {`micro` over cells, `macro`
+    over classes of at least 9 cells}; `won`: own minus central, over cells; and the classifier's `accuracy`."""
     import keras
 
     from training.measure.evaluate import digest_of_all, nearest, same_image
@@ -150,8 +151,9 @@ def _one(run: Run, domain: str, adapted: int, progress: Progress) -> dict[str, A
 
 
 def adapt(classifier: Any, crops: NDArray[np.float32]) -> None:
-    """Take the mean and variance of every batch normalisation anew from crops float32[n, s, s, 3] of one optics, without their
-    labels (AdaBN, Li et al., arXiv 1603.04779). Raises `RunError` where the network has no batch normalisation."""
+    """Take the mean and variance of every batch normalisation anew from crops float32[n, s, s, 3] of one optics,
+    without their labels (AdaBN, Li et al., arXiv 1603.04779). Raises `RunError` where the network has no batch
+    normalisation."""
     import keras
 
     found = [layer for layer in classifier.layers if isinstance(layer, keras.layers.BatchNormalization)]

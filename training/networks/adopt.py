@@ -1,4 +1,5 @@
-"""A shipped bundle → a run that holds its networks, on today's preparation: to ship them anew, or to train them further."""
+"""A shipped bundle → a run that holds its networks, on today's preparation: to ship them anew, or to train them
+further."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Shipped:
-    """A bundle as it was shipped, of any preparation. digest : SHA-256 of its manifest.  files : bytes of each file by name."""
+    """A bundle as it was shipped, of any preparation. digest : SHA-256 of its manifest.  files : bytes of each file by
+    name."""
 
     manifest: Manifest
     digest: str
@@ -53,9 +55,10 @@ class Shipped:
 class Adopted:
     """A run that holds a bundle's networks, and how it was checked.
 
-    run : the run.  shipped : the bundle.  probabilities, latents : largest differences from the bundle's graphs on its golden crops.
-    same_split : whether the images are split as those that the bundle was trained on.  accuracy : of the classifier on `cells` cells
-    trained on, prepared as today.
+    run : the run.  shipped : the bundle.  probabilities, latents : largest differences from the bundle's graphs on its
+    golden crops.
+    same_split : whether the images are split as those that the bundle was trained on.  accuracy : of the classifier on
+    `cells` cells trained on, prepared as today.
     """
 
     run: Run
@@ -68,7 +71,8 @@ class Adopted:
 
 
 def read_bundle(source: Path) -> Shipped:
-    """Read a bundle, a `.labref` file or a folder, each file verified by its digest, whatever preparation it was made with.
+    """Read a bundle, a `.labref` file or a folder, each file verified by its digest, whatever preparation it was made
+    with.
 
     Nothing of it is run: a lab's `Bundle.open` is stricter. Raises `BundleError`.
     """
@@ -101,10 +105,11 @@ def read_bundle(source: Path) -> Shipped:
 def adopt(source: Path, data: Path, folder: Path, settings: list[str], progress: Progress) -> Adopted:
     """Make in `folder` a run whose `classifier.keras` and `encoder.keras` hold the networks of the bundle `source`.
 
-    The run has the bundle's settings, with `settings` laid over them, and its split of the images of `data`, by name; cells are
-    prepared as this labref does. Batch normalisations get the statistics of cells trained on, changed as in training, so that
-    a run that names this classifier as its `classifier.initial` goes on from it. The networks are checked against the graphs on the
-    bundle's golden crops before anything is written. Raises `RunError` and `BundleError`.
+    The run has the bundle's settings, with `settings` laid over them, and its split of the images of `data`, by name;
+    cells are prepared as this labref does. Batch normalisations get the statistics of cells trained on, changed as in
+    training, so that a run that names this classifier as its `classifier.initial` goes on from it. The networks are
+    checked against the graphs on the bundle's golden crops before anything is written. Raises `RunError` and
+    `BundleError`.
     """
     if (folder / "run.json").exists():
         raise RunError(f"{folder} holds a run already; name a new folder")
@@ -152,7 +157,8 @@ def adopt(source: Path, data: Path, folder: Path, settings: list[str], progress:
 
 
 def _training_crops(run: Run, progress: Progress) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Crops uint8[n, s, s, 3] of cells trained on, evenly taken and at the network's input size, and their classes int64[n]."""
+    """Crops uint8[n, s, s, 3] of cells trained on, evenly taken and at the network's input size, and their classes
+    int64[n]."""
     items = run.split.train
     chosen = np.unique(np.linspace(0, len(items) - 1, min(_SETTLED_ON, len(items))).astype(int))
     crops, targets = [], []
@@ -182,7 +188,8 @@ def _changed(crops: NDArray[np.uint8], targets: NDArray[np.int64], config: RunCo
 
 
 def _differences(classifier: Any, encoder: Any, config: RunConfig, shipped: Shipped) -> tuple[float, float]:
-    """Largest differences of probabilities and latents between the Keras networks and the graphs, on the golden crops."""
+    """Largest differences of probabilities and latents between the Keras networks and the graphs, on the golden
+    crops."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     trunk, second = (

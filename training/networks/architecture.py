@@ -33,8 +33,9 @@ BREAK = "break"
 def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
     """Modified Xception: float32[n, s, s, 3] with values 0 to 255 → class probabilities float32[n, classes].
 
-    Chollet's Xception (arXiv 1610.02357, figure 5) with the middle flow `middle_repeats` times instead of eight, and an exit
-    flow that narrows to `break_channels`, as the thesis' figure 31: at 224 px the break is 7×7×256 = 12,544 numbers.
+    Chollet's Xception (arXiv 1610.02357, figure 5) with the middle flow `middle_repeats` times instead of eight, and an
+    exit flow that narrows to `break_channels`, as the thesis' figure 31: at 224 px the break is 7×7×256 = 12,544
+    numbers.
     """
 
     def wide(filters: int) -> int:
@@ -85,7 +86,8 @@ def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
 class AttributeLoss(keras.losses.Loss):
     """Cross entropy of several attributes side by side, mean over those that are known.
 
-    sizes : number of values of each attribute. y_true int[n, attributes], -1 where unknown; y_pred float32[n, sum(sizes)], logits.
+    sizes : number of values of each attribute. y_true int[n, attributes], -1 where unknown; y_pred float32[n,
+    sum(sizes)], logits.
     """
 
     def __init__(self, sizes: tuple[int, ...], name: str = "attribute_loss", **kwargs: Any) -> None:
@@ -140,8 +142,8 @@ def with_heads(classifier: keras.Model, attributes: tuple[int, ...] = (), domain
 
 
 def draw_weights(model: Any, seed: int) -> None:
-    """Draw the kernels of a new model or layer by Glorot & Bengio (2010, eq. 16), Keras' own choice for all of these layers, but by
-    NumPy: a run begins with the same weights on every backend of Keras."""
+    """Draw the kernels of a new model or layer by Glorot & Bengio (2010, eq. 16), Keras' own choice for all of these
+    layers, but by NumPy: a run begins with the same weights on every backend of Keras."""
     generator = np.random.default_rng(seed)
     values = []
     for weight in model.weights:
@@ -155,7 +157,8 @@ def draw_weights(model: Any, seed: int) -> None:
 
 
 def start_from(classifier: keras.Model, trained: keras.Model) -> int:
-    """Give layers of `classifier` the weights of `trained`, in order, where the shapes agree; returns how many got theirs.
+    """Give layers of `classifier` the weights of `trained`, in order, where the shapes agree; returns how many got
+    theirs.
 
     Raises ValueError where the two are not the same network but for the last layer.
     """
@@ -177,7 +180,8 @@ _ORIENTATIONS = {1: (0,), 2: (0, 2), 4: (0, 1, 2, 3), 8: tuple(range(8))}
 
 
 def orientations_of(count: int) -> list[tuple[bool, int]]:
-    """The (mirrored, quarter turns) that are averaged: the crop as it is comes first. Raises ValueError but for 1, 2, 4, 8."""
+    """The (mirrored, quarter turns) that are averaged: the crop as it is comes first. Raises ValueError but for 1, 2,
+    4, 8."""
     if count not in _ORIENTATIONS:
         raise ValueError(f"orientations must be 1, 2, 4 or 8, not {count}")
     return [_TURNS[index] for index in _ORIENTATIONS[count]]
@@ -229,7 +233,8 @@ def _over_orientations(both: keras.Model, x: Any, orientations: int) -> tuple[An
 
 
 def build_feature_model(classifier: keras.Model, orientations: int = 1) -> keras.Model:
-    """Crops float32[n, s, s, 3] at the input size → features float32[n, h, w, c], as the trunk of `build_trunk` gives them."""
+    """Crops float32[n, s, s, 3] at the input size → features float32[n, h, w, c], as the trunk of `build_trunk` gives
+    them."""
     inputs = keras.Input(classifier.input_shape[1:])
     return keras.Model(inputs, _over_orientations(_with_features(classifier), inputs, orientations)[1])
 
@@ -237,8 +242,8 @@ def build_feature_model(classifier: keras.Model, orientations: int = 1) -> keras
 def build_trunk(classifier: keras.Model, orientations: int = 1) -> keras.Model:
     """The exported trunk: crops uint8[n, 256, 256, 3] → probabilities float32[n, c], features float32[n, h, w, 256].
 
-    Rescaling to the input size is inside. With more than one orientation (2, 4 or 8 turns and mirrors) probabilities are
-    averaged, and features turned back and averaged, so that a turned crop gives the turned features, exactly.
+    Rescaling to the input size is inside. With more than one orientation (2, 4 or 8 turns and mirrors) probabilities
+    are averaged, and features turned back and averaged, so that a turned crop gives the turned features, exactly.
     """
     size = classifier.input_shape[1]
     both = _with_features(classifier)
@@ -312,8 +317,8 @@ def build_vae_parts(
 
     encoder : features float32[n, h, w, c] → (mean float32[n, L], log-variance float32[n, L]).
     decoder : latent float32[n, L] → standardised pooled features float32[n, d].
-    head : latent float32[n, L] → class probabilities, and logits float32[n, sum(attributes)] of expert attributes with so
-    many values each (used only where `class_weight` or `attribute_weight` is above zero).
+    head : latent float32[n, L] → class probabilities, and logits float32[n, sum(attributes)] of expert attributes with
+    so many values each (used only where `class_weight` or `attribute_weight` is above zero).
     mean, deviation : float32[d], by which pooled features are standardised inside the encoder.
     Dense layers of equal width with batch normalisation, ReLU and dropout (Keng 2017, the thesis' reference 41).
     """

@@ -35,7 +35,8 @@ def _load_shown(run: Run, part: str, progress: Progress) -> tuple[Any, Any, Any]
 
 
 def class_weights(labels: NDArray[np.int64], classes: int, how: str) -> NDArray[np.float32]:
-    """Weight of each class, float32[classes], mean 1 over the images: "none", "sqrt" or "balanced" inverse frequency."""
+    """Weight of each class, float32[classes], mean 1 over the images: "none", "sqrt" or "balanced" inverse
+    frequency."""
     counts = np.maximum(np.bincount(labels, minlength=classes), 1).astype(np.float64)
     weights = {"none": np.ones(classes), "sqrt": counts**-0.5, "balanced": counts**-1.0}[how]
     return np.asarray(weights * counts.sum() / (weights * counts).sum(), dtype=np.float32)
@@ -94,9 +95,9 @@ def _dataset(
     heads: Sequence[NDArray[np.int64]] = (),
     domains: NDArray[np.int64] | None = None,
 ) -> Any:
-    """Batches of (crops, targets, weights); where there are heads beside the classes, targets and weights are tuples, with the
-    targets int64[n, ...] of each head after those of the classes. domains : int64[all], optics of each crop (None: one for all),
-    among which neighbours are chosen."""
+    """Batches of (crops, targets, weights); where there are heads beside the classes, targets and weights are tuples,
+    with the targets int64[n, ...] of each head after those of the classes. domains : int64[all], optics of each crop
+    (None: one for all), among which neighbours are chosen."""
     optics = np.zeros(len(targets), np.int64) if domains is None else domains
 
     def generate() -> Iterator[tuple[Any, ...]]:
@@ -150,8 +151,8 @@ def _learning_rate(config: ClassifierConfig, steps_per_epoch: int) -> Any:
 def train_classifier(run: Run, progress: Progress) -> Path:
     """Train the classifier of `run`, or go on with it; returns `classifier.keras`.
 
-    Writes a checkpoint every five minutes and after each epoch, `history.csv` (one line an epoch) and at the end the model.
-    Raises `RunError` where another command trains it.
+    Writes a checkpoint every five minutes and after each epoch, `history.csv` (one line an epoch) and at the end the
+    model. Raises `RunError` where another command trains it.
     """
     final = run.folder / "classifier.keras"
     if not final.exists():

@@ -31,12 +31,13 @@ def _devices(kind: str) -> list[str]:
 
 
 def over_devices(batch: int, kind: str = "GPU") -> contextlib.AbstractContextManager[Any]:
-    """A context to build or load a model in and to fit it, so that `fit` splits each batch over the devices of `kind` and sums the
-    gradients: `keras.distribution.DataParallel` on JAX, `tf.distribute.MirroredStrategy` on TensorFlow, for which Keras' distribution
-    API has no data parallelism. With fewer than two devices it changes nothing.
+    """A context to build or load a model in and to fit it, so that `fit` splits each batch over the devices of `kind`
+    and sums the gradients: `keras.distribution.DataParallel` on JAX, `tf.distribute.MirroredStrategy` on TensorFlow,
+    for which Keras' distribution API has no data parallelism. With fewer than two devices it changes nothing.
 
-    batch : images of a batch, which stays that of the run: with n devices each sees an nth of it, n the largest number that divides it.
-    On TensorFlow each device normalises by the statistics of its own share, on JAX all do by those of the batch.
+    batch : images of a batch, which stays that of the run: with n devices each sees an nth of it, n the largest number
+    that divides it. On TensorFlow each device normalises by the statistics of its own share, on JAX all do by those of
+    the batch.
     """
     found = _devices(kind)
     found = found[: max((n for n in range(1, len(found) + 1) if batch % n == 0), default=1)]
@@ -52,8 +53,8 @@ def over_devices(batch: int, kind: str = "GPU") -> contextlib.AbstractContextMan
 
 @contextlib.contextmanager
 def precision(mixed: bool) -> Iterator[None]:
-    """Layers built inside compute in mixed precision where `mixed`: float16 on GPUs (with the loss scaled), bfloat16 on the
-    processor, which has no fast float16; weights stay float32."""
+    """Layers built inside compute in mixed precision where `mixed`: float16 on GPUs (with the loss scaled), bfloat16 on
+    the processor, which has no fast float16; weights stay float32."""
     before = keras.config.dtype_policy()
     if mixed:
         keras.config.set_dtype_policy("mixed_float16" if _devices("GPU") else "mixed_bfloat16")
@@ -64,7 +65,8 @@ def precision(mixed: bool) -> Iterator[None]:
 
 
 def forward(model: Any) -> Callable[[NDArray[Any]], Any]:
-    """The compiled inference of `model`, which is not trained on meanwhile: float32[n, ...] → its outputs as NumPy arrays."""
+    """The compiled inference of `model`, which is not trained on meanwhile: float32[n, ...] → its outputs as NumPy
+    arrays."""
     if keras.backend.backend() == "tensorflow":
         graph = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
         return lambda x: keras.tree.map_structure(np.asarray, graph(tf.constant(np.asarray(x, np.float32))))

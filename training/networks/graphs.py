@@ -1,8 +1,9 @@
 """The weights of a shipped bundle's graphs, read back into the Keras networks that they were made of.
 
-tf2onnx lays a layer's weights out anew and folds the batch normalisation after a convolution into its kernel and a bias. What a
-graph computes is all in it; what training had beside that (how a folded scale was shared between kernel and normalisation, and
-the statistics of batches) is not, and `settle_normalisation` chooses it so that training can go on.
+tf2onnx lays a layer's weights out anew and folds the batch normalisation after a convolution into its kernel and a
+bias. What a graph computes is all in it; what training had beside that (how a folded scale was shared between kernel
+and normalisation, and the statistics of batches) is not, and `settle_normalisation` chooses it so that training can go
+on.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Graph:
         }
 
     def maker(self, value: str, *kinds: str, through: frozenset[str] = frozenset()) -> Any:
-        """The node of one of `kinds` that makes `value`, but for layout and operators of `through` (their first inputs)."""
+        """The node of one of `kinds` that makes `value`, but for layout and operators of `through` (their first
+        inputs)."""
         node = self.makers.get(value)
         while node is not None and node.op_type not in kinds and node.op_type in _LAID_OUT | through:
             node = self.makers.get(node.input[0])
@@ -68,8 +70,8 @@ class Graph:
         return np.asarray(found, np.float32)
 
     def peel(self, value: str, kind: str, size: int, neutral: float) -> tuple[str, NDArray[np.float32]]:
-        """What `kind` (Add, Sub, Mul) was done to with a vector float32[size], and that vector; `value` itself and `neutral` where it
-        was not done, as tf2onnx leaves out what changes nothing."""
+        """What `kind` (Add, Sub, Mul) was done to with a vector float32[size], and that vector; `value` itself and
+        `neutral` where it was not done, as tf2onnx leaves out what changes nothing."""
         node = self.makers.get(value)
         if node is not None and node.op_type == kind:
             for place in (1, 0):
@@ -105,8 +107,9 @@ def _plain_normalisation(
 
 
 def fill_classifier(classifier: keras.Model, graph: Graph) -> None:
-    """Give `classifier`, as `build_classifier` makes it, the weights of the trunk `graph` of any number of orientations, which all
-    share them. Batch normalisations get what was folded: a bias. Raises `RunError` where the graph is of another network."""
+    """Give `classifier`, as `build_classifier` makes it, the weights of the trunk `graph` of any number of
+    orientations, which all share them. Batch normalisations get what was folded: a bias. Raises `RunError` where the
+    graph is of another network."""
     if any(isinstance(layer, layers.GroupNormalization) for layer in classifier.layers):
         raise RunError("a network with group normalisation cannot be read back from its graph yet")
     makers = {id(layer.output): layer for layer in classifier.layers}
@@ -172,8 +175,9 @@ def _paired(graph: Graph, value: str, before: list[Any]) -> list[tuple[Any, str]
 def build_encoder(graph: Graph, config: Any, feature_shape: tuple[int, int, int]) -> keras.Model:
     """The encoder as `build_vae_parts` makes it, with the weights of the encoder `graph`.
 
-    config : the run's `VaeConfig`.  feature_shape : (h, w, c) at the break. A bundle does not hold how wide the latent's distribution is: the
-    log-variance is zero everywhere. Raises `RunError` where the graph is of another network.
+    config : the run's `VaeConfig`.  feature_shape : (h, w, c) at the break. A bundle does not hold how wide the
+    latent's distribution is: the log-variance is zero everywhere. Raises `RunError` where the graph is of another
+    network.
     """
     value, (kernel, scale, bias) = graph.dense("latent", config.latent_size)
     filled = [[kernel * scale, bias]]
@@ -203,11 +207,13 @@ def build_encoder(graph: Graph, config: Any, feature_shape: tuple[int, int, int]
 
 
 def settle_normalisation(classifier: keras.Model, crops: NDArray[np.float32], batch_size: int = 32) -> None:
-    """Give each batch normalisation of `classifier` the statistics of `crops` float32[n, s, s, 3], and each filter before one the size
-    that new filters have, so that the network gives the very outputs that it gave, and goes on training as one that was never
-    exported: normalised by a batch, its outputs are still about the same, and a step of the optimiser changes a filter by about as much as it would in training.
+    """Give each batch normalisation of `classifier` the statistics of `crops` float32[n, s, s, 3], and each filter
+    before one the size that new filters have, so that the network gives the very outputs that it gave, and goes on
+    training as one that was never exported: normalised by a batch, its outputs are still about the same, and a step of
+    the optimiser changes a filter by about as much as it would in training.
 
-    With x' = s·x for a filter scaled by s, and the mean m and variance v of x: γ = √(s²v + ε)/s and β + m in place of 1 and β.
+    With x' = s·x for a filter scaled by s, and the mean m and variance v of x: γ = √(s²v + ε)/s and β + m in place of 1
+    and β.
     """
     norms = [layer for layer in classifier.layers if isinstance(layer, layers.BatchNormalization)]
     makers = {id(layer.output): layer for layer in classifier.layers}

@@ -1,12 +1,14 @@
-"""Teach an encoder to overlook what other cells leave in a crop: the latent of a cell beside others becomes that of the cell alone.
+"""Teach an encoder to overlook what other cells leave in a crop: the latent of a cell beside others becomes that of the
+cell alone.
 
-The preparation fades other cells, but not what they cover of the cell, and its borders are not exact. So cells trained on are laid
-beside others in whole pictures, prepared as in the lab, and the encoder's last, linear layer is solved for again (ridge regression;
-Hoerl & Kennard, Technometrics 12:55, 1970): crops beside neighbours shall give the latents that the encoder gave for the cell alone,
-crops of the cell alone shall go on giving them. The classifier, and all features, stay as they are.
+The preparation fades other cells, but not what they cover of the cell, and its borders are not exact. So cells trained
+on are laid beside others in whole pictures, prepared as in the lab, and the encoder's last, linear layer is solved for
+again (ridge regression; Hoerl & Kennard, Technometrics 12:55, 1970): crops beside neighbours shall give the latents
+that the encoder gave for the cell alone, crops of the cell alone shall go on giving them. The classifier, and all
+features, stay as they are.
 
-Where experts' attributes are known, cells of one class are drawn together the more of these they share: the latent that a cell shall
-have lies halfway between its own and the mean of those like it.
+Where experts' attributes are known, cells of one class are drawn together the more of these they share: the latent that
+a cell shall have lies halfway between its own and the mean of those like it.
 """
 
 from __future__ import annotations
@@ -46,9 +48,10 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Overlooked:
-    """A run whose encoder overlooks neighbours. cells : it was taught on.  before, after : mean squared error between the latent of a
-    cell beside others and that of the cell alone, over cells left out, in the units of the latent space.  alone : how far the new
-    encoder moves cells that stand alone, the same way."""
+    """A run whose encoder overlooks neighbours. cells : it was taught on.  before, after : mean squared error between
+    the latent of a
+    cell beside others and that of the cell alone, over cells left out, in the units of the latent space.  alone : how
+    far the new encoder moves cells that stand alone, the same way."""
 
     run: Run
     cells: int
@@ -73,8 +76,8 @@ def beside(picture: U8, other: U8, down: float, right: float) -> U8:
 def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, ridge: float = 3.0) -> Overlooked:
     """Make in `folder` a run like `run` with an encoder that overlooks neighbours. `run` is only read.
 
-    cells : so many cells trained on are laid beside others, evenly taken; a tenth of them only judges.  ridge : how strongly the layer
-    stays what it was. Raises `RunError`.
+    cells : so many cells trained on are laid beside others, evenly taken; a tenth of them only judges.  ridge : how
+    strongly the layer stays what it was. Raises `RunError`.
     """
     if (folder / "run.json").exists():
         raise RunError(f"{folder} holds a run already; name a new folder")
@@ -148,8 +151,8 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
 
 
 def solve(kernel: F32, bias: F32, alone: F32, crowded: F32, ridge: float, wanted: F32 | None = None) -> tuple[F32, F32]:
-    """The linear layer (kernel float32[d, L], bias float32[L]) that gives both `alone` and `crowded`, float32[n, d], the outputs `wanted`
-    float32[n, L], as near as `ridge` lets it leave what it was; each input counts by its spread.
+    """The linear layer (kernel float32[d, L], bias float32[L]) that gives both `alone` and `crowded`, float32[n, d],
+    the outputs `wanted` float32[n, L], as near as `ridge` lets it leave what it was; each input counts by its spread.
 
     wanted : by default what the layer gave `alone` before.
     """
@@ -164,8 +167,8 @@ def solve(kernel: F32, bias: F32, alone: F32, crowded: F32, ridge: float, wanted
 
 
 def _drawn_together(run: Run, numbers: NDArray[np.intp], latents: F32) -> F32:
-    """Latents float32[n, L] of the training cells `numbers`, each with its class and attributes drawn towards those like it; as they
-    are where no attributes are known."""
+    """Latents float32[n, L] of the training cells `numbers`, each with its class and attributes drawn towards those
+    like it; as they are where no attributes are known."""
     if not run.config.attributes:
         return latents
     codes = load_attribute_codes(run, "train").codes[numbers]

@@ -16,7 +16,8 @@ _PASSES = 6
 
 @dataclass(frozen=True)
 class Components:
-    """mean float32[d]; axes float32[k, d], orthonormal, largest variance first; kept : share of the variance on each, float64[k]."""
+    """mean float32[d]; axes float32[k, d], orthonormal, largest variance first; kept : share of the variance on each,
+    float64[k]."""
 
     mean: NDArray[np.float32]
     axes: NDArray[np.float32]
@@ -34,8 +35,9 @@ class Components:
 def principal_components(features: NDArray[np.floating], k: int, seed: int = 1) -> Components:
     """The k leading components of features float[n, …], read in blocks, so that a memory map need not fit in memory.
 
-    Randomised subspace iteration (Halko, Martinsson & Tropp, SIAM Review 53(2), 2011, algorithm 4.4) with six passes, at
-    which the leading variances agree with an exact decomposition to four digits on features like these (there is a test).
+    Randomised subspace iteration (Halko, Martinsson & Tropp, SIAM Review 53(2), 2011, algorithm 4.4) with six passes,
+    at which the leading variances agree with an exact decomposition to four digits on features like these (there is a
+    test).
     """
     count, size = len(features), int(np.prod(features.shape[1:]))
     if count < 2:

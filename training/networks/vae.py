@@ -105,7 +105,8 @@ def _done(path: Path, state: Path) -> int:
 
 
 def kept_features(run: Run, part: str) -> NDArray[np.float16] | None:
-    """Features float16[n, h, w, c] of the plain crops of `part` that were extracted before, alone or for the VAE; None: there are none."""
+    """Features float16[n, h, w, c] of the plain crops of `part` that were extracted before, alone or for the VAE; None:
+    there are none."""
     for views in (run.config.vae.views, 1):
         path, state, _ = _place(run, part, views)
         if path.exists():
@@ -147,12 +148,12 @@ def _moments(features: Features, pooling: str) -> tuple[NDArray[np.float32], NDA
 
 
 def neighbour_loss(latents: Any, labels: Any, codes: Any) -> Any:
-    """-log of how well neighbours in latent space agree, mean over a batch: neighbourhood components analysis (Goldberger et
-    al., NIPS 17, 2004, eq. 1 to 4, Euclidean), with a graded agreement instead of the class alone.
+    """-log of how well neighbours in latent space agree, mean over a batch: neighbourhood components analysis
+    (Goldberger et al., NIPS 17, 2004, eq. 1 to 4, Euclidean), with a graded agreement instead of the class alone.
 
-    latents : float32[n, L].  labels : int64[n].  codes : int64[n, a], -1 where unknown. Two cells agree by 0 where their
-    classes differ; else by the fourth power of how far the share of attributes they have in common is above one half (1: all),
-    and by 0.5 where the attributes of one are not known.
+    latents : float32[n, L].  labels : int64[n].  codes : int64[n, a], -1 where unknown. Two cells agree by 0 where
+    their classes differ; else by the fourth power of how far the share of attributes they have in common is above one
+    half (1: all), and by 0.5 where the attributes of one are not known.
     """
     ops = keras.ops
     square = ops.sum(ops.square(latents), axis=1)
@@ -171,8 +172,8 @@ def neighbour_loss(latents: Any, labels: Any, codes: Any) -> Any:
 class _Vae(keras.Model):
     """Encoder, decoder and heads with their loss, as `fit` trains them on any backend of Keras.
 
-    Inputs: features float32[n, h, w, c], and noise float32[n, L] of unit variance (zeros: nothing is sampled). Targets: `pooled`
-    float32[n, d], `labels` int32[n], `codes` int32[n, a], -1 where unknown.
+    Inputs: features float32[n, h, w, c], and noise float32[n, L] of unit variance (zeros: nothing is sampled). Targets:
+    `pooled` float32[n, d], `labels` int32[n], `codes` int32[n, a], -1 where unknown.
     """
 
     def __init__(self, parts: tuple[Any, Any, Any], config: VaeConfig, classes: int, sizes: tuple[int, ...]) -> None:
@@ -218,10 +219,11 @@ class _Vae(keras.Model):
 def train_vae(run: Run, progress: Progress, config: VaeConfig | None = None, out: Path | None = None) -> Path:
     """Train the VAE of `run` on the features at the break, or return the one it has: `encoder.keras`.
 
-    The loss is the evidence lower bound with unit variance: half the squared error summed over standardised features, plus
-    β times the KL divergence to the unit normal (Kingma & Welling, arXiv 1312.6114, eq. 10), plus the class head's cross
-    entropy where `class_weight` asks for it, and that of the attributes' heads. With β = 0 nothing is sampled: a plain autoencoder. Writes `vae_history.csv`
-    beside it. Raises `RunError` where the classifier is missing, and where another command trains it.
+    The loss is the evidence lower bound with unit variance: half the squared error summed over standardised features,
+    plus β times the KL divergence to the unit normal (Kingma & Welling, arXiv 1312.6114, eq. 10), plus the class head's
+    cross entropy where `class_weight` asks for it, and that of the attributes' heads. With β = 0 nothing is sampled: a
+    plain autoencoder. Writes `vae_history.csv` beside it. Raises `RunError` where the classifier is missing, and where
+    another command trains it.
     """
     config = config or run.config.vae
     final = out or run.folder / "encoder.keras"

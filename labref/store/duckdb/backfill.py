@@ -1,6 +1,7 @@
 """Fingerprints that stored cells get late, and the links that follow; inside the caller's transaction.
 
-A lab of an earlier version has cells without them, or with those of another kind, and links that this version may not make.
+A lab of an earlier version has cells without them, or with those of another kind, and links that this version may not
+make.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _NOT_CONFIRMED: Final = "no recapture: registration does not confirm what an ear
 
 
 class _Stored(NamedTuple):
-    """What must be known of a cell. age : of two cells the later one has the larger.  linked : the cell it is linked with, if any."""
+    """What must be known of a cell. age : of two cells the later one has the larger.  linked : the cell it is linked
+    with, if any."""
 
     digest: str
     age: int
@@ -42,7 +44,8 @@ class _Stored(NamedTuple):
 def learn(
     connection: duckdb.DuckDBPyConnection, learnt: Sequence[Learnt], search: Search, comparing: Comparing
 ) -> None:
-    """Write the fingerprints and landmarks of `learnt` and link those cells with earlier ones, and later ones with them; see `Store`."""
+    """Write the fingerprints and landmarks of `learnt` and link those cells with earlier ones, and later ones with
+    them; see `Store`."""
     at = rows.now()
     peoples = decided(connection)
     ids = [cell.cell_id for cell in learnt]
@@ -69,7 +72,8 @@ def _compare_late(
     peoples: Set[str],
     at: datetime,
 ) -> None:
-    """Compare one cell with earlier ones, and later ones with it. peoples : cells whose link a person decided on; those stay."""
+    """Compare one cell with earlier ones, and later ones with it. peoples : cells whose link a person decided on; those
+    stay."""
     near = search.candidates(cell.fingerprints, cell.landmarks, comparing.candidate_bits)
     # the cell that it is linked with now is asked about again, whether its fingerprint is like it or not
     ids = near if own.linked is None or own.linked in near else [*near, own.linked]
@@ -111,7 +115,8 @@ def _unlink(
     comparing: Comparing,
     at: datetime,
 ) -> None:
-    """Take out a link that comparing does not confirm: the thesis' rule made it, or registration did when its rule was another.
+    """Take out a link that comparing does not confirm: the thesis' rule made it, or registration did when its rule was
+    another.
 
     What registration found stays where the pictures cannot be compared now.
     """

@@ -25,7 +25,8 @@ def add(
     latent_size: int,
     labels: Sequence[str],
 ) -> None:
-    """Make the table of a bundle's latents, unless it is there. Raises StoreError where it is there in another shape."""
+    """Make the table of a bundle's latents, unless it is there. Raises StoreError where it is there in another
+    shape."""
     known = connection.execute("SELECT latent_size, labels FROM bundle WHERE digest = ?", [digest]).fetchone()
     if known is not None:
         if known != (latent_size, list(labels)):

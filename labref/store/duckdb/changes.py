@@ -1,7 +1,9 @@
-"""Going from one bundle to another: the wish, which cells are still without a latent, the report, the switch, and the way back.
+"""Going from one bundle to another: the wish, which cells are still without a latent, the report, the switch, and the
+way back.
 
-Tables: `bundle_change` (a wish a row; the open one, if any, has no end), `embedding_failure` (cells that a bundle's networks
-cannot be given, and why). The active bundle is the last row of `activation`, so a switch is one row in one transaction.
+Tables: `bundle_change` (a wish a row; the open one, if any, has no end), `embedding_failure` (cells that a bundle's
+networks cannot be given, and why). The active bundle is the last row of `activation`, so a switch is one row in one
+transaction.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class Changes:
             return _pending(cursor)
 
     def coverage(self, digest: str) -> Coverage:
-        """How far the space of a bundle is filled. Milliseconds. Raises StoreError where the store does not know the bundle."""
+        """How far the space of a bundle is filled. Milliseconds. Raises StoreError where the store does not know the
+        bundle."""
         with self._reading() as cursor:
             table, _ = bundles.space(cursor, digest)
             row = cursor.execute(
@@ -85,7 +88,8 @@ class Changes:
         return Coverage(*row)
 
     def missing(self, digest: str) -> list[str]:
-        """Ids of the cells without a latent in the space of a bundle, but those that cannot get one; in the order they came."""
+        """Ids of the cells without a latent in the space of a bundle, but those that cannot get one; in the order they
+        came."""
         with self._reading() as cursor:
             table, _ = bundles.space(cursor, digest)
             found = cursor.execute(
@@ -111,8 +115,8 @@ class Changes:
         return [(digest, at.replace(tzinfo=UTC)) for digest, at in found]
 
     def sample(self, per_class: int) -> dict[str, tuple[int, list[str]]]:
-        """Of each class the number of its cells, and up to `per_class` of them, always the same ones: ids are digests, so the
-        smallest ones are a random choice."""
+        """Of each class the number of its cells, and up to `per_class` of them, always the same ones: ids are digests,
+        so the smallest ones are a random choice."""
         with self._reading() as cursor:
             found = cursor.execute(
                 "SELECT label, count(*), min(cell_id, $1) FROM cell GROUP BY label ORDER BY label", [per_class]
@@ -122,8 +126,8 @@ class Changes:
     # changing
 
     def wish(self, digest: str, *, switch: bool) -> None:
-        """Write down that the lab shall change to a bundle that the store has; a wish for another one ends. What could not be
-        embedded is tried again."""
+        """Write down that the lab shall change to a bundle that the store has; a wish for another one ends. What could
+        not be embedded is tried again."""
         with self._transaction() as connection:
             bundles.space(connection, digest)
             open_now = _pending(connection)
@@ -179,7 +183,8 @@ class Changes:
     def switch(self, digest: str) -> None:
         """Make a bundle the active one, and end the wish for it, in one transaction.
 
-        Cells that carry the prediction of the bundle before get that of the new one, where they have been embedded by it.
+        Cells that carry the prediction of the bundle before get that of the new one, where they have been embedded by
+        it.
         """
         with self._transaction() as connection:
             bundles.activate(connection, digest)
@@ -201,7 +206,8 @@ class Changes:
         return changed
 
     def drop(self, digest: str) -> None:
-        """Delete the latents of a bundle. Raises StoreError where it is the active one, or a change to it is under way."""
+        """Delete the latents of a bundle. Raises StoreError where it is the active one, or a change to it is under
+        way."""
         with self._transaction() as connection:
             open_now = _pending(connection)
             if bundles.active(connection) == digest:

@@ -1,10 +1,10 @@
 """Cells that repeat others: fingerprints, what labref found, and what people decided.
 
-Tables: `fingerprint` (a row a cell; NULL hashes where the kept bytes cannot be used), `landmark` (up to two a cell), `resemblance`
-(every pair that labref called a duplicate, a possible one or neighbours, and such verdicts taken back, with how alike they were; the
-last row of a pair holds, and only neighbours of removed cells are ever deleted), `duplicate_decision` (what people said of pairs, and
-took back; the last row of a pair holds). The link itself stands in `cell`: duplicate_of, duplicate_verdict, duplicate_group. Neighbours
-are not linked.
+Tables: `fingerprint` (a row a cell; NULL hashes where the kept bytes cannot be used), `landmark` (up to two a cell),
+`resemblance` (every pair that labref called a duplicate, a possible one or neighbours, and such verdicts taken back,
+with how alike they were; the last row of a pair holds, and only neighbours of removed cells are ever deleted),
+`duplicate_decision` (what people said of pairs, and took back; the last row of a pair holds). The link itself stands in
+`cell`: duplicate_of, duplicate_verdict, duplicate_group. Neighbours are not linked.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ _LINKED: Final = """
 _REJECTED: Final = """
     SELECT cell, other, 'rejected' AS verdict FROM said SEMI JOIN cell c ON c.cell_id = said.cell WHERE decision = 'rejected'"""
 _NEIGHBOURS: Final = f"SELECT cell, other, 'neighbour' AS verdict FROM ({rows.NEIGHBOURS})"
-# a linked cell and the first capture of the same cell that was given a label, where its own was given too and is another
+# a linked cell and the first capture of the same cell that was given a label, where its own was given too and is
+# another
 _CONFLICTS: Final = """
     SELECT later.cell_id AS cell, first.other, later.verdict FROM (
         SELECT c.cell_id, c.label, c.duplicate_verdict AS verdict,
@@ -75,8 +76,10 @@ class Decision(StrEnum):
 class Pair:
     """A cell and an earlier one that it repeats, may repeat, or is the neighbour of.
 
-    verdict : that holds now; None for a pair that a person rejected.  found : labref's own; None where it saw nothing alike.
-    score : correlation after registration, where labref found it.  decision, who, decided_at : the last a person said, if anybody.
+    verdict : that holds now; None for a pair that a person rejected.  found : labref's own; None where it saw nothing
+    alike.
+    score : correlation after registration, where labref found it.  decision, who, decided_at : the last a person said,
+    if anybody.
     """
 
     cell_id: str
@@ -92,7 +95,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """A cell whose files, the same bytes all of them, say different classes. label : that it carries.  says : path, label, source."""
+    """A cell whose files, the same bytes all of them, say different classes. label : that it carries.  says : path,
+    label, source."""
 
     cell_id: str
     label: str
@@ -102,7 +106,8 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """A stored cell whose fingerprints and landmarks (as of `NewCell`) were made late; none where its kept bytes cannot be used."""
+    """A stored cell whose fingerprints and landmarks (as of `NewCell`) were made late; none where its kept bytes cannot
+    be used."""
 
     cell_id: str
     fingerprints: tuple[Fingerprint, ...]
@@ -118,7 +123,8 @@ class Duplicates:
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         regrouped: Callable[[], None],
     ) -> None:
-        """reading, transaction : the store's.  regrouped : called after links between cells have changed and that is committed."""
+        """reading, transaction : the store's.  regrouped : called after links between cells have changed and that is
+        committed."""
         self._reading, self._transaction, self._regrouped = reading, transaction, regrouped
         self._rejected: Set[frozenset[str]] | None = None
         self._possible: Set[str] | None = None
@@ -128,19 +134,20 @@ class Duplicates:
     def pairs(self, *, verdict: str | None = None, limit: int | None = None) -> list[Pair]:
         """Pairs that are linked, and pairs that a person rejected; possible ones first, then the newest.
 
-        verdict : only "duplicate", "possible_duplicate" or "rejected" ones; "neighbour" gives the neighbours, which are in no other
-        list, because nobody has to look at them.
+        verdict : only "duplicate", "possible_duplicate" or "rejected" ones; "neighbour" gives the neighbours, which are
+        in no other list, because nobody has to look at them.
         """
         chosen = _NEIGHBOURS if verdict == Verdict.NEIGHBOUR else f"{_LINKED} UNION ALL {_REJECTED}"
         return self._pairs(chosen, verdict, limit)
 
     def conflicting_pairs(self, limit: int | None = None) -> list[Pair]:
-        """Captures of one cell, or what may be one, that carry different labels, neither of them predicted, each once: a cell and the
-        first capture of it that was given a label."""
+        """Captures of one cell, or what may be one, that carry different labels, neither of them predicted, each once:
+        a cell and the first capture of it that was given a label."""
         return self._pairs(_CONFLICTS, None, limit)
 
     def _pairs(self, chosen: str, verdict: str | None, limit: int | None) -> list[Pair]:
-        """The pairs that a query chooses: columns cell, other, verdict; it may ask `said` for the last decisions of people."""
+        """The pairs that a query chooses: columns cell, other, verdict; it may ask `said` for the last decisions of
+        people."""
         query = f"""
             WITH said AS (
                 SELECT cell, other, last(decision ORDER BY number) AS decision, last(who ORDER BY number) AS who,
@@ -179,8 +186,8 @@ class Duplicates:
         ]
 
     def says(self, ids: Collection[str]) -> dict[str, list[tuple[str, str, str]]]:
-        """What the files of cells say of their class, by cell: path, label, source, in the order of the paths. Cells whose files
-        say nothing are left out."""
+        """What the files of cells say of their class, by cell: path, label, source, in the order of the paths. Cells
+        whose files say nothing are left out."""
         with self._reading() as cursor:
             found = cursor.execute(
                 "SELECT cell_id, list((path, label, label_source) ORDER BY path) FROM file "
@@ -260,7 +267,8 @@ class Duplicates:
     # deciding
 
     def confirm(self, cell_id: str, who: str | None, other: str | None = None) -> Pair:
-        """A person says that a cell repeats another: by default the one it is linked with. Raises StoreError where there is none."""
+        """A person says that a cell repeats another: by default the one it is linked with. Raises StoreError where
+        there is none."""
         return self._decide(cell_id, other, Decision.CONFIRMED, who)
 
     def reject(self, cell_id: str, who: str | None) -> Pair:
@@ -271,7 +279,8 @@ class Duplicates:
         return self._decide(cell_id, None, Decision.REJECTED, who)
 
     def undo(self, cell_id: str, who: str | None) -> Pair:
-        """Take back the last decision on a cell; what labref had found itself holds again. Raises StoreError where there is none."""
+        """Take back the last decision on a cell; what labref had found itself holds again. Raises StoreError where
+        there is none."""
         return self._decide(cell_id, None, Decision.UNDONE, who)
 
     def _decide(self, cell_id: str, other: str | None, decision: Decision, who: str | None) -> Pair:
@@ -347,7 +356,8 @@ def set_link(
     reason: str | None,
     at: datetime,
 ) -> None:
-    """Link a stored cell with an earlier one, or with none, and say so in the ledger; what it said before is kept as history."""
+    """Link a stored cell with an earlier one, or with none, and say so in the ledger; what it said before is kept as
+    history."""
     other, verdict = (None, None) if link is None else (link[0], str(link[1]))
     members = _members(connection, [cell_id] if other is None else [cell_id, other])
     connection.execute(
@@ -378,7 +388,8 @@ def load_book(cursor: duckdb.DuckDBPyConnection) -> Mapping[str, Any]:
 
 
 def load_landmarks(cursor: duckdb.DuckDBPyConnection, most: int) -> Mapping[str, Any]:
-    """The landmarks of the present version that were written last, at most so many, oldest first: as `load_book`, age by writing."""
+    """The landmarks of the present version that were written last, at most so many, oldest first: as `load_book`, age
+    by writing."""
     return cursor.execute(
         "FROM (SELECT across, down, ('0x' || cell_id)::UBIGINT AS id, rowid::UINTEGER AS age FROM landmark WHERE version = ? "
         f"ORDER BY rowid DESC LIMIT {most:d}) ORDER BY age",

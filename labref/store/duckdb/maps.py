@@ -1,8 +1,9 @@
-"""The maps of a lab: every version with how good it is, which one is in use in each latent space, and where cells lie on it.
+"""The maps of a lab: every version with how good it is, which one is in use in each latent space, and where cells lie
+on it.
 
-Tables: `map` (a row a version), `map_activation` (the last row of a latent space names the map in use there), `map_position`
-(where each cell lies on the maps in use). Weights: LAB/maps/<number>.npz, as `labref.som.save` writes them; whole before the
-row that names them is there.
+Tables: `map` (a row a version), `map_activation` (the last row of a latent space names the map in use there),
+`map_position` (where each cell lies on the maps in use). Weights: LAB/maps/<number>.npz, as `labref.som.save` writes
+them; whole before the row that names them is there.
 """
 
 from __future__ import annotations
@@ -47,18 +48,21 @@ _COLUMNS: Final = (
 )
 
 Verdict = str
-"""Of a version: "first" (there was none to compare with), "better" (no worse: taken into use) or "worse" (kept, not used)."""
+"""Of a version: "first" (there was none to compare with), "better" (no worse: taken into use) or "worse" (kept, not
+used)."""
 
 
 @dataclass(frozen=True)
 class StoredMap:
     """One version.
 
-    bundle : digest of the bundle whose latents it orders.  sigma : final radius, nodes.  started_from : the version whose weights it
+    bundle : digest of the bundle whose latents it orders.  sigma : final radius, nodes.  started_from : the version
+    whose weights it
     went on from, None for a training from the start.  cells : how many it was trained on.  qe, te : quantisation error
-    (mean Euclidean distance to the best node) and topographic error, on the sample; qe_before, te_before: of the version that was in
-    use, on the same sample.  moved_far : share of the cells that were placed before which moved more than 3 nodes (as the grid
-    is now).  seconds : how long training took.  trained_at : UTC.
+    (mean Euclidean distance to the best node) and topographic error, on the sample; qe_before, te_before: of the
+    version that was in
+    use, on the same sample.  moved_far : share of the cells that were placed before which moved more than 3 nodes (as
+    the grid is now).  seconds : how long training took.  trained_at : UTC.
     """
 
     number: int
@@ -82,7 +86,8 @@ class StoredMap:
 
 @dataclass(frozen=True)
 class ActiveMap:
-    """The map in use in one latent space: its figures, a search for nodes, and the cells on it. Read from any thread."""
+    """The map in use in one latent space: its figures, a search for nodes, and the cells on it. Read from any
+    thread."""
 
     version: StoredMap
     placer: Placer
@@ -91,7 +96,8 @@ class ActiveMap:
 
 @dataclass(frozen=True, slots=True)
 class MapCell:
-    """A cell on the map. node : row * columns + column.  error : quantisation error.  predicted : the bundle's class."""
+    """A cell on the map. node : row * columns + column.  error : quantisation error.  predicted : the bundle's
+    class."""
 
     cell_id: str
     node: int
@@ -137,7 +143,8 @@ class Maps:
             return _in_use(cursor)
 
     def active(self, bundle: str) -> ActiveMap | None:
-        """The map in use in the latent space of a bundle, or None. Microseconds but for the first time, which reads it."""
+        """The map in use in the latent space of a bundle, or None. Microseconds but for the first time, which reads
+        it."""
         if bundle in self._loaded:
             return self._loaded[bundle]
         with self._writing:
@@ -151,7 +158,8 @@ class Maps:
         return self._problems.get(bundle)
 
     def cells(self, bundle: str, ids: Sequence[str] | None = None) -> Iterator[MapCell]:
-        """The cells on the map in use, with what they carry: all in the order they were placed, or those with these ids."""
+        """The cells on the map in use, with what they carry: all in the order they were placed, or those with these
+        ids."""
         active = self.active(bundle)
         if active is None:
             return
@@ -196,7 +204,8 @@ class Maps:
         return int(row[0]) if row else 0
 
     def latents(self, bundle: str, rows: int = _PLACE_ROWS) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
-        """Ids uint64[n] and latents float32[n, L] of all cells of a latent space, n at most `rows`, in the order they came."""
+        """Ids uint64[n] and latents float32[n, L] of all cells of a latent space, n at most `rows`, in the order they
+        came."""
         with self._reading() as cursor:
             table, space = bundles.space(cursor, bundle)
             yield from scan.blocks(cursor, table, space.latent_size, rows)
@@ -251,8 +260,9 @@ class Maps:
         return trained
 
     def switch(self, trained: StoredMap, weights: MiniSom, cells: Placed) -> StoredMap:
-        """Keep a version and put it in use: its weights, the places of all cells, and then in one transaction its row, the places
-        of cells that came meanwhile, and the switch. Until then the map before stays in use, whatever happens.
+        """Keep a version and put it in use: its weights, the places of all cells, and then in one transaction its row,
+        the places of cells that came meanwhile, and the switch. Until then the map before stays in use, whatever
+        happens.
 
         cells : where the cells lie that were there when the training began.
         """
@@ -266,7 +276,8 @@ class Maps:
         return saved
 
     def use(self, number: int) -> StoredMap:
-        """Put a version that is kept in use, whatever its figures. Raises `StoreError` where it, or its weights, are not there."""
+        """Put a version that is kept in use, whatever its figures. Raises `StoreError` where it, or its weights, are
+        not there."""
         with self._changing:
             version = next((version for version in self.every() if version.number == number), None)
             if version is None:

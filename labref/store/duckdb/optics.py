@@ -1,6 +1,7 @@
 """Which analyser each cell came from, and what was measured of its optics.
 
-Table `measure`: seven numbers a cell (see `labref.cells.optics`), with the analyser and the time of the cell beside them.
+Table `measure`: seven numbers a cell (see `labref.cells.optics`), with the analyser and the time of the cell beside
+them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def load_cells(cursor: duckdb.DuckDBPyConnection) -> CellBook[str]:
 
 
 def codes(cursor: duckdb.DuckDBPyConnection, book: OpticsBook) -> Callable[[NDArray[np.uint64]], NDArray[np.uint32]]:
-    """A function from cell ids uint64[n], as an index is built from them, to the numbers of their analysers uint32[n]."""
+    """A function from cell ids uint64[n], as an index is built from them, to the numbers of their analysers
+    uint32[n]."""
     known = dict(book.codes)
     if len(known) <= 1:
         only = next(iter(known.values()), 0)
@@ -122,8 +124,8 @@ class OpticsMeasures:
         return int(row[0]), int(row[1])
 
     def add(self, measures: Mapping[str, NDArray[np.float32] | None]) -> None:
-        """Write the measures float32[7] of stored cells; None for a cell whose bytes cannot be measured. Cells that have them already,
-        or are no longer there, are left out."""
+        """Write the measures float32[7] of stored cells; None for a cell whose bytes cannot be measured. Cells that
+        have them already, or are no longer there, are left out."""
         ids = list(measures)
         with self._transaction() as connection:
             found = connection.execute(
@@ -137,7 +139,8 @@ class OpticsMeasures:
     def latest(
         self, analyser: str | None, *, since: datetime, most: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Measures of the latest cells of one optics, at most `most` of each: those since a moment, and those before; both float32[n, 7]."""
+        """Measures of the latest cells of one optics, at most `most` of each: those since a moment, and those before;
+        both float32[n, 7]."""
         found = []
         with self._reading() as cursor:
             for condition in ("added_at >= ?", "added_at < ?"):

@@ -35,10 +35,12 @@ def due(
 ) -> list[Due]:
     """Cells that are too old or too many of their class and optics, at most `limit`, those first that are missed least.
 
-    days : older ones may go; 0 for none. Age counts back from the newest cell, not from this computer's clock, which may be wrong;
-    `at_least` of each class and optics stay however old they are. cells : so many of each class and optics stay; 0 for all.
-    reviewed : whether reviewed cells may go as well, when all others of their class and optics have gone. A cell that other
-    cells are linked with as duplicates stays until those have gone.
+    days : older ones may go; 0 for none. Age counts back from the newest cell, not from this computer's clock, which
+    may be wrong;
+    `at_least` of each class and optics stay however old they are. cells : so many of each class and optics stay; 0 for
+    all.
+    reviewed : whether reviewed cells may go as well, when all others of their class and optics have gone. A cell that
+    other cells are linked with as duplicates stays until those have gone.
     """
     found = cursor.execute(
         """
@@ -75,8 +77,9 @@ def reason_of(cell_id: str, why: str) -> str:
 
 
 def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> None:
-    """Remove cells, their embeddings and places, and that they were neighbours of others. Their files are from now on rejected, for a reason that says so; what they
-    were before is in the history. Their digests stay, so that no file brings them back."""
+    """Remove cells, their embeddings and places, and that they were neighbours of others. Their files are from now on
+    rejected, for a reason that says so; what they were before is in the history. Their digests stay, so that no file
+    brings them back."""
     at = rows.now()
     ids = [cell.cell_id for cell in cells]
     listed = "cell_id IN (SELECT cell_id FROM going)"

@@ -1,7 +1,7 @@
 """Labels that people give to cells after they are stored, and what every cell was called before.
 
-Table `label_change`: a row each time a cell carries another label, or the same one from another source. `path` is empty where no
-file brought it; `who` and `given_at` are what the person, or the list that was imported, says.
+Table `label_change`: a row each time a cell carries another label, or the same one from another source. `path` is empty
+where no file brought it; `who` and `given_at` are what the person, or the list that was imported, says.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ OLDER: Final = "older"
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """A person's label for a cell. who : as they are to be named, or None.  given_at : with a time zone; None means now."""
+    """A person's label for a cell. who : as they are to be named, or None.  given_at : with a time zone; None means
+    now."""
 
     cell_id: str
     label: str
@@ -39,7 +40,8 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class LabelGiven:
-    """A change of a cell's label. at : when it was written down, UTC.  given_at : when the person gave it, where that is known.
+    """A change of a cell's label. at : when it was written down, UTC.  given_at : when the person gave it, where that
+    is known.
     who : the person, where known.  path : the file that brought it, or None."""
 
     at: datetime
@@ -70,15 +72,15 @@ class Reviews:
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         reviewed: Callable[[Mapping[str, str]], None],
     ) -> None:
-        """reading, transaction : the store's.  reviewed : called with the label, by cell id, of each cell that was given one, after
-        the commit."""
+        """reading, transaction : the store's.  reviewed : called with the label, by cell id, of each cell that was
+        given one, after the commit."""
         self._reading, self._transaction, self._reviewed = reading, transaction, reviewed
 
     def give(self, reviews: Sequence[Review], *, dry_run: bool = False) -> list[str | None]:
         """Write people's labels down, all or none, and say of each what came of it, in the same order:
 
-        "changed", "same" (the cell was reviewed as this already), "older" (somebody gave the cell its label later than this one
-        was given: that one stays), or None where there is no such cell.  dry_run : write nothing.
+        "changed", "same" (the cell was reviewed as this already), "older" (somebody gave the cell its label later than
+        this one was given: that one stays), or None where there is no such cell.  dry_run : write nothing.
         """
         at = rows.now()
         outcomes: list[str | None] = []

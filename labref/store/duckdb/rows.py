@@ -101,8 +101,8 @@ def look_up(
 def carried(
     cursor: duckdb.DuckDBPyConnection, *columns: str
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32], list[tuple[str, ...]]]:
-    """What all cells have in some columns, where none is NULL: ids uint64[n], where in the list that is which each has, uint32[n],
-    and the list. The caller lets nobody write meanwhile.
+    """What all cells have in some columns, where none is NULL: ids uint64[n], where in the list that is which each has,
+    uint32[n], and the list. The caller lets nobody write meanwhile.
 
     A number a cell: making Python's texts of a million rows takes twice as long.
     """

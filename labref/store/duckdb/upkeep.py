@@ -1,4 +1,5 @@
-"""Whether a store agrees with itself, and how what does not is put right. Everything here is inside the caller's transaction."""
+"""Whether a store agrees with itself, and how what does not is put right. Everything here is inside the caller's
+transaction."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class Faults:
     """What a store holds, and what in it does not agree.
 
     files, cells, embeddings : how many; embeddings in the space of the active bundle. outcomes : files by outcome.
-    found : kind of fault → what has it: cell ids, or paths for faults of the ledger. Kinds without a fault are left out.
+    found : kind of fault → what has it: cell ids, or paths for faults of the ledger. Kinds without a fault are left
+    out.
     """
 
     files: int
@@ -56,8 +58,8 @@ class DiskFiles:
     """Files in the export folders beside the ledger's.
 
     on_disk, recorded : how many are there, and how many of those have an outcome, looking as they did then.
-    without_outcome, changed : paths that have none, or that changed since. gone : files with an outcome that are no longer
-    there, which is no fault.
+    without_outcome, changed : paths that have none, or that changed since. gone : files with an outcome that are no
+    longer there, which is no fault.
     """
 
     on_disk: int
@@ -253,8 +255,8 @@ def fingerprints(cursor: duckdb.DuckDBPyConnection, database: str | None = None)
 
 
 def file_states(cursor: duckdb.DuckDBPyConnection) -> Iterator[dict[str, Any]]:
-    """Columns path, size_bytes, mtime_ns and outcome of the ledger as NumPy arrays, in parts, so that other threads get their
-    turn between them; all of one moment."""
+    """Columns path, size_bytes, mtime_ns and outcome of the ledger as NumPy arrays, in parts, so that other threads get
+    their turn between them; all of one moment."""
     cursor.begin()
     try:
         last = _column(cursor, "SELECT max(rowid) FROM file")[0]

@@ -61,7 +61,8 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
 def write_embeddings(
     connection: duckdb.DuckDBPyConnection, cells: Sequence[NewCell | CellEmbedding], table: str, space: StoredBundle
 ) -> None:
-    """Write the places of cells in the space of a bundle; `duckdb.ConstraintException` where one has a place there already."""
+    """Write the places of cells in the space of a bundle; `duckdb.ConstraintException` where one has a place there
+    already."""
     insert(
         connection,
         f"INSERT INTO {table}",

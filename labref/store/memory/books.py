@@ -1,7 +1,8 @@
-"""What the store keeps in memory, so that looking a file up costs microseconds: ids, labels, fingerprints and groups of all cells.
+"""What the store keeps in memory, so that looking a file up costs microseconds: ids, labels, fingerprints and groups of
+all cells.
 
-12 bytes a cell for id and label and 28 for the fingerprint: 40 MB for a million cells; 32 more for each that repeats another, and
-28 for each landmark: of the last when the store is opened, 11 MB, and of all that come while it is open.
+12 bytes a cell for id and label and 28 for the fingerprint: 40 MB for a million cells; 32 more for each that repeats
+another, and 28 for each landmark: of the last when the store is opened, 11 MB, and of all that come while it is open.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from labref.words import BITS, Fingerprint, hamming
 __all__ = ["MOST_LANDMARKS", "CellBook", "GroupBook", "HashBook", "HashChanges", "id_to_int", "int_to_id"]
 
 MOST_LANDMARKS = 400_000
-"""So many landmarks are kept in memory and searched, the last ones: those of 200,000 cells and more. The pictures of one field are
-written within minutes of each other, so that older ones would only take time."""
+"""So many landmarks are kept in memory and searched, the last ones: those of 200,000 cells and more. The pictures of
+one field are written within minutes of each other, so that older ones would only take time."""
 
 _Value = TypeVar("_Value", bound=Hashable)
 _MERGE_AT = 8192
 _BLOCK = 1 << 15  # hashes compared at once: what is in between stays in the processor's cache
-_TOGETHER = 14  # bits; fingerprints that differ more are searched each in a pass of its own: what one lets through would be too much
+# bits; fingerprints that differ more are searched each in a pass of its own: what one lets through would be too much
+_TOGETHER = 14
 _ALL = Fingerprint(2**BITS - 1, 2**BITS - 1)
 
 
@@ -44,7 +46,8 @@ class CellBook(Generic[_Value]):
     """
 
     def __init__(self, ids: NDArray[np.uint64], codes: NDArray[np.uint32], values: Sequence[_Value]) -> None:
-        """ids : uint64[n], each once, in any order. codes : uint32[n], where in `values` that is which each cell carries."""
+        """ids : uint64[n], each once, in any order. codes : uint32[n], where in `values` that is which each cell
+        carries."""
         self._values = list(values)
         self._codes = {value: code for code, value in enumerate(values)}
         order = np.argsort(ids)
@@ -132,7 +135,8 @@ class GroupBook:
         return len(self._state.ids) + len(self._state.recent)
 
     def of(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """The groups uint64[n] of cells ids uint64[n]; a cell that repeats none is called by its own id. Microseconds."""
+        """The groups uint64[n] of cells ids uint64[n]; a cell that repeats none is called by its own id.
+        Microseconds."""
         state, found = self._state, ids.copy()
         if len(state.ids):
             at = np.minimum(np.searchsorted(state.ids, ids), len(state.ids) - 1)
@@ -178,7 +182,8 @@ def _settled(ids: NDArray[np.uint64], groups: NDArray[np.uint64]) -> _Groups:
 
 
 class HashBook:
-    """Fingerprints of cells, searched whole: exactly, whatever class a cell has. Age: cells that came later have a larger one.
+    """Fingerprints of cells, searched whole: exactly, whatever class a cell has. Age: cells that came later have a
+    larger one.
 
     One thread may add while others look up.
     """
@@ -230,9 +235,11 @@ class HashBook:
     def within(
         self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
     ) -> list[tuple[int, int, int]]:
-        """Cells both of whose hashes differ from one of these in at most so many bits, as (bits, age, id): fewest first, then oldest.
+        """Cells both of whose hashes differ from one of these in at most so many bits, as (bits, age, id): fewest
+        first, then oldest.
 
-        bits : of the hash that differs more, and of the fingerprint that differs least; of 64, and in proportion where fewer count.
+        bits : of the hash that differs more, and of the fingerprint that differs least; of 64, and in proportion where
+        fewer count.
         shown : the bits of each hash that count (1). Some milliseconds for a million cells.
         """
         across, down, ids, ages = self._filled(self._most)
@@ -240,7 +247,8 @@ class HashBook:
         differ: dict[int, int] = {}
         for together in _near_one_another(fingerprints, shown):
             first = together[0]
-            # whoever is near one of them is not much farther from the first (triangle inequality): one pass over all cells will do
+            # whoever is near one of them is not much farther from the first (triangle inequality): one pass over all
+            # cells will do
             reach = most[0] + max(_differ(first, mark, shown)[0] for mark in together)
             parts = [
                 np.flatnonzero(hamming(first.across, across[start : start + _BLOCK], shown.across) <= reach) + start

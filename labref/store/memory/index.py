@@ -175,7 +175,8 @@ class Index:
     def add(
         self, ids: NDArray[np.uint64], latents: NDArray[np.float32], groups: NDArray[np.uint32] | None = None
     ) -> None:
-        """Add cells: ids uint64[n] not in the index yet, their latents float32[n, L], and the group of each, uint32[n] (default 0)."""
+        """Add cells: ids uint64[n] not in the index yet, their latents float32[n, L], and the group of each, uint32[n]
+        (default 0)."""
         of_each = np.zeros(len(ids), np.uint32) if groups is None else groups
         with self._adding:
             start = 0

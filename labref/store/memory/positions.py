@@ -16,8 +16,8 @@ _MERGE_AT: Final = 8192
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
-    """Cells and where they lie. ids : uint64[n].  nodes : int64[n], row * cols + column.  errors : float32[n], the distance of
-    each latent to its node (quantisation error)."""
+    """Cells and where they lie. ids : uint64[n].  nodes : int64[n], row * cols + column.  errors : float32[n], the
+    distance of each latent to its node (quantisation error)."""
 
     ids: NDArray[np.uint64]
     nodes: NDArray[np.int64]
@@ -43,7 +43,8 @@ class Placed:
 
 
 class _State(NamedTuple):
-    """All that a reader needs, from one moment. sorted by node; starts : int64[nodes + 1], where each node's cells begin."""
+    """All that a reader needs, from one moment. sorted by node; starts : int64[nodes + 1], where each node's cells
+    begin."""
 
     cells: Placed
     starts: NDArray[np.int64]
@@ -98,10 +99,12 @@ class Positions:
     def nearest(
         self, node: int, k: int, keep: Callable[[NDArray[np.uint64]], NDArray[np.bool_]] | None = None
     ) -> Placed:
-        """The k cells nearest to a node, as the thesis picks references by map (chapter 4.9): those on the node by quantisation
-        error, then those of the nearest nodes, by Euclidean distance on the grid; equally near ones by quantisation error.
+        """The k cells nearest to a node, as the thesis picks references by map (chapter 4.9): those on the node by
+        quantisation error, then those of the nearest nodes, by Euclidean distance on the grid; equally near ones by
+        quantisation error.
 
-        keep : of ids uint64[n], all cells so near and in that order, which may be taken: bool[n]. Fewer than k where the map has fewer.
+        keep : of ids uint64[n], all cells so near and in that order, which may be taken: bool[n]. Fewer than k where
+        the map has fewer.
         """
         state = self._state
         away = self._away(node)
