@@ -392,10 +392,10 @@ def test_a_web_page_that_rebinds_its_name_to_this_computer_is_refused(
 def test_the_original_bytes_of_a_reference_are_served(agent_of_asked: tuple[list[dict[str, Any]], Lab, Path]) -> None:
     alone, lab, _ = agent_of_asked
     reference = alone[0]["references"][0]
-    code, data = request(lab, "GET", f"/api/v1/v1/reference/{reference['cell_id']}/image", token=lab.token())
+    code, data = request(lab, "GET", f"/api/v1/reference/{reference['cell_id']}/image", token=lab.token())
     assert (code, data) == (200, Path(reference["path"]).read_bytes())
     for nothing in ("0" * 16, "..%2F..%2Ftoken", "x"):
-        assert request(lab, "GET", f"/api/v1/v1/reference/{nothing}/image", token=lab.token())[0] == 404
+        assert request(lab, "GET", f"/api/v1/reference/{nothing}/image", token=lab.token())[0] == 404
 
 
 @pytest.mark.parametrize("target", ["/api/v1/query?k=x", "/api/v1/query?k=1000", "/api/v1/query?by=eye"])

@@ -102,8 +102,7 @@ class Operation:
         try:
             asked = self.request.model_validate(given)
         except ValidationError as error:
-            told = explain(error.errors(include_url=False), list(self.request.model_fields))
-            raise LabrefError(f"operation {self.name}: {told}") from None
+            raise LabrefError(explain(error.errors(include_url=False), self.request)) from None
         return {name: getattr(asked, name) for name in self.request.model_fields}
 
 
@@ -188,8 +187,9 @@ _PLAIN: Final = {
 }
 
 
-def explain(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> str:
-    """pydantic's errors in plain English, on one line. known : the parameters that there are."""
+def explain(errors: Sequence[Mapping[str, Any]], request: type[BaseModel] | None = None) -> str:
+    """pydantic's errors in plain English, on one line. request : the model that was not met."""
+    known = {} if request is None else request.model_fields
     told = []
     for error in errors:
         where = ".".join(str(part) for part in error["loc"]) or "the request"
@@ -198,6 +198,12 @@ def explain(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> s
             told.append(f"{where} is no parameter here; {names}. Perhaps another version of labref asked")
             continue
         plain = _PLAIN.get(error["type"])
+        if error["type"] in ("greater_than_equal", "less_than_equal") and where in known:
+            metadata = known[where].metadata
+            least = next((limit.ge for limit in metadata if hasattr(limit, "ge")), None)
+            most = next((limit.le for limit in metadata if hasattr(limit, "le")), None)
+            if least is not None and most is not None:
+                plain = f"has to be {least} to {most}"
         told.append(f"{where} {plain.format(**error.get('ctx', {}))}" if plain else f"{where}: {error['msg']}")
     return "; ".join(told)
 

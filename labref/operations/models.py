@@ -39,7 +39,7 @@ Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
 class Request(BaseModel):
     """The parameters of an operation."""
 
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class Answer(BaseModel):

@@ -211,8 +211,8 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
                 ),
             )
         operation = by_path.get(request.url.path)
-        known = list(operation.request.model_fields) if operation is not None else []
-        return _failure(400, LabrefError(explain([one | {"loc": one["loc"][1:]} for one in found], known)))
+        request_model = None if operation is None else operation.request
+        return _failure(400, LabrefError(explain([one | {"loc": one["loc"][1:]} for one in found], request_model)))
 
     async def not_there(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -43,7 +43,7 @@ class Desk:
         store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab))
         return Desk(lab, agent, store)
 
-    def run(self, name: str, *, data: bytes | None = None, **parameters: Any) -> Iterator[Row]:
+    def run(self, name: str, /, *, data: bytes | None = None, **parameters: Any) -> Iterator[Row]:
         """Rows of an operation; see `labref.operations`. Parameters are JSON values. data : the bytes that it takes, if any."""
         if self._agent is not None:
             return self._agent.perform(name, parameters, data)
@@ -121,7 +121,7 @@ def status(lab: Lab) -> Row:
         return desk.status()
 
 
-def run(lab: Lab, name: str, **parameters: Any) -> Iterator[Row]:
+def run(lab: Lab, name: str, /, **parameters: Any) -> Iterator[Row]:
     """Rows of an operation, by the lab's agent where one runs, else here; see `Desk.run`."""
     with Desk.open(lab) as desk:
         yield from desk.run(name, **parameters)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from labref import __version__
@@ -62,13 +63,13 @@ IMAGE_RESPONSES: Final[Mapping[int | str, dict[str, Any]]] = {
 
 def responses(operation: Operation) -> dict[int | str, dict[str, Any]]:
     """Every response that the operation's route can give."""
+    models: list[type[BaseModel]] = [*operation.answers, Failure]
+    given: dict[str, Any]
     if operation.single:
-        (answer,) = operation.answers
-        given = {"application/json": {"schema": _ref(answer.__name__)}}
-        about = answer.__doc__ or ""
+        given = {"application/json": {"schema": _ref(models[0].__name__)}}
+        about = models[0].__doc__ or ""
     else:
-        rows: list[dict[str, str]] = [_ref(answer.__name__) for answer in (*operation.answers, Failure)]
-        given = {LINES: {"schema": {"anyOf": rows}}}
+        given = {LINES: {"schema": {"anyOf": [_ref(model.__name__) for model in models]}}}
         about = "JSON lines, each of them one of these. A line that holds only `error` is the last."
     failures = [400, 401, 421, 503]
     if operation.method == "POST":
