@@ -367,10 +367,10 @@ def test_without_the_lab_s_token_nothing_of_the_lab_is_told(
     agent_of_asked: tuple[list[dict[str, Any]], Lab, Path],
 ) -> None:
     lab = agent_of_asked[1]
-    for path in ("/api/status", "/api/ledger", "/api/reference/0123456789abcdef/image", "/", "/nothing"):
+    for path in ("/api/v1/status", "/api/v1/ledger", "/api/v1/reference/0123456789abcdef/image", "/", "/nothing"):
         assert request(lab, "GET", path)[0] == 401
         assert request(lab, "GET", path, token="wrong")[0] == 401
-    assert request(lab, "POST", "/api/query", body=b"x")[0] == 401
+    assert request(lab, "POST", "/api/v1/query", body=b"x")[0] == 401
     code, health = request(lab, "GET", "/health")
     assert (code, json.loads(health)["status"]) == (200, "ok")
     assert lab.token().encode() not in health
@@ -385,20 +385,20 @@ def test_a_web_page_that_rebinds_its_name_to_this_computer_is_refused(
     agent_of_asked: tuple[list[dict[str, Any]], Lab, Path],
 ) -> None:
     lab = agent_of_asked[1]
-    assert request(lab, "GET", "/api/status", token=lab.token(), Host="evil.example:80")[0] == 421
-    assert request(lab, "GET", "/api/status", token=lab.token(), Host="localhost:1")[0] == 200
+    assert request(lab, "GET", "/api/v1/status", token=lab.token(), Host="evil.example:80")[0] == 421
+    assert request(lab, "GET", "/api/v1/status", token=lab.token(), Host="localhost:1")[0] == 200
 
 
 def test_the_original_bytes_of_a_reference_are_served(agent_of_asked: tuple[list[dict[str, Any]], Lab, Path]) -> None:
     alone, lab, _ = agent_of_asked
     reference = alone[0]["references"][0]
-    code, data = request(lab, "GET", f"/api/reference/{reference['cell_id']}/image", token=lab.token())
+    code, data = request(lab, "GET", f"/api/v1/reference/{reference['cell_id']}/image", token=lab.token())
     assert (code, data) == (200, Path(reference["path"]).read_bytes())
     for nothing in ("0" * 16, "..%2F..%2Ftoken", "x"):
-        assert request(lab, "GET", f"/api/reference/{nothing}/image", token=lab.token())[0] == 404
+        assert request(lab, "GET", f"/api/v1/reference/{nothing}/image", token=lab.token())[0] == 404
 
 
-@pytest.mark.parametrize("target", ["/api/query?k=x", "/api/query?k=1000", "/api/query?by=eye"])
+@pytest.mark.parametrize("target", ["/api/v1/query?k=x", "/api/v1/query?k=1000", "/api/v1/query?by=eye"])
 def test_a_wrong_question_is_answered_with_what_is_wrong(
     agent_of_asked: tuple[list[dict[str, Any]], Lab, Path], target: str
 ) -> None:

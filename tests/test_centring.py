@@ -287,7 +287,7 @@ def test_the_agent_tells_the_same(lab: Lab, real_cells: Path, tmp_path: Path) ->
         for image, before, text in zip(images, alone, texts, strict=True):
             connection = http.client.HTTPConnection("127.0.0.1", record.port, timeout=60)
             headers = {"Authorization": f"Bearer {lab.token()}"}
-            connection.request("POST", f"/api/query?name={image.name}", image.read_bytes(), headers)
+            connection.request("POST", f"/api/v1/query?name={image.name}", image.read_bytes(), headers)
             response = connection.getresponse()
             raw = response.read().decode()
             connection.close()

@@ -38,7 +38,7 @@ ROOMS = {
     "lab": "words errors failpoints files config cells bundles store.values store",
     "asking": "words errors progress cells bundles som export store.memory store lab",
     "tasks": "words errors failpoints files progress config cells bundles som store.memory store.duckdb store lab asking",
-    "operations": "errors failpoints progress cells bundles som export store.memory store.duckdb store lab asking tasks",
+    "operations": "words errors failpoints progress config cells bundles som export store.memory store.duckdb store lab asking tasks",
     "web": "errors progress bundles export store lab asking tasks operations",
     "agent": "words errors failpoints cells bundles export store lab asking tasks operations web",
     "cli": "errors progress cells som pictures lab tasks web agent",

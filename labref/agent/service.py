@@ -23,7 +23,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from labref import __version__
 from labref.agent import housekeeping
 from labref.agent.pipeline import Engine, Pipeline, Settled
-from labref.asking.answer import answer, ledger_json, open_embedder, store_status
+from labref.asking.answer import open_embedder
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.errors import AgentError, LabError
@@ -219,15 +219,12 @@ class _Agent:
             stack.callback(self._pipeline.close)
             self._jobs = Jobs(self._log)
             stack.callback(self._jobs.close)
-            self._context = Context(self._lab, self._store, self._engine.embedder, self._jobs, self._adopt)
+            self._context = Context(
+                self._lab, self._store, self._engine.embedder, self._jobs, self._adopt, self._status
+            )
             answers = Answers(
-                query=self._answer,
-                status=self._status,
-                ledger=lambda outcome, path, limit: map(
-                    ledger_json, self._store.ledger(outcome=outcome, path=path, limit=limit)
-                ),
+                perform=lambda name, parameters, data: perform(self._context, name, parameters, data),
                 image=self._lab.kept_image,
-                perform=lambda name, parameters: perform(self._context, name, parameters),
                 healthy=self._healthy,
             )
             app = make_app(
@@ -497,21 +494,6 @@ class _Agent:
 
         return Adoption(embedder, use)
 
-    def _answer(
-        self, data: bytes, name: str, k: int, by: str, analyser: str | None, any_optics: bool
-    ) -> dict[str, Any]:
-        return answer(
-            self._lab,
-            self._store,
-            self._engine.embedder(),
-            data,
-            name=name,
-            k=k,
-            by=by,
-            analyser=analyser,
-            any_optics=any_optics,
-        )
-
     def _healthy(self) -> str:
         return "ok" if self._pipeline.problem is None and self._pipeline.failure is None else "storage"
 
@@ -535,7 +517,7 @@ class _Agent:
             "last_scan_seconds": took,
             "jobs": self._jobs.status(),
         }
-        return store_status(self._lab, self._store, self._engine.embedder()) | {"watch": watch, "agent": agent}
+        return {"watch": watch, "agent": agent}
 
     def _write_record(self) -> None:
         values = {"pid": os.getpid(), "port": self._server.port, "started_at": self._started_at}

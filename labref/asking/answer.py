@@ -28,6 +28,7 @@ from labref.lab.judge import Judge, repeated
 from labref.store import LedgerRow, Store
 
 __all__ = [
+    "MOST_REFERENCES",
     "answer",
     "ledger_json",
     "open_embedder",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MOST_REFERENCES: Final = 100
+"""So many references can be asked for."""
 
 
 def answer(

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
 
 from labref.asking.answer import open_embedder
 from labref.asking.change import describe
@@ -15,13 +17,27 @@ from labref.bundles.bundle import Bundle, install, remove, unpacked
 from labref.errors import BundleError, LabrefError
 from labref.lab import Lab
 from labref.operations import operation
+from labref.operations.models import Answer, BundleName, FilePath, Progress, Text
 from labref.progress import Row, progress
 from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Jobs, Running
 from labref.tasks.reembedding import catch_up, compare, installed, switch
 
-__all__ = ["JOB", "due"]
+__all__ = [
+    "JOB",
+    "BundleCancelled",
+    "BundleChange",
+    "BundleDropped",
+    "BundleFaulty",
+    "BundleRow",
+    "BundleSound",
+    "BundleSwitched",
+    "CellNotEmbedded",
+    "ChangeReport",
+    "ClassChange",
+    "due",
+]
 
 JOB: Final = "bundle"
 """Name of the agent's job that embeds cells again."""
@@ -34,19 +50,136 @@ _FRESH_SECONDS: Final = 10.0  # a batch in hand may still be recorded in the spa
 _LEAST_DIGEST: Final = 4  # characters
 
 
-@operation("bundle.install")
-def install_bundle(context: Context, *, file: str) -> Iterator[Row]:
-    """Bring a bundle file in, verified. file : absolute path. Yields the bundle as `bundle.list` does."""
+class BundleRow(Answer):
+    """A bundle that is installed, or has latents in the store."""
+
+    digest: str = Field(description="SHA-256 of its manifest, 64 hexadecimal characters.")
+    name: str = Field(description="Its name.")
+    version: str = Field(description="Its version.")
+    state: Literal["active", "changing", "kept", "installed"] = Field(
+        description="`active`: it answers; `changing`: a change to it is under way; `kept`: it has latents; `installed`: "
+        "it has none."
+    )
+    installed: bool = Field(description="False where its files are gone or cannot be used.")
+    cells: int | None = Field(description="Cells with a latent in its space; null where it has no space yet.")
+    failed: int = Field(description="Cells that cannot be embedded by it.")
+    active_since: str | None = Field(description="Since when it is active, ISO 8601, UTC; else null.")
+    latent_size: int = Field(description="Numbers in a latent.")
+    labels: list[str] = Field(description="Its classes.")
+
+
+class BundleSound(Answer):
+    """A bundle that is as it should be."""
+
+    bundle: BundleName
+    provider_line: str = Field(description="Where the networks were run, and why.")
+    difference: float = Field(description="Largest difference from the golden outputs.")
+    allowed: float = Field(description="The largest difference that is allowed.")
+
+
+class BundleFaulty(Answer):
+    """A bundle that is not as it should be: `bundle`, or `folder` where the folder holds none that can be read."""
+
+    bundle: BundleName | None = None
+    folder: str | None = Field(None, description="Name of the folder.")
+    problem: str = Field(description="What is wrong.")
+
+
+class CellNotEmbedded(Answer):
+    """A cell that a bundle cannot embed."""
+
+    cell_id: str = Field(description="The cell.")
+    reason: str = Field(description="Why.")
+
+
+class ClassChange(Answer):
+    """How the references of one class change."""
+
+    cells: int = Field(description="Cells of the class.")
+    sampled: int = Field(description="Cells that were asked for.")
+    changed: float = Field(description="How many of eight references change, mean.")
+    same_class_before: float = Field(description="Share of the eight that carry the cell's own class, before.")
+    same_class_after: float = Field(description="The same, after.")
+
+
+class ChangeReport(Answer):
+    """How the references of the lab's own cells change with another bundle."""
+
+    cells: int = Field(description="Cells of the lab.")
+    sampled: int = Field(description="Cells that were asked for.")
+    changed: float | None = Field(
+        None, description="How many of eight references change: mean over all cells, classes weighted by their size."
+    )
+    same_class_before: float | None = Field(
+        None, description="Share of the eight that carry the cell's own class, before."
+    )
+    same_class_after: float | None = Field(None, description="The same, after.")
+    classes: dict[str, ClassChange] = Field(description="The same of each class.")
+    problem: str | None = Field(
+        None, description="Why nothing could be compared: the bundle in use cannot be opened. Else absent."
+    )
+
+
+class BundleChange(Answer):
+    """How the change to a bundle stands."""
+
+    bundle: BundleName = Field(description="The bundle.")
+    state: Literal["active", "re-embedding", "comparing", "held", "ready", "none"] = Field(
+        description="`held`: some cells cannot be embedded; `ready`: to be switched; `none`: no change is under way."
+    )
+    cells: int = Field(description="Cells of the lab.")
+    embedded: int = Field(description="Those with a latent in the bundle's space.")
+    failed: int = Field(description="Those that cannot be embedded.")
+    failures: list[CellNotEmbedded] = Field(description="The first of these.")
+    switch: bool = Field(description="Whether it switches by itself once all cells are embedded.")
+    report: ChangeReport | None = Field(description="How references change; null until all cells are embedded.")
+
+
+class BundleCancelled(Answer):
+    """A change that was given up."""
+
+    cancelled: BundleChange
+
+
+class BundleSwitched(Answer):
+    """The bundle that answers from now on."""
+
+    switched: BundleChange
+
+
+class BundleDropped(Answer):
+    """A bundle whose latents were deleted."""
+
+    dropped: BundleName
+    cells: int = Field(description="Latents deleted.")
+
+
+_Wait = Annotated[bool, Field(description="Stay until it is done; without an agent that is always so.")]
+_Bundle = Annotated[
+    Text, Field(description="Name, name/version, digest, or the beginning of a digest, 4 characters or more.")
+]
+
+
+@operation("bundle.install", BundleRow)
+def install_bundle(
+    context: Context, *, file: Annotated[FilePath, Field(description="The bundle file, its absolute path.")]
+) -> Iterator[Row]:
+    """Bring a bundle file into the lab, verified. It is not used until it is activated."""
     bundle = install(Path(file), context.lab.bundles)
     yield _row(context, bundle.digest, bundle)
 
 
-@operation("bundle.verify")
-def verify(context: Context, *, file: str | None = None) -> Iterator[Row]:
-    """Verify a bundle file, or every installed bundle: all files with their digests, and the golden outputs on this computer.
+@operation("bundle.verify", BundleSound, BundleFaulty)
+def verify(
+    context: Context,
+    *,
+    file: Annotated[
+        FilePath | None, Field(description="A bundle file, its absolute path; without it, all installed bundles.")
+    ] = None,
+) -> Iterator[Row]:
+    """Verify a bundle file, or every installed bundle. Every file has its digest, and the networks give their golden outputs.
 
-    Yields {"bundle": {name, version, digest}, "difference": largest difference from the golden outputs, "allowed", "provider_line"}
-    for each; one that is not as it should be as {"bundle" or "folder", "problem": ...}.
+    The networks are run on this computer. A row a bundle; one that is not as it should be has a `problem`.
     """
     if file is not None:
         with unpacked(Path(file)) as bundle:
@@ -60,13 +193,9 @@ def verify(context: Context, *, file: str | None = None) -> Iterator[Row]:
             yield {"folder": folder.name, "problem": str(error)}
 
 
-@operation("bundle.list")
+@operation("bundle.list", BundleRow)
 def list_bundles(context: Context) -> Iterator[Row]:
-    """Every bundle that is installed, or has latents in the store.
-
-    Yields {digest, name, version, state, installed, cells (with a latent in its space, null where it has no space yet), failed,
-    active_since, latent_size, labels}; state: "active", "changing" (a change to it is under way), "kept" (has latents) or "installed".
-    """
+    """List every bundle that is installed, or has latents in the store."""
     bundles: dict[str, Bundle | None] = {}
     for folder in _folders(context.lab):
         with contextlib.suppress(BundleError):
@@ -78,21 +207,22 @@ def list_bundles(context: Context) -> Iterator[Row]:
         yield _row(context, digest, bundle)
 
 
-@operation("bundle.activate")
+@operation("bundle.activate", Progress, BundleChange)
 def activate(
     context: Context,
     *,
-    bundle: str,
-    yes: bool = False,
-    switch_now: bool = False,
-    leave_out: bool = False,
-    wait: bool = False,
+    bundle: _Bundle,
+    yes: Annotated[bool, Field(description="Switch as soon as all cells are embedded.")] = False,
+    switch_now: Annotated[
+        bool,
+        Field(description="The report was read: switch. An error where no change to the bundle is under way."),
+    ] = False,
+    leave_out: Annotated[bool, Field(description="Switch though some cells cannot be embedded.")] = False,
+    wait: _Wait = False,
 ) -> Iterator[Row]:
-    """Change to a bundle: embed every cell in its space, report what changes, and switch where that is wished.
+    """Change to a bundle. Every cell is embedded in its space, a report says what changes, and it is switched where asked for.
 
-    bundle : digest, the beginning of one, name, or name/version.  yes : switch as soon as all is embedded.  switch_now : the report
-    was read, switch; it is an error where no change to the bundle is under way.  leave_out : switch though some cells cannot be
-    embedded.  wait : stay until it is done; without an agent that is always so. Yields progress, and last a `labref.asking.change.describe`.
+    The last row says how the change stands.
     """
     store = context.store
     chosen = find(context, bundle)
@@ -127,12 +257,12 @@ def activate(
     yield describe(context.store, chosen.digest)
 
 
-@operation("bundle.rollback")
-def rollback(context: Context, *, wait: bool = False) -> Iterator[Row]:
+@operation("bundle.rollback", BundleCancelled, BundleSwitched, Progress, BundleChange)
+def rollback(context: Context, *, wait: _Wait = False) -> Iterator[Row]:
     """Give up the change that is under way; where none is, go back to the bundle that was active before, at once.
 
-    Cells that came since the switch have no latent in the old space yet; they are embedded there afterwards.
-    Yields {"cancelled": change} or {"switched": change}, then progress, and last a `labref.asking.change.describe`.
+    Cells that came since the switch have no latent in the old space yet; they are embedded there afterwards. The first row
+    says what was done, the last how the change stands.
     """
     store = context.store
     pending = store.changes.pending()
@@ -154,9 +284,9 @@ def rollback(context: Context, *, wait: bool = False) -> Iterator[Row]:
     yield describe(context.store, chosen.digest)
 
 
-@operation("bundle.drop")
-def drop(context: Context, *, bundle: str) -> Iterator[Row]:
-    """Delete the latents of a bundle that is not active, and its installed files. Yields {"dropped": {name, version, digest}, "cells"}."""
+@operation("bundle.drop", BundleDropped)
+def drop(context: Context, *, bundle: _Bundle) -> Iterator[Row]:
+    """Delete the latents of a bundle that is not active, and its installed files."""
     store = context.store
     digest, name, version = _named(context, bundle)
     since = store.changes.activations()[-1][1]

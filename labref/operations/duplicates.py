@@ -4,35 +4,145 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
 
 from labref.cells.sameness import DEFAULTS, Thresholds
-from labref.errors import BundleError, LabError, LabrefError
+from labref.errors import BundleError, LabError
 from labref.operations import operation
+from labref.operations.models import Answer, Limit, Progress, Text
 from labref.progress import Row, progress
 from labref.store import Cell, Pair
 from labref.store.duckdb.duplicates import Conflict
 from labref.tasks.comparing import catch_up
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
+from labref.words import LabelSource
 
-__all__ = ["JOB", "due"]
+__all__ = [
+    "JOB",
+    "CellOfPair",
+    "Compared",
+    "ConflictOfCaptures",
+    "ConflictOfFiles",
+    "Decided",
+    "DuplicatePair",
+    "FileLabel",
+    "due",
+]
 
 JOB: Final = "fingerprints"
 _AFTER_FAILURE: Final = timedelta(minutes=10)
-_VERDICTS: Final = ("duplicate", "possible_duplicate", "rejected", "neighbour")
 
 
-@operation("duplicates.list")
-def list_(context: Context, *, verdict: str | None = None, limit: int | None = None) -> Iterator[Row]:
-    """Pairs of cells (`kind` "pair"), those first that wait for a decision, and then cells of which different classes are said
-    (`kind` "conflict"): by files with the same bytes, or by captures of one cell; at most `limit` of each.
+class CellOfPair(Answer):
+    """One cell of a pair."""
 
-    verdict : only pairs that are "duplicate", "possible_duplicate", "rejected" or "neighbour" (these are in no other list); "conflict"
-    only conflicts.
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave the class.")
+    slide: str | None = Field(description="The slide it came from; it can name a patient.")
+    analyser: str | None = Field(description="The analyser it came from.")
+    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
+    path: str = Field(description="Its file in the export folder; it can name a patient.")
+
+
+class _Paired(Answer):
+    """What is known of a pair of cells."""
+
+    cell_id: str = Field(description="The cell.")
+    duplicate_of: str = Field(description="The earlier cell that it is linked with.")
+    verdict: Literal["duplicate", "possible_duplicate", "neighbour", "rejected"] = Field(
+        description="What holds now; `neighbour`: two cells in pictures of one field; `rejected`: a person said that they "
+        "are two."
+    )
+    found: Literal["duplicate", "possible_duplicate", "neighbour", "different"] | None = Field(
+        description="What labref itself found; null where it saw nothing alike."
+    )
+    score: float | None = Field(description="Correlation of the two pictures after registration, -1 to 1.")
+    found_at: str | None = Field(description="When labref found it, ISO 8601, UTC.")
+    decision: Literal["confirmed", "rejected", "undone"] | None = Field(
+        description="The last that a person said of it."
+    )
+    who: str | None = Field(description="Who said so.")
+    decided_at: str | None = Field(description="When that was, ISO 8601, UTC.")
+    cell: CellOfPair | None = Field(description="The cell; null where it is no longer there.")
+    other: CellOfPair | None = Field(description="The earlier cell; null where it is no longer there.")
+
+
+class DuplicatePair(_Paired):
+    """Two cells, of which the later repeats the earlier, may repeat it, or is its neighbour."""
+
+    kind: Literal["pair"]
+    conflict: bool = Field(description="Whether the two carry different classes.")
+
+
+class FileLabel(Answer):
+    """What a file says of its cell."""
+
+    path: str = Field(description="The file; it can name a patient.")
+    label: str = Field(description="The class that it says.")
+    label_source: LabelSource = Field(description="Who gave that class.")
+    cell_id: str = Field(description="The cell that came from the file.")
+
+
+class ConflictOfFiles(Answer):
+    """A cell whose files, all with the same bytes, say different classes."""
+
+    kind: Literal["conflict"]
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="The class that it carries.")
+    label_source: LabelSource = Field(description="Who gave that class.")
+    paths: list[FileLabel] = Field(description="What its files say.")
+    duplicate_of: None = Field(description="Always null.")
+
+
+class ConflictOfCaptures(_Paired):
+    """Two captures of one cell that carry different classes."""
+
+    kind: Literal["conflict"]
+    label: str = Field(description="The class that the later carries.")
+    label_source: LabelSource = Field(description="Who gave that class.")
+    paths: list[FileLabel] = Field(description="What the files of both say.")
+
+
+class Decided(Answer):
+    """A person's decision on a pair."""
+
+    cell_id: str = Field(description="The cell.")
+    duplicate_of: str = Field(description="The earlier cell.")
+    decision: Literal["confirmed", "rejected", "undone"] = Field(description="What the person said.")
+    who: str | None = Field(description="Who.")
+    at: str = Field(description="When, ISO 8601, UTC.")
+
+
+class Compared(Answer):
+    """What comparing came to."""
+
+    compared: int = Field(description="Cells that were compared with all others.")
+
+
+_Cell = Annotated[Text, Field(description="The cell: 16 hexadecimal characters.")]
+_Who = Annotated[Text | None, Field(description="Who decides, as they are to be named.")]
+
+
+@operation("duplicates.list", DuplicatePair, ConflictOfFiles, ConflictOfCaptures, hurried=False)
+def list_(
+    context: Context,
+    *,
+    verdict: Annotated[
+        Literal["duplicate", "possible_duplicate", "rejected", "neighbour", "conflict"] | None,
+        Field(
+            description="Only pairs of which this holds; `neighbour` pairs are in no other list. `conflict`: only conflicts."
+        ),
+    ] = None,
+    limit: Annotated[Limit | None, Field(description="At most so many of each kind.")] = None,
+) -> Iterator[Row]:
+    """List pairs of cells that repeat each other, and cells that are said to be of different classes.
+
+    Pairs that wait for a decision come first. Different classes are said by files with the same bytes, or by captures of
+    one cell.
     """
-    if verdict not in (None, "conflict", *_VERDICTS):
-        raise LabrefError(f"no pair can be {verdict!r}; ask for {', '.join(_VERDICTS)} or conflict")
     found = context.store.duplicates
     if verdict != "conflict":
         yield from _described(context, found.pairs(verdict=verdict, limit=limit))
@@ -40,27 +150,35 @@ def list_(context: Context, *, verdict: str | None = None, limit: int | None = N
         yield from _conflicts(context, found.conflicts(limit), found.conflicting_pairs(limit))
 
 
-@operation("duplicates.confirm")
-def confirm(context: Context, *, cell: str, who: str | None, of: str | None = None) -> Iterator[Row]:
-    """A person says that `cell` is the same cell as the one it is linked with, or as `of`; the pair, as `duplicates.list` gives it."""
+@operation("duplicates.confirm", DuplicatePair)
+def confirm(
+    context: Context,
+    *,
+    cell: _Cell,
+    who: _Who = None,
+    of: Annotated[
+        Text | None, Field(description="The cell that it repeats; by default the one it is linked with.")
+    ] = None,
+) -> Iterator[Row]:
+    """Say that a cell is the same cell as the one it is linked with, or as another."""
     yield from _described(context, [context.store.duplicates.confirm(cell, who, of)])
 
 
-@operation("duplicates.reject")
-def reject(context: Context, *, cell: str, who: str | None) -> Iterator[Row]:
-    """A person says that `cell` is another cell than the one it is linked with; they are never linked again."""
+@operation("duplicates.reject", DuplicatePair)
+def reject(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
+    """Say that a cell is another cell than the one it is linked with. They are never linked again."""
     yield from _described(context, [context.store.duplicates.reject(cell, who)])
 
 
-@operation("duplicates.undo")
-def undo(context: Context, *, cell: str, who: str | None) -> Iterator[Row]:
-    """Take back the last decision on `cell`: what labref found itself holds again."""
+@operation("duplicates.undo", DuplicatePair)
+def undo(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
+    """Take back the last decision on a cell. What labref found itself holds again."""
     yield from _described(context, [context.store.duplicates.undo(cell, who)])
 
 
-@operation("duplicates.history")
-def history(context: Context, *, cell: str) -> Iterator[Row]:
-    """What people decided of a cell, oldest first: `cell_id`, `duplicate_of`, `decision`, `who`, `at`."""
+@operation("duplicates.history", Decided)
+def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
+    """List what people decided of a cell, oldest first."""
     for cell_id, other, decision, who, at in context.store.duplicates.history(cell):
         yield {
             "cell_id": cell_id,
@@ -71,9 +189,9 @@ def history(context: Context, *, cell: str) -> Iterator[Row]:
         }
 
 
-@operation("duplicates.find")
+@operation("duplicates.find", Progress, Compared)
 def find(context: Context) -> Iterator[Row]:
-    """Compare the cells that have not been compared yet: those of a lab that an earlier labref filled. One row: `compared`."""
+    """Compare the cells that have not been compared yet: those of a lab that an earlier labref filled."""
     waiting = context.store.duplicates.count_without_fingerprint()
     if waiting:
         for step in catch_up(context.lab, context.store, _thresholds(context)):

@@ -6,28 +6,132 @@ import difflib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
 
 from labref.errors import LabrefError
 from labref.export.layout import ClassNames
 from labref.export.paths import path_from_text, path_to_text
 from labref.lab import absolute
 from labref.operations import operation
+from labref.operations.models import Answer, GivenLabel, Progress, Request, Text
 from labref.progress import Row, progress
 from labref.store.duckdb.reviews import Review
 from labref.tasks.context import Context
+from labref.words import LabelSource
 
-__all__: list[str] = []
+__all__ = [
+    "ImportRefused",
+    "ImportRow",
+    "Imported",
+    "LabelChange",
+    "LabelHistory",
+    "LabelOfFile",
+    "LabelPredicted",
+    "LabelSet",
+]
 
 _AT_ONCE: Final = 2000
 
 
-@operation("label.set")
-def set_label(context: Context, *, cell: str, label: str, who: str | None, new: bool = False) -> Iterator[Row]:
-    """Give a cell a person's label. cell : id, or path of a file.  new : the class is new to the lab.
+class LabelSet(Answer):
+    """A label that a person gave."""
 
-    Yields {`cell_id`, `label`, `previous`, `previous_source`, `outcome` ("changed" or "same")}.
-    """
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="The class that it was given.")
+    previous: str = Field(description="The class that it carried before.")
+    previous_source: LabelSource = Field(description="Who had given that class.")
+    outcome: Literal["changed", "same", "older"] = Field(
+        description="`same`: the cell was reviewed as this already; `older`: the cell was given its label later."
+    )
+
+
+class ImportRow(Request):
+    """One row of a list of labels; it names a cell by `cell_id` or `path`."""
+
+    line: int = Field(description="Line of the list, for messages.")
+    path: Text | None = Field(None, description="A file that the cell came from.")
+    cell_id: Text | None = Field(None, description="The cell: 16 hexadecimal characters.")
+    label: Text | None = Field(None, description="The class; a row without one is refused.")
+    who: Text | None = Field(None, description="Who gave it.")
+    when: Text | None = Field(None, description="When, ISO 8601; without a zone, in that of the lab's computer.")
+
+
+class ImportRefused(Answer):
+    """A row that cannot be used."""
+
+    line: int = Field(description="Its line.")
+    problem: str = Field(description="Why.")
+
+
+class Imported(Answer):
+    """What importing came to."""
+
+    rows: int = Field(description="Rows of the list.")
+    changed: int = Field(description="Cells whose label changed.")
+    same: int = Field(description="Cells that were reviewed as this already.")
+    older: int = Field(description="Cells that were given their label later: that stays.")
+    unknown: int = Field(description="Rows that cannot be used.")
+    dry_run: bool = Field(description="Whether nothing was written.")
+
+
+class LabelChange(Answer):
+    """A change of a cell's label."""
+
+    at: str = Field(description="When it was written down, ISO 8601, UTC.")
+    given_at: str | None = Field(description="When the person gave it, where that is known.")
+    who: str | None = Field(description="The person, where known.")
+    path: str | None = Field(description="The file that brought it; null where a person gave it to labref.")
+    label: str = Field(description="The class from then on.")
+    label_source: LabelSource = Field(description="Who gave it.")
+    previous: str = Field(description="The class before.")
+    previous_source: LabelSource = Field(description="Who had given that.")
+
+
+class LabelOfFile(Answer):
+    """What a file of a cell says of it."""
+
+    path: str = Field(description="The file.")
+    label: str | None = Field(description="The class, where the file says one.")
+    label_source: LabelSource | None = Field(description="Who gave it, where the file says so.")
+
+
+class LabelPredicted(Answer):
+    """What a bundle's networks call a cell."""
+
+    bundle: str = Field(description="Digest of the bundle.")
+    label: str = Field(description="The most probable class.")
+    probability: float = Field(description="Its probability.")
+
+
+class LabelHistory(Answer):
+    """How a cell came to its label."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="The class that it carries.")
+    label_source: LabelSource = Field(description="Who gave it.")
+    stored_at: str = Field(description="When the cell was stored, ISO 8601, UTC.")
+    stored_as: GivenLabel = Field(description="The class that it was stored with.")
+    changes: list[LabelChange] = Field(description="Each change since, oldest first.")
+    paths: list[LabelOfFile] = Field(description="What its files say.")
+    predictions: list[LabelPredicted] = Field(description="What each bundle calls it.")
+
+
+_Cell = Annotated[Text, Field(description="The cell: its 16 hexadecimal characters, or the path of one of its files.")]
+_New = Annotated[bool, Field(description="A class that the lab does not know becomes one.")]
+
+
+@operation("label.set", LabelSet)
+def set_label(
+    context: Context,
+    *,
+    cell: _Cell,
+    label: Annotated[Text, Field(description="The class, by any of its names.")],
+    who: Annotated[Text | None, Field(description="Who gives it, as they are to be named.")] = None,
+    new: _New = False,
+) -> Iterator[Row]:
+    """Give a cell a person's label."""
     cell_id = _found(context, [cell])[cell]
     if cell_id is None:
         raise LabrefError(
@@ -46,18 +150,20 @@ def set_label(context: Context, *, cell: str, label: str, who: str | None, new: 
     }
 
 
-@operation("label.import")
+@operation("label.import", Progress, ImportRefused, Imported)
 def import_labels(
-    context: Context, *, rows: list[dict[str, Any]], dry_run: bool = False, new: bool = False
+    context: Context,
+    *,
+    rows: Annotated[list[ImportRow], Field(description="The list.")],
+    dry_run: Annotated[bool, Field(description="Only say what would come of it.")] = False,
+    new: _New = False,
 ) -> Iterator[Row]:
     """Give many cells people's labels: all rows that can be used in one transaction, or none where it fails.
 
-    rows : {`line`, `path` or `cell_id`, `label`, `who`, `when` (ISO 8601; without a zone, this computer's)}, of the list.
-    Yields {"line", "problem"} for each row that cannot be used, and last {`rows`, `changed`, `same`, `older` (the cell was given
-    its label later: that stays), `unknown` (rows with a problem), `dry_run`}.
+    Each row that cannot be used is told of; the last row says what became of all.
     """
     names = _Names(context)
-    wanted = [str(row.get("cell_id") or row.get("path") or "") for row in rows]
+    wanted = [row.cell_id or row.path or "" for row in rows]
     cells: dict[str, str | None] = {}
     for start in range(0, len(wanted), _AT_ONCE):
         cells |= _found(context, wanted[start : start + _AT_ONCE])
@@ -67,23 +173,21 @@ def import_labels(
         try:
             cell_id = cells[cell]
             if cell_id is None:
-                what = "no cell has this id" if row.get("cell_id") else "no cell came from this file"
+                what = "no cell has this id" if row.cell_id else "no cell came from this file"
                 raise LabrefError(f"{what}: {cell!r}" if cell else "neither a path nor a cell_id")
-            label = names.label(str(row.get("label") or ""), new=new)
-            reviews.append(Review(cell_id, label, row.get("who") or None, _moment(row.get("when"))))
+            label = names.label(row.label or "", new=new)
+            reviews.append(Review(cell_id, label, row.who or None, _moment(row.when)))
         except LabrefError as error:
             problems += 1
-            yield {"line": row["line"], "problem": str(error)}
+            yield {"line": row.line, "problem": str(error)}
     outcomes = context.store.reviews.give(reviews, dry_run=dry_run)
     counts = {name: sum(outcome == name for outcome in outcomes) for name in ("changed", "same", "older")}
     yield {"rows": len(rows), **counts, "unknown": problems, "dry_run": dry_run}
 
 
-@operation("label.history")
-def history(context: Context, *, cell: str) -> Iterator[Row]:
-    """How a cell came to its label. Yields one {`cell_id`, `label`, `label_source`, `stored_at`, `stored_as` {label, label_source},
-    `changes` [{`at`, `given_at`, `who`, `path`, `label`, `label_source`, `previous`, `previous_source`}], `paths` [{`path`, `label`,
-    `label_source`}], `predictions` [{`bundle`, `label`, `probability`}]}."""
+@operation("label.history", LabelHistory)
+def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
+    """Say how a cell came to its label: what it was stored as, each change since, and what its files and bundles say."""
     cell_id = _found(context, [cell])[cell]
     found = None if cell_id is None else context.store.cell(cell_id)
     if found is None or cell_id is None:
@@ -160,11 +264,11 @@ def _found(context: Context, cells: Sequence[str]) -> dict[str, str | None]:
     return named
 
 
-def _moment(when: Any) -> datetime | None:
-    if when is None or not str(when).strip():
+def _moment(when: str | None) -> datetime | None:
+    if when is None or not when.strip():
         return None
     try:
-        moment = datetime.fromisoformat(str(when).strip())
+        moment = datetime.fromisoformat(when.strip())
     except ValueError:
         raise LabrefError(f"{when!r} is no date; write it like 2026-03-31 or 2026-03-31T14:05") from None
     return moment.astimezone(UTC)

@@ -8,19 +8,37 @@ import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
+from pydantic import Field
+
+from labref.asking.answer import ledger_json
 from labref.errors import LabError
 from labref.export.paths import path_from_text, path_to_text
 from labref.export.scan import ScanReport, scan
 from labref.failpoints import failpoint
 from labref.lab import Lab
 from labref.operations import operation
+from labref.operations.models import Answer, Limit, Progress, Text
 from labref.progress import Pace, Row, progress
 from labref.tasks.context import Context
 from labref.tasks.reembedding import embed
+from labref.words import LabelSource, Outcome
 
-__all__ = ["REMEDIES", "UNCLAIMED", "check"]
+__all__ = [
+    "REMEDIES",
+    "UNCLAIMED",
+    "CheckEnded",
+    "CheckSummary",
+    "Checked",
+    "CheckedExport",
+    "CheckedImages",
+    "Fault",
+    "LedgerCounts",
+    "LedgerEntry",
+    "Repaired",
+    "check",
+]
 
 _AT_ONCE: Final = 4096
 _FEW_CELLS: Final = 20_000
@@ -48,14 +66,119 @@ REMEDIES: Final = {
 }
 
 
-@operation("ledger.check")
-def check(context: Context, *, quick: bool = False, repair: bool = False) -> Iterator[Row]:
-    """Prove that ledger, cells, kept bytes and embeddings are one; with `repair` put right what can be, and prove again.
+class LedgerEntry(Answer):
+    """What became of one file."""
 
-    quick : only what the store itself can say, in a second; else also each file in the export folders, and the digest of every
-    kept image. Yields progress, then {"summary": ...} as soon as the store has answered, {"fault": kind, "count", "examples",
-    "remedy"} for each kind of fault, {"repaired": kind, "count"} for what was put right, and last {"ok": bool, "seconds": ...,
-    "checked": ...}. Examples may hold paths.
+    path: str = Field(description="The file; its path can name a patient.")
+    outcome: Outcome = Field(description="What became of it.")
+    reason: str | None = Field(description="Why, where it was rejected or is a duplicate; else null.")
+    cell_id: str | None = Field(description="The cell that it is; null where it was rejected.")
+    label: str | None = Field(description="The class that the path says; else the one that the cell carries.")
+    label_source: LabelSource | None = Field(description="Who gave that class.")
+    slide: str | None = Field(description="The slide; it can name a patient.")
+    at: str = Field(description="When the outcome was recorded, ISO 8601, UTC.")
+    duplicate_of: str | None = Field(description="The cell that it repeats.")
+    conflict: list[str] | None = Field(
+        description="The classes that the files with these bytes say, where they say different ones; else null."
+    )
+    neighbours: list[str] = Field(description="Cells beside this one, whose pictures show the same field.")
+
+
+class LedgerCounts(Answer):
+    """How much the store holds."""
+
+    files: int = Field(description="Files with an outcome.")
+    outcomes: dict[Outcome, int] = Field(description="Files by outcome.")
+    cells: int = Field(description="Cells.")
+    embeddings: int = Field(description="Cells with a latent in the active bundle's space.")
+
+
+class CheckSummary(Answer):
+    """What the store holds; it comes as soon as the store has answered, and once more after a repair."""
+
+    summary: LedgerCounts
+
+
+class Fault(Answer):
+    """One kind of fault."""
+
+    fault: str = Field(description="Which kind; `labref.operations.ledger.REMEDIES` lists them.")
+    count: int = Field(description="How often.")
+    examples: list[str] = Field(description="The first of them: cells, digests or paths, which can name a patient.")
+    remedy: str = Field(description="What to do about it.")
+
+
+class Repaired(Answer):
+    """What was put right."""
+
+    repaired: str = Field(description="Which kind of fault.")
+    count: int = Field(description="How often.")
+
+
+class CheckedExport(Answer):
+    """The files in the export folders."""
+
+    on_disk: int = Field(description="Files found.")
+    with_outcome: int = Field(description="Those that have their outcome and look as they did then.")
+    without_outcome: int = Field(description="Those without.")
+    changed: int = Field(description="Those that changed since.")
+    gone: int = Field(description="Files with an outcome that are no longer there.")
+    unreadable_folders: int = Field(description="Folders that could not be read.")
+
+
+class CheckedImages(Answer):
+    """The kept bytes of cells."""
+
+    read: int = Field(description="Images read.")
+    bytes: int = Field(description="Their size.")
+
+
+class Checked(Answer):
+    """What was looked at; null for what was not."""
+
+    store: Literal[True]
+    export: CheckedExport | None
+    images: CheckedImages | None
+
+
+class CheckEnded(Answer):
+    """What the check came to."""
+
+    ok: bool = Field(description="Whether there is no fault.")
+    seconds: float = Field(description="How long it took.")
+    checked: Checked = Field(description="What was looked at.")
+
+
+@operation("ledger", LedgerEntry, method="GET", hurried=False)
+def entries(
+    context: Context,
+    *,
+    outcome: Annotated[Outcome | None, Field(description="Only files with this outcome.")] = None,
+    path: Annotated[
+        Text | None, Field(description="Only this file: its absolute path, as the ledger writes it.")
+    ] = None,
+    limit: Annotated[Limit | None, Field(description="Only so many, the newest.")] = None,
+) -> Iterator[Row]:
+    """Say what became of every file found in the export folders: a row a file, oldest first."""
+    yield from map(ledger_json, context.store.ledger(path=path, outcome=outcome, limit=limit))
+
+
+@operation("ledger.check", Progress, CheckSummary, Fault, Repaired, CheckEnded)
+def check(
+    context: Context,
+    *,
+    quick: Annotated[
+        bool,
+        Field(
+            description="Only what the store itself can say, in a second; else also each file in the export folders, and "
+            "the digest of every kept image."
+        ),
+    ] = False,
+    repair: Annotated[bool, Field(description="Put right what can be, and prove it again.")] = False,
+) -> Iterator[Row]:
+    """Prove that ledger, cells, kept bytes and embeddings are one.
+
+    A row for each kind of fault, one for each kind that was put right, and last whether all is well.
     """
     started = time.perf_counter()
     found: dict[str, list[str]] = {}

@@ -5,39 +5,154 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+from pydantic import Field
 
 from labref import som
+from labref.config import MapConfig
 from labref.errors import LabrefError
 from labref.operations import operation
+from labref.operations.models import Answer, JobEnded, JobRunning, Limit, Progress, Text
 from labref.progress import Row, progress
-from labref.store import ActiveMap, LabelSource, MapCell, StoredMap
+from labref.store import ActiveMap, MapCell, StoredMap
 from labref.store.memory.books import int_to_id
 from labref.tasks import mapping
 from labref.tasks.context import Context
 from labref.tasks.map_job import NAME, map_job
+from labref.words import LabelSource
 
-__all__: list[str] = []
+__all__ = [
+    "CellsOnMap",
+    "ClassOnMap",
+    "MapCellRow",
+    "MapShown",
+    "MapState",
+    "MapSuspect",
+    "MapVersion",
+]
 
 _COLUMNS_AT_ONCE: Final = 2000
 
 
-@operation("map.train")
+class MapVersion(Answer):
+    """A version of the map."""
+
+    number: int = Field(description="Its number.")
+    bundle: str = Field(description="Digest of the bundle whose latents it orders.")
+    rows: int = Field(description="Rows of nodes.")
+    columns: int = Field(description="Columns of nodes.")
+    sigma: float = Field(description="Final radius, nodes.")
+    seed: int = Field(description="Seed of what is random.")
+    trainer: str = Field(description="How it was trained: batch or minisom.")
+    started_from: int | None = Field(
+        description="The version that it went on from; null for a training from the start."
+    )
+    cells: int = Field(description="Cells that it was trained on.")
+    qe: float = Field(description="Quantisation error: mean distance of a cell to its best node.")
+    te: float = Field(description="Topographic error: share of cells whose two best nodes do not touch.")
+    qe_before: float | None = Field(description="Quantisation error of the map that was in use, on the same cells.")
+    te_before: float | None = Field(description="Topographic error of the map that was in use, on the same cells.")
+    moved_far: float | None = Field(description="Share of the cells placed before that moved more than 3 nodes.")
+    verdict: Literal["first", "better", "worse"] = Field(
+        description="`first`: there was none to compare with; `better`: no worse, put in use; `worse`: kept, not used."
+    )
+    seconds: float = Field(description="How long training took.")
+    trained_at: str = Field(description="When, ISO 8601, UTC.")
+    in_use: bool = Field(description="Whether it is in use.")
+    weights_kept: bool = Field(description="Whether its weights are kept; if not, it cannot be put in use.")
+    said: str = Field(description="In words, what came of it.")
+
+
+class MapState(Answer):
+    """The lab's map, and what goes on."""
+
+    bundle: str = Field(description="Digest of the bundle in use.")
+    map: MapVersion | None = Field(description="The map in use; null where there is none.")
+    problem: str | None = Field(description="Why the map that should be in use is not.")
+    cells: int = Field(description="Cells that could lie on it.")
+    placed: int = Field(description="Cells that do.")
+    training: JobRunning | None = Field(description="The training at work.")
+    due: str | None = Field(description="Why a training is due; else null.")
+    last: JobEnded | None = Field(description="How the agent's last training ended.")
+    config: MapConfig = Field(description="Section [map] of labref.toml.")
+    fewest_cells: int = Field(description="With fewer cells no map is trained.")
+
+
+class MapCellRow(Answer):
+    """A cell on the map."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave it.")
+    predicted: str = Field(description="The class that the bundle's networks give.")
+    slide: str | None = Field(description="The slide; it can name a patient.")
+    analyser: str | None = Field(description="The analyser.")
+    quantization_error: float = Field(description="Distance to its node.")
+    row: int = Field(description="Row of its node, from 0.")
+    column: int = Field(description="Column of its node, from 0.")
+    path: str = Field(description="Its file; it can name a patient.")
+
+
+class MapSuspect(MapCellRow):
+    """A cell whose label disagrees with the labels about it."""
+
+    neighbourhood: str = Field(description="The class that most cells about it have.")
+    share: float = Field(description="Share of that class, each cell counted by its nearness.")
+    share_of_label: float = Field(description="Share of the cell's own class.")
+    surprise: float = Field(description="Logarithm of the one share over the other.")
+
+
+class MapShown(Answer):
+    """The map whose cells follow."""
+
+    map: MapVersion
+    weights: str = Field(description="File of its weights, on the computer of the lab.")
+
+
+class CellsOnMap(Answer):
+    """Some thousand cells, column by column: a place a cell, all lists of one length."""
+
+    cell_id: list[str] = Field(description="The cells.")
+    node: list[int] = Field(description="Their nodes, row * columns + column.")
+    label: list[str] = Field(description="Their classes.")
+    label_source: list[LabelSource] = Field(description="Who gave these.")
+    predicted: list[str] = Field(description="The classes that the bundle's networks give.")
+    slide: list[str | None] = Field(description="Their slides; a name can identify a patient.")
+    patient: list[str | None] = Field(description="Which of the patients asked for they are of.")
+
+
+class ClassOnMap(Answer):
+    """How well the map tells one class."""
+
+    label: str | None = Field(description="The class; null for all together.")
+    cells: int = Field(description="Its labelled cells.")
+    agree: float = Field(description="Share of them whose neighbourhood, itself left out, has most of their own class.")
+    mistaken_for: dict[str, int] = Field(description="The other classes, and how many cells lie among each.")
+
+
+_Sources = Annotated[
+    list[LabelSource] | None,
+    Field(description="Whose labels count; by default those that a person or the analyser gave."),
+]
+_Node = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+@operation("map.train", Progress, MapVersion)
 def train(
     context: Context,
     *,
-    rows: int | None = None,
-    columns: int | None = None,
-    sigma: float | None = None,
-    seed: int | None = None,
-    trainer: str = "batch",
-    full: bool = False,
+    rows: Annotated[int | None, Field(ge=1, le=1000, description="Rows of nodes.")] = None,
+    columns: Annotated[int | None, Field(ge=1, le=1000, description="Columns of nodes.")] = None,
+    sigma: Annotated[float | None, Field(ge=0.1, le=1000, description="Radius to start with, nodes.")] = None,
+    seed: Annotated[int | None, Field(ge=0, le=2**32 - 1, description="Seed of what is random.")] = None,
+    trainer: Annotated[
+        Literal["batch", "minisom"], Field(description="How it is trained: in batches, or by MiniSom's own training.")
+    ] = "batch",
+    full: Annotated[bool, Field(description="Start anew, not from the map in use.")] = False,
 ) -> Iterator[Row]:
-    """Train the map of the bundle in use now; one row, the version, as `map.list` gives it. See `labref.tasks.mapping.retrain`."""
-    if trainer not in ("batch", "minisom"):
-        raise LabrefError(f"there is no trainer {trainer!r}; choose batch or minisom")
+    """Train the map of the bundle in use now, and put it in use unless it is worse than the one in use."""
     settings: dict[str, Any] = {"rows": rows, "cols": columns, "sigma": sigma, "seed": seed}
     settings |= {"trainer": trainer, "full": full}
     bundle = _bundle(context)
@@ -68,23 +183,25 @@ def train(
     yield _described(context, version)
 
 
-@operation("map.list")
+@operation("map.list", MapVersion)
 def versions(context: Context) -> Iterator[Row]:
-    """A row for each version, in the order they were trained."""
+    """List every version of the map, in the order they were trained."""
     for version in context.store.maps.every():
         yield _described(context, version)
 
 
-@operation("map.use")
-def use(context: Context, *, number: int) -> Iterator[Row]:
-    """Put a version in use, whatever its figures; one row, the version."""
+@operation("map.use", Progress, MapVersion)
+def use(
+    context: Context, *, number: Annotated[int, Field(ge=1, le=1_000_000_000, description="Its number.")]
+) -> Iterator[Row]:
+    """Put a version of the map in use, whatever its figures."""
     yield progress(0, 1, "placing every cell")
     yield _described(context, context.store.maps.use(number))
 
 
-@operation("map.status")
+@operation("map.status", MapState)
 def status(context: Context) -> Iterator[Row]:
-    """One row: the map in use, how many cells lie on it, what goes on and what is due."""
+    """Say which map is in use, how many cells lie on it, what goes on and what is due."""
     bundle = _bundle(context)
     maps = context.store.maps
     active, cells = maps.active(bundle), maps.embedded(bundle)
@@ -103,9 +220,15 @@ def status(context: Context) -> Iterator[Row]:
     }
 
 
-@operation("map.node")
-def node(context: Context, *, row: int, column: int, limit: int = 100) -> Iterator[Row]:
-    """A row for each cell on a node, nearest to it first, at most `limit`."""
+@operation("map.node", MapCellRow)
+def node(
+    context: Context,
+    *,
+    row: Annotated[_Node, Field(description="Row of the node, from 0.")],
+    column: Annotated[_Node, Field(description="Column of the node, from 0.")],
+    limit: Annotated[Limit, Field(description="At most so many cells.")] = 100,
+) -> Iterator[Row]:
+    """List the cells on a node of the map, nearest to it first."""
     bundle, active = _active(context)
     if not (0 <= row < active.version.rows and 0 <= column < active.version.columns):
         raise LabrefError(
@@ -121,11 +244,15 @@ def node(context: Context, *, row: int, column: int, limit: int = 100) -> Iterat
             yield _cell(of[cell_id], active) | {"path": paths[cell_id]}
 
 
-@operation("map.cells")
-def cells(context: Context, *, patients: list[str] | None = None) -> Iterator[Row]:
-    """First a row with the map in use; then the cells on it, column by column, some thousands a row: `cell_id`, `node` (row *
-    columns + column), `label`, `label_source`, `predicted`, `slide`, and `patient`: which of `patients` (folders' names) it is of,
-    or null."""
+@operation("map.cells", MapShown, CellsOnMap)
+def cells(
+    context: Context,
+    *,
+    patients: Annotated[
+        list[Text] | None, Field(description="Names of folders of the export, each of one patient.")
+    ] = None,
+) -> Iterator[Row]:
+    """Say where every cell lies on the map in use. First comes a row with the map, then the cells, some thousand a row."""
     bundle, active = _active(context)
     yield {
         "map": _described(context, active.version),
@@ -142,12 +269,16 @@ def cells(context: Context, *, patients: list[str] | None = None) -> Iterator[Ro
         yield _columns(part, of_patient)
 
 
-@operation("map.suspects")
-def suspects(context: Context, *, limit: int = 50, sources: list[str] | None = None) -> Iterator[Row]:
-    """Cells whose label disagrees with the labels about them on the map, most surprising first, at most `limit`.
+@operation("map.suspects", MapSuspect)
+def suspects(
+    context: Context,
+    *,
+    limit: Annotated[Limit, Field(description="At most so many cells.")] = 50,
+    sources: _Sources = None,
+) -> Iterator[Row]:
+    """List cells whose label disagrees with the labels about them on the map, most surprising first.
 
-    sources : whose labels are doubted, and believed: by default those that a person or the analyser gave. A row has `surprise`, the
-    logarithm of how many times more of the neighbourhood is of `neighbourhood` than of `label` (see `labref.som.suspicion`).
+    The same labels are doubted and believed. The surprise is that of `labref.som.suspicion`.
     """
     _, active = _active(context)
     labelled = _labelled(context, sources)
@@ -171,10 +302,9 @@ def suspects(context: Context, *, limit: int = 50, sources: list[str] | None = N
         }
 
 
-@operation("map.classify")
-def classify(context: Context, *, sources: list[str] | None = None) -> Iterator[Row]:
-    """How well a cell's neighbourhood on the map, itself left out, tells its label: a row a class, largest first, and one for all
-    with `label` null. `agree`: share of the cells whose neighbourhood has most of their own label; `mistaken_for`: the others."""
+@operation("map.classify", ClassOnMap)
+def classify(context: Context, *, sources: _Sources = None) -> Iterator[Row]:
+    """Say how well a cell's neighbourhood on the map tells its label. A row a class, largest first, and one for all."""
     _, active = _active(context)
     labelled = _labelled(context, sources)
     if not labelled:
@@ -211,8 +341,8 @@ def _active(context: Context) -> tuple[str, ActiveMap]:
     return bundle, active
 
 
-def _labelled(context: Context, sources: list[str] | None) -> list[MapCell]:
-    wanted = {str(LabelSource(source)) for source in sources} if sources else {"reviewed", "analyser"}
+def _labelled(context: Context, sources: list[LabelSource] | None) -> list[MapCell]:
+    wanted = set(map(str, sources or (LabelSource.REVIEWED, LabelSource.ANALYSER)))
     return [cell for cell in context.store.maps.cells(_bundle(context)) if cell.label_source in wanted]
 
 

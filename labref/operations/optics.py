@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from labref.asking.drift import overview
 from labref.cells.image import prepare
@@ -15,6 +16,7 @@ from labref.cells.optics import measure
 from labref.errors import LabError, UnreadableImageError
 from labref.lab import Lab
 from labref.operations import operation
+from labref.operations.models import Answer, Progress
 from labref.progress import Row, progress
 from labref.store import Store
 from labref.tasks.context import Context
@@ -22,6 +24,10 @@ from labref.tasks.jobs import Job, Running
 
 __all__ = [
     "JOB",
+    "Measured",
+    "Measures",
+    "OpticsState",
+    "OpticsWarning",
     "due",
 ]
 
@@ -31,15 +37,62 @@ _AT_ONCE: Final = 256
 _LEAST_SLICE_SECONDS: Final = 30.0
 
 
-@operation("optics.show")
+class Measures(Answer):
+    """One number for each measure of a cell's optics; `labref.cells.optics` says how they are made."""
+
+    background_red: float = Field(description="Background, red channel.")
+    background_green: float = Field(description="Background, green channel.")
+    background_blue: float = Field(description="Background, blue channel.")
+    focus: float = Field(description="Focus.")
+    density_red: float = Field(description="Optical density of the stain, red channel.")
+    density_green: float = Field(description="Optical density of the stain, green channel.")
+    density_blue: float = Field(description="Optical density of the stain, blue channel.")
+
+
+class OpticsWarning(Answer):
+    """A measure that is far off."""
+
+    measure: str = Field(description="Which measure.")
+    than: Literal["past", "training"] = Field(
+        description="Off what: the lab's own past, or the cells that the bundle was trained on."
+    )
+    shift: float = Field(description="By how many robust standard deviations of single cells.")
+
+
+class OpticsState(Answer):
+    """The cells of one analyser: what they look like, and whether that changes."""
+
+    analyser: str | None = Field(description="The analyser; null for the cells of one without a name.")
+    cells: int = Field(description="Its cells.")
+    today: int = Field(description="Those of them that were measured in the last 24 hours.")
+    median: Measures | None = Field(
+        description="Medians of its latest cells: background 0 to 255; null before any cell is measured."
+    )
+    drift: Measures | None = Field(
+        description="How far today's cells are off those before, in robust standard deviations of single cells; null "
+        "with too few cells to tell."
+    )
+    from_training: Measures | None = Field(
+        description="Likewise, off the cells that the bundle was trained on; null where the bundle does not tell of them."
+    )
+    warnings: list[OpticsWarning] = Field(description="What is far off.")
+
+
+class Measured(Answer):
+    """What measuring came to."""
+
+    measured: int = Field(description="Cells that were measured.")
+
+
+@operation("optics.show", OpticsState)
 def show(context: Context) -> Iterator[Row]:
-    """What `overview` says of each optics."""
+    """Say what the cells of each analyser look like, and whether that has changed."""
     yield from overview(context.store, context.lab.bundle(context.store))
 
 
-@operation("optics.measure")
+@operation("optics.measure", Progress, Measured)
 def measure_all(context: Context) -> Iterator[Row]:
-    """Measure, from their kept bytes, the cells that were stored without measures. Yields progress, last {"measured": n}."""
+    """Measure, from their kept bytes, the optics of the cells that were stored without measures."""
     _, before = context.store.optics.counts()
     yield from _measure(context.lab, context.store)
     yield {"measured": context.store.optics.counts()[1] - before}

@@ -8,9 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
 
 from PIL import Image
+from pydantic import Field
 
 from labref import __version__
 from labref.bundles.bundle import Bundle
@@ -19,23 +20,98 @@ from labref.errors import BundleError, LabError, LabrefError, UnreadableImageErr
 from labref.failpoints import failpoint
 from labref.lab import absolute
 from labref.operations import operation
+from labref.operations.models import Answer, FilePath, Progress
 from labref.progress import Pace, Row, progress, rows_of
 from labref.store.duckdb.exporting import Export
 from labref.tasks import backup, retention
 from labref.tasks.context import Context
+from labref.words import LabelSource
 
-__all__: list[str] = []
+__all__ = [
+    "BackedUp",
+    "BundleChecked",
+    "CellDue",
+    "CellsDue",
+    "CellsRemoved",
+    "Exported",
+    "StoreChecked",
+]
 
 _AT_ONCE: Final = 256
 _QUALITY: Final = 90
 
 
-@operation("store.check")
-def check(context: Context) -> Iterator[Row]:
-    """Read every block of the store and every file of its bundles.
+class BundleChecked(Answer):
+    """The files of one bundle."""
 
-    Last row: {`ok`, `labref`, `schema`, `file`, `bytes`, `free_bytes`, `tables` {name: rows}, `bundles` [{`digest`, `active`, `state`,
-    `problem`}], `faults` {kind: count}}; `state` is sound, damaged or missing. See `ledger.check` for bytes and export.
+    digest: str = Field(description="The bundle.")
+    active: bool = Field(description="Whether it is the active one.")
+    state: Literal["sound", "damaged", "missing"] = Field(description="How its files are.")
+    problem: str | None = Field(description="What is wrong with them; else null.")
+
+
+class StoreChecked(Answer):
+    """What checking the store came to."""
+
+    ok: bool = Field(description="Whether all is sound.")
+    labref: str = Field(description="Version of labref.")
+    # a field called `schema` would hide a method of pydantic's
+    schema_: int = Field(alias="schema", description="Version of the store's schema.")
+    file: str = Field(description="The store's file.")
+    bytes: int = Field(description="Its size.")
+    free_bytes: int = Field(description="Free space of its disk.")
+    tables: dict[str, int] = Field(description="Rows read, by table.")
+    bundles: list[BundleChecked] = Field(description="The bundles.")
+    faults: dict[str, int] = Field(description="How often each kind of fault was found.")
+
+
+class BackedUp(Answer):
+    """What backing up came to."""
+
+    ok: bool = Field(description="Whether nothing is missing.")
+    target: str = Field(description="Where the backup is.")
+    bytes: int = Field(description="Its size.")
+    cells: int = Field(description="Cells in it.")
+    images_copied: int = Field(description="Images that were copied; the others were there.")
+    missing: list[str] = Field(description="Digests of cells whose bytes the lab itself has lost.")
+
+
+class Exported(Answer):
+    """What exporting came to."""
+
+    target: str = Field(description="The file.")
+    cells: int = Field(description="Cells in it.")
+    bytes: int = Field(description="Its size.")
+    without_thumbnail: int = Field(description="Cells without a picture in it.")
+
+
+class CellDue(Answer):
+    """A cell that would go."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave it.")
+    analyser: str | None = Field(description="Its analyser.")
+    why: str = Field(description="Why it would go.")
+
+
+class CellsDue(Answer):
+    """How many cells would go."""
+
+    due: int
+
+
+class CellsRemoved(Answer):
+    """How many cells went."""
+
+    removed: int
+
+
+@operation("store.check", Progress, StoreChecked)
+def check(context: Context) -> Iterator[Row]:
+    """Read every block of the store and every file of its bundles, and say whether all is sound.
+
+    `ledger.check` looks at kept bytes and export folders.
     """
     lab, store = context.lab, context.store
     yield progress(0, 3, "the store is read")
@@ -69,9 +145,16 @@ def check(context: Context) -> Iterator[Row]:
     }
 
 
-@operation("store.backup")
-def back_up(context: Context, *, target: str) -> Iterator[Row]:
-    """Back the lab up; see `labref.tasks.backup.write`. Last row: what that returns, and `ok`."""
+@operation("store.backup", Progress, BackedUp)
+def back_up(
+    context: Context,
+    *,
+    target: Annotated[
+        FilePath,
+        Field(description="A folder, or a new file that ends in .zip; its absolute path on the lab's computer."),
+    ],
+) -> Iterator[Row]:
+    """Copy the whole lab, as of one moment, to a safe place. See `labref store backup --help`."""
     if not retention.UPKEEP.acquire(timeout=60):
         raise LabrefError("the lab is being backed up, or old cells are being removed; try again later")
     try:
@@ -81,19 +164,19 @@ def back_up(context: Context, *, target: str) -> Iterator[Row]:
         retention.UPKEEP.release()
 
 
-@operation("store.export")
+@operation("store.export", Progress, Exported)
 def export(
-    context: Context, *, target: str, thumbnails: bool = True, pixels: int = 96, identifying: bool = False
+    context: Context,
+    *,
+    target: Annotated[FilePath, Field(description="A new file; its absolute path on the lab's computer.")],
+    thumbnails: Annotated[bool, Field(description="With a JPEG of each prepared crop.")] = True,
+    pixels: Annotated[int, Field(ge=16, le=256, description="Width and height of these.")] = 96,
+    identifying: Annotated[bool, Field(description="With slide and path, which can name a patient.")] = False,
 ) -> Iterator[Row]:
-    """Write all cells into the Parquet file `target`. Last row: {`target`, `cells`, `bytes`, `without_thumbnail`}.
-
-    thumbnails : with a JPEG of the prepared crop, `pixels` wide and high. identifying : with slide and path.
-    """
+    """Write all cells into one Parquet file. See `labref store export --help` for its columns."""
     path = absolute(Path(target))
     if path.exists():
         raise LabError(f"{path} is there already. Choose another name; an export never replaces a file.")
-    if not 16 <= pixels <= 256:
-        raise LabrefError(f"thumbnails cannot have {pixels} pixels; choose 16 to 256")
     part = path.with_name(path.name + ".part")
     without = 0
     try:
@@ -148,12 +231,11 @@ def _thumbnails(context: Context, rows: Export, pixels: int) -> Iterator[tuple[i
     yield done, without
 
 
-@operation("store.retain")
-def retain(context: Context, *, dry_run: bool = False) -> Iterator[Row]:
-    """Remove the cells that labref.toml's [retention] no longer keeps; with `dry_run` only say which those are.
-
-    Rows of a dry run: {`cell_id`, `label`, `label_source`, `analyser`, `why`}. Last row: {`due`} or {`removed`}, a number.
-    """
+@operation("store.retain", Progress, CellDue, CellsDue, CellsRemoved)
+def retain(
+    context: Context, *, dry_run: Annotated[bool, Field(description="Only say which cells would go.")] = False
+) -> Iterator[Row]:
+    """Remove the cells that labref.toml's [retention] no longer keeps. A dry run says which these are."""
     keep = context.lab.config.retention
     if not keep.days and not keep.cells:
         raise LabrefError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from labref.bundles.bundle import Bundle
@@ -29,10 +29,12 @@ class Adoption:
 class Context:
     """What an operation works on. embedder : opens the active bundle's networks when first called.  jobs : the agent's
     background jobs, or None where no agent runs and an operation has to do its work before it returns.  adopt : opens a
-    bundle to take the place of the active one."""
+    bundle to take the place of the active one.  agent_status : what the agent says of itself, {`watch`, `agent`} as in
+    `labref status`; None where no agent runs."""
 
     lab: Lab
     store: Store
     embedder: Callable[[], Embedder]
     jobs: Jobs | None
     adopt: Callable[[Bundle], Adoption]
+    agent_status: Callable[[], dict[str, Any]] | None = None

@@ -1,42 +1,49 @@
 """The agent's HTTP side, on 127.0.0.1 only.
 
-    GET  /health                        no token; {status, version, proof?}: whether it runs, and (with ?nonce=) whose it is
-    GET  /metrics                       no token; Prometheus' text; counts only
-    POST /api/query?k=8&by=latent&name= the body is an image file; the answer of `labref query --json`. &analyser= names the one
-                                        it came from; &any_optics=1 takes references from all
-    GET  /api/status                    as `labref status --json`
-    GET  /api/ledger?outcome=&path=&limit=   JSON lines, as `labref ledger --json`
-    GET  /api/reference/{cell_id}/image the kept original bytes
-    POST /api/do/{operation}            the body is a JSON object of parameters; JSON lines, the rows of labref.operations;
-                                        a failure after the first row is a last line {"error": ...}
+    GET  /health                              no token; {status, version, proof?}: whether it runs, and (with ?nonce=)
+                                              whose it is
+    GET  /metrics                             no token; Prometheus' text; counts only
+    GET  /api/v1/openapi.json                 what can be asked, and what is answered
+    GET  /api/v1/reference/{cell_id}/image    the kept original bytes
+    POST /api/v1/{group}/{verb}               an operation of `labref.operations`; the body is a JSON object of
+                                              parameters, the answer JSON lines
+    POST /api/v1/query?k=8                    the body is an image file; the answer of `labref query --json`
+    GET  /api/v1/status, /api/v1/ledger       as `labref status --json` and `labref ledger --json`
 
-All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure is {"error": {"kind", "message"}}.
+All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure is {"error": {"kind", "message"}}; a failure
+after the first of many rows is a last line of this form.
 """
 
 from __future__ import annotations
 
 import hmac
+import inspect
 import itertools
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import uvicorn
-from starlette.applications import Starlette
+from fastapi import Body, FastAPI, Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labref import __version__
 from labref.errors import AgentError, LabrefError, UnreadableImageError
 from labref.lab.log import Log
+from labref.operations import PREFIX, Operation, every_operation, explain
+from labref.progress import Row
 from labref.web.client import proof
+from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
 from labref.web.metrics import Metrics
 
 __all__ = ["Answers", "Server", "make_app"]
@@ -44,27 +51,57 @@ __all__ = ["Answers", "Server", "make_app"]
 _HOSTS: Final = frozenset({"127.0.0.1", "localhost"})
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 5
+_ROWS_AT_ONCE: Final = 500
+
+_Endpoint = Callable[..., Awaitable[Response]]
 
 
 @dataclass(frozen=True)
 class Answers:
     """What the agent answers with.
 
-    query : (bytes, name, k, by, analyser, any_optics) → answer.  status : () → values.  ledger : (outcome, path, limit) → rows.
-    image : cell id → original bytes, or None.  perform : (operation, parameters) → rows.  healthy : "ok", or what is the matter, without anything secret.
+    perform : (operation, parameters, bytes) → rows.  image : cell id → original bytes, or None.
+    healthy : "ok", or what is the matter, without anything secret.
     """
 
-    query: Callable[[bytes, str, int, str, str | None, bool], dict[str, Any]]
-    status: Callable[[], dict[str, Any]]
-    ledger: Callable[[str | None, str | None, int | None], Iterator[dict[str, Any]]]
+    perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
     image: Callable[[str], bytes | None]
-    perform: Callable[[str, dict[str, Any]], Iterator[dict[str, Any]]]
     healthy: Callable[[], str]
 
 
 def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, log: Log) -> ASGIApp:
-    """The application. max_bytes : largest image taken."""
+    """The application. max_bytes : largest body taken, which an image is."""
+    operations = every_operation()
+    # no pages: those of FastAPI load their scripts from elsewhere, and a lab has no internet
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    _add_plain_routes(app, answers, metrics, token)
+    for operation in operations:
+        endpoint = _endpoint(operation, answers, metrics)
+        app.add_api_route(
+            operation.path,
+            endpoint,
+            methods=[operation.method],
+            response_class=Response,
+            responses=responses(operation),
+            summary=operation.summary,
+            description=operation.description,
+            operation_id=operation.name.replace(".", "_"),
+            tags=[operation.group],
+            openapi_extra=bytes_body("An image file of one cell.") if operation.takes_bytes else None,
+        )
+    _add_failures(app, {operation.path: operation for operation in operations})
+    made: list[dict[str, Any]] = []
 
+    async def openapi(request: Request) -> Response:
+        if not made:
+            made.append(document(app, operations))
+        return JSONResponse(made[0])
+
+    app.add_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
+    return _Guard(app, token, max_bytes, log)
+
+
+def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics, token: str) -> None:
     async def health(request: Request) -> Response:
         state = answers.healthy()
         values = {"status": state, "version": __version__}
@@ -76,107 +113,135 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
     async def metrics_text(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def query(request: Request) -> Response:
-        try:
-            k = int(request.query_params.get("k", "8"))
-        except ValueError:
-            raise LabrefError("k is no whole number; give ?k=8") from None
-        data = await _body(request, max_bytes)
-        name, by = request.query_params.get("name", ""), request.query_params.get("by", "latent")
-        analyser = request.query_params.get("analyser") or None
-        any_optics = request.query_params.get("any_optics", "0") not in ("0", "", "false")
-        started = time.perf_counter()
-        result = "failed"
-        try:
-            found = await run_in_threadpool(answers.query, data, name, k, by, analyser, any_optics)
-            result = "answered"
-        finally:
-            metrics.queries.labels(result=result).observe(time.perf_counter() - started)
-        return JSONResponse(found)
-
-    async def status(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(answers.status))
-
-    async def ledger(request: Request) -> Response:
-        wanted = request.query_params
-        try:
-            limit = int(wanted["limit"]) if "limit" in wanted else None
-        except ValueError:
-            raise LabrefError("limit is no whole number; give ?limit=100") from None
-        rows = answers.ledger(wanted.get("outcome"), wanted.get("path"), limit)
-        return StreamingResponse(_lines(rows), media_type="application/x-ndjson")
-
-    async def image(request: Request) -> Response:
-        data = await run_in_threadpool(answers.image, request.path_params["cell_id"])
+    async def image(cell_id: str) -> Response:
+        data = await run_in_threadpool(answers.image, cell_id)
         if data is None:
             return _failure(404, LabrefError("no image is kept for this cell"))
         return Response(data, media_type=_media_type(data), headers={"X-Content-Type-Options": "nosniff"})
 
-    async def perform(request: Request) -> Response:
-        try:
-            parameters = json.loads(await _body(request, max_bytes))
-            if not isinstance(parameters, dict):
-                raise ValueError
-        except ValueError:
-            raise LabrefError("the body is no JSON object; send the operation's parameters as one") from None
-        rows = answers.perform(request.path_params["operation"], parameters)
-        first = await run_in_threadpool(next, rows, None)  # fails here, with its own status, or not at all
-        if first is None:
-            return Response(b"", media_type="application/x-ndjson")
-        return StreamingResponse(_flushed(itertools.chain([first], rows)), media_type="application/x-ndjson")
-
-    app = Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/metrics", metrics_text),
-            Route("/api/query", query, methods=["POST"]),
-            Route("/api/status", status),
-            Route("/api/ledger", ledger),
-            Route("/api/reference/{cell_id}/image", image),
-            Route("/api/do/{operation}", perform, methods=["POST"]),
-        ],
-        exception_handlers={
-            UnreadableImageError: lambda _, error: _failure(422, error),
-            _BodyTooLargeError: lambda _, error: _failure(413, error),
-            AgentError: lambda _, error: _failure(503, error),
-            LabrefError: lambda _, error: _failure(400, error),
-        },
+    app.add_route("/health", health, include_in_schema=False)
+    app.add_route("/metrics", metrics_text, include_in_schema=False)
+    app.add_api_route(
+        f"{PREFIX}/reference/{{cell_id}}/image",
+        image,
+        response_class=Response,
+        responses=dict(IMAGE_RESPONSES),
+        summary="Give the original bytes of a cell's file",
+        operation_id="reference_image",
+        tags=["reference"],
     )
-    return _Guard(app, token, log)
 
 
-class _BodyTooLargeError(UnreadableImageError):
-    pass
+def _endpoint(operation: Operation, answers: Answers, metrics: Metrics) -> _Endpoint:
+    """The function that FastAPI calls: its parameter `asked` is the operation's request."""
+    in_query = operation.takes_bytes or operation.method == "GET"
+
+    async def endpoint(request: Request, asked: BaseModel) -> Response:
+        if not operation.single:
+            rows = answers.perform(operation.name, asked, None)
+            return await _lines(rows, hurried=operation.hurried)
+        data = await request.body() if operation.takes_bytes else None
+        started, result = time.perf_counter(), "failed"
+        try:
+            row = await run_in_threadpool(_only, answers.perform, operation.name, asked, data)
+            result = "answered"
+        finally:
+            if operation.takes_bytes:
+                metrics.queries.labels(result=result).observe(time.perf_counter() - started)
+        return JSONResponse(row)
+
+    optional = not any(field.is_required() for field in operation.request.model_fields.values())
+    given = inspect.Parameter(
+        "asked",
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[operation.request, Query() if in_query else Body()],
+        default=operation.request() if optional and not in_query else inspect.Parameter.empty,
+    )
+    asking = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, annotation=Request)
+    endpoint.__signature__ = inspect.Signature([asking, given])  # type: ignore[attr-defined]
+    return endpoint
 
 
-async def _body(request: Request, max_bytes: int) -> bytes:
-    parts, total = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        total += len(part)
-        if total > max_bytes:
-            raise _BodyTooLargeError(f"too large: at most {max_bytes / 1e6:.0f} MB are read")
-    return b"".join(parts)
+def _only(
+    perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]],
+    name: str,
+    asked: BaseModel,
+    data: bytes | None,
+) -> Row:
+    (row,) = perform(name, asked, data)
+    return row
 
 
-def _lines(rows: Iterator[dict[str, Any]]) -> Iterator[bytes]:
+async def _lines(rows: Iterator[Row], *, hurried: bool) -> Response:
+    """The rows as JSON lines. What fails before the first row raises here, and so has its own status."""
+    first = await run_in_threadpool(next, rows, None)
+    if first is None:
+        return Response(b"", media_type=LINES)
+    return StreamingResponse(
+        _encoded(itertools.chain([first], rows), 1 if hurried else _ROWS_AT_ONCE), media_type=LINES
+    )
+
+
+def _encoded(rows: Iterator[Row], at_once: int) -> Iterator[bytes]:
+    """Lines, so many at once; the error that ends them, where one does, as the last."""
     block: list[str] = []
-    for row in rows:
-        block.append(json.dumps(row, ensure_ascii=True))
-        if len(block) >= 500:
-            yield ("\n".join(block) + "\n").encode()
-            block.clear()
+    try:
+        for row in rows:
+            block.append(json.dumps(row, ensure_ascii=True))
+            if len(block) >= at_once:
+                yield ("\n".join(block) + "\n").encode()
+                block.clear()
+    except LabrefError as error:
+        block.append(json.dumps({"error": _told(error)}))
     if block:
         yield ("\n".join(block) + "\n").encode()
 
 
-def _flushed(rows: Iterator[dict[str, Any]]) -> Iterator[bytes]:
-    """A line for every row at once; the error that ends them, where one does, as the last."""
-    try:
-        for row in rows:
-            yield (json.dumps(row, ensure_ascii=True) + "\n").encode()
-    except LabrefError as error:
-        yield (json.dumps({"error": _told(error)}) + "\n").encode()
+def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
+    """Every failure as {"error": {"kind", "message"}}."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        found = error.errors()
+        if any(one["loc"] == ("body",) or one["type"] == "json_invalid" for one in found):
+            return _failure(
+                400,
+                LabrefError(
+                    "the body is no JSON object; send the operation's parameters as one, with Content-Type: application/json"
+                ),
+            )
+        operation = by_path.get(request.url.path)
+        request_model = None if operation is None else operation.request
+        return _failure(400, LabrefError(explain([one | {"loc": one["loc"][1:]} for one in found], request_model)))
+
+    async def not_there(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        told: LabrefError = LabrefError(f"{error.detail}: the request cannot be read")
+        if error.status_code == 404:
+            told = LabrefError("nothing is at this address; perhaps another version of labref asks")
+        elif error.status_code == 405:
+            told = LabrefError("this address takes another method than this")
+        elif error.status_code == 413:
+            operation = by_path.get(request.url.path)
+            of_image = operation is not None and operation.takes_bytes
+            told = (UnreadableImageError if of_image else LabrefError)(error.detail)
+        return _failure(error.status_code, told, error.headers)
+
+    def failing(code: int) -> Callable[[Request, Exception], Awaitable[Response]]:
+        async def answer(request: Request, error: Exception) -> Response:
+            return _failure(code, error)
+
+        return answer
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return _failure(500, _unexpected(error))
+
+    app.add_exception_handler(Exception, failed)
+    app.add_exception_handler(RequestValidationError, refused)
+    app.add_exception_handler(HTTPException, not_there)
+    app.add_exception_handler(UnreadableImageError, failing(422))
+    app.add_exception_handler(AgentError, failing(503))
+    app.add_exception_handler(LabrefError, failing(400))
 
 
 def _media_type(data: bytes) -> str:
@@ -186,8 +251,8 @@ def _media_type(data: bytes) -> str:
     return "application/octet-stream"
 
 
-def _failure(code: int, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": _told(error)}, status_code=code)
+def _failure(code: int, error: Exception, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": _told(error)}, status_code=code, headers=headers)
 
 
 def _told(error: Exception) -> dict[str, str]:
@@ -195,13 +260,18 @@ def _told(error: Exception) -> dict[str, str]:
     return {"kind": kind, "message": str(error)}
 
 
+def _unexpected(error: Exception) -> AgentError:
+    return AgentError(f"the agent failed to answer ({type(error).__name__}); see its log")
+
+
 class _Guard:
     """Lets in only requests that name this computer as their host (a web page elsewhere cannot, by rebinding its name in the
-    DNS), and under /api only those with the lab's token."""
+    DNS), under /api only those with the lab's token, and bodies up to `max_bytes`."""
 
-    def __init__(self, app: ASGIApp, token: str, log: Log) -> None:
+    def __init__(self, app: ASGIApp, token: str, max_bytes: int, log: Log) -> None:
         self._app = app
         self._log = log
+        self._max_bytes = max_bytes
         self._expected = f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -220,6 +290,15 @@ class _Guard:
                 401, AgentError("this needs the lab's token: Authorization: Bearer <content of LAB/token>")
             )
         started = False
+        size = 0
+
+        async def receive_limited() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._max_bytes:
+                raise HTTPException(413, f"too large: at most {self._max_bytes / 1e6:.0f} MB are read")
+            return message
 
         async def watch_start(message: Message) -> None:
             nonlocal started
@@ -227,13 +306,12 @@ class _Guard:
             await send(message)
 
         try:
-            await (refusal or self._app)(scope, receive, watch_start)
+            await (refusal or self._app)(scope, receive_limited, watch_start)
         except Exception as error:
             # its message could name a file, and would be printed with a page of trace
             self._log.error("a request failed", path=scope["path"].split("/")[1:3], error=type(error).__name__)
             if not started:
-                failed = AgentError(f"the agent failed to answer ({type(error).__name__}); see its log")
-                await _failure(500, failed)(scope, receive, send)
+                await _failure(500, _unexpected(error))(scope, receive, send)
 
 
 class Server:

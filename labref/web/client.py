@@ -16,6 +16,8 @@ from urllib.parse import urlencode
 from labref import errors
 from labref.errors import AgentError, LabrefError
 from labref.lab import Lab
+from labref.operations import find_operation
+from labref.progress import Row
 
 __all__ = ["AgentClient", "AgentRecord", "proof", "read_agent_record"]
 
@@ -76,53 +78,33 @@ class AgentClient:
             connection.close()
         return AgentClient(record, token) if hmac.compare_digest(given, proof(token, nonce)) else None
 
-    def query(
-        self, data: bytes, *, name: str, k: int, by: str, analyser: str | None, any_optics: bool
-    ) -> dict[str, Any]:
-        """The agent's answer for the image `data`; see `labref.asking.answer.answer`."""
-        asked: dict[str, Any] = {"k": k, "by": by, "name": name}
-        if analyser is not None:
-            asked["analyser"] = analyser
-        if any_optics:
-            asked["any_optics"] = 1
-        with self._request("POST", "/api/query", asked, data) as response:
-            values: dict[str, Any] = json.loads(response.read())
-        return values
-
-    def status(self) -> dict[str, Any]:
-        """See `labref.web.desk.status`."""
-        with self._request("GET", "/api/status") as response:
-            values: dict[str, Any] = json.loads(response.read())
-        return values
-
-    def ledger(
-        self, *, outcome: str | None = None, path: str | None = None, limit: int | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """See `labref.web.desk.ledger_rows`."""
-        wanted = {"outcome": outcome, "path": path, "limit": limit}
-        with self._request("GET", "/api/ledger", {key: v for key, v in wanted.items() if v is not None}) as response:
+    def perform(self, name: str, parameters: dict[str, Any], data: bytes | None = None) -> Iterator[Row]:
+        """Rows of an operation that the agent does; see `labref.operations`. data : the bytes that it takes, if any."""
+        found = find_operation(name)
+        if found.takes_bytes or found.method == "GET":
+            asked = {key: _in_query(value) for key, value in parameters.items() if value is not None}
+            body, kind = (data or b"", "application/octet-stream") if found.takes_bytes else (None, "")
+        else:
+            asked, body, kind = {}, json.dumps(parameters).encode(), "application/json"
+        with self._request(found.method, found.path, asked, body, kind) as response:
+            whole = json.loads(response.read()) if found.single else None
             while line := response.readline():
-                yield json.loads(line)
-
-    def perform(self, name: str, parameters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Rows of an operation that the agent does; see `labref.operations`."""
-        body = json.dumps(parameters).encode()
-        with self._request("POST", f"/api/do/{name}", body=body) as response:
-            while line := response.readline():
-                row: dict[str, Any] = json.loads(line)
+                row: Row = json.loads(line)
                 if "error" in row and set(row) == {"error"}:
                     raise _as_error(200, line)
                 yield row
+        if whole is not None:
+            yield whole
 
     @contextlib.contextmanager
     def _request(
-        self, method: str, target: str, parameters: dict[str, Any] | None = None, body: bytes | None = None
+        self, method: str, target: str, parameters: dict[str, str], body: bytes | None, kind: str
     ) -> Iterator[http.client.HTTPResponse]:
         if parameters:
             target += "?" + urlencode(parameters)
         headers = {"Authorization": f"Bearer {self._token}"}
         if body is not None:
-            headers["Content-Type"] = "application/octet-stream"
+            headers["Content-Type"] = kind
         connection = http.client.HTTPConnection(_HOST, self.record.port, timeout=_TIMEOUT_SECONDS)
         try:
             connection.request(method, target, body=body, headers=headers)
@@ -137,6 +119,10 @@ class AgentClient:
             ) from None
         finally:
             connection.close()
+
+
+def _in_query(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _as_error(code: int, body: bytes) -> LabrefError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
-from labref.asking.answer import answer, check_question, ledger_json, open_embedder, store_status
+from labref.asking.answer import open_embedder
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.errors import StoreLockedError
@@ -31,14 +31,23 @@ class Desk:
     def __init__(self, lab: Lab, agent: AgentClient | None, store: Store | None) -> None:
         self.lab = lab
         self._agent = agent
-        self._store = store
+        self._opened = contextlib.ExitStack()
         self._embedder: Embedder | None = None
+        if store is not None:
+            self._opened.callback(store.close)
+            self._context = Context(lab, store, self._open_embedder, None, self._adopt)
 
     @staticmethod
     def open(lab: Lab) -> Desk:
         """Find the lab's agent, else open its store. Raises `StoreLockedError` where another process keeps the store."""
         store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab))
         return Desk(lab, agent, store)
+
+    def run(self, name: str, /, *, data: bytes | None = None, **parameters: Any) -> Iterator[Row]:
+        """Rows of an operation; see `labref.operations`. Parameters are JSON values. data : the bytes that it takes, if any."""
+        if self._agent is not None:
+            return self._agent.perform(name, parameters, data)
+        return perform(self._context, name, parameters, data)
 
     def ask(
         self,
@@ -49,62 +58,41 @@ class Desk:
         by: str = "latent",
         analyser: str | None = None,
         any_optics: bool = False,
-    ) -> dict[str, Any]:
-        """As `answer`."""
-        name = path_to_text(name)
-        if self._agent is not None:
-            return self._agent.query(data, name=name, k=k, by=by, analyser=analyser, any_optics=any_optics)
-        check_question(k, by)
-        return answer(
-            self.lab,
-            self._open_store(),
-            self._open_embedder(),
-            data,
-            name=name,
-            k=k,
-            by=by,
-            analyser=analyser,
-            any_optics=any_optics,
-        )
+    ) -> Row:
+        """References for the image `data`, the bytes of its file: a `labref.operations.query.QueryAnswer`."""
+        asked = {"name": path_to_text(name), "k": k, "by": by, "analyser": analyser, "any_optics": any_optics}
+        return next(self.run("query", data=data, **asked))
 
     def ledger_rows(
         self, *, outcome: str | None = None, path: str | None = None, limit: int | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """One row for each file found, as JSON values: `path`, `outcome`, `reason`, `cell_id`, `label`, `label_source`, `slide`,
-        `at`, `duplicate_of`, `neighbours`, `conflict`; only those with `outcome`, or of the file `path`, at most `limit`."""
+    ) -> Iterator[Row]:
+        """A `labref.operations.ledger.LedgerEntry` for each file found; only those with `outcome`, or of the file `path`,
+        which may be relative, at most `limit`."""
         if path is not None:
             path = path_to_text(str(absolute(Path(path_from_text(path)))))
-        if self._agent is not None:
-            yield from self._agent.ledger(outcome=outcome, path=path, limit=limit)
-            return
-        for row in self._open_store().ledger(path=path, outcome=outcome, limit=limit):
-            yield ledger_json(row)
+        return self.run("ledger", outcome=outcome, path=path, limit=limit)
 
-    def status(self) -> dict[str, Any]:
-        """As `status`."""
-        if self._agent is not None:
-            return self._agent.status()
-        watch = [
-            {"folder": path_to_text(str(folder)), "how": "unwatched" if folder.is_dir() else "missing"}
-            for folder in self.lab.watched
-        ]
-        return store_status(self.lab, self._open_store(), self._open_embedder()) | {"watch": watch, "agent": None}
+    def status(self) -> Row:
+        """How the lab and its agent are: a `labref.operations.status.Status`."""
+        return next(self.run("status"))
 
     def close(self) -> None:
         """Close what was opened."""
-        if self._embedder is not None:
-            self._embedder.close()
-        if self._store is not None:
-            self._store.close()
-
-    def _open_store(self) -> Store:
-        assert self._store is not None
-        return self._store
+        self._opened.close()
 
     def _open_embedder(self) -> Embedder:
         if self._embedder is None:
-            self._embedder = open_embedder(self.lab, self.lab.bundle(self._open_store()))
+            bundle = self.lab.bundle(self._context.store)
+            self._embedder = self._opened.enter_context(open_embedder(self.lab, bundle))
         return self._embedder
+
+    def _adopt(self, bundle: Bundle) -> Adoption:
+        ready = self._opened.enter_context(open_embedder(self.lab, bundle))
+
+        def use() -> None:
+            self._embedder = ready
+
+        return Adoption(ready, use)
 
     def __enter__(self) -> Self:
         return self
@@ -113,30 +101,30 @@ class Desk:
         self.close()
 
 
-def ask(lab: Lab, data: bytes, *, name: str, k: int = 8, by: str = "latent") -> dict[str, Any]:
-    """References for one image, by the agent or without one; see `answer`. For several images, keep a `Desk` open."""
+def ask(lab: Lab, data: bytes, *, name: str, k: int = 8, by: str = "latent") -> Row:
+    """References for one image, by the agent or without one; see `Desk.ask`. For several images, keep a `Desk` open."""
     with Desk.open(lab) as desk:
         return desk.ask(data, name=name, k=k, by=by)
 
 
 def ledger_rows(
     lab: Lab, *, outcome: str | None = None, path: str | None = None, limit: int | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """What became of every file found, by the agent or without one; see `Desk.ledger_rows`."""
     with Desk.open(lab) as desk:
         yield from desk.ledger_rows(outcome=outcome, path=path, limit=limit)
 
 
-def status(lab: Lab) -> dict[str, Any]:
-    """How a lab and its agent are, as JSON values.
-
-    `lab`, `version`, `bundle` {`name`, `version`, `digest`}, `without_latent` (cells still to be embedded by it),
-    `optics` [see `labref.asking.drift.overview`], `bundle_change` (null, or the change under way: see `labref.asking.change.describe`), `provider`, `provider_line`, `cells`, `outcomes` {outcome: files},
-    `labels`, `label_sources`, `slides`, `analysers` {name: cells}, `watch` [{`folder`, `how`}], `agent` (null where none runs)
-    {`pid`, `port`, `started_at`, `state`, `problem`, `waiting`, `in_flight`, `embedded`, `last_scan_at`, `last_scan_seconds`}.
-    """
+def status(lab: Lab) -> Row:
+    """How a lab and its agent are; see `Desk.status`."""
     with Desk.open(lab) as desk:
         return desk.status()
+
+
+def run(lab: Lab, name: str, /, **parameters: Any) -> Iterator[Row]:
+    """Rows of an operation, by the lab's agent where one runs, else here; see `Desk.run`."""
+    with Desk.open(lab) as desk:
+        yield from desk.run(name, **parameters)
 
 
 def open_free_store(
@@ -157,26 +145,3 @@ def open_free_store(
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.1)
-
-
-def run(lab: Lab, name: str, **parameters: Any) -> Iterator[Row]:
-    """Rows of an operation, by the lab's agent where one runs, else here. Parameters are JSON values."""
-    store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab))
-    if agent is not None:
-        yield from agent.perform(name, parameters)
-        return
-    assert store is not None
-    with contextlib.ExitStack() as stack:
-        stack.callback(store.close)
-        opened: list[Embedder] = []
-
-        def embedder() -> Embedder:
-            if not opened:
-                opened.append(stack.enter_context(open_embedder(lab, lab.bundle(store))))
-            return opened[-1]
-
-        def adopt(bundle: Bundle) -> Adoption:
-            ready = stack.enter_context(open_embedder(lab, bundle))
-            return Adoption(ready, lambda: opened.append(ready))
-
-        yield from perform(Context(lab, store, embedder, None, adopt), name, parameters)

@@ -74,7 +74,7 @@ def _serve(
 
     def take_in() -> float:
         nonlocal written
-        before = int(agent.status()["agent"]["embedded"])
+        before = int(next(agent.perform("status", {}))["agent"]["embedded"])
         write_cells(source, export, files, first=written)
         written += files
         return _rate(agent, before, files)
@@ -181,7 +181,7 @@ def _rate(agent: AgentClient, before: int, files: int) -> float:
     begun = None
     waited_from = time.monotonic()
     while True:
-        state = agent.status()["agent"]
+        state = next(agent.perform("status", {}))["agent"]
         now = time.monotonic()
         if begun is None and (state["in_flight"] or state["embedded"] > before):
             begun = now

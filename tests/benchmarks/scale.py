@@ -108,11 +108,11 @@ def _agent(lab: Lab) -> dict[str, Any]:
         ready = time.perf_counter() - started
         client = AgentClient.find(lab)
         assert client is not None
-        answer = client.query(image, name="first", k=8, by="latent", analyser=None, any_optics=False)
+        answer = next(client.perform("query", {"name": "first", "k": 8, "by": "latent"}, image))
         first = time.perf_counter() - started
         assert len(answer["references"]) == 8
         asked = times(
-            list(range(10)), lambda _: client.query(image, name="x", k=8, by="latent", analyser=None, any_optics=False)
+            list(range(10)), lambda _: next(client.perform("query", {"name": "x", "k": 8, "by": "latent"}, image))
         )
         memory = psutil.Process(process.pid).memory_info().rss
     finally:

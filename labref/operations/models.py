@@ -1,0 +1,108 @@
+"""What the requests and answers of all operations have in common.
+
+Every model refuses a field that it does not know. Answers are not validated while a lab works: the tests hold each row
+that an operation gives against its model, and the models are what the OpenAPI document shows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from labref.words import LabelSource
+
+__all__ = [
+    "Answer",
+    "BundleName",
+    "Failure",
+    "FilePath",
+    "GivenLabel",
+    "JobEnded",
+    "JobRunning",
+    "Limit",
+    "Problem",
+    "Progress",
+    "ProgressSaid",
+    "Request",
+    "Text",
+]
+
+Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""A text without the character NUL, which neither a path nor the store can hold."""
+FilePath = Annotated[str, Field(pattern=r"^[^\x00]*$", min_length=1, max_length=4096)]
+"""A path on the computer of the lab, absolute."""
+Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
+"""At most so many rows."""
+
+
+class Request(BaseModel):
+    """The parameters of an operation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Answer(BaseModel):
+    """A JSON object of an answer."""
+
+    model_config = ConfigDict(extra="forbid", defer_build=True, allow_inf_nan=False)
+
+
+class ProgressSaid(Answer):
+    """How far an operation is."""
+
+    done: int = Field(description="How much is done.")
+    total: int = Field(description="Of how much; 0 where that is not known.")
+    text: str = Field(description="What is being done.")
+
+
+class Progress(Answer):
+    """A row that says how far an operation is. It can come at any time, and is no part of the result."""
+
+    progress: ProgressSaid
+
+
+class Problem(Answer):
+    """What failed."""
+
+    kind: str = Field(description="Name of the error: LabrefError, or the more special one of `labref.errors`.")
+    message: str = Field(description="What failed, where, and what to do next.")
+
+
+class Failure(Answer):
+    """A request that failed. As the last row of a stream: the operation ended there."""
+
+    error: Problem
+
+
+class BundleName(Answer):
+    """Which bundle."""
+
+    name: str | None = Field(description="Its name; null where the store does not know the bundle.")
+    version: str | None = Field(description="Its version; null where the store does not know the bundle.")
+    digest: str = Field(description="SHA-256 of its manifest, 64 hexadecimal characters.")
+
+
+class GivenLabel(Answer):
+    """A class, and who gave it."""
+
+    label: str = Field(description="The class.")
+    label_source: LabelSource = Field(description="Who gave it.")
+
+
+class JobRunning(Answer):
+    """A background job at work."""
+
+    name: str = Field(description="Which job.")
+    done: int = Field(description="How much is done.")
+    total: int = Field(description="Of how much; 0 where that is not known.")
+    text: str = Field(description="What is being done.")
+    started_at: str = Field(description="Since when, ISO 8601, UTC.")
+
+
+class JobEnded(Answer):
+    """How a background job ended last."""
+
+    at: str = Field(description="When, ISO 8601, UTC.")
+    outcome: Literal["done", "stopped", "failed"] = Field(description="How.")
+    message: str | None = Field(description="Why it failed; else null.")

@@ -1,0 +1,164 @@
+"""`labref query`: the stored cells that look most like an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from labref.asking.answer import MOST_REFERENCES, answer
+from labref.operations import operation
+from labref.operations.models import Answer, Text
+from labref.progress import Row
+from labref.tasks.context import Context
+from labref.words import LabelSource
+
+__all__ = [
+    "CellFound",
+    "Distribution",
+    "MapPlace",
+    "Novelty",
+    "Optics",
+    "Prediction",
+    "QueryAnswer",
+    "Reference",
+    "Timings",
+]
+
+
+class CellFound(Answer):
+    """Where in its picture the cell was found. Pixels are of the picture as a person sees it."""
+
+    found: bool = Field(description="Whether there is a cell near the middle; if not, the middle itself was compared.")
+    row: float = Field(description="Row of the cell's centre, pixels; 0 is the centre of the uppermost row.")
+    column: float = Field(description="Column of the cell's centre, pixels; 0 is the centre of the leftmost column.")
+    moved: float = Field(description="How far that is from the picture's own middle, pixels.")
+    others: int = Field(description="How many other cells are in the picture.")
+
+
+class Prediction(Answer):
+    """The class that the bundle's networks give."""
+
+    label: str = Field(description="The most probable class.")
+    probability: float = Field(description="Its probability, 0 to 1.")
+
+
+class Reference(Answer):
+    """A stored cell that resembles the image."""
+
+    cell_id: str = Field(description="The cell: 16 hexadecimal characters.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave the class.")
+    distance: float = Field(description="Mean squared error between the latents of cell and image.")
+    slide: str | None = Field(description="The slide it came from; it can name a patient.")
+    analyser: str | None = Field(description="The analyser it came from.")
+    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
+    path: str = Field(description="Its file in the export folder; it can name a patient.")
+    duplicate_of: str | None = Field(description="The earlier cell that it repeats.")
+    captures: int = Field(description="How many captures of this physical cell the lab has, this one among them.")
+
+
+class Distribution(Answer):
+    """The classes of the nearest hundred physical cells."""
+
+    n: int = Field(description="How many cells these are.")
+    weights: dict[str, float] = Field(
+        description="Share of each class, weighted by distance, largest first; they add up to 1."
+    )
+
+
+class Novelty(Answer):
+    """How unlike everything in the lab the image is."""
+
+    score: float | None = Field(
+        description="Mean distance of the nearest cells over the bundle's threshold; null in an empty store."
+    )
+    is_novel: bool = Field(description="Whether the score is above 1.")
+
+
+class Optics(Answer):
+    """Which optics the references are from."""
+
+    analyser: str | None = Field(description="The analyser of the image; null where it is not known.")
+    only: bool = Field(description="Whether only cells from that analyser were looked at.")
+    how: Literal["asked", "stored", "single", "unknown", "any"] = Field(
+        description="How the analyser is known: the question named it, the image is stored, the lab has no other, it is "
+        "not known, or the question wanted references from any."
+    )
+    cells: int = Field(description="How many cells there were to look at.")
+
+
+class MapPlace(Answer):
+    """Where the image lies on the lab's map, and what it would be by its neighbours there."""
+
+    row: int = Field(description="Row of its node, from 0.")
+    column: int = Field(description="Column of its node, from 0.")
+    label: str | None = Field(description="The class that most cells about the node have; null where no cell is near.")
+    share: float | None = Field(description="Share of that class among them, weighted by nearness.")
+    cells: int = Field(description="How many physical cells they are.")
+    map: int = Field(description="Number of the map's version.")
+
+
+class Timings(Answer):
+    """What the answer took, milliseconds."""
+
+    prepare: float = Field(description="Decoding the image and finding the cell.")
+    embed: float = Field(description="The networks.")
+    search: float = Field(description="Finding the references.")
+    total: float = Field(description="All together.")
+
+
+class QueryAnswer(Answer):
+    """The stored cells that look most like an image, and what they say of it."""
+
+    image: str = Field(description="The name that the question gave the image.")
+    bundle: str = Field(description="Digest of the bundle that was asked.")
+    cell: CellFound = Field(description="Where in the picture the cell was found.")
+    predicted: Prediction = Field(description="The class that the networks give.")
+    probabilities: dict[str, float] = Field(description="Probability of each class of the bundle.")
+    references: list[Reference] = Field(description="The references, nearest first.")
+    distribution: Distribution = Field(description="The classes of the nearest hundred cells.")
+    novelty: Novelty = Field(description="How unlike everything in the lab the image is.")
+    optics: Optics = Field(description="Which optics the references are from.")
+    duplicate_of: str | None = Field(description="The stored cell that the image is or repeats.")
+    map: MapPlace | None = Field(description="Its place on the lab's map; null while there is none.")
+    timings_ms: Timings = Field(description="What the answer took, milliseconds.")
+
+
+@operation("query", QueryAnswer, single=True, takes_bytes=True)
+def query(
+    context: Context,
+    data: bytes,
+    *,
+    name: Annotated[Text, Field(description="What the answer calls the image.")] = "",
+    k: Annotated[int, Field(ge=1, le=MOST_REFERENCES, description="How many references.")] = 8,
+    by: Annotated[
+        Literal["latent", "map"],
+        Field(
+            description="How references are found: the nearest by their latents, or by their place on the lab's map."
+        ),
+    ] = "latent",
+    analyser: Annotated[
+        Text | None,
+        Field(
+            description="The analyser that the image came from, where it is known; references come from the same one."
+        ),
+    ] = None,
+    any_optics: Annotated[bool, Field(description="Take references from every analyser of the lab.")] = False,
+) -> Iterator[Row]:
+    """Find the stored cells that look most like an image, and the classes of the nearest hundred. The body is the image's file.
+
+    An image that is itself in the store is not its own reference, nor is a duplicate of it.
+    """
+    yield answer(
+        context.lab,
+        context.store,
+        context.embedder(),
+        data,
+        name=name,
+        k=k,
+        by=by,
+        analyser=analyser or None,
+        any_optics=any_optics,
+    )

@@ -1,0 +1,89 @@
+"""`labref status`: how a lab and its agent are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from labref.asking.answer import store_status
+from labref.export.paths import path_to_text
+from labref.operations import operation
+from labref.operations.bundle import BundleChange
+from labref.operations.models import Answer, BundleName, JobEnded, JobRunning
+from labref.operations.optics import OpticsState
+from labref.progress import Row
+from labref.tasks.context import Context
+from labref.words import LabelSource, Outcome
+
+__all__ = ["AgentJobs", "AgentStatus", "Status", "WatchedFolder"]
+
+
+class WatchedFolder(Answer):
+    """A folder of the analyser's export."""
+
+    folder: str = Field(description="The folder.")
+    how: Literal["events", "polling", "one pass", "unwatched", "missing"] = Field(
+        description="How it is watched; `one pass` by `labref agent --once`, `unwatched` while no agent runs, `missing` "
+        "where it is not there."
+    )
+
+
+class AgentJobs(Answer):
+    """The agent's background work."""
+
+    running: JobRunning | None = Field(description="The job at work.")
+    waiting: list[str] = Field(description="Names of the jobs that wait.")
+    ended: dict[str, JobEnded] = Field(description="How each job ended last, by name.")
+
+
+class AgentStatus(Answer):
+    """The running agent."""
+
+    pid: int = Field(description="Its process.")
+    port: int = Field(description="The port of 127.0.0.1 that it answers on.")
+    started_at: str = Field(description="Since when it runs, ISO 8601, UTC.")
+    state: str = Field(description="What it does: starting, scanning, watching or ending.")
+    problem: str | None = Field(description="What keeps it from storing cells; else null.")
+    waiting: int = Field(description="Files that are still being written.")
+    in_flight: int = Field(description="Files that are being read, embedded or stored.")
+    embedded: int = Field(description="Cells embedded since its start.")
+    last_scan_at: str | None = Field(description="When its last full scan ended, ISO 8601, UTC.")
+    last_scan_seconds: float | None = Field(description="How long that scan took, seconds.")
+    jobs: AgentJobs = Field(description="Its background work.")
+
+
+class Status(Answer):
+    """How a lab and its agent are."""
+
+    lab: str = Field(description="The lab's folder.")
+    version: str = Field(description="Version of labref.")
+    bundle: BundleName = Field(description="The active bundle.")
+    without_latent: int = Field(description="Cells that are still to be embedded by the active bundle.")
+    optics: list[OpticsState] = Field(description="Each optics and whether it drifts, the one with most cells first.")
+    bundle_change: BundleChange | None = Field(description="The change to another bundle that is under way.")
+    provider: str = Field(description="Where the networks run: ONNX Runtime's name of the execution provider.")
+    provider_line: str = Field(description="The same in words, and why.")
+    cells: int = Field(description="Cells stored.")
+    outcomes: dict[Outcome, int] = Field(description="Files by outcome.")
+    labels: dict[str, int] = Field(description="Cells by class.")
+    label_sources: dict[LabelSource, int] = Field(description="Cells by who gave their class.")
+    slides: dict[str, int] = Field(description="Cells by slide; a name can identify a patient.")
+    analysers: dict[str, int] = Field(description="Cells by analyser, of those that name one.")
+    watch: list[WatchedFolder] = Field(description="The watched folders.")
+    agent: AgentStatus | None = Field(description="The running agent; null while none runs.")
+
+
+@operation("status", Status, method="GET", single=True)
+def status(context: Context) -> Iterator[Row]:
+    """Say how the lab and its agent are: what is stored, which bundle, which device, what is watched."""
+    found = store_status(context.lab, context.store, context.embedder())
+    if context.agent_status is not None:
+        yield found | context.agent_status()
+        return
+    watch = [
+        {"folder": path_to_text(str(folder)), "how": "unwatched" if folder.is_dir() else "missing"}
+        for folder in context.lab.watched
+    ]
+    yield found | {"watch": watch, "agent": None}
