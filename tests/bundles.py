@@ -31,7 +31,8 @@ def another(
     seed: int = 1,
     preparation: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A bundle file in `folder`: latents of the starter, mixed at random into `latent_size` numbers; true golden outputs.
+    """A bundle file in `folder`: latents of the starter, mixed at random into `latent_size` numbers; true golden
+    outputs.
 
     preparation : what the manifest says of it, other than the starter's; only a labref that prepares so will use it.
     """

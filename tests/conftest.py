@@ -1,4 +1,5 @@
-"""What tests share: real cells where ../shared/data is present, cells drawn by labref everywhere, the starter bundle."""
+"""What tests share: real cells where ../shared/data is present, cells drawn by labref everywhere, the starter
+bundle."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ def mark(bits: int) -> tuple[Fingerprint]:
 
 
 def by_bits(digest: str, other: str) -> Resemblance:
-    """Stands in for a judge where there are no images: one bit of difference makes a duplicate, three a possible one."""
+    """Stands in for a judge where there are no images: one bit of difference makes a duplicate, three a possible
+    one."""
     one, two = _MARKS[digest], _MARKS[other]
     bits = max((one.across ^ two.across).bit_count(), (one.down ^ two.down).bit_count())
     verdict = Verdict.DUPLICATE if bits < 2 else Verdict.POSSIBLE if bits <= 3 else Verdict.DIFFERENT

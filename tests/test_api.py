@@ -63,7 +63,8 @@ def draw(folder: Path, each: int) -> None:
 
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answered:
-    """Every operation done on a lab of 72 cells, a copy under another class, a cell captured again, and no image; its rows."""
+    """Every operation done on a lab of 72 cells, a copy under another class, a cell captured again, and no image; its
+    rows."""
     folder = tmp_path_factory.mktemp("api")
     export = folder / "export"
     draw(export, 9)

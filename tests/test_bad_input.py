@@ -72,7 +72,8 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def without_rights_beyond_the_file_modes(work: Callable[[], Summary]) -> Summary:
-    """Run `work` as an ordinary user would: the superuser's right to read any file is given up, in a thread of its own."""
+    """Run `work` as an ordinary user would: the superuser's right to read any file is given up, in a thread of its
+    own."""
     result: list[Summary] = []
     failure: list[BaseException] = []
 

@@ -1,4 +1,5 @@
-"""Changing bundles: cells are embedded again in the background, queries go on, the switch is one moment, and can be undone."""
+"""Changing bundles: cells are embedded again in the background, queries go on, the switch is one moment, and can be
+undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The answer says where in its picture the cell was found: in numbers, in words and in the picture that is drawn of it."""
+"""The answer says where in its picture the cell was found: in numbers, in words and in the picture that is drawn of
+it."""
 
 from __future__ import annotations
 

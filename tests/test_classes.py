@@ -1,4 +1,5 @@
-"""The hierarchy: every class of the public data and of an export has its code and group, and fine classes come from names."""
+"""The hierarchy: every class of the public data and of an export has its code and group, and fine classes come from
+names."""
 
 from __future__ import annotations
 

@@ -114,7 +114,8 @@ def test_recaptures_of_real_cells_are_duplicates_and_other_cells_are_not(
 def two_of_one_field(
     one: NDArray[np.uint8], two: NDArray[np.uint8], rows: int, columns: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Two pictures of one field, around a cell each; the middle of the second lies `rows`, `columns` from that of the first."""
+    """Two pictures of one field, around a cell each; the middle of the second lies `rows`, `columns` from that of the
+    first."""
     corner = [(a - b) // 2 for a, b in zip(one.shape, two.shape, strict=True)]
     return field_of_two(one, two, (corner[0] + rows, corner[1] + columns))
 
@@ -142,7 +143,8 @@ def test_a_picture_of_a_neighbour_has_a_landmark_of_the_stored_one(pbc: list[NDA
 
 
 def landmark_differs(stored: Fingerprint, shown: Any) -> float:
-    """The share of the bits shown in which a stored landmark and one of a picture differ, of the hash that differs more."""
+    """The share of the bits shown in which a stored landmark and one of a picture differ, of the hash that differs
+    more."""
     return min(
         max(
             ((one ^ two) & bits).bit_count() / bits.bit_count()

@@ -27,7 +27,8 @@ from tests.stores import put_on_map
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path, starter: Bundle) -> Lab:
-    """A lab with 16 cells, four of them captured again and filed under another class, and a copy of one under another class."""
+    """A lab with 16 cells, four of them captured again and filed under another class, and a copy of one under another
+    class."""
     folder = tmp_path_factory.mktemp("duplicates")
     export = folder / "export"
     rng = np.random.default_rng(0)
@@ -131,8 +132,8 @@ def test_pairs_are_listed_with_both_cells_and_drawn_side_by_side(filled: Lab, tm
 
 @pytest.fixture(scope="module")
 def of_one_field(tmp_path_factory: pytest.TempPathFactory, real_cells: Path, starter: Bundle) -> Lab:
-    """A lab of real cells: `left` and `right` stand beside each other in one field, with a picture around each, and the left one was
-    captured again; `elsewhere` is alone."""
+    """A lab of real cells: `left` and `right` stand beside each other in one field, with a picture around each, and the
+    left one was captured again; `elsewhere` is alone."""
     export = tmp_path_factory.mktemp("fields") / "export"
     cells = {label: sorted((real_cells / "pbc" / label).glob("*.jpg")) for label in ("eosinophil", "lymphocyte", "ig")}
     one, two = (decode(cells[label][3].read_bytes()) for label in ("eosinophil", "lymphocyte"))

@@ -1,4 +1,5 @@
-"""Trunks of reduced precision: made from the full one, let in only where the references stay, taken by the device they suit."""
+"""Trunks of reduced precision: made from the full one, let in only where the references stay, taken by the device they
+suit."""
 
 from __future__ import annotations
 

@@ -167,7 +167,8 @@ def test_real_cells_of_every_optics(real_cells: Path, optics: str) -> None:
     cells = [prepare(path.read_bytes()) for path in files]
     assert len(cells) >= 9
     assert np.mean([cell.nucleus_found for cell in cells]) >= 0.98
-    # the analyser's pictures have the cell in the middle; chula and bccd were cut at the edges of fields, their cells lie anywhere
+    # the analyser's pictures have the cell in the middle; chula and bccd were cut at the edges of fields, their cells
+    # lie anywhere
     away = [np.hypot(c.centre[0] - c.size[0] / 2, c.centre[1] - c.size[1] / 2) for c in cells]
     limit, share = {"pbc": (36, 0.95), "chula": (80, 0.85), "bccd": (80, 0.75), "bonemarrow": (60, 0.9)}[optics]
     assert np.mean(np.array(away) <= limit) >= share

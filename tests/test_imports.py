@@ -1,4 +1,5 @@
-"""The arrows between the parts, and between the rooms of labref and of training: none leads up, and the tables of them are true."""
+"""The arrows between the parts, and between the rooms of labref and of training: none leads up, and the tables of them
+are true."""
 
 from __future__ import annotations
 
@@ -106,7 +107,8 @@ def room_of(module: str) -> str:
 
 
 def arrows(part: str) -> dict[tuple[str, str], set[str]]:
-    """(room, room it imports) and the modules that do so; imports inside functions, and for types only, count as well."""
+    """(room, room it imports) and the modules that do so; imports inside functions, and for types only, count as
+    well."""
     files = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / part).rglob("*.py")}
     modules = {name.removesuffix(".__init__") for name in files.values()}
     found: dict[tuple[str, str], set[str]] = {}

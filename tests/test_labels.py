@@ -1,4 +1,5 @@
-"""Labels arrive late: from a folder, a person or a list; nothing is lost, everything is history, reviewed cells come first."""
+"""Labels arrive late: from a folder, a person or a list; nothing is lost, everything is history, reviewed cells come
+first."""
 
 from __future__ import annotations
 

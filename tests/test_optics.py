@@ -1,4 +1,5 @@
-"""References come from the query's own optics; each optics is measured, drift is told; a young lab's novelty allows for its size."""
+"""References come from the query's own optics; each optics is measured, drift is told; a young lab's novelty allows for
+its size."""
 
 from __future__ import annotations
 
@@ -309,7 +310,8 @@ def test_the_novelty_threshold_grows_as_a_lab_gets_smaller_and_is_left_alone_els
 
 
 def test_known_cells_are_seldom_novel_in_a_young_lab(real_latents: Latents, starter: Bundle) -> None:
-    """Latents of real cells: with the threshold as it is for all of them, a lab with a tenth of them would find most cells novel."""
+    """Latents of real cells: with the threshold as it is for all of them, a lab with a tenth of them would find most
+    cells novel."""
     latents = real_latents.values.astype(np.float64)
     order = np.random.default_rng(5).permutation(len(latents))
     apart = ((latents[order, None] - latents[None, order]) ** 2).mean(axis=2)

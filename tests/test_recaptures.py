@@ -23,8 +23,8 @@ from training.data.recaptures import recapture_groups
 
 @pytest.fixture
 def tree(real_cells: Path, tmp_path: Path) -> Path:
-    """Ten real cells of each of two classes; the first is there twice more, captured again and as the same file, in the other class
-    too, and one image cannot be read."""
+    """Ten real cells of each of two classes; the first is there twice more, captured again and as the same file, in the
+    other class too, and one image cannot be read."""
     for label in ("eosinophil", "neutrophil"):
         (tmp_path / label).mkdir()
         for number, image in enumerate(sorted((real_cells / "pbc" / label).glob("*.jpg"))[:10]):

@@ -1,4 +1,5 @@
-"""References are the nearest other cells, weighed by distance; the cell itself and its duplicates are not among them."""
+"""References are the nearest other cells, weighed by distance; the cell itself and its duplicates are not among
+them."""
 
 from __future__ import annotations
 
@@ -169,7 +170,8 @@ def test_a_new_capture_of_a_stored_cell_names_it_and_does_not_get_it(store: Stor
 def captured(
     store: Store, name: str, distances: Sequence[float], sources: Sequence[str] = (), labels: Sequence[str] = ()
 ) -> list[str]:
-    """Record captures of one cell at these distances from the origin; their ids. Where nothing else is said the analyser labelled them."""
+    """Record captures of one cell at these distances from the origin; their ids. Where nothing else is said the
+    analyser labelled them."""
     number = int(digest_of(name)[:15], 16)
     cells = [
         new_cell(
@@ -291,7 +293,8 @@ def test_captures_left_out_make_room_for_others_of_the_same_cell(store: Store, b
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_promise_holds_for_any_cells_and_captures(tmp_path: Path, bundle: Bundle, seed: int) -> None:
-    """Eight different cells; a nearer one that is left out is nearer by at most 5 %; and the more trusted of near captures."""
+    """Eight different cells; a nearer one that is left out is nearer by at most 5 %; and the more trusted of near
+    captures."""
     rng = np.random.default_rng(seed)
     with new_store(tmp_path) as store:
         cells = []

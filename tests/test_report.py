@@ -1,4 +1,5 @@
-"""The central team's comparisons: sweeps that resume, one page with every figure and its interval, runs side by side and again."""
+"""The central team's comparisons: sweeps that resume, one page with every figure and its interval, runs side by side
+and again."""
 
 from __future__ import annotations
 

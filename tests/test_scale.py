@@ -1,4 +1,5 @@
-"""The benchmark of a lab of a million cells, at a small size: it measures what it says, and the checks find no fault."""
+"""The benchmark of a lab of a million cells, at a small size: it measures what it says, and the checks find no
+fault."""
 
 from __future__ import annotations
 

@@ -87,7 +87,8 @@ def disc(picture: np.ndarray, row: int, column: int, radius: int, colour: tuple[
 
 @pytest.mark.parametrize(("height", "width", "bar"), [(480, 640, 150), (3000, 4000, 1200)])
 def test_a_large_dark_area_is_one_object_and_costs_no_memory(height: int, width: int, bar: int) -> None:
-    """The edge of a slide, an ink spot: every pixel of it was once an object of its own, and a picture asked for 162 GB."""
+    """The edge of a slide, an ink spot: every pixel of it was once an object of its own, and a picture asked for 162
+    GB."""
     picture = np.full((height, width, 3), 245, np.uint8)
     picture[:, :bar] = 0
     disc(picture, height // 2, width // 2, 45, (90, 60, 140))

@@ -1,4 +1,5 @@
-"""Random days in a lab, against the rules written down plainly: whatever comes in whatever order, the ledger is right."""
+"""Random days in a lab, against the rules written down plainly: whatever comes in whatever order, the ledger is
+right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The nearest are exactly the nearest, however they are found: against brute force, with ties, twins and hard numbers."""
+"""The nearest are exactly the nearest, however they are found: against brute force, with ties, twins and hard
+numbers."""
 
 from __future__ import annotations
 

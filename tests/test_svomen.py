@@ -1,4 +1,5 @@
-"""SVOMEN: sets that are named and cannot change unseen, people's choices counted as the thesis counted them, spaces scored."""
+"""SVOMEN: sets that are named and cannot change unseen, people's choices counted as the thesis counted them, spaces
+scored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A shipped bundle's networks, taken over into a run: shipped anew they give the same latents, and training goes on from them."""
+"""A shipped bundle's networks, taken over into a run: shipped anew they give the same latents, and training goes on
+from them."""
 
 from __future__ import annotations
 

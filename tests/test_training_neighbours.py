@@ -1,4 +1,5 @@
-"""Cells laid beside the one in the middle: the middle and the label stay, what surrounds them changes, and nothing unless asked for."""
+"""Cells laid beside the one in the middle: the middle and the label stay, what surrounds them changes, and nothing
+unless asked for."""
 
 from __future__ import annotations
 

@@ -19,9 +19,10 @@ __all__ = ["run"]
 def run(lab: Lab, *, once: bool = False, json: bool = False, console: Console | None = None) -> Summary:
     """Run the lab's agent until it is asked to end, or with `once` for one full pass over the export folders.
 
-    json : print machine-readable output on stdout and nothing else there.  console : where people read what is said; by default
-    progress goes to stderr and the rest to stdout. Ctrl-C and SIGTERM end it cleanly, and then it returns as usual.
-    Raises `AgentError` where an agent runs on this lab already or something asked for failed, and other `LabrefError`.
+    json : print machine-readable output on stdout and nothing else there.  console : where people read what is said; by
+    default progress goes to stderr and the rest to stdout. Ctrl-C and SIGTERM end it cleanly, and then it returns as
+    usual. Raises `AgentError` where an agent runs on this lab already or something asked for failed, and other
+    `LabrefError`.
     """
     from labref.agent.service import run_agent
 

@@ -1,7 +1,8 @@
-"""From settled files to stored cells: threads that read and prepare, one that embeds, one that stores, bounded queues between.
+"""From settled files to stored cells: threads that read and prepare, one that embeds, one that stores, bounded queues
+between.
 
-A batch is stored in one transaction, after the original bytes of its cells are on the disk: killed at any moment, a file is
-either stored whole or not at all, and a file not stored is found again by the next scan.
+A batch is stored in one transaction, after the original bytes of its cells are on the disk: killed at any moment, a
+file is either stored whole or not at all, and a file not stored is found again by the next scan.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Engine:
         return self._embedder
 
     def replace(self, embedder: Embedder) -> None:
-        """Answer and embed by another from now on. Who still works with the one before may end that; then its memory is freed."""
+        """Answer and embed by another from now on. Who still works with the one before may end that; then its memory is
+        freed."""
         with self._lock:
             self._embedder = embedder
 
@@ -76,8 +78,8 @@ class Engine:
 class Tally:
     """What became of files since the agent started.
 
-    outcomes : files by ledger outcome.  embedded : cells that went through the networks.  unchanged : files tried again that
-    ended as they had before.
+    outcomes : files by ledger outcome.  embedded : cells that went through the networks.  unchanged : files tried again
+    that ended as they had before.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -107,8 +109,8 @@ class _Record:
 class Pipeline:
     """The threads and queues of one agent.
 
-    layout : what a path says.  is_recorded : whether the ledger has this path with this reason for its rejection already, or
-    has an outcome that the reason must not replace.
+    layout : what a path says.  is_recorded : whether the ledger has this path with this reason for its rejection
+    already, or has an outcome that the reason must not replace.
     on_settled : called, by the storing thread, with the files of each stored batch.
     patient : True waits and tries again while the lab's disk takes nothing; False gives up with an `AgentError`.
     """
@@ -159,7 +161,8 @@ class Pipeline:
         self._layout = layout
 
     def offer(self, candidate: Candidate, *, timeout: float = 0.0) -> bool:
-        """Take a settled file in; False where there is no room after `timeout` seconds. A file already in flight counts as taken.
+        """Take a settled file in; False where there is no room after `timeout` seconds. A file already in flight counts
+        as taken.
 
         Raises what ended the pipeline, where something did.
         """
@@ -206,7 +209,8 @@ class Pipeline:
             return self._idle.wait_for(lambda: not self._paths or self._dead.is_set(), timeout)
 
     def close(self) -> None:
-        """End: files not yet read are left to the next scan, cells in hand are embedded and stored, the threads ended."""
+        """End: files not yet read are left to the next scan, cells in hand are embedded and stored, the threads
+        ended."""
         self._stopping.set()
         for _ in self._readers:
             self._put(self._candidates, None)

@@ -27,8 +27,8 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell ready for the networks. crop : uint8[256, 256, 3].  height, width : of the original, pixels.  measures : float32[7],
-    of its optics (`labref.cells.optics`)."""
+    """A cell ready for the networks. crop : uint8[256, 256, 3].  height, width : of the original, pixels.  measures :
+    float32[7], of its optics (`labref.cells.optics`)."""
 
     candidate: Candidate
     signature: Signature
@@ -65,7 +65,8 @@ class Refused:
 
 @dataclass(frozen=True)
 class NotYet:
-    """A file to be waited for. changed : it changed while being read; else it is no usable image yet, because of `reason`."""
+    """A file to be waited for. changed : it changed while being read; else it is no usable image yet, because of
+    `reason`."""
 
     candidate: Candidate
     changed: bool
@@ -92,7 +93,8 @@ def read_cell(
     """Read and prepare one file, which is opened for reading only.
 
     place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  removed : why the
-    cell with this digest was removed, or None.  keep : keeps a usable image's bytes under their digest.  heal : the same for a cell
+    cell with this digest was removed, or None.  keep : keeps a usable image's bytes under their digest.  heal : the
+    same for a cell
     that is stored, whose bytes may have been lost.  max_bytes : largest file that is read.
     Raises `StorageError` where the bytes cannot be kept.
     """

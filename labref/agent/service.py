@@ -59,8 +59,10 @@ class Summary:
     """What an agent did.
 
     found : files with an image's name that were met; each has exactly one of the outcomes stored, duplicate,
-    possible_duplicate and rejected, or was unchanged since an earlier pass.  embedded : cells that went through the networks.
-    ignored : other files.  vanished : files deleted while they were still being written.  unreachable : watched folders, and
+    possible_duplicate and rejected, or was unchanged since an earlier pass.  embedded : cells that went through the
+    networks.
+    ignored : other files.  vanished : files deleted while they were still being written.  unreachable : watched
+    folders, and
     folders in them, that could not be read.  interrupted : asked to end before the pass was whole.
     """
 
@@ -166,7 +168,8 @@ def _until_signalled(stop: Callable[[], None]) -> Iterator[None]:
 
 
 class _Agent:
-    """An agent at work, from `__enter__` to `__exit__`. Its methods are for one thread, but for `stop` and what HTTP asks."""
+    """An agent at work, from `__enter__` to `__exit__`. Its methods are for one thread, but for `stop` and what HTTP
+    asks."""
 
     def __init__(self, lab: Lab, store: Store, log: Log, *, once: bool) -> None:
         self._lab, self._store, self._log, self._once = lab, store, log, once

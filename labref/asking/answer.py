@@ -1,6 +1,8 @@
-"""Asking a lab: references for an image, what became of files, how the lab is. By the agent where one runs, else directly.
+"""Asking a lab: references for an image, what became of files, how the lab is. By the agent where one runs, else
+directly.
 
-Both ways give the same answer (but for `timings_ms`): the same code makes it, and an image is always embedded by itself.
+Both ways give the same answer (but for `timings_ms`): the same code makes it, and an image is always embedded by
+itself.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def answer(
 ) -> dict[str, Any]:
     """References for the image `data`, the bytes of its file, as the JSON values that DESIGN.md lists.
 
-    name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent", or "map" once the lab has one.
+    name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent", or "map" once the lab
+    has one.
     analyser : that the image came from, where it is known; references come from the same one.  any_optics : from all.
     `cell` says where in the picture the cell was found, see `labref.cells.centring.whereabouts`.
     Raises `UnreadableImageError` where the bytes are no usable image.

@@ -13,10 +13,11 @@ _FAILURES_TOLD: Final = 20
 
 
 def describe(store: Store, digest: str) -> Row:
-    """How the change to a bundle stands: {`bundle` {name, version, digest}, `state`, `cells`, `embedded`, `failed`, `failures`
-    [{cell_id, reason}] (the first few), `switch` (by itself), `report` (see `compare`)}.
+    """How the change to a bundle stands: {`bundle` {name, version, digest}, `state`, `cells`, `embedded`, `failed`,
+    `failures` [{cell_id, reason}] (the first few), `switch` (by itself), `report` (see `compare`)}.
 
-    state: "active", "re-embedding", "comparing", "held" (some cells cannot be embedded), "ready" (to be switched) or "none".
+    state: "active", "re-embedding", "comparing", "held" (some cells cannot be embedded), "ready" (to be switched) or
+    "none".
     """
     stored = next((bundle for bundle in store.bundles() if bundle.digest == digest), None)
     pending = store.changes.pending()

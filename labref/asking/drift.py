@@ -24,11 +24,12 @@ _NOW: Final = timedelta(days=1)
 def overview(store: Store, bundle: Bundle, *, now: datetime | None = None) -> list[Row]:
     """How each optics is, the one with the most cells first.
 
-    {`analyser` (null for cells without a named one), `cells`, `today` (measured cells of the last 24 hours), `median` {measure: median
-    of the latest cells, up to 20,000}, `drift` {measure: by how many robust standard deviations today's median is off that of the
-    cells before} (null with fewer than 50 cells today or 200 before), `from_training` {measure: likewise, off the cells that the bundle
-    was trained on} (null where the bundle does not say), `warnings` [{`measure`, `than` ("past" or "training"), `shift`}]}.
-    Measures and the statistic: `labref.cells.optics`. now : the end of the 24 hours; other than this moment only to try it out.
+    {`analyser` (null for cells without a named one), `cells`, `today` (measured cells of the last 24 hours), `median`
+    {measure: median of the latest cells, up to 20,000}, `drift` {measure: by how many robust standard deviations
+    today's median is off that of the cells before} (null with fewer than 50 cells today or 200 before), `from_training`
+    {measure: likewise, off the cells that the bundle was trained on} (null where the bundle does not say), `warnings`
+    [{`measure`, `than` ("past" or "training"), `shift`}]}. Measures and the statistic: `labref.cells.optics`. now : the
+    end of the 24 hours; other than this moment only to try it out.
     """
     rows: list[Row] = []
     since = (now or datetime.now(UTC)) - _NOW

@@ -1,4 +1,5 @@
-"""What the lab's map says of one cell: its node, the class of the cells about it, and the references that lie nearest."""
+"""What the lab's map says of one cell: its node, the class of the cells about it, and the references that lie
+nearest."""
 
 from __future__ import annotations
 
@@ -24,8 +25,9 @@ _REACH: Final = 4  # radii; what lies farther counts less than a three-thousandt
 class Place:
     """Where a cell lies on the map, and what it would be by its neighbours there.
 
-    row, column : of its node, from 0.  label : the class that most cells about the node have, each counted by its nearness, exp(-d²/2r²)
-    with r two nodes; None where no cell is near.  share : of that class among them.  cells : how many they are, each counted once however
+    row, column : of its node, from 0.  label : the class that most cells about the node have, each counted by its
+    nearness, exp(-d²/2r²) with r two nodes; None where no cell is near.  share : of that class among them.  cells : how
+    many they are, each counted once however
     often it was captured.  map : the version.
     """
 
@@ -73,9 +75,9 @@ class Spot:
         exclude: Collection[str] = (),
         keep: Callable[[str], bool] | None = None,
     ) -> list[Neighbour]:
-        """The k references by map, in the thesis' order (chapter 4.9): cells on the same node by quantisation error, then those on the
-        nearest nodes. Their distances are mean squared errors in latent space, as of any reference. Of the captures of one cell
-        (`Store.groups`) only the first in that order is there.
+        """The k references by map, in the thesis' order (chapter 4.9): cells on the same node by quantisation error,
+        then those on the nearest nodes. Their distances are mean squared errors in latent space, as of any reference.
+        Of the captures of one cell (`Store.groups`) only the first in that order is there.
 
         exclude : cell ids that may not appear.  keep : of a cell id, whether it may.
         """

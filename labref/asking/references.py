@@ -1,18 +1,20 @@
-"""The references of a cell: its nearest neighbours in the lab, the spread of the nearest hundred, and whether it is new.
+"""The references of a cell: its nearest neighbours in the lab, the spread of the nearest hundred, and whether it is
+new.
 
 Which cells are looked at: those from the query's own optics, where it is known (`Optics`), else all.
 
-Who is preferred: a cell that a person reviewed to one with the analyser's label, and that to one with a predicted label, among
-cells that are about as near. In the order of distance a cell moves before less trusted ones as long as its distance is at most
-5 % above theirs (`NEAR_EQUAL`; 5 % of a mean squared error is 2.5 % of a length). The k first are the references, and are given
-nearest first. So of a cell shown and a nearer one left out, the one left out is never nearer by more than 5 %: what is clearly
-nearer cannot be pushed out, and only more trusted cells push at all.
+Who is preferred: a cell that a person reviewed to one with the analyser's label, and that to one with a predicted
+label, among cells that are about as near. In the order of distance a cell moves before less trusted ones as long as its
+distance is at most 5 % above theirs (`NEAR_EQUAL`; 5 % of a mean squared error is 2.5 % of a length). The k first are
+the references, and are given nearest first. So of a cell shown and a nearer one left out, the one left out is never
+nearer by more than 5 %: what is clearly nearer cannot be pushed out, and only more trusted cells push at all.
 
-A physical cell is shown once, however often it was captured (`Store.groups`: duplicates; a possible duplicate counts as a cell of
-its own until a person confirms it). Its nearest capture is shown, or of those whose distance is at most 5 % above that one's the most
-trusted, the nearest of these. Where that is not the nearest, it moves before others by its own distance, and others before it by
-the nearest capture's: what was said of a cell left out holds for every capture of it. The spread counts the captures that would
-be shown, a physical cell once. By map the order is the map's, and of one cell's captures the first in it is the nearest.
+A physical cell is shown once, however often it was captured (`Store.groups`: duplicates; a possible duplicate counts as
+a cell of its own until a person confirms it). Its nearest capture is shown, or of those whose distance is at most 5 %
+above that one's the most trusted, the nearest of these. Where that is not the nearest, it moves before others by its
+own distance, and others before it by the nearest capture's: what was said of a cell left out holds for every capture of
+it. The spread counts the captures that would be shown, a physical cell once. By map the order is the map's, and of one
+cell's captures the first in it is the nearest.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ __all__ = [
 ]
 
 NEAR_EQUAL = 0.05
-"""A reviewed cell whose distance is larger by at most this share may be shown in the place of one that nobody reviewed."""
+"""A reviewed cell whose distance is larger by at most this share may be shown in the place of one that nobody
+reviewed."""
 _CANDIDATES = 64  # cells, each counted once, beyond the k nearest that are looked at for reviewed ones
 BANDWIDTH_RANK = 8
 """The distance of this neighbour is the width of the kernel that weighs the spread."""
@@ -58,8 +61,8 @@ class Reference:
     """A stored cell to show beside the query.
 
     distance: mean squared error in latent space. label_source: "reviewed", "analyser" or "predicted". captured_at:
-    ISO 8601, UTC. duplicate_of: the earlier cell that this one repeats or may repeat. captures: how many captures of this
-    physical cell the lab has, this one among them.
+    ISO 8601, UTC. duplicate_of: the earlier cell that this one repeats or may repeat. captures: how many captures of
+    this physical cell the lab has, this one among them.
     """
 
     cell_id: str
@@ -76,7 +79,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Share of each label among the n nearest physical cells, weighted by distance, largest first; the shares sum to 1."""
+    """Share of each label among the n nearest physical cells, weighted by distance, largest first; the shares sum to
+    1."""
 
     n: int
     weights: dict[str, float]
@@ -84,7 +88,8 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Novelty:
-    """score: mean distance of the nearest cells over the bundle's threshold, None in an empty store. is_novel: above 1."""
+    """score: mean distance of the nearest cells over the bundle's threshold, None in an empty store. is_novel: above
+    1."""
 
     score: float | None
     is_novel: bool
@@ -94,9 +99,10 @@ class Novelty:
 class Optics:
     """Which optics the references are from.
 
-    analyser : of the query, None where it is not known.  only : True where only cells from that analyser were looked at.
-    how : "asked" (the question named it), "stored" (the query is in the store), "single" (the lab has no other), "unknown", or
-    "any" (the question wanted all).  cells : how many there were to look at.
+    analyser : of the query, None where it is not known.  only : True where only cells from that analyser were looked
+    at.
+    how : "asked" (the question named it), "stored" (the query is in the store), "single" (the lab has no other),
+    "unknown", or "any" (the question wanted all).  cells : how many there were to look at.
     """
 
     analyser: str | None
@@ -107,8 +113,8 @@ class Optics:
 
 @dataclass(frozen=True)
 class Found:
-    """What a query gets. duplicate_of: the stored cell that the query is, or repeats, if there is one. place: on the lab's map,
-    None while there is none."""
+    """What a query gets. duplicate_of: the stored cell that the query is, or repeats, if there is one. place: on the
+    lab's map, None while there is none."""
 
     references: list[Reference]
     distribution: Distribution
@@ -136,20 +142,22 @@ def find(
 
     latent : float32[L] in the space of `bundle`. digest : SHA-256 of the query's bytes, or None where it is not known.
     k : references wanted. spread : physical cells that the distribution is made of.
-    by : "latent", the nearest in latent space, or "map", those that lie nearest on the lab's map; the distribution and the novelty are
-    of the nearest in latent space either way. The novelty is of the nearest captures, whichever cells they are of.
+    by : "latent", the nearest in latent space, or "map", those that lie nearest on the lab's map; the distribution and
+    the novelty are of the nearest in latent space either way. The novelty is of the nearest captures, whichever cells
+    they are of.
 
-    analyser : the query's, where it is known; else that of the cell where the query is in the store.  any_optics : look at the cells of
-    all analysers, not only at those of the query's.
+    analyser : the query's, where it is known; else that of the cell where the query is in the store.  any_optics : look
+    at the cells of all analysers, not only at those of the query's.
 
-    repeats : stored cells that a query which is not stored itself is a recapture of, most alike first (`labref.cells.sameness`).
+    repeats : stored cells that a query which is not stored itself is a recapture of, most alike first
+    (`labref.cells.sameness`).
     withheld : cells that are to be nobody's references, such as possible duplicates that nobody has reviewed.
 
-    The query itself is no reference, where the store has it, nor is a duplicate of it: not the cells linked with it as duplicates,
-    nor those that it repeats and the duplicates of these.
+    The query itself is no reference, where the store has it, nor is a duplicate of it: not the cells linked with it as
+    duplicates, nor those that it repeats and the duplicates of these.
 
-    Raises LabrefError where a map is asked for and there is none, or the analyser has no cell here, StoreError where the store does
-    not know the bundle, ValueError where the latent does not fit it.
+    Raises LabrefError where a map is asked for and there is none, or the analyser has no cell here, StoreError where
+    the store does not know the bundle, ValueError where the latent does not fit it.
     """
     itself = None if digest is None else store.has_digest(digest)
     excluded: list[str] = []
@@ -194,10 +202,13 @@ def find(
 def prefer(
     neighbours: Sequence[Neighbour], trust: Mapping[str, int], k: int, nearest: Mapping[str, float] | None = None
 ) -> list[Neighbour]:
-    """The k references among neighbours, nearest first: the nearest, but more trusted cells before others about as near.
+    """The k references among neighbours, nearest first: the nearest, but more trusted cells before others about as
+    near.
 
-    neighbours : nearest first, at least all whose distance is at most 5 % above the k-th.  trust : of each cell, larger before smaller.
-    nearest : of each, the distance of its nearest capture; None where each is its own.  The rule is in this module's description.
+    neighbours : nearest first, at least all whose distance is at most 5 % above the k-th.  trust : of each cell, larger
+    before smaller.
+    nearest : of each, the distance of its nearest capture; None where each is its own.  The rule is in this module's
+    description.
     """
     order: list[Neighbour] = []
     for neighbour in neighbours:
@@ -215,8 +226,8 @@ def prefer(
 def _nearest(
     store: Store, bundle: str, latent: NDArray[np.float32], cells: int, barred: Collection[str], analyser: str | None
 ) -> tuple[list[Neighbour], list[list[Neighbour]]]:
-    """The nearest captures, so many that they are of `cells` physical cells, or all there are; and the captures of each of the
-    `cells` nearest. Nearest first all of them, a cell by its nearest capture."""
+    """The nearest captures, so many that they are of `cells` physical cells, or all there are; and the captures of each
+    of the `cells` nearest. Nearest first all of them, a cell by its nearest capture."""
     # some more at once where cells are captured again at all: a second search takes as long as the first
     wanted = cells + cells // 2 if len(store.groups) else cells
     while True:

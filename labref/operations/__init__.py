@@ -11,8 +11,8 @@ rows of its answer; its docstring is its description. The HTTP routes, their Ope
 prints all come from here.
 
 Rows are yielded as they come. An operation that takes long yields `progress(done, total, text)` every few seconds, at
-least: a connection that is silent for two minutes counts as dead, and an operation whose asker has gone ends at its next
-row.
+least: a connection that is silent for two minutes counts as dead, and an operation whose asker has gone ends at its
+next row.
 """
 
 from __future__ import annotations

@@ -177,7 +177,8 @@ def verify(
         FilePath | None, Field(description="A bundle file, its absolute path; without it, all installed bundles.")
     ] = None,
 ) -> Iterator[Row]:
-    """Verify a bundle file, or every installed bundle. Every file has its digest, and the networks give their golden outputs.
+    """Verify a bundle file, or every installed bundle. Every file has its digest, and the networks give their golden
+    outputs.
 
     The networks are run on this computer. A row a bundle; one that is not as it should be has a `problem`.
     """
@@ -220,7 +221,8 @@ def activate(
     leave_out: Annotated[bool, Field(description="Switch though some cells cannot be embedded.")] = False,
     wait: _Wait = False,
 ) -> Iterator[Row]:
-    """Change to a bundle. Every cell is embedded in its space, a report says what changes, and it is switched where asked for.
+    """Change to a bundle. Every cell is embedded in its space, a report says what changes, and it is switched where
+    asked for.
 
     The last row says how the change stands.
     """
@@ -261,8 +263,8 @@ def activate(
 def rollback(context: Context, *, wait: _Wait = False) -> Iterator[Row]:
     """Give up the change that is under way; where none is, go back to the bundle that was active before, at once.
 
-    Cells that came since the switch have no latent in the old space yet; they are embedded there afterwards. The first row
-    says what was done, the last how the change stands.
+    Cells that came since the switch have no latent in the old space yet; they are embedded there afterwards. The first
+    row says what was done, the last how the change stands.
     """
     store = context.store
     pending = store.changes.pending()
@@ -360,7 +362,8 @@ def _work(context: Context, *, wait: bool) -> Iterator[Row]:
 
 
 def _steps(context: Context, running: Running | None, *, shared: Jobs | None) -> Iterator[Row]:
-    """Do what is due, as far as it goes; yields progress. shared : leave off when other jobs wait; it is gone on with later."""
+    """Do what is due, as far as it goes; yields progress. shared : leave off when other jobs wait; it is gone on with
+    later."""
     lab, store = context.lab, context.store
     started = time.monotonic()
 
@@ -467,7 +470,8 @@ def _folders(lab: Lab) -> list[Path]:
 
 
 def _named(context: Context, wanted: str) -> tuple[str, str, str]:
-    """Digest, name and version of the one bundle that `wanted` names. Raises `LabrefError` where it is none, or several."""
+    """Digest, name and version of the one bundle that `wanted` names. Raises `LabrefError` where it is none, or
+    several."""
     known: dict[str, tuple[str, str]] = {}
     for folder in _folders(context.lab):
         with contextlib.suppress(BundleError):

@@ -1,4 +1,5 @@
-"""`labref duplicates`: cells that repeat others, what people decide of them, and cells that are said to be of different classes."""
+"""`labref duplicates`: cells that repeat others, what people decide of them, and cells that are said to be of different
+classes."""
 
 from __future__ import annotations
 
@@ -140,8 +141,8 @@ def list_(
 ) -> Iterator[Row]:
     """List pairs of cells that repeat each other, and cells that are said to be of different classes.
 
-    Pairs that wait for a decision come first. Different classes are said by files with the same bytes, or by captures of
-    one cell.
+    Pairs that wait for a decision come first. Different classes are said by files with the same bytes, or by captures
+    of one cell.
     """
     found = context.store.duplicates
     if verdict != "conflict":

@@ -1,4 +1,5 @@
-"""`labref label`: people's labels for cells that are stored, one by one or by a list, and how each cell's label came about."""
+"""`labref label`: people's labels for cells that are stored, one by one or by a list, and how each cell's label came
+about."""
 
 from __future__ import annotations
 
@@ -187,7 +188,8 @@ def import_labels(
 
 @operation("label.history", LabelHistory)
 def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
-    """Say how a cell came to its label: what it was stored as, each change since, and what its files and bundles say."""
+    """Say how a cell came to its label: what it was stored as, each change since, and what its files and bundles
+    say."""
     cell_id = _found(context, [cell])[cell]
     found = None if cell_id is None else context.store.cell(cell_id)
     if found is None or cell_id is None:
@@ -233,7 +235,8 @@ class _Names:
         self._known = {*bundle.labels, *own.values(), *store.counts().by_label}
 
     def label(self, name: str, *, new: bool) -> str:
-        """The label that `name` stands for. Raises `LabrefError` where it is empty, or no class of this lab and not `new`."""
+        """The label that `name` stands for. Raises `LabrefError` where it is empty, or no class of this lab and not
+        `new`."""
         if not name.strip():
             raise LabrefError("no label is given")
         label = name.strip() if name.strip() in self._known else self._names.label(name.strip())
@@ -247,7 +250,8 @@ class _Names:
 
 
 def _found(context: Context, cells: Sequence[str]) -> dict[str, str | None]:
-    """The id of each cell that is named by its id, or by the path of one of its files as it is, or below a watched folder."""
+    """The id of each cell that is named by its id, or by the path of one of its files as it is, or below a watched
+    folder."""
     store = context.store
     there = store.cells([cell for cell in cells if len(cell) == 16])
     named: dict[str, str | None] = {cell: cell if cell in there else None for cell in cells}

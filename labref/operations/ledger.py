@@ -1,4 +1,5 @@
-"""`labref ledger --check`: does every file have its outcome, every cell its bytes and its embedding, and the other way round."""
+"""`labref ledger --check`: does every file have its outcome, every cell its bytes and its embedding, and the other way
+round."""
 
 from __future__ import annotations
 

@@ -252,7 +252,8 @@ def cells(
         list[Text] | None, Field(description="Names of folders of the export, each of one patient.")
     ] = None,
 ) -> Iterator[Row]:
-    """Say where every cell lies on the map in use. First comes a row with the map, then the cells, some thousand a row."""
+    """Say where every cell lies on the map in use. First comes a row with the map, then the cells, some thousand a
+    row."""
     bundle, active = _active(context)
     yield {
         "map": _described(context, active.version),
@@ -364,7 +365,8 @@ def _columns(part: list[MapCell], of_patient: dict[str, str]) -> Row:
 
 
 def _described(context: Context, version: StoredMap) -> Row:
-    """A version as JSON values, with whether it is in use, whether its weights are kept, and in words what came of it."""
+    """A version as JSON values, with whether it is in use, whether its weights are kept, and in words what came of
+    it."""
     used = version.number in context.store.maps.in_use()
     values = asdict(version) | {"trained_at": version.trained_at.isoformat(timespec="seconds")}
     return values | {

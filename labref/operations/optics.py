@@ -1,4 +1,5 @@
-"""Background, focus and colour of each optics: measured of cells that were stored without, told in `labref status`, and when they drift."""
+"""Background, focus and colour of each optics: measured of cells that were stored without, told in `labref status`, and
+when they drift."""
 
 from __future__ import annotations
 

@@ -147,7 +147,8 @@ def query(
     ] = None,
     any_optics: Annotated[bool, Field(description="Take references from every analyser of the lab.")] = False,
 ) -> Iterator[Row]:
-    """Find the stored cells that look most like an image, and the classes of the nearest hundred. The body is the image's file.
+    """Find the stored cells that look most like an image, and the classes of the nearest hundred. The body is the
+    image's file.
 
     An image that is itself in the store is not its own reference, nor is a duplicate of it.
     """

@@ -10,8 +10,8 @@
     POST /api/v1/query?k=8                    the body is an image file; the answer of `labref query --json`
     GET  /api/v1/status, /api/v1/ledger       as `labref status --json` and `labref ledger --json`
 
-All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure is {"error": {"kind", "message"}}; a failure
-after the first of many rows is a last line of this form.
+All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure is {"error": {"kind", "message"}}; a
+failure after the first of many rows is a last line of this form.
 """
 
 from __future__ import annotations
@@ -265,8 +265,8 @@ def _unexpected(error: Exception) -> AgentError:
 
 
 class _Guard:
-    """Lets in only requests that name this computer as their host (a web page elsewhere cannot, by rebinding its name in the
-    DNS), under /api only those with the lab's token, and bodies up to `max_bytes`."""
+    """Lets in only requests that name this computer as their host (a web page elsewhere cannot, by rebinding its name
+    in the DNS), under /api only those with the lab's token, and bodies up to `max_bytes`."""
 
     def __init__(self, app: ASGIApp, token: str, max_bytes: int, log: Log) -> None:
         self._app = app

@@ -58,7 +58,8 @@ class AgentClient:
 
     @staticmethod
     def find(lab: Lab) -> AgentClient | None:
-        """The lab's agent, where one runs and proves that it knows the lab's token; the token itself is shown to nobody else.
+        """The lab's agent, where one runs and proves that it knows the lab's token; the token itself is shown to nobody
+        else.
 
         Another program may listen where an agent that was killed did.
         """

@@ -39,12 +39,14 @@ class Desk:
 
     @staticmethod
     def open(lab: Lab) -> Desk:
-        """Find the lab's agent, else open its store. Raises `StoreLockedError` where another process keeps the store."""
+        """Find the lab's agent, else open its store. Raises `StoreLockedError` where another process keeps the
+        store."""
         store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab))
         return Desk(lab, agent, store)
 
     def run(self, name: str, /, *, data: bytes | None = None, **parameters: Any) -> Iterator[Row]:
-        """Rows of an operation; see `labref.operations`. Parameters are JSON values. data : the bytes that it takes, if any."""
+        """Rows of an operation; see `labref.operations`. Parameters are JSON values. data : the bytes that it takes, if
+        any."""
         if self._agent is not None:
             return self._agent.perform(name, parameters, data)
         return perform(self._context, name, parameters, data)
@@ -66,8 +68,8 @@ class Desk:
     def ledger_rows(
         self, *, outcome: str | None = None, path: str | None = None, limit: int | None = None
     ) -> Iterator[Row]:
-        """A `labref.operations.ledger.LedgerEntry` for each file found; only those with `outcome`, or of the file `path`,
-        which may be relative, at most `limit`."""
+        """A `labref.operations.ledger.LedgerEntry` for each file found; only those with `outcome`, or of the file
+        `path`, which may be relative, at most `limit`."""
         if path is not None:
             path = path_to_text(str(absolute(Path(path_from_text(path)))))
         return self.run("ledger", outcome=outcome, path=path, limit=limit)

@@ -1,13 +1,16 @@
-"""labref killed, or failed by its disk, at every place where it writes: `python -m tests.benchmarks.crash --rounds 2000 --json`.
+"""labref killed, or failed by its disk, at every place where it writes: `python -m tests.benchmarks.crash --rounds 2000
+--json`.
 
-Each seeded round takes one lab through one thing that writes (a pass of the agent, a migration, a backup, a restore, an export,
-retention, a change of bundle, a new map, an installation, a repair) in a process that ends, or whose disk is full or broken, at
-the n-th time it meets one of its failpoints. Then, in a new process, the same is brought to its end, the agent makes a pass,
-and the lab is held to its word: the store opens, every file has one outcome, every image is one cell with its bytes and its
-numbers, nothing is lost, nothing is there twice, the backup from before is whole and the new one gives the same lab.
+Each seeded round takes one lab through one thing that writes (a pass of the agent, a migration, a backup, a restore, an
+export, retention, a change of bundle, a new map, an installation, a repair) in a process that ends, or whose disk is
+full or broken, at the n-th time it meets one of its failpoints. Then, in a new process, the same is brought to its end,
+the agent makes a pass, and the lab is held to its word: the store opens, every file has one outcome, every image is one
+cell with its bytes and its numbers, nothing is lost, nothing is there twice, the backup from before is whole and the
+new one gives the same lab.
 
-Every lab lives for some rounds, and gets new files before each: cells, copies, cells that move from unsigned to signed, files
-that are no image. Beside this, some rounds do so to the `labref` command itself, with its networks (--agent-rounds).
+Every lab lives for some rounds, and gets new files before each: cells, copies, cells that move from unsigned to signed,
+files that are no image. Beside this, some rounds do so to the `labref` command itself, with its networks
+(--agent-rounds).
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ _UNEXPECTED: Final = 3
 
 @dataclass
 class Ended:
-    """How a process ended. code : 0 done, 1 failed and said why, `failpoints.KILLED`, else a fault; said : what it told."""
+    """How a process ended. code : 0 done, 1 failed and said why, `failpoints.KILLED`, else a fault; said : what it
+    told."""
 
     code: int
     said: Any
@@ -64,7 +68,8 @@ class Tally:
 def crash(
     folder: Path, *, rounds: int, agent_rounds: int, seed: int, cells: int = 160, images: Path | None = None
 ) -> dict[str, Any]:
-    """Run it in `folder`, an empty folder; returns the figures, `faults` empty where all is well. cells : different images."""
+    """Run it in `folder`, an empty folder; returns the figures, `faults` empty where all is well. cells : different
+    images."""
     started = time.monotonic()
     rng = random.Random(seed)
     source, what = choose_source(images, seed)
@@ -123,7 +128,8 @@ def _put(pool: Path, data: bytes) -> str:
 
 
 def _prepare(folder: Path) -> None:
-    """Two bundles and their numbers, in a process of its own: this one must stay without networks, so that it can be forked."""
+    """Two bundles and their numbers, in a process of its own: this one must stay without networks, so that it can be
+    forked."""
     code = (
         "import sys; from pathlib import Path; from labref.bundles.bundle import install, starter_bundle, pack\n"
         "from tests.bundles import another; from tests.benchmarks.crash_lab import prepare_numbers\n"

@@ -1,7 +1,7 @@
 """What the crash benchmark does in a process of its own: the work that is killed, and the look at what was left.
 
-The networks' numbers are real but computed once, beforehand: a process that is forked two thousand times cannot open them each
-time. All else is labref itself: its agent, operations, backup, retention, maps.
+The networks' numbers are real but computed once, beforehand: a process that is forked two thousand times cannot open
+them each time. All else is labref itself: its agent, operations, backup, retention, maps.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _key(crop: NDArray[np.uint8]) -> str:
 
 
 def prepare_numbers(images: Path, bundles: list[Path], folder: Path) -> None:
-    """Compute, with the real networks, the numbers of every image of the folder `images` for each of `bundles` (files)."""
+    """Compute, with the real networks, the numbers of every image of the folder `images` for each of `bundles`
+    (files)."""
     paths = sorted(images.iterdir())
     crops = np.stack([prepare(path.read_bytes()).crop for path in paths])
     names = np.array([path.name for path in paths])

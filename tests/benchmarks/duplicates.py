@@ -1,23 +1,27 @@
-"""Whether the same cell is recognised when it is captured again, and different cells are kept apart; beside it the thesis' rule.
+"""Whether the same cell is recognised when it is captured again, and different cells are kept apart; beside it the
+thesis' rule.
 
     python -m tests.benchmarks.duplicates --json
-    python -m tests.benchmarks.duplicates --json --sheet pairs.png      every reported pair but identical files, to look at
+    python -m tests.benchmarks.duplicates --json --sheet pairs.png      every reported pair but identical files, to look
+    at
 
 Real cells of ../shared/data. Three things are measured in one run:
 
-`pairs`: every pair of all cells (class or optics do not matter) through the very stages of an ingest: fingerprints, then registration
-of the candidates. By verdict, and for each the lowest score; `highest_different`: the most alike pair that is called different, though
-its pictures' middles lie where they should. Whether a reported pair is one cell is for a person to say: look at the sheet.
-`recaptures`: cells captured again, simulated: `mild` with shift up to 4 px, gain ±5 % a channel, blur 0.7 px, JPEG 90; `strong` with
-8 px, ±8 %, 1 px, ±1° of rotation. Shares that are `duplicate` and `duplicate_or_possible` of the cell they were made from; `candidate`:
-that the search finds it at all, `candidate_by_fingerprint`: without landmarks, as in a lab with much that came in between. --edge: what stands where the image was shifted from, nearest or black.
-`neighbours`: fields with two cells of pbc, 60 to 130 px apart (the darker pixel of two pictures), of which a picture was taken around
-each cell. `ruling`: shares by verdict of the two pictures alone; `end_to_end`: when one is stored, among those of all other fields,
-and the other comes; `not_compared`: the search did not bring them together. Once as two pieces of one capture (`one_capture`), once
-captured apart with changes as in `mild` (`captured_apart`).
-`thesis`: average hash, same class, Hamming < 2 duplicate, up to 3 by hand (section 4.2), on the same cells and recaptures.
-`look_up`: candidates for one cell among `cells` made-up fingerprints, milliseconds; `cpu_`: of the thread's own time, which what else
-the computer does (`load`) does not lengthen.
+`pairs`: every pair of all cells (class or optics do not matter) through the very stages of an ingest: fingerprints,
+then registration of the candidates. By verdict, and for each the lowest score; `highest_different`: the most alike pair
+that is called different, though its pictures' middles lie where they should. Whether a reported pair is one cell is for
+a person to say: look at the sheet. `recaptures`: cells captured again, simulated: `mild` with shift up to 4 px, gain ±5
+% a channel, blur 0.7 px, JPEG 90; `strong` with 8 px, ±8 %, 1 px, ±1° of rotation. Shares that are `duplicate` and
+`duplicate_or_possible` of the cell they were made from; `candidate`: that the search finds it at all,
+`candidate_by_fingerprint`: without landmarks, as in a lab with much that came in between. --edge: what stands where the
+image was shifted from, nearest or black. `neighbours`: fields with two cells of pbc, 60 to 130 px apart (the darker
+pixel of two pictures), of which a picture was taken around each cell. `ruling`: shares by verdict of the two pictures
+alone; `end_to_end`: when one is stored, among those of all other fields, and the other comes; `not_compared`: the
+search did not bring them together. Once as two pieces of one capture (`one_capture`), once captured apart with changes
+as in `mild` (`captured_apart`).
+`thesis`: average hash, same class, Hamming < 2 duplicate, up to 3 by hand (section 4.2), on the same cells and
+recaptures. `look_up`: candidates for one cell among `cells` made-up fingerprints, milliseconds; `cpu_`: of the thread's
+own time, which what else the computer does (`load`) does not lengthen.
 """
 
 from __future__ import annotations
@@ -57,7 +61,8 @@ _MOST_ON_SHEET: Final = 240
 
 @dataclass(frozen=True)
 class Recapture:
-    """How a cell is captured again. Most shift in pixels, gain of each channel, blur (σ, pixels), rotation in degrees."""
+    """How a cell is captured again. Most shift in pixels, gain of each channel, blur (σ, pixels), rotation in
+    degrees."""
 
     shift: float
     gain: float
@@ -119,10 +124,11 @@ def jpeg(pixels: NDArray[np.uint8]) -> bytes:
 def field_of_two(
     a: NDArray[np.uint8], b: NDArray[np.uint8], offset: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """One field with the cells of two pictures uint8[h, w, 3], as two pictures: the parts of it where the given ones lie.
+    """One field with the cells of two pictures uint8[h, w, 3], as two pictures: the parts of it where the given ones
+    lie.
 
-    offset : (rows, columns) in pixels from the upper left corner of `a` to that of `b`. Where both lie, the darker pixel of each
-    colour counts: light goes through both cells.
+    offset : (rows, columns) in pixels from the upper left corner of `a` to that of `b`. Where both lie, the darker
+    pixel of each colour counts: light goes through both cells.
     """
     corners = [[max(0, -step) for step in offset], [max(0, step) for step in offset]]
     places = [
@@ -233,10 +239,11 @@ def measure_pairs(
 def measure_neighbours(
     cells: Sequence[Path], pairs: int, seed: int, *, apart: tuple[float, float] = (60.0, 130.0), threads: int = 2
 ) -> dict[str, Any]:
-    """Two pictures of one field, each around its own cell: shares by verdict, of the ruling alone and with the search before it.
+    """Two pictures of one field, each around its own cell: shares by verdict, of the ruling alone and with the search
+    before it.
 
-    cells : files of single cells, drawn from at random.  pairs : how many fields.  apart : least and most distance, pixels, of the
-    pictures' middles, which is where the analyser found their cells.
+    cells : files of single cells, drawn from at random.  pairs : how many fields.  apart : least and most distance,
+    pixels, of the pictures' middles, which is where the analyser found their cells.
     """
 
     def taken(number: int, how: Recapture | None) -> tuple[Seen, Seen]:
@@ -307,7 +314,8 @@ def measure_recaptures(
 
 
 def measure_look_up(cells: int, queries: int, marks: Sequence[Sequence[Fingerprint]]) -> dict[str, Any]:
-    """Milliseconds to find the candidates of one cell among so many: real fingerprints, copied with some bits changed."""
+    """Milliseconds to find the candidates of one cell among so many: real fingerprints, copied with some bits
+    changed."""
     rng = np.random.default_rng(0)
     of = rng.integers(0, len(marks), cells)
     real = np.array([mark[0] for mark in marks], np.uint64)

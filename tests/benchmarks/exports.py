@@ -40,8 +40,8 @@ def write_cells(source: Source, folder: Path, n: int, *, first: int = 0) -> list
 def labref_process(*arguments: str | Path, passed: Sequence[str] = (), **settings: object) -> subprocess.Popen[str]:
     """The `labref` command in a process of its own, its output piped.
 
-    settings : keys of labref.toml's [watch], as LABREF_WATCH__* variables; of the caller's own LABREF_* only those of the names
-    `passed` are passed on.
+    settings : keys of labref.toml's [watch], as LABREF_WATCH__* variables; of the caller's own LABREF_* only those of
+    the names `passed` are passed on.
     """
     command = [sys.executable, "-m", "labref", *map(str, arguments)]
     environment = {

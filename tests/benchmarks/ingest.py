@@ -2,13 +2,15 @@
 
 Two ways to embed the same cells, in turn, `--repeats` times in one run, each as the median of its cells per second:
 
-- bare ONNX Runtime: the bundle's two graphs, fed crops that lie ready in memory, in the batch size that is fastest here;
-- the agent: `labref agent --once` in a process of its own and a new lab, over the files: scan, read, digest, decode, crop, hash,
+- bare ONNX Runtime: the bundle's two graphs, fed crops that lie ready in memory, in the batch size that is fastest
+here;
+- the agent: `labref agent --once` in a process of its own and a new lab, over the files: scan, read, digest, decode,
+crop, hash,
   embed, duplicate verdict, original bytes kept and flushed to the disk, transactions committed.
 
 Of neither the start of the process counts: ONNX Runtime's graphs are loaded before its clock starts, and the agent's is
-the clock of its pass, which begins when the store is open and ends when all is committed; the agent loads its graphs within it.
-The figures also hold the agent's speed with its whole process counted.
+the clock of its pass, which begins when the store is open and ends when all is committed; the agent loads its graphs
+within it. The figures also hold the agent's speed with its whole process counted.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ class _Bare:
 def measure(
     folder: Path, *, bundle_file: Path, cells: int, repeats: int, images: Path | None, seed: int
 ) -> dict[str, Any]:
-    """Measure in `folder`, an empty folder; returns the figures. Raises RuntimeError where a pass fails or misses a file."""
+    """Measure in `folder`, an empty folder; returns the figures. Raises RuntimeError where a pass fails or misses a
+    file."""
     source, what = choose_source(images, seed)
     export = folder / "export"
     files = write_cells(source, export, cells)

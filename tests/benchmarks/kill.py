@@ -1,9 +1,9 @@
 """An agent killed again and again: `python -m tests.benchmarks.kill --json --rounds 20`.
 
-Before every round the analyser exports some more cells; a real `labref agent --once` starts and is killed (SIGKILL, or what
-Windows has for it) at a random moment between its start and the end of its pass. The store is opened after every kill.
-At the end one pass runs undisturbed, and the lab is held to its word: every file has one outcome, no cell is there twice,
-every cell has its original bytes, with the right digest, and one embedding.
+Before every round the analyser exports some more cells; a real `labref agent --once` starts and is killed (SIGKILL, or
+what Windows has for it) at a random moment between its start and the end of its pass. The store is opened after every
+kill. At the end one pass runs undisturbed, and the lab is held to its word: every file has one outcome, no cell is
+there twice, every cell has its original bytes, with the right digest, and one embedding.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Does training the map hold the agent up: `python -m tests.benchmarks.map --json`.
 
-A lab gets `--cells` made-up cells (latents of a mixture of 12 clusters), so that its map has as many nodes as the thesis recommends.
-Its agent runs in a process of its own, watching an empty export folder. Then, `--rounds` times in turn, `--files` real cells (else
-drawn ones) are copied into the folder while the agent does nothing else, and again as many while it trains the map from the start;
-each time the clock runs from when
+A lab gets `--cells` made-up cells (latents of a mixture of 12 clusters), so that its map has as many nodes as the
+thesis recommends. Its agent runs in a process of its own, watching an empty export folder. Then, `--rounds` times in
+turn, `--files` real cells (else drawn ones) are copied into the folder while the agent does nothing else, and again as
+many while it trains the map from the start; each time the clock runs from when
 the agent has the first of them in hand until the last is embedded. Trainings follow each other until the cells are in.
-Queries, references by map, are asked one after the other, at rest, while it trains, and while it trains and takes cells in.
+Queries, references by map, are asked one after the other, at rest, while it trains, and while it trains and takes cells
+in.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _LONGEST_SECONDS = 900.0
 def measure(
     folder: Path, *, bundle_file: Path, cells: int, files: int, rounds: int, queries: int, images: Path | None
 ) -> dict[str, Any]:
-    """Measure in `folder`, an empty one; returns the figures. Raises RuntimeError where the agent does not do what it is asked."""
+    """Measure in `folder`, an empty one; returns the figures. Raises RuntimeError where the agent does not do what it
+    is asked."""
     source, what = choose_source(images, 1)
     export = folder / "export"
     export.mkdir()
@@ -177,7 +179,8 @@ def _fill(lab: Lab, cells: int) -> None:
 
 
 def _rate(agent: AgentClient, before: int, files: int) -> float:
-    """Cells a second, from when the agent has the first of so many in hand until it has embedded the last. before : embedded so far."""
+    """Cells a second, from when the agent has the first of so many in hand until it has embedded the last. before :
+    embedded so far."""
     begun = None
     waited_from = time.monotonic()
     while True:

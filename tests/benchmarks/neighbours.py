@@ -3,20 +3,21 @@
     python -m tests.benchmarks.neighbours --json
     python -m tests.benchmarks.neighbours --json --bundle mine.labref --sheet composites.png
 
-Real cells of ../shared/data/pbc that the starter never saw (`python -m training split`'s held-out part), and of those the half that
-the segmentation's numbers were not chosen on. All pictures with neighbours are simulated: into a cell's picture another cell's is
-laid, of another class, its middle 95 to 125 px away at any angle; of the two pixels the darker one is taken, channel by channel.
-With two neighbours, the second lies at least 60° round from the first.
+Real cells of ../shared/data/pbc that the starter never saw (`python -m training split`'s held-out part), and of those
+the half that the segmentation's numbers were not chosen on. All pictures with neighbours are simulated: into a cell's
+picture another cell's is laid, of another class, its middle 95 to 125 px away at any angle; of the two pixels the
+darker one is taken, channel by channel. With two neighbours, the second lies at least 60° round from the first.
 
-`middle`: how far the chosen cell's centre lies from the picture's middle, pixels: the mean, and the shares beyond 25, 40 and 60.
-`pbc`: pictures of all of pbc, evenly taken, up to ten times `--cells`; `alone`, `one`, `two`: those of this benchmark, with so
-many neighbours.
-`steady`: the same picture shifted by up to 8 px, each channel's gain changed by up to 8 %, blurred by 1 px (σ): how far the centre
-moves on the cell, and the share below 3 px.
-`precision`: class precision@8 of the cells against all cells that the starter was trained on, mean over the classes and of each, with
-the 95 % interval over cells; embedded by `--bundle`.
+`middle`: how far the chosen cell's centre lies from the picture's middle, pixels: the mean, and the shares beyond 25,
+40 and 60. `pbc`: pictures of all of pbc, evenly taken, up to ten times `--cells`; `alone`, `one`, `two`: those of this
+benchmark, with so many neighbours.
+`steady`: the same picture shifted by up to 8 px, each channel's gain changed by up to 8 %, blurred by 1 px (σ): how far
+the centre moves on the cell, and the share below 3 px.
+`precision`: class precision@8 of the cells against all cells that the starter was trained on, mean over the classes and
+of each, with the 95 % interval over cells; embedded by `--bundle`.
 `fields`: two pictures of one field, each around its own cell: see `tests.benchmarks.duplicates.measure_neighbours`.
-`prepare`: milliseconds to decode and prepare one picture, and to decode it alone, of the thread's own time; the medians.
+`prepare`: milliseconds to decode and prepare one picture, and to decode it alone, of the thread's own time; the
+medians.
 """
 
 from __future__ import annotations
@@ -147,7 +148,8 @@ def measure(
 def measure_precision(
     pbc: Path, known: Sequence[Item], crops: dict[str, U8], labels: Sequence[str], source: Path, threads: int
 ) -> dict[str, Any]:
-    """Class precision@8 of crops uint8[n, 256, 256, 3] of each kind, with the classes `labels`, among the cells `known`."""
+    """Class precision@8 of crops uint8[n, 256, 256, 3] of each kind, with the classes `labels`, among the cells
+    `known`."""
     with tempfile.TemporaryDirectory(prefix="labref-neighbours-") as folder:
         bundle = install(source, Path(folder))
         with Embedder.open(bundle, device="cpu") as embedder, ThreadPoolExecutor(threads) as pool:

@@ -8,9 +8,9 @@ the starter bundle gives for real cells, half as concentrated: classes of five c
 directions; `--latents even` has no structure at all, the worst case for any index.
 
 Fields: `find` is a whole answer (references, spread, novelty, duplicates left out), `nearest` its hundred neighbours
-alone; each by `index`, `duckdb`, and `numpy` (differences squared and averaged) or `numpy_product` (norms and one matrix
-product, its candidates measured again); `p50_ms` and `p99_ms` over `queries`. `ratio_*`: p50 of that way over that of the
-index. `agree`: every way gave the same cells at the same distances.
+alone; each by `index`, `duckdb`, and `numpy` (differences squared and averaged) or `numpy_product` (norms and one
+matrix product, its candidates measured again); `p50_ms` and `p99_ms` over `queries`. `ratio_*`: p50 of that way over
+that of the index. `agree`: every way gave the same cells at the same distances.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """A lab changes to another bundle while its agent is killed: `python -m tests.benchmarks.reembed --json`.
 
-A real `labref agent --once` fills a lab with cells of pbc (or drawn ones); another bundle, the starter with its latents mixed at random
-into another space, is activated with a running agent. The agent is killed (SIGKILL, or what Windows has for it) when a sixth, two
-sixths, ... of the cells are embedded again, and started anew; all the while `labref query`'s own code asks for references, by the agent
-or, between two agents, from the store. In the end every cell must have its latent in the new space, equal to what the networks give for
-its bytes, and the new bundle must answer. The rate is given beside that of the bare networks: the same cells prepared and embedded
-in this process, with nothing stored.
+A real `labref agent --once` fills a lab with cells of pbc (or drawn ones); another bundle, the starter with its latents
+mixed at random into another space, is activated with a running agent. The agent is killed (SIGKILL, or what Windows has
+for it) when a sixth, two sixths, ... of the cells are embedded again, and started anew; all the while `labref query`'s
+own code asks for references, by the agent or, between two agents, from the store. In the end every cell must have its
+latent in the new space, equal to what the networks give for its bytes, and the new bundle must answer. The rate is
+given beside that of the bare networks: the same cells prepared and embedded in this process, with nothing stored.
 """
 
 from __future__ import annotations

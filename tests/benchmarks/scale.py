@@ -3,12 +3,15 @@
 A lab is made with the starter bundle and made-up cells in its space (no images: what reads kept bytes is measured by
 itself, on as many as --images). Then, in this order:
 
-agent           a real `labref agent` is started: seconds until it is ready, and until it has answered its first query with
+agent           a real `labref agent` is started: seconds until it is ready, and until it has answered its first query
+with
                 an image, embedded and searched; memory (RSS, MB) after ten; ended again
 check           `labref ledger --check --quick`: seconds until the store's own summary, and until the end
 store_check     `labref store check`: every block read
-query           references for a latent (search, spread, novelty, rows), without inference: alone, while cells are recorded as fast
-                as a microscope delivers (--rate cells a second), and while they are recorded as fast as the store takes them
+query           references for a latent (search, spread, novelty, rows), without inference: alone, while cells are
+recorded as fast
+                as a microscope delivers (--rate cells a second), and while they are recorded as fast as the store takes
+                them
 record          milliseconds a cell, in batches of 32, beside those queries, and alone
 digests         kept images read and compared with their digests, a second
 backup          seconds to copy the store, and all its values compared, while it is open
@@ -52,7 +55,8 @@ _BATCH = 32
 
 
 def measure(folder: Path, *, cells: int, queries: int, rate: float, images: int, seconds: float) -> dict[str, Any]:
-    """Build and measure in `folder`, an empty folder; returns the fields described above. seconds : of each mixed load."""
+    """Build and measure in `folder`, an empty folder; returns the fields described above. seconds : of each mixed
+    load."""
     export = folder / "export"
     export.mkdir()
     lab = Lab.create(folder / "lab", [export], starter_bundle())
@@ -145,7 +149,8 @@ def _checks(lab: Lab, store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextlib.contextmanager
 def _recording(store: Store, bundle: Bundle, rate: float | None) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Record new cells in a thread until the block ends; what it gives says how that went. rate : cells a second; None all it takes."""
+    """Record new cells in a thread until the block ends; what it gives says how that went. rate : cells a second; None
+    all it takes."""
     ended = threading.Event()
     took: list[float] = []
     manifest = bundle.manifest

@@ -1,16 +1,21 @@
 """The map against MiniSom, on real latents: `python -m tests.benchmarks.som --json`.
 
-- `seconds`: a map of `--side` squared nodes, trained on real latents repeated with noise up to `--cells`; the median of `--repeats`.
-- `speedup_over_minisom`: seconds of one MiniSom step at that size, measured in turn with the trainings, × 500 steps a node (the
-  thesis, 4.5), over `seconds`. `speedup_by_cpu`: the same of CPU seconds, which other work on the computer disturbs less.
+- `seconds`: a map of `--side` squared nodes, trained on real latents repeated with noise up to `--cells`; the median of
+`--repeats`.
+- `speedup_over_minisom`: seconds of one MiniSom step at that size, measured in turn with the trainings, × 500 steps a
+node (the
+  thesis, 4.5), over `seconds`. `speedup_by_cpu`: the same of CPU seconds, which other work on the computer disturbs
+  less.
 - `equal_terms`: both on plain real latents, the same size, the same final radius; MiniSom is given ten times our time.
-- `warm`: after 5 % more cells, from the last map; how far the old cells moved, and how far a training anew would have moved them.
+- `warm`: after 5 % more cells, from the last map; how far the old cells moved, and how far a training anew would have
+moved them.
 - `memory_mib`: the most the process grew while it trained.
 - `mislabels`: 2 % of labels are changed; how many of those are among the first 4 % of suspects. `chance` is 4 %.
 - `svomen`: the automatic SVOMEN (training.measure.triplets) of the latent space and of the map of plain real latents.
 
-`--sweep` trains the nine settings of the thesis' table 9, and the one it recommends, and scores each with the automatic SVOMEN.
-Latents come from ../shared/data through the starter bundle (minutes), or from files that `python -m training embed` wrote.
+`--sweep` trains the nine settings of the thesis' table 9, and the one it recommends, and scores each with the automatic
+SVOMEN. Latents come from ../shared/data through the starter bundle (minutes), or from files that `python -m training
+embed` wrote.
 """
 
 from __future__ import annotations
@@ -44,7 +49,8 @@ from training.measure.triplets import attribute_triplets, score
 __all__ = ["TABLE_9", "main", "measure", "sweep", "tiled"]
 
 NOISE: Final = 0.25
-"""Of each repeated latent, in standard deviations of each dimension: about half the distance between nearest real cells."""
+"""Of each repeated latent, in standard deviations of each dimension: about half the distance between nearest real
+cells."""
 GROWTH, FLIPPED, LOOKED_AT = 0.05, 0.02, 0.04
 STEPS_A_NODE: Final = 500
 
@@ -60,14 +66,15 @@ TABLE_9: Final[tuple[tuple[int, int, float, float, float | None], ...]] = (
     (244, 1_000_000, 1.0, 20, 71.9),
     (248, 30_752_000, 0.5, 124, None),
 )
-"""Side, MiniSom's iterations, α, σ and SVOMEN in % of the thesis' table 9; last the setting it recommends and could not train."""
+"""Side, MiniSom's iterations, α, σ and SVOMEN in % of the thesis' table 9; last the setting it recommends and could not
+train."""
 
 Floats = NDArray[np.float32]
 
 
 def tiled(latents: Floats, cells: int, *, seed: int) -> Floats:
-    """Latents float32[n, L] repeated up to float32[cells, L], in random order; where that takes more than one of each, all get
-    Gaussian noise of `NOISE` of each dimension's standard deviation."""
+    """Latents float32[n, L] repeated up to float32[cells, L], in random order; where that takes more than one of each,
+    all get Gaussian noise of `NOISE` of each dimension's standard deviation."""
     rng = np.random.default_rng(seed)
     repeats = -(-cells // len(latents))
     chosen = rng.permutation(repeats * len(latents))[:cells] % len(latents)
@@ -78,7 +85,8 @@ def tiled(latents: Floats, cells: int, *, seed: int) -> Floats:
 
 @contextmanager
 def _growth() -> Iterator[list[float]]:
-    """Most MiB by which this process grows in the block, in the list's only element once it ends; looked at every 5 ms."""
+    """Most MiB by which this process grows in the block, in the list's only element once it ends; looked at every 5
+    ms."""
     process = psutil.Process()
     before = most = process.memory_info().rss
     ended = threading.Event()
@@ -289,8 +297,9 @@ def sweep(
 ) -> Iterator[dict[str, Any]]:
     """One row a setting of `TABLE_9`, trained on latents repeated up to `cells`, scored on the plain ones.
 
-    trainer : "batch" starts from σ and ends at a third of it, as MiniSom does, and has neither α nor iterations; the recommended
-    setting ends at `som.FINAL_SIGMA`, as Kohonen advises. "minisom" takes all four, and `share` of the iterations.
+    trainer : "batch" starts from σ and ends at a third of it, as MiniSom does, and has neither α nor iterations; the
+    recommended setting ends at `som.FINAL_SIGMA`, as Kohonen advises. "minisom" takes all four, and `share` of the
+    iterations.
     scale : of side and σ, 1 for the thesis' own.
     """
     data = tiled(latents.values, cells, seed=seed)

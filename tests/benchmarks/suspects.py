@@ -1,15 +1,16 @@
 """Are wrong labels found: `python -m tests.benchmarks.suspects --json`.
 
-Of real cells, embedded by the bundle, 2 % (`--share`) get the label of another class by chance. They go into a store as a lab's
-agent puts them there, the map is trained as the agent trains it, and `labref map suspects` is asked for the first 4 %: the figure is
-the share of the changed labels among these, for each of several seeds.
+Of real cells, embedded by the bundle, 2 % (`--share`) get the label of another class by chance. They go into a store as
+a lab's agent puts them there, the map is trained as the agent trains it, and `labref map suspects` is asked for the
+first 4 %: the figure is the share of the changed labels among these, for each of several seeds.
 
-Beside it, on the same cells and changes: `network`, the order by the network's own probabilities, log(largest / that of the label);
-and `by_chance`, what an order by chance would find. `fine` is the same with the finer classes that the file names of PBC give
-(segmented and band neutrophils, myelocytes, metamyelocytes, promyelocytes), which the bundle was not trained to tell apart.
+Beside it, on the same cells and changes: `network`, the order by the network's own probabilities, log(largest / that of
+the label); and `by_chance`, what an order by chance would find. `fine` is the same with the finer classes that the file
+names of PBC give (segmented and band neutrophils, myelocytes, metamyelocytes, promyelocytes), which the bundle was not
+trained to tell apart.
 
-The bundle has been trained on many of these cells with their right labels, which flatters every order; `--tree` takes cells of
-another microscope.
+The bundle has been trained on many of these cells with their right labels, which flatters every order; `--tree` takes
+cells of another microscope.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def measure(
     seeds: int,
     latents: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure in `folder`, an empty one, on `cells` images (None: all) of the class folders in `tree`; returns the figures.
+    """Measure in `folder`, an empty one, on `cells` images (None: all) of the class folders in `tree`; returns the
+    figures.
 
     latents : npz with `latents`, `probabilities`, `paths` and `bundle` of the tree's images, embedded before.
     """

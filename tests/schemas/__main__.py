@@ -1,7 +1,7 @@
 """Makes the stored copy of the schema that this labref writes: `python -m tests.schemas`, once before each release.
 
-tests/schemas/<version>.duckdb: 17 drawn cells, a copy, a file that was no image and then was one, a cell that was unsigned and
-then signed. A copy that is there already is never replaced: it is what a released labref wrote.
+tests/schemas/<version>.duckdb: 17 drawn cells, a copy, a file that was no image and then was one, a cell that was
+unsigned and then signed. A copy that is there already is never replaced: it is what a released labref wrote.
 """
 
 from __future__ import annotations

@@ -178,12 +178,14 @@ def adopt(
         typer.Option("--set", help="Change a setting of the bundle's, as name=mine; repeatable."),
     ] = None,
 ) -> None:
-    """Take the networks of a shipped bundle over into a run, where the run that trained them is lost or its preparation is old.
+    """Take the networks of a shipped bundle over into a run, where the run that trained them is lost or its preparation
+    is old.
 
     The weights are read from the bundle's graphs, and the run's networks are checked against these on its golden crops.
 
     `python -m exporters bundle RUN --out FILE` then ships the same weights for today's preparation, and
-    `python -m training train DATA --run NEW --preset experts --set classifier.initial=RUN/classifier.keras` trains them further.
+    `python -m training train DATA --run NEW --preset experts --set classifier.initial=RUN/classifier.keras` trains them
+    further.
     """
     try:
         prepare_environment()
@@ -211,7 +213,8 @@ def overlook(
     cells: Annotated[int, typer.Option(help="So many of the cells trained on are laid beside others.")] = 3000,
     data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
 ) -> None:
-    """Teach a run's encoder to overlook what neighbours leave in a crop: about as long as embedding twice as many cells.
+    """Teach a run's encoder to overlook what neighbours leave in a crop: about as long as embedding twice as many
+    cells.
 
     `python -m exporters bundle NEW --out FILE` then ships it.
     """
@@ -240,8 +243,8 @@ def split(
 ) -> None:
     """Lay out the split as two trees of class folders, by hard links where the file system has them, else copies.
 
-    A file is held out when the first 8 bytes of SHA-256("labref-holdout:" + its name), read as a fraction of 2⁶⁴, are below
-    the share: the name alone decides, so a later, larger folder splits the same way.
+    A file is held out when the first 8 bytes of SHA-256("labref-holdout:" + its name), read as a fraction of 2⁶⁴, are
+    below the share: the name alone decides, so a later, larger folder splits the same way.
     """
     try:
         parts = make_split(list_images(data), holdout=holdout, validation=0.0)
@@ -281,10 +284,12 @@ def evaluate(
 ) -> None:
     """Measure a shipped bundle on two trees, through the code that a lab runs. Needs no TensorFlow.
 
-    JSON: `n_queries`, `n_references`, `precision_at_8` {`micro`, `macro` (mean over classes), `per_class`}: share of the eight nearest that have the
-    query's class; `precision_at_8_by_level`: the same for group, class and fine class, with 95 % intervals; `knn_accuracy`: the weighted vote of the eight; `classifier_accuracy` and `confusion` {class: {predicted: n}};
-    `rotation_overlap_at_8` {turn: of 8}; `attribute_agreement_at_8` {`references`, `random_same_class`, `n_queries`};
-    `novel_share`; `recaptures_left_out` {`references`, `queries`} (with --distinct); `unreadable`; `queries_digest`, `references_digest`; `bundle`; `command`.
+    JSON: `n_queries`, `n_references`, `precision_at_8` {`micro`, `macro` (mean over classes), `per_class`}: share of
+    the eight nearest that have the query's class; `precision_at_8_by_level`: the same for group, class and fine class,
+    with 95 % intervals; `knn_accuracy`: the weighted vote of the eight; `classifier_accuracy` and `confusion` {class:
+    {predicted: n}}; `rotation_overlap_at_8` {turn: of 8}; `attribute_agreement_at_8` {`references`,
+    `random_same_class`, `n_queries`}; `novel_share`; `recaptures_left_out` {`references`, `queries`} (with --distinct);
+    `unreadable`; `queries_digest`, `references_digest`; `bundle`; `command`.
     """
     import tempfile
 

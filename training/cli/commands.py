@@ -94,11 +94,12 @@ def unseen(
         bool, typer.Option("--json", help="The figures as one JSON object on standard output and nothing else there.")
     ] = False,
 ) -> None:
-    """Leave one optics out: train on all other domains, then ask about its cells, with its own and with central references.
+    """Leave one optics out: train on all other domains, then ask about its cells, with its own and with central
+    references.
 
     Each row trains the whole network from scratch: make them small, as `--set classifier.input_size=96 --set
-    classifier.width=0.25 --set classifier.epochs=5`, which the table then says. Rows that are done are kept, so the same
-    command goes on after a stop; `python -m training report` shows them.
+    classifier.width=0.25 --set classifier.epochs=5`, which the table then says. Rows that are done are kept, so the
+    same command goes on after a stop; `python -m training report` shows them.
 
     JSON: `rows` [{`variant`, `left`, `trained_on`, `own_store`, `central_store` {`micro`, `macro`, `per_class`}, `won`,
     `accuracy`, `digest`, `split`, `size`}].
@@ -138,9 +139,10 @@ def folds(
 ) -> None:
     """Choose settings by cross-validation over the cells that a run trains on; those it holds out are not looked at.
 
-    Each fold trains the whole network from scratch, and a VAE for each row: make them small, as `--set classifier.input_size=64
-    --set classifier.width=0.25 --set classifier.epochs=4`, which the table then says. Rows that are done are kept, so the same command
-    goes on after a stop, and later ones add rows; `python -m training report` shows them.
+    Each fold trains the whole network from scratch, and a VAE for each row: make them small, as `--set
+    classifier.input_size=64
+    --set classifier.width=0.25 --set classifier.epochs=4`, which the table then says. Rows that are done are kept, so
+    the same command goes on after a stop, and later ones add rows; `python -m training report` shows them.
 
     JSON: `folds`, `size`, `split`, `command`, `rows` [{`row`, `cells`, `done`, `precision_at_8` {`macro`, `micro`},
     `share_of_the_way`, `accuracy`, `won` {`micro`, `share_of_the_way`}}], estimates over the cells of all folds.
@@ -175,11 +177,12 @@ def report(
 ) -> None:
     """Every experiment of the thesis on a run: one HTML page that needs nothing beside it, and its JSON.
 
-    What a run itself can tell is measured now (minutes); the comparisons are those of `python -m training sweep` that are
-    done, and the page says which command makes those that are not. Each run's figures are kept in its `report.json`.
+    What a run itself can tell is measured now (minutes); the comparisons are those of `python -m training sweep` that
+    are done, and the page says which command makes those that are not. Each run's figures are kept in its
+    `report.json`.
 
-    JSON: {run: {`split`, `command`, `parts` {`classifier`, `classes`, `space`, `rotmes`, `pca`, `map`, `plane`, `sweeps`,
-    `shipped`}}}; every estimate is {`value`, `low`, `high` (95 %), `n`, `how`}.
+    JSON: {run: {`split`, `command`, `parts` {`classifier`, `classes`, `space`, `rotmes`, `pca`, `map`, `plane`,
+    `sweeps`, `shipped`}}}; every estimate is {`value`, `low`, `high` (95 %), `n`, `how`}.
     """
     from training.report.collect import collect
     from training.report.page import write_page
@@ -204,8 +207,8 @@ def compare(
 ) -> None:
     """Runs side by side: their figures, and the settings in which they differ.
 
-    JSON: `runs` [name], `figures` [{`name`, `better` ("higher" or "lower"), `values` [estimate or null]}], `settings` [{`name`,
-    `values`}], `same_split`.
+    JSON: `runs` [name], `figures` [{`name`, `better` ("higher" or "lower"), `values` [estimate or null]}], `settings`
+    [{`name`, `values`}], `same_split`.
     """
     from training.measure.compare import compare_runs, show
     from training.report.collect import load_report

@@ -96,7 +96,8 @@ def draw(
     per_class: Annotated[int, typer.Option(min=1, help="Reference images of each class; the thesis took 100.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 1,
 ) -> None:
-    """Draw triplets for people as the thesis did: one of the eight nearest, against another of them, one of the class, or any."""
+    """Draw triplets for people as the thesis did: one of the eight nearest, against another of them, one of the class,
+    or any."""
     with _said():
         drawn = draw_triplets(_latents(latents, bundle, tree, None), per_class=per_class, seed=seed)
         drawn.save(out)
@@ -115,7 +116,8 @@ def attributes(
     ] = MARGIN,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 1,
 ) -> None:
-    """Draw the automatic set: the alternative that shares more expert attributes with the reference, by a margin, is right.
+    """Draw the automatic set: the alternative that shares more expert attributes with the reference, by a margin, is
+    right.
 
     A third of the triplets has both alternatives of the reference's class, so that the class alone does not decide.
     """
@@ -162,9 +164,9 @@ def score_command(
 ) -> None:
     """Score a space: the share of valid triplets whose right alternative is nearer, with its 95 % interval.
 
-    JSON: `svomen` {`value`, `low`, `high`, `n` reference images, `triplets`}, `wilson`, `correct`, `valid`, `ties`, `by_draw`,
-    `same_class` (both alternatives of the reference's class), `set` (kind, version, digest, how it was drawn and judged),
-    `latents` {`source`, `digest`, `size`}, `command`.
+    JSON: `svomen` {`value`, `low`, `high`, `n` reference images, `triplets`}, `wilson`, `correct`, `valid`, `ties`,
+    `by_draw`, `same_class` (both alternatives of the reference's class), `set` (kind, version, digest, how it was drawn
+    and judged), `latents` {`source`, `digest`, `size`}, `command`.
     """
     with _said():
         drawn = TripletSet.load(triplets)
