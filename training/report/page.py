@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from training.measure.compare import compare_runs, format_estimate
 from training.measure.sweep import SWEEPS
@@ -17,115 +18,126 @@ from training.report.pictures import pyplot
 
 __all__ = ["write_comparison", "write_page"]
 
-_STYLE = """
- :root{color-scheme:light}
- body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1c1c1c;background:#fff;margin:0}
- main{max-width:78rem;margin:0 auto;padding:1.5rem}
- h1{font-size:1.7rem;margin:.2rem 0}h2{font-size:1.3rem;margin:2.2rem 0 .4rem;border-top:2px solid #d5dbe3;padding-top:1rem}
- h3{font-size:1.05rem;margin:1.4rem 0 .3rem}p{max-width:46rem}
- table{border-collapse:collapse;margin:.7rem 0;font-variant-numeric:tabular-nums}
- caption{text-align:left;font-weight:600;padding:.2rem 0}
- th,td{padding:.28rem .7rem;border-bottom:1px solid #dfe4ea;text-align:right;vertical-align:top}
- td{white-space:nowrap}td small{display:block;color:#4a5562}tbody th{min-width:9rem}th:first-child,td:first-child{text-align:left}thead th{border-bottom:2px solid #6b7a8c}tbody th{font-weight:400}
- .scroll{overflow-x:auto}img{max-width:100%;height:auto}figure{margin:.8rem 0}figcaption,.small{color:#4a5562;font-size:.88rem}
- code{font-size:.86em;background:#f1f4f7;padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}
- nav ul{columns:2;padding-left:1.2rem}a{color:#0b4f9c}:focus-visible{outline:3px solid #0b4f9c;outline-offset:2px}
- .missing{border-left:4px solid #b36b00;padding-left:.8rem}
- @media print{main{max-width:none}nav{display:none}}
-"""
-_CI = "In brackets: 95 % interval."
+_TEMPLATES = Environment(
+    loader=PackageLoader("training.report"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """rows : what each is called, and its cells. An estimate's interval goes below it, so that tables stay narrow."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    head: Sequence[Any]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """data : the PNG in base 64.  alt : what it shows, for who cannot see it."""
+
+    kind: ClassVar[str] = "picture"
+    data: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Text:
+    """kind : "paragraph", "small", "heading" or "warning"."""
+
+    text: str
+    kind: str = "paragraph"
+
+
+@dataclass(frozen=True)
+class _MadeBy:
+    """command : what made the figures above.  split : digest of what they were measured on."""
+
+    kind: ClassVar[str] = "made_by"
+    command: str
+    split: str
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """command : what would make the figures that are not there.  rows : which, where it is not all of them."""
+
+    kind: ClassVar[str] = "missing"
+    command: str
+    rows: Sequence[str] = ()
+
+
+_Block = _Table | _Picture | _Text | _MadeBy | _Missing
+
+
+@dataclass(frozen=True)
+class _Section:
+    """anchor : its id within the page."""
+
+    anchor: str
+    title: str
+    blocks: Sequence[_Block]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """name : of the run's folder."""
+
+    name: str
+    sections: Sequence[_Section]
 
 
 def write_page(reports: Sequence[Mapping[str, Any]], out: Path) -> Path:
     """Write the page for one or more `training.report.collect.collect` results; returns `out`."""
     names = [str(report["run"]) for report in reports]
-    body = [f"<h1>labref: {'run' if len(names) == 1 else 'runs'} {_text(', '.join(names))}</h1>"]
-    body.append(f"<p>The thesis’ experiments on public cells, each with the command that made it. {_CI}</p>")
-    if len(reports) > 1:
-        body += ["<h2>Side by side</h2>", *_comparison(compare_runs(reports, names))]
-    for number, report in enumerate(reports):
-        body += _run(report, f"r{number}", len(reports) > 1)
-    return _write(out, f"labref report: {', '.join(names)}", body)
-
-
-def write_comparison(table: Mapping[str, Any], out: Path) -> Path:
-    """Write `training.measure.compare.compare_runs`' table as a page; returns `out`."""
-    return _write(
-        out, "labref: runs side by side", ["<h1>Runs side by side</h1>", f"<p>{_CI}</p>", *_comparison(table)]
-    )
-
-
-def _write(out: Path, title: str, body: Iterable[str]) -> Path:
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n"
-    )
+    runs = [_run(report, f"r{number}") for number, report in enumerate(reports)]
+    comparison = _comparison(compare_runs(reports, names)) if len(reports) > 1 else []
+    page = _TEMPLATES.get_template("report.html").render(names=", ".join(names), runs=runs, comparison=comparison)
     out.write_text(page, encoding="utf-8")
     return out
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value))
+def write_comparison(table: Mapping[str, Any], out: Path) -> Path:
+    """Write `training.measure.compare.compare_runs`' table as a page; returns `out`."""
+    page = _TEMPLATES.get_template("comparison.html").render(comparison=_comparison(table))
+    out.write_text(page, encoding="utf-8")
+    return out
 
 
-def _cell(value: Any) -> str:
-    """A cell's text; the interval of an estimate goes below it, so that tables stay narrow."""
-    estimate, before, interval = str(value).partition(" (")
-    return f"{_text(estimate)} <small>({_text(interval)}</small>" if before and " to " in interval else _text(value)
-
-
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    top = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in head)
-    lines = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>' + "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(caption)}"><table><caption>{_text(caption)}</caption>'
-        f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
-    )
-
-
-def _picture(figure: Any, alt: str, caption: str) -> str:
+def _picture(figure: Any, alt: str, caption: str) -> _Picture:
     file = io.BytesIO()
     figure.savefig(file, dpi=100, format="png")
     pyplot().close(figure)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{_text(alt)}"><figcaption>{_text(caption)}</figcaption></figure>'
-
-
-def _made_by(command: str, split: str) -> str:
-    return f'<p class="small">Made by <code>{_text(command)}</code> on split <code>{_text(split[:16])}</code>.</p>'
-
-
-def _missing(command: str, rows: Sequence[str] = ()) -> str:
-    which = f": {', '.join(rows)}" if rows else ""
-    return f'<p class="missing">Not measured yet{_text(which)}. Make it with <code>{_text(command)}</code>.</p>'
+    return _Picture(base64.b64encode(file.getvalue()).decode(), alt, caption)
 
 
 def _percent(estimate: Mapping[str, Any] | None) -> str:
     return format_estimate(estimate, 100.0, ".1f")
 
 
-def _comparison(table: Mapping[str, Any]) -> list[str]:
+def _comparison(table: Mapping[str, Any]) -> list[_Block]:
     figures = [
         (row["name"], *(format_estimate(v, row["factor"], row["format"]) for v in row["values"]))
         for row in table["figures"]
     ]
-    parts = [_table("Figures", ["figure", *table["runs"]], figures)]
+    parts: list[_Block] = [_Table("Figures", ["figure", *table["runs"]], figures)]
     if table["settings"]:
         rows = [(row["name"], *row["values"]) for row in table["settings"]]
-        parts.append(_table("Settings that differ", ["setting", *table["runs"]], rows))
+        parts.append(_Table("Settings that differ", ["setting", *table["runs"]], rows))
     if not table["same_split"]:
-        parts.append('<p class="missing">The runs were measured on different splits: their figures do not compare.</p>')
+        parts.append(_Text("The runs were measured on different splits: their figures do not compare.", "warning"))
     return parts
 
 
-def _run(report: Mapping[str, Any], anchor: str, several: bool) -> list[str]:
+def _run(report: Mapping[str, Any], anchor: str) -> _Run:
     parts, split, command = report["parts"], report["split"], report["command"]
-    sections: list[tuple[str, list[str]]] = [
+    sections: list[tuple[str, list[_Block]]] = [
         ("Classifier", _classifier(parts["classifier"])),
         ("Classes and their imbalance", _classes(parts)),
         ("References: group, class and fine class; what experts see", _references(parts)),
@@ -135,7 +147,7 @@ def _run(report: Mapping[str, Any], anchor: str, several: bool) -> list[str]:
         ("References by latent and by map (table 10)", _map(parts)),
     ]
     for _, content in sections:
-        content.append(_made_by(command, split))
+        content.append(_MadeBy(command, split))
     for name, (title, _) in SWEEPS.items():
         sections.append((title, _sweep(name, parts["sweeps"].get(name, []), report)))
     sections.append(
@@ -144,15 +156,15 @@ def _run(report: Mapping[str, Any], anchor: str, several: bool) -> list[str]:
     sections.append(("Optics never trained on", _unseen(parts.get("unseen", []), report)))
     if parts.get("shipped"):
         sections.append(("The shipped bundle", _shipped(parts["shipped"])))
-    title = f"Run {_text(report['run'])}: " if several else ""
-    links = "".join(f'<li><a href="#{anchor}-{n}">{_text(name)}</a></li>' for n, (name, _) in enumerate(sections))
-    body = [f'<nav aria-label="Contents of run {_text(report["run"])}"><ul>{links}</ul></nav>']
-    for number, (name, content) in enumerate(sections):
-        body += [f'<h2 id="{anchor}-{number}">{title}{_text(name)}</h2>', *content]
-    return body
+    return _Run(
+        str(report["run"]),
+        [_Section(f"{anchor}-{number}", title, blocks) for number, (title, blocks) in enumerate(sections)],
+    )
 
 
-def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[tuple[str, str]], alt: str, caption: str) -> str:
+def _curves(
+    history: Sequence[Mapping[str, float]], panels: Sequence[tuple[str, str]], alt: str, caption: str
+) -> _Picture:
     figure, axes = pyplot().subplots(1, len(panels), figsize=(4.6 * len(panels), 3.2), layout="constrained")
     for axis, (key, title) in zip(axes, panels, strict=True):
         for column, label, style in ((key, "training", "-"), (f"validation_{key}", "validation", "--")):
@@ -164,7 +176,7 @@ def _curves(history: Sequence[Mapping[str, float]], panels: Sequence[tuple[str, 
     return _picture(figure, alt, caption)
 
 
-def _confusion(confusion: Mapping[str, Any], caption: str) -> str:
+def _confusion(confusion: Mapping[str, Any], caption: str) -> _Picture:
     counts, labels = np.array(confusion["counts"]), confusion["labels"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.4 + 0.55 * len(labels)
@@ -185,14 +197,14 @@ def _confusion(confusion: Mapping[str, Any], caption: str) -> str:
     return _picture(figure, alt, caption)
 
 
-def _classifier(found: Mapping[str, Any]) -> list[str]:
+def _classifier(found: Mapping[str, Any]) -> list[_Block]:
     rows = [
         ("accuracy (table 7: 0.937 on 19 classes)", format_estimate(found["accuracy"])),
         ("mean recall over classes", f"{found['balanced_accuracy']:.4f}"),
         ("images", found["accuracy"]["n"]),
     ]
-    lines = [
-        _table(f"Held-out cells ({found['part']})", ["figure", "value"], rows),
+    lines: list[_Block] = [
+        _Table(f"Held-out cells ({found['part']})", ["figure", "value"], rows),
         _confusion(found["confusion"], "Confusion matrix, images (figures 53 to 55)"),
     ]
     if found["history"]:
@@ -208,7 +220,7 @@ def _classifier(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _classes(parts: Mapping[str, Any]) -> list[str]:
+def _classes(parts: Mapping[str, Any]) -> list[_Block]:
     counts = parts["classes"]["counts"]
     per_class = parts["space"]["precision_at_8"]["class"]["per_class"]
     rows = [
@@ -221,23 +233,25 @@ def _classes(parts: Mapping[str, Any]) -> list[str]:
     ]
     level = parts["space"]["precision_at_8"]["class"]
     return [
-        _table("Images of each class", ["class", *counts, "precision@8"], rows),
-        f"<p>The largest class has {parts['classes']['largest_to_smallest']:.1f} times the images of the smallest. Precision@8 is "
-        f"{format_estimate(level['macro'])} as the mean over classes and {format_estimate(level['micro'])} over cells.</p>",
+        _Table("Images of each class", ["class", *counts, "precision@8"], rows),
+        _Text(
+            f"The largest class has {parts['classes']['largest_to_smallest']:.1f} times the images of the smallest. Precision@8 is "
+            f"{format_estimate(level['macro'])} as the mean over classes and {format_estimate(level['micro'])} over cells."
+        ),
     ]
 
 
-def _references(parts: Mapping[str, Any]) -> list[str]:
+def _references(parts: Mapping[str, Any]) -> list[_Block]:
     space = parts["space"]
     rows = [
         (level, format_estimate(found["macro"]), format_estimate(found["micro"]), len(found["per_class"]))
         for level, found in space["precision_at_8"].items()
         if found["macro"]
     ]
-    body = [_table("Precision@8", ["level", "mean over its classes", "mean over cells", "classes"], rows)]
+    body: list[_Block] = [_Table("Precision@8", ["level", "mean over its classes", "mean over cells", "classes"], rows)]
     if space.get("by_optics"):
         body.append(
-            _table(
+            _Table(
                 "Class precision@8 of each optics, mean over its classes",
                 ["optics", "queries", "references", "among all references", "among those of the same optics"],
                 [
@@ -254,7 +268,7 @@ def _references(parts: Mapping[str, Any]) -> list[str]:
         )
     fine = space["precision_at_8"]["fine"]["per_class"]
     body.append(
-        _table(
+        _Table(
             "Fine classes",
             ["class", "precision@8", "queries", "references"],
             [(name, f"{f['precision']:.4f}", f["n_queries"], f["n_references"]) for name, f in fine.items()],
@@ -271,13 +285,13 @@ def _references(parts: Mapping[str, Any]) -> list[str]:
                 format_estimate(agreement["share_of_the_way"], 1, ".3f"),
             ),
         ]
-    body.append(_table("Beyond the class", ["figure", "value"], beyond))
+    body.append(_Table("Beyond the class", ["figure", "value"], beyond))
     if space.get("svomen"):
         body.append(_svomen(space["svomen"]))
     return body
 
 
-def _svomen(found: Mapping[str, Any]) -> str:
+def _svomen(found: Mapping[str, Any]) -> _Table:
     named = found["set"]
     rows = [("all", found["svomen"]["triplets"], _percent(found["svomen"]))]
     rows += [(draw, e["triplets"], _percent(e)) for draw, e in found["by_draw"].items()]
@@ -288,10 +302,10 @@ def _svomen(found: Mapping[str, Any]) -> str:
         f"Automatic SVOMEN (tables 8 and 9): set {named['digest'][:12]} of format {named['format_version']}, the right alternative "
         f"shares at least {named['margin']} of {named['of']} attributes more"
     )
-    return _table(told, ["triplets", "n", "SVOMEN %"], rows)
+    return _Table(told, ["triplets", "n", "SVOMEN %"], rows)
 
 
-def _rotmes(found: Mapping[str, Any]) -> list[str]:
+def _rotmes(found: Mapping[str, Any]) -> list[_Block]:
     rows = [
         (
             where,
@@ -302,8 +316,8 @@ def _rotmes(found: Mapping[str, Any]) -> list[str]:
     ]
     changes = found["overlap_at_8"]
     return [
-        _table(f"ROTMES of {found['n']} images", ["where", "raw", "divided by that of random pairs"], rows),
-        _table(
+        _Table(f"ROTMES of {found['n']} images", ["where", "raw", "divided by that of random pairs"], rows),
+        _Table(
             "Each change alone",
             ["change", "latents, per random pair", "at the break, per random pair", "of eight references stay"],
             [
@@ -319,20 +333,22 @@ def _rotmes(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _pca(found: Mapping[str, Any]) -> list[str]:
+def _pca(found: Mapping[str, Any]) -> list[_Block]:
     figure, axis = pyplot().subplots(figsize=(5, 3.2), layout="constrained")
     axis.plot(range(1, len(found["curve"]) + 1), found["curve"])
     axis.set(xlabel="components", ylabel="share of the variance kept", ylim=(0, 1))
     axis.grid(alpha=0.3)
     level = found["precision_at_8"]["class"]
     return [
-        f"<p>{found['size']} components keep {found['kept']:.1%} of the variance and lose {1 - found['kept']:.1%} (the thesis’ lost "
-        f"44 %). Class precision@8 by them: {format_estimate(level['macro'])}.</p>",
+        _Text(
+            f"{found['size']} components keep {found['kept']:.1%} of the variance and lose {1 - found['kept']:.1%} (the thesis’ lost "
+            f"44 %). Class precision@8 by them: {format_estimate(level['macro'])}."
+        ),
         _picture(figure, f"Variance kept rises to {found['kept']:.1%} at {found['size']} components", "Variance kept"),
     ]
 
 
-def _plane(found: Mapping[str, Any]) -> list[str]:
+def _plane(found: Mapping[str, Any]) -> list[_Block]:
     points, labels = np.array(found["points"]), np.array(found["labels"])
     figure, axis = pyplot().subplots(figsize=(7.5, 5.2), layout="constrained")
     markers = "osD^vP*Xphd<>8"
@@ -361,7 +377,7 @@ def _space_row(name: str, found: Mapping[str, Any]) -> tuple[Any, ...]:
 _SPACE_HEAD = ("class precision@8", "fine precision@8", "attribute agreement@8", "SVOMEN %", "… within the class %")
 
 
-def _map(parts: Mapping[str, Any]) -> list[str]:
+def _map(parts: Mapping[str, Any]) -> list[_Block]:
     found = parts["map"]
     quality = found["quality"]
     rows = [
@@ -370,26 +386,30 @@ def _map(parts: Mapping[str, Any]) -> list[str]:
         _space_row("by 50 principal components", parts["pca"]),
     ]
     return [
-        "<p>The thesis let two people classify cells by their references: 48 and 51 of 100 right by latent, 35 and 39 by map. Here "
-        "the references’ own labels are counted.</p>",
-        _table("References by latent and by map", ["references", *_SPACE_HEAD], rows),
-        f"<p>The map’s quantisation error is {quality['qe']:.3f}, its topographic error {quality['te']:.3f}, its trustworthiness "
-        f"{quality['trustworthiness']:.3f}. In one node of the map alternatives are equally near and earn no point.</p>",
+        _Text(
+            "The thesis let two people classify cells by their references: 48 and 51 of 100 right by latent, 35 and 39 by map. Here "
+            "the references’ own labels are counted."
+        ),
+        _Table("References by latent and by map", ["references", *_SPACE_HEAD], rows),
+        _Text(
+            f"The map’s quantisation error is {quality['qe']:.3f}, its topographic error {quality['te']:.3f}, its trustworthiness "
+            f"{quality['trustworthiness']:.3f}. In one node of the map alternatives are equally near and earn no point."
+        ),
     ]
 
 
-def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:
+def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[_Block]:
     wanted = SWEEPS[name][1]
-    body: list[str] = []
+    body: list[_Block] = []
     if len(rows) < len(wanted):
         missing = [row.name for row in wanted if row.name not in {done["row"] for done in rows}]
         command = f"python -m training sweep {name} {report['folder']}"
-        body.append(_missing(command, missing))
+        body.append(_Missing(command, missing))
     if not rows:
         return body
     if "accuracy" in rows[0]:
         body.append(
-            _table(
+            _Table(
                 "The classifier",
                 [
                     "row",
@@ -422,31 +442,33 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, An
                 f"{vae[key]:.1f}" if vae else "–"
                 for key in ("validation_loss", "validation_reconstruction", "validation_divergence")
             ]
-    body.append(_table("The latent space", head, lines))
+    body.append(_Table("The latent space", head, lines))
     for row in rows:
         if "history" in row:
             last = row["history"][-1]
             alt = f"Row {row['row']}: loss and accuracy by epoch, validation accuracy {last['validation_accuracy']:.3f} at the last"
-            body.append(f"<h3>{_text(row['row'])}: {_text(row['what'])}</h3>")
+            body.append(_Text(f"{row['row']}: {row['what']}", "heading"))
             body.append(
                 _curves(row["history"], (("loss", "loss"), ("accuracy", "accuracy")), alt, f"{row['row']}, curves")
             )
             body.append(_confusion(row["confusion"], f"{row['row']}, confusion matrix"))
         if "variance_kept" in row:
-            body.append(f"<p>{_text(row['row'])} keeps {row['variance_kept']:.1%} of the variance.</p>")
+            body.append(_Text(f"{row['row']} keeps {row['variance_kept']:.1%} of the variance."))
     commands = dict.fromkeys(row["command"].split(" --row")[0] for row in rows)
     sizes = ", ".join(dict.fromkeys(row["size"] for row in rows))
-    body.append(f'<p class="small">Size: {_text(sizes)}.</p>')
-    body += [_made_by(command, rows[0]["split"]) for command in commands]
+    body.append(_Text(f"Size: {sizes}.", "small"))
+    body += [_MadeBy(command, rows[0]["split"]) for command in commands]
     return body
 
 
-def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:
+def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[_Block]:
     if not found:
-        return [_missing(f"python -m training folds {report['folder']}")]
-    body = [
-        "<p>Each fold is asked about with networks trained on the others; the cells that the run holds out take no part. Attributes: the "
-        "share of the way from random cells of the class to two experts. Won: minus the run’s own settings, over the same cells.</p>"
+        return [_Missing(f"python -m training folds {report['folder']}")]
+    body: list[_Block] = [
+        _Text(
+            "Each fold is asked about with networks trained on the others; the cells that the run holds out take no part. Attributes: the "
+            "share of the way from random cells of the class to two experts. Won: minus the run’s own settings, over the same cells."
+        )
     ]
     head = [
         "settings",
@@ -470,18 +492,18 @@ def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> lis
             )
             for row in one["rows"]
         ]
-        body.append(_table(f"{one['folds']} folds of {one['rows'][0]['cells']} cells", head, lines))
-        body.append(_front(one["rows"]))
-        body.append(f'<p class="small">Size: {_text(one["size"])}.</p>')
-        body.append(_made_by(one["command"], one["split"]))
+        body.append(_Table(f"{one['folds']} folds of {one['rows'][0]['cells']} cells", head, lines))
+        body += _front(one["rows"])
+        body.append(_Text(f"Size: {one['size']}.", "small"))
+        body.append(_MadeBy(one["command"], one["split"]))
     return body
 
 
-def _front(rows: Sequence[Mapping[str, Any]]) -> str:
+def _front(rows: Sequence[Mapping[str, Any]]) -> list[_Block]:
     """Class precision against attributes of each row: where the two pull apart, no row lies above and to the right of a good one."""
     told = [row for row in rows if row["share_of_the_way"] is not None]
     if not told:
-        return ""
+        return []
     points = [(row["precision_at_8"]["macro"], row["share_of_the_way"]) for row in told]
     figure, axis = pyplot().subplots(figsize=(8.5, 4.4 + 0.22 * len(told)), layout="constrained")
     best = [
@@ -509,12 +531,12 @@ def _front(rows: Sequence[Mapping[str, Any]]) -> str:
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower left", fontsize=8)
     alt = f"Class precision against attributes of {len(told)} settings; on the front: {', '.join(best)}"
-    return _picture(figure, alt, "Dots lie on the front: no other row is better in both. Bars: 95 % intervals.")
+    return [_picture(figure, alt, "Dots lie on the front: no other row is better in both. Bars: 95 % intervals.")]
 
 
-def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[str]:
+def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[_Block]:
     if not rows:
-        return [_missing(f"python -m training unseen {report['folder']}")]
+        return [_Missing(f"python -m training unseen {report['folder']}")]
     lines = [
         (
             row["left"],
@@ -537,18 +559,20 @@ def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> lis
         "classifier",
     ]
     sizes = ", ".join(dict.fromkeys(row["size"] for row in rows))
-    body = [
-        "<p>Networks trained on every other domain; class precision@8 of the cells of the one that was left out, with references "
-        "from its own store (leave-one-out) and from the cells trained on. Classes of fewer than nine cells are not in the mean "
-        "over classes.</p>",
-        _table("Leave one optics out", head, lines),
-        f'<p class="small">Size: {_text(sizes)}.</p>',
+    body: list[_Block] = [
+        _Text(
+            "Networks trained on every other domain; class precision@8 of the cells of the one that was left out, with references "
+            "from its own store (leave-one-out) and from the cells trained on. Classes of fewer than nine cells are not in the mean "
+            "over classes."
+        ),
+        _Table("Leave one optics out", head, lines),
+        _Text(f"Size: {sizes}.", "small"),
     ]
     splits = {(row["command"], row["split"]): None for row in rows}
-    return body + [_made_by(command, split) for command, split in splits]
+    return body + [_MadeBy(command, split) for command, split in splits]
 
 
-def _shipped(found: Mapping[str, Any]) -> list[str]:
+def _shipped(found: Mapping[str, Any]) -> list[_Block]:
     rows = [
         ("class precision@8, mean over classes", f"{found['precision_at_8']['macro']:.4f}"),
         ("class precision@8, mean over cells", f"{found['precision_at_8']['micro']:.4f}"),
@@ -559,8 +583,10 @@ def _shipped(found: Mapping[str, Any]) -> list[str]:
         ),
     ]
     return [
-        f"<p>Model {_text(found['model_version'])}, {found['n_queries']} queries against {found['n_references']} references, through "
-        "the code that a lab runs.</p>",
-        _table("Shipped bundle", ["figure", "value"], rows),
-        _made_by(found["command"], found["queries_digest"]),
+        _Text(
+            f"Model {found['model_version']}, {found['n_queries']} queries against {found['n_references']} references, through "
+            "the code that a lab runs."
+        ),
+        _Table("Shipped bundle", ["figure", "value"], rows),
+        _MadeBy(found["command"], found["queries_digest"]),
     ]
