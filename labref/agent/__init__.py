@@ -1,5 +1,7 @@
 """The agent: scans and watches the export folders, takes every cell in, answers on loopback HTTP.
 
+May import web and below.
+
 What a pass needs is imported when it runs: a query that only asks the agent does not load the agent.
 """
 

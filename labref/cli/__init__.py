@@ -1,4 +1,7 @@
-"""The `labref` command: one module per sub-command; what a sub-command needs is imported when it runs."""
+"""The `labref` command: one module per sub-command; what a sub-command needs is imported when it runs.
+
+May import all but the store; `demo` is the one room above it that it starts.
+"""
 
 from __future__ import annotations
 

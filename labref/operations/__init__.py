@@ -1,5 +1,7 @@
 """What a lab can be asked: named operations, done by the running agent, or here while none runs.
 
+May import tasks and below.
+
 The agent alone opens the store while it runs, so a command names an operation and its parameters, and gets JSON rows
 back; it does not know who did the work. An operation `group.verb` is a function of `labref.operations.<group>`:
 

@@ -1,1 +1,1 @@
-"""What people look at: a query among its references, sheets of cells, the map. May import cells and som."""
+"""What people look at: a query among its references, sheets of cells, the map. May import cells."""

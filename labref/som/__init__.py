@@ -1,5 +1,7 @@
 """The lab's map: a self-organising map trained in seconds, whose result is a `minisom.MiniSom`.
 
+May import errors and failpoints, and of the bundles only what says whether CUDA works.
+
     rows, cols = size_for(len(latents))
     som = train(latents, rows=rows, cols=cols, seed=1)      # minisom.MiniSom
     nodes, errors = winners(som, latents)                   # node = row * cols + column

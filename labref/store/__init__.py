@@ -1,4 +1,7 @@
-"""The latent store of a lab, on DuckDB: what was found, what became of it, and which cells look alike."""
+"""The latent store of a lab, on DuckDB: what was found, what became of it, and which cells look alike.
+
+May import the map's algorithm (`som`), and words, errors, files and failpoints; knows no lab and no picture.
+"""
 
 from labref.store.duckdb.duplicates import Conflict, Pair
 from labref.store.duckdb.maps import ActiveMap, MapCell, Maps, StoredMap
