@@ -1,8 +1,8 @@
 """Places where a test can have labref killed, failed or slowed: at each write, flush, rename and commit.
 
-Nothing happens at them unless the environment variable LABREF_FAILPOINTS is set when labref starts (or `arm` is called):
-a comma-separated list of `POINT=ACTION@N`, each done once, when the point is met for the N-th time. POINT is a name, a
-prefix with `*` ("image.*"), or `*` for all of them counted together. ACTION is
+Nothing happens at them unless the environment variable LABREF_FAILPOINTS is set when labref starts (or `arm` is
+called): a comma-separated list of `POINT=ACTION@N`, each done once, when the point is met for the N-th time. POINT is a
+name, a prefix with `*` ("image.*"), or `*` for all of them counted together. ACTION is
 
     kill            the process ends at once, with exit status 97, as if it were killed: nothing is flushed or closed
     enospc, eio     OSError with that errno, as the operating system says a full disk or a broken one

@@ -1,4 +1,5 @@
-"""Words that every part of labref speaks: outcomes, verdicts, who gave a label, fingerprints and landmarks. Imports nothing of labref."""
+"""Words that every part of labref speaks: outcomes, verdicts, who gave a label, fingerprints and landmarks. Imports
+nothing of labref."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ __all__ = [
 VERSION: Final = 2
 """How fingerprints and landmarks are made; those of another version in a store are made anew from the kept bytes.
 
-2: of the crop around the cell nearest the picture's middle, with all that stands about it, and landmarks (`labref.cells.landmarks`).
+2: of the crop around the cell nearest the picture's middle, with all that stands about it, and landmarks
+(`labref.cells.landmarks`).
 """
 
 
@@ -51,28 +53,30 @@ class Verdict(StrEnum):
 
 
 class Fingerprint(NamedTuple):
-    """Difference hashes of a crop, each 64 bit, unsigned: whether the grey value grows from left to right, and from top to bottom."""
+    """Difference hashes of a crop, each 64 bit, unsigned: whether the grey value grows from left to right, and from top
+    to bottom."""
 
     across: int
     down: int
 
 
 def hamming(a: int, b: NDArray[np.uint64], shown: int = 2**BITS - 1) -> NDArray[np.uint8]:
-    """Number of differing bits between one hash and each of b uint64[n], as uint8[n]. shown : the bits that count (1)."""
+    """Number of differing bits between one hash and each of b uint64[n], as uint8[n]. shown : the bits that count
+    (1)."""
     differ = np.bitwise_xor(np.uint64(a), b)
     return np.bitwise_count(differ if shown == 2**BITS - 1 else np.bitwise_and(differ, np.uint64(shown), out=differ))
 
 
 STORED: Final = 2
-"""So many landmarks of a cell are stored: those nearest to its centre. One of them may be a spot that another picture has not, on the
-slope of a darker nucleus or cut by the picture's edge."""
+"""So many landmarks of a cell are stored: those nearest to its centre. One of them may be a spot that another picture
+has not, on the slope of a darker nucleus or cut by the picture's edge."""
 
 
 class Landmark(NamedTuple):
     """A dark spot of a picture.
 
-    marks : fingerprints of the window around it, the first in place, the others shifted by a few pixels.  shown : which of their
-    bits the picture shows (1); the others (0) depend on what lies beyond its edge.
+    marks : fingerprints of the window around it, the first in place, the others shifted by a few pixels.  shown : which
+    of their bits the picture shows (1); the others (0) depend on what lies beyond its edge.
     """
 
     marks: tuple[Fingerprint, ...]

@@ -405,9 +405,10 @@ PRESETS: dict[str, RunConfig] = {
         ),
     ),
 }
-"""`thesis`: its table 3 (A) and 4. `full`: the thesis' network with what was found better. `starter`: narrow and small, for two cores. `optics`: a starter
-taught other optics, from a trained starter's weights (`classifier.initial`). `experts`: one of those taught better what experts see (the
-size of a cell too, so it is hardly zoomed any more), from its weights; what labref ships."""
+"""`thesis`: its table 3 (A) and 4. `full`: the thesis' network with what was found better. `starter`: narrow and small,
+for two cores. `optics`: a starter taught other optics, from a trained starter's weights (`classifier.initial`).
+`experts`: one of those taught better what experts see (the size of a cell too, so it is hardly zoomed any more), from
+its weights; what labref ships."""
 
 
 def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:

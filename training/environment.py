@@ -13,7 +13,8 @@ BACKENDS = ("tensorflow", "jax")
 
 
 def prepare_environment() -> None:
-    """Quiet logs, and TensorFlow where `KERAS_BACKEND` names no other. Raises `RunError` for a backend that is none of `BACKENDS`."""
+    """Quiet logs, and TensorFlow where `KERAS_BACKEND` names no other. Raises `RunError` for a backend that is none of
+    `BACKENDS`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     if backend not in BACKENDS:

@@ -54,10 +54,10 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
 class Run:
     """A run: its folder, its configuration, the images it learns from, and its split.
 
-    adopted : where its networks come from, where a bundle's were taken over (`training.networks.adopt`), and how they were
-    taught to overlook neighbours (`training.networks.overlook`); None: they are trained here.
-    Files: `run.json`, `split.csv`, `classifier.keras` with `history.csv`, `features/`, `encoder.keras`, `vae_history.csv`,
-    `figures.json` and the pictures beside it.
+    adopted : where its networks come from, where a bundle's were taken over (`training.networks.adopt`), and how they
+    were taught to overlook neighbours (`training.networks.overlook`); None: they are trained here. Files: `run.json`,
+    `split.csv`, `classifier.keras` with `history.csv`, `features/`, `encoder.keras`, `vae_history.csv`, `figures.json`
+    and the pictures beside it.
     """
 
     folder: Path
@@ -68,8 +68,8 @@ class Run:
 
     @staticmethod
     def plan(folder: Path, data: Path, config: RunConfig) -> Run:
-        """The run that `create` begins, with the split that `config` makes of the images; nothing is written. Raises ValueError
-        where a folder has no images."""
+        """The run that `create` begins, with the split that `config` makes of the images; nothing is written. Raises
+        ValueError where a folder has no images."""
         items = list_images(data, config.domains, config.aliases)
         return Run(folder, config, data, make_split(items, holdout=config.holdout, validation=config.validation))
 
@@ -81,8 +81,10 @@ class Run:
         split: Split | None = None,
         adopted: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Begin a run in `folder`, or take up the one that is there, which must have the same configuration, and the same split
-        where one is given. split : one's own, in place of the one that `config` makes of the images.  adopted : see `Run`."""
+        """Begin a run in `folder`, or take up the one that is there, which must have the same configuration, and the
+        same split
+        where one is given. split : one's own, in place of the one that `config` makes of the images.  adopted : see
+        `Run`."""
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "run.json").exists():
             run = Run.open(folder, data)
@@ -114,7 +116,8 @@ class Run:
 
     @staticmethod
     def repeat(run: Path, new: Path, data: Path | None = None) -> Run:
-        """Begin in `new` the run that `run`'s `run.json` describes. Raises `RunError` where the images give another split."""
+        """Begin in `new` the run that `run`'s `run.json` describes. Raises `RunError` where the images give another
+        split."""
         config, place, split, adopted = _described(run)
         if adopted:
             bundle = adopted.get("bundle")
@@ -160,8 +163,8 @@ def _no_run(folder: Path, error: Exception) -> RunError:
 
 @dataclass(frozen=True)
 class Attributes:
-    """Expert attributes of some cells. sizes : number of values of each attribute.  codes : int64[n, attributes], the value
-    of each, -1 where it is not known."""
+    """Expert attributes of some cells. sizes : number of values of each attribute.  codes : int64[n, attributes], the
+    value of each, -1 where it is not known."""
 
     sizes: tuple[int, ...]
     codes: NDArray[np.int64]

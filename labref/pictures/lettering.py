@@ -1,7 +1,7 @@
 """What pictures share: lines of text in any script, and the colour of a class.
 
-Text is set in the system's own sans serif, which covers Å, and 日本 where the system has a font for it; else in the face
-built into Pillow. A character that no font has is set without its accent, or as a small box with its code.
+Text is set in the system's own sans serif, which covers Å, and 日本 where the system has a font for it; else in the
+face built into Pillow. A character that no font has is set without its accent, or as a small box with its code.
 """
 
 from __future__ import annotations

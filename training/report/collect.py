@@ -1,4 +1,5 @@
-"""Every experiment of the thesis on a run: figures as JSON, to be drawn by `training.report.page` and compared by `training.measure.compare`."""
+"""Every experiment of the thesis on a run: figures as JSON, to be drawn by `training.report.page` and compared by
+`training.measure.compare`."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ def collect(
 ) -> dict[str, Any]:
     """Measure what the run has, take in its finished sweeps, and write all as `report.json` in its folder.
 
-    per_class : images of each class that ROTMES is measured on. Parts that were measured before on the same networks, split and attributes are not measured again, but for `again`.
-    Raises `RunError` where the run is not trained to its end.
+    per_class : images of each class that ROTMES is measured on. Parts that were measured before on the same networks,
+    split and attributes are not measured again, but for `again`. Raises `RunError` where the run is not trained to its
+    end.
     """
     for name in ("classifier.keras", "encoder.keras", "classifier.json"):
         if not (run.folder / name).exists():

@@ -1,4 +1,5 @@
-"""The report as one HTML page that needs nothing beside it: tables with intervals, pictures inside, the command of each."""
+"""The report as one HTML page that needs nothing beside it: tables with intervals, pictures inside, the command of
+each."""
 
 from __future__ import annotations
 
@@ -500,7 +501,8 @@ def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> lis
 
 
 def _front(rows: Sequence[Mapping[str, Any]]) -> list[_Block]:
-    """Class precision against attributes of each row: where the two pull apart, no row lies above and to the right of a good one."""
+    """Class precision against attributes of each row: where the two pull apart, no row lies above and to the right of a
+    good one."""
     told = [row for row in rows if row["share_of_the_way"] is not None]
     if not told:
         return []

@@ -23,7 +23,8 @@ def pyplot() -> Any:
 
 
 def draw_curves(run: Path) -> list[Path]:
-    """Draw `curves.png` (loss and accuracy by epoch) and `vae_curves.png` of the run's folder; returns what was drawn."""
+    """Draw `curves.png` (loss and accuracy by epoch) and `vae_curves.png` of the run's folder; returns what was
+    drawn."""
     drawn = []
     plt = pyplot()
     for source, name, panels in (
@@ -61,7 +62,8 @@ def draw_curves(run: Path) -> list[Path]:
 
 
 def draw_confusion(counts: NDArray[np.int64], labels: list[str], columns: list[str], out: Path) -> Path:
-    """Draw a confusion matrix int[n, m] (rows: the class people gave, columns: the prediction) with shares of each row."""
+    """Draw a confusion matrix int[n, m] (rows: the class people gave, columns: the prediction) with shares of each
+    row."""
     plt = pyplot()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.6 + 0.62 * max(len(labels), len(columns))

@@ -76,8 +76,8 @@ def write_sheet(
 ) -> tuple[Path, int]:
     """Write the page for `triplets`, whose images lie in `tree`; returns it and the number of images inside.
 
-    The crops are shown as labref prepares them, without names or classes. Raises `UnreadableImageError` or OSError for an
-    image that cannot be shown.
+    The crops are shown as labref prepares them, without names or classes. Raises `UnreadableImageError` or OSError for
+    an image that cannot be shown.
     """
     numbers: dict[str, int] = {}
     pictures: list[str] = []
