@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import labref.web.application  # noqa: F401  # the first agent of this process would else begin later, and tests time files by it
 from labref.agent import run
 from labref.agent.service import Summary
 from labref.bundles.bundle import Bundle

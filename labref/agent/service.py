@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -38,10 +38,12 @@ from labref.operations import perform
 from labref.store import FileState, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
-from labref.web.application import Answers, Server, make_app
 from labref.web.client import AgentClient
 from labref.web.desk import open_free_store
 from labref.web.metrics import Metrics
+
+if TYPE_CHECKING:
+    from labref.web.application import Server
 
 __all__ = ["Summary", "run_agent"]
 
@@ -198,6 +200,8 @@ class _Agent:
             # threads inherit their priority: the networks that answer must not get a background job's
             self._opening = stack.enter_context(ThreadPoolExecutor(1, "labref-open"))
             self._opening.submit(int).result()
+            preparing = stack.enter_context(ThreadPoolExecutor(1, "labref-http-start"))
+            serving = preparing.submit(self._make_server)
             self._engine = Engine(lambda: self._open_embedder(bundle))
             stack.callback(self._engine.close)
             if not self._once:
@@ -225,19 +229,7 @@ class _Agent:
             self._context = Context(
                 self._lab, self._store, self._engine.embedder, self._jobs, self._adopt, self._status
             )
-            answers = Answers(
-                perform=lambda name, parameters, data: perform(self._context, name, parameters, data),
-                image=self._lab.kept_image,
-                healthy=self._healthy,
-            )
-            app = make_app(
-                answers,
-                self._metrics,
-                token=self._lab.token(),
-                max_bytes=int(self._watch.max_file_megabytes * 1e6),
-                log=self._log,
-            )
-            self._server = stack.enter_context(Server(app, self._lab.config.agent.port))
+            self._server = stack.enter_context(serving.result())
             self._log.info("agent started", version=__version__, bundle=bundle.short, once=self._once)
             self._write_record()
             stack.callback(self._lab.agent_file.unlink, missing_ok=True)
@@ -496,6 +488,24 @@ class _Agent:
             self._log.info("bundle switched", bundle=bundle.short)
 
         return Adoption(embedder, use)
+
+    def _make_server(self) -> Server:
+        """The HTTP side, not serving yet; its modules load while the networks and the index do."""
+        from labref.web.application import Answers, Server, make_app
+
+        answers = Answers(
+            perform=lambda name, parameters, data: perform(self._context, name, parameters, data),
+            image=self._lab.kept_image,
+            healthy=self._healthy,
+        )
+        app = make_app(
+            answers,
+            self._metrics,
+            token=self._lab.token(),
+            max_bytes=int(self._watch.max_file_megabytes * 1e6),
+            log=self._log,
+        )
+        return Server(app, self._lab.config.agent.port)
 
     def _healthy(self) -> str:
         return "ok" if self._pipeline.problem is None and self._pipeline.failure is None else "storage"
