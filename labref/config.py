@@ -363,7 +363,7 @@ def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str
     agent = AgentConfig()
     named = f"analyser = {_toml_string(analyser)}" if analyser else "# analyser = 'DC-1'"
     return (
-        "# labref.toml: one lab. Restart the agent after a change. Every key: `labref agent --help` and the README.\n\n"
+        "# labref.toml: one lab. Restart the agent after a change. Every key: deploy/labref.example.toml, which comes with labref's source.\n\n"
         "[watch]\n"
         "# Export folders. labref only ever reads them. Windows paths in single quotes: 'D:\\Export'\n"
         "folders = [\n" + "".join(watched) + "]\n"
