@@ -53,7 +53,8 @@ def answer(
     analyser: str | None = None,
     any_optics: bool = False,
 ) -> dict[str, Any]:
-    """References for the image `data`, the bytes of its file, as the JSON values that DESIGN.md lists.
+    """References for the image `data`, the bytes of its file, as the JSON values that
+    `labref.operations.query.QueryAnswer` describes.
 
     name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent", or "map" once the lab
     has one.
