@@ -155,7 +155,7 @@ def test_what_an_operation_answers_is_what_its_models_say(name: str, answered: A
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_an_operation_is_described_field_by_field(name: str) -> None:
     operation = OPERATIONS[name]
-    assert operation.description.split("\n")[0].endswith(".")
+    assert operation.description.split("\n\n")[0].endswith(".")
     assert len(operation.summary) < 120
     for parameter, described in operation.request.model_fields.items():
         assert (described.description or "").endswith("."), parameter

@@ -57,6 +57,8 @@ class KnownNumbers:
         rows = [self._rows[_key(crop)] for crop in crops]
         return Embeddings(self._probabilities[rows], self._latents[rows])
 
+    describe = Embedder.describe
+
     def latent_of(self, digest: str) -> NDArray[np.float32]:
         """float32[L] of the image with this digest."""
         latent: NDArray[np.float32] = self._latents[self._named[digest]]
