@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.labref
 	$(BIN)/labref demo
 
-# on all cores; the tests of one file share what they set up, so they stay together
+# on all cores; the tests of one file share what they set up, so they stay together, long files first
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n logical --dist loadfile
+	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 
 # without what trains networks, measures or kills: for the work in between
 test-fast: $(VENV)/.test
