@@ -136,8 +136,8 @@ def test_turned_and_mirrored_maps_are_divided_alike(real_cells: Path, turns: int
     cell, other = pictures(real_cells, "ig", 1)[0], pictures(real_cells, "eosinophil", 1)[0]
     picture = beside(cell, other, 60, 90)[: 4 * 90, : 4 * 90]
     small = picture.reshape(90, 4, 90, 4, 3).mean(axis=(1, 3)).astype(np.uint8)
-    background = (240.0, 230.0, 225.0)
-    density, colours = nuclear_density(small, background), colour_densities(small, background)
+    colours = colour_densities(small, (240.0, 230.0, 225.0))
+    density = nuclear_density(colours)
 
     def change(values: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.rot90(values[:, ::-1] if mirror else values, turns))

@@ -1,8 +1,6 @@
-"""Asking a lab: references for an image, what became of files, how the lab is. By the agent where one runs, else
-directly.
+"""What a lab answers, as JSON values: references for an image, a row of the ledger, how the lab is.
 
-Both ways give the same answer (but for `timings_ms`): the same code makes it, and an image is always embedded by
-itself.
+With an agent and without one it is the same (but for `timings_ms`), as an image is always embedded by itself.
 """
 
 from __future__ import annotations

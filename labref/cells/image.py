@@ -238,23 +238,25 @@ def _illumination(score: F32) -> F32:
     return slope
 
 
-def nuclear_density(small: U8, background: tuple[float, float, float]) -> F32:
-    """Optical density of the nuclear stain, float32[h, w], uneven light taken out, smoothed over 3×3 pixels.
+def colour_densities(small: U8, background: tuple[float, float, float]) -> F32:
+    """Optical density in red, green and blue light, float32[h, w, 3].
 
     small : uint8[h, w, 3] at a quarter of the analyser's scale.  background : its intensity, R, G, B.
     """
-    density = np.log(np.asarray(background[:2], dtype=np.float32) + 1.0) - _LOG[small[:, :, :2]]
+    densities: F32 = np.log(np.asarray(background, dtype=np.float32) + 1.0) - _LOG[small]
+    return densities
+
+
+def nuclear_density(colours: F32) -> F32:
+    """Optical density of the nuclear stain, float32[h, w], uneven light taken out, smoothed over 3×3 pixels.
+
+    colours : float32[h, w, 3], as `colour_densities` gives them.
+    """
     # red light finds the nucleus; a little green keeps pale, eosin-rich platelets and washed-out stains in sight
-    score = density[:, :, 0] + 0.15 * density[:, :, 1]
+    score = colours[:, :, 0] + 0.15 * colours[:, :, 1]
     score = np.clip(score - _illumination(score), 0.0, 2.0)
     smooth: F32 = ndimage.uniform_filter(score, 3, mode="nearest")
     return smooth
-
-
-def colour_densities(small: U8, background: tuple[float, float, float]) -> F32:
-    """Optical density in red, green and blue light, float32[h, w, 3], of what `nuclear_density` takes."""
-    densities: F32 = np.log(np.asarray(background, dtype=np.float32) + 1.0) - _LOG[small]
-    return densities
 
 
 def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
@@ -290,7 +292,8 @@ def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
     scaled = (round(width / _REDUCE), round(height / _REDUCE))
     small = np.asarray(picture.resize(scaled, Image.Resampling.BOX))
     background = measure_background(small)
-    found = segment(nuclear_density(small, background), colour_densities(small, background))
+    colours = colour_densities(small, background)
+    found = segment(nuclear_density(colours), colours)
     scale = (height / scaled[1], width / scaled[0])
 
     def in_picture(place: tuple[float, float]) -> tuple[float, float]:
