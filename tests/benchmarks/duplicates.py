@@ -320,13 +320,14 @@ def measure_look_up(cells: int, queries: int, marks: Sequence[Sequence[Fingerpri
     of = rng.integers(0, len(marks), cells)
     real = np.array([mark[0] for mark in marks], np.uint64)
     book = HashBook()
-    columns = []
+    hashes = []
     for k in (0, 1):
         changed = np.zeros(cells, np.uint64)
         for _ in range(16):  # a lab's cells look alike, but are not the same
             changed ^= np.uint64(1) << rng.integers(0, 64, cells).astype(np.uint64)
-        columns.append(real[of, k] ^ changed)
-    book.add(*columns, np.arange(cells, dtype=np.uint64), np.arange(cells, dtype=np.uint32))
+        hashes.append(real[of, k] ^ changed)
+    across, down = hashes
+    book.add(across, down, np.arange(cells, dtype=np.uint64), np.arange(cells, dtype=np.uint32))
     took, worked, found = [], [], 0
     for number in rng.integers(0, len(marks), queries + 2):
         started, begun = time.perf_counter(), time.thread_time()

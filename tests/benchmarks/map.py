@@ -91,7 +91,7 @@ def _serve(
         with _Trainings(lab) as trainings:
             while_training += [_ask(asked, question) for _ in range(queries // rounds)]
             asking = threading.Event()
-            asker = threading.Thread(target=_ask_on, args=(desk, question, asking, with_both))
+            asker = threading.Thread(target=_ask_on, args=(asked, question, asking, with_both))
             training.append(take_in())
             # apart, so that the ingest is compared without queries beside it
             asker.start()
@@ -195,16 +195,16 @@ def _rate(agent: AgentClient, before: int, files: int) -> float:
         time.sleep(0.02)
 
 
-def _ask(desk: Desk, image: bytes) -> float:
+def _ask(asked: Desk, image: bytes) -> float:
     """Milliseconds that one query takes, as its asker sees it."""
     started = time.perf_counter()
-    desk.ask(image, name="x", k=8, by="map")
+    asked.ask(image, name="x", k=8, by="map")
     return 1e3 * (time.perf_counter() - started)
 
 
-def _ask_on(desk: Desk, image: bytes, end: threading.Event, into: list[float]) -> None:
+def _ask_on(asked: Desk, image: bytes, end: threading.Event, into: list[float]) -> None:
     while not end.is_set():
-        into.append(_ask(desk, image))
+        into.append(_ask(asked, image))
         end.wait(0.05)
 
 

@@ -51,7 +51,8 @@ def latents_of(kind: str, seed: int, n: int, size: int) -> tuple[NDArray[np.floa
     turn = np.linalg.qr(fixed.standard_normal((size, size)))[0].astype(np.float32)
     centres = 2 * fixed.standard_normal((5 * len(LABELS), size)).astype(np.float32)
     of = rng.integers(0, len(centres), n)
-    return (centres[of] + rng.standard_normal((n, size), np.float32)) * scale @ turn, of // 5
+    values = (centres[of] + rng.standard_normal((n, size), np.float32)) * scale @ turn
+    return values.astype(np.float32, copy=False), of // 5
 
 
 def build(path: Path, kind: str, n: int, size: int, *, digest: str = BUNDLE, labels: Sequence[str] = LABELS) -> None:

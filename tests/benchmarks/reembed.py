@@ -104,7 +104,7 @@ def change_while_killed(
             asked.switched.wait(60)
         finally:
             if agent.poll() is None:
-                agent.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+                agent.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
             agent.communicate()
     if len(killed_at) < kills:
         faults.append(f"it was done before kill {len(killed_at) + 1} of {kills}")

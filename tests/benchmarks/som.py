@@ -124,7 +124,9 @@ def _a_step(side: int, data: Floats, sigma: float, steps: int) -> tuple[float, f
 
 def _full(latents: Floats, cells: int, side: int, *, repeats: int, steps: int, seed: int) -> dict[str, Any]:
     data = tiled(latents, cells, seed=seed)
-    seconds, cpu, mib, step, step_cpu = [], [], [], [], []
+    seconds, cpu, mib = [], [], []
+    step: list[float] = []
+    step_cpu: list[float] = []
     for _ in range(repeats):
         for value, values in zip(_a_step(side, data, side / 2, steps), (step, step_cpu), strict=True):
             values.append(value)
@@ -320,13 +322,13 @@ def sweep(
                 }
             yield row | {"final_sigma": final} | done[nodes, radius]
             continue
-        row["iterations"] = max(1, round(iterations * share))
+        row["iterations"] = shared = max(1, round(iterations * share))
         trained = som.train(
             data,
             rows=nodes,
             cols=nodes,
             sigma=radius,
-            iterations=row["iterations"],
+            iterations=shared,
             learning_rate=alpha,
             initial="random",
             trainer="minisom",
