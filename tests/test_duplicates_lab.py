@@ -290,7 +290,7 @@ def as_an_earlier_labref_left_it(lab: Lab) -> None:
         )
         first, last = (
             connection.execute(
-                f"SELECT {which}(cell_id ORDER BY rowid) FROM cell WHERE path NOT LIKE '%again%'"
+                f"SELECT {which}(cell_id ORDER BY number) FROM cell WHERE path NOT LIKE '%again%'"
             ).fetchall()[0][0]
             for which in ("first", "last")
         )

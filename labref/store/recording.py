@@ -22,6 +22,7 @@ __all__ = [
     "FileRow",
     "Found",
     "LabelChange",
+    "Numbers",
     "Plan",
     "Search",
     "check_embedding",
@@ -120,15 +121,31 @@ class LabelChange:
 
 
 @dataclass(slots=True)
+class Numbers:
+    """Gives rows their numbers, in the order they come. last : the largest there is.  given : how many here."""
+
+    last: int
+    given: int = 0
+
+    def take(self, count: int = 1) -> int:
+        """Give the next `count` numbers; returns the last of them."""
+        self.last += count
+        self.given += count
+        return self.last
+
+
+@dataclass(slots=True)
 class Plan:
     """All that one transaction writes, and the ledger rows to hand back, in the order of the batch.
 
-    known_paths: the paths that have a row in the ledger already. groups: of each new cell that repeats another, its
+    numbers: of the new cells; the last value of a row of `cells` is its number. known_paths: the paths that have a row
+    in the ledger already. groups: of each new cell that repeats another, its
     group. resemblances: the later cell of a pair, the earlier one, and what comparing them gave. linked: whether a new
     cell is linked with another.
     """
 
     at: datetime
+    numbers: Numbers
     known_paths: Set[str]
     search: Search
     cells: list[tuple[Any, ...]] = field(default_factory=list)
@@ -137,7 +154,7 @@ class Plan:
     files: dict[str, FileRow] = field(default_factory=dict)
     replaced: list[FileRow] = field(default_factory=list)
     fingerprints: list[tuple[str, Fingerprint]] = field(default_factory=list)
-    landmarks: list[tuple[str, Fingerprint]] = field(default_factory=list)
+    landmarks: list[tuple[str, Fingerprint, int]] = field(default_factory=list)
     resemblances: list[tuple[str, str, Resemblance]] = field(default_factory=list)
     label_changes: list[LabelChange] = field(default_factory=list)
     rows: list[LedgerRow] = field(default_factory=list)
@@ -242,15 +259,17 @@ def draw_up(
     state_of: Callable[[str], CellState],
     comparing: Comparing,
     at: datetime,
+    numbers: Numbers,
 ) -> Plan:
     """Work out what a batch writes, without writing.
 
     states : the cells of the batch that the store has already, by id; grows by the batch's own.
     files : the ledger rows of the batch's paths so far. search : among the cells in the store; grows by the batch's
     own.
-    state_of : looks up a cell of the store that is not in states. at : now, UTC, without a zone.
+    state_of : looks up a cell of the store that is not in states. at : now, UTC, without a zone. numbers : for
+    the new cells.
     """
-    plan = Plan(at, files.keys(), search)
+    plan = Plan(at, numbers, files.keys(), search)
     made: dict[str, FileRow] = {}
     new: dict[str, NewCell] = {}
     for item in batch:
@@ -333,14 +352,15 @@ def _add_cell(
     def state(cell_id: str) -> CellState:
         return states.get(cell_id) or state_of(cell_id)
 
+    number = plan.numbers.take()
     compared = Found()
     if cell.fingerprints:
         if comparing.judge is not None:
             ids = plan.search.candidates(cell.fingerprints, cell.landmarks, comparing.candidate_bits)
             compared = compare(cell.cell_id, cell.digest, [(other, state(other).digest) for other in ids], comparing)
-        plan.search.add(cell.cell_id, cell.fingerprints, cell.landmarks)
+        plan.search.add(cell.cell_id, cell.fingerprints, cell.landmarks, number)
         plan.fingerprints.append((cell.cell_id, cell.fingerprints[0]))
-        plan.landmarks += [(cell.cell_id, mark) for mark in stored_landmarks(cell.landmarks)]
+        plan.landmarks += [(cell.cell_id, mark, number) for mark in stored_landmarks(cell.landmarks)]
     plan.resemblances += [(cell.cell_id, other, found) for other, found in compared.resemblances]
     outcome, reason, group, resembles = Outcome.STORED, None, None, None
     if compared.link is not None:
@@ -368,6 +388,7 @@ def _add_cell(
             None if resembles is None else str(outcome),
             group,
             plan.at,
+            number,
         )
     )
     plan.embedded.append(cell)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store.duckdb import backfill, bundles, migrations, optics, removal, rows, scan, upkeep
+from labref.store.duckdb import backfill, bundles, migrations, optics, removal, rows, scan, sequence, upkeep
 from labref.store.duckdb.changes import Changes
 from labref.store.duckdb.connection import connect, release
 from labref.store.duckdb.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
@@ -232,6 +232,7 @@ class Store:
                     state_of=lambda cell_id: rows.states(cursor, [cell_id])[cell_id],
                     comparing=Comparing(judge, candidate_bits, self.duplicates.rejected()),
                     at=rows.now(),
+                    numbers=sequence.begin(cursor),
                 )
             placed = self._place(plan.embedded, bundle)
             with self._transaction() as connection:

@@ -55,7 +55,9 @@ def learn(
     made = [(cell.cell_id, next(iter(cell.fingerprints), None)) for cell in learnt if cell.cell_id in stored]
     write_fingerprints(connection, made)
     of_pictures = [(cell.cell_id, mark) for cell in learnt for mark in stored_landmarks(cell.landmarks)]
-    write_landmarks(connection, [(cell_id, mark) for cell_id, mark in of_pictures if cell_id in stored])
+    write_landmarks(
+        connection, [(cell_id, mark, stored[cell_id].age) for cell_id, mark in of_pictures if cell_id in stored]
+    )
     failpoint("fingerprint.write")
     for cell in learnt:
         if cell.fingerprints and cell.cell_id in stored:
@@ -142,7 +144,7 @@ def _write_neighbours(connection: duckdb.DuckDBPyConnection, cell_id: str, found
 
 def _looked_up(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, _Stored]:
     """Cells by id, in the order of `ids`; those that are not there are left out."""
-    columns = ["cell_id", "digest", "rowid", "duplicate_of"]
+    columns = ["cell_id", "digest", "number", "duplicate_of"]
     found = {
         cell_id: _Stored(str(digest), int(age), linked)
         for cell_id, digest, age, linked in rows.look_up(connection, "cell", columns, "cell_id", ids)

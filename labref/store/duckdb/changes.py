@@ -19,7 +19,7 @@ import duckdb
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store.duckdb import bundles
+from labref.store.duckdb import bundles, sequence
 from labref.store.duckdb.rows import now
 from labref.store.text import from_column, to_column
 
@@ -94,7 +94,7 @@ class Changes:
             table, _ = bundles.space(cursor, digest)
             found = cursor.execute(
                 f"SELECT cell_id FROM cell ANTI JOIN {table} USING (cell_id) WHERE cell_id NOT IN "
-                "(SELECT cell_id FROM embedding_failure WHERE digest = ?) ORDER BY cell.rowid",
+                "(SELECT cell_id FROM embedding_failure WHERE digest = ?) ORDER BY cell.number",
                 [digest],
             ).fetchnumpy()
         ids: list[str] = found["cell_id"].tolist()
@@ -104,7 +104,7 @@ class Changes:
         """Cells that cannot be embedded by a bundle, with the reason of each."""
         with self._reading() as cursor:
             found = cursor.execute(
-                "SELECT cell_id, reason FROM embedding_failure WHERE digest = ? ORDER BY rowid", [digest]
+                "SELECT cell_id, reason FROM embedding_failure WHERE digest = ? ORDER BY number", [digest]
             ).fetchall()
         return {cell_id: from_column(reason) for cell_id, reason in found}
 
@@ -170,10 +170,12 @@ class Changes:
     def fail(self, digest: str, reasons: Mapping[str, str]) -> None:
         """Write down which cells cannot be embedded by a bundle, and why."""
         with self._transaction() as connection:
+            numbers = sequence.begin(connection)
             connection.executemany(
-                "INSERT INTO embedding_failure VALUES (?, ?, ?, ?)",
-                [[digest, cell_id, to_column(reason), now()] for cell_id, reason in reasons.items()],
+                "INSERT INTO embedding_failure (digest, cell_id, reason, failed_at, number) VALUES (?, ?, ?, ?, ?)",
+                [[digest, cell_id, to_column(reason), now(), numbers.take()] for cell_id, reason in reasons.items()],
             )
+            sequence.keep(connection, numbers)
 
     def retry(self, digest: str) -> None:
         """Forget which cells could not be embedded by a bundle, so that they are tried again."""

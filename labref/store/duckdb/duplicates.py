@@ -21,7 +21,7 @@ import numpy as np
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store.duckdb import rows
+from labref.store.duckdb import rows, sequence
 from labref.store.memory.books import GroupBook
 from labref.store.recording import reason_of
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
@@ -59,7 +59,7 @@ _CONFLICTS: Final = """
                     ELSE coalesce(o.duplicate_group, o.cell_id) END AS captured
         FROM cell c JOIN cell o ON o.cell_id = c.duplicate_of WHERE c.label_source <> 'predicted'
     ) later JOIN (
-        SELECT coalesce(duplicate_group, cell_id) AS captured, arg_min(cell_id, rowid) AS other, arg_min(label, rowid) AS label
+        SELECT coalesce(duplicate_group, cell_id) AS captured, arg_min(cell_id, number) AS other, arg_min(label, number) AS label
         FROM cell WHERE label_source <> 'predicted' GROUP BY ALL
     ) first USING (captured) WHERE later.label <> first.label"""
 
@@ -154,8 +154,8 @@ class Duplicates:
                        last(decided_at ORDER BY number) AS decided_at
                 FROM duplicate_decision GROUP BY cell, other
             ), measured AS (
-                SELECT cell, other, last(score ORDER BY rowid) AS score, last(verdict ORDER BY rowid) AS found,
-                       last(found_at ORDER BY rowid) AS found_at
+                SELECT cell, other, last(score ORDER BY number) AS score, last(verdict ORDER BY number) AS found,
+                       last(found_at ORDER BY number) AS found_at
                 FROM resemblance GROUP BY cell, other
             ), pair AS ({chosen})
             SELECT cell, other, verdict, found, score, found_at, decision, who, decided_at
@@ -258,7 +258,7 @@ class Duplicates:
         with self._reading() as cursor:
             found = cursor.execute(
                 "SELECT cell_id FROM cell ANTI JOIN (SELECT cell_id FROM fingerprint WHERE version = ?) USING (cell_id) "
-                "ORDER BY cell.rowid",
+                "ORDER BY cell.number",
                 [version],
             ).fetchnumpy()["cell_id"]
         ids: list[str] = found.tolist()
@@ -327,12 +327,19 @@ def write_fingerprints(connection: duckdb.DuckDBPyConnection, made: Sequence[tup
         )
 
 
-def write_landmarks(connection: duckdb.DuckDBPyConnection, made: Sequence[tuple[str, Fingerprint]]) -> None:
-    """Write landmarks of cells that have none."""
+def write_landmarks(connection: duckdb.DuckDBPyConnection, made: Sequence[tuple[str, Fingerprint, int]]) -> None:
+    """Write landmarks of cells that have none: the cell, the landmark, the number of the cell."""
     if made:
         connection.execute(
-            "INSERT INTO landmark SELECT unnest($1::VARCHAR[]), $2, unnest($3::UBIGINT[]), unnest($4::UBIGINT[])",
-            [[cell_id for cell_id, _ in made], VERSION, [m.across for _, m in made], [m.down for _, m in made]],
+            "INSERT INTO landmark (cell_id, version, across, down, number) SELECT unnest($1::VARCHAR[]), $2, "
+            "unnest($3::UBIGINT[]), unnest($4::UBIGINT[]), unnest($5::BIGINT[])",
+            [
+                [cell_id for cell_id, *_ in made],
+                VERSION,
+                [mark.across for _, mark, _ in made],
+                [mark.down for _, mark, _ in made],
+                [number for *_, number in made],
+            ],
         )
 
 
@@ -340,11 +347,15 @@ def write_resemblances(
     connection: duckdb.DuckDBPyConnection, found: Sequence[tuple[str, str, Resemblance]], at: datetime
 ) -> None:
     """Write down what comparing cells gave: the later cell of each pair, the earlier one, their resemblance."""
+    if not found:
+        return
+    numbers = sequence.begin(connection)
     for cell_id, other, resemblance in found:
         connection.execute(
-            "INSERT INTO resemblance VALUES (?, ?, ?, ?, ?)",
-            [cell_id, other, resemblance.score, str(resemblance.verdict), at],
+            "INSERT INTO resemblance (cell, other, score, verdict, found_at, number) VALUES (?, ?, ?, ?, ?, ?)",
+            [cell_id, other, resemblance.score, str(resemblance.verdict), at, numbers.take()],
         )
+    sequence.keep(connection, numbers)
 
 
 def set_link(
@@ -366,11 +377,7 @@ def set_link(
     _regroup(connection, members)
     # the file that the cell was stored from; copies of its bytes are duplicates of the cell itself
     stored_from = "cell_id = ? AND duplicate_of IS DISTINCT FROM cell_id"
-    names = ", ".join(rows.FILE)
-    connection.execute(
-        f"INSERT INTO file_history ({names}, replaced_at) SELECT {names}, ? FROM file WHERE {stored_from}",
-        [at, cell_id],
-    )
+    rows.keep_history(connection, stored_from, [cell_id], at)
     failpoint("duplicates.files")
     connection.execute(
         f"UPDATE file SET outcome = ?, reason = ?, duplicate_of = ?, recorded_at = ? WHERE {stored_from}",
@@ -381,18 +388,18 @@ def set_link(
 def load_book(cursor: duckdb.DuckDBPyConnection) -> Mapping[str, Any]:
     """Both hashes, ids and ages of the cells that have a fingerprint of the present version, as arrays."""
     return cursor.execute(
-        "SELECT f.across, f.down, ('0x' || c.cell_id)::UBIGINT AS id, c.rowid::UINTEGER AS age FROM cell c "
+        "SELECT f.across, f.down, ('0x' || c.cell_id)::UBIGINT AS id, c.number::UINTEGER AS age FROM cell c "
         "JOIN fingerprint f USING (cell_id) WHERE f.version = ? AND f.across IS NOT NULL",
         [VERSION],
     ).fetchnumpy()
 
 
 def load_landmarks(cursor: duckdb.DuckDBPyConnection, most: int) -> Mapping[str, Any]:
-    """The landmarks of the present version that were written last, at most so many, oldest first: as `load_book`, age
-    by writing."""
+    """The landmarks of the present version, of the cells that came last, at most so many, oldest first; as
+    `load_book`."""
     return cursor.execute(
-        "FROM (SELECT across, down, ('0x' || cell_id)::UBIGINT AS id, rowid::UINTEGER AS age FROM landmark WHERE version = ? "
-        f"ORDER BY rowid DESC LIMIT {most:d}) ORDER BY age",
+        "FROM (SELECT across, down, ('0x' || cell_id)::UBIGINT AS id, number::UINTEGER AS age FROM landmark WHERE version = ? "
+        f"ORDER BY number DESC LIMIT {most:d}) ORDER BY age",
         [VERSION],
     ).fetchnumpy()
 
@@ -401,7 +408,7 @@ def load_groups(cursor: duckdb.DuckDBPyConnection) -> GroupBook:
     """The groups of the cells that are linked as duplicates. Some 40 ms for 200,000 of them among a million."""
     found = cursor.execute(
         "SELECT ('0x' || cell_id)::UBIGINT AS id, ('0x' || duplicate_group)::UBIGINT AS first FROM cell "
-        "WHERE duplicate_group IS NOT NULL AND duplicate_group <> cell_id ORDER BY rowid"
+        "WHERE duplicate_group IS NOT NULL AND duplicate_group <> cell_id ORDER BY number"
     ).fetchnumpy()
     return GroupBook(np.asarray(found["id"], np.uint64), np.asarray(found["first"], np.uint64))
 
@@ -433,7 +440,7 @@ def _last_decided(connection: duckdb.DuckDBPyConnection, cell_id: str) -> tuple[
 
 def _linked(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str | None) -> tuple[str, str]:
     """The later and the earlier cell of a pair. Raises StoreError."""
-    row = connection.execute("SELECT duplicate_of, rowid FROM cell WHERE cell_id = ?", [cell_id]).fetchone()
+    row = connection.execute("SELECT duplicate_of, number FROM cell WHERE cell_id = ?", [cell_id]).fetchone()
     if row is None:
         raise StoreError(f"this lab has no cell {cell_id}; `labref duplicates` lists those in question.")
     if other is None:
@@ -443,7 +450,7 @@ def _linked(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str | No
                 "one, use `labref duplicates confirm CELL --of OTHER`."
             )
         return cell_id, str(row[0])
-    of = connection.execute("SELECT rowid FROM cell WHERE cell_id = ?", [other]).fetchone()
+    of = connection.execute("SELECT number FROM cell WHERE cell_id = ?", [other]).fetchone()
     if of is None or other == cell_id:
         raise StoreError(f"cell {cell_id} cannot be a recapture of {other}: name two cells of this lab.")
     return (cell_id, other) if row[1] > of[0] else (other, cell_id)
@@ -452,7 +459,7 @@ def _linked(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str | No
 def measured(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str) -> Resemblance | None:
     """What labref found last of a cell and an earlier one; None where it saw nothing alike."""
     row = connection.execute(
-        "SELECT score, verdict FROM resemblance WHERE cell = ? AND other = ? ORDER BY rowid DESC LIMIT 1",
+        "SELECT score, verdict FROM resemblance WHERE cell = ? AND other = ? ORDER BY number DESC LIMIT 1",
         [cell_id, other],
     ).fetchone()
     return None if row is None else Resemblance(float(row[0]), Verdict(row[1]))

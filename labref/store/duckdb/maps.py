@@ -158,7 +158,7 @@ class Maps:
         return self._problems.get(bundle)
 
     def cells(self, bundle: str, ids: Sequence[str] | None = None) -> Iterator[MapCell]:
-        """The cells on the map in use, with what they carry: all in the order they were placed, or those with these
+        """The cells on the map in use, with what they carry: all in the order they came, or those with these
         ids."""
         active = self.active(bundle)
         if active is None:
@@ -170,7 +170,7 @@ class Maps:
             cursor.execute(
                 f"""SELECT p.cell_id, p.node, p.quantization_error, c.label, c.label_source, e.predicted_label, c.slide, c.analyser
                     FROM map_position p JOIN cell c USING (cell_id) JOIN {table} e USING (cell_id)
-                    WHERE p.map = $1 {chosen} ORDER BY p.rowid""",
+                    WHERE p.map = $1 {chosen} ORDER BY c.number""",
                 [number] if ids is None else [number, list(ids)],
             )
             while found := cursor.fetchmany(4096):

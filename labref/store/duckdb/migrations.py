@@ -320,3 +320,30 @@ def _landmarks(connection: duckdb.DuckDBPyConnection) -> None:
             across  UBIGINT NOT NULL,
             down    UBIGINT NOT NULL
         )""")
+
+
+@migration(11, "the order in which rows came, as a number of their own")
+def _numbers(connection: duckdb.DuckDBPyConnection) -> None:
+    # up to now the order was that of the physical rows, which deleting and compacting may change
+    for table in ("cell", "label_change", "file_history", "resemblance", "embedding_failure"):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN number BIGINT")
+        connection.execute(f"UPDATE {table} SET number = rowid + 1")
+    # 0 where a damaged store has no such cell
+    for table in ("measure", "landmark"):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN number BIGINT DEFAULT 0")
+        connection.execute(f"UPDATE {table} SET number = cell.number FROM cell WHERE cell.cell_id = {table}.cell_id")
+    connection.execute("CREATE TABLE sequence (last_number BIGINT NOT NULL)")
+    connection.execute(
+        "INSERT INTO sequence SELECT greatest(0, "
+        "(SELECT max(number) FROM cell), (SELECT max(number) FROM label_change), (SELECT max(number) FROM file_history), "
+        "(SELECT max(number) FROM resemblance), (SELECT max(number) FROM embedding_failure))"
+    )
+
+
+@migration(12, "every row has its number")
+def _no_row_without_a_number(connection: duckdb.DuckDBPyConnection) -> None:
+    # DuckDB does this in no transaction that wrote the column
+    for table in ("measure", "landmark"):
+        connection.execute(f"ALTER TABLE {table} ALTER COLUMN number DROP DEFAULT")
+    for table in ("cell", "label_change", "file_history", "resemblance", "embedding_failure", "measure", "landmark"):
+        connection.execute(f"ALTER TABLE {table} ALTER COLUMN number SET NOT NULL")

@@ -1,7 +1,7 @@
 """Which analyser each cell came from, and what was measured of its optics.
 
-Table `measure`: seven numbers a cell (see `labref.cells.optics`), with the analyser and the time of the cell beside
-them.
+Table `measure`: seven numbers a cell (see `labref.cells.optics`), with the analyser, time and number of the cell
+beside them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
-from labref.store.duckdb.rows import carried, now
+from labref.store.duckdb.rows import carried
 from labref.store.memory.books import CellBook, id_to_int
 from labref.store.text import from_column, from_nullable, to_nullable
 from labref.words import MEASURES
@@ -111,7 +111,7 @@ class OpticsMeasures:
         """Ids of the cells without measures, in the order they came."""
         with self._reading() as cursor:
             found = cursor.execute(
-                "SELECT cell_id FROM cell ANTI JOIN measure USING (cell_id) ORDER BY cell.rowid"
+                "SELECT cell_id FROM cell ANTI JOIN measure USING (cell_id) ORDER BY cell.number"
             ).fetchnumpy()
         ids: list[str] = found["cell_id"].tolist()
         return ids
@@ -129,11 +129,11 @@ class OpticsMeasures:
         ids = list(measures)
         with self._transaction() as connection:
             found = connection.execute(
-                "SELECT cell_id, analyser, added_at FROM cell ANTI JOIN measure USING (cell_id) "
+                "SELECT cell_id, analyser, added_at, number FROM cell ANTI JOIN measure USING (cell_id) "
                 "WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))",
                 [ids],
             ).fetchall()
-            write(connection, [(cell_id, analyser, at, measures[cell_id]) for cell_id, analyser, at in found])
+            write(connection, [(cell_id, analyser, at, n, measures[cell_id]) for cell_id, analyser, at, n in found])
             failpoint("optics.commit")
 
     def latest(
@@ -146,7 +146,7 @@ class OpticsMeasures:
             for condition in ("added_at >= ?", "added_at < ?"):
                 columns = cursor.execute(
                     f"SELECT {', '.join(MEASURES)} FROM measure WHERE analyser IS NOT DISTINCT FROM ? AND {condition} "
-                    f"AND focus IS NOT NULL ORDER BY rowid DESC LIMIT {most:d}",
+                    f"AND focus IS NOT NULL ORDER BY number DESC LIMIT {most:d}",
                     [to_nullable(analyser), since.replace(tzinfo=None)],
                 ).fetchnumpy()
                 found.append(np.stack([np.asarray(columns[name], np.float32) for name in MEASURES], axis=1))
@@ -155,16 +155,17 @@ class OpticsMeasures:
 
 def write(
     connection: duckdb.DuckDBPyConnection,
-    cells: list[tuple[str, str | None, datetime, NDArray[np.float32] | None]],
+    cells: list[tuple[str, str | None, datetime, int, NDArray[np.float32] | None]],
 ) -> None:
-    """Write rows of `measure`: cell id, analyser as the table `cell` has it, time, and the numbers or None."""
+    """Write rows of `measure`: cell id, analyser as the table `cell` has it, time and number of the cell, and what was
+    measured or None."""
     if not cells:
         return
     numbers = [[None] * len(MEASURES) if values is None else values.tolist() for *_, values in cells]
     columns = [list(column) for column in zip(*numbers, strict=True)]
-    places = ", ".join(f"unnest(${i}::FLOAT[])" for i in range(4, 4 + len(MEASURES)))
+    places = ", ".join(f"unnest(${i}::FLOAT[])" for i in range(5, 5 + len(MEASURES)))
     connection.execute(
-        f"INSERT INTO measure (cell_id, analyser, added_at, {', '.join(MEASURES)}) "
-        f"SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[]), unnest($3::TIMESTAMP[]), {places}",
-        [[c[0] for c in cells], [c[1] for c in cells], [c[2] or now() for c in cells], *columns],
+        f"INSERT INTO measure (cell_id, analyser, added_at, number, {', '.join(MEASURES)}) "
+        f"SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[]), unnest($3::TIMESTAMP[]), unnest($4::BIGINT[]), {places}",
+        [*([cell[i] for cell in cells] for i in range(4)), *columns],
     )

@@ -94,10 +94,7 @@ def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> None:
         [at],
     )
     failpoint("retention.files")
-    names = ", ".join(rows.FILE)
-    connection.execute(
-        f"INSERT INTO file_history ({names}, replaced_at) SELECT {names}, ? FROM file WHERE {listed}", [at]
-    )
+    rows.keep_history(connection, listed, [], at)
     connection.execute(
         "UPDATE file SET outcome = ?, reason = going.reason, cell_id = NULL, duplicate_of = NULL, recorded_at = ? "
         "FROM going WHERE file.cell_id = going.cell_id",

@@ -15,7 +15,7 @@ from typing import Final
 import duckdb
 
 from labref.failpoints import failpoint
-from labref.store.duckdb import bundles, rows
+from labref.store.duckdb import bundles, rows, sequence
 from labref.store.recording import utc_naive
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.words import LabelSource
@@ -91,6 +91,7 @@ class Reviews:
             decided = _decided(
                 connection, [i for i in ids if i in states and states[i].label_source is LabelSource.REVIEWED]
             )
+            numbers = sequence.begin(connection)
             for review in reviews:
                 state = states.get(review.cell_id)
                 if state is None:
@@ -110,7 +111,9 @@ class Reviews:
                 decided[review.cell_id] = given or at
                 given_to[review.cell_id] = review.label
                 if not dry_run:
-                    _write(connection, review, given, at, state.label, state.label_source)
+                    _write(connection, review, given, at, state.label, state.label_source, numbers.take())
+            if not dry_run:
+                sequence.keep(connection, numbers)
             failpoint("label.commit")
         if not dry_run:
             self._reviewed(given_to)
@@ -121,7 +124,7 @@ class Reviews:
         with self._reading() as cursor:
             found = cursor.execute(
                 "SELECT changed_at, given_at, who, path, label, label_source, previous, previous_source FROM label_change "
-                "WHERE cell_id = ? ORDER BY rowid",
+                "WHERE cell_id = ? ORDER BY number",
                 [cell_id],
             ).fetchall()
         return [
@@ -158,7 +161,7 @@ class Reviews:
 def _decided(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, datetime]:
     """When the label that each of these reviewed cells carries was given; those that a file brought do not say."""
     found = connection.execute(
-        "SELECT cell_id, arg_max(coalesce(given_at, changed_at), rowid) FROM label_change "
+        "SELECT cell_id, arg_max(coalesce(given_at, changed_at), number) FROM label_change "
         "WHERE label_source = 'reviewed' AND path = '' AND cell_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY cell_id",
         [list(ids)],
     ).fetchall()
@@ -172,13 +175,14 @@ def _write(
     at: datetime,
     previous: str,
     previous_source: LabelSource,
+    number: int,
 ) -> None:
     label = to_column(review.label)
     connection.execute(
         "UPDATE cell SET label = ?, label_source = 'reviewed' WHERE cell_id = ?", [label, review.cell_id]
     )
     connection.execute(
-        "INSERT INTO label_change (cell_id, changed_at, path, label, label_source, previous, previous_source, who, given_at) "
-        "VALUES (?, ?, '', ?, 'reviewed', ?, ?, ?, ?)",
-        [review.cell_id, at, label, to_column(previous), str(previous_source), to_nullable(review.who), given],
+        "INSERT INTO label_change (cell_id, changed_at, path, label, label_source, previous, previous_source, who, given_at, number) "
+        "VALUES (?, ?, '', ?, 'reviewed', ?, ?, ?, ?, ?)",
+        [review.cell_id, at, label, to_column(previous), str(previous_source), to_nullable(review.who), given, number],
     )

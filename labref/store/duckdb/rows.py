@@ -10,6 +10,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.store.duckdb import sequence
 from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import Cell, LedgerRow
@@ -22,6 +23,7 @@ __all__ = [
     "carried",
     "cells",
     "file_rows",
+    "keep_history",
     "ledger",
     "look_up",
     "now",
@@ -68,12 +70,12 @@ _NEIGHBOURS = """
     ) ANTI JOIN (
         SELECT cell, other FROM duplicate_decision GROUP BY cell, other HAVING last(decision ORDER BY number) <> 'undone'
     ) decided USING (cell, other) WHERE verdict = 'neighbour'"""
-NEIGHBOURS = _NEIGHBOURS.format(alike="SELECT cell, other, verdict, rowid AS number FROM resemblance")
+NEIGHBOURS = _NEIGHBOURS.format(alike="SELECT cell, other, verdict, number FROM resemblance")
 """Query for the pairs of cells that labref called neighbours, and that no person called anything else: cell, other."""
 _NEIGHBOURS_OF = _NEIGHBOURS.format(
     alike="""
-        SELECT cell, other, verdict, r.rowid AS number FROM resemblance r SEMI JOIN asked ON asked.id = r.cell
-        UNION SELECT cell, other, verdict, r.rowid FROM resemblance r SEMI JOIN asked ON asked.id = r.other"""
+        SELECT cell, other, verdict, number FROM resemblance r SEMI JOIN asked ON asked.id = r.cell
+        UNION SELECT cell, other, verdict, number FROM resemblance r SEMI JOIN asked ON asked.id = r.other"""
 )
 _AT_ONCE = 256
 _ROWS = 16_384  # of the ledger, read at once
@@ -138,12 +140,26 @@ def file_rows(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[s
     return {row.path: row for row in map(_file_row, found)}
 
 
+def keep_history(connection: duckdb.DuckDBPyConnection, condition: str, values: Sequence[Any], at: datetime) -> None:
+    """Write the rows of the ledger for which this SQL holds, with `values` for its parameters, to the history of their
+    paths: they are about to be replaced."""
+    names = ", ".join(FILE)
+    numbers = sequence.begin(connection)
+    row = connection.execute(
+        f"INSERT INTO file_history ({names}, replaced_at, number) SELECT {names}, ?, ? + row_number() OVER (ORDER BY path) "
+        f"FROM file WHERE {condition}",
+        [at, numbers.last, *values],
+    ).fetchone()
+    numbers.take(0 if row is None else int(row[0]))
+    sequence.keep(connection, numbers)
+
+
 def ledger(
     cursor: duckdb.DuckDBPyConnection, table: str, where: dict[str, str], limit: int | None = None
 ) -> Iterator[LedgerRow]:
     """Rows of `file` or `file_history` whose columns have these values, oldest first; of more than limit the newest."""
-    # history only ever grows, so its rows lie in the order they were written, whatever the clock did
-    order = "f.rowid" if table == "file_history" else "f.recorded_at, f.path"
+    # history is read in the order it was written, whatever the clock did
+    order = "f.number" if table == "file_history" else "f.recorded_at, f.path"
     condition = " AND ".join(["TRUE", *(f"f.{column} = ?" for column in where)])
     query = f"""
         SELECT f.path, f.outcome, f.reason, f.cell_id, coalesce(f.label, c.label),

@@ -18,19 +18,25 @@ _ID = "('0x' || cell_id)::UBIGINT AS id"
 def blocks(
     cursor: duckdb.DuckDBPyConnection, table: str, latent_size: int, rows: int
 ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
-    """All cells of an embedding table in the order they came: ids uint64[n] and latents float32[n, L], n <= rows."""
+    """All cells of an embedding table as of one moment, in the order they lie there: ids uint64[n] and latents
+    float32[n, L], n <= rows."""
     # a column a number: reading arrays makes a Python object of each, five times slower
     numbers = ", ".join(f"latent[{i}] AS l{i}" for i in range(1, latent_size + 1))
-    last = cursor.execute(f"SELECT max(rowid) FROM {table}").fetchone()
-    for start in range(0, (last[0] if last and last[0] is not None else -1) + 1, rows):
-        found = cursor.execute(
-            f"SELECT {_ID}, {numbers} FROM {table} WHERE rowid BETWEEN ? AND ?", [start, start + rows - 1]
-        ).fetchnumpy()
-        ids = np.asarray(found.pop("id"), np.uint64)
-        latents = np.empty((len(ids), latent_size), np.float32)
-        for i, column in enumerate(found.values()):
-            latents[:, i] = column
-        yield ids, latents
+    cursor.begin()  # all of one moment: rows that are deleted meanwhile would let others move up
+    try:
+        # rowid is where a row lies, so a range of them is read without looking at the rest; it says nothing of order
+        last = cursor.execute(f"SELECT max(rowid) FROM {table}").fetchone()
+        for start in range(0, (last[0] if last and last[0] is not None else -1) + 1, rows):
+            found = cursor.execute(
+                f"SELECT {_ID}, {numbers} FROM {table} WHERE rowid BETWEEN ? AND ?", [start, start + rows - 1]
+            ).fetchnumpy()
+            ids = np.asarray(found.pop("id"), np.uint64)
+            latents = np.empty((len(ids), latent_size), np.float32)
+            for i, column in enumerate(found.values()):
+                latents[:, i] = column
+            yield ids, latents
+    finally:
+        cursor.rollback()
 
 
 def nearest(

@@ -187,11 +187,7 @@ def remove_faults(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Seq
     for kind in ("outcome_without_cell", "file_without_valid_outcome"):
         paths = list(map(to_column, found.get(kind, ())))
         listed = "path IN (SELECT unnest(?::VARCHAR[]))"
-        names = ", ".join(rows.FILE)
-        connection.execute(
-            f"INSERT INTO file_history ({names}, replaced_at) SELECT {names}, ? FROM file WHERE {listed}",
-            [rows.now(), paths],
-        )
+        rows.keep_history(connection, listed, [paths], rows.now())
         connection.execute(f"DELETE FROM file WHERE {listed}", [paths])
     failpoint("repair.files")
     for table in tables_of_cells(connection):
@@ -259,6 +255,7 @@ def file_states(cursor: duckdb.DuckDBPyConnection) -> Iterator[dict[str, Any]]:
     their turn between them; all of one moment."""
     cursor.begin()
     try:
+        # rowid is where a row lies, so a range of them is read without looking at the rest; it says nothing of order
         last = _column(cursor, "SELECT max(rowid) FROM file")[0]
         for start in range(0, 1 + (-1 if last is None else last), _STATES):
             yield cursor.execute(

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 
 from labref.failpoints import failpoint
-from labref.store.duckdb import duplicates, optics, rows
+from labref.store.duckdb import duplicates, optics, rows, sequence
 from labref.store.recording import Plan
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, NewCell, StoredBundle
 
 __all__ = ["write", "write_embeddings"]
 
+_NUMBER: Final = {"number": "BIGINT"}
+
 
 def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
     """Write a plan. table : of the latents of the bundle `space`."""
     failpoint("record.cells")
-    insert(connection, "INSERT INTO cell", rows.CELL, plan.cells)
+    insert(connection, "INSERT INTO cell", rows.CELL | _NUMBER, plan.cells)
+    sequence.keep(connection, plan.numbers)
     failpoint("record.embeddings")
     write_embeddings(connection, plan.embedded, table, space)
     failpoint("record.measures")
-    measured = [cell for cell in plan.embedded if cell.measures is not None]
-    optics.write(connection, [(cell.cell_id, to_nullable(cell.analyser), plan.at, cell.measures) for cell in measured])
+    measured = [
+        (cell, row[-1]) for cell, row in zip(plan.embedded, plan.cells, strict=True) if cell.measures is not None
+    ]
+    optics.write(
+        connection, [(cell.cell_id, to_nullable(cell.analyser), plan.at, n, cell.measures) for cell, n in measured]
+    )
     failpoint("record.fingerprints")
     duplicates.write_fingerprints(connection, plan.fingerprints)
     duplicates.write_landmarks(connection, plan.landmarks)
     duplicates.write_resemblances(connection, plan.resemblances, plan.at)
+    numbers = sequence.begin(connection)
     failpoint("record.labels")
     for change in plan.label_changes:
         path, label = to_column(change.path), to_column(change.label)
@@ -37,8 +45,8 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
             [label, str(change.label_source), path, to_nullable(change.slide), change.cell_id],
         )
         connection.execute(
-            "INSERT INTO label_change (cell_id, changed_at, path, label, label_source, previous, previous_source) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO label_change (cell_id, changed_at, path, label, label_source, previous, previous_source, number) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 change.cell_id,
                 plan.at,
@@ -47,15 +55,17 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
                 str(change.label_source),
                 to_column(change.previous),
                 str(change.previous_source),
+                numbers.take(),
             ],
         )
     failpoint("record.files")
-    replaced = [(*row.values(), plan.at) for row in plan.replaced]
-    insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"}, replaced)
+    replaced = [(*row.values(), plan.at, numbers.take()) for row in plan.replaced]
+    insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"} | _NUMBER, replaced)
     # replacing costs ten times what inserting does, so only paths that have a row are replaced
     for into, known in (("INSERT INTO file", False), ("INSERT OR REPLACE INTO file", True)):
         written = [row.values() for path, row in plan.files.items() if (path in plan.known_paths) is known]
         insert(connection, into, rows.FILE, written)
+    sequence.keep(connection, numbers)
 
 
 def write_embeddings(
