@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from labref.bundles.inference import Embedder
 from labref.cells.image import PREPARATION, CellImage, prepare, prepare_pixels
 from labref.cells.optics import measure, statistics
 from labref.cells.sameness import DEFAULTS as DUPLICATES
+from labref.cpus import usable_cpus
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from labref.errors import UnreadableImageError
 from training.data.classes import class_group, class_id
@@ -233,7 +233,7 @@ def _read(run: Run, items: Sequence[Item], take: Callable[[CellImage], NDArray[A
             return take(prepare((run.data / item.path).read_bytes()))
         return None
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
         return [found for found in pool.map(one, items) if found is not None]
 
 

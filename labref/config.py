@@ -129,7 +129,7 @@ class AgentConfig(_Section):
 
     port : TCP port on 127.0.0.1; 0 takes any free one (the command finds it either way).
     batch_size : most cells embedded at once.
-    readers : threads that read and prepare files; 0 chooses by the number of cores.
+    readers : threads that read and prepare files; 0 chooses by the number of CPUs that the agent may use.
     log_megabytes : size at which logs/labref.log is rotated; five old ones are kept.
     """
 
@@ -143,7 +143,7 @@ class InferenceConfig(_Section):
     """Where the networks run.
 
     device : "auto" takes CUDA where it works, else the CPU.
-    threads : CPU threads for the networks; 0 takes every core.
+    threads : CPU threads for the networks; 0 takes every one that the agent may use.
     precision : "auto" takes the bundle's float16 trunk on a GPU and its int8 trunk on the CPU, where it has one; "full"
     never.
     """
@@ -238,7 +238,8 @@ def load_config(file: Path) -> Config:
     Raises `ConfigError` that names the key, the file (or the variable) and the remedy.
     """
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        values = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{file} is not there; `labref init` makes a lab with one") from None
     except OSError as error:
@@ -246,21 +247,62 @@ def load_config(file: Path) -> Config:
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not UTF-8 text; save it again as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        hint = (
-            "; write Windows paths in single quotes: 'D:\\Export'"
-            if "\\" in str(error) or "escape" in str(error)
-            else ""
-        )
-        raise ConfigError(f"{file} is not valid TOML: {error}{hint}") from None
+        raise ConfigError(f"{file} is not valid TOML: {error}{_hint(text, error)}") from None
+    _refuse_control_characters(values, str(file), file.parent)
     _refuse_unknown_variables()
     try:
-        return Config(**values)
+        config = Config(**values)
     except ValidationError as error:
         raise ConfigError(_explain(error, values, file)) from None
     except SettingsError as error:
         raise ConfigError(
-            f'a LABREF_* variable holds no valid JSON ({error}); lists are written as JSON: ["a", "b"]'
+            f"a LABREF_* variable holds no valid JSON ({error}); lists are written as JSON, with each backslash doubled: "
+            '["a", "D:\\\\Export"]'
         ) from None
+    # what is wrong now came in by a variable
+    _refuse_control_characters(config.model_dump(mode="json"), "the LABREF_* variables", file.parent)
+    return config
+
+
+def _hint(text: str, error: tomllib.TOMLDecodeError) -> str:
+    """What to do about a backslash in double quotes, where the error may be due to one; TOML's own words differ."""
+    place = re.search(r"at line (\d+)", str(error))
+    lines = text.splitlines()
+    suspects = lines[int(place[1]) - 1 : int(place[1])] if place else lines
+    if any(re.search(r'"[^"]*\\', line.partition("#")[0]) for line in suspects):
+        return "; write what holds a backslash, such as a Windows path, in single quotes: 'D:\\Export'"
+    return ""
+
+
+_ESCAPES = {"\b": "b", "\t": "t", "\n": "n", "\f": "f", "\r": "r", "\x1b": "e"}
+"""Control characters that TOML and JSON read out of a backslash and a letter in double quotes."""
+
+
+def _refuse_control_characters(value: Any, where: str, lab: Path, key: str = "") -> None:
+    r"""Raise `ConfigError` where a text or a key in `value` holds a control character: `"D:\transfer"` in double quotes
+    means a tab. A folder that is there under just this name may be named all the same."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_control_characters(str(name), where, lab, f"a key in {key}" if key else "a key")
+            _refuse_control_characters(inner, where, lab, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_control_characters(inner, where, lab, key)
+    elif isinstance(value, str) and (control := re.search(r"[\x00-\x1f\x7f]", value)) is not None:
+        if "\0" not in value and (lab / value).is_dir():
+            return
+        meant = "".join(f"\\{_ESCAPES[c]}" if c in _ESCAPES else c for c in value)
+        if re.match(r"\\[^\\]", meant):
+            meant = f"\\{meant}"  # of a network share's two, double quotes left one
+        what = f"a backslash and {_ESCAPES[control[0]]!r}" if control[0] in _ESCAPES else "an escape code"
+        raise ConfigError(
+            f"{where}: {_printable(key)} holds the control character {control[0]!r} in {value!r}, which double quotes make of "
+            f"{what}; in labref.toml write it in single quotes: {_toml_string(meant)}, in a variable double each backslash"
+        )
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _refuse_unknown_variables() -> None:

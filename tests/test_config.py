@@ -23,9 +23,7 @@ def test_an_empty_file_is_a_whole_configuration(tmp_path: Path) -> None:
     assert config.inference.device == "auto"
 
 
-@pytest.mark.parametrize(
-    "folder", ["/mnt/export", "D:\\CellaVision\\Export", "/a b/Å 日本", "it's", "a\"b\\c'd", "tab\there"]
-)
+@pytest.mark.parametrize("folder", ["/mnt/export", "D:\\CellaVision\\Export", "/a b/Å 日本", "it's", "a\"b\\c'd"])
 def test_the_file_that_init_writes_reads_back_as_it_was_meant(tmp_path: Path, folder: str) -> None:
     config = load(tmp_path, starting_config([Path(folder), Path("/other")], analyser="DC-1 'west'"))
     assert config.watch.folders == (Path(folder), Path("/other"))

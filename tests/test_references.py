@@ -85,7 +85,7 @@ def test_references_tell_all_that_is_shown_of_them(store: Store, bundle: Bundle)
     nearest, other = ask(store, bundle).references
     assert (nearest.cell_id, nearest.slide, nearest.captured_at) == (new_cell(2).cell_id, None, None)
     assert (other.label, other.label_source, other.analyser) == ("neutrophil", "analyser", "DC-1")
-    assert other.captured_at == "2024-05-01T07:30:00+00:00"
+    assert other.captured_at == "2024-05-01T07:30:00Z"
     assert (other.path, other.duplicate_of) == ("/export/1.jpg", None)
     assert [nearest.distance, other.distance] == pytest.approx([1, 4])
 

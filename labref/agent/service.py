@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -26,6 +25,7 @@ from labref.agent.pipeline import Engine, Pipeline, Settled
 from labref.asking.answer import open_embedder
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
+from labref.cpus import usable_cpus
 from labref.errors import AgentError, LabError
 from labref.export.layout import Layout
 from labref.export.paths import path_to_text
@@ -38,6 +38,7 @@ from labref.operations import perform
 from labref.store import FileState, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
+from labref.times import local, utc_now
 from labref.web.client import AgentClient
 from labref.web.desk import open_free_store
 from labref.web.metrics import Metrics
@@ -130,6 +131,12 @@ def _told(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def _there_and_missing(lab: Lab) -> tuple[list[str], list[str]]:
+    """The watched folders that are there, and those that are not."""
+    found = [(path_to_text(str(folder)), folder.is_dir()) for folder in lab.watched]
+    return [folder for folder, there in found if there], [folder for folder, there in found if not there]
+
+
 def _own_store(lab: Lab) -> Store:
     """The lab's store, for this agent alone. Raises `AgentError` where an agent has it."""
     store, agent = open_free_store(lab, or_agent=lambda: AgentClient.find(lab), patience_seconds=_LOCK_SECONDS)
@@ -141,7 +148,7 @@ def _own_store(lab: Lab) -> Store:
 
 def _already(lab: Lab, pid: int, started_at: str) -> AgentError:
     return AgentError(
-        f"an agent (pid {pid}, since {started_at}) already runs on this lab, {lab.folder}. One is enough; to start another, "
+        f"an agent (pid {pid}, since {local(started_at)}) already runs on this lab, {lab.folder}. One is enough; to start another, "
         "end it first (Ctrl-C, or stop the service)."
     )
 
@@ -185,13 +192,14 @@ class _Agent:
         self._known: dict[str, FileState] = {}
         self._revision = -1  # of the ledger that is remembered: none yet
         self._reasons: dict[str, str] = {}
+        self._watcher: Watcher | None = None
         self._look_due = 0.0
         self._unchanged = 0
         self._scanned = False
         self._last_report = ScanReport()
         self._last_scan: tuple[str, float] | None = None
         self._state = "starting"
-        self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._started_at = utc_now()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> _Agent:
@@ -216,7 +224,7 @@ class _Agent:
                 self._store,
                 self._engine,
                 Layout(self._watch, bundle.manifest.labels, self._lab.analysers),
-                readers=self._lab.config.agent.readers or max(2, (os.cpu_count() or 2) // 2),
+                readers=self._lab.config.agent.readers or max(2, usable_cpus() // 2),
                 is_recorded=self._is_recorded,
                 on_settled=self._note,
                 log=self._log,
@@ -255,13 +263,20 @@ class _Agent:
                 "pid": os.getpid(),
                 "port": self._server.port,
                 "provider_line": embedder.provider_line,
+                "missing": _there_and_missing(self._lab)[1],
             }
             print(jsonlib.dumps(ready), flush=True)
             return
-        folders = ", ".join(str(folder) for folder in self._lab.watched)
-        console.print(f"labref {__version__}, lab {self._lab.folder}", highlight=False, markup=False, soft_wrap=True)
-        console.print(embedder.provider_line, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"watching {folders}; Ctrl-C ends it", highlight=False, markup=False, soft_wrap=True)
+        there, missing = _there_and_missing(self._lab)
+        lines = [f"labref {__version__}, lab {self._lab.folder}", embedder.provider_line]
+        lines += [
+            f"WARNING: {folder} is not there; mount it, or correct [watch] folders in {self._lab.config_file}. It is taken "
+            "in as soon as it is there."
+            for folder in missing
+        ]
+        lines.append(f"watching {', '.join(there) or 'no folder yet'}; Ctrl-C ends it")
+        for line in lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def run_once(self, console: Console | None) -> Summary:
         """One full pass over the export folders."""
@@ -296,7 +311,6 @@ class _Agent:
             wake=self._wake,
             log=self._log,
         )
-        self._watcher = watcher
         next_scan = roots_due = housekeeping_due = 0.0
         with contextlib.closing(watcher):
             while not self._stop.is_set():
@@ -307,6 +321,7 @@ class _Agent:
                     # watched first, scanned then: what comes between is seen twice rather than never
                     if watcher.ensure():
                         next_scan = 0.0
+                    self._watcher = watcher  # who asks before would hear that all is missing
                     self._metrics.unreachable.set(sum(how == "missing" for how in watcher.methods().values()))
                     roots_due = now + _ROOTS_SECONDS
                 if now >= housekeeping_due:
@@ -366,7 +381,7 @@ class _Agent:
             if set(report.unreadable) - set(self._last_report.unreadable):
                 self._log.warning("folders could not be read", folders=len(report.unreadable))
             self._last_report = report
-            self._last_scan = (datetime.now(UTC).isoformat(timespec="seconds"), took)
+            self._last_scan = (utc_now(), took)
             self._metrics.scan_seconds.set(took)
             self._metrics.scan_at.set_to_current_time()
             self._log.info(
@@ -508,12 +523,18 @@ class _Agent:
         return Server(app, self._lab.config.agent.port)
 
     def _healthy(self) -> str:
-        return "ok" if self._pipeline.problem is None and self._pipeline.failure is None else "storage"
+        """See `Answers`. Looks at no folder: a share that hangs must not keep the answer."""
+        if self._pipeline.problem is not None or self._pipeline.failure is not None:
+            return "storage"
+        if self._watcher is None:
+            return "folder" if self._last_report.unreachable else "ok"
+        return "folder" if "missing" in self._watcher.methods().values() else "ok"
 
     def _status(self) -> dict[str, Any]:
-        methods = self._watcher.methods() if hasattr(self, "_watcher") else {}
+        methods = self._watcher.methods() if self._watcher is not None else {}
+        otherwise = "one pass" if self._once else "unwatched"
         watch = [
-            {"folder": path_to_text(str(root)), "how": methods.get(root, "one pass" if root.is_dir() else "missing")}
+            {"folder": path_to_text(str(root)), "how": methods.get(root, otherwise if root.is_dir() else "missing")}
             for root in self._lab.watched
         ]
         at, took = self._last_scan or (None, None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from labref.export.paths import path_to_text
 from labref.lab import Lab
 from labref.lab.judge import Judge, repeated
 from labref.store import LedgerRow, Store
+from labref.times import utc
 
 __all__ = [
     "MOST_REFERENCES",
@@ -162,7 +163,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
+        return utc(value)
     if isinstance(value, Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value

@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.store import Cell, Neighbour, Store
 from labref.store.memory.books import id_to_int
+from labref.times import utc
 
 __all__ = [
     "BANDWIDTH_RANK",
@@ -353,7 +353,7 @@ def _reference(store: Store, cell: Cell, distance: float) -> Reference:
         distance,
         cell.slide,
         cell.analyser,
-        None if cell.captured_at is None else cell.captured_at.astimezone(UTC).isoformat(),
+        None if cell.captured_at is None else utc(cell.captured_at),
         cell.path,
         cell.duplicate_of,
         len(store.duplicate_group(cell.cell_id)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from labref.bundles.bundle import Bundle, Precision
+from labref.cpus import usable_cpus
 from labref.errors import BundleError
 
 __all__ = ["Device", "Embedder", "Embeddings", "cuda_problem"]
@@ -82,7 +82,7 @@ class Embedder:
         threads: int | None = None,
         precision: Literal["auto", "full"] = "auto",
     ) -> Embedder:
-        """Open `bundle` on `device`; `threads` CPU threads (default: every core).
+        """Open `bundle` on `device`; `threads` CPU threads (default: every one that this process may use).
 
         "auto" takes CUDA where a driver, a GPU and the CUDA libraries are found, else the CPU. "cuda" insists on it.
         precision : "auto" takes the bundle's trunk of reduced precision for the device, where it has one and this
@@ -90,7 +90,7 @@ class Embedder:
         Raises `BundleError` where the graphs cannot be run, or CUDA was insisted on and is not to be had.
         """
         onnxruntime.set_default_logger_severity(_QUIET)
-        threads = threads or os.cpu_count() or 1
+        threads = threads or usable_cpus()
         reason = "asked for in the configuration"
         if device != "cpu":
             problem = cuda_problem()

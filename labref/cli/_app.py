@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from labref import __version__
 from labref.cli import agent, bundle, demo, duplicates, init, label, ledger, map, query, status, store
+from labref.cli._help import format_help_of
 from labref.errors import LabrefError
 
 __all__ = ["app", "main"]
@@ -32,14 +33,18 @@ Set up a lab, fill it, ask it:
   labref agent --once --lab lab
   labref query cell.jpg --lab lab --grid cell.png
 
-\b
 The lab is --lab DIR, else LABREF_LAB, else the nearest parent folder with a labref.toml.
+
 Exit codes: 0 all done, 1 something asked for failed (stderr says what, and the remedy), 2 wrong usage.
 """
 
 
 class _Group(TyperGroup):
     """Commands whose `LabrefError` is one line on stderr, and exit code 1."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        format_help_of(self)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer.Context is what it is given
         try:

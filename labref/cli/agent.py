@@ -23,14 +23,14 @@ Examples:
   labref agent --once                             one full pass over the folder, then exit
   labref agent --once --json                      the same, for a script
 
-\b
 With --json, one object at the end: found, stored, duplicate, possible_duplicate, rejected, unchanged (known from
 before), embedded, seconds, cells_per_second, ignored (files that are no image by their name), vanished (deleted while
 being written), unreachable [folder, ...], interrupted (ended before the pass was whole). Without --once a line
-{event: ready, pid, port, provider_line} comes first.
+{event: ready, pid, port, provider_line, missing [watched folder that is not there, ...]} comes first.
+
+Settings are in the lab's labref.toml; a variable overrides one: LABREF_AGENT__PORT=8123.
 
 \b
-Settings are in the lab's labref.toml; a variable overrides one: LABREF_AGENT__PORT=8123.
   [watch]      folders, polling, poll_seconds, stable_seconds, rescan_seconds, extensions, analyser, layout, labels, ...
   [agent]      port, batch_size, readers, log_megabytes
   [inference]  device, threads

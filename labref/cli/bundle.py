@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
+from labref.times import local
 
 __all__ = ["add_to"]
 
@@ -38,10 +39,9 @@ same_class_before, same_class_after (share of the eight with the cell's own clas
 
 _INSTALL = f"""Bring a bundle file into the lab. It is verified, and not used until it is activated.
 
-\\b
+\b
   labref bundle install hospital-2.labref
 
-\\b
 With --json, one object: {_ROW}.
 """
 _VERIFY = """Verify a bundle file, or without one all installed bundles: every file has its digest, and the networks give on
@@ -51,13 +51,11 @@ this computer what they gave when they were exported. Exit code 1 where one does
   labref bundle verify new.labref
   labref bundle verify
 
-\b
 With --json, an object a bundle: bundle {name, version, digest}, difference (largest, from the golden outputs), allowed,
 provider_line; or folder or bundle, and problem.
 """
 _LIST = f"""List the lab's bundles.
 
-\\b
 With --json, an object a bundle: {_ROW}.
 """
 _ACTIVATE = f"""Change to another bundle: embed every cell in its space, report, switch.
@@ -67,17 +65,15 @@ the work is done in the background and the command returns at once (--wait stays
 It can be ended at any time and goes on with the agent, or with this command said again. The switch waits for --switch,
 so that somebody reads the report first, unless --yes (or [bundles] switch_when_ready in labref.toml) says otherwise.
 
-\\b
+\b
   labref bundle activate hospital/2
   labref bundle activate hospital/2 --wait
   labref bundle activate hospital/2 --switch
   labref bundle activate hospital/2 --yes                all in one
 
-\\b
 Cells whose kept bytes are missing or damaged cannot be embedded. The switch then waits: restore them from a backup and
 activate again, or leave those cells out with --switch --leave-out; they stay in the store.
 
-\\b
 With --json, one object: {_CHANGE}.
 """
 _ROLLBACK = f"""Give up the change that is under way; where none is, go back to the bundle that was active before.
@@ -85,7 +81,6 @@ _ROLLBACK = f"""Give up the change that is under way; where none is, go back to 
 Going back takes seconds: the latents are still there. Cells that came since the switch are embedded in the old space
 right afterwards. Said a second time, it goes forward again.
 
-\\b
 With --json, one object: {_CHANGE}.
 """
 _DROP = """Delete the latents of a bundle, and its files; it cannot be gone back to any more. The active one cannot be dropped.
@@ -93,7 +88,6 @@ _DROP = """Delete the latents of a bundle, and its files; it cannot be gone back
 \b
   labref bundle drop starter/1
 
-\b
 With --json, one object: dropped {name, version, digest}, cells (latents deleted).
 """
 
@@ -155,7 +149,7 @@ def list_(lab: LabOption = None, json: JsonOption = False) -> None:
             continue
         cells = "no latents" if row["cells"] is None else f"{row['cells']} cells"
         failed = f", {row['failed']} cannot be embedded" if row["failed"] else ""
-        since = f" since {row['active_since']}" if row["active_since"] else ""
+        since = f" since {local(row['active_since'])}" if row["active_since"] else ""
         gone = "" if row["installed"] else "  CANNOT BE USED: labref bundle verify says why"
         typer.echo(f"{row['state'] + since:<10}  {_name(row)}  {cells}{failed}, {row['latent_size']} latents{gone}")
 

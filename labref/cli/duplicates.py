@@ -12,6 +12,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
+from labref.times import local
 
 if TYPE_CHECKING:
     from labref.lab import Lab
@@ -40,7 +41,6 @@ are filed under different classes (by the export or by people, not by labref), t
   labref duplicates reject 3f2a9c0d11e87b64 --who "A. Lind"
   labref duplicates undo 3f2a9c0d11e87b64
 
-\b
 With --json, one object a line. Pairs: kind ("pair"), cell_id, duplicate_of (the earlier cell), verdict (duplicate,
 possible_duplicate, rejected or neighbour: what holds now), found (what labref saw itself, or null), score (how far the
 pictures agree, at most 1; null where labref did not compare them), found_at, decision (confirmed, rejected, undone or
@@ -67,12 +67,10 @@ _UNDO = """Take back the last decision on a cell. What labref saw itself holds a
 """
 _HISTORY = """Tell what people decided of a cell: who, when.
 
-\b
 With --json, one object a line, oldest first: cell_id, duplicate_of, decision, who, at.
 """
 _FIND = """Compare cells that were stored by an earlier labref, which compared them in another way. The agent does it by itself.
 
-\b
 With --json, one object: compared (how many cells).
 """
 _MOST_DRAWN = 60
@@ -169,7 +167,7 @@ def history(cell: CellArgument, lab: LabOption = None, json: JsonOption = False)
             print_json(row)
         else:
             by = f" by {row['who']}" if row["who"] else ""
-            typer.echo(f"{row['at'][:19]}  {row['cell_id']} of {row['duplicate_of']}: {row['decision']}{by}")
+            typer.echo(f"{local(row['at'])}  {row['cell_id']} of {row['duplicate_of']}: {row['decision']}{by}")
     if not rows and not json:
         typer.echo(f"nobody has decided on {cell}")
 
@@ -214,7 +212,7 @@ def _pair(row: dict[str, Any]) -> str:
     said = ""
     if row["decision"] is not None:
         by = f" by {row['who']}" if row["who"] else ""
-        said = f"; {row['decision']}{by}, {row['decided_at'][:10]}"
+        said = f"; {row['decision']}{by}, {local(row['decided_at'], day=True)}"
     conflict = "" if row["kind"] == "pair" and not row.get("conflict") else "  CONFLICT: one cell under two classes"
     lines = [f"{row['cell_id']}  {row['verdict']} of {row['duplicate_of']}  ({score}{said}){conflict}"]
     for name in ("cell", "other"):

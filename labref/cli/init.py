@@ -19,10 +19,9 @@ ever reads there. Without --bundle the starter bundle that ships with labref is 
 \b
 Examples:
   labref init lab --watch /mnt/analyser/export
-  labref init C:/labref/lab --watch "D:/CellaVision/Export" --watch "E:/Old exports"
+  labref init C:/labref/lab --watch "D:/Export" --watch "E:/Old exports"
   labref init lab --watch export --bundle hospital-2.labref --analyser DC-1
 
-\b
 With --json, one object: lab, config, store, bundle {name, version, digest}, watch [folder, ...].
 """
 

@@ -12,6 +12,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
+from labref.times import local
 
 __all__ = ["add_to"]
 
@@ -21,7 +22,6 @@ A label from a person (reviewed) counts more than the analyser's, and that more 
 moves from `Unsigned slides` to `Signed slides` becomes reviewed by itself: it is the same cell. Nothing is overwritten:
 `labref label history` tells who gave which label, when, and what it was before.
 
-\b
 Reviewed cells are preferred as references: among cells that are about as near (within 5 % of the distance), a reviewed
 one is shown rather than one from the analyser, and that rather than a predicted one. A clearly nearer cell is never
 pushed out.
@@ -36,7 +36,6 @@ _SET = """Give a cell a label: it is reviewed from now on.
 CELL is the cell's id, or the path of its file. Classes are named as the bundle, the lab's cells or CellaVision call
 them; a class that is new to the lab needs --new, so that a slip of the keyboard does not become one.
 
-\b
 With --json, one object: cell_id, label, previous, previous_source, outcome (changed, or same: it was that already).
 """
 _IMPORT = """Give many cells labels from a list.
@@ -50,13 +49,11 @@ and the exit code is 1. A label older than the one a person gave since does not 
   labref label import review.csv --dry-run
   labref label import review.csv --who "morning round"
 
-\b
 With --json, an object {line, problem} for each row that cannot be used, and last {rows, changed, same, older, unknown
 (how many cannot be used), dry_run}.
 """
 _HISTORY = """Tell how a cell came to its label: who gave it, when, and what it was before.
 
-\b
 With --json, one object: cell_id, label, label_source, stored_at, stored_as {label, label_source}, changes [{at,
 given_at, who, path, label, label_source, previous, previous_source}], paths [{path, label, label_source}] (what each of
 its files says; null where it says nothing), predictions [{bundle, label, probability}] (by each bundle with its latent).
@@ -133,12 +130,14 @@ def history(cell: CellArgument, lab: LabOption = None, json: JsonOption = False)
         print_json(row)
         return
     typer.echo(f"{row['cell_id']}: {row['label']} ({row['label_source']})")
-    typer.echo(f"  {row['stored_at'][:19]}  stored as {row['stored_as']['label']} ({row['stored_as']['label_source']})")
+    typer.echo(
+        f"  {local(row['stored_at'])}  stored as {row['stored_as']['label']} ({row['stored_as']['label_source']})"
+    )
     for change in row["changes"]:
         by = f" by {change['who']}" if change["who"] else f" from {change['path']}" if change["path"] else ""
-        when = f", given {change['given_at'][:19]}" if change["given_at"] else ""
+        when = f", given {local(change['given_at'])}" if change["given_at"] else ""
         typer.echo(
-            f"  {change['at'][:19]}  {change['label']} ({change['label_source']}){by}{when}; was {change['previous']} "
+            f"  {local(change['at'])}  {change['label']} ({change['label_source']}){by}{when}; was {change['previous']} "
             f"({change['previous_source']})"
         )
     for path in row["paths"]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
+from labref.times import local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,13 +29,12 @@ usable image; the reason says why and, where it helps, what to do). Works while 
 Examples:
   labref ledger
   labref ledger --outcome rejected                which files could not be used, and why
-  labref ledger --path "D:/Export/a/LY_1.jpg"     what became of this file
+  labref ledger --path "D:/Export/a/LY_1.jpg"     what became of this file; exit code 1 where it has no outcome
   labref ledger --json > ledger.jsonl
   labref ledger --check                           prove that nothing is lost and nothing is there twice
   labref ledger --check --quick                   only what the store can say by itself, in a second
   labref ledger --check --repair                  put right what can be
 
-\b
 With --json, one JSON object a line for each file found: path, outcome, reason (null unless rejected or a duplicate),
 cell_id (null when rejected), label, label_source (reviewed, analyser, predicted), slide, at (when it was decided,
 ISO 8601, UTC), duplicate_of (the cell it duplicates, or null), conflict (null, or the classes that the files with these
@@ -44,7 +46,6 @@ or kept bytes without a cell. Exit code 1 where there is a fault. --repair embed
 file where that is still the same, removes links and embeddings of cells that are not there, has files taken in again
 whose outcome stands for nothing, and moves bytes that no cell has to the lab's folder `unclaimed`.
 
-\b
 With --check --json, one JSON object: ok, summary {files, outcomes, cells, embeddings}, checked {store, export {on_disk,
 with_outcome, without_outcome, changed, gone, unreadable_folders}, images {read, bytes}} (null where not looked at),
 faults [{fault, count, examples, remedy}], repaired {fault: count}, seconds.
@@ -86,11 +87,42 @@ def ledger(
             raise typer.BadParameter("--check looks at every file; leave out --outcome, --path and --limit")
         _check(Lab.find(lab), quick=quick, repair=repair, json=json)
         return
-    for row in ledger_rows(Lab.find(lab), outcome=outcome and outcome.value, path=path, limit=limit):
+    where, wanted = Lab.find(lab), outcome and outcome.value
+    told = False
+    for row in ledger_rows(where, outcome=wanted, path=path, limit=limit):
+        told = True
         if json:
             print_json(row)
         else:
             typer.echo(_line(row))
+    if told:
+        return
+    if path is not None:
+        raise LabrefError(_why_none(where, path, wanted))
+    if not json:
+        typer.echo("No file has an outcome yet." if wanted is None else f"No file is {wanted.replace('_', ' ')}.")
+
+
+def _why_none(lab: Lab, path: str, outcome: str | None) -> str:
+    """Why the ledger has no row of a file, and what to do."""
+    from labref.lab import absolute
+    from labref.web.desk import ledger_rows
+
+    if outcome is not None:
+        for row in ledger_rows(lab, path=path):
+            return f"{row['path']} is {row['outcome']}, not {outcome}; leave out --outcome"
+    file = absolute(Path(path))
+    none = f"no outcome is recorded of {file}"
+    if file.is_dir():
+        return f"{none}: it is a folder; name one file, or leave out --path and look through all"
+    if not os.path.lexists(file):
+        return f"{none}, and no such file is there; look for its name in `labref ledger`"
+    if not any(file.is_relative_to(folder) for folder in lab.watched):
+        folders = ", ".join(str(folder) for folder in lab.watched) or "none"
+        return f"{none}: it lies in no watched folder ({folders}); name it as it lies there"
+    if not file.name.lower().endswith(lab.config.watch.extensions):
+        return f"{none}: its name does not end like an image's ([watch] extensions in {lab.config_file})"
+    return f"{none} yet; a running agent takes it in soon, else `labref agent --once` does"
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -98,7 +130,7 @@ def _line(row: Mapping[str, Any]) -> str:
     conflict = f"CONFLICT: files with these bytes say {' and '.join(row['conflict'])}" if row["conflict"] else None
     beside = f"beside cell {' and '.join(row['neighbours'])} in one field" if row.get("neighbours") else None
     what = "; ".join(part for part in (cell, row["reason"], conflict, beside) if part)
-    return f"{row['at'][:19]}  {row['outcome']:<18}  {row['path']}  {what}"
+    return f"{local(row['at'])}  {row['outcome']:<18}  {row['path']}  {what}"
 
 
 def _check(lab: Lab, *, quick: bool, repair: bool, json: bool) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
+from labref.times import local
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +49,6 @@ Examples:
   labref map train --full --rows 120 --cols 120
   labref map train --trainer minisom          MiniSom's own training, 500 steps a node: slow, to compare with
 
-\b
 With --json, the new version: number, bundle, rows, columns, sigma (final radius, nodes), seed, trainer, started_from (the
 map it went on from, or null), cells, qe (quantisation error: mean distance to the best node), te (topographic error:
 share of cells whose two best nodes do not touch), qe_before, te_before (the map before, on the same cells), moved_far
@@ -62,7 +62,6 @@ Examples:
   labref map status
   labref map status --json
 
-\b
 With --json: bundle, map (as of `labref map train --json`, or null), problem (why there is none, or null), cells, placed,
 training {done, total, text, started_at} or null, due (why training is due, or null), last {at, outcome, message} of the
 agent's last training, config, fewest_cells.
@@ -99,7 +98,6 @@ Examples:
   labref map show --patient 10234 --patient 10311 --out two.png
   labref map show --json                      what is where, without a picture (unless --out is given)
 
-\b
 With --json, one object: map (as of `labref map train --json`), umatrix (rows of numbers, 0 to 1), cells {cell_id, row,
 column, label, label_source, predicted, slide, patient}: lists of one length, a place a cell; out.
 """
@@ -111,7 +109,6 @@ Examples:
   labref map node 12 40 --grid node.png       their images
   labref map node 12 40 --json
 
-\b
 With --json, one object a line: cell_id, label, label_source, predicted (the bundle's class), slide, analyser,
 quantization_error (distance to the node), row, column, path.
 """
@@ -127,7 +124,6 @@ Examples:
   labref map suspects --limit 24 --grid suspects.png
   labref map suspects --json
 
-\b
 With --json, one object a line: as of `labref map node --json`, and neighbourhood (the class about it), share,
 share_of_label, surprise.
 """
@@ -139,7 +135,6 @@ Examples:
   labref map classify                     of the labelled cells, itself left out: how many agree, class by class
   labref map classify --json
 
-\b
 With --json, one object a line. For an image: image, map {row, column, label, share, cells, map}. Without images:
 label (null for all classes together), cells, agree (share of them), mistaken_for {label: cells}.
 """
@@ -360,7 +355,7 @@ def _version(row: Mapping[str, Any]) -> str:
     moved = "" if row["moved_far"] is None else f", {row['moved_far']:.1%} of cells moved more than 3 nodes"
     return (
         f"map {row['number']}  {row['rows']}×{row['columns']}  {row['cells']:,} cells  QE {row['qe']:.4g}  TE {row['te']:.4f}  "
-        f"{row['trained_at'][:19]}  {row['seconds']:.1f} s  {used}\n    {row['said']}{moved}"
+        f"{local(row['trained_at'])}  {row['seconds']:.1f} s  {used}\n    {row['said']}{moved}"
     )
 
 
@@ -432,7 +427,7 @@ def _picture(
         title=f"Map {version['number']} of this lab" + ("" if label is None else f": {label}"),
         subtitle=(
             f"{version['rows']}×{version['columns']} nodes  ·  {len(cells.get('node', [])):,} cells  ·  quantisation error "
-            f"{version['qe']:.3g}, topographic error {version['te']:.3f}  ·  trained {version['trained_at'][:10]}  ·  bundle "
+            f"{version['qe']:.3g}, topographic error {version['te']:.3f}  ·  trained {local(version['trained_at'], day=True)}  ·  bundle "
             f"{version['bundle'][:12]}"
         ),
     )

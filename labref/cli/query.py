@@ -41,7 +41,6 @@ An image is of the cell in its middle. Where the cell lies more than 25 pixels f
 marks it with four corners, in references as well. Where no cell is near the middle, the middle itself is compared, and the
 answer warns.
 
-\b
 With --json, one object for each image: image, bundle, cell {found (is there a cell near the middle of the picture), row,
 column (where it is: pixels of the picture as a person sees it), moved (pixels from the picture's own middle), others (how
 many other cells are in the picture)}, predicted {label, probability}, probabilities {label: p}, references [{cell_id,

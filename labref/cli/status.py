@@ -9,12 +9,15 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, print_json
 from labref.cli.bundle import change_lines
+from labref.errors import LabrefError
+from labref.times import local
 
 __all__ = ["add_to"]
 
 _HELP = """Say how the lab and its agent are: what is stored, which bundle, which device, what is watched.
 
-Works while the agent runs and while it does not.
+Works while the agent runs and while it does not. Exit code 1 where somebody has to see to something: a watched folder
+that is not there, an agent that cannot store cells, background work that failed. stderr says what, and what to do.
 
 \b
 Examples:
@@ -22,15 +25,13 @@ Examples:
   labref status --lab C:/labref/lab
   labref status --json
 
-\b
 With --json, one object: lab (folder), version (of labref), bundle {name, version, digest}, without_latent (cells still
 to be embedded by it), bundle_change (null, or the change under way, as `labref bundle activate --json` says), provider
 and provider_line (where the networks run, and why), cells (stored), outcomes {outcome: files}, labels, label_sources,
 slides and analysers {name: cells}, watch [{folder, how (unwatched while no agent runs; missing when it is not there)}],
-optics (below), and agent, null while none runs, else {pid, port, started_at, state, problem (null, or what keeps it from
+optics (below), attention [what somebody has to see to], and agent, null while none runs, else {pid, port, started_at, state, problem (null, or what keeps it from
 storing), waiting (files still being written), in_flight, embedded, last_scan_at, last_scan_seconds}.
 
-\b
 optics, an object for each analyser: analyser, cells, today (measured in the last 24 hours), median, drift (of today's
 cells off those before), from_training (off the cells that the bundle was trained on), warnings [{measure, than (past or
 training), shift}]. median, drift and from_training are {background_red, background_green, background_blue (0 to 255),
@@ -56,6 +57,8 @@ def status(lab: LabOption = None, json: JsonOption = False) -> None:
         print_json(found)
     else:
         typer.echo(_text(found))
+    if found["attention"]:
+        raise LabrefError(f"the lab needs attention: {'. '.join(found['attention'])}")
 
 
 def _text(found: Mapping[str, Any]) -> str:
@@ -64,12 +67,12 @@ def _text(found: Mapping[str, Any]) -> str:
     if agent is None:
         lines.append(("agent", "no agent runs; start one with `labref agent`"))
     else:
-        state = f"{agent['state']}, process {agent['pid']}, port {agent['port']}, since {agent['started_at']}"
+        state = f"{agent['state']}, process {agent['pid']}, port {agent['port']}, since {local(agent['started_at'])}"
         lines.append(("agent", state))
         if agent["problem"]:
             lines.append(("", f"PROBLEM: {agent['problem']}"))
         busy = agent["waiting"] + agent["in_flight"]
-        scan = f", last scan {agent['last_scan_at']}" if agent["last_scan_at"] else ""
+        scan = f", last scan {local(agent['last_scan_at'])}" if agent["last_scan_at"] else ""
         lines.append(("", f"{busy} files on their way, {agent['embedded']} cells embedded since its start{scan}"))
         running = agent["jobs"]["running"]
         if running is not None:
@@ -77,7 +80,7 @@ def _text(found: Mapping[str, Any]) -> str:
             lines.append(("", f"works on {running['name']}: {running['text']}{share}"))
         for name, ended in agent["jobs"]["ended"].items():
             if ended["outcome"] == "failed":
-                lines.append(("", f"PROBLEM with {name} ({ended['at'][:19]}): {ended['message']}"))
+                lines.append(("", f"PROBLEM with {name} ({local(ended['at'])}): {ended['message']}"))
     lines += [("watches", f"{watch['folder']} ({watch['how']})") for watch in found["watch"]]
     lines.append(("bundle", f"{bundle['name']} {bundle['version']} ({bundle['digest'][:12]})"))
     if found["without_latent"]:

@@ -9,6 +9,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json, without_progress
 from labref.errors import LabrefError
+from labref.times import local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,6 @@ _CHECK = """Read every block of the store and every file of its bundles, and say
 
 Exit code 1 where something is not. For each file and each cell: `labref ledger --check`.
 
-\b
 With --json, one JSON object: ok, labref, schema, file, bytes, free_bytes, tables {name: rows}, bundles [{digest, active,
 state (sound, damaged, missing), problem}], faults {kind: count}.
 """
@@ -47,7 +47,6 @@ Examples:
   labref store backup E:/labref-backup           every night, from the system's scheduler
   labref store backup /mnt/usb/lab-2026-11.zip
 
-\b
 With --json, one JSON object: ok, target, cells, bytes, images_copied, missing (digests of cells whose bytes the lab itself
 has lost; then ok is false and the exit code 1).
 """
@@ -76,7 +75,7 @@ path, which can name a patient.
 Examples:
   labref store export cells.parquet
   embedding-atlas cells.parquet --vector latent
-  python -c "import duckdb; print(duckdb.sql('SELECT label, count(*) FROM \\'cells.parquet\\' GROUP BY ALL'))"
+  duckdb -c "SELECT label, count(*) FROM 'cells.parquet' GROUP BY ALL"
 
 With --json, one JSON object: target, cells, bytes, without_thumbnail.
 """
@@ -178,7 +177,7 @@ def restore(
         print_json(row)
     else:
         typer.echo(
-            f"{row['cells']} cells are in {row['lab']}, as they were at {row['made_at']} (labref {row['made_by']})."
+            f"{row['cells']} cells are in {row['lab']}, as they were at {local(row['made_at'])} (labref {row['made_by']})."
         )
         lab = Lab.open(Path(row["lab"]))
         missing = [folder for folder in lab.watched if not folder.is_dir()]

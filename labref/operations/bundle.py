@@ -23,6 +23,7 @@ from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Jobs, Running
 from labref.tasks.reembedding import catch_up, compare, installed, switch
+from labref.times import utc
 
 __all__ = [
     "JOB",
@@ -447,7 +448,7 @@ def _row(context: Context, digest: str, bundle: Bundle | None) -> Row:
         "installed": bundle is not None,
         "cells": None if coverage is None else coverage.embedded,
         "failed": 0 if coverage is None else coverage.failed,
-        "active_since": since[-1].isoformat(timespec="seconds") if state == "active" else None,
+        "active_since": utc(since[-1], timespec="seconds") if state == "active" else None,
         "latent_size": known.latent_size,
         "labels": list(known.labels),
     }

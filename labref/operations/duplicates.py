@@ -4,13 +4,13 @@ classes."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
 from labref.cells.sameness import DEFAULTS, Thresholds
-from labref.errors import BundleError, LabError
+from labref.errors import BundleError, LabError, LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Limit, Progress, Text
 from labref.progress import Row, progress
@@ -19,6 +19,7 @@ from labref.store.duckdb.duplicates import Conflict
 from labref.tasks.comparing import catch_up
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
+from labref.times import utc
 from labref.words import LabelSource
 
 __all__ = [
@@ -180,13 +181,16 @@ def undo(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
 @operation("duplicates.history", Decided)
 def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
     """List what people decided of a cell, oldest first."""
-    for cell_id, other, decision, who, at in context.store.duplicates.history(cell):
+    decisions = context.store.duplicates.history(cell)
+    if not decisions and context.store.cell(cell) is None:
+        raise LabrefError(f"no cell {cell!r} in this lab; `labref ledger` lists cells and their files.")
+    for cell_id, other, decision, who, at in decisions:
         yield {
             "cell_id": cell_id,
             "duplicate_of": other,
             "decision": str(decision),
             "who": who,
-            "at": at.isoformat(timespec="seconds"),
+            "at": utc(at, timespec="seconds"),
         }
 
 
@@ -292,4 +296,4 @@ def _cell(cell: Cell | None) -> dict[str, Any] | None:
 
 
 def _when(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.astimezone(UTC).isoformat(timespec="seconds")
+    return None if moment is None else utc(moment, timespec="seconds")

@@ -20,6 +20,7 @@ from labref.operations.models import Answer, GivenLabel, Progress, Request, Text
 from labref.progress import Row, progress
 from labref.store.duckdb.reviews import Review
 from labref.tasks.context import Context
+from labref.times import utc
 from labref.words import LabelSource
 
 __all__ = [
@@ -200,12 +201,12 @@ def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
         "cell_id": cell_id,
         "label": found.label,
         "label_source": str(found.label_source),
-        "stored_at": found.added_at.isoformat(timespec="seconds"),
+        "stored_at": utc(found.added_at, timespec="seconds"),
         "stored_as": {"label": first[0], "label_source": str(first[1])},
         "changes": [
             {
-                "at": change.at.isoformat(timespec="seconds"),
-                "given_at": None if change.given_at is None else change.given_at.isoformat(timespec="seconds"),
+                "at": utc(change.at, timespec="seconds"),
+                "given_at": None if change.given_at is None else utc(change.given_at, timespec="seconds"),
                 "who": change.who,
                 "path": change.path,
                 "label": change.label,

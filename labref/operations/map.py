@@ -21,6 +21,7 @@ from labref.store.memory.books import int_to_id
 from labref.tasks import mapping
 from labref.tasks.context import Context
 from labref.tasks.map_job import NAME, map_job
+from labref.times import utc
 from labref.words import LabelSource
 
 __all__ = [
@@ -368,7 +369,7 @@ def _described(context: Context, version: StoredMap) -> Row:
     """A version as JSON values, with whether it is in use, whether its weights are kept, and in words what came of
     it."""
     used = version.number in context.store.maps.in_use()
-    values = asdict(version) | {"trained_at": version.trained_at.isoformat(timespec="seconds")}
+    values = asdict(version) | {"trained_at": utc(version.trained_at, timespec="seconds")}
     return values | {
         "in_use": used,
         "weights_kept": context.store.maps.weights_file(version.number).exists(),

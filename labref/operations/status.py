@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -73,6 +74,9 @@ class Status(Answer):
     analysers: dict[str, int] = Field(description="Cells by analyser, of those that name one.")
     watch: list[WatchedFolder] = Field(description="The watched folders.")
     agent: AgentStatus | None = Field(description="The running agent; null while none runs.")
+    attention: list[str] = Field(
+        description="What somebody has to see to, each with what to do; while there is some, `labref status` exits 1."
+    )
 
 
 @operation("status", Status, method="GET", single=True)
@@ -80,10 +84,34 @@ def status(context: Context) -> Iterator[Row]:
     """Say how the lab and its agent are: what is stored, which bundle, which device, what is watched."""
     found = store_status(context.lab, context.store, context.embedder())
     if context.agent_status is not None:
-        yield found | context.agent_status()
-        return
-    watch = [
-        {"folder": path_to_text(str(folder)), "how": "unwatched" if folder.is_dir() else "missing"}
-        for folder in context.lab.watched
-    ]
-    yield found | {"watch": watch, "agent": None}
+        found |= context.agent_status()
+    else:
+        watch = [
+            {"folder": path_to_text(str(folder)), "how": "unwatched" if folder.is_dir() else "missing"}
+            for folder in context.lab.watched
+        ]
+        found |= {"watch": watch, "agent": None}
+    yield found | {"attention": list(_attention(found, context.lab.config_file))}
+
+
+def _attention(found: Row, config_file: Path) -> Iterator[str]:
+    """What in a status somebody has to see to."""
+    for watched in found["watch"]:
+        if watched["how"] == "missing":
+            yield (
+                f"the watched folder {watched['folder']} is not there; mount it, or correct [watch] folders in "
+                f"{path_to_text(str(config_file))}"
+            )
+    change = found["bundle_change"]
+    if change is not None and change["state"] == "held":
+        yield (
+            f"the change to another bundle waits, as {change['failed']} cells cannot be embedded; restore them from a "
+            f"backup, or leave them out: labref bundle activate {change['bundle']['digest'][:12]} --switch --leave-out"
+        )
+    agent = found["agent"]
+    if agent is not None:
+        if agent["problem"] is not None:
+            yield f"the agent stores nothing: {agent['problem']}"
+        for name, ended in agent["jobs"]["ended"].items():
+            if ended["outcome"] == "failed":
+                yield f"the job {name} failed: {ended['message']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -341,7 +342,7 @@ class Store:
     def exporting(self, scratch: Path) -> Iterator[Export]:
         """The cells as they are now, on their way into a Parquet file. scratch : a file for the meantime, not there
         yet."""
-        with self._reading() as cursor, contextlib.closing(Export(cursor, scratch)) as export:
+        with self._reading(into=scratch.parent) as cursor, contextlib.closing(Export(cursor, scratch)) as export:
             yield export
 
     def removed(self, digest: str) -> str | None:
@@ -378,7 +379,7 @@ class Store:
 
         Raises StoreError where it cannot be written, or is not the same afterwards; the file is then of no use.
         """
-        with self._reading() as cursor:
+        with self._reading(into=target) as cursor:
             return upkeep.copy_database(cursor, target)
 
     def _place(self, cells: Sequence[NewCell | CellEmbedding], bundle: str) -> tuple[int, Placed] | None:
@@ -652,8 +653,11 @@ class Store:
                 self._known = self._known._replace(groups=load_groups(cursor))
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A cursor of its own for one reader: microseconds to make, and no other thread can disturb it."""
+    def _reading(self, *, into: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor of its own for one reader: microseconds to make, and no other thread can disturb it.
+
+        into : where it writes what it reads, outside the lab; more often than the store, that is what fails.
+        """
         self._mend()
         try:
             cursor = self._connection.cursor()
@@ -663,7 +667,12 @@ class Store:
             yield cursor
         except duckdb.Error as error:
             self._broken |= isinstance(error, duckdb.FatalException)
-            raise StoreError(f"{self.path} cannot be read: {error}. If this stays, restore a backup.") from error
+            if into is not None:
+                raise StoreError(
+                    f"{into} cannot be written: {error}. Look at the free space and the rights of its disk; the lab is as it "
+                    "was. If they are well, `labref store check` says whether the store can be read."
+                ) from error
+            raise StoreError(f"{self.path} cannot be read: {error}. {_remedy(error)}") from error
         finally:
             cursor.close()
 
@@ -715,6 +724,16 @@ class Store:
                     self._known = _load_known(cursor)
                 known = self._known
         return known
+
+
+def _remedy(error: duckdb.Error) -> str:
+    """What to do where the store cannot be read: a full disk or memory damages nothing."""
+    full = isinstance(error, duckdb.OutOfMemoryException) or re.search(
+        r"no space left|not enough space", str(error), re.I
+    )
+    if full:
+        return "Look at the free memory and the free space of the lab's disk; nothing is lost."
+    return "If this stays, restore a backup."
 
 
 def _connect(path: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConnection:

@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Container, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
@@ -37,6 +37,7 @@ from labref.lab import Lab, absolute, new_token
 from labref.progress import Pace, Steps
 from labref.store import Store
 from labref.store.duckdb.upkeep import digests_of
+from labref.times import utc, utc_now
 
 __all__ = ["Backup", "restore", "write"]
 
@@ -216,7 +217,7 @@ def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[s
     record = {
         "format": FORMAT,
         "labref": __version__,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "at": utc_now(),
         "schema": store.schema_version,
         "tables": tables,
         "missing": missing,
@@ -294,6 +295,7 @@ class Backup:
             with opener(_RECORD) as source:
                 record = json.loads(source.read())
             made_by, number = str(record["labref"]), int(record["format"])
+            record["at"] = utc(datetime.fromisoformat(record["at"]))  # an earlier labref wrote +00:00
             names = list(record["files"])
             digests = [str(entry["sha256"]) for entry in record["files"].values()]
             complete = {_IMAGES, _STORE} <= set(names) and int(record["tables"]["cell"]) >= 0

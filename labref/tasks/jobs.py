@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from labref.errors import LabrefError
 from labref.lab.log import Log
+from labref.times import utc, utc_now
 
 __all__ = ["Job", "Jobs", "Running"]
 
@@ -104,7 +105,7 @@ class Jobs:
                     "done": state.done,
                     "total": state.total,
                     "text": state.text,
-                    "started_at": started.isoformat(timespec="seconds"),
+                    "started_at": utc(started, timespec="seconds"),
                 }
             return {"running": running, "waiting": [job.name for job in self._waiting], "ended": dict(self._ended)}
 
@@ -136,8 +137,7 @@ class Jobs:
                 outcome, message = "failed", f"it met {type(error).__name__}; see the log"
                 self._log.error("a job failed", job=job.name, error=type(error).__name__)
             with self._changed:
-                at = datetime.now(UTC).isoformat(timespec="seconds")
-                self._ended[job.name] = {"at": at, "outcome": outcome, "message": message}
+                self._ended[job.name] = {"at": utc_now(), "outcome": outcome, "message": message}
                 self._current = None
                 self._changed.notify_all()
             self._log.info("job ended", job=job.name, outcome=outcome)

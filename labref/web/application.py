@@ -61,7 +61,8 @@ class Answers:
     """What the agent answers with.
 
     perform : (operation, parameters, bytes) → rows.  image : cell id → original bytes, or None.
-    healthy : "ok", or what is the matter, without anything secret.
+    healthy : "ok", or what is the matter, without anything secret: "storage" where cells cannot be stored, "folder"
+    where a watched folder is not there.
     """
 
     perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]

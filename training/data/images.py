@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from labref.cells.image import CROP_SIZE, PREPARATION, prepare
+from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 
 __all__ = [
@@ -175,7 +176,7 @@ def cache_crops(
             except (UnreadableImageError, OSError):
                 state[index] = 2
 
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
             for start in range(0, len(waiting), 512):
                 chunk = waiting[start : start + 512]
                 list(pool.map(one, chunk.tolist()))

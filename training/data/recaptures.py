@@ -3,7 +3,6 @@ images."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -16,6 +15,7 @@ from labref.cells.hashes import digest
 from labref.cells.image import decode, prepare_pixels
 from labref.cells.registration import View, align
 from labref.cells.sameness import DEFAULTS, marks, ruling, seen
+from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 from labref.store.memory.books import HashBook, id_to_int, int_to_id
 from labref.store.recording import Search
@@ -51,7 +51,7 @@ def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lam
     group = np.arange(len(files))
     first: dict[str, int] = {}
     search = Search(HashBook(), HashBook())
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
         for start in range(0, len(files), _AT_ONCE):
             found = pool.map(searched_by, files[start : start + _AT_ONCE])
             for number, (name, fingerprints, places) in enumerate(found, start):

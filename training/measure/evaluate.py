@@ -6,7 +6,6 @@ its search, `labref.store.memory.index`; its spread and its novelty, `labref.ask
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from labref.asking.references import distribution_of, novelty_of
 from labref.bundles.inference import Embedder
 from labref.cells.hashes import digest
 from labref.cells.image import decode, measure_background, prepare_pixels
+from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 from labref.store.memory.index import Index
 from training.data.classes import LEVELS, at_level
@@ -111,7 +111,7 @@ def embed_tree(
             return digest(data), str(error)
 
     size = embedder.batch_size * 4
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
         for start in range(0, len(items), size):
             crops = []
             for item, (name, crop) in zip(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from PIL import Image, ImageFilter
 from rich.progress import Progress
 
 from labref.cells.image import decode, prepare_pixels
+from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 from training.data.images import Item, load_attributes, resize_crop
 from training.measure.evaluate import K, attribute_shares, nearest, precision_by_level, turn, vote
@@ -286,5 +286,5 @@ def _changed(data: Path, items: Sequence[Item], change: Change, size: int) -> ND
         except UnreadableImageError as error:
             raise RunError(f"{data / item.path} could be read when the run began and cannot now: {error}") from None
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
         return np.stack(list(pool.map(one, items)))

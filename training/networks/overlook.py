@@ -13,7 +13,6 @@ a cell shall have lies halfway between its own and the mean of those like it.
 
 from __future__ import annotations
 
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from labref.cells.image import decode, prepare_pixels
+from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 from training.data.images import Item, resize_crop
 from training.networks.architecture import build_feature_model
@@ -106,7 +106,7 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
             return None
         return tuple(resize_crop(prepare_pixels(pixels).crop, size) for pixels in (picture, crowd))  # type: ignore[return-value]
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
         for start in range(0, len(chosen), _AT_ONCE):
             numbers = chosen[start : start + _AT_ONCE].tolist()
             pairs = list(zip(numbers, pool.map(pair, numbers), strict=True))

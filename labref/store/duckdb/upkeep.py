@@ -3,6 +3,7 @@ transaction."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,14 +226,18 @@ def copy_database(cursor: duckdb.DuckDBPyConnection, target: Path) -> dict[str, 
             original, copy = fingerprints(cursor, here), fingerprints(cursor, "labref_copy")
             cursor.commit()
         except BaseException:
-            cursor.rollback()
+            with contextlib.suppress(duckdb.Error):  # a failed commit leaves nothing to undo
+                cursor.rollback()
             raise
         if original != copy:
             raise StoreError(f"the copy {target} is not what the store holds; try again, and check the disk.")
         failpoint("backup.checkpoint")
         cursor.execute("CHECKPOINT labref_copy")
-    finally:
-        cursor.execute("DETACH labref_copy")
+    except BaseException:
+        with contextlib.suppress(duckdb.Error):  # what failed before is what people must hear of
+            cursor.execute("DETACH labref_copy")
+        raise
+    cursor.execute("DETACH labref_copy")
     return {table: count for table, (count, _) in original.items()}
 
 
