@@ -12,6 +12,7 @@ __all__ = [
     "StoreLockedError",
     "StoreTooNewError",
     "UnreadableImageError",
+    "UnstorableError",
 ]
 
 
@@ -37,6 +38,10 @@ class BundleError(LabrefError):
 
 class StoreError(LabrefError):
     """The latent store cannot be opened or used."""
+
+
+class UnstorableError(StoreError):
+    """A batch holds a row that the store cannot keep. The disk is not at fault: the batch without the row is stored."""
 
 
 class StoreLockedError(StoreError):

@@ -325,7 +325,7 @@ def test_a_cell_that_does_not_fit_spoils_nothing_of_its_batch(
 def test_a_batch_that_the_database_refuses_leaves_neither_rows_nor_memory(store: Store) -> None:
     store.build_index()
     too_wide = new_cell(2, width=2**40)  # does not fit its column
-    with pytest.raises(StoreError, match="must be recorded again"):
+    with pytest.raises(StoreError, match="cannot keep it"):
         store.record([new_cell(1), too_wide], bundle=BUNDLE)
     assert store.counts().files == 0
     assert store.has_digest(digest_of(1)) is None

@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
 from labref.bundles.inference import NOT_FINITE, Embedder
 from labref.cells.sameness import DEFAULTS, Thresholds
-from labref.errors import AgentError, LabrefError, StoreError
+from labref.errors import AgentError, LabrefError, StoreError, UnstorableError
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_to_text
 from labref.export.scan import Candidate, Signature
@@ -383,41 +383,20 @@ class Pipeline:
 
     def _store_batch(self, batch: list[_Record]) -> None:
         fresh = [record for record in batch if not self._is_as_recorded(record)]
-        rows: list[LedgerRow] = []
-        waits = _waits()
-        while fresh:
-            try:
-                started = time.perf_counter()
-                failpoint("agent.sync")
-                self._lab.sync_images(record.entry.digest for record in fresh if isinstance(record.entry, NewCell))
-                # without a new cell the space does not matter
-                bundle = next(iter(_spaces(fresh)), None) or self._store.active_bundle()
-                assert bundle is not None
-                judge = self._judging()
-                rows = self._store.record(
-                    [record.entry for record in fresh],
-                    bundle=bundle,
-                    judge=judge,
-                    candidate_bits=judge.thresholds.candidate_bits,
-                )
-                failpoint("agent.recorded", may_fail=False)
-                self._metrics.recording.observe(time.perf_counter() - started)
-                break
-            except (StoreError, OSError) as error:
-                cause = error.__cause__ or error
-                if not self._try_again(_in_words(error), type(cause).__name__, next(waits)):
-                    self._done(*(record.candidate for record in batch))
-                    return
+        recorded = self._record(fresh)
+        if recorded is None:
+            self._done(*(record.candidate for record in batch))
+            return
+        rows = [row for _, row in recorded]
         if self.problem is not None:
             self.problem = None
             self._metrics.blocked.set(0)
             self._log.info("the lab's disk takes files again")
-        signatures = {path_to_text(record.candidate.path): record.signature for record in fresh}
         self.tally.unchanged += len(batch) - len(fresh)
         self.tally.outcomes.update(row.outcome for row in rows)
         for row in rows:
             self._metrics.files.labels(outcome=str(row.outcome)).inc()
-        self._on_settled([Settled(row.path, signatures.get(row.path), row.outcome, row.reason) for row in rows])
+        self._on_settled([Settled(row.path, record.signature, row.outcome, row.reason) for record, row in recorded])
         self._done(*(record.candidate for record in batch))
         if rows:
             counts = Counter(str(row.outcome) for row in rows)
@@ -426,6 +405,61 @@ class Pipeline:
                 if isinstance(record.entry, Rejected):
                     name = self._lab.pseudonym(record.candidate.path)
                     self._log.warning("file rejected", file=name, reason=record.entry.reason)
+
+    def _record(self, records: Sequence[_Record]) -> list[tuple[_Record, LedgerRow]] | None:
+        """Write records, again and again while the lab's disk takes nothing; None where that was given up.
+
+        Where the store cannot keep a row, the others are written: the batch is halved until the row is alone. Its file
+        is rejected, and tried again at the next scan. Returns what was written.
+        """
+        waits = _waits()
+        while records:
+            try:
+                return list(zip(records, self._write(records), strict=True))
+            except UnstorableError as error:
+                fault = error
+                break
+            except (StoreError, OSError) as error:
+                cause = error.__cause__ or error
+                if not self._try_again(_in_words(error), type(cause).__name__, next(waits)):
+                    return None
+        else:
+            return []
+        if len(records) > 1:
+            half = len(records) // 2
+            first = self._record(records[:half])
+            rest = None if first is None else self._record(records[half:])
+            return None if first is None or rest is None else first + rest
+        (record,) = records
+        name = self._lab.pseudonym(record.candidate.path)
+        # the message could quote the row, so it is not logged
+        self._log.error("a file could not be stored", file=name, error=type(fault.__cause__ or fault).__name__)
+        rejection = Rejected(record.entry.path, None, None, str(fault))
+        if record.entry == rejection:
+            return []  # the store keeps not even this; `ledger --check` names the file
+        if self._is_recorded(rejection.path, rejection.reason):
+            self.tally.unchanged += 1
+            return []
+        return self._record([_Record(record.candidate, None, rejection)])
+
+    def _write(self, records: Sequence[_Record]) -> list[LedgerRow]:
+        """Write records in one transaction, after the bytes of their cells are on the disk."""
+        started = time.perf_counter()
+        failpoint("agent.sync")
+        self._lab.sync_images(record.entry.digest for record in records if isinstance(record.entry, NewCell))
+        # without a new cell the space does not matter
+        bundle = next(iter(_spaces(records)), None) or self._store.active_bundle()
+        assert bundle is not None
+        judge = self._judging()
+        rows = self._store.record(
+            [record.entry for record in records],
+            bundle=bundle,
+            judge=judge,
+            candidate_bits=judge.thresholds.candidate_bits,
+        )
+        failpoint("agent.recorded", may_fail=False)
+        self._metrics.recording.observe(time.perf_counter() - started)
+        return rows
 
     def _judging(self) -> Judge:
         """Who compares new cells with stored ones, by the thresholds of the bundle in use."""

@@ -6,7 +6,8 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from labref.words import Fingerprint, Landmark
 __all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
 
 _CHUNK = 1 << 20
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def read_cell(
         return Refused(candidate, None, "too large to decode in this computer's memory")
     height, width = cell.size
     _keep(keep, data, name)
-    captured = datetime.fromtimestamp(max(signature.mtime_ns, 0) // 1_000_000_000, tz=UTC)
+    captured = _EPOCH + timedelta(seconds=signature.mtime_ns // 1_000_000_000)  # from 1677 to 2262
     return Prepared(
         candidate=candidate,
         signature=signature,

@@ -24,7 +24,7 @@ class Signature:
     """What a file's metadata said at one look: size in bytes, times in nanoseconds since 1970.
 
     `ctime_ns` is the last change of the file's inode (of its creation on Windows): a copy tool that gives the copy its
-    original's mtime cannot set it.
+    original's mtime cannot set it. Times before 1677 or after 2262 are those limits: 64 bits hold no others.
     """
 
     size_bytes: int
@@ -33,7 +33,7 @@ class Signature:
 
     @staticmethod
     def of(status: os.stat_result) -> Signature:
-        return Signature(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return Signature(status.st_size, _within_64_bits(status.st_mtime_ns), _within_64_bits(status.st_ctime_ns))
 
     def age_seconds(self) -> float:
         """Seconds since the file was last touched, by this computer's clock; negative where the file's clock is
@@ -149,6 +149,11 @@ def _candidate(entry: os.DirEntry[str], root: str, *, is_link: bool) -> Candidat
         if stat.S_ISREG(status.st_mode):
             return Candidate(entry.path, root, Signature.of(status))
     return look(entry.path, root)
+
+
+def _within_64_bits(nanoseconds: int) -> int:
+    # NTFS and Samba can say 1601, and a wrong clock the year 3000; what is compared must be what is stored
+    return min(max(nanoseconds, -(2**63)), 2**63 - 1)
 
 
 def _identity(folder: str) -> tuple[int, int] | None:

@@ -38,6 +38,11 @@ _MOST_CANDIDATES = 32  # cells that one is registered with because their fingerp
 _MOST_BESIDE = 4  # cells that one is registered with because of one landmark
 
 
+def whole(number: int | None) -> int | None:
+    """A size or a time as a BIGINT column keeps it: brought to the limits of 64 bits."""
+    return None if number is None else min(max(number, -(2**63)), 2**63 - 1)
+
+
 def utc_naive(moment: datetime) -> datetime:
     """The moment as the database keeps it: UTC without a zone. Raises ValueError for one that has no zone."""
     if moment.tzinfo is None:
@@ -94,8 +99,8 @@ class FileRow:
         """The columns of table `file`, in order."""
         return (
             to_column(self.path),
-            self.size_bytes,
-            self.mtime_ns,
+            whole(self.size_bytes),
+            whole(self.mtime_ns),
             str(self.outcome),
             to_nullable(self.reason),
             self.cell_id,
@@ -375,7 +380,7 @@ def _add_cell(
             cell.cell_id,
             cell.digest,
             to_column(cell.path),
-            cell.size_bytes,
+            whole(cell.size_bytes),
             cell.width,
             cell.height,
             to_column(label),

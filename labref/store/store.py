@@ -19,7 +19,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.errors import StoreError
+from labref.errors import StoreError, UnstorableError
 from labref.failpoints import failpoint
 from labref.store.duckdb import backfill, bundles, migrations, optics, removal, rows, scan, sequence, upkeep
 from labref.store.duckdb.changes import Changes
@@ -59,6 +59,16 @@ MEMORY_LIMIT = "1GiB"
 """What DuckDB may use at most, beside the index; it moves larger work to a folder beside the store."""
 THREADS = 2
 """Threads of DuckDB: the analyser's PC has other work to do."""
+
+_NOT_OF_A_ROW = (
+    OSError,
+    MemoryError,
+    duckdb.OperationalError,
+    duckdb.FatalException,
+    duckdb.InterruptException,
+    duckdb.PermissionException,
+)
+"""Errors of the disk, the memory or the database: with any other batch they would be the same."""
 
 _T = TypeVar("_T")
 
@@ -212,10 +222,24 @@ class Store:
         in one field are remembered, and not linked. A path that has an outcome already gets the new one; what it said
         before stays in its history.
 
-        Raises StoreError, nothing written, where a cell does not fit the bundle or the database cannot write.
+        Raises StoreError, nothing written, where the database cannot write; UnstorableError, a kind of it, where a row
+        of the batch is at fault: a cell that does not fit the bundle, a value that a column cannot hold.
         """
         if not batch:
             return []
+        try:
+            return self._record(batch, bundle, judge, candidate_bits)
+        except Exception as error:
+            if self._closed or isinstance(error.__cause__ or error, _NOT_OF_A_ROW):
+                raise
+            cause = error.__cause__ or error
+            said = str(error) if cause is error else (str(cause).splitlines() or [""])[0]
+            said = said if isinstance(cause, StoreError) else f"{type(cause).__name__}: {said}"
+            raise UnstorableError(f"the store cannot keep it: {said}") from cause
+
+    def _record(
+        self, batch: Sequence[NewCell | SeenAgain | Rejected], bundle: str, judge: Judge | None, candidate_bits: int
+    ) -> list[LedgerRow]:
         with self._writing:
             batch = [self._unless_removed(item) for item in batch]
             known = self._in_memory()
