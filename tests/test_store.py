@@ -340,9 +340,9 @@ def test_errors_say_what_to_do(store: Store) -> None:
         store.record([new_cell(1)], bundle="cd" * 32)
     with pytest.raises(StoreError, match="record it as a new cell"):
         store.record([again(1, "/x")], bundle=BUNDLE)
-    with pytest.raises(ValueError, match="no time zone"):
+    with pytest.raises(StoreError, match="no time zone"):
         store.record([new_cell(1, captured_at=datetime(2024, 5, 1))], bundle=BUNDLE)
-    with pytest.raises(ValueError, match="guess"):
+    with pytest.raises(StoreError, match="guess"):
         store.record([new_cell(1, label_source="guess")], bundle=BUNDLE)
     assert store.record([], bundle=BUNDLE) == []
     assert store.counts().files == 0
