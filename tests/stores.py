@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from minisom import MiniSom
 from numpy.typing import NDArray
 
 from labref import som
+from labref.som.placing import open_placer
 from labref.store import NewCell, Placed, Resemblance, Store, StoredMap, cell_id_of
 from labref.words import Fingerprint, Verdict
 
@@ -46,7 +48,6 @@ def new_cell(number: int | str, **changes: Any) -> NewCell:
         "captured_at": None,
         "predicted_label": "neutrophil",
         "predicted_probability": 0.75,
-        "average_hash": int(digest[16:32], 16),
         "fingerprints": (Fingerprint(int(digest[16:32], 16), int(digest[32:48], 16)),),
         "latent": rng.standard_normal(50).astype(np.float32),
         "probabilities": np.array([0.05, 0.05, 0.05, 0.1, 0.75], np.float32),
@@ -83,7 +84,7 @@ def activate(store: Store, digest: str = BUNDLE, *, latent_size: int = 50, label
 @contextmanager
 def new_store(folder: Path) -> Iterator[Store]:
     """An empty store with a bundle."""
-    with Store.create(folder / "store.duckdb") as store:
+    with Store.create(folder / "store.duckdb", open_placer=open_placer) as store:
         activate(store)
         yield store
 
@@ -122,4 +123,4 @@ def put_on_map(store: Store, bundle: str, nodes: Sequence[NDArray[np.float32]]) 
         seconds=1.0,
         trained_at=datetime.now(UTC),
     )
-    store.maps.switch(version, made, Placed(ids, where, errors.astype(np.float32)))
+    store.maps.switch(version, partial(som.save, made), Placed(ids, where, errors.astype(np.float32)))

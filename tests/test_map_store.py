@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from minisom import MiniSom
 from numpy.typing import NDArray
 
 from labref import som
 from labref.config import MapConfig
 from labref.errors import LabrefError, StoreError
 from labref.failpoints import KILLED
-from labref.som.placing import Placer
+from labref.som.placing import Placer, open_placer
 from labref.store import Placed, Positions, Store, StoredMap
 from labref.store.duckdb.maps import KEPT_WEIGHTS
 from labref.store.memory.books import int_to_id
@@ -27,8 +28,10 @@ from tests.stores import BUNDLE, activate, new_cell, new_store
 OTHER = "cd" * 32
 
 
-def trained(store: Store, *, rows: int = 9, cols: int = 7, seed: int = 1) -> tuple[StoredMap, MiniSom, Placed]:
-    """A map of the store's cells, as `Maps.switch` takes it."""
+def trained(
+    store: Store, *, rows: int = 9, cols: int = 7, seed: int = 1
+) -> tuple[StoredMap, Callable[[Path], None], Placed]:
+    """A map of the store's cells, as `Maps.switch` takes it: the version, what writes its weights, the places."""
     parts = list(store.maps.latents(BUNDLE))
     ids, latents = np.concatenate([i for i, _ in parts]), np.concatenate([x for _, x in parts])
     made = som.train(latents, rows=rows, cols=cols, seed=seed)
@@ -52,7 +55,7 @@ def trained(store: Store, *, rows: int = 9, cols: int = 7, seed: int = 1) -> tup
         0.5,
         datetime.now(UTC),
     )
-    return version, made, Placed(ids, nodes, errors.astype(np.float32))
+    return version, partial(som.save, made), Placed(ids, nodes, errors.astype(np.float32))
 
 
 def latents_by_id(store: Store) -> dict[str, NDArray[np.float32]]:
@@ -87,7 +90,7 @@ def test_a_map_is_in_use_after_the_switch_and_new_cells_are_placed_as_they_are_r
         check_places(store)
         store.record([new_cell(i) for i in range(90, 130)], bundle=BUNDLE)
         check_places(store)
-    with Store.open(tmp_path / "store.duckdb") as store:
+    with Store.open(tmp_path / "store.duckdb", open_placer=open_placer) as store:
         check_places(store)
         assert store.maps.every() == [version]
         assert store.maps.in_use() == {1}
@@ -106,8 +109,8 @@ def test_a_version_that_is_not_to_be_used_is_kept_and_can_be_put_in_use(tmp_path
     with new_store(tmp_path) as store:
         store.record([new_cell(i) for i in range(90)], bundle=BUNDLE)
         store.maps.switch(*trained(store))
-        version, made, _ = trained(store, rows=3, cols=3)
-        worse = store.maps.keep(replace(version, verdict="worse"), made)
+        version, save, _ = trained(store, rows=3, cols=3)
+        worse = store.maps.keep(replace(version, verdict="worse"), save)
         assert [v.verdict for v in store.maps.every()] == ["first", "worse"]
         active = store.maps.active(BUNDLE)
         assert active is not None
@@ -129,7 +132,7 @@ def test_only_the_newest_weights_are_kept_and_places_of_maps_in_use(tmp_path: Pa
         assert len(list(store.maps.cells(BUNDLE))) == 90
         with pytest.raises(StoreError, match="weights of map 1 are gone"):
             store.maps.use(1)
-    with Store.open(tmp_path / "store.duckdb") as store:
+    with Store.open(tmp_path / "store.duckdb", open_placer=open_placer) as store:
         check_places(store)
 
 
@@ -140,12 +143,12 @@ def test_without_its_weights_there_is_no_map_until_the_next_training(tmp_path: P
         store.maps.switch(*trained(store))
         file = store.maps.weights_file(1)
         if harm == "another":
-            som.save(trained(store, rows=4, cols=4)[1], file)
+            trained(store, rows=4, cols=4)[1](file)
     if harm == "missing":
         file.unlink()
     elif harm == "damaged":
         file.write_bytes(file.read_bytes()[:200])
-    with Store.open(tmp_path / "store.duckdb") as store:
+    with Store.open(tmp_path / "store.duckdb", open_placer=open_placer) as store:
         store.record([new_cell(i) for i in range(90, 95)], bundle=BUNDLE)
         assert store.maps.active(BUNDLE) is None
         assert "map" in str(store.maps.problem(BUNDLE))
@@ -169,10 +172,12 @@ def test_each_bundle_has_its_own_map_and_going_back_finds_the_old_one(tmp_path: 
 
 KILL = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tests.test_map_store import trained
+from labref.som.placing import open_placer
 from labref.store import Store
-with Store.open(Path(sys.argv[1])) as store:
+with Store.open(Path(sys.argv[1]), open_placer=open_placer) as store:
     store.maps.switch(*trained(store, seed=7))
 """
 
@@ -203,7 +208,7 @@ def test_killed_while_a_map_is_put_in_use_the_old_one_or_the_new_one_is_whole(
         check=False,
     )
     assert done.returncode == KILLED, done.stderr
-    with Store.open(tmp_path / "store.duckdb") as store:
+    with Store.open(tmp_path / "store.duckdb", open_placer=open_placer) as store:
         assert store.maps.in_use() == {2 if switched else 1}
         check_places(store)
         store.record([new_cell(i) for i in range(90, 100)], bundle=BUNDLE)
@@ -217,6 +222,21 @@ def _environment() -> dict[str, str]:
     import os
 
     return {key: value for key, value in os.environ.items() if not key.startswith("LABREF_FAIL")}
+
+
+def test_a_store_opened_without_what_reads_maps_says_so_and_loses_nothing(tmp_path: Path) -> None:
+    with new_store(tmp_path) as store:
+        store.record([new_cell(i) for i in range(90)], bundle=BUNDLE)
+        store.maps.switch(*trained(store))
+    with Store.open(tmp_path / "store.duckdb") as store:
+        store.record([new_cell(i) for i in range(90, 95)], bundle=BUNDLE)
+        assert store.maps.active(BUNDLE) is None
+        assert "without what reads maps" in (store.maps.problem(BUNDLE) or "")
+        with pytest.raises(StoreError, match="without what reads maps"):
+            store.maps.use(1)
+    with Store.open(tmp_path / "store.duckdb", open_placer=open_placer) as store:
+        store.maps.catch_up(BUNDLE)
+        check_places(store)
 
 
 # places on the grid
@@ -273,6 +293,10 @@ def test_a_latent_is_placed_where_minisom_places_it() -> None:
     expected = [np.linalg.norm(latent - made.get_weights()[made.winner(latent)]) for latent in latents]
     assert errors == pytest.approx(expected, rel=1e-5)
     assert [int(placer.place(latent[None])[0][0]) for latent in latents[:20]] == nodes[:20].tolist()
+    many = np.tile(latents, (21, 1))  # searched in another way
+    found = placer.place(many)
+    assert (found[0] == np.tile(nodes, 21)).all()
+    assert found[1] == pytest.approx(np.tile(errors, 21), rel=1e-5) and found[1].dtype == np.float32
 
 
 # when it is due
@@ -304,8 +328,8 @@ def test_a_map_is_due_by_growth_and_by_age_and_rests_in_between(
 ) -> None:
     with new_store(tmp_path) as store:
         store.record([new_cell(i) for i in range(90)], bundle=BUNDLE)
-        _, made, cells = trained(store, rows=9, cols=9)
-        store.maps.switch(version_of(trained_on, age=age, seconds=seconds), made, cells)
+        _, save, cells = trained(store, rows=9, cols=9)
+        store.maps.switch(version_of(trained_on, age=age, seconds=seconds), save, cells)
         assert due(store, config, BUNDLE) == expected
 
 

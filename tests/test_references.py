@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from labref.asking.references import BANDWIDTH_RANK, Found, find, weights
 from labref.bundles.bundle import Bundle, NoveltyThreshold
 from labref.bundles.inference import Embedder
-from labref.cells.hashes import average_hash, digest
+from labref.cells.hashes import digest
 from labref.cells.image import prepare
 from labref.store import NewCell, Store, cell_id_of
 from labref.store.duckdb.reviews import Review
@@ -391,7 +391,6 @@ def embed(embedder: Embedder, files: list[Path]) -> list[NewCell]:
                 datetime.now(UTC),
                 labels[int(probabilities.argmax())],
                 float(probabilities.max()),
-                average_hash(cell.crop),
                 latent,
                 probabilities,
             )

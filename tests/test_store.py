@@ -28,7 +28,7 @@ def again(number: int, path: str, **changes: object) -> SeenAgain:
 
 def test_a_stored_cell_comes_back_as_it_went_in(store: Store) -> None:
     captured = datetime(2024, 5, 1, 9, 30, tzinfo=timezone(timedelta(hours=2)))
-    cell = new_cell(1, captured_at=captured, average_hash=2**64 - 1, label="monocyte", label_source="reviewed")
+    cell = new_cell(1, captured_at=captured, label="monocyte", label_source="reviewed")
     (row,) = store.record([cell], bundle=BUNDLE)
     assert (row.path, row.outcome, row.reason, row.cell_id) == ("/export/1.jpg", "stored", None, cell.cell_id)
     assert (row.label, row.label_source, row.slide, row.duplicate_of) == ("monocyte", "reviewed", "slide 1", None)
@@ -37,7 +37,6 @@ def test_a_stored_cell_comes_back_as_it_went_in(store: Store) -> None:
     assert found is not None
     for name in ("cell_id", "digest", "path", "size_bytes", "width", "height", "label", "slide", "analyser"):
         assert getattr(found, name) == getattr(cell, name)
-    assert found.average_hash == 2**64 - 1
     assert found.captured_at == captured and found.captured_at.utcoffset() == timedelta(0)
     assert found.added_at == row.at
     latent = store.latents([cell.cell_id], bundle=BUNDLE)[cell.cell_id]

@@ -371,7 +371,7 @@ def released(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 def test_every_released_store_is_brought_up_to_date_with_all_it_holds(released: Path) -> None:
     columns = {
-        "cell": "cell_id, digest, path, label, label_source, slide, analyser, captured_at, added_at, average_hash",
+        "cell": "cell_id, digest, path, label, label_source, slide, analyser, captured_at, added_at",
         "file": "path, size_bytes, mtime_ns, outcome, reason, cell_id, label, label_source, slide, recorded_at",
         "file_history": "path, outcome, reason, cell_id, replaced_at",
         "embedding_1": "cell_id, latent, probabilities, predicted_label",
@@ -397,6 +397,9 @@ def test_every_released_store_is_brought_up_to_date_with_all_it_holds(released: 
         (replaced,) = [row.path for row in store.ledger() if store.history(row.path)]
         assert store.history(replaced)[0].outcome == "rejected"
     assert content() == before
+    with duckdb.connect(str(released)) as connection:
+        left = {name for name, *_ in connection.execute("DESCRIBE cell").fetchall()}
+    assert "number" in left and "average_hash" not in left
 
 
 def test_a_newer_store_is_refused_with_the_version_that_wrote_it(released: Path) -> None:

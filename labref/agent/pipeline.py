@@ -353,7 +353,6 @@ class Pipeline:
                 captured_at=item.captured_at,
                 predicted_label=made.label,
                 predicted_probability=made.probability,
-                average_hash=item.average_hash,
                 latent=made.latent,
                 probabilities=made.probabilities,
                 measures=item.measures,

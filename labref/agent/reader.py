@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.cells.hashes import average_hash, digest
+from labref.cells.hashes import digest
 from labref.cells.image import U8, decode, prepare_pixels
 from labref.cells.optics import measure
 from labref.cells.sameness import marks
@@ -38,7 +38,6 @@ class Prepared:
     crop: U8
     height: int
     width: int
-    average_hash: int
     fingerprints: tuple[Fingerprint, ...]
     landmarks: tuple[Landmark, ...]
     place: PathMeaning
@@ -140,7 +139,6 @@ def read_cell(
         crop=cell.crop,
         height=height,
         width=width,
-        average_hash=average_hash(cell.surroundings),
         fingerprints=fingerprints,
         landmarks=landmarks,
         place=where,

@@ -1,8 +1,9 @@
 """What tells one cell image from another: the digest of its bytes, perceptual hashes of its crop, the thesis' duplicate
 rule.
 
-labref's own verdict needs more than hashes: see `labref.cells.sameness`. The thesis' rule stays to be measured beside
-it.
+labref's own verdict needs more than hashes: see `labref.cells.sameness`. The thesis' rule, and the average hash that it
+asks, are not used on a lab's cells; they stay so that both can be measured side by side
+(`tests/benchmarks/duplicates.py`).
 """
 
 from __future__ import annotations

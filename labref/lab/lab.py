@@ -30,6 +30,7 @@ from labref.config import Config, load_config, starting_config
 from labref.errors import LabError
 from labref.failpoints import failpoint
 from labref.files import sync_folder
+from labref.som.placing import open_placer
 from labref.store import Store
 
 __all__ = ["Lab", "absolute", "new_token"]
@@ -176,7 +177,7 @@ class Lab:
             raise LabError(
                 f"{self.store_file} is missing. Put it back from a backup, or make a new lab with `labref init`."
             )
-        return Store.open(self.store_file)
+        return Store.open(self.store_file, open_placer=open_placer)
 
     def bundle(self, store: Store) -> Bundle:
         """The lab's active bundle, verified. Raises `LabError` where the store names none, `BundleError` where it is

@@ -3,17 +3,26 @@ time."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.som.files import load
 from labref.som.products import product
-from labref.som.search import extend
+from labref.som.search import extend, winners
 
-__all__ = ["Placer"]
+__all__ = ["Placer", "open_placer"]
 
 _AT_ONCE: Final = 1024  # nodes, as `product` likes them
+_MANY: Final = 8192  # latents at once, for which `winners` is worth its preparation
+
+
+def open_placer(path: Path) -> Placer:
+    """A placer for the map that `save` wrote. Raises `LabrefError` where the file is missing, damaged, or of a newer
+    labref."""
+    return Placer(load(path).get_weights())
 
 
 class Placer:
@@ -46,6 +55,9 @@ class Placer:
         As `winners`; a latent's place does not depend on those beside it but for nodes that are equally near to six
         digits.
         """
+        if len(latents) >= _MANY:
+            nodes, errors = winners(self.weights, latents)
+            return nodes, errors.astype(np.float32)
         data = latents.astype(np.float64)
         asked = extend((data - self._centre).astype(np.float32))
         best = np.full(len(asked), -np.inf, np.float32)

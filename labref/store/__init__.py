@@ -1,12 +1,13 @@
 """The latent store of a lab, on DuckDB: what was found, what became of it, and which cells look alike.
 
-May import the map's algorithm (`som`), and words, errors, files and failpoints; knows no lab and no picture.
+May import words, errors, files and failpoints; knows no lab, no picture and no map's algorithm: what judges whether two
+pictures show one cell, and what finds a latent's node on a map, is handed in.
 """
 
 from labref.store.duckdb.duplicates import Conflict, Pair
 from labref.store.duckdb.maps import ActiveMap, MapCell, Maps, StoredMap
 from labref.store.duckdb.removal import Due
-from labref.store.memory.positions import Placed, Positions
+from labref.store.memory.positions import OpenPlacer, Placed, Placer, Positions
 from labref.store.store import Store
 from labref.store.values import (
     Cell,
@@ -39,9 +40,11 @@ __all__ = [
     "Maps",
     "Neighbour",
     "NewCell",
+    "OpenPlacer",
     "Outcome",
     "Pair",
     "Placed",
+    "Placer",
     "Positions",
     "Rejected",
     "Resemblance",

@@ -388,7 +388,6 @@ def _add_cell(
             to_nullable(cell.slide),
             to_nullable(cell.analyser),
             None if cell.captured_at is None else utc_naive(cell.captured_at),
-            cell.average_hash,
             resembles,
             None if resembles is None else str(outcome),
             group,

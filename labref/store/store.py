@@ -35,7 +35,7 @@ from labref.store.duckdb.writing import write, write_embeddings
 from labref.store.memory import distances
 from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
 from labref.store.memory.index import BLOCK_ROWS, Index
-from labref.store.memory.positions import Placed
+from labref.store.memory.positions import OpenPlacer, Placed
 from labref.store.recording import Comparing, Plan, Search, check_embedding, check_new_cell, draw_up
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import (
@@ -90,7 +90,7 @@ class Store:
     was committed. What `record` has returned survives the end of the process, however it ends.
     """
 
-    def __init__(self, path: Path, memory_limit: str, threads: int) -> None:
+    def __init__(self, path: Path, memory_limit: str, threads: int, open_placer: OpenPlacer | None = None) -> None:
         """Not called directly: see `create` and `open`."""
         self.path = path
         self._settings = (memory_limit, threads)
@@ -100,7 +100,7 @@ class Store:
         self._closed = False
         self._indexes: dict[str, Index] = {}
         self._known: _Known | None = None
-        self.maps = Maps(path.parent / "maps", self._reading, self._transaction, self._writing)
+        self.maps = Maps(path.parent / "maps", self._reading, self._transaction, self._writing, open_placer)
         """The lab's maps; see labref.store.duckdb.maps."""
         self.changes = Changes(self._reading, self._transaction, self._relabelled)
         """Going from one bundle to another; see labref.store.duckdb.changes."""
@@ -118,8 +118,16 @@ class Store:
     # opening and closing
 
     @classmethod
-    def create(cls, path: Path, *, memory_limit: str = MEMORY_LIMIT, threads: int = THREADS) -> Self:
-        """Make a new, empty store and open it. Raises StoreError where the path is taken or cannot be written."""
+    def create(
+        cls,
+        path: Path,
+        *,
+        memory_limit: str = MEMORY_LIMIT,
+        threads: int = THREADS,
+        open_placer: OpenPlacer | None = None,
+    ) -> Self:
+        """Make a new, empty store and open it, as `open`. Raises StoreError where the path is taken or cannot be
+        written."""
         if path.exists():
             raise StoreError(f"{path} is there already. Open it, or choose another folder.")
         # made under another name first, so that a kill leaves no half-made store under the real one
@@ -129,11 +137,20 @@ class Store:
         cls(draft, memory_limit, threads).close()
         failpoint("store.create")
         os.replace(draft, path)
-        return cls.open(path, memory_limit=memory_limit, threads=threads)
+        return cls.open(path, memory_limit=memory_limit, threads=threads, open_placer=open_placer)
 
     @classmethod
-    def open(cls, path: Path, *, memory_limit: str = MEMORY_LIMIT, threads: int = THREADS) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        memory_limit: str = MEMORY_LIMIT,
+        threads: int = THREADS,
+        open_placer: OpenPlacer | None = None,
+    ) -> Self:
         """Open a store, bringing its schema up to date.
+
+        open_placer : reads the lab's maps; without it none is in use.
 
         Raises StoreLockedError where a process has it open, StoreTooNewError (the store untouched) where a newer
         labref wrote it, StoreError where it is missing, no store, or damaged.
@@ -142,7 +159,7 @@ class Store:
             raise StoreError(
                 f"{path} is missing. Restore a backup of the lab folder, or make a new lab with `labref init`."
             )
-        return cls(path, memory_limit, threads)
+        return cls(path, memory_limit, threads, open_placer)
 
     def close(self) -> None:
         """Close the store; a second time does nothing."""

@@ -32,8 +32,8 @@ __all__ = [
 class NewCell:
     """A file that is a readable cell image not known yet, with all that was measured on it.
 
-    latent : float32[L] and probabilities : float32[c], both from one bundle; average_hash: 64 bit, unsigned;
-    width and height: pixels of the original; mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
+    latent : float32[L] and probabilities : float32[c], both from one bundle; width and height: pixels of the original;
+    mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
     measures: float32[7] of its optics, see `labref.cells.optics`; None leaves them to be measured later.
     fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them
     they are made later, and the cell is compared with no other until then. landmarks: of its picture,
@@ -55,7 +55,6 @@ class NewCell:
     captured_at: datetime | None
     predicted_label: str
     predicted_probability: float
-    average_hash: int
     latent: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     measures: NDArray[np.float32] | None = None
@@ -155,7 +154,6 @@ class Cell:
     slide: str | None
     analyser: str | None
     captured_at: datetime | None
-    average_hash: int
     duplicate_of: str | None
     duplicate_verdict: Outcome | None
     duplicate_group: str | None

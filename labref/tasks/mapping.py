@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from collections.abc import Generator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -157,11 +158,11 @@ def retrain(
             seconds=round(result.seconds, 3),
             trained_at=datetime.now(UTC),
         )
-        trained: Any = som.load(temporary / MAP_FILE)
+        save = partial(som.save, som.load(temporary / MAP_FILE))
         yield cells, cells, "writing the map"
         if verdict == "worse":
-            return store.maps.keep(version, trained)
-        return store.maps.switch(version, trained, Placed(ids, result.nodes, result.errors))
+            return store.maps.keep(version, save)
+        return store.maps.switch(version, save, Placed(ids, result.nodes, result.errors))
     except OSError as error:
         raise LabrefError(
             f"the map could not be trained: {error.strerror or error}. The map before stays in use; look at the free disk space."

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -214,7 +215,7 @@ def _train_map(life: Path) -> None:
             seconds=0.0,
             trained_at=datetime.now(UTC),
         )
-        store.maps.switch(version, trained, Placed(ids, nodes, errors.astype(np.float32)))
+        store.maps.switch(version, partial(som.save, trained), Placed(ids, nodes, errors.astype(np.float32)))
 
 
 def _install(life: Path) -> None:

@@ -81,7 +81,7 @@ def build(path: Path, kind: str, n: int, size: int, *, digest: str = BUNDLE, lab
             )
             connection.execute(
                 "INSERT INTO cell SELECT digest[1:16], digest, path, 30000, 360, 363, label, 'analyser', "
-                "'slide ' || number // 200, 'DC-1', now()::TIMESTAMP, hash(number), NULL, NULL, NULL, now()::TIMESTAMP, number + 1 FROM made"
+                "'slide ' || number // 200, 'DC-1', now()::TIMESTAMP, NULL, NULL, NULL, now()::TIMESTAMP, number + 1 FROM made"
             )
             connection.execute(
                 f"INSERT INTO fingerprint SELECT digest[1:16], {VERSION}, hash(number), hash(number + 0.5) FROM made"

@@ -156,7 +156,6 @@ def _cell(
         captured_at=None,
         predicted_label=known[best],
         predicted_probability=float(probabilities[best]),
-        average_hash=int(digest[16:32], 16),
         latent=latent,
         probabilities=probabilities,
     )

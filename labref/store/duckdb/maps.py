@@ -2,8 +2,8 @@
 on it.
 
 Tables: `map` (a row a version), `map_activation` (the last row of a latent space names the map in use there),
-`map_position` (where each cell lies on the maps in use). Weights: LAB/maps/<number>.npz, as `labref.som.save` writes
-them; whole before the row that names them is there.
+`map_position` (where each cell lies on the maps in use). Weights: LAB/maps/<number>.npz, written and read by what the
+store is handed; whole before the row that names them is there.
 """
 
 from __future__ import annotations
@@ -15,25 +15,20 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from labref import som
 from labref.errors import LabrefError, StoreError
 from labref.failpoints import failpoint
 from labref.files import sync_folder
-from labref.som.placing import Placer
 from labref.store.duckdb import bundles, scan
 from labref.store.duckdb.rows import now
 from labref.store.memory.books import int_to_id
-from labref.store.memory.positions import Placed, Positions
+from labref.store.memory.positions import OpenPlacer, Placed, Placer, Positions
 from labref.store.text import from_column, from_nullable, to_column
-
-if TYPE_CHECKING:
-    from minisom import MiniSom
 
 __all__ = ["KEPT_WEIGHTS", "ActiveMap", "MapCell", "Maps", "StoredMap", "Verdict"]
 
@@ -118,9 +113,11 @@ class Maps:
         reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         writing: AbstractContextManager[Any],
+        open_placer: OpenPlacer | None,
     ) -> None:
-        """folder : of the weights.  reading, transaction, writing : the store's."""
-        self.folder = folder
+        """folder : of the weights.  reading, transaction, writing : the store's.  open_placer : reads weights; without
+        it no map is in use."""
+        self.folder, self._open_placer = folder, open_placer
         self._reading, self._transaction, self._writing = reading, transaction, writing
         self._loaded: dict[str, ActiveMap | None] = {}
         self._problems: dict[str, str] = {}
@@ -250,24 +247,28 @@ class Maps:
 
     # a new version
 
-    def keep(self, trained: StoredMap, weights: MiniSom) -> StoredMap:
-        """Keep a version that is not to be used: its weights, then its row. `trained.number` is given here."""
+    def keep(self, trained: StoredMap, save: Callable[[Path], None]) -> StoredMap:
+        """Keep a version that is not to be used: its weights, then its row. `trained.number` is given here.
+
+        save : writes the weights to a file, whole or not at all.
+        """
         with self._changing:
-            trained = self._save(trained, weights)
+            trained = self._save(trained, save)
             with self._transaction() as connection:
                 _add(connection, trained)
             self.prune()
         return trained
 
-    def switch(self, trained: StoredMap, weights: MiniSom, cells: Placed) -> StoredMap:
+    def switch(self, trained: StoredMap, save: Callable[[Path], None], cells: Placed) -> StoredMap:
         """Keep a version and put it in use: its weights, the places of all cells, and then in one transaction its row,
         the places of cells that came meanwhile, and the switch. Until then the map before stays in use, whatever
         happens.
 
-        cells : where the cells lie that were there when the training began.
+        save : writes the weights to a file, whole or not at all.  cells : where the cells lie that were there when the
+        training began.
         """
         with self._changing:
-            saved = self._save(trained, weights)
+            saved = self._save(trained, save)
             parts = (
                 cells.of(np.arange(start, min(start + _PLACE_ROWS, len(cells))))
                 for start in range(0, len(cells), _PLACE_ROWS)
@@ -289,8 +290,8 @@ class Maps:
                 )
             active = self.active(version.bundle)
             if active is None or active.version.number != number:
-                weights = som.load(self.weights_file(number)).get_weights()
-                parts = (Placed(ids, *_winners(weights, latents)) for ids, latents in self.latents(version.bundle))
+                placer = self._placer(number)
+                parts = (Placed(ids, *placer.place(latents)) for ids, latents in self.latents(version.bundle))
                 self._use(version, parts, lambda connection: None)
         return version
 
@@ -312,8 +313,8 @@ class Maps:
                 return None
             version = _version(*row)
             try:
-                weights = som.load(self.weights_file(version.number)).get_weights()
-                if weights.shape[:2] != (version.rows, version.columns):
+                placer = self._placer(version.number)
+                if (placer.rows, placer.cols) != (version.rows, version.columns):
                     raise LabrefError(f"the weights of map {version.number} are those of another map")
             except LabrefError as error:
                 self._problems[bundle] = str(error)
@@ -329,16 +330,21 @@ class Maps:
             np.asarray(found["node"], np.int64),
             np.asarray(found["quantization_error"], np.float32),
         )
-        return ActiveMap(version, Placer(weights), Positions(version.rows, version.columns, cells))
+        return ActiveMap(version, placer, Positions(version.rows, version.columns, cells))
 
-    def _save(self, trained: StoredMap, weights: MiniSom) -> StoredMap:
+    def _placer(self, number: int) -> Placer:
+        if self._open_placer is None:
+            raise StoreError("the store was opened without what reads maps; open it by `Lab.open_store`")
+        return self._open_placer(self.weights_file(number))
+
+    def _save(self, trained: StoredMap, save: Callable[[Path], None]) -> StoredMap:
         with self._reading() as cursor:
             row = cursor.execute("SELECT coalesce(max(number), 0) + 1 FROM map").fetchone()
         number = int(row[0]) if row else 1
         try:
             self.folder.mkdir(exist_ok=True)
             failpoint("map.write")
-            som.save(weights, self.weights_file(number))
+            save(self.weights_file(number))
             failpoint("map.sync")
             sync_folder(self.folder)
             failpoint("map.written", may_fail=False)
@@ -352,7 +358,7 @@ class Maps:
     def _use(
         self, version: StoredMap, parts: Iterator[Placed], first: Callable[[duckdb.DuckDBPyConnection], None]
     ) -> None:
-        placer = Placer(som.load(self.weights_file(version.number)).get_weights())
+        placer = self._placer(version.number)
         with self._transaction() as connection:  # what a training that was killed had placed
             connection.execute("DELETE FROM map_position WHERE map = ?", [version.number])
         placed: list[Placed] = []
@@ -415,11 +421,6 @@ def _missing(
         return None
     latents = np.array([latent for _, latent in found], np.float32).reshape(len(found), space.latent_size)
     return np.array([cell for cell, _ in found], np.uint64), latents
-
-
-def _winners(weights: NDArray[Any], latents: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    nodes, errors = som.winners(weights, latents)
-    return nodes, errors.astype(np.float32)
 
 
 def _add(connection: duckdb.DuckDBPyConnection, version: StoredMap) -> None:

@@ -347,3 +347,8 @@ def _no_row_without_a_number(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(f"ALTER TABLE {table} ALTER COLUMN number DROP DEFAULT")
     for table in ("cell", "label_change", "file_history", "resemblance", "embedding_failure", "measure", "landmark"):
         connection.execute(f"ALTER TABLE {table} ALTER COLUMN number SET NOT NULL")
+
+
+@migration(13, "the average hash, which nothing asks any more, is no longer kept")
+def _no_average_hash(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("ALTER TABLE cell DROP COLUMN average_hash")

@@ -43,7 +43,6 @@ CELL = {
     "slide": "VARCHAR",
     "analyser": "VARCHAR",
     "captured_at": "TIMESTAMP",
-    "average_hash": "UBIGINT",
     "duplicate_of": "VARCHAR",
     "duplicate_verdict": "VARCHAR",
     "duplicate_group": "VARCHAR",

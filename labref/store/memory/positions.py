@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Placed", "Positions"]
+__all__ = ["OpenPlacer", "Placed", "Placer", "Positions"]
 
 _MERGE_AT: Final = 8192
+
+
+class Placer(Protocol):
+    """Finds where latents lie on one map. Whoever opens the store hands it in; the store does not know how."""
+
+    rows: int
+    cols: int
+
+    def place(self, latents: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The node of each latent float[n, L], row * cols + column, and its distance, the quantisation error: int64[n],
+        float32[n]. Called from any thread."""
+
+
+OpenPlacer = Callable[[Path], Placer]
+"""Opens the file with the weights of a map. Raises `LabrefError` where it is missing or damaged."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
