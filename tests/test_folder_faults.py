@@ -95,7 +95,7 @@ def spoil(changes: dict[str, dict[str, Any]]) -> Callable[..., Any]:
 
 
 UNSTORABLE: dict[str, dict[str, Any]] = {
-    "1.jpg": {"average_hash": -1},  # the database refuses it
+    "1.jpg": {"width": -(2**40)},  # the database refuses it
     "2.jpg": {"captured_at": datetime(2024, 1, 1)},  # labref does
     "3.jpg": {"width": "wide"},
     "4.jpg": {"height": 2**40},
@@ -137,7 +137,7 @@ def test_a_rejection_that_cannot_be_stored_is_left_to_the_check(lab: Lab, monkey
 @pytest.mark.parametrize(
     ("cell", "why"),
     [
-        (new_cell(1, average_hash=2**64), "Conversion"),
+        (new_cell(1, width=2**64), "Conversion"),
         (new_cell(1, height=2**31), "Conversion"),
         (new_cell(1, captured_at=datetime(2024, 1, 1)), "no time zone"),
         (new_cell(1, label_source="an oracle"), "an oracle"),
