@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from labref.errors import ConfigError
 
 __all__ = [
+    "SYSTEM_NAMES",
     "AgentConfig",
     "BundlesConfig",
     "Config",
@@ -38,6 +39,33 @@ __all__ = [
 _PREFIX = "LABREF_"
 _NOT_SETTINGS = frozenset({"LABREF_LAB"})  # names the lab itself
 _LAYOUT_GROUPS = frozenset({"slide", "label", "analyser"})
+
+SYSTEM_NAMES: Final = (
+    # Windows
+    *("$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "$Extend", "found.000", "DfsrPrivate"),
+    *("Thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+    # macOS
+    *(".DS_Store", "._*", "__MACOSX", ".Trashes", ".Spotlight-V100", ".fseventsd", ".TemporaryItems", ".AppleDouble"),
+    *(".AppleDB", ".AppleDesktop", ".DocumentRevisions-V100", "Network Trash Folder", "Temporary Items"),
+    # Linux and its desktops
+    *("lost+found", ".Trash", ".Trash-*", ".thumbnails", ".directory", ".nfs*"),
+    # Synology, QNAP, Buffalo and others
+    *(
+        "@eaDir",
+        "#recycle",
+        "#snapshot",
+        "@tmp",
+        "@sharebin",
+        "@SynoResource",
+        "@SynoEAStream",
+        ".SynologyWorkingDirectory",
+    ),
+    *("@Recycle", "@Recently-Snapshot", "@Transcode", ".@__thumb", ".@upload_cache", ".@qmr", ".streams", "trashbox"),
+    *(".recycle", "recycle.bin", ".wdmc", ".stversions", ".stfolder"),
+    # snapshots: NetApp, ZFS, Btrfs, Ceph, Windows' previous versions
+    *(".snapshot", "~snapshot", ".snapshots", ".zfs", ".snap", ".ckpt", "@GMT-*"),
+)
+"""Names of folders and files that platforms and makers of file servers reserve."""
 
 LabelSourceName = Literal["reviewed", "analyser", "predicted"]
 
@@ -84,6 +112,8 @@ class WatchConfig(_Section):
     rescan_seconds : most seconds between two full scans, varied by ±10 %; folders that are scanned quickly are scanned
     sooner.
     extensions : file-name endings of images, with the dot; other files are ignored and counted.
+    system_names : names of folders and files that the operating system or a file server keeps for itself (thumbnails,
+    waste baskets, snapshots), upper and lower case alike, `*` for any characters; such folders are not entered.
     analyser : name of the analyser the cells come from, unless their folder has one of its own or a pattern finds it in
     the path.
     analysers : names of the analysers of single folders: a folder, written as in `folders`, and its analyser.
@@ -99,7 +129,8 @@ class WatchConfig(_Section):
     complete_seconds: float = Field(default=10.0, ge=0.0, le=3600)
     settle_limit_seconds: float = Field(default=120.0, ge=1.0, le=86400)
     rescan_seconds: float = Field(default=900.0, ge=1.0, le=86400)
-    extensions: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff")
+    extensions: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff")
+    system_names: tuple[str, ...] = SYSTEM_NAMES
     analyser: str | None = None
     analysers: dict[Path, str] = Field(default_factory=dict)
     layout: tuple[LayoutPattern, ...] = ()
@@ -113,6 +144,14 @@ class WatchConfig(_Section):
             if not re.fullmatch(r"\.[^./\\]+", ending):
                 raise ValueError(f'holds {ending!r}; an ending is written with its dot, like ".jpg"')
         return tuple(ending.lower() for ending in value)
+
+    @field_validator("system_names")
+    @classmethod
+    def _names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"[^/\\]+", name) or not name.strip("*. "):
+                raise ValueError(f"holds {name!r}; it is the name of one folder or file, without slashes")
+        return value
 
     @model_validator(mode="after")
     def _analysers_of_folders(self) -> Self:

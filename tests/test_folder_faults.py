@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
+import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,17 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from labref.agent import pipeline, reader
-from labref.agent.reader import Prepared
+from labref.agent import pipeline, reader, run
+from labref.agent.reader import Prepared, Refused, read_cell
 from labref.bundles.bundle import Bundle
-from labref.errors import StoreError, UnstorableError
-from labref.export.scan import Signature
+from labref.cli import app
+from labref.config import WatchConfig
+from labref.errors import AgentError, StoreError, UnstorableError
+from labref.export.layout import PathMeaning
+from labref.export.roots import Roots
+from labref.export.scan import UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
 from labref.lab import Lab
 from labref.store import Rejected, Store
 from labref.web import desk
 from tests.labs import ledger, make_lab, once
 from tests.stores import BUNDLE, new_cell, new_store
+from tests.test_bad_input import without_rights_beyond_the_file_modes
 
 FEW = 6
 
@@ -73,13 +84,13 @@ def test_a_file_of_any_time_is_stored_with_the_others(
     assert once(lab).unchanged == FEW, "what is stored is what is seen again"
     assert faults(lab) == {}
     with lab.open_store() as store:
-        cells = {Path(cell.path).name: cell for cell in store.cells(store_ids(lab, store)).values()}
+        cells = {Path(cell.path).name: cell for cell in store.cells(store_ids(store)).values()}
     assert cells["4.jpg"].captured_at == datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)
     assert cells["0.jpg"].captured_at is not None and cells["0.jpg"].captured_at.year == 1677
     assert cells["1.jpg"].captured_at is not None and cells["1.jpg"].captured_at.year == 2262
 
 
-def store_ids(lab: Lab, store: Store) -> list[str]:
+def store_ids(store: Store) -> list[str]:
     return [row.cell_id for row in store.ledger() if row.cell_id is not None]
 
 
@@ -177,3 +188,378 @@ def test_sizes_and_times_outside_64_bits_are_brought_to_the_limits(tmp_path: Pat
         os.stat_result((0o100644, 1, 1, 1, 0, 0, 5, 0, 0, 0), {"st_mtime_ns": number, "st_ctime_ns": number})
     )
     assert (seen.mtime_ns, seen.ctime_ns) == (limit, limit)
+
+
+# only what is certainly gone counts as gone
+
+
+def scanned(*roots: Path, **how: Any) -> tuple[dict[str, Candidate], ScanReport]:
+    """What a scan finds: candidates by path below the first root, and its report."""
+    report = ScanReport()
+    how = {"extensions": (".jpg",), "excluded": ()} | how
+    found = list(scan(roots, report=report, **how))
+    named = {Path(os.path.relpath(candidate.path, roots[0])).as_posix(): candidate for candidate in found}
+    assert len(named) == len(found), "a file was found twice"
+    return named, report
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, below: Path, number: int, *calls: str) -> None:
+    """Let system calls on what lies below a folder fail with this error number, as a share or a disk does."""
+    for name in calls:
+        real = getattr(os, name)
+
+        def call(path: Any = ".", *rest: Any, real: Any = real, **named: Any) -> Any:
+            if isinstance(path, str | Path) and str(path).startswith(str(below) + os.sep):
+                raise OSError(number, os.strerror(number), path)
+            return real(path, *rest, **named)
+
+        monkeypatch.setattr(os, name, call)
+
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="permission bits, and paths of any length, are POSIX' own")
+
+
+@POSIX
+def test_a_folder_that_may_be_listed_but_not_entered_hides_nothing(lab: Lab, export: Path) -> None:
+    (export / "shut" / "deeper").mkdir(parents=True)
+    (export / "0.jpg").rename(export / "shut" / "0.jpg")
+    (export / "1.jpg").rename(export / "shut" / "deeper" / "1.jpg")
+    (export / "shut").chmod(0o444)
+    try:
+        summary, found = without_rights_beyond_the_file_modes(lambda: (once_and_fail(lab), faults(lab)))
+    finally:
+        (export / "shut").chmod(0o755)
+    assert (summary["stored"], summary["rejected"]) == (FEW - 2, 1)
+    assert summary["unreachable"] == [str(export / "shut" / "deeper")]
+    assert found["folder_unreadable"] == [str(export / "shut" / "deeper")]
+    assert ledger(lab)["shut/0.jpg"]["reason"] == "no permission to read it; give the agent's user read access"
+    assert once(lab).stored == 2, "they are taken in as soon as they can be"
+    assert faults(lab) == {}
+
+
+def once_and_fail(lab: Lab) -> dict[str, Any]:
+    """One pass that ends with an error for its unreadable folders; its summary."""
+    said = io.StringIO()
+    with pytest.raises(AgentError, match="folders could not be read"), contextlib.redirect_stdout(said):
+        run(lab, once=True, json=True)
+    summary: dict[str, Any] = json.loads(said.getvalue())
+    return summary
+
+
+@POSIX
+def test_paths_longer_than_the_system_takes_have_an_outcome(lab: Lab, export: Path) -> None:
+    cell = (export / "0.jpg").read_bytes()
+    part = "n" * 250
+    inside = os.open(export, os.O_RDONLY)
+    length = len(str(export))
+    deep: list[int] = [inside]
+    while length < 4096:
+        if length + 251 + 6 < 4096 <= length + 251 + 200:
+            with open(os.open("m" * 196 + ".jpg", os.O_CREAT | os.O_WRONLY, dir_fd=deep[-1]), "wb") as file:  # noqa: PTH123
+                file.write(cell)
+        os.mkdir(part, dir_fd=deep[-1])
+        deep.append(os.open(part, os.O_RDONLY, dir_fd=deep[-1]))
+        length += 251
+        for name in ("a.jpg", "m" * 196 + ".jpg"):
+            with open(os.open(name, os.O_CREAT | os.O_WRONLY, dir_fd=deep[-1]), "wb") as file:  # noqa: PTH123
+                file.write(cell)
+    try:
+        named, report = scanned(export)
+        everything = 2 * (len(deep) - 1) + FEW
+        assert len(named) == everything - 2, "all but those of the one folder that cannot be listed"
+        assert len(report.unreadable) == 1
+        refused = [candidate.refusal for candidate in named.values() if candidate.refusal]
+        assert all(str(why).startswith("its path is longer than this system takes (4") for why in refused)
+        assert len(faults(lab)["folder_unreadable"]) == 1
+    finally:
+        for number in range(len(deep) - 1, 0, -1):
+            for name in os.listdir(deep[number]):
+                with contextlib.suppress(IsADirectoryError):
+                    os.unlink(name, dir_fd=deep[number])
+            os.close(deep[number])
+            os.rmdir(part, dir_fd=deep[number - 1])
+        os.close(inside)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.EACCES, "no permission to read it"),
+        (errno.EIO, "cannot be read: Input/output error"),
+        (errno.ESTALE, "cannot be read: Stale file handle"),
+        (errno.ENAMETOOLONG, "its path is longer than this system takes"),
+        (errno.ENOENT, "listed in its folder, but the system does not find it"),
+    ],
+)
+@pytest.mark.parametrize("calls", [("stat", "lstat"), ("open",)])
+def test_a_file_that_is_there_and_cannot_be_read_has_an_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str, calls: tuple[str, ...]
+) -> None:
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    seen = look(str(tmp_path / "1.jpg"), str(tmp_path))
+    assert seen is not None
+    refuse(monkeypatch, tmp_path, number, *calls)
+    if "stat" in calls:
+        again = look(str(tmp_path / "1.jpg"), str(tmp_path))
+        assert again is not None and str(again.refusal).startswith(reason)
+    read = read_cell(
+        seen,
+        place=lambda _: PathMeaning(None, None, "predicted", None),
+        removed=lambda _: None,
+        is_stored=lambda _: False,
+        keep=lambda *_: None,
+        heal=lambda *_: None,
+        max_bytes=1000,
+    )
+    assert isinstance(read, Refused) and read.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG])
+@pytest.mark.parametrize("call", ["stat", "scandir"])
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "1.jpg").touch()
+    refuse(monkeypatch, tmp_path / "a", number, call)
+    named, report = scanned(tmp_path)
+    assert list(named) == ["c/1.jpg"]
+    assert report.unreadable == [str(tmp_path / "a" / "b")]
+
+
+def test_what_is_gone_is_gone_and_what_is_out_of_reach_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = tmp_path / "export"
+    (export / "a").mkdir(parents=True)
+    path = str(export / "a" / "1.jpg")
+    assert look(path, str(export)) is None
+    (export / "a").rmdir()
+    assert look(path, str(export)) is None, "it went with its folder"
+    export.rename(tmp_path / "away")
+    seen = look(path, str(export))
+    assert seen is not None and seen.refusal == UNREACHABLE, "the share went: nobody can say"
+    (tmp_path / "away").rename(export)
+    (export / "a").symlink_to(tmp_path / "not mounted", target_is_directory=True)
+    seen = look(path, str(export))
+    assert seen is not None and seen.refusal == UNREACHABLE
+    (export / "a").unlink()
+    refuse(monkeypatch, tmp_path, errno.EACCES, "scandir")
+    seen = look(path, str(export))
+    assert seen is not None and seen.refusal == UNREACHABLE, "a folder that cannot be listed proves nothing"
+
+
+def test_a_share_that_goes_while_files_are_read_takes_no_outcome_back(
+    lab: Lab, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once(lab)
+    before = {name: row["outcome"] for name, row in ledger(lab).items()}
+    for path in export.iterdir():
+        os.utime(path, ns=(1, 1))
+    real = pipeline.read_cell
+
+    def read(candidate: Any, **how: Any) -> Any:
+        with contextlib.suppress(OSError):
+            export.rename(export.with_name("away"))
+        return real(candidate, **how)
+
+    monkeypatch.setattr(pipeline, "read_cell", read)
+    once(lab)
+    export.with_name("away").rename(export)
+    assert {name: row["outcome"] for name, row in ledger(lab).items()} == before
+
+
+def test_folders_of_one_number_are_all_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network shares number folders badly: on some each is 0."""
+    names = ["a/1.jpg", "a/b/2.jpg", "a/b/c/3.jpg", "d/1.jpg", "d/b/2.jpg", "elsewhere/4.jpg"]
+    for name in names:
+        (tmp_path / "export" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "export" / name).touch()
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "5.jpg").touch()
+    (tmp_path / "export" / "link").symlink_to(tmp_path / "out", target_is_directory=True)
+    (tmp_path / "export" / "d" / "loop").symlink_to(tmp_path / "export", target_is_directory=True)
+    real = os.stat
+
+    def numbered(path: Any, **how: Any) -> os.stat_result:
+        seen = real(path, **how)
+        return os.stat_result((seen.st_mode, 0, 0, *tuple(seen)[3:])) if stat.S_ISDIR(seen.st_mode) else seen
+
+    monkeypatch.setattr(os, "stat", numbered)
+    named, report = scanned(tmp_path / "export", excluded=[tmp_path / "lab"])
+    assert sorted(named) == sorted([*names, "link/5.jpg"])
+    assert report.unreadable == report.unreachable == []
+
+
+def test_a_folder_that_a_server_shows_in_itself_is_named_and_not_walked_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").touch()
+    real_scan, real_stat = os.scandir, os.stat
+
+    def inside(path: str) -> str:
+        return path.replace("/again", "")
+
+    class Again:
+        name = "again"
+
+        def __init__(self, folder: str) -> None:
+            self.path = folder + "/again"
+
+        def is_symlink(self) -> bool:
+            return False
+
+        def is_dir(self, *, follow_symlinks: bool) -> bool:
+            return True
+
+    @contextlib.contextmanager
+    def listing(path: str) -> Iterator[Any]:
+        with real_scan(inside(path)) as entries:
+            yield [*entries, Again(path)] if inside(path) == str(tmp_path / "a") else list(entries)
+
+    monkeypatch.setattr(os, "scandir", listing)
+    monkeypatch.setattr(os, "stat", lambda path, **how: real_stat(inside(path), **how))
+    named, report = scanned(tmp_path)
+    assert list(named) == ["a/1.jpg"]
+    assert report.unreadable == [str(tmp_path / "a" / "again")]
+
+
+def test_status_names_a_watched_folder_that_cannot_be_listed(
+    lab: Lab, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert desk.status(lab)["watch"] == [{"folder": str(export), "how": "unwatched"}]
+    refuse(monkeypatch, export.parent, errno.EACCES, "scandir")
+    assert desk.status(lab)["watch"] == [{"folder": str(export), "how": "unreadable"}]
+    monkeypatch.undo()
+    export.rename(export.with_name("away"))
+    assert desk.status(lab)["watch"] == [{"folder": str(export), "how": "missing"}]
+
+
+# what is no image by its name
+
+
+def test_files_that_are_left_alone_are_told_of(lab: Lab, export: Path) -> None:
+    cell = (export / "0.jpg").read_bytes()
+    for path in export.iterdir():
+        path.unlink()
+    for name in ("a.jp2", "b.JP2", "c.webp", "readme", ".hidden.jpg", "d." + "x" * 40):
+        (export / name).write_bytes(cell)
+    done = CliRunner().invoke(app, ["agent", "--once", "--lab", str(lab.folder)])
+    assert "6 other files (no ending, .jp2, .webp, hidden) left alone" in done.stdout
+    done = CliRunner().invoke(app, ["ledger", "--check", "--lab", str(lab.folder)])
+    assert "6 other files (no ending, .jp2, .webp, hidden) left alone" in done.stdout
+    (export / "e.jxl").write_bytes(cell)
+    done = CliRunner().invoke(app, ["agent", "--once", "--json", "--lab", str(lab.folder)])
+    said = json.loads(done.stdout)
+    assert (said["found"], said["ignored"]) == (0, 7)
+    assert said["others"] == {".jp2": 2, "": 2, ".webp": 1, "hidden": 1, ".jxl": 1}
+    assert left_alone({".jp2": 1}, 0)[0].startswith("1 other file (.jp2) left alone")
+    assert "(a, b, c, d …)" in left_alone(dict.fromkeys("abcde", 1), 0)[0]
+
+
+def test_a_jfif_is_a_jpeg(lab: Lab, export: Path) -> None:
+    (export / "0.jpg").rename(export / "0.JFIF")
+    assert once(lab).stored == FEW
+    assert ledger(lab)["0.JFIF"]["outcome"] == "stored"
+
+
+# what platforms and file servers keep for themselves
+
+SYSTEM = ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "lost+found", "#Snapshot"]
+SYSTEM += [".@__thumb", "~snapshot", ".zfs", "@Recently-Snapshot", ".Trashes", "__MACOSX", "@GMT-2024.01.01-00.00.00"]
+
+
+def test_system_folders_are_not_entered_and_counted(lab: Lab, export: Path) -> None:
+    for number, name in enumerate(SYSTEM):
+        (export / name / "basophil").mkdir(parents=True)
+        shutil.copy(export / "0.jpg", export / name / f"{number}.jpg")
+        shutil.copy(export / "0.jpg", export / name / "basophil" / f"{number}.jpg")
+    for name in ("Thumbs.db", "desktop.ini", "._0.jpg"):
+        (export / name).touch()
+    summary = once(lab)
+    assert (summary.found, summary.stored, summary.reserved, summary.ignored) == (FEW, FEW, len(SYSTEM) + 3, 0)
+    assert faults(lab) == {}
+    with lab.open_store() as store:
+        assert not any("recycle" in str(slide) for slide in store.counts().by_slide)
+
+
+def test_the_list_of_system_names_is_a_setting(tmp_path: Path) -> None:
+    for name in ("@eaDir", "bin 1", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").touch()
+    assert list(scanned(tmp_path, reserved=())[0]) == ["@eaDir/1.jpg", "bin 1/1.jpg", "old/1.jpg"]
+    named, report = scanned(tmp_path, reserved=("BIN*", "Old"))
+    assert (list(named), report.reserved) == (["@eaDir/1.jpg"], 2)
+    assert list(scanned(tmp_path / "old", reserved=("old",))[0]) == ["1.jpg"], "who watches one means it"
+    with pytest.raises(ValueError, match="one folder or file"):
+        WatchConfig(system_names=("a/b",))
+    with pytest.raises(ValueError, match="one folder or file"):
+        WatchConfig(system_names=("*",))
+
+
+# one watched folder in another
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_innermost_watched_folder_counts(tmp_path: Path, order: int, linked: bool) -> None:
+    outer, inner = tmp_path / "export", tmp_path / "export" / "scope 2" / "cells"
+    inner.mkdir(parents=True)
+    for folder in (outer, inner.parent, inner):
+        (folder / "1.jpg").touch()
+    (outer / "link").symlink_to(inner, target_is_directory=True)
+    if linked:
+        (tmp_path / "inner").symlink_to(inner, target_is_directory=True)
+        inner = tmp_path / "inner"
+    roots = [outer, inner][::order]
+    report = ScanReport()
+    found = {c.path: c.root for c in scan(roots, extensions=(".jpg",), excluded=(), report=report)}
+    assert found == {
+        str(outer / "1.jpg"): str(outer),
+        str(outer / "scope 2" / "1.jpg"): str(outer),
+        str(inner / "1.jpg"): str(inner),
+    }
+    homes = Roots(roots)
+    event = str(outer / "scope 2" / "cells" / "1.jpg")
+    assert homes.home(event, str(outer)) == (str(inner / "1.jpg"), str(inner))
+    assert homes.home(str(outer / "scope 2" / "1.jpg"), str(outer)) == (str(outer / "scope 2" / "1.jpg"), str(outer))
+    assert homes.home(str(inner / "1.jpg"), str(inner)) == (str(inner / "1.jpg"), str(inner))
+
+
+def test_an_event_is_looked_at_only_where_a_scan_would_look(tmp_path: Path) -> None:
+    homes = Roots([tmp_path], excluded=[tmp_path / "lab" / "images"], reserved=("@eaDir",))
+    root = str(tmp_path)
+    assert homes.home(str(tmp_path / "a" / "1.jpg"), root) == (str(tmp_path / "a" / "1.jpg"), root)
+    assert homes.home(str(tmp_path / "a" / "@EAdir" / "1.jpg"), root) is None
+    assert homes.home(str(tmp_path / "lab" / "images" / "ab" / "1.jpg"), root) is None
+    inside = Roots([tmp_path, tmp_path / "@eaDir"], reserved=("@eaDir",))
+    assert inside.home(str(tmp_path / "@eaDir" / "1.jpg"), root) == (
+        str(tmp_path / "@eaDir" / "1.jpg"),
+        str(tmp_path / "@eaDir"),
+    )
+
+
+def test_one_folder_watched_under_two_names_is_walked_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").touch()
+    (tmp_path / "b").symlink_to(tmp_path / "a", target_is_directory=True)
+    named, _ = scanned(tmp_path / "a", tmp_path / "b", tmp_path / "c" / ".." / "a")
+    assert list(named) == ["1.jpg"]
+
+
+def test_slide_and_analyser_come_from_the_innermost_folder(tmp_path: Path, export: Path, starter: Bundle) -> None:
+    inner = export / "run 2" / "scope"
+    (inner / "S1").mkdir(parents=True)
+    (export / "0.jpg").rename(inner / "S1" / "0.jpg")
+    made = make_lab(tmp_path / "lab", export, starter)
+    watch = made.config.watch.model_copy(
+        update={"folders": (export, inner), "analyser": "A", "analysers": {inner: "B"}}
+    )
+    nested = replace(made, config=made.config.model_copy(update={"watch": watch}))
+    once(nested)
+    with nested.open_store() as store:
+        cells = {Path(cell.path).name: cell for cell in store.cells(store_ids(store)).values()}
+    assert (cells["0.jpg"].slide, cells["0.jpg"].analyser) == ("S1", "B")
+    assert {cell.analyser for name, cell in cells.items() if name != "0.jpg"} == {"A"}
+    assert faults(nested) == {}

@@ -44,7 +44,7 @@ ROOMS = {
     "operations": "words errors failpoints progress times config cells bundles som export store.memory store.duckdb store lab asking tasks",
     "web": "errors progress bundles export store lab asking tasks operations",
     "agent": "words errors failpoints times cpus cells bundles export store lab asking tasks operations web",
-    "cli": "errors progress times cells som pictures lab tasks web agent",
+    "cli": "errors progress times cells som pictures export lab tasks web agent",
     "demo": "errors lab web cli",
     "__main__": "cli",
     "labref": "",

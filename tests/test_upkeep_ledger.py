@@ -103,6 +103,8 @@ def test_a_sound_lab_is_found_sound(lab: Lab) -> None:
         "changed": 0,
         "gone": 0,
         "unreadable_folders": 0,
+        "others": {},
+        "reserved": 0,
     }
     assert images == {"read": 32, "bytes": sum(path.stat().st_size for path in kept(lab))}
 

@@ -18,7 +18,7 @@ from labref.cells.optics import measure
 from labref.cells.sameness import marks
 from labref.errors import UnreadableImageError
 from labref.export.layout import PathMeaning
-from labref.export.scan import GONE, Candidate, Signature
+from labref.export.scan import Candidate, Signature, refusal
 from labref.words import Fingerprint, Landmark
 
 __all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
@@ -103,14 +103,10 @@ def read_cell(
         return Refused(candidate, candidate.signature, candidate.refusal)
     try:
         data, signature = _read_whole(candidate.path, max_bytes)
-    except FileNotFoundError:
-        return Refused(candidate, None, GONE)
-    except PermissionError:
-        return Refused(candidate, None, "no permission to read it; give the agent's user read access")
     except _TooLargeError as error:
         return Refused(candidate, error.signature, str(error))
     except OSError as error:
-        return Refused(candidate, None, f"cannot be read: {error.strerror or error}")
+        return Refused(candidate, None, refusal(candidate.path, candidate.root, error))
     if data is None:
         return NotYet(candidate, True, "changed while it was read")
     name = digest(data)

@@ -29,7 +29,8 @@ from labref.cpus import usable_cpus
 from labref.errors import AgentError, LabError
 from labref.export.layout import Layout
 from labref.export.paths import path_to_text
-from labref.export.scan import GONE, Candidate, ScanReport, look, scan
+from labref.export.roots import Roots
+from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, condition, left_alone, look, scan
 from labref.export.settle import Settling
 from labref.export.watch import Watcher
 from labref.lab import Lab
@@ -64,7 +65,8 @@ class Summary:
     found : files with an image's name that were met; each has exactly one of the outcomes stored, duplicate,
     possible_duplicate and rejected, or was unchanged since an earlier pass.  embedded : cells that went through the
     networks.
-    ignored : other files.  vanished : files deleted while they were still being written.  unreachable : watched
+    ignored : other files, and others : the same by their endings.  reserved : folders and files with a name of the
+    system's, not looked at.  vanished : files deleted while they were still being written.  unreachable : watched
     folders, and
     folders in them, that could not be read.  interrupted : asked to end before the pass was whole.
     """
@@ -79,6 +81,8 @@ class Summary:
     seconds: float = 0.0
     cells_per_second: float = 0.0
     ignored: int = 0
+    others: dict[str, int] = field(default_factory=dict)
+    reserved: int = 0
     vanished: int = 0
     unreachable: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -105,7 +109,7 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
     if json:
         print(jsonlib.dumps(asdict(summary)), flush=True)
     elif once:
-        told.print(_told(summary), highlight=False, soft_wrap=True)
+        told.print(_told(summary), highlight=False, markup=False, soft_wrap=True)
     if once and summary.unreachable and not summary.interrupted:
         raise AgentError(
             f"{len(summary.unreachable)} folders could not be read: {', '.join(summary.unreachable[:3])}. Mount them, or give the "
@@ -126,6 +130,7 @@ def _told(summary: Summary) -> str:
         lines.append(f"{summary.embedded} cells embedded, {summary.cells_per_second:.1f} a second.")
     if summary.rejected:
         lines.append("Why: labref ledger --outcome rejected")
+    lines += left_alone(summary.others, summary.reserved)
     if summary.interrupted:
         lines.append("Ended before the pass was whole; run it again to take in the rest.")
     return "\n".join(lines)
@@ -359,7 +364,11 @@ class _Agent:
         self._unchanged = 0
         pumped = time.monotonic()
         for candidate in scan(
-            self._lab.watched, extensions=self._watch.extensions, excluded=self._lab.excluded(), report=report
+            self._lab.watched,
+            extensions=self._watch.extensions,
+            excluded=self._lab.excluded(),
+            reserved=self._watch.system_names,
+            report=report,
         ):
             if self._stop.is_set():
                 break
@@ -389,7 +398,9 @@ class _Agent:
                 seconds=round(took, 3),
                 unchanged=self._unchanged,
                 ignored=report.ignored,
+                reserved=report.reserved,
                 unreachable=len(report.unreachable),
+                unreadable=len(report.unreadable),
             )
         return took
 
@@ -417,8 +428,9 @@ class _Agent:
     def _take_hints(self, watcher: Watcher) -> bool:
         """Look at the files that events named; True where a scan is wanted as well."""
         hints, wanted = watcher.hints()
-        own = tuple(str(folder) + os.sep for folder in self._lab.excluded())
-        self._look_at({path: root for path, root in hints.items() if not path.startswith(own)})
+        if hints:
+            roots = Roots(self._lab.watched, self._lab.excluded(), self._watch.system_names)
+            self._look_at(dict(filter(None, (roots.home(path, root) for path, root in hints.items()))))
         return wanted
 
     def _look_at(self, paths: dict[str, str]) -> None:
@@ -467,8 +479,10 @@ class _Agent:
                 self._reasons.pop(file.path, None)
 
     def _is_recorded(self, path: str, reason: str) -> bool:
-        # what is gone keeps the outcome it had
-        return path in self._known if reason == GONE else self._reasons.get(path) == reason
+        # what is gone, or out of reach for now, keeps the outcome it had
+        if reason in (GONE, UNREACHABLE):
+            return path in self._known
+        return self._reasons.get(path) == reason
 
     def _remember_files(self) -> None:
         """Read what the ledger has of every file, for the first time or after rows were taken out of it."""
@@ -534,7 +548,7 @@ class _Agent:
         methods = self._watcher.methods() if self._watcher is not None else {}
         otherwise = "one pass" if self._once else "unwatched"
         watch = [
-            {"folder": path_to_text(str(root)), "how": methods.get(root, otherwise if root.is_dir() else "missing")}
+            {"folder": path_to_text(str(root)), "how": condition(root) or methods.get(root, otherwise)}
             for root in self._lab.watched
         ]
         at, took = self._last_scan or (None, None)
@@ -549,6 +563,9 @@ class _Agent:
             "embedded": self._pipeline.tally.embedded,
             "last_scan_at": at,
             "last_scan_seconds": took,
+            "unreadable": [path_to_text(folder) for folder in self._last_report.unreadable],
+            "others": dict(self._last_report.others.most_common()),
+            "reserved": self._last_report.reserved,
             "jobs": self._jobs.status(),
         }
         return {"watch": watch, "agent": agent}
@@ -584,6 +601,8 @@ class _Agent:
             seconds=round(seconds, 3),
             cells_per_second=round(tally.embedded / seconds, 2) if seconds > 0 else 0.0,
             ignored=self._last_report.ignored,
+            others=dict(self._last_report.others.most_common()),
+            reserved=self._last_report.reserved,
             vanished=self._settling.vanished,
             unreachable=[
                 path_to_text(folder) for folder in (*self._last_report.unreachable, *self._last_report.unreadable)

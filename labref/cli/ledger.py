@@ -11,6 +11,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
+from labref.export.scan import left_alone
 from labref.times import local
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ file where that is still the same, removes links and embeddings of cells that ar
 whose outcome stands for nothing, and moves bytes that no cell has to the lab's folder `unclaimed`.
 
 With --check --json, one JSON object: ok, summary {files, outcomes, cells, embeddings}, checked {store, export {on_disk,
-with_outcome, without_outcome, changed, gone, unreadable_folders}, images {read, bytes}} (null where not looked at),
+with_outcome, without_outcome, changed, gone, unreadable_folders, others {ending: files that are no images by name},
+reserved (folders and files of the system's own)}, images {read, bytes}} (null where not looked at),
 faults [{fault, count, examples, remedy}], repaired {fault: count}, seconds.
 """
 
@@ -175,6 +177,7 @@ def _told(row: Mapping[str, Any]) -> Iterator[str]:
         if export := row["checked"]["export"]:
             gone = f", {export['gone']} with an outcome are gone from there" if export["gone"] else ""
             yield f"{export['with_outcome']} of {export['on_disk']} files in the export folders have their outcome{gone}"
+            yield from left_alone(export["others"], export["reserved"])
         if images := row["checked"]["images"]:
             yield f"{images['read']} kept images read, {images['bytes'] / 1e6:.0f} MB"
         yield f"{'All is well' if row['ok'] else 'Not all is well'}, after {row['seconds']:.1f} s."

@@ -10,6 +10,7 @@ import typer
 from labref.cli._shared import JsonOption, LabOption, print_json
 from labref.cli.bundle import change_lines
 from labref.errors import LabrefError
+from labref.export.scan import left_alone
 from labref.times import local
 
 __all__ = ["add_to"]
@@ -28,9 +29,11 @@ Examples:
 With --json, one object: lab (folder), version (of labref), bundle {name, version, digest}, without_latent (cells still
 to be embedded by it), bundle_change (null, or the change under way, as `labref bundle activate --json` says), provider
 and provider_line (where the networks run, and why), cells (stored), outcomes {outcome: files}, labels, label_sources,
-slides and analysers {name: cells}, watch [{folder, how (unwatched while no agent runs; missing when it is not there)}],
-optics (below), attention [what somebody has to see to], and agent, null while none runs, else {pid, port, started_at, state, problem (null, or what keeps it from
-storing), waiting (files still being written), in_flight, embedded, last_scan_at, last_scan_seconds}.
+slides and analysers {name: cells}, watch [{folder, how (unwatched while no agent runs; missing when it is not there,
+unreadable when it cannot be listed)}], optics (below), attention [what somebody has to see to], and agent, null while
+none runs, else {pid, port, started_at, state, problem (null, or what keeps it from storing), waiting (files still being
+written), in_flight, embedded, last_scan_at, last_scan_seconds, unreadable [folder, ...], others {ending: files that are
+no images by name}, reserved (the system's own folders and files)}.
 
 optics, an object for each analyser: analyser, cells, today (measured in the last 24 hours), median, drift (of today's
 cells off those before), from_training (off the cells that the bundle was trained on), warnings [{measure, than (past or
@@ -74,6 +77,7 @@ def _text(found: Mapping[str, Any]) -> str:
         busy = agent["waiting"] + agent["in_flight"]
         scan = f", last scan {local(agent['last_scan_at'])}" if agent["last_scan_at"] else ""
         lines.append(("", f"{busy} files on their way, {agent['embedded']} cells embedded since its start{scan}"))
+        lines += [("", line) for line in left_alone(agent["others"], agent["reserved"])]
         running = agent["jobs"]["running"]
         if running is not None:
             share = f", {running['done']} of {running['total']}" if running["total"] else ""

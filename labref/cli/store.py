@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,7 +181,7 @@ def restore(
             f"{row['cells']} cells are in {row['lab']}, as they were at {local(row['made_at'])} (labref {row['made_by']})."
         )
         lab = Lab.open(Path(row["lab"]))
-        missing = [folder for folder in lab.watched if not folder.is_dir()]
+        missing = [folder for folder in lab.watched if not os.path.isdir(folder)]  # noqa: PTH112
         if missing:
             typer.echo(f"It watches {missing[0]}, which is not here; change [watch] folders in {lab.config_file}.")
 

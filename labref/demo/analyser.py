@@ -48,7 +48,7 @@ _FOLDERS: Final = {  # class: (folder, file-name code) as CellaVision's software
     "neutrophil": ("Segmented neutrophils", "SNE"),
 }
 _SIGNED_SHARE: Final = 0.6
-_IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+_IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)

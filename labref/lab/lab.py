@@ -316,8 +316,8 @@ def absolute(path: Path) -> Path:
 
 def _watchable(path: Path, lab_folder: Path) -> Path:
     path = absolute(path)
-    if not path.is_dir():
-        what = "is no folder" if path.exists() else "does not exist"
+    if not os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises where a folder above it cannot be entered
+        what = "is no folder" if os.path.exists(path) else "does not exist, or cannot be reached"  # noqa: PTH110
         raise LabError(f"the folder to watch, {path}, {what}. Make it first, or correct --watch.")
     real, lab_real = path.resolve(), lab_folder.resolve()
     own = [lab_real, *(lab_real / name for name in ("images", "bundles", "logs"))]

@@ -125,6 +125,11 @@ class CheckedExport(Answer):
     changed: int = Field(description="Those that changed since.")
     gone: int = Field(description="Files with an outcome that are no longer there.")
     unreadable_folders: int = Field(description="Folders that could not be read.")
+    others: dict[str, int] = Field(
+        description='Files that are no images by their names, by ending: "" without one, `hidden` for names that begin '
+        "with a dot."
+    )
+    reserved: int = Field(description="Folders and files with a name of the system's own, which are not looked at.")
 
 
 class CheckedImages(Answer):
@@ -224,7 +229,11 @@ def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[
     with store.comparison() as comparison:
         part: list[tuple[str, int | None, int | None]] = []
         for candidate in scan(
-            lab.watched, extensions=lab.config.watch.extensions, excluded=lab.excluded(), report=report
+            lab.watched,
+            extensions=lab.config.watch.extensions,
+            excluded=lab.excluded(),
+            reserved=lab.config.watch.system_names,
+            report=report,
         ):
             signature = candidate.signature
             size, mtime = (None, None) if signature is None else (signature.size_bytes, signature.mtime_ns)
@@ -255,6 +264,8 @@ def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[
         "changed": len(files.changed),
         "gone": files.gone,
         "unreadable_folders": len(unreadable),
+        "others": dict(report.others.most_common()),
+        "reserved": report.reserved,
     }
 
 

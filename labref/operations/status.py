@@ -10,6 +10,7 @@ from pydantic import Field
 
 from labref.asking.answer import store_status
 from labref.export.paths import path_to_text
+from labref.export.scan import condition
 from labref.operations import operation
 from labref.operations.bundle import BundleChange
 from labref.operations.models import Answer, BundleName, JobEnded, JobRunning
@@ -25,9 +26,9 @@ class WatchedFolder(Answer):
     """A folder of the analyser's export."""
 
     folder: str = Field(description="The folder.")
-    how: Literal["events", "polling", "one pass", "unwatched", "missing"] = Field(
+    how: Literal["events", "polling", "one pass", "unwatched", "missing", "unreadable"] = Field(
         description="How it is watched; `one pass` by `labref agent --once`, `unwatched` while no agent runs, `missing` "
-        "where it is not there."
+        "where it is not there, `unreadable` where it cannot be listed."
     )
 
 
@@ -52,6 +53,9 @@ class AgentStatus(Answer):
     embedded: int = Field(description="Cells embedded since its start.")
     last_scan_at: str | None = Field(description="When its last full scan ended, ISO 8601, UTC.")
     last_scan_seconds: float | None = Field(description="How long that scan took, seconds.")
+    unreadable: list[str] = Field(description="Folders in the watched ones that the last scan could not read.")
+    others: dict[str, int] = Field(description="Files that are no images by their names, by ending, at the last scan.")
+    reserved: int = Field(description="Folders and files with a name of the system's own, not looked at.")
     jobs: AgentJobs = Field(description="Its background work.")
 
 
@@ -87,7 +91,7 @@ def status(context: Context) -> Iterator[Row]:
         found |= context.agent_status()
     else:
         watch = [
-            {"folder": path_to_text(str(folder)), "how": "unwatched" if folder.is_dir() else "missing"}
+            {"folder": path_to_text(str(folder)), "how": condition(folder) or "unwatched"}
             for folder in context.lab.watched
         ]
         found |= {"watch": watch, "agent": None}
@@ -102,6 +106,8 @@ def _attention(found: Row, config_file: Path) -> Iterator[str]:
                 f"the watched folder {watched['folder']} is not there; mount it, or correct [watch] folders in "
                 f"{path_to_text(str(config_file))}"
             )
+        elif watched["how"] == "unreadable":
+            yield f"the watched folder {watched['folder']} cannot be listed; give labref's user access"
     change = found["bundle_change"]
     if change is not None and change["state"] == "held":
         yield (
@@ -112,6 +118,9 @@ def _attention(found: Row, config_file: Path) -> Iterator[str]:
     if agent is not None:
         if agent["problem"] is not None:
             yield f"the agent stores nothing: {agent['problem']}"
+        if agent["unreadable"]:
+            named = ", ".join(agent["unreadable"][:3])
+            yield f"{len(agent['unreadable'])} folders in the watched ones cannot be read: {named}; give labref's user access"
         for name, ended in agent["jobs"]["ended"].items():
             if ended["outcome"] == "failed":
                 yield f"the job {name} failed: {ended['message']}"

@@ -1,0 +1,68 @@
+"""The watched folders together: which of them a path belongs to, and what lies in them that is no export."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+__all__ = ["Roots", "real_path"]
+
+
+class Roots:
+    """The watched folders as they are now. Where one lies in another, or a link leads into it, the innermost counts."""
+
+    def __init__(self, folders: Sequence[Path], excluded: Iterable[Path] = (), reserved: Iterable[str] = ()) -> None:
+        """excluded : folders in them that are no export.  reserved : names of folders and files that are none, upper
+        and lower case alike; `*` stands for any characters."""
+        self._by_real: dict[str, str] = {}
+        for folder in folders:
+            self._by_real.setdefault(real_path(str(folder)), str(folder))
+        self._excluded = {real_path(str(folder)) for folder in excluded}
+        names = [name.lower() for name in reserved]
+        self._names = frozenset(name for name in names if "*" not in name)
+        patterns = [fnmatch.translate(name.replace("[", "[[]").replace("?", "[?]")) for name in names if "*" in name]
+        self._pattern = re.compile("|".join(patterns)) if patterns else None
+
+    @property
+    def folders(self) -> list[str]:
+        """The watched folders; of several that are one, the first."""
+        return list(self._by_real.values())
+
+    def is_root(self, real: str) -> bool:
+        """Whether the folder with this `real_path` is a watched one."""
+        return real in self._by_real
+
+    def is_excluded(self, real: str) -> bool:
+        """Whether the folder with this `real_path` is no export."""
+        return real in self._excluded
+
+    def is_reserved(self, name: str) -> bool:
+        """Whether the system, or the maker of a file server, keeps this name of a file or folder for itself."""
+        name = name.lower()
+        return name in self._names or (self._pattern is not None and self._pattern.match(name) is not None)
+
+    def home(self, path: str, root: str) -> tuple[str, str] | None:
+        """Where a scan meets the file that an event in the watched folder `root` called `path`: its path, and the
+        watched folder it belongs to. None where it lies in what a scan leaves alone."""
+        real = real_path(root)
+        parts = path[len(root) :].strip(os.sep).split(os.sep)  # noqa: PTH206
+        owner, start = self._by_real.get(real, root), 0
+        if real in self._excluded:
+            return None
+        for number, part in enumerate(parts[:-1], 1):
+            real = os.path.join(real, os.path.normcase(part))  # noqa: PTH118
+            if real in self._excluded:
+                return None
+            if real in self._by_real:
+                owner, start = self._by_real[real], number
+        if any(self.is_reserved(part) for part in parts[start:]):
+            return None
+        return os.path.join(owner, *parts[start:]), owner  # noqa: PTH118
+
+
+def real_path(path: str) -> str:
+    """`path` without links, and in lower case where the system does not tell it from upper: equal for equal folders."""
+    return os.path.normcase(os.path.realpath(path))
