@@ -563,3 +563,51 @@ def test_slide_and_analyser_come_from_the_innermost_folder(tmp_path: Path, expor
     assert (cells["0.jpg"].slide, cells["0.jpg"].analyser) == ("S1", "B")
     assert {cell.analyser for name, cell in cells.items() if name != "0.jpg"} == {"A"}
     assert faults(nested) == {}
+
+
+# nothing is written into a watched folder
+
+WRITERS = {
+    "query": ["query", "IMAGE", "--grid"],
+    "duplicates": ["duplicates", "--grid"],
+    "map show": ["map", "show", "--out"],
+    "map node": ["map", "node", "0", "0", "--grid"],
+    "map suspects": ["map", "suspects", "--grid"],
+    "export": ["store", "export"],
+    "backup": ["store", "backup"],
+}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path, starter: Bundle) -> Lab:
+    """A lab that has taken in a few cells of its export, and a link to the export beside it."""
+    folder = tmp_path_factory.mktemp("filled")
+    (folder / "export" / "deeper").mkdir(parents=True)
+    for number, path in enumerate(sorted(drawn_cells.rglob("*.jpg"))[:FEW]):
+        shutil.copy(path, folder / "export" / f"{number}.jpg")
+    (folder / "link").symlink_to(folder / "export" / "deeper", target_is_directory=True)
+    (folder / "out.png").symlink_to(folder / "export" / "linked.png")
+    made = make_lab(folder / "lab", folder / "export", starter)
+    once(made)
+    return made
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_nothing_is_written_into_a_watched_folder(filled: Lab, writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = filled.watched[0]
+    before = sorted(export.rglob("*"))
+    command = [str(export / "0.jpg") if part == "IMAGE" else part for part in WRITERS[writer]]
+    monkeypatch.chdir(export)
+    for out in (
+        str(export / "out.png"),
+        str(export / "new folder" / "out.png"),
+        str(export.parent / "link" / "out.png"),
+        str(export.parent / "lab" / ".." / "export" / "out.png"),
+        str(export.parent / "out.png"),
+        "out.png",
+    ):
+        done = CliRunner().invoke(app, [*command, out, "--lab", str(filled.folder)])
+        assert done.exit_code == 1
+        assert "which labref watches and never writes to" in done.stderr, out
+    assert sorted(export.rglob("*")) == before
+    filled.refuse_in_export(export.with_name("export 2") / "out.png")

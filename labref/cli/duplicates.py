@@ -120,6 +120,8 @@ def duplicates(
     from labref.lab import Lab
 
     where = Lab.find(lab)
+    if grid is not None:
+        where.refuse_in_export(grid)
     verdict = "possible_duplicate" if only is Only.POSSIBLE else None if only is None else only.value
     rows = list(perform(where, "duplicates.list", verdict=verdict, limit=limit))
     shown = rows if json else _once(rows)

@@ -239,7 +239,10 @@ def show(
         raise typer.BadParameter("--class stands alone; leave out --slide and --patient")
     if len(slide or []) + len(patient or []) > 2:
         raise typer.BadParameter("at most two slides or patients stand side by side")
-    first, *parts = perform(Lab.find(lab), "map.cells", patients=patient or [])
+    where = Lab.find(lab)
+    if out is not None:
+        where.refuse_in_export(out)
+    first, *parts = perform(where, "map.cells", patients=patient or [])
     cells = {name: [value for part in parts for value in part[name]] for name in (parts[0] if parts else {})}
     if out is not None:
         _save(_picture(first, cells, what, label, slide or [], patient or []), out, "--out")
@@ -261,6 +264,8 @@ def node(
     from labref.lab import Lab
 
     where = Lab.find(lab)
+    if grid is not None:
+        where.refuse_in_export(grid)
     rows = list(perform(where, "map.node", row=row, column=column, limit=limit))
     _tell(rows, json, _cell, otherwise=f"no cell lies on node {row} {column}; `labref map show` says where some do")
     if grid is not None:
@@ -279,6 +284,8 @@ def suspects(
     from labref.lab import Lab
 
     where = Lab.find(lab)
+    if grid is not None:
+        where.refuse_in_export(grid)
     rows = list(perform(where, "map.suspects", limit=limit))
     _tell(rows, json, _suspect, otherwise="no label disagrees with its neighbourhood")
     if grid is not None:

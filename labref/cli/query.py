@@ -99,7 +99,10 @@ def query(
     from labref.web.desk import Desk
 
     failed = False
-    with Desk.open(Lab.find(lab)) as desk:
+    where = Lab.find(lab)
+    if grid is not None:
+        where.refuse_in_export(grid)
+    with Desk.open(where) as desk:
         for number, image in enumerate(images, 1):
             out = grid if grid is None or len(images) == 1 else grid.with_stem(f"{grid.stem}-{number}")
             try:

@@ -290,6 +290,17 @@ class Lab:
         for left in (self.images / _INCOMING, *self.bundles.glob(".incoming-*")):
             shutil.rmtree(left, ignore_errors=True)
 
+    def refuse_in_export(self, target: Path) -> None:
+        """Raise `LabError` where `target`, a file or folder that shall be written, lies in a watched folder, under
+        whatever name: the export is only read, and a picture in it would become a cell."""
+        real = _comparable(target)
+        for folder in self.watched:
+            if real.startswith(_comparable(folder)):
+                raise LabError(
+                    f"{target} lies in {folder}, which labref watches and never writes to: it would be taken in. Choose a "
+                    "place outside."
+                )
+
     def excluded(self) -> list[Path]:
         """Folders that a scan leaves out: the lab's own, and the whole lab unless an export folder lies in it."""
         lab = os.path.realpath(self.folder)
@@ -312,6 +323,11 @@ def absolute(path: Path) -> Path:
     """`path` from the root, without `..` and with `~` expanded; links in it stay links, so that people know it
     again."""
     return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  # Path.resolve follows links, Path.absolute keeps ..
+
+
+def _comparable(path: Path) -> str:
+    """`path` without links, with a separator at its end: what begins with that of a folder lies in it."""
+    return os.path.join(os.path.normcase(os.path.realpath(path.expanduser())), "")  # noqa: PTH118
 
 
 def _watchable(path: Path, lab_folder: Path) -> Path:

@@ -175,6 +175,7 @@ def export(
 ) -> Iterator[Row]:
     """Write all cells into one Parquet file. See `labref store export --help` for its columns."""
     path = absolute(Path(target))
+    context.lab.refuse_in_export(path)
     if path.exists():
         raise LabError(f"{path} is there already. Choose another name; an export never replaces a file.")
     part = path.with_name(path.name + ".part")

@@ -245,12 +245,9 @@ def _image_name(digest: str) -> str:
 
 
 def _refuse_inside(lab: Lab, target: Path) -> None:
-    real = os.path.realpath(target)
-    for folder in (lab.folder, *lab.watched):
-        if (real + os.sep).startswith(os.path.realpath(folder) + os.sep):
-            raise LabError(
-                f"{target} lies in {folder}. Choose a place outside the lab and its export, best on another disk."
-            )
+    lab.refuse_in_export(target)
+    if (os.path.realpath(target) + os.sep).startswith(os.path.realpath(lab.folder) + os.sep):
+        raise LabError(f"{target} lies in {lab.folder}. Choose a place outside the lab, best on another disk.")
 
 
 def _other_files(lab: Lab) -> Iterator[Path]:
