@@ -9,7 +9,10 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from labref.agent import pipeline, reader, run
@@ -28,10 +32,11 @@ from labref.errors import AgentError, StoreError, UnstorableError
 from labref.export.layout import PathMeaning
 from labref.export.roots import Roots
 from labref.export.scan import UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
+from labref.export.watch import Watcher
 from labref.lab import Lab
 from labref.store import Rejected, Store
 from labref.web import desk
-from tests.labs import ledger, make_lab, once
+from tests.labs import ledger, make_lab, once, wait_until
 from tests.stores import BUNDLE, new_cell, new_store
 from tests.test_bad_input import without_rights_beyond_the_file_modes
 
@@ -611,3 +616,86 @@ def test_nothing_is_written_into_a_watched_folder(filled: Lab, writer: str, monk
         assert "which labref watches and never writes to" in done.stderr, out
     assert sorted(export.rglob("*")) == before
     filled.refuse_in_export(export.with_name("export 2") / "out.png")
+
+
+# a watch is known to be alive
+
+
+@pytest.fixture
+def watcher(tmp_path: Path) -> Iterator[Watcher]:
+    (tmp_path / "watched" / "deeper").mkdir(parents=True)
+    made = Watcher(
+        [tmp_path / "watched"], extensions=(".jpg",), polling=False, wake=threading.Event(), log=structlog.get_logger()
+    )
+    with contextlib.closing(made):
+        assert made.ensure()
+        assert not made.ensure(), "nothing came since"
+        yield made
+
+
+def hinted(watcher: Watcher, path: Path) -> bool:
+    """Whether writing a file is noticed by its event."""
+    path.write_bytes(b"x")
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if str(path) in watcher.hints()[0]:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_folder_deleted_and_made_again_with_the_same_number_is_watched_again(
+    watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "watched"
+    assert hinted(watcher, folder / "1.jpg")
+    monkeypatch.setattr("labref.export.watch._identity", lambda _: (1, 1))
+    watcher._watches[folder] = ((1, 1), watcher._watches[folder][1])
+    shutil.rmtree(folder)
+    folder.mkdir()
+    wait_until(watcher.ensure, 10)
+    assert not watcher.ensure()
+    assert hinted(watcher, folder / "2.jpg")
+    assert watcher.methods() == {folder: "events"}
+
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux says what it watches")
+
+
+@LINUX
+def test_a_watch_that_the_system_dropped_is_made_again(watcher: Watcher, tmp_path: Path) -> None:
+    """As when a share is unmounted and mounted again: the watching thread lives on, and hears nothing."""
+    folder = tmp_path / "watched"
+    (emitter,) = watcher._observer.emitters  # type: ignore[union-attr]
+    group = emitter._inotify
+    with group._lock:
+        group._remove_callbacks(list(group._active_callbacks_by_watch))
+    assert emitter.is_alive()
+    assert watcher.ensure(), "it came back, and is scanned"
+    assert hinted(watcher, folder / "1.jpg")
+
+
+@LINUX
+def test_a_folder_of_which_a_part_brings_no_events_is_polled(watcher: Watcher, tmp_path: Path) -> None:
+    """As where the system's limit of watches was reached."""
+    folder = tmp_path / "watched"
+
+    def compared() -> bool:
+        report = ScanReport()
+        list(scan([folder], extensions=(".jpg",), excluded=(), report=report))
+        watcher.compare(report.walked)
+        return watcher.must_poll()
+
+    assert not compared()
+    (emitter,) = watcher._observer.emitters  # type: ignore[union-attr]
+    group = emitter._inotify
+    deeper = os.fsencode(folder / "deeper")
+    with group._lock:
+        group._remove_callbacks([group._active_callbacks_by_path[deeper]])
+    assert not compared(), "one that has just come is watched a moment later"
+    assert compared()
+    assert watcher.methods() == {folder: "polling"}
+    assert not watcher.ensure(), "the rest goes on bringing events"
+    with group._lock:
+        group._add_callback(deeper)
+    assert not compared()

@@ -390,6 +390,8 @@ class _Agent:
             if set(report.unreadable) - set(self._last_report.unreadable):
                 self._log.warning("folders could not be read", folders=len(report.unreadable))
             self._last_report = report
+            if watcher is not None:
+                watcher.compare(report.walked)
             self._last_scan = (utc_now(), took)
             self._metrics.scan_seconds.set(took)
             self._metrics.scan_at.set_to_current_time()

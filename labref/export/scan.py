@@ -82,13 +82,15 @@ class ScanReport:
 
     others : files that are no images by their names, counted by their ending; "" for those without one, "hidden" for
     those whose name begins with a dot.  reserved : folders and files with a name of the system's, not looked at.
-    unreachable : watched folders, and unreadable : what lies below them, that could not be read.
+    unreachable : watched folders, and unreadable : what lies below them, that could not be read.  walked : inode
+    numbers of the folders in each watched folder, those behind links left out.
     """
 
     others: Counter[str] = field(default_factory=Counter)
     reserved: int = 0
     unreachable: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    walked: dict[str, set[int]] = field(default_factory=dict)
 
     @property
     def ignored(self) -> int:
@@ -197,12 +199,14 @@ def _listing(folder: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder to be walked. real : its path without links. above : identities and names of the folders it lies in."""
+    """A folder to be walked. real : its path without links. above : identities and names of the folders it lies in.
+    linked : it is reached by a link."""
 
     path: str
     root: str
     real: str
     above: dict[tuple[int, int], list[frozenset[str]]]
+    linked: bool = False
 
 
 def scan(
@@ -240,7 +244,7 @@ def scan(
             folder = waiting.pop()
         else:
             path, root = linked.pop(0)
-            folder = _Folder(path, root, real_path(path), {})
+            folder = _Folder(path, root, real_path(path), {}, linked=True)
         # by path, not by number: on network shares two folders can have one number
         if folder.real in walked or within.is_excluded(folder.real):
             continue
@@ -255,6 +259,8 @@ def scan(
             if refusal(folder.path, folder.root, error) != GONE or folder.path == folder.root:
                 (report.unreachable if folder.path == folder.root else report.unreadable).append(folder.path)
             continue
+        if not folder.linked:
+            report.walked.setdefault(folder.root, set()).add(identity[1])
         names = frozenset(entry.name for entry in found)
         if names and names in folder.above.get(identity, ()):
             report.unreadable.append(folder.path)  # a folder in itself, as a server that follows links can show
@@ -269,7 +275,7 @@ def scan(
             kind = _kind(entry)
             if kind == "folder":
                 real = f"{folder.real.rstrip(os.sep)}{os.sep}{os.path.normcase(entry.name)}"
-                below.append(_Folder(entry.path, folder.root, real, above))
+                below.append(_Folder(entry.path, folder.root, real, above, folder.linked))
             elif kind == "link to a folder":
                 linked.append((entry.path, folder.root))
             elif kind == "unreadable" and not image_name:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,6 +20,7 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 
 __all__ = ["Watcher", "file_system_of", "is_network_folder"]
 
+_INOTIFY: Final = re.compile(r"^inotify wd:\S+ ino:([0-9a-f]+) ", re.MULTILINE)
 _MOST_HINTS: Final = 20_000
 _DRIVE_REMOTE: Final = 4  # GetDriveTypeW
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
@@ -80,6 +81,9 @@ class Watcher:
         self._observer: BaseObserver | None = None
         self._watches: dict[Path, tuple[tuple[int, int], ObservedWatch | None]] = {}
         self._missing: set[Path] = set()
+        self._proven: set[Path] = set()  # folders that the system lists as watched, where it says so at all
+        self._incomplete: set[Path] = set()
+        self._silent: dict[Path, Set[int]] = {}  # inode numbers of folders that the last scan found unwatched
         self._lock = threading.Lock()
         self._hints: dict[str, str] = {}
         self._scan_wanted = False
@@ -91,7 +95,7 @@ class Watcher:
         for root in self._roots:
             identity = _identity(root)
             known = self._watches.get(root)
-            if known is not None and known[0] != identity:
+            if known is not None and (known[0] != identity or not self._is_alive(root, known[1])):
                 self._unwatch(root, known[1])
                 known = None
             if identity is None and root not in self._missing:
@@ -105,14 +109,28 @@ class Watcher:
 
     def must_poll(self) -> bool:
         """Whether some folder that is there brings no events."""
-        return any(watch is None for _, watch in self._watches.values())
+        return "polling" in self.methods().values()
 
     def methods(self) -> dict[Path, str]:
         """For each folder: "events", "polling", or "missing"."""
         found = dict.fromkeys(self._roots, "missing")
         for root, (_, watch) in self._watches.items():
-            found[root] = "polling" if watch is None else "events"
+            found[root] = "polling" if watch is None or root in self._incomplete else "events"
         return found
+
+    def compare(self, walked: Mapping[str, Set[int]]) -> None:
+        """Poll the watched folders of which the system does not watch every folder, as when its limit was reached.
+
+        walked : inode numbers of the folders that a scan found in each watched folder, without links.
+        """
+        watched = _inotify_inodes()
+        silent = {root: walked.get(str(root), frozenset()) - watched for root in self._proven}
+        # a folder that has just come is watched a moment later; one that was silent at the scan before stays so
+        incomplete = {root for root, inodes in silent.items() if inodes & self._silent.get(root, frozenset())}
+        self._silent = silent
+        for root in incomplete - self._incomplete:
+            self._log.warning("some folders bring no file events, polling instead", folder=self._number(root))
+        self._incomplete = incomplete
 
     def hints(self) -> tuple[dict[str, str], bool]:
         """What came since the last call: files to look at (path: watched folder), and whether a scan is wanted."""
@@ -147,11 +165,31 @@ class Watcher:
                 "no file events here, polling instead", folder=self._number(root), error=type(error).__name__
             )
             return None
+        with contextlib.suppress(OSError):
+            if os.stat(root).st_ino in _inotify_inodes():
+                self._proven.add(root)
         self._log.info("watching", folder=self._number(root), how="events")
         return watch
 
+    def _is_alive(self, root: Path, watch: ObservedWatch | None) -> bool:
+        """Whether a watch still brings events: a folder deleted and made again can have the same number, and a share
+        that was mounted again has."""
+        if watch is None:
+            return True
+        emitting = self._observer is not None and any(
+            emitter.watch == watch and emitter.is_alive() for emitter in self._observer.emitters
+        )
+        if not emitting or root not in self._proven:
+            return emitting
+        try:
+            return os.stat(root).st_ino in _inotify_inodes()
+        except OSError:
+            return False
+
     def _unwatch(self, root: Path, watch: ObservedWatch | None) -> None:
         del self._watches[root]
+        self._proven.discard(root)
+        self._incomplete.discard(root)
         if watch is not None and self._observer is not None:
             with contextlib.suppress(Exception):  # the system let go of it already
                 self._observer.unschedule(watch)
@@ -216,6 +254,18 @@ def file_system_of(folder: str, mounts: str) -> str:
         if inside and len(point) >= len(best):  # of two mounts at one point the later one is seen
             best, kind = point, found
     return kind
+
+
+def _inotify_inodes() -> frozenset[int]:
+    """Inode numbers of what this process watches by inotify, as Linux lists it; empty elsewhere."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.readlink(f"/proc/self/fd/{number}") == "anon_inode:inotify":  # noqa: PTH115
+                    listed = Path(f"/proc/self/fdinfo/{number}").read_text(encoding="ascii")
+                    found.update(int(inode, 16) for inode in _INOTIFY.findall(listed))
+    return frozenset(found)
 
 
 def _identity(root: Path) -> tuple[int, int] | None:
