@@ -1,6 +1,6 @@
-"""What a lab answers, as JSON values: references for an image, a row of the ledger, how the lab is.
+"""What a lab answers, as JSON values: references for an image, a row of the ledger, the lab's status.
 
-With an agent and without one it is the same (but for `timings_ms`), as an image is always embedded by itself.
+The answer is the same with an agent and without one, except for `timings_ms`: an image is always embedded alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MOST_REFERENCES: Final = 100
-"""So many references can be asked for."""
+"""The largest number of references that one question can ask for."""
 
 
 def answer(
@@ -52,21 +52,23 @@ def answer(
     analyser: str | None = None,
     any_optics: bool = False,
 ) -> dict[str, Any]:
-    """References for the image `data`, the bytes of its file, as the JSON values that
-    `labref.operations.query.QueryAnswer` describes.
+    """References for an image, as the JSON values that `labref.operations.query.QueryAnswer` describes.
 
-    name : what the answer calls the image.  k : how many references, 1 to 100.  by : "latent", or "map" once the lab
-    has one.
-    analyser : that the image came from, where it is known; references come from the same one.  any_optics : from all.
-    `cell` says where in the picture the cell was found, see `labref.cells.centring.whereabouts`.
-    Raises `UnreadableImageError` where the bytes are no usable image.
+    data : the bytes of the image's file.  name : what the answer calls the image.  k : number of references, 1 to 100.
+    by : "latent" for the nearest in latent space, or "map" for the nearest on the lab's map, once there is a map.
+    analyser : the analyser that the image came from, or None where it is unknown; references come from the same
+    analyser.  any_optics : references come from all analysers.
+
+    In the answer, `cell` says where in the picture the cell was found: see `labref.cells.centring.whereabouts`.
+    Raises `UnreadableImageError` where the bytes are no usable image, and `LabrefError` where the question cannot be
+    asked (see `check_question` and `labref.asking.references.find`).
     """
     check_question(k, by)
     started = time.perf_counter()
     pixels = decode(data)
     cell = prepare_pixels(pixels)
     prepared = time.perf_counter()
-    # one image alone: in a batch with others its numbers could differ in the last bit
+    # the image is embedded alone: in a batch with others its numbers could differ in the last bit
     embeddings = embedder.embed(cell.crop[None])
     embedded = time.perf_counter()
     probabilities, latent = embeddings.probabilities[0], embeddings.latents[0]
@@ -112,7 +114,7 @@ def answer(
 
 
 def check_question(k: int, by: str) -> None:
-    """Raise `LabrefError` where so many references, or this way to find them, cannot be asked for."""
+    """Raise `LabrefError` where `k` is not 1 to 100, or `by` is neither "latent" nor "map"."""
     if not 1 <= k <= MOST_REFERENCES:
         raise LabrefError(f"{k} references cannot be given; ask for 1 to {MOST_REFERENCES} with -k")
     if by not in ("latent", "map"):
@@ -120,7 +122,7 @@ def check_question(k: int, by: str) -> None:
 
 
 def store_status(lab: Lab, store: Store, embedder: Embedder) -> dict[str, Any]:
-    """The part of `status` that does not depend on who asks."""
+    """The part of `status` that is the same with an agent and without one."""
     counts = store.counts()
     bundle = embedder.bundle
     pending = store.changes.pending()
@@ -143,13 +145,13 @@ def store_status(lab: Lab, store: Store, embedder: Embedder) -> dict[str, Any]:
 
 
 def ledger_json(row: LedgerRow) -> dict[str, Any]:
-    """A ledger row as JSON values; `at` in ISO 8601, UTC."""
+    """A ledger row as JSON values; `at` is in ISO 8601, UTC."""
     values: dict[str, Any] = _plain(asdict(row))
     return values
 
 
 def open_embedder(lab: Lab, bundle: Bundle) -> Embedder:
-    """The lab's embedder, on the device its configuration asks for."""
+    """The bundle's networks, on the device and in the precision that the lab's configuration asks for."""
     inference = lab.config.inference
     return Embedder.open(
         bundle, device=inference.device, threads=inference.threads or None, precision=inference.precision
@@ -157,7 +159,7 @@ def open_embedder(lab: Lab, bundle: Bundle) -> Embedder:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with its dates, enumerations and paths as JSON has them."""
+    """`value` with its dates, enumerations and paths as JSON values."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

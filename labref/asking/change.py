@@ -1,4 +1,4 @@
-"""How the change from one bundle to another stands."""
+"""The progress of a change from one bundle to another."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from labref.store import Store
 
 __all__ = ["describe"]
 
-_FAILURES_TOLD: Final = 20
+_FAILURES_LISTED: Final = 20
 
 
 def describe(store: Store, digest: str) -> Row:
-    """How the change to a bundle stands: {`bundle` {name, version, digest}, `state`, `cells`, `embedded`, `failed`,
-    `failures` [{cell_id, reason}] (the first few), `switch` (by itself), `report` (see `compare`)}.
+    """The progress of the change to the bundle with this digest.
 
-    state: "active", "re-embedding", "comparing", "held" (some cells cannot be embedded), "ready" (to be switched) or
-    "none".
+    {`bundle` {name, version, digest}, `state`, `cells`, `embedded`, `failed`, `failures` [{cell_id, reason}] (the first
+    20), `switch` (true where the agent switches by itself), `report` (of `labref.tasks.reembedding.compare`, or null)}.
+
+    state: "active" (this bundle answers), "re-embedding", "comparing", "held" (some cells cannot be embedded, and the
+    change waits for a person), "ready" (to be switched), or "none" (no change to this bundle is under way).
     """
     stored = next((bundle for bundle in store.bundles() if bundle.digest == digest), None)
     pending = store.changes.pending()
@@ -38,7 +40,7 @@ def describe(store: Store, digest: str) -> Row:
     coverage = store.changes.coverage(digest)
     row |= {"cells": coverage.cells, "embedded": coverage.embedded, "failed": coverage.failed}
     if coverage.failed:
-        failures = list(store.changes.failures(digest).items())[:_FAILURES_TOLD]
+        failures = list(store.changes.failures(digest).items())[:_FAILURES_LISTED]
         row["failures"] = [{"cell_id": cell_id, "reason": reason} for cell_id, reason in failures]
     if pending is None:
         row["state"] = "active" if store.active_bundle() == digest else "none"

@@ -17,19 +17,21 @@ from labref.words import MEASURES
 __all__ = ["overview"]
 
 
-_MOST: Final = 20_000  # latest cells that the past is judged by
+_MOST: Final = 20_000  # cells, the latest ones, that the past of an analyser is judged by
 _NOW: Final = timedelta(days=1)
 
 
 def overview(store: Store, bundle: Bundle, *, now: datetime | None = None) -> list[Row]:
-    """How each optics is, the one with the most cells first.
+    """The optics of each analyser, the analyser with the most cells first.
 
-    {`analyser` (null for cells without a named one), `cells`, `today` (measured cells of the last 24 hours), `median`
-    {measure: median of the latest cells, up to 20,000}, `drift` {measure: by how many robust standard deviations
-    today's median is off that of the cells before} (null with fewer than 50 cells today or 200 before), `from_training`
-    {measure: likewise, off the cells that the bundle was trained on} (null where the bundle does not say), `warnings`
-    [{`measure`, `than` ("past" or "training"), `shift`}]}. Measures and the statistic: `labref.cells.optics`. now : the
-    end of the 24 hours; other than this moment only to try it out.
+    One row for each: {`analyser` (null for cells without a named analyser), `cells`, `today` (number of measured cells
+    of the last 24 hours), `median` {measure: median of the latest cells, up to 20,000}, `drift` {measure: today's
+    median minus that of the earlier cells, in robust standard deviations} (null with fewer than 50 cells today or 200
+    earlier ones), `from_training` {measure: the same against the cells that the bundle was trained on} (null where the
+    bundle does not describe these), `warnings` [{`measure`, `than` ("past" or "training"), `shift`}]}.
+    `labref.cells.optics` defines the measures and the statistic.
+
+    now : the end of the 24 hours; by default this moment. Tests give another.
     """
     rows: list[Row] = []
     since = (now or datetime.now(UTC)) - _NOW
@@ -38,9 +40,9 @@ def overview(store: Store, bundle: Bundle, *, now: datetime | None = None) -> li
         today, past = store.optics.latest(analyser, since=since.astimezone(UTC), most=_MOST)
         latest = np.concatenate([today, past])[:_MOST]
         drift = shifts(today, past) if len(today) >= LEAST_NOW and len(past) >= LEAST_PAST else None
-        known = bundle.manifest.optics
+        trained_on = bundle.manifest.optics
         recent = today if len(today) >= LEAST_NOW else latest[:LEAST_PAST]
-        from_training = shifts(recent, known) if known and len(recent) >= LEAST_NOW else None
+        from_training = shifts(recent, trained_on) if trained_on and len(recent) >= LEAST_NOW else None
         warnings = _warnings(drift, "past", DRIFT) + _warnings(from_training, "training", FROM_TRAINING)
         rows.append(
             {

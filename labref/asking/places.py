@@ -1,5 +1,4 @@
-"""What the lab's map says of one cell: its node, the class of the cells about it, and the references that lie
-nearest."""
+"""What the lab's map says about one cell: its node, the class of the cells around it, and the nearest references."""
 
 from __future__ import annotations
 
@@ -18,17 +17,17 @@ from labref.store.memory.books import id_to_int, int_to_id
 
 __all__ = ["Place", "Spot", "locate"]
 
-_REACH: Final = 4  # radii; what lies farther counts less than a three-thousandth
+_REACH: Final = 4  # in radii; a cell farther away would weigh less than 1/2980, exp(-4²/2), and is left out
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a cell lies on the map, and what it would be by its neighbours there.
+    """Where a cell lies on the map, and which class its neighbours there have.
 
-    row, column : of its node, from 0.  label : the class that most cells about the node have, each counted by its
-    nearness, exp(-d²/2r²) with r two nodes; None where no cell is near.  share : of that class among them.  cells : how
-    many they are, each counted once however
-    often it was captured.  map : the version.
+    row, column : of the cell's node, from 0.  label : the class with the largest sum of weights among the cells around
+    the node; a cell at the distance d weighs exp(-d²/2r²), with r = 2 nodes; None where no cell is near.  share : of
+    that class in the sum of all weights.  cells : number of physical cells around the node; one that was captured
+    several times counts once.  map : the map's version.
     """
 
     row: int
@@ -48,24 +47,24 @@ class Spot:
     node: int
 
     def place(self, store: Store, *, exclude: Collection[str] = ()) -> Place:
-        """What lies about the node, the excluded cells left out."""
+        """The node's place, and the class of the cells around it. exclude : ids of cells that do not count."""
         positions = self.active.positions
-        about = positions.within(self.node, round((_REACH * RADIUS) ** 2))
-        barred = {id_to_int(cell) for cell in exclude}
-        about = about.of(np.array([cell not in barred for cell in about.ids.tolist()], bool))
-        about = about.of(store.groups.firsts(about.ids))
-        ids = [int_to_id(cell) for cell in about.ids.tolist()]
+        near = positions.within(self.node, round((_REACH * RADIUS) ** 2))
+        excluded = {id_to_int(cell) for cell in exclude}
+        near = near.of(np.array([cell not in excluded for cell in near.ids.tolist()], bool))
+        near = near.of(store.groups.firsts(near.ids))
+        ids = [int_to_id(cell) for cell in near.ids.tolist()]
         labels = store.labels(ids)
-        squared = positions.away(self.node, about.nodes).tolist()
-        shares: dict[str, list[float]] = {}
-        for cell_id, away in zip(ids, squared, strict=True):
+        squared_distances = positions.away(self.node, near.nodes).tolist()
+        weights: dict[str, list[float]] = {}
+        for cell_id, squared in zip(ids, squared_distances, strict=True):
             if cell_id in labels:
-                shares.setdefault(labels[cell_id], []).append(math.exp(-away / (2 * RADIUS**2)))
-        sums = {label: math.fsum(parts) for label, parts in shares.items()}
+                weights.setdefault(labels[cell_id], []).append(math.exp(-squared / (2 * RADIUS**2)))
+        sums = {label: math.fsum(parts) for label, parts in weights.items()}
         best = min(sums, key=lambda label: (-sums[label], label), default=None)
         share = None if best is None else sums[best] / math.fsum(sums.values())
         row, column = divmod(self.node, positions.cols)
-        return Place(row, column, best, share, len(about), self.active.version.number)
+        return Place(row, column, best, share, len(near), self.active.version.number)
 
     def nearest(
         self,
@@ -75,17 +74,19 @@ class Spot:
         exclude: Collection[str] = (),
         keep: Callable[[str], bool] | None = None,
     ) -> list[Neighbour]:
-        """The k references by map, in the thesis' order (chapter 4.9): cells on the same node by quantisation error,
-        then those on the nearest nodes. Their distances are mean squared errors in latent space, as of any reference.
-        Of the captures of one cell (`Store.groups`) only the first in that order is there.
+        """The k references by map, in the thesis' order (chapter 4.9): first the cells on the same node, ordered by
+        quantisation error, then the cells on the nearest nodes. Each has its mean squared error in latent space as
+        distance, as every reference has. Of several captures of one physical cell (`Store.groups`), only the first in
+        this order is returned.
 
-        exclude : cell ids that may not appear.  keep : of a cell id, whether it may.
+        exclude : ids of cells that are not returned.  keep : takes a cell id, and returns whether that cell may be
+        returned; None allows all.
         """
-        barred = {id_to_int(cell) for cell in exclude}
+        excluded = {id_to_int(cell) for cell in exclude}
 
         def may(ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
             allowed = np.array(
-                [n not in barred and (keep is None or keep(int_to_id(n))) for n in ids.tolist()], np.bool_
+                [n not in excluded and (keep is None or keep(int_to_id(n))) for n in ids.tolist()], np.bool_
             ).reshape(len(ids))
             allowed[allowed] = store.groups.firsts(ids[allowed])
             return allowed
@@ -94,7 +95,8 @@ class Spot:
         return self.away(store, [int_to_id(cell) for cell in found.ids.tolist()])
 
     def away(self, store: Store, ids: Sequence[str]) -> list[Neighbour]:
-        """Cells with their distance to the query, in the order given; those without a latent are left out."""
+        """These cells with their distance to the query (mean squared error), in the order of `ids`. Cells without a
+        latent are left out."""
         latents = store.latents(ids, bundle=self.active.version.bundle)
         query = np.ascontiguousarray(self.latent, np.float32)
         return [
@@ -103,7 +105,10 @@ class Spot:
 
 
 def locate(store: Store, bundle: str, latent: NDArray[np.float32]) -> Spot | None:
-    """Where latent float32[L], in the space of `bundle`, lies on the map in use there; None while there is no map."""
+    """Where a latent lies on the map in use for `bundle`; None while there is no such map.
+
+    latent : float32[L], in the latent space of `bundle`.
+    """
     active = store.maps.active(bundle)
     if active is None:
         return None

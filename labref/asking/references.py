@@ -1,20 +1,23 @@
 """The references of a cell: its nearest neighbours in the lab, the spread of the nearest hundred, and whether it is
 new.
 
-Which cells are looked at: those from the query's own optics, where it is known (`Optics`), else all.
+Which cells are searched. The cells of the query's own analyser are searched where that analyser is known (`Optics`),
+else all cells of the lab.
 
-Who is preferred: a cell that a person reviewed to one with the analyser's label, and that to one with a predicted
-label, among cells that are about as near. In the order of distance a cell moves before less trusted ones as long as its
-distance is at most 5 % above theirs (`NEAR_EQUAL`; 5 % of a mean squared error is 2.5 % of a length). The k first are
-the references, and are given nearest first. So of a cell shown and a nearer one left out, the one left out is never
-nearer by more than 5 %: what is clearly nearer cannot be pushed out, and only more trusted cells push at all.
+Which cells are preferred. Among cells that are about equally near, a cell with a reviewed label comes before a cell
+with the analyser's label, and both come before a cell with a predicted label. The cells are first ordered by distance.
+Then a cell moves ahead of less trusted cells, as long as its distance is at most 5 % above theirs (`NEAR_EQUAL`; 5 % of
+a mean squared error is 2.5 % of a length). The first k cells are the references; they are returned nearest first. A
+nearer cell is thus left out only for a more trusted cell whose distance is at most 5 % larger.
 
-A physical cell is shown once, however often it was captured (`Store.groups`: duplicates; a possible duplicate counts as
-a cell of its own until a person confirms it). Its nearest capture is shown, or of those whose distance is at most 5 %
-above that one's the most trusted, the nearest of these. Where that is not the nearest, it moves before others by its
-own distance, and others before it by the nearest capture's: what was said of a cell left out holds for every capture of
-it. The spread counts the captures that would be shown, a physical cell once. By map the order is the map's, and of one
-cell's captures the first in it is the nearest.
+Captures of one cell. A physical cell is shown once, however often it was captured. `Store.groups` knows the duplicates;
+a possible duplicate counts as a cell of its own until a person confirms it. One capture of the cell is shown: the most
+trusted of those whose distance is at most 5 % above that of the nearest capture, and the nearest of equally trusted
+ones. The shown capture moves ahead of other cells by its own distance; other cells move ahead of it by the distance of
+the nearest capture. The limit of 5 % thus holds for every capture of a cell that is left out.
+
+The spread counts each physical cell once, by the capture that would be shown. With `by="map"` the cells are ordered by
+their place on the map, and the first capture in that order takes the place of the nearest capture.
 """
 
 from __future__ import annotations
@@ -49,20 +52,19 @@ __all__ = [
 ]
 
 NEAR_EQUAL = 0.05
-"""A reviewed cell whose distance is larger by at most this share may be shown in the place of one that nobody
-reviewed."""
-_CANDIDATES = 64  # cells, each counted once, beyond the k nearest that are looked at for reviewed ones
+"""A more trusted cell may be shown instead of a less trusted one where its distance is larger by at most this share."""
+_CANDIDATES = 64  # physical cells beyond the k nearest, among which more trusted cells are looked for
 BANDWIDTH_RANK = 8
-"""The distance of this neighbour is the width of the kernel that weighs the spread."""
+"""The distance of the neighbour of this rank is the width of the kernel that weighs the spread."""
 
 
 @dataclass(frozen=True)
 class Reference:
     """A stored cell to show beside the query.
 
-    distance: mean squared error in latent space. label_source: "reviewed", "analyser" or "predicted". captured_at:
-    ISO 8601, UTC. duplicate_of: the earlier cell that this one repeats or may repeat. captures: how many captures of
-    this physical cell the lab has, this one among them.
+    distance : mean squared error in latent space.  label_source : "reviewed", "analyser" or "predicted".  captured_at :
+    ISO 8601, UTC.  duplicate_of : the earlier cell that this cell repeats or may repeat.  captures : number of captures
+    that the lab has of this physical cell, this one included.
     """
 
     cell_id: str
@@ -79,8 +81,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Share of each label among the n nearest physical cells, weighted by distance, largest first; the shares sum to
-    1."""
+    """The spread: the share of each label among the n nearest physical cells, weighted by distance.
+
+    n : number of cells.  weights : {label: share}, the largest first; the shares sum to 1.
+    """
 
     n: int
     weights: dict[str, float]
@@ -88,8 +92,11 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Novelty:
-    """score: mean distance of the nearest cells over the bundle's threshold, None in an empty store. is_novel: above
-    1."""
+    """Whether the query is unlike the stored cells.
+
+    score : mean distance of the nearest cells, divided by the bundle's threshold; None in an empty store.  is_novel :
+    true where the score is above 1, or the store is empty.
+    """
 
     score: float | None
     is_novel: bool
@@ -97,12 +104,12 @@ class Novelty:
 
 @dataclass(frozen=True)
 class Optics:
-    """Which optics the references are from.
+    """Which analyser's cells the references are taken from.
 
-    analyser : of the query, None where it is not known.  only : True where only cells from that analyser were looked
-    at.
-    how : "asked" (the question named it), "stored" (the query is in the store), "single" (the lab has no other),
-    "unknown", or "any" (the question wanted all).  cells : how many there were to look at.
+    analyser : the query's analyser, None where it is unknown.  only : True where only cells of that analyser were
+    searched.  how : where the analyser is known from: "asked" (the question named it), "stored" (the query is in the
+    store), "single" (the lab has no other analyser), "unknown", or "any" (the question asked for all analysers).
+    cells : number of cells that were searched.
     """
 
     analyser: str | None
@@ -113,8 +120,11 @@ class Optics:
 
 @dataclass(frozen=True)
 class Found:
-    """What a query gets. duplicate_of: the stored cell that the query is, or repeats, if there is one. place: on the
-    lab's map, None while there is none."""
+    """What a query gets.
+
+    duplicate_of : the stored cell that the query is, or that it repeats; None where there is no such cell.  place : of
+    the query on the lab's map, None while there is no map.
+    """
 
     references: list[Reference]
     distribution: Distribution
@@ -140,34 +150,35 @@ def find(
 ) -> Found:
     """References of a query.
 
-    latent : float32[L] in the space of `bundle`. digest : SHA-256 of the query's bytes, or None where it is not known.
-    k : references wanted. spread : physical cells that the distribution is made of.
-    by : "latent", the nearest in latent space, or "map", those that lie nearest on the lab's map; the distribution and
-    the novelty are of the nearest in latent space either way. The novelty is of the nearest captures, whichever cells
-    they are of.
+    latent : float32[L], in the latent space of `bundle`.  digest : SHA-256 of the query's bytes, hexadecimal, or None
+    where it is unknown.  k : number of references.  spread : number of physical cells that the distribution is made of.
 
-    analyser : the query's, where it is known; else that of the cell where the query is in the store.  any_optics : look
-    at the cells of all analysers, not only at those of the query's.
+    by : "latent" for the references nearest in latent space, or "map" for the references nearest on the lab's map. The
+    distribution and the novelty are always made of the cells nearest in latent space. The novelty counts the nearest
+    captures, even where several show the same physical cell.
 
-    repeats : stored cells that a query which is not stored itself is a recapture of, most alike first
-    (`labref.cells.sameness`).
-    withheld : cells that are to be nobody's references, such as possible duplicates that nobody has reviewed.
+    analyser : the query's analyser. Without it, the analyser of the stored cell is used where the query is in the
+    store, and the lab's only analyser where it has one alone.  any_optics : search the cells of all analysers.
 
-    The query itself is no reference, where the store has it, nor is a duplicate of it: not the cells linked with it as
-    duplicates, nor those that it repeats and the duplicates of these.
+    repeats : ids of the stored cells that the query is a recapture of, the most alike first (`labref.cells.sameness`);
+    empty where the query itself is stored.  withheld : ids of cells that are never references, such as possible
+    duplicates that nobody has reviewed.
 
-    Raises LabrefError where a map is asked for and there is none, or the analyser has no cell here, StoreError where
-    the store does not know the bundle, ValueError where the latent does not fit it.
+    Not among the references are: the query itself where it is stored, the duplicates of it, the cells that it repeats,
+    and the duplicates of these cells.
+
+    Raises `LabrefError` where a map is asked for and there is none, or no cell of the lab came from the analyser;
+    `StoreError` where the store does not know the bundle; `ValueError` where the latent does not fit the bundle.
     """
-    itself = None if digest is None else store.has_digest(digest)
+    stored_id = None if digest is None else store.has_digest(digest)
     excluded: list[str] = []
     stored = None
-    if itself is not None:
-        excluded += store.duplicate_group(itself)
-        stored = store.cell(itself)
+    if stored_id is not None:
+        excluded += store.duplicate_group(stored_id)
+        stored = store.cell(stored_id)
     for cell_id in repeats:
         excluded += store.duplicate_group(cell_id)
-    duplicate_of = itself or (repeats[0] if repeats else None)
+    duplicate_of = stored_id or (repeats[0] if repeats else None)
     barred = {*excluded, *withheld}
 
     optics = _optics(store, stored, analyser, any_optics)
@@ -202,13 +213,12 @@ def find(
 def prefer(
     neighbours: Sequence[Neighbour], trust: Mapping[str, int], k: int, nearest: Mapping[str, float] | None = None
 ) -> list[Neighbour]:
-    """The k references among neighbours, nearest first: the nearest, but more trusted cells before others about as
-    near.
+    """The k references among these neighbours, nearest first, by the rule in this module's description: the nearest
+    cells, where among about equally near ones the more trusted come first.
 
-    neighbours : nearest first, at least all whose distance is at most 5 % above the k-th.  trust : of each cell, larger
-    before smaller.
-    nearest : of each, the distance of its nearest capture; None where each is its own.  The rule is in this module's
-    description.
+    neighbours : nearest first; at least all cells whose distance is at most 5 % above that of the k-th.  trust : {cell
+    id: weight of its label's source}, a larger weight is preferred.  nearest : {cell id: distance of the cell's nearest
+    capture}; None where each neighbour is the nearest capture of its cell.
     """
     order: list[Neighbour] = []
     for neighbour in neighbours:
@@ -226,9 +236,9 @@ def prefer(
 def _nearest(
     store: Store, bundle: str, latent: NDArray[np.float32], cells: int, barred: Collection[str], analyser: str | None
 ) -> tuple[list[Neighbour], list[list[Neighbour]]]:
-    """The nearest captures, so many that they are of `cells` physical cells, or all there are; and the captures of each
-    of the `cells` nearest. Nearest first all of them, a cell by its nearest capture."""
-    # some more at once where cells are captured again at all: a second search takes as long as the first
+    """Two lists, each nearest first: the nearest captures, as many as it takes to have `cells` physical cells (fewer
+    where the lab has fewer); and for each of these physical cells, ordered by their nearest capture, its captures."""
+    # where the lab has recaptures, the first search asks for half as many more: a second search takes as long
     wanted = cells + cells // 2 if len(store.groups) else cells
     while True:
         neighbours = store.nearest(latent, bundle=bundle, k=wanted, exclude=barred, analyser=analyser)
@@ -238,12 +248,12 @@ def _nearest(
             captures.setdefault(group, []).append(neighbour)
         if len(captures) >= cells or len(neighbours) < wanted:
             return neighbours, list(captures.values())[:cells]
-        hidden = sum(len(store.groups.members(group)) - len(those) for group, those in captures.items())
+        hidden = sum(len(store.groups.members(group)) - len(seen) for group, seen in captures.items())
         wanted = max(2 * wanted, wanted + hidden + 2 * (cells - len(captures)))
 
 
 def _stand_in(captures: Sequence[Neighbour], trust: Mapping[str, int]) -> Neighbour:
-    """Which capture of a cell is shown: the first, or one that is more trusted and about as near."""
+    """The capture of a cell that is shown: the first, or a more trusted one whose distance is at most 5 % larger."""
     if len(captures) == 1:
         return captures[0]
     reach = (1 + NEAR_EQUAL) * captures[0].distance
@@ -255,7 +265,7 @@ def _in_order(neighbours: Iterable[Neighbour]) -> list[Neighbour]:
 
 
 def _by_map(store: Store, spot: Spot, k: int, barred: Collection[str], analyser: str | None) -> list[Neighbour]:
-    """The k references by map, in its order."""
+    """The k references in the order of the map."""
 
     def may(cell_id: str) -> bool:
         return analyser is None or store.is_of(cell_id, analyser)
@@ -276,15 +286,15 @@ def _by_map(store: Store, spot: Spot, k: int, barred: Collection[str], analyser:
 
 
 def _optics(store: Store, stored: Cell | None, analyser: str | None, any_optics: bool) -> Optics:
-    """Which optics the references of a query are taken from."""
+    """Which analyser's cells the references of a query are taken from."""
     cells = store.analysers()
     total = sum(cells.values())
     how = "unknown"
     if analyser is not None:
         if analyser not in cells:
-            known = ", ".join(sorted(name for name in cells if name is not None)) or "none with a name"
+            names = ", ".join(sorted(name for name in cells if name is not None)) or "none with a name"
             raise LabrefError(
-                f"no cell of this lab came from an analyser called {analyser!r}; there is {known}. Ask with --any-optics, or name one."
+                f"no cell of this lab came from an analyser called {analyser!r}; there is {names}. Ask with --any-optics, or name one."
             )
         how = "asked"
     elif stored is not None and stored.analyser is not None:
@@ -299,11 +309,11 @@ def _optics(store: Store, stored: Cell | None, analyser: str | None, any_optics:
 
 
 def weights(distances: Sequence[float], width: float) -> list[float]:
-    """exp(-d / width) of each distance: one where the cell is the query's twin, 1/e at the width.
+    """The weight exp(-d / width) of each distance d: 1 at distance 0, and 1/e at the width.
 
-    The width is the distance of a near neighbour, so that the kernel is narrow where the lab has many such cells and
-    wide where it has few (Loftsgaarden & Quesenberry 1965; Zelnik-Manor & Perona 2004). For a width of 0, its limit:
-    one for distance 0, else 0.
+    The width is the distance of a near neighbour. The kernel is thus narrow where the lab has many cells like the
+    query, and wide where it has few (Loftsgaarden & Quesenberry 1965; Zelnik-Manor & Perona 2004). With a width of 0
+    the weights are the limit of the formula: 1 for distance 0, else 0.
     """
     if width == 0:
         return [1.0 if distance == 0 else 0.0 for distance in distances]
@@ -311,9 +321,10 @@ def weights(distances: Sequence[float], width: float) -> list[float]:
 
 
 def distribution_of(labels: Sequence[str], distances: Sequence[float]) -> Distribution:
-    """The spread of cells that are nearest first: the share of each label, weighted by `weights`.
+    """The spread: the share of each label among these cells, weighted by `weights`.
 
-    The width of the kernel is the distance of neighbour number `BANDWIDTH_RANK`, or of the last where there are fewer.
+    labels, distances : of the same cells, nearest first. The width of the kernel is the distance of the cell of rank
+    `BANDWIDTH_RANK`, or of the last cell where there are fewer.
     """
     if not distances:
         return Distribution(0, {})
@@ -327,8 +338,11 @@ def distribution_of(labels: Sequence[str], distances: Sequence[float]) -> Distri
 
 
 def novelty_of(distances: Sequence[float], threshold: float) -> Novelty:
-    """Whether a cell is new: from the distances of the cells nearest to it, and the threshold of a lab of that size
-    (`labref.bundles.bundle.NoveltyThreshold.among`)."""
+    """Whether a cell is unlike the stored ones.
+
+    distances : mean squared errors of the cells nearest to it.  threshold : of the bundle, for a lab of this size
+    (`labref.bundles.bundle.NoveltyThreshold.among`).
+    """
     if not distances:
         return Novelty(None, True)
     score = math.fsum(distances) / len(distances) / threshold

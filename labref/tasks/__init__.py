@@ -1,2 +1,2 @@
-"""All that runs in the background: jobs, re-embedding, map training, comparing, retention, backup. May import asking
-and below."""
+"""Work in the background: jobs, re-embedding, map training, comparing, retention, backup. May import asking and
+below."""

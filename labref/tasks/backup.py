@@ -1,15 +1,16 @@
-"""A lab in a safe place: its store as of one moment, the original bytes of every cell, its bundles, maps and
-configuration.
+"""Backup and restoring of a lab.
 
-A backup is a folder, or one `.zip` file (stored, not compressed: images do not get smaller):
+A backup holds the store as it is at one moment, the original bytes of every cell, the bundles, the maps and the
+configuration. It is a folder, or one `.zip` file (stored, not compressed: images do not get smaller):
 
-BACKUP/backup.json                what the backup holds, written last: without it there is no backup
-BACKUP/files/<sha256>             the store, the list of its images, labref.toml, bundles, maps; backup.json has their
-names BACKUP/images/<ab>/<cd>/<sha256>  as in the lab
+    BACKUP/backup.json                      what the backup holds; written last, so without it there is no backup
+    BACKUP/files/<sha256>                   the store, the list of its images, labref.toml, bundles, maps; backup.json
+                                            gives their names
+    BACKUP/images/<ab>/<cd>/<sha256>        the original bytes, named as in the lab
 
-A folder can be backed up into again: only images that it does not have are copied, and until the new backup.json has
-taken the place of the old one, the old backup is whole. The lab's token is a secret and stays behind; restoring makes a
-new one.
+The same folder can be backed up into again. Only images that it lacks are copied. The earlier backup stays whole until
+the new backup.json replaces the earlier one. The lab's token is a secret and is not backed up; restoring makes a new
+token.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ _STORE: Final = "store.duckdb"
 _PART: Final = ".part"
 _SCRATCH: Final = ".labref-backup-"
 _CHUNK: Final = 1 << 20
-_SAME: Final = ("cell", "file")  # tables of which no migration changes the number of rows
+_SAME: Final = ("cell", "file")  # tables whose number of rows no migration changes
 
 
 class _Target(Protocol):
-    """Where a backup goes. Each `add` is whole or not at all; nothing counts before `finish`."""
+    """Where a backup is written. Each `add` writes a whole file or nothing; there is no backup before `finish`."""
 
     @property
     def scratch(self) -> Path: ...
@@ -70,8 +71,8 @@ class _FolderTarget:
         if folder.exists() and not (folder / _RECORD).is_file() and any(_foreign(folder)):
             raise LabError(f"{folder} is not empty and holds no backup. Choose an empty folder, or an earlier backup.")
         folder.mkdir(parents=True, exist_ok=True)
-        for left in [*folder.glob(_SCRATCH + "*"), *folder.rglob("*" + _PART)]:  # of a backup that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for leftover in [*folder.glob(_SCRATCH + "*"), *folder.rglob("*" + _PART)]:  # of a backup that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         self.folder = self.scratch = folder
         self._changed: set[Path] = set()
 
@@ -97,7 +98,7 @@ class _FolderTarget:
     def finish(self, record: dict[str, Any]) -> None:
         for folder in sorted(self._changed, key=lambda path: len(path.parts), reverse=True):
             failpoint("backup.sync")
-            sync_folder(folder)  # the names, too, before the record vouches for them
+            sync_folder(folder)  # the names of the files must be on the disk before backup.json lists them
         self.add(_RECORD, io.BytesIO(json.dumps(record, indent=2).encode()))
         sync_folder(self.folder)
         failpoint("backup.recorded", may_fail=False)
@@ -108,7 +109,7 @@ class _FolderTarget:
 
 
 def _foreign(folder: Path) -> Iterator[Path]:
-    """Entries that no broken-off backup leaves."""
+    """Entries of the folder that are not what an interrupted backup leaves behind."""
     for path in folder.iterdir():
         if path.name not in ("images", _FILES) and not path.name.startswith(_SCRATCH) and not path.name.endswith(_PART):
             yield path
@@ -143,7 +144,7 @@ class _ZipTarget:
         os.replace(self._part, self.file)
 
     def discard(self) -> None:
-        """Leave nothing where it was not finished."""
+        """Close and delete the part file, where `finish` has not renamed it."""
         with contextlib.suppress(OSError, ValueError):
             self._zip.close()
         with contextlib.suppress(OSError, ValueError):
@@ -153,30 +154,29 @@ class _ZipTarget:
 
 
 def write(lab: Lab, store: Store, target: Path) -> Steps[dict[str, Any]]:
-    """Back a lab up into a folder, or into a new file where `target` ends in .zip, while others read and write its
-    store.
+    """Back a lab up into the folder `target`, or into a new file where `target` ends in .zip.
 
-    Yields how far it is; returns {`target`, `bytes`, `cells`, `images_copied`, `missing` [digest]}: `missing` are kept
-    images that are not there or damaged in the lab, and so not in the backup. What is written is read back and
-    compared. Raises `LabError` where it cannot be written; the lab is never changed, nor an earlier backup in the
-    folder.
+    The store may be read and written meanwhile. Yields progress; returns {`target`, `bytes`, `cells`, `images_copied`,
+    `missing` [digest]}. `missing` are the kept images that are missing or damaged in the lab, and so are not in the
+    backup. Every file written is read back and compared with its digest. Raises `LabError` where the backup cannot be
+    written; the lab, and an earlier backup in the folder, are then unchanged.
     """
     _refuse_inside(lab, target)
     try:
-        where: _FolderTarget | _ZipTarget
+        destination: _FolderTarget | _ZipTarget
         target.parent.mkdir(parents=True, exist_ok=True)
-        where = _ZipTarget(target) if target.suffix.lower() == ".zip" else _FolderTarget(target)
+        destination = _ZipTarget(target) if target.suffix.lower() == ".zip" else _FolderTarget(target)
         with contextlib.ExitStack() as stack:
-            if isinstance(where, _ZipTarget):
-                stack.callback(where.discard)
-            return (yield from _write(lab, store, target, where))
+            if isinstance(destination, _ZipTarget):
+                stack.callback(destination.discard)
+            return (yield from _write(lab, store, target, destination))
     except OSError as error:
         raise LabError(
             f"the backup {target} cannot be written: {error.strerror or error}. Look at its disk; the lab is as it was."
         ) from None
 
 
-def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[str, Any]]:
+def _write(lab: Lab, store: Store, target: Path, destination: _Target) -> Steps[dict[str, Any]]:
     files: dict[str, dict[str, Any]] = {}
     added: list[str] = []
     missing: list[str] = []
@@ -186,13 +186,13 @@ def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[s
         with path.open("rb") as source:
             files[name] = _described(source)
             digest = str(files[name]["sha256"])
-            if _file_name(digest) not in added and not where.has(_file_name(digest), digest):
+            if _file_name(digest) not in added and not destination.has(_file_name(digest), digest):
                 source.seek(0)
-                where.add(_file_name(digest), source)
+                destination.add(_file_name(digest), source)
                 added.append(_file_name(digest))
 
     yield 0, 0, "the store is copied"
-    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=where.scratch) as scratch:
+    with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=destination.scratch) as scratch:
         snapshot, listed = Path(scratch) / "store", Path(scratch) / "images"
         tables = store.copy_to(snapshot)
         add(_STORE, snapshot)
@@ -201,8 +201,8 @@ def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[s
             for number, (digest, size) in enumerate(digests_of(snapshot)):
                 name = _image_name(digest)
                 try:
-                    if not where.has(name, digest):
-                        where.add(name, io.BytesIO(lab.read_image(digest)))
+                    if not destination.has(name, digest):
+                        destination.add(name, io.BytesIO(lab.read_image(digest)))
                         added.append(name)
                 except LabError:
                     missing.append(digest)
@@ -223,9 +223,9 @@ def _write(lab: Lab, store: Store, target: Path, where: _Target) -> Steps[dict[s
         "missing": missing,
         "files": files,
     }
-    where.finish(record)
+    destination.finish(record)
     with Backup.open(target) as backup:
-        # what was there before was read then
+        # files of an earlier backup were read when they were looked for
         yield from backup.verify(only=set(added))
     return {
         "target": str(target),
@@ -259,7 +259,7 @@ def _other_files(lab: Lab) -> Iterator[Path]:
 
 
 def _described(source: IO[bytes], out: IO[bytes] | None = None) -> dict[str, Any]:
-    """Size and digest of what is read, which is also written to `out`."""
+    """Read `source` to its end: {`bytes`: its size, `sha256`: its digest}. out : a file to copy the bytes to."""
     digest, size = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK):
         digest.update(chunk)
@@ -270,7 +270,7 @@ def _described(source: IO[bytes], out: IO[bytes] | None = None) -> dict[str, Any
 
 
 class Backup:
-    """A backup that can be read; closed by `close` or at the end of a `with`. record : its backup.json."""
+    """An open backup; `close` or the end of a `with` closes it. record : the content of its backup.json."""
 
     def __init__(
         self, path: Path, record: dict[str, Any], opener: Callable[[str], IO[bytes]], close: Callable[[], None]
@@ -281,7 +281,7 @@ class Backup:
 
     @staticmethod
     def open(path: Path) -> Backup:
-        """Open a backup. Raises `LabError` where there is none, or a newer labref made it."""
+        """Open a backup. Raises `LabError` where there is none, or it is damaged, or a newer labref made it."""
         try:
             if path.is_dir():
                 opener: Callable[[str], IO[bytes]] = lambda name: (path / name).open("rb")  # noqa: E731
@@ -308,10 +308,10 @@ class Backup:
         return Backup(path, record, opener, close)
 
     def verify(self, *, into: Path | None = None, only: Container[str] | None = None) -> Steps[None]:
-        """Read every file and compare it with its digest; with `into`, an existing folder, also copy it there.
+        """Read every file and compare it with its digest. Yields progress.
 
-        only : names of the files that are looked at; default all. Raises `LabError` for the first that is missing or
-        differs.
+        into : an existing folder that the files are also copied to.  only : names (in the backup) of the files to read;
+        by default all. Raises `LabError` for the first file that is missing or differs from its digest.
         """
         pace = Pace()
         total = int(self.record["tables"]["cell"])
@@ -341,8 +341,8 @@ class Backup:
                 yield number, total, "files verified"
 
     def _files(self) -> Iterator[tuple[str, str, str]]:
-        """Name in the lab, name in the backup, and digest of every file; the list of images is itself among the
-        first."""
+        """(name in the lab, name in the backup, digest) of every file. The images come last; the list of images is a
+        file as well, and comes before them."""
         files: dict[str, dict[str, Any]] = self.record["files"]
         for name, entry in files.items():
             yield name, _file_name(entry["sha256"]), str(entry["sha256"])
@@ -361,11 +361,13 @@ class Backup:
 
 
 def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[Lab]:
-    """Make the lab in `source`, a backup, anew in `folder`, which holds none; on this computer or another.
+    """Restore the backup `source` as a lab in `folder`, which must be empty or not exist. Yields progress.
 
-    watch : export folders from now on; default those of the lab that was backed up. Every file is compared with its
-    digest, the store is brought to this labref's schema and read whole. Where anything fails, nothing is left. Raises
-    `LabError`, and other `LabrefError`.
+    The computer may be another than the one that the backup was made on. Every file is compared with its digest. The
+    store is brought to this labref's schema, and read whole. Where anything fails, nothing is left behind.
+
+    watch : the export folders of the restored lab; by default those of the lab that was backed up. Raises `LabError`,
+    and other `LabrefError`.
     """
     folder = absolute(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

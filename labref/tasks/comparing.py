@@ -1,4 +1,4 @@
-"""Cells that were stored by an earlier labref are compared with all others, in the background."""
+"""Duplicates among cells that an earlier labref stored: these cells are compared with all others in the background."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _AT_ONCE: Final = 32
 
 
 def catch_up(lab: Lab, store: Store, thresholds: Thresholds) -> Iterator[tuple[int, int, str]]:
-    """Give a fingerprint to every cell that has none of the present kind, from its kept bytes, and compare it with the
-    others.
+    """Give each cell that lacks a fingerprint of the present version one, from its kept bytes, and compare the cell
+    with all others.
 
-    Cells are taken in the order they came, some at a time, each part in one transaction; what people decided stays.
-    Links that an earlier version made and that are not found again are taken out. Yields (done, total, text) after each
-    part; who stops listening ends it, and the next call goes on from there.
+    Cells are taken in the order in which they were stored, 32 in one transaction. People's decisions on duplicates
+    stay. Links between duplicates that an earlier version found, and that are not found again, are removed. Yields
+    (done, total, text) after each transaction. Closing the generator ends the work; the next call continues it.
     """
     judge = Judge(lab, thresholds)
     missing = store.duplicates.without_fingerprint(VERSION)

@@ -18,7 +18,7 @@ __all__ = ["Adoption", "Context"]
 
 @dataclass(frozen=True)
 class Adoption:
-    """Another bundle, ready to answer. embedder : its networks, open.  use : lets them answer, from the next question
+    """A bundle that is ready to answer. embedder : its networks, open.  use : makes them answer, from the next question
     on."""
 
     embedder: Embedder
@@ -27,10 +27,13 @@ class Adoption:
 
 @dataclass(frozen=True)
 class Context:
-    """What an operation works on. embedder : opens the active bundle's networks when first called.  jobs : the agent's
-    background jobs, or None where no agent runs and an operation has to do its work before it returns.  adopt : opens a
-    bundle to take the place of the active one.  agent_status : what the agent says of itself, {`watch`, `agent`} as in
-    `labref status`; None where no agent runs."""
+    """What an operation or a background task works on.
+
+    embedder : returns the active bundle's networks; the first call opens them.  jobs : the agent's background jobs;
+    None where no agent runs, and an operation must do its work before it returns.  adopt : opens the bundle that shall
+    replace the active one.  agent_status : returns the agent's own part of `labref status`, {`watch`, `agent`}; None
+    where no agent runs.
+    """
 
     lab: Lab
     store: Store

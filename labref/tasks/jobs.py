@@ -23,7 +23,7 @@ _NICENESS: Final = 15
 
 
 class Running:
-    """What a job is told, and tells, while it works."""
+    """The state of a running job: whether it is asked to stop, and how far it has come."""
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
@@ -31,28 +31,30 @@ class Running:
 
     @property
     def stopped(self) -> bool:
-        """True once the job has to leave off; it keeps what it has, and goes on from there another time."""
+        """True once the job is asked to stop. It then keeps what it has finished; a later job continues from there."""
         return self._stop.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep so long, or until the job has to leave off; returns `stopped`."""
+        """Sleep for `seconds`, or until the job is asked to stop; returns `stopped`."""
         return self._stop.wait(seconds)
 
     def report(self, done: int, total: int, text: str = "") -> None:
-        """Say how far the job is; `text` names no patient."""
+        """Set how far the job has come: `done` of `total`. text : shown in `status`; it must name no patient."""
         self.done, self.total, self.text = done, total, text
 
 
 @dataclass(frozen=True)
 class Job:
-    """Work by name. work : does it, looking at `stopped` every second or oftener; raises where it fails."""
+    """Work with a name. work : does it; it looks at `Running.stopped` at least every second, and raises where it
+    fails."""
 
     name: str
     work: Callable[[Running], None]
 
 
 class Jobs:
-    """The agent's jobs. A name is queued once; what failed is said in `status` and the log, and ends nothing else."""
+    """The agent's jobs. Of each name at most one job waits or runs. A failure is shown in `status` and logged; it does
+    not stop other jobs."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -65,7 +67,7 @@ class Jobs:
         self._thread.start()
 
     def submit(self, job: Job) -> bool:
-        """Queue a job; False where one of its name waits or runs already."""
+        """Queue a job. Returns False where a job of this name waits or runs already, or the queue is closed."""
         with self._changed:
             if self._stop.is_set() or self.has(job.name):
                 return False
@@ -80,8 +82,7 @@ class Jobs:
             return running or any(job.name == name for job in self._waiting)
 
     def failed_within(self, name: str, wait: timedelta) -> bool:
-        """Whether the job of this name failed last, and less than `wait` ago: it would most likely fail again at
-        once."""
+        """Whether the latest job of this name failed, less than `wait` ago. It would most likely fail again at once."""
         with self._changed:
             ended = self._ended.get(name)
         if ended is None or ended["outcome"] != "failed":
@@ -89,7 +90,7 @@ class Jobs:
         return datetime.now(UTC) - datetime.fromisoformat(ended["at"]) < wait
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until nothing waits or runs; False where that takes longer than `seconds`."""
+        """Wait until no job waits or runs. Returns False where that takes longer than `seconds`."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and self._current is None, seconds)
 
@@ -110,7 +111,7 @@ class Jobs:
             return {"running": running, "waiting": [job.name for job in self._waiting], "ended": dict(self._ended)}
 
     def close(self) -> None:
-        """Ask the running job to leave off and wait for it; what waits is dropped."""
+        """Ask the running job to stop, and wait up to 60 seconds for it. Waiting jobs are dropped."""
         self._stop.set()
         with self._changed:
             self._waiting.clear()
@@ -133,7 +134,7 @@ class Jobs:
                     outcome = "stopped"
             except LabrefError as error:
                 outcome, message = "failed", str(error)
-            except Exception as error:  # a job's fault must not end the agent; its message could name a file
+            except Exception as error:  # a job's fault must not end the agent; its message may name a file
                 outcome, message = "failed", f"it met {type(error).__name__}; see the log"
                 self._log.error("a job failed", job=job.name, error=type(error).__name__)
             with self._changed:
@@ -144,7 +145,7 @@ class Jobs:
 
 
 def _lower_priority() -> None:
-    """Let everything else go first; only this thread, where the system can tell threads apart."""
+    """Lower the priority of this thread. Linux and Windows can do this for one thread; elsewhere nothing is changed."""
     with contextlib.suppress(OSError, AttributeError):
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,4 +1,4 @@
-"""The map in the agent: trained anew when it is due, as a job; cells that came by another way are placed."""
+"""The agent's jobs for the map: training where it is due, and placing stored cells that have no place on it yet."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from labref.tasks.mapping import due, retrain
 __all__ = ["NAME", "keep_map", "map_job"]
 
 NAME: Final = "map"
-"""Of the job that trains."""
+"""Name of the job that trains the map."""
 _AFTER_FAILURE: Final = timedelta(hours=1)
 
 
 def map_job(context: Context, **settings: Any) -> Job:
-    """The job that trains the map of the bundle in use. settings : of `labref.tasks.mapping.retrain`."""
+    """The job that trains the map of the bundle in use. settings : arguments of `labref.tasks.mapping.retrain`."""
 
     def work(running: Running) -> None:
         bundle = context.store.active_bundle()
@@ -34,13 +34,14 @@ def map_job(context: Context, **settings: Any) -> Job:
 
 
 def keep_map(context: Context) -> Job | None:
-    """The training that is due, or the placing of cells that have no place yet, or None. Milliseconds."""
+    """The job that is due: the training, or the placing of cells that have no place on the map yet; None where neither
+    is due. Takes milliseconds."""
     assert context.jobs is not None
     bundle = context.store.active_bundle()
     if bundle is None or context.jobs.has(NAME):
         return None
     if context.jobs.failed_within(NAME, _AFTER_FAILURE):
-        return None  # a full disk, say
+        return None  # the cause, such as a full disk, is probably still there
     if due(context.store, context.lab.config.map, bundle) is not None:
         return map_job(context)
     active = context.store.maps.active(bundle)

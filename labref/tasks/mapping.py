@@ -1,4 +1,4 @@
-"""Keeping the lab's map: when it is trained anew, from what, and whether the result is taken into use."""
+"""When the lab's map is trained again, on which cells, and whether the result is put in use."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from labref.store import Placed, Store, StoredMap
 __all__ = ["FEWEST", "QE_TOLERANCE", "SAMPLE", "TE_TOLERANCE", "TRAINED_MOST", "due", "retrain", "size"]
 
 FEWEST: Final = 64
-"""Cells; with fewer there is nothing to order."""
+"""The fewest cells that a map is trained on."""
 SAMPLE: Final = 2000
-"""Cells that two maps are compared on: those with the smallest ids. Ids are digests, so that is a random choice, and
-the same one each time but for new cells."""
+"""Number of cells that two maps are compared on: the cells with the smallest ids. Ids are digests, so the choice is
+random, and only new cells change it."""
 TRAINED_MOST: Final = 200_000
-"""Of more cells, so many are trained on (again those with the smallest ids), three for each node; all are placed."""
+"""The most cells that a map is trained on, about three for each node of the largest map. In a larger lab these are
+the cells with the smallest ids; all cells are placed on the map."""
 QE_TOLERANCE: Final = 0.02
-"""A map is worse where its quantisation error, on the sample, is more than this share above that of the map before."""
+"""A new map is worse where its quantisation error on the sample exceeds that of the map in use by more than this
+share."""
 TE_TOLERANCE: Final = 0.02
-"""A map is worse where its topographic error, a share of the sample, is more than this above that of the map before."""
-_RESIZE_AT: Final = 1.5  # a map keeps its size until it should have so many times its nodes: places people know stay
-_REST: Final = (
-    10  # after a training the map rests this many times as long as the training took, so it takes a tenth of the time
-)
+"""A new map is worse where its topographic error (a share of the sample) exceeds that of the map in use by more than
+this, as a difference."""
+_RESIZE_AT: Final = 1.5  # the size stays until the number of nodes would change by this factor: people know the places
+_REST: Final = 10  # pause after a training, in durations of that training: training takes at most a tenth of the time
 _TEMPORARY: Final = ".training-"
 
 
 def due(store: Store, config: MapConfig, bundle: str, *, at: datetime | None = None) -> str | None:
-    """Why the map of a bundle's latent space is due for training, in a few words; None where it is not. Milliseconds.
+    """Why the map of a bundle's latent space is due for training, in a few words; None where it is not due.
 
-    at : now, UTC.
+    at : the time to judge at, with a time zone; by default now. Takes milliseconds.
     """
     if not config.enabled:
         return None
@@ -63,8 +64,10 @@ def due(store: Store, config: MapConfig, bundle: str, *, at: datetime | None = N
 
 
 def size(cells: int, before: StoredMap | None, most: int) -> tuple[int, int]:
-    """Rows and columns for so many cells, at most `most` each: those of the map before, until it should be half as
-    large again."""
+    """Rows and columns of a map for this number of cells, each at most `most`.
+
+    The size of the map `before` is kept, until the right number of nodes is 1.5 times as large or 1.5 times as small.
+    """
     rows, cols = (min(side, most) for side in som.size_for(cells))
     if before is not None and max(before.rows, before.columns) <= most:
         ratio = rows * cols / (before.rows * before.columns)
@@ -85,13 +88,14 @@ def retrain(
     trainer: str = "batch",
     full: bool = False,
 ) -> Generator[tuple[int, int, str], None, StoredMap]:
-    """Train the map of a bundle's latent space and put it in use, unless it is worse than the one in use; returns the
-    version.
+    """Train the map of a bundle's latent space, and put it in use unless it is worse than the map in use.
 
-    Yields (done, total, text). rows, cols : by default chosen by `size`.  sigma : radius to start with, nodes.  seed :
-    by default that of
-    the version before.  full : from the start, not from the map in use.  Closed before its end, or killed, it leaves
-    the map that was in use as it was. Raises `LabrefError` where there are too few cells, or training fails.
+    Yields (done, total, text), and returns the new version. Where the generator is closed before its end, or the
+    process is killed, the map in use stays in use.
+
+    rows, cols : by default chosen by `size`.  sigma : radius at the start, in nodes.  seed : by default the seed of the
+    map in use.  trainer : "batch" or "minisom", see `labref.som.train`.  full : train from the start; else training
+    continues from the map in use. Raises `LabrefError` where there are too few cells, or training fails.
     """
     active = store.maps.active(bundle)
     before = None if active is None else active.version
@@ -165,7 +169,7 @@ def retrain(
         return store.maps.switch(version, save, Placed(ids, result.nodes, result.errors))
     except OSError as error:
         raise LabrefError(
-            f"the map could not be trained: {error.strerror or error}. The map before stays in use; look at the free disk space."
+            f"the map could not be trained: {error.strerror or error}. The earlier map stays in use; look at the free disk space."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

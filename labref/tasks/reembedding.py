@@ -1,8 +1,9 @@
-"""Cells embedded again from their kept bytes, for another bundle, and the switch to it.
+"""Re-embedding: the latents of all cells are computed again for another bundle, from the kept bytes; then that bundle
+is switched to.
 
-Each batch is one transaction, so a kill costs at most a batch, and what is left to do is always what the store has no
-latent for. The old space answers until the switch; the index of the new one is built, and its networks are open, before
-it.
+Each batch is one transaction, so a kill loses at most one batch. The work left is always the cells that have no latent
+in the new latent space. The old bundle answers until the switch. Before the switch, the index of the new latent space
+is built and the new bundle's networks are opened.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from labref.tasks.context import Context
 __all__ = ["SAMPLE_PER_CLASS", "catch_up", "compare", "installed", "switch"]
 
 SAMPLE_PER_CLASS: Final = 250
-"""Most cells of a class that the report before a switch looks at."""
+"""The most cells of a class that the report before a switch is made of."""
 _AT_ONCE: Final = 32
 _REFERENCES: Final = 8
 
@@ -40,10 +41,10 @@ def installed(lab: Lab, digest: str) -> Bundle:
 
 
 def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) -> Iterator[Row]:
-    """Embed every cell that has no latent in the space of the embedder's bundle, until none is left or `stopped`;
-    yields progress.
+    """Embed every cell that has no latent in the latent space of the embedder's bundle. Yields progress.
 
-    A cell whose kept bytes are missing or damaged is written down as such, and left out.
+    Ends when all cells are embedded, or `stopped()` is true. A cell whose kept bytes are missing or damaged is left
+    out; the store keeps the reason.
     """
     digest = embedder.bundle.digest
     while missing := store.changes.missing(digest):
@@ -58,8 +59,10 @@ def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) ->
 
 
 def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> int:
-    """Embed these cells from their kept bytes, and store their latents in one transaction. Returns how many got one; of
-    the others the reason is written down."""
+    """Embed these cells from their kept bytes, and store their latents in one transaction.
+
+    Returns the number of cells embedded. For each other cell the store keeps the reason.
+    """
     bundle = embedder.bundle
     crops, found, reasons = [], [], {}
     for cell_id, cell in store.cells(ids).items():
@@ -69,15 +72,17 @@ def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> int
         except (LabError, UnreadableImageError) as error:
             reasons[cell_id] = str(error)
     made = []
-    for cell_id, said in zip(found, embedder.describe(crops), strict=True):
-        if said is None:
+    for cell_id, embedded in zip(found, embedder.describe(crops), strict=True):
+        if embedded is None:
             reasons[cell_id] = NOT_FINITE
         else:
-            made.append(CellEmbedding(cell_id, said.latent, said.probabilities, said.label, said.probability))
+            made.append(
+                CellEmbedding(cell_id, embedded.latent, embedded.probabilities, embedded.label, embedded.probability)
+            )
     failpoint("reembed.commit", may_fail=False)
     with store.quiet():
-        there = store.cells([embedding.cell_id for embedding in made])  # retention may have taken some out
-        made = [embedding for embedding in made if embedding.cell_id in there]
+        present = store.cells([embedding.cell_id for embedding in made])  # retention may have removed some meanwhile
+        made = [embedding for embedding in made if embedding.cell_id in present]
         store.add_embeddings(made, bundle=bundle.digest)
         if reasons:
             store.changes.fail(bundle.digest, reasons)
@@ -94,14 +99,15 @@ def compare(
     withheld: Collection[str] = (),
     per_class: int = SAMPLE_PER_CLASS,
 ) -> Generator[Row, None, Row | None]:
-    """How the references of the lab's own cells change from one bundle to the other; yields progress, returns None
-    where stopped.
+    """How the references of the lab's own cells change from one bundle to another.
 
-    Of each class up to `per_class` cells are asked for their eight references in both spaces, as `labref query` would
-    be.
-    withheld : cells that are nobody's references.
-    {`cells`, `sampled`, `changed` (of eight, mean over all cells: classes weighted by their size), `same_class_before`,
-    `same_class_after` (share of the eight that carry the cell's own label), `classes` {label: the same of each class}}.
+    For up to `per_class` cells of each class, the eight references are found in both latent spaces, as `labref query`
+    finds them. withheld : ids of cells that are never references.
+
+    Yields progress, and returns None where `stopped()` became true, else {`cells`, `sampled`, `changed` (number of the
+    eight references that are other cells), `same_class_before`, `same_class_after` (share of the eight that have the
+    cell's own label), `classes` {label: the same figures for the class}}. The figures over all classes are means that
+    weight each class by its number of cells.
     """
     sample = store.changes.sample(per_class)
     total = sum(len(ids) for _, ids in sample.values())
@@ -131,22 +137,22 @@ def compare(
                 "same_class_after": _mean(after),
             }
     weights = [entry["cells"] for entry in classes.values()]
-    over = {
+    means = {
         key: round(float(np.average([entry[key] for entry in classes.values()], weights=weights)), 4)
         if weights
         else None
         for key in ("changed", "same_class_before", "same_class_after")
     }
     cells = sum(count for count, _ in sample.values())
-    return {"cells": cells, "sampled": sum(e["sampled"] for e in classes.values()), **over, "classes": classes}
+    return {"cells": cells, "sampled": sum(e["sampled"] for e in classes.values()), **means, "classes": classes}
 
 
 def switch(context: Context, bundle: Bundle, *, complete: bool) -> None:
-    """Let `bundle` answer from now on.
+    """Make `bundle` the one that answers, from now on.
 
-    complete : embed first what came in since, while others wait to write; else cells without a latent in the space of
-    `bundle` are no references until they are caught up. Raises `LabrefError`, and nothing has changed, where the bundle
-    cannot be used.
+    complete : True embeds first the cells that still lack a latent of `bundle`; writers wait meanwhile. With False,
+    such cells are no references until `catch_up` has embedded them. Raises `LabrefError` where the bundle cannot be
+    used; nothing has then changed.
     """
     store = context.store
     before = store.active_bundle()
@@ -182,7 +188,7 @@ def _references(store: Store, bundle: Bundle, cell_id: str, withheld: Collection
 
 
 def _physical(store: Store, found: Sequence[references.Reference]) -> set[int]:
-    """Which physical cells these are: another capture of one is no other cell."""
+    """Group numbers of the physical cells that these references show: captures of one cell have the same number."""
     return set(store.groups.of(np.array([id_to_int(one.cell_id) for one in found], np.uint64)).tolist())
 
 

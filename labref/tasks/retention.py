@@ -1,4 +1,4 @@
-"""Cells that a lab no longer keeps: off unless labref.toml's [retention] says otherwise."""
+"""Retention: the removal of cells that a lab no longer keeps. It is off unless [retention] in labref.toml sets it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from labref.store import Due, Store
 
 __all__ = ["UPKEEP", "due", "retain"]
 
-_AT_ONCE: Final = 20_000  # in one transaction; what is in memory is read again after each
+_AT_ONCE: Final = 20_000  # cells in one transaction; after each, what the store keeps in memory is read again
 UPKEEP: Final = threading.Lock()
-"""Held while cells are removed, or kept images are copied: a backup must not lose what it is about to copy."""
+"""Held while cells are removed or kept images are copied: retention must not delete an image that a backup is about to
+copy."""
 
 
 def due(lab: Lab, store: Store, *, limit: int = _AT_ONCE) -> list[Due]:
-    """The cells that may go now, by the lab's configuration; none where it keeps all."""
+    """The cells to be removed now, at most `limit`, by the lab's configuration; none where the lab keeps all cells."""
     keep = lab.config.retention
     if not keep.days and not keep.cells:
         return []
@@ -29,11 +30,13 @@ def due(lab: Lab, store: Store, *, limit: int = _AT_ONCE) -> list[Due]:
 
 
 def retain(lab: Lab, store: Store, *, stopped: Callable[[], bool], report: Callable[[int], None]) -> int:
-    """Remove what is due, and return how many cells that were.
+    """Remove the cells that are due, and return their number.
 
-    Each part is one transaction, after which its kept bytes are deleted: killed in between, bytes without a cell are
-    left, which
-    the next call deletes. stopped : asked between parts.  report : how many are gone.
+    Cells are removed in transactions of up to 20,000. After each transaction their kept bytes are deleted. A kill in
+    between leaves bytes without a cell; the next call deletes these.
+
+    stopped : asked before each transaction; True ends the removal.  report : called after each transaction with the
+    number of cells removed so far.
     """
     with UPKEEP:
         _delete_bytes_of_removed(lab, store)

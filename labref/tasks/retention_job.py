@@ -1,4 +1,4 @@
-"""The agent lets go, once a day, of the cells that the lab's configuration no longer keeps."""
+"""The agent's daily job that removes the cells that the lab's configuration no longer keeps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EVERY: Final = timedelta(days=1)
 
 
 def keep_retention(context: Context) -> Job | None:
-    """The job, where [retention] asks for it and a day has gone by since the last."""
+    """The job, where [retention] is set and the last removal was at least a day ago; else None."""
     keep = context.lab.config.retention
     if context.jobs is None or (not keep.days and not keep.cells):
         return None
@@ -24,7 +24,7 @@ def keep_retention(context: Context) -> Job | None:
     if last is not None and abs(datetime.now(UTC) - datetime.fromisoformat(last["at"])) < _EVERY:
         return None
     if context.store.changes.pending() is not None:
-        return None  # cells are being embedded again; they go afterwards
+        return None  # cells are being embedded again; they are removed afterwards
 
     def work(running: Running) -> None:
         retention.retain(
