@@ -1,13 +1,13 @@
-"""The lab's map: a self-organising map trained in seconds, whose result is a `minisom.MiniSom`.
+"""The lab's map: a self-organising map, trained in seconds. The result is a `minisom.MiniSom`.
 
-May import errors and failpoints, and of the bundles only what says whether CUDA works.
+May import errors and failpoints, and from bundles only the check whether CUDA works.
 
     rows, cols = size_for(len(latents))
     som = train(latents, rows=rows, cols=cols, seed=1)      # minisom.MiniSom
     nodes, errors = winners(som, latents)                   # node = row * cols + column
     save(som, path); som = load(path)                       # npz, nothing pickled
 
-Node (row, column) is MiniSom's (i, j), and distances are Euclidean, as MiniSom's.
+Node (row, column) is MiniSom's (i, j). Distances are Euclidean, as in MiniSom.
 """
 
 from labref.som.files import load, save

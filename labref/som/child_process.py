@@ -1,10 +1,10 @@
-"""Training in a process of its own, at low priority, so that neither the ingest nor a query waits for it.
+"""Training in a child process of low priority, so that neither the ingest nor a query waits for it.
 
-    with Apart(folder, latents_file=..., ...) as training: ...
+    result = yield from train_apart(folder, latents, trained=..., sample=..., before=None, task=Task(...))
 
-Inside one process the products of training would keep every core busy at the priority of the agent, and Python's lock
-besides. Here a child process reads the latents from a file, trains, finds every cell's node and measures the map; it
-tells how far it is on its standard output, and ends when its parent does.
+In the agent's own process, the matrix products of training would run at the agent's priority and hold Python's global
+lock. The child process reads the latents from a file, trains, finds the node of every cell and measures the map. It
+writes its progress to its standard output, and it ends when its parent ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from labref.som.graph import Device
 __all__ = ["FAR", "Result", "Task", "train_apart"]
 
 FAR: Final = 3
-"""Nodes; a cell that moved farther is not where people remember it."""
+"""In nodes: a cell that moved farther than this is no longer where people remember it."""
 _NICENESS: Final = 15
 _LATENTS, _TRAINED, _SAMPLE, _BEFORE, _PLACES = "latents.npy", "trained.npy", "sample.npy", "before.npz", "places.npz"
 MAP_FILE: Final = "map.npz"
@@ -40,8 +40,8 @@ MAP_FILE: Final = "map.npz"
 
 @dataclass(frozen=True)
 class Task:
-    """What to train: see `som.train`. warm : go on from the map in the file `before.npz`, where one is; it is compared
-    in any case."""
+    """What to train: see `som.train`. warm : continue from the map in the file `before.npz`, where the file exists. The
+    new map is compared with that map whether `warm` is set or not."""
 
     rows: int
     cols: int
@@ -54,13 +54,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """A trained map in MAP_FILE of the folder, and what was measured.
+    """The measures of a trained map; the map itself is in the folder's MAP_FILE.
 
-    qe, te : on the sample; qe_before, te_before : of the map before, on the same sample.  moved_far : share of the
-    cells that lie more
-    than `FAR` nodes from where the map before, stretched to this size, had them.  sigma : final radius, nodes.  nodes :
-    int64[n],
-    errors : float32[n], of all latents.  seconds : of the training alone.
+    qe, te : quantisation and topographic error on the sample.  qe_before, te_before : of the earlier map, on the same
+    sample; None without one.  moved_far : share of the sample that lies more than `FAR` nodes from its node on the
+    earlier map, which is stretched to the new size.  sigma : radius at the end, in nodes.  seconds : duration of the
+    training alone.  nodes : int64[n], and errors : float32[n], the node and the quantisation error of each latent.
     """
 
     qe: float
@@ -83,11 +82,12 @@ def train_apart(
     before: Path | None,
     task: Task,
 ) -> Generator[tuple[int, int, str], None, Result]:
-    """Train a map in a child process; yields (done, total, text) at least every second and returns the `Result`.
+    """Train a map in a child process. Yields (done, total, text) at least every second, and returns the `Result`.
 
-    folder : empty, for the files between the two processes.  latents : float32[n, L], of all cells to place.
-    trained : places of those to train on.  sample : of those that the maps are measured on.  before : file of the map
-    before. Closing the generator ends the child. Raises `LabrefError` where the child fails.
+    folder : an empty folder, for the files that the two processes exchange.  latents : float32[n, L], of all cells that
+    get a node.  trained : int[m], indices of the latents to train on.  sample : int[k], indices of the latents that the
+    maps are measured on.  before : file of the earlier map, or None. Closing the generator kills the child. Raises
+    `LabrefError` where the child fails.
     """
     failpoint("map.prepare")
     np.save(folder / _LATENTS, latents)
@@ -106,10 +106,10 @@ def train_apart(
             if pipe is not None:
                 pipe.close()
     if figures is None:
-        said = (folder / "stderr.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        errors = (folder / "stderr.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise LabrefError(
-            f"the training of the map ended with status {child.returncode}: {said[-1] if said else 'nothing was said'}. The map "
-            "before stays in use."
+            f"the training of the map ended with status {child.returncode}: {errors[-1] if errors else 'no message'}. The "
+            "earlier map stays in use."
         )
     with np.load(folder / _PLACES, allow_pickle=False) as file:
         return Result(**figures, nodes=file["nodes"], errors=file["errors"])
@@ -122,7 +122,7 @@ def _start(folder: Path, task: Task) -> subprocess.Popen[str]:
             subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
         )
     command = [sys.executable, "-m", "labref.som.child_process", str(folder), json.dumps(asdict(task))]
-    root = Path(__file__).parents[2]  # of this very labref, wherever the agent was started
+    root = Path(__file__).parents[2]  # the child must import this labref, whatever its working folder is
     paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     with (folder / "stderr.txt").open("wb") as errors:
         return subprocess.Popen(
@@ -138,10 +138,10 @@ def _start(folder: Path, task: Task) -> subprocess.Popen[str]:
 
 
 def _follow(child: subprocess.Popen[str]) -> Generator[tuple[int, int, str], None, dict[str, Any] | None]:
-    """Pass on what the child tells, until it ends; returns its figures, None where it has none."""
-    told: list[tuple[int, int, str]] = [(0, 1, "starting")]
+    """Yield the child's progress until it ends. Returns its figures (see `work`), or None where it failed."""
+    latest: list[tuple[int, int, str]] = [(0, 1, "starting")]
     figures: list[dict[str, Any]] = []
-    news = threading.Event()
+    line_read = threading.Event()
 
     def read() -> None:
         assert child.stdout is not None
@@ -151,15 +151,15 @@ def _follow(child: subprocess.Popen[str]) -> Generator[tuple[int, int, str], Non
                 if "figures" in values:
                     figures.append(values["figures"])
                 else:
-                    told[0] = (values["done"], values["total"], values["text"])
-            news.set()
+                    latest[0] = (values["done"], values["total"], values["text"])
+            line_read.set()
 
     reader = threading.Thread(target=read, name="labref-map-reader", daemon=True)
     reader.start()
     while reader.is_alive():
-        yield told[0]
-        news.wait(1.0)
-        news.clear()
+        yield latest[0]
+        line_read.wait(1.0)
+        line_read.clear()
         reader.join(0.02)
     child.wait()
     return figures[0] if figures and child.returncode == 0 else None
@@ -169,7 +169,8 @@ def _follow(child: subprocess.Popen[str]) -> Generator[tuple[int, int, str], Non
 
 
 def work(folder: Path, task: Task) -> dict[str, Any]:
-    """Train in this process, on the files in `folder`; see `train_apart`. Returns the figures of `Result`."""
+    """Train in this process, on the files in `folder` that `train_apart` wrote. Returns the fields of `Result` without
+    its arrays; these are written to a file."""
     from labref import som
     from labref.som.training import resize
 
@@ -185,41 +186,41 @@ def work(folder: Path, task: Task) -> dict[str, Any]:
         initial=before.get_weights() if before is not None and task.warm else "pca",
         trainer="minisom" if task.trainer == "minisom" else "batch",
         device=task.device,
-        progress=_tell,
+        progress=_report,
     )
     seconds = time.perf_counter() - started
-    _tell(1, 1, "measuring the map")
+    _report(1, 1, "measuring the map")
     sample = np.asarray(latents[np.load(folder / _SAMPLE, allow_pickle=False)])
-    now = som.quality(trained, sample)
-    then = None if before is None else som.quality(before, sample)
+    quality = som.quality(trained, sample)
+    quality_before = None if before is None else som.quality(before, sample)
     moved_far = None
     if before is not None:
         stretched = resize(before.get_weights().astype(np.float32), task.rows, task.cols)
         moved_far = float((som.moved(stretched, trained, sample) > FAR).mean())
     nodes, errors = np.empty(len(latents), np.int64), np.empty(len(latents), np.float32)
     for start in range(0, len(latents), 65_536):
-        _tell(start, len(latents), "finding the node of every cell")
+        _report(start, len(latents), "finding the node of every cell")
         part = slice(start, start + 65_536)
         nodes[part], errors[part] = som.winners(trained, np.asarray(latents[part]))
     np.savez(folder / _PLACES, nodes=nodes, errors=errors)
     som.save(trained, folder / MAP_FILE)
     return {
-        "qe": now["qe"],
-        "te": now["te"],
-        "qe_before": None if then is None else then["qe"],
-        "te_before": None if then is None else then["te"],
+        "qe": quality["qe"],
+        "te": quality["te"],
+        "qe_before": None if quality_before is None else quality_before["qe"],
+        "te_before": None if quality_before is None else quality_before["te"],
         "moved_far": moved_far,
         "sigma": float(trained._sigma),
         "seconds": seconds,
     }
 
 
-def _tell(done: int, total: int, text: str) -> None:
+def _report(done: int, total: int, text: str) -> None:
     print(json.dumps({"done": done, "total": total, "text": text}), flush=True)
 
 
 def _end_with_parent() -> None:
-    """End this process when its standard input does: its parent is gone."""
+    """End this process when its standard input ends: its parent is then gone."""
 
     def wait() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -231,7 +232,7 @@ def _end_with_parent() -> None:
 
 def _main() -> None:
     _end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which then ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which then ends this process
     if sys.platform != "win32":
         os.nice(_NICENESS)
     try:

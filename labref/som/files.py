@@ -1,4 +1,4 @@
-"""A map as a file: npz, nothing pickled."""
+"""A map as an npz file, without pickled objects."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ _FORMAT: Final = 1
 
 
 def save(som: MiniSom, path: Path) -> None:
-    """Write the map: format, weights float32[rows, cols, L], σ, learning rate. Whole or not at all: a temporary file
-    beside it is flushed to the disk and renamed. `save` then `load` gives the same weights, where `train` or `load`
-    made them."""
+    """Write a map: its format, weights float32[rows, cols, L], σ and learning rate.
+
+    The file is written whole or not at all: a temporary file beside it is flushed to the disk, and then renamed. `load`
+    returns the same weights, where the map came from `train` or `load`: these weights fit float32.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -47,7 +49,7 @@ def save(som: MiniSom, path: Path) -> None:
 def load(path: Path) -> MiniSom:
     """Read a map that `save` wrote. Raises `LabrefError` where the file is missing, damaged, or of a newer labref."""
     try:
-        # opened here, because NumPy leaves a file open that is no archive
+        # the file is opened here because NumPy leaves a file open that is no archive
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             version = int(file["format"])
             fields: dict[str, Any] = {name: file[name] for name in ("weights", "sigma", "learning_rate")}

@@ -1,5 +1,4 @@
-"""Winning nodes by ONNX Runtime: the same products as `labref.som.search`, all of them, where a GPU makes them
-cheap."""
+"""Best nodes by ONNX Runtime on a GPU: the products of `labref.som.search` for all nodes, without leaving any out."""
 
 from __future__ import annotations
 
@@ -17,17 +16,17 @@ __all__ = ["Device", "NearestGraph", "open_graph"]
 Device = Literal["auto", "cpu", "cuda"]
 _FILE: Final = Path(__file__).with_name("nearest.onnx")  # made by exporters/som.py
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_SCORES: Final = 2**26  # products at once: 256 MiB on the device
+_SCORES: Final = 2**26  # scores (latents × nodes) at once: 256 MiB on the device
 
 
 class NearestGraph:
-    """The graph, opened by one of ONNX Runtime's execution providers. Raises whatever ONNX Runtime does where it cannot
-    be run."""
+    """The graph, opened by one of ONNX Runtime's execution providers. Raises ONNX Runtime's own errors where the
+    provider cannot run it."""
 
     def __init__(self, provider: str) -> None:
         import onnxruntime
 
-        onnxruntime.set_default_logger_severity(4)  # what matters is said once, in labref's words
+        onnxruntime.set_default_logger_severity(4)  # labref reports failures itself, once
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         providers = [provider] if provider == _CPU else [provider, _CPU]
@@ -37,17 +36,20 @@ class NearestGraph:
         self._device = "cpu" if self.provider == _CPU else "cuda"
 
     def find(self, latents: Floats, grid: Floats, check: Check) -> Nodes:
-        """Best node of each latent among all: int64[n]. latents float32[n, L + 1] and grid float32[rows, cols, L] as in
-        `labref.som.search.find`. The nodes are sent to the device once."""
+        """The best node of each latent: int64[n].
+
+        latents : float32[n, L + 1], and grid : float32[rows, cols, L], as in `labref.som.search.find`.  check : called
+        before each block of latents, and may raise. The nodes are sent to the device once.
+        """
         nodes = np.ascontiguousarray(extend_nodes(grid).reshape(-1, grid.shape[2] + 1).T)
-        there = self._runtime.OrtValue.ortvalue_from_numpy(nodes, self._device, 0)
+        nodes_on_device = self._runtime.OrtValue.ortvalue_from_numpy(nodes, self._device, 0)
         found = np.empty(len(latents), np.int64)
         step = max(1, _SCORES // nodes.shape[1])
         for start in range(0, len(latents), step):
             check()
             binding = self._session.io_binding()
             binding.bind_cpu_input("latents", np.ascontiguousarray(latents[start : start + step]))
-            binding.bind_ortvalue_input("nodes", there)
+            binding.bind_ortvalue_input("nodes", nodes_on_device)
             binding.bind_output("best", "cpu")
             self._session.run_with_iobinding(binding)
             (found[start : start + step],) = binding.copy_outputs_to_cpu()
@@ -55,10 +57,10 @@ class NearestGraph:
 
 
 def open_graph(device: Device) -> NearestGraph | None:
-    """The graph on the GPU, or None where the search on the CPU is to be used.
+    """The graph on the GPU, or None where the search on the CPU shall be used.
 
-    "auto" takes CUDA where it works, as the embedder does; "cuda" insists, and raises `LabrefError` where there is
-    none. What opens is tried on a small map first, and not used where it finds other nodes than the CPU.
+    device : "auto" uses CUDA where it works, as the embedder does; "cuda" raises `LabrefError` where CUDA does not
+    work. The graph is first tried on a small map; it is not used where it finds wrong nodes.
     """
     if device == "cpu":
         return None
@@ -83,7 +85,7 @@ def _problem() -> str | None:
 
 
 def _agrees(graph: NearestGraph) -> bool:
-    """Whether latents that are nodes themselves, far apart, are found."""
+    """Whether the graph finds the right node for latents that equal the nodes of a random map."""
     grid: NDArray[np.float32] = np.random.default_rng(0).standard_normal((12, 12, 20)).astype(np.float32)
     flat = grid.reshape(-1, 20)
     latents = np.hstack([flat, np.ones((len(flat), 1), np.float32)])

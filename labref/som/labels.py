@@ -1,4 +1,4 @@
-"""What the map says about labels: the classes about a node, and how surprising a cell's label is there."""
+"""What the map says about labels: the classes around a node, and how surprising a cell's label is there."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from labref.som.products import gaussian
 __all__ = ["Neighbourhood", "neighbourhood", "suspicion"]
 
 RADIUS: Final = 2.0
-"""σ of the Gaussian, in nodes, by which the cells about a cell count."""
-_DOUBT: Final = 0.5  # weight of the lab's overall share of each class, so that a lone neighbour does not settle it
+"""σ, in nodes, of the Gaussian that weighs the cells around a cell."""
+_DOUBT: Final = 0.5  # weight of a class's share in the whole lab, so that a single neighbour does not decide alone
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The classes about each of n labelled cells, itself left out.
+    """The classes around each of n cells; the cell itself does not count.
 
-    labels : the c names.  shares : float64[n, c], adding up to 1 a row.  majority : int64[n], the place in `labels` of
-    the greatest.
-    weight : float64[n], how many neighbours that is, each counted by its nearness; 0 where a cell has none.
+    labels : names of the c classes.  shares : float64[n, c]; each row sums to 1.  majority : int64[n], index in
+    `labels` of the class with the largest share.  weight : float64[n], sum of the Gaussian weights of the neighbours;
+    0 where a cell has no neighbour.
     """
 
     labels: tuple[str, ...]
@@ -41,31 +41,36 @@ def neighbourhood(
     radius: float = RADIUS,
     at: NDArray[Any] | None = None,
 ) -> Neighbourhood:
-    """Classes about cells on a map, by the labelled cells around, weighted by exp(−d²/2·radius²) of the distance on the
-    grid.
+    """The classes around cells on a map, from the labelled cells nearby. A labelled cell at the distance d on the grid
+    weighs exp(−d²/(2·radius²)).
 
-    nodes : int[n] of labelled cells, row * cols + col.  labels : str[n].
-    at : int[m], nodes to tell about instead (cells that are not among the labelled); by default each labelled cell,
-    itself left out. A little weight goes to each class' share in the whole, so an empty neighbourhood gives just that.
+    nodes : int[n], of the labelled cells, row * cols + column.  labels : str[n].  radius : in nodes.
+    at : int[m], the nodes to describe, of cells that are not among the labelled ones; by default each labelled cell is
+    described, and does not count itself. Each class's share among all labelled cells also gets a small weight; a cell
+    without neighbours gets exactly these shares.
     """
     names, codes = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     counts = np.zeros((rows * cols, len(names)))
     np.add.at(counts, (nodes, codes), 1.0)
     spread = gaussian(rows, radius) @ counts.reshape(rows, -1)
     spread = np.matmul(gaussian(cols, radius), spread.reshape(rows, cols, len(names)))
-    about = spread.reshape(rows * cols, len(names))[nodes if at is None else at]
+    sums = spread.reshape(rows * cols, len(names))[nodes if at is None else at]
     if at is None:
-        about[np.arange(len(codes)), codes] -= 1.0  # exp(0): itself
-        about = np.maximum(about, 0)
-    weight = about.sum(axis=1)
+        sums[np.arange(len(codes)), codes] -= 1.0  # the cell's own weight, exp(0)
+        sums = np.maximum(sums, 0)
+    weight = sums.sum(axis=1)
     overall = counts.sum(axis=0) / max(len(codes), 1)
-    shares = (about + _DOUBT * overall) / (weight + _DOUBT)[:, None]
+    shares = (sums + _DOUBT * overall) / (weight + _DOUBT)[:, None]
     return Neighbourhood(tuple(names.tolist()), shares, shares.argmax(axis=1), weight)
 
 
 def suspicion(about: Neighbourhood, labels: NDArray[Any]) -> NDArray[np.float64]:
-    """How surprising each cell's label str[n] is where it lies: log(share of the majority / share of its label), 0
-    where its label is the majority; the greater, the more likely it is wrong. float64[n]."""
+    """How surprising each cell's label is at its place on the map: float64[n].
+
+    about : the neighbourhood of the cells.  labels : str[n], of the same cells. The value is log(share of the majority
+    / share of the cell's label): 0 where the label is the majority's. The larger it is, the more likely the label is
+    wrong.
+    """
     places = {name: place for place, name in enumerate(about.labels)}
     codes = np.array([places[name] for name in np.asarray(labels, dtype=str).tolist()], dtype=np.int64)
     rows = np.arange(len(codes))

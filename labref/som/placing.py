@@ -1,5 +1,4 @@
-"""Where latents lie on one map, many times over: the search of `winners` prepared once, for a query or a batch at a
-time."""
+"""The nodes of latents on one map: the search of `winners`, prepared once and then used for each query or batch."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from labref.som.search import extend, winners
 
 __all__ = ["Placer", "open_placer"]
 
-_AT_ONCE: Final = 1024  # nodes, as `product` likes them
+_AT_ONCE: Final = 1024  # nodes in one product; `product` is fastest with up to about a thousand columns
 _MANY: Final = 8192  # latents at once, for which `winners` is worth its preparation
 
 
@@ -26,10 +25,10 @@ def open_placer(path: Path) -> Placer:
 
 
 class Placer:
-    """Finds nodes. Nothing in it changes, so any number of threads may ask."""
+    """Finds the nodes of latents on one map. It never changes, so several threads may use it at once."""
 
     def __init__(self, weights: NDArray[Any]) -> None:
-        """weights : float[rows, cols, L] of the map."""
+        """weights : float[rows, cols, L], of the map."""
         self.rows, self.cols, self.length = weights.shape
         flat = np.ascontiguousarray(weights, np.float32).reshape(-1, self.length)
         self._centre = flat.mean(axis=0, dtype=np.float64)
@@ -40,12 +39,12 @@ class Placer:
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """Weights float32[rows, cols, L]; not to be changed."""
+        """The weights float32[rows, cols, L]; the caller must not change them."""
         return self._flat.reshape(self.rows, self.cols, self.length)
 
     @property
     def nbytes(self) -> int:
-        """Memory, bytes."""
+        """Memory in use, bytes."""
         return self._flat.nbytes + sum(part.nbytes for part in self._parts)
 
     def place(self, latents: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

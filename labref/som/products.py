@@ -1,9 +1,9 @@
-"""Matrix products and Gaussian sums in pieces so small that BLAS does each in the thread that asks.
+"""Matrix products and Gaussian sums, in pieces so small that BLAS computes each in the calling thread.
 
-OpenBLAS hands larger products to threads of its own and waits for them. Beside an analyser's other work, or the agent's
-own networks, that wait made training ten times as long, and the threads do not have the low priority of the job that
-asks. In pieces training takes one core, as long as it would alone, and its result does not depend on how many threads
-BLAS has.
+OpenBLAS gives larger products to its own threads and waits for them. On a computer that is busy otherwise, this wait
+made training ten times as long; and these threads do not have the low priority of the training. In small pieces,
+training uses one core and takes as long as on an idle computer. Its result does not depend on the number of BLAS
+threads.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 
 __all__ = ["gaussian", "product", "spread"]
 
-_ALONE: Final = (
-    2**18
-)  # multiplications up to which OpenBLAS (SMP_THRESHOLD_MIN × GEMM_MULTITHREAD_THRESHOLD) starts no threads
-_BAND: Final = 8  # rows of a Gaussian's matrix at once
-_NOTHING: Final = 1e-12  # weights of a Gaussian below this are nothing
+# OpenBLAS uses no further threads up to this number of multiplications (SMP_THRESHOLD_MIN × GEMM_MULTITHREAD_THRESHOLD)
+_ALONE: Final = 2**18
+_BAND: Final = 8  # rows of the Gaussian's matrix in one product
+_NOTHING: Final = 1e-12  # smaller weights of the Gaussian count as 0
 
 Floats = NDArray[np.float32]
 
 
 def product(a: Floats, b: Floats) -> Floats:
-    """a float32[m, k] @ b float32[k, n]: float32[m, n]. Fastest where b is contiguous, and n not above a thousand."""
+    """The matrix product a @ b: float32[m, n].
+
+    a : float32[m, k].  b : float32[k, n]. Fastest where b is contiguous and n is at most about a thousand.
+    """
     (m, k), n = a.shape, b.shape[1]
     step = max(1, _ALONE // (k * n))
     found = np.empty((m, n), np.float32)
@@ -38,23 +40,28 @@ def product(a: Floats, b: Floats) -> Floats:
 
 
 def gaussian(nodes: int, sigma: float) -> NDArray[np.float64]:
-    """exp(−d²/2σ²) between any two of so many nodes in a line: float64[nodes, nodes]; nothing where below 1e-12."""
-    apart = np.arange(nodes)
-    weights = np.exp(-((apart[:, None] - apart) ** 2) / (2 * sigma**2))
+    """The weights exp(−d²/2σ²) between any two of `nodes` nodes in a line, d apart: float64[nodes, nodes].
+
+    sigma : in nodes. A weight below 1e-12 is set to 0.
+    """
+    positions = np.arange(nodes)
+    weights = np.exp(-((positions[:, None] - positions) ** 2) / (2 * sigma**2))
     return np.where(weights < _NOTHING, 0.0, weights)
 
 
 def spread(sums: Floats, sigma: float) -> Floats:
-    """At each node the sum over all nodes, weighted by the Gaussian of σ nodes between them: float32[rows, cols, k].
+    """For each node the sum of `sums` over all nodes, weighted by the Gaussian of their distance: float32[rows, cols,
+    k].
 
-    sums : float32[rows, cols, k]. Down the columns first and then along the rows, which is the same.
+    sums : float32[rows, cols, k].  sigma : in nodes. The Gaussian is separable, so the sums are taken down the columns
+    and then along the rows.
     """
     down = _along(sums.transpose(1, 0, 2), sigma).transpose(1, 0, 2)
     return _along(np.ascontiguousarray(down), sigma)
 
 
 def _along(sums: Floats, sigma: float) -> Floats:
-    """The sums along the middle axis."""
+    """The weighted sums along the middle axis."""
     nodes = sums.shape[1]
     weights = gaussian(nodes, sigma).astype(np.float32)
     found = np.empty(sums.shape, np.float32)

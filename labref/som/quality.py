@@ -1,4 +1,4 @@
-"""How good a map is, and how far it moved."""
+"""Measures of a map's quality, and of how far cells moved from one map to another."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ __all__ = ["moved", "quality", "trustworthiness"]
 
 SAMPLE: Final = 2000
 NEIGHBOURS: Final = 8
-"""As many as a technologist sees references."""
+"""Neighbours that trustworthiness and continuity look at: as many as the references that a technologist sees."""
 
 
 def quality(
     som: MiniSom | NDArray[Any], latents: NDArray[Any], *, sample: int = SAMPLE, seed: int = 0
 ) -> dict[str, float]:
-    """Measure a map on `sample` of latents float[n, L] (all, where there are no more), chosen by `seed`.
+    """Measure a map on a random sample of latents.
 
-    `qe` : mean distance to the best node (MiniSom's quantization_error, units of the latents).
-    `te` : share of latents whose two best nodes do not touch, not even by a corner (MiniSom's topographic_error).
-    `trustworthiness`, `continuity` : Venna and Kaski 2001, of the 8 nearest: 1 where neighbours on the map are
-    neighbours in the latent space, and the other way round.
-    `cells` : how many it was measured on. Raises ValueError without latents.
+    latents : float[n, L].  sample : size of the sample; all latents where n is not larger.  seed : of the choice.
+    Returns a dictionary:
+    `qe` : mean distance to the best node (MiniSom's quantization_error, in units of the latents).
+    `te` : share of the latents whose two best nodes do not touch, not even at a corner (MiniSom's topographic_error).
+    `trustworthiness` : 1 where the 8 nearest on the map are also neighbours in the latent space, `continuity` : the
+    reverse (Venna and Kaski 2001).
+    `cells` : number of latents measured.
+
+    Raises ValueError without latents.
     """
     if not len(latents):
         raise ValueError("a map's quality is measured on at least one latent")
@@ -38,20 +42,23 @@ def quality(
     nodes, errors = winners(weights, data)
     second = _second(weights, data, nodes)
     cols = weights.shape[1]
-    apart = np.maximum(abs(nodes // cols - second // cols), abs(nodes % cols - second % cols))
+    grid_steps = np.maximum(abs(nodes // cols - second // cols), abs(nodes % cols - second % cols))
     places = np.stack([nodes // cols, nodes % cols], axis=1).astype(np.float64)
-    near, far = _ranks(data), _ranks(places)
+    latent_ranks, map_ranks = _ranks(data), _ranks(places)
     return {
         "cells": float(len(data)),
         "qe": float(errors.mean()),
-        "te": float((apart > 1).mean()),
-        "trustworthiness": trustworthiness(near, far),
-        "continuity": trustworthiness(far, near),
+        "te": float((grid_steps > 1).mean()),
+        "trustworthiness": trustworthiness(latent_ranks, map_ranks),
+        "continuity": trustworthiness(map_ranks, latent_ranks),
     }
 
 
 def moved(before: MiniSom | NDArray[Any], after: MiniSom | NDArray[Any], latents: NDArray[Any]) -> NDArray[np.float64]:
-    """How far each latent float[n, L] moved from one map to another of the same size: nodes, Euclidean, float64[n]."""
+    """How far each latent's node moved from one map to another of the same size: float64[n], Euclidean, in nodes.
+
+    latents : float[n, L]. Raises ValueError for maps of different sizes.
+    """
     old, new = weights_of(before), weights_of(after)
     if old.shape != new.shape:
         raise ValueError(f"maps of different sizes cannot be compared: {list(old.shape)} and {list(new.shape)}")
@@ -62,7 +69,7 @@ def moved(before: MiniSom | NDArray[Any], after: MiniSom | NDArray[Any], latents
 
 
 def _second(weights: NDArray[Any], data: NDArray[np.float64], nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The best node but for `nodes`: int64[n]."""
+    """The second-best node of each latent: int64[n]. nodes : int64[n], the best nodes."""
     flat = weights.reshape(-1, weights.shape[2])
     if len(flat) == 1:
         return nodes
@@ -80,8 +87,11 @@ def _second(weights: NDArray[Any], data: NDArray[np.float64], nodes: NDArray[np.
 
 
 def _ranks(points: NDArray[np.float64]) -> NDArray[np.int64]:
-    """int64[n, n]: 1 for the point nearest to the row's, 2 for the next …, 0 for itself; equally near ones in the order
-    given, which the sample makes one of chance."""
+    """The ranks of all points by their distance from each point: int64[n, n].
+
+    In the row of a point, the point itself has 0, the nearest other point 1, the next 2 and so on. Equally near points
+    are ranked in the order given; the sample's order is random.
+    """
     squares = np.einsum("ij,ij->i", points, points)
     away = squares[:, None] - 2 * points @ points.T + squares
     np.fill_diagonal(away, -np.inf)
@@ -92,8 +102,11 @@ def _ranks(points: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def trustworthiness(near: NDArray[np.int64], far: NDArray[np.int64], k: int = NEIGHBOURS) -> float:
-    """Venna and Kaski 2001, eq. 1: how little the k nearest by ranks `far` int64[n, n] are beyond the k nearest by
-    `near`."""
+    """Trustworthiness (Venna and Kaski 2001, eq. 1): 1 where the k nearest points by the ranks `far` are also the k
+    nearest by the ranks `near`; the less, the farther they are by `near`.
+
+    near, far : int64[n, n], ranks as in `_ranks`.  k : neighbours looked at; fewer where there are few points.
+    """
     count = len(near)
     k = min(k, (count - 1) // 2)
     if k < 1:

@@ -1,4 +1,4 @@
-"""How large a map is, and by which steps it is trained."""
+"""The size of a map, and the schedule of its training."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["FINAL_SIGMA", "LARGEST", "SMALLEST", "Stage", "size_for", "stages"]
 
 SMALLEST: Final = 8
 LARGEST: Final = 248
-"""The thesis' recommended side, for its 62,000 cells."""
+"""Nodes a side: the size that the thesis recommends for its 62,000 cells."""
 FINAL_SIGMA: Final = 1.0
-"""Radius, in nodes, at which training ends."""
+"""The radius, in nodes, at the end of training."""
 EPOCHS_PER_HALVING: Final = 6
 SETTLING: Final = 6
-_FINE: Final = 2.0  # a grid is fine enough while σ is at least so many of its nodes
-_COARSEST: Final = 5
+_FINE: Final = 2.0  # a grid is fine enough while σ is at least this many of its nodes
+_COARSEST: Final = 5  # the fewest nodes on the shorter side of a coarse grid
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Epochs on one grid. rows, cols : of that grid.  sigmas : the radius in each epoch, in nodes of that grid."""
+    """The epochs on one grid. rows, cols : of the grid.  sigmas : the radius in each epoch, in nodes of this grid."""
 
     rows: int
     cols: int
@@ -29,8 +29,8 @@ class Stage:
 
 
 def size_for(cells: int) -> tuple[int, int]:
-    """Rows and columns for so many cells: about one node for each cell (Kaski's rule in the thesis, 3.6), from 8×8 to
-    248×248."""
+    """Rows and columns of a map for this number of cells: about one node for each cell (Kaski's rule, thesis 3.6), from
+    8×8 to 248×248."""
     side = min(max(round(math.sqrt(max(cells, 0))), SMALLEST), LARGEST)
     return side, side
 
@@ -46,12 +46,13 @@ def stages(
 ) -> tuple[Stage, ...]:
     """The schedule of the batch trainer, coarse grid first.
 
-    σ (nodes of the final grid) falls geometrically from `sigma`, by default half the longer side as Kohonen advises
-    (thesis
-    4.5: 124 for 248), to `final_sigma`, in `epochs_per_halving` epochs for each halving, and stays there `settling`
-    epochs. While σ is wide, a grid of half, a quarter … of the nodes a side holds all the map can express; it is
-    doubled as σ falls, and settles at full size. Raises ValueError for a map without nodes, and for a σ that is not
-    positive or would grow.
+    The radius σ, in nodes of the final grid, falls geometrically from `sigma` to `final_sigma`. Each halving takes
+    `epochs_per_halving` epochs. Then σ stays at `final_sigma` for `settling` epochs. By default σ starts at half the
+    longer side, as Kohonen advises (thesis 4.5: 124 nodes for a side of 248).
+
+    While σ is large, a grid with half or a quarter of the nodes a side loses nothing: the map is smooth. The grid is
+    doubled as σ falls, and has its full size at the end. Raises ValueError for a map without nodes, for a σ that is
+    not positive or would grow, and for a schedule without epochs.
     """
     if rows < 1 or cols < 1:
         raise ValueError(f"a map needs at least one row and one column, not {rows}×{cols}")
@@ -68,9 +69,9 @@ def stages(
         while number < falling and value / (2 * factor) >= _FINE and min(rows, cols) / (2 * factor) >= _COARSEST:
             factor *= 2
         grid = math.ceil(rows / factor), math.ceil(cols / factor)
-        there = value * max(grid) / max(rows, cols)
+        sigma_on_grid = value * max(grid) / max(rows, cols)
         if found and (found[-1].rows, found[-1].cols) == grid:
-            found[-1] = Stage(*grid, (*found[-1].sigmas, there))
+            found[-1] = Stage(*grid, (*found[-1].sigmas, sigma_on_grid))
         else:
-            found.append(Stage(*grid, (there,)))
+            found.append(Stage(*grid, (sigma_on_grid,)))
     return tuple(found)

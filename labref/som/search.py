@@ -1,8 +1,8 @@
-"""Best-matching units, by blocked float32 matrix products.
+"""The search for the best-matching node of each latent, by float32 matrix products in blocks.
 
-For a latent x the node m of least ‖x − m‖ has the greatest x·m − ‖m‖²/2, so with x extended by 1 and m by −‖m‖²/2 one
-product gives every score of a block. Blocks follow the grid: neighbouring nodes are alike, so a tile of them is near or
-far as a whole.
+The node m with the smallest ‖x − m‖ for a latent x has the largest score x·m − ‖m‖²/2. With x extended by 1, and m by
+−‖m‖²/2, one matrix product gives all scores of a block. The blocks of nodes are squares of the grid: neighbouring nodes
+are alike, so a whole square is near a latent or far from it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Floats", "Nodes", "extend", "extend_nodes", "find", "find_near", "weights_of", "winners"]
 
-_LARGE: Final = 16  # nodes a side, of the squares that an exact search leaves out as a whole
-_SMALL: Final = 4  # and of those within them
-_NEAR_TILE: Final = 16
+_LARGE: Final = 16  # nodes a side of the large squares that an exact search can leave out
+_SMALL: Final = 4  # nodes a side of the small squares within a large one
+_NEAR_TILE: Final = 16  # nodes a side of the squares whose latents `find_near` handles together
 _BLOCK: Final = 65536  # latents at once in an exact search
-_SLACK: Final = 1e-3  # share by which a bound may be wrong through rounding: far more than float32 loses
+_SLACK: Final = 1e-3  # relative error that a bound may have through rounding: far above that of float32
 
 Nodes = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -32,11 +32,11 @@ Check = Callable[[], None]
 
 
 def _go_on() -> None:
-    """Nothing to check."""
+    """The default of `check`: does nothing."""
 
 
 def weights_of(som: MiniSom | NDArray[Any]) -> NDArray[Any]:
-    """Weights float[rows, cols, L] of a map, or the array itself. Raises ValueError for another shape."""
+    """The weights float[rows, cols, L] of a map; an array is returned as it is. Raises ValueError for another shape."""
     weights = som if isinstance(som, np.ndarray) else som.get_weights()
     if weights.ndim != 3:
         raise ValueError(f"the weights of a map are [rows, cols, L], not {list(weights.shape)}")
@@ -44,11 +44,12 @@ def weights_of(som: MiniSom | NDArray[Any]) -> NDArray[Any]:
 
 
 def winners(som: MiniSom | NDArray[Any], latents: NDArray[Any]) -> tuple[Nodes, NDArray[np.float64]]:
-    """The node of each latent, and how far it is: int64[n] and float64[n].
+    """The best node of each latent, int64[n], and its distance, float64[n].
 
     som : a map, or its weights float[rows, cols, L].  latents : float[n, L].
-    A node is row * cols + column. The distance is Euclidean, MiniSom's quantisation error. The search is exact but for
-    rounding in float32: of two nodes that are equally near to six digits, either may be given.
+    A node is row * cols + column. The distance is Euclidean (MiniSom's quantisation error). The search is exact except
+    for rounding in float32: of two nodes that are equally near to six digits, either may be returned.
+    Raises ValueError where the shapes do not fit.
     """
     weights = weights_of(som)
     if latents.ndim != 2 or latents.shape[1] != weights.shape[2]:
@@ -70,18 +71,18 @@ def winners(som: MiniSom | NDArray[Any], latents: NDArray[Any]) -> tuple[Nodes, 
 
 
 def extend(latents: Floats) -> Floats:
-    """Latents float32[n, L] with a column of ones: float32[n, L + 1], what every search here takes."""
+    """Latents float32[n, L] with a column of ones behind them: float32[n, L + 1], as the searches here take them."""
     return np.hstack([latents, np.ones((len(latents), 1), np.float32)])
 
 
 def extend_nodes(grid: Floats) -> Floats:
-    """Weights float32[rows, cols, L] with −‖m‖²/2 behind them: float32[rows, cols, L + 1]."""
+    """Weights float32[rows, cols, L] with −‖m‖²/2 behind each node m: float32[rows, cols, L + 1]."""
     halves = -0.5 * np.einsum("rcl,rcl->rc", grid, grid)
     return np.concatenate([grid, halves[:, :, None]], axis=2)
 
 
 def _by_group(keys: NDArray[np.int64], count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """(key, places where it stands) for each key of 0 … count − 1 that occurs, in order."""
+    """(key, indices where `keys` has it) for each key from 0 to count − 1 that occurs, in ascending order."""
     order = np.argsort(keys, kind="stable")
     ends = np.cumsum(np.bincount(keys, minlength=count))
     start = 0
@@ -92,10 +93,11 @@ def _by_group(keys: NDArray[np.int64], count: int) -> Iterator[tuple[int, NDArra
 
 
 def find_near(latents: Floats, grid: Floats, last: Nodes, reach: int, check: Check = _go_on) -> tuple[Nodes, Floats]:
-    """Best node of each latent among those within `reach` rows and columns of its last one (a few more are looked at).
+    """The best node of each latent among the nodes near its last one: at least all within `reach` rows and columns.
 
-    latents : float32[n, L + 1] from `extend`.  grid : float32[rows, cols, L].  last : int64[n].
-    Returns nodes int64[n] and scores float32[n], x·m − ‖m‖²/2. check() is called now and then, and may raise.
+    latents : float32[n, L + 1] from `extend`.  grid : float32[rows, cols, L].  last : int64[n], node of each latent in
+    the epoch before.  check : called for each square of nodes, and may raise. Returns the nodes int64[n] and their
+    scores float32[n], x·m − ‖m‖²/2.
     """
     rows, cols, _ = grid.shape
     extended = extend_nodes(grid)
@@ -120,11 +122,11 @@ def find_near(latents: Floats, grid: Floats, last: Nodes, reach: int, check: Che
 
 
 def find(latents: Floats, grid: Floats, last: Nodes | None = None, check: Check = _go_on) -> Nodes:
-    """Best node of each latent among all of the grid, exact but for rounding: int64[n].
+    """The best node of each latent among all nodes of the grid, exact except for rounding: int64[n].
 
-    latents, grid, last, check : as in `find_near`; `last` is where to look first.
-    Squares of 16×16 nodes, and of 4×4 within them, are left out by the triangle inequality: one whose centre is farther
-    than the best node so far and the square's own radius together holds nothing better.
+    latents, grid, check : as in `find_near`.  last : int64[n], nodes to begin the search at, or None.
+    Squares of 16×16 nodes, and squares of 4×4 nodes within them, are left out by the triangle inequality: a square
+    holds no better node where its centre is farther away than the best node so far plus the square's own radius.
     """
     rows, cols, length = grid.shape
     if rows * cols <= 4 * _LARGE * _LARGE:
@@ -147,8 +149,10 @@ def _find_dense(latents: Floats, candidates: Floats, check: Check) -> Nodes:
 
 
 class _Balls:
-    """Groups of nodes, each in the ball about its mean. centres : float32[L + 1, k], extended as `extend_nodes`
-    does."""
+    """Groups of nodes, each enclosed in a ball around its mean.
+
+    radii : float32[k].  centres : float32[L + 1, k], extended as by `extend_nodes`.
+    """
 
     def __init__(self, groups: list[Floats]) -> None:
         means = np.stack([group.mean(axis=0) for group in groups])
@@ -159,7 +163,7 @@ class _Balls:
         self.centres = np.ascontiguousarray(np.hstack([means, -0.5 * np.einsum("ij,ij->i", means, means)[:, None]]).T)
 
     def away(self, latents: Floats, squares: Floats) -> Floats:
-        """Distance of each latent from each centre: float32[n, k]."""
+        """The distance of each latent from each centre: float32[n, k]. squares : float32[n], ‖x‖² of the latents."""
         found = product(latents, self.centres)
         found *= -2
         found += squares[:, None]
@@ -168,7 +172,7 @@ class _Balls:
 
 
 class _Tiles:
-    """The grid cut into squares of 16×16 nodes, and each of those into squares of 4×4."""
+    """The grid cut into large squares of 16×16 nodes, and each large square into small squares of 4×4 nodes."""
 
     def __init__(self, grid: Floats) -> None:
         rows, cols, length = grid.shape
@@ -184,7 +188,7 @@ class _Tiles:
             self._large_of[np.concatenate(parts)] = number
 
     def find(self, latents: Floats, last: Nodes | None, check: Check) -> Nodes:
-        """Best nodes of one block."""
+        """The best nodes of one block of latents: int64[n]."""
         plain = latents[:, :-1]
         squares = np.einsum("ij,ij->i", plain, plain)
         slack = np.float32(_SLACK * np.sqrt(squares.max(initial=0)))
@@ -204,7 +208,8 @@ class _Tiles:
         return state.nodes
 
     def _within(self, number: int, places: NDArray[np.int64], state: _Best, slack: np.float32) -> None:
-        """Look at the nodes of one large square, the small square of the nearest centre first."""
+        """Try the nodes of one large square on the latents at `places`, the small square with the nearest centre
+        first."""
         small = self._small[number]
         away = small.away(state.latents[places], state.squares[places])
         nearest = away.argmin(axis=1)
@@ -218,7 +223,7 @@ class _Tiles:
 
 
 class _Best:
-    """The best node of each latent so far, and its distance."""
+    """The best node of each latent found so far, and its distance."""
 
     def __init__(self, latents: Floats, squares: Floats) -> None:
         self.latents, self.squares = latents, squares
@@ -227,7 +232,8 @@ class _Best:
         self._scores = np.full(len(latents), -np.inf, np.float32)
 
     def look(self, nodes: Floats, members: Nodes, places: NDArray[np.int64]) -> None:
-        """Try some nodes on the latents at `places`."""
+        """Try nodes on the latents at `places`, and keep those that are better. nodes : float32[L + 1, k].  members :
+        int64[k], their numbers."""
         products = product(self.latents[places], nodes)
         best = products.argmax(axis=1)
         found = products[np.arange(len(places)), best]
@@ -239,6 +245,6 @@ class _Best:
 
 
 def _squares(numbers: Nodes, side: int) -> list[Nodes]:
-    """A table of nodes cut into squares, the last ones smaller."""
+    """A table of nodes, int64[rows, cols], cut into squares; those at the edges may be smaller."""
     rows, cols = numbers.shape
     return [numbers[r : r + side, c : c + side] for r in range(0, rows, side) for c in range(0, cols, side)]
