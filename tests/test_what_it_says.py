@@ -438,3 +438,39 @@ def test_a_bound_process_takes_only_its_cpus(lab: Lab) -> None:
     command = ["taskset", "-c", "0", sys.executable, "-m", "labref", "status", "--json", "--lab", str(lab.folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "1 thread (" in json.loads(done.stdout)["provider_line"]
+
+
+# --- what the agent counts ---
+
+
+def test_a_running_agent_counts_each_file_once(lab: Lab, tmp_path: Path, drawn_cells: Path) -> None:
+    shutil.copytree(lab.watched[0], tmp_path / "export")
+    export = tmp_path / "export"
+    watched = {"polling": "true", "poll_seconds": 0.2}
+    own = Lab.create(tmp_path / "lab", [export])
+    assert once(own).found == 9
+    fresh = sorted(drawn_cells.rglob("*.jpg"))
+    fresh = [path for path in fresh if not (export / path.parent.name / path.name).exists()][:4]
+    (export / "link.jpg").symlink_to(tmp_path / "nowhere")
+
+    def scans() -> int:
+        return own.log_file.read_bytes().count(b"scan ended")
+
+    with running_agent(own, **watched) as process:
+        for number, path in enumerate(fresh):
+            shutil.copy(path, export / f"{number}.jpg")
+        wait_until(lambda: len(list(desk.ledger_rows(own))) == 14)
+        (export / "notes.jpg").write_text("no image still, and longer")  # one of before
+        shutil.copy(fresh[0], export / "1.jpg")  # one that this agent took in
+        wait_until(lambda: [r["outcome"] for r in desk.ledger_rows(own, path=str(export / "1.jpg"))] == ["duplicate"])
+        (export / "link.jpg").unlink()
+        before = scans()
+        wait_until(lambda: scans() > before + 3)
+        wait_until(lambda: status(own)["agent"]["in_flight"] + status(own)["agent"]["waiting"] == 0)
+        process.terminate()
+        stdout, _ = process.communicate(timeout=60)
+    summary = json.loads(stdout.splitlines()[-1])
+    outcomes = {name: summary[name] for name in ("stored", "duplicate", "possible_duplicate", "rejected", "unchanged")}
+    assert outcomes == {"stored": 3, "duplicate": 1, "possible_duplicate": 0, "rejected": 2, "unchanged": 8}
+    assert summary["found"] == sum(outcomes.values()) == 14
+    assert once(own).found == 13

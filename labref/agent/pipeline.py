@@ -78,13 +78,11 @@ class Engine:
 class Tally:
     """What became of files since the agent started.
 
-    outcomes : files by ledger outcome.  embedded : cells that went through the networks.  unchanged : files tried again
-    that ended as they had before.
+    outcomes : outcomes recorded; a file can have had several.  embedded : cells that went through the networks.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     embedded: int = 0
-    unchanged: int = 0
 
 
 @dataclass(frozen=True)
@@ -391,7 +389,6 @@ class Pipeline:
             self.problem = None
             self._metrics.blocked.set(0)
             self._log.info("the lab's disk takes files again")
-        self.tally.unchanged += len(batch) - len(fresh)
         self.tally.outcomes.update(row.outcome for row in rows)
         for row in rows:
             self._metrics.files.labels(outcome=str(row.outcome)).inc()
@@ -437,7 +434,6 @@ class Pipeline:
         if record.entry == rejection:
             return []  # the store keeps not even this; `ledger --check` names the file
         if self._is_recorded(rejection.path, rejection.reason):
-            self.tally.unchanged += 1
             return []
         return self._record([_Record(record.candidate, None, rejection)])
 

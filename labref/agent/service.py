@@ -10,7 +10,8 @@ import random
 import signal
 import threading
 import time
-from collections import deque
+from array import array
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -63,8 +64,8 @@ class Summary:
     """What an agent did.
 
     found : files with an image's name that were met; each has exactly one of the outcomes stored, duplicate,
-    possible_duplicate and rejected, or was unchanged since an earlier pass.  embedded : cells that went through the
-    networks.
+    possible_duplicate and rejected, its last one, or was unchanged since an earlier pass. An agent that scanned often
+    met those of its last whole scan, and those that it took in.  embedded : cells that went through the networks.
     ignored : other files, and others : the same by their endings.  reserved : folders and files with a name of the
     system's, not looked at.  vanished : files deleted while they were still being written.  unreachable : watched
     folders, and
@@ -181,6 +182,12 @@ def _until_signalled(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Taken(FileState):
+    """What the ledger has of a file that this agent has taken in."""
+
+    __slots__ = ()
+
+
 class _Agent:
     """An agent at work, from `__enter__` to `__exit__`. Its methods are for one thread, but for `stop` and what HTTP
     asks."""
@@ -199,7 +206,8 @@ class _Agent:
         self._reasons: dict[str, str] = {}
         self._watcher: Watcher | None = None
         self._look_due = 0.0
-        self._unchanged = 0
+        self._unchanged: array[int] = array("q")
+        self._tried_again: set[str] = set()
         self._scanned = False
         self._last_report = ScanReport()
         self._last_scan: tuple[str, float] | None = None
@@ -361,7 +369,9 @@ class _Agent:
         started = time.perf_counter()
         self._remember_files()
         report = ScanReport()
-        self._unchanged = 0
+        unchanged: array[int] = array("q")
+        if not self._scanned:
+            self._unchanged = unchanged  # progress is told of the first scan, while it goes on
         pumped = time.monotonic()
         for candidate in scan(
             self._lab.watched,
@@ -372,7 +382,9 @@ class _Agent:
         ):
             if self._stop.is_set():
                 break
-            self._consider(candidate, observe=self._scanned)
+            name = self._consider(candidate, observe=self._scanned)
+            if name is not None:
+                unchanged.append(hash(name))
             while (
                 len(self._settled) > _MOST_SETTLED or len(self._settling) > _MOST_SETTLING
             ) and not self._stop.is_set():
@@ -387,6 +399,7 @@ class _Agent:
         took = time.perf_counter() - started
         if not self._stop.is_set():
             self._scanned = True
+            self._unchanged = unchanged
             if set(report.unreadable) - set(self._last_report.unreadable):
                 self._log.warning("folders could not be read", folders=len(report.unreadable))
             self._last_report = report
@@ -398,7 +411,7 @@ class _Agent:
             self._log.info(
                 "scan ended",
                 seconds=round(took, 3),
-                unchanged=self._unchanged,
+                unchanged=len(unchanged),
                 ignored=report.ignored,
                 reserved=report.reserved,
                 unreachable=len(report.unreachable),
@@ -406,26 +419,26 @@ class _Agent:
             )
         return took
 
-    def _consider(self, candidate: Candidate, *, observe: bool) -> None:
+    def _consider(self, candidate: Candidate, *, observe: bool) -> str | None:
+        """Let a file go on where it is new or changed; where it is neither, return its name as text."""
         if self._pipeline.holds(candidate.path):
             # it may have changed after it was read: looked at again once it has its outcome
             self._held[candidate.path] = candidate.root
-            return
+            return None
         name = path_to_text(candidate.path)
         state = self._known.get(name)
         if state is not None:
             signature = candidate.signature
             if signature is None:
                 if state.size_bytes is None and self._reasons.get(name) == candidate.refusal:
-                    self._unchanged += 1
-                    return
+                    return name
             elif state.size_bytes == signature.size_bytes and state.mtime_ns == signature.mtime_ns:
-                self._unchanged += 1
-                return
+                return name
             elif state.size_bytes is None:
                 observe = False  # tried before and looked at since
         if self._settling.add(candidate, observe=observe):
             self._settled.append(candidate)
+        return None
 
     def _take_hints(self, watcher: Watcher) -> bool:
         """Look at the files that events named; True where a scan is wanted as well."""
@@ -436,12 +449,10 @@ class _Agent:
         return wanted
 
     def _look_at(self, paths: dict[str, str]) -> None:
-        unchanged = self._unchanged  # counts what a scan met
         for path, root in paths.items():
             candidate = look(path, root)
             if candidate is not None:
                 self._consider(candidate, observe=True)
-        self._unchanged = unchanged
 
     def _pump(self, timeout: float = 0.0) -> None:
         """Move files on: returned ones back to waiting, settled ones into the pipeline as far as it has room.
@@ -474,7 +485,7 @@ class _Agent:
         for file in settled:
             size = None if file.signature is None else file.signature.size_bytes
             mtime = None if file.signature is None else file.signature.mtime_ns
-            self._known[file.path] = FileState(size, mtime, file.outcome)
+            self._known[file.path] = _Taken(size, mtime, file.outcome)
             if file.signature is None and file.reason is not None:
                 self._reasons[file.path] = file.reason
             else:
@@ -482,15 +493,21 @@ class _Agent:
 
     def _is_recorded(self, path: str, reason: str) -> bool:
         # what is gone, or out of reach for now, keeps the outcome it had
-        if reason in (GONE, UNREACHABLE):
-            return path in self._known
-        return self._reasons.get(path) == reason
+        kept = reason in (GONE, UNREACHABLE)
+        recorded = path in self._known if kept else self._reasons.get(path) == reason
+        if recorded:
+            self._tried_again.add(path)
+        return recorded
 
     def _remember_files(self) -> None:
         """Read what the ledger has of every file, for the first time or after rows were taken out of it."""
         if self._revision != self._store.revision:
             self._revision = self._store.revision
+            taken = [path for path, state in self._known.items() if isinstance(state, _Taken)]
             self._known = self._store.known_files()
+            for path in taken:
+                if path in self._known:
+                    self._known[path] = _Taken(*self._known[path])
             gc.freeze()  # or each full collection would look at a million of them
             self._read_reasons()
 
@@ -586,12 +603,14 @@ class _Agent:
     def _progress(self) -> str:
         tally = self._pipeline.tally
         done = sum(tally.outcomes.values())
-        return f"{done} files taken in, {tally.embedded} cells embedded, {self._unchanged} unchanged"
+        return f"{done} files taken in, {tally.embedded} cells embedded, {len(self._unchanged)} unchanged"
 
     def _summary(self, seconds: float, *, interrupted: bool) -> Summary:
         tally = self._pipeline.tally
-        outcomes = tally.outcomes
-        unchanged = self._unchanged + tally.unchanged
+        # by file: one can have had several outcomes, and have been met unchanged at the scans before or after them
+        taken = {path: state.outcome for path, state in self._known.items() if isinstance(state, _Taken)}
+        outcomes = Counter(map(str, taken.values()))
+        unchanged = len({*self._unchanged, *map(hash, self._tried_again)}.difference(map(hash, taken)))
         return Summary(
             found=sum(outcomes.values()) + unchanged,
             stored=outcomes["stored"],
