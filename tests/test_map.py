@@ -24,6 +24,7 @@ from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.pictures import map as picture
 from labref.som.child_process import Task, train_apart
+from labref.tasks import mapping
 from labref.tasks.mapping import retrain
 from labref.web import desk
 from labref.web.desk import Desk, ask
@@ -228,10 +229,11 @@ def test_a_large_map_with_many_classes_is_drawn(tmp_path: Path) -> None:
         picture.draw_class(shown, "ox")
 
 
-def test_what_comes_out_worse_is_kept_and_not_used_until_told_to(own: Lab) -> None:
-    (worse,) = rows("train", "--rows", 2, "--cols", 2, "--lab", own.folder)
+def test_what_comes_out_worse_is_kept_and_not_used_until_told_to(own: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping, "QE_TOLERANCE", -0.9)  # as if it had to be ten times as near
+    (worse,) = rows("train", "--lab", own.folder)
     assert (worse["number"], worse["verdict"], worse["in_use"]) == (2, "worse", False)
-    assert worse["qe"] > worse["qe_before"]
+    assert worse["qe"] > 0.1 * worse["qe_before"]
     assert "labref map use 2" in worse["said"]
     (status,) = rows("status", "--lab", own.folder)
     assert status["map"]["number"] == 1
@@ -239,6 +241,17 @@ def test_what_comes_out_worse_is_kept_and_not_used_until_told_to(own: Lab) -> No
     assert used["in_use"]
     (status,) = rows("status", "--lab", own.folder)
     assert (status["map"]["number"], status["placed"]) == (2, 90)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (5, 12)])
+def test_a_map_of_another_size_is_called_neither_better_nor_worse(own: Lab, size: tuple[int, int]) -> None:
+    (other,) = rows("train", "--rows", size[0], "--cols", size[1], "--lab", own.folder)
+    assert (other["rows"], other["columns"]) == size
+    assert (other["verdict"], other["in_use"]) == ("resized", True)
+    assert f"{size[0]}×{size[1]} nodes, another size" in other["said"] and "cannot be compared" in other["said"]
+    assert "worse" not in other["said"]
+    (before,) = rows("use", 1, "--lab", own.folder)
+    assert before["in_use"], "and back"
 
 
 def test_a_retrain_goes_on_from_the_map_before_and_cells_stay(own: Lab) -> None:

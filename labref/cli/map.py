@@ -36,12 +36,13 @@ Examples:
 
 Works while the agent runs and while it does not.
 """
-_TRAIN_HELP = """Train the map now, and put it in use unless it is worse than the one in use.
+_TRAIN_HELP = """Train the map now, and put it in use unless it is as large as the one in use and worse.
 
 While the agent runs it does the work, in the background; this command waits and shows how far it is (Ctrl-C ends the
 waiting, not the training). By default training goes on from the map in use; --full starts anew. Worse means: on 2,000
 of the lab's cells, always the same ones but for new cells, a quantisation error more than 2 % above that of the map in
-use, or a topographic error more than 0.02 above. Such a map is kept; `labref map use NUMBER` puts it in use.
+use, or a topographic error more than 0.02 above. Such a map is kept; `labref map use NUMBER` puts it in use. Maps of
+different sizes are not compared: fewer nodes lie farther from the cells, whatever the map is worth.
 
 \b
 Examples:
@@ -52,7 +53,7 @@ Examples:
 With --json, the new version: number, bundle, rows, columns, sigma (final radius, nodes), seed, trainer, started_from (the
 map it went on from, or null), cells, qe (quantisation error: mean distance to the best node), te (topographic error:
 share of cells whose two best nodes do not touch), qe_before, te_before (the map before, on the same cells), moved_far
-(share of cells that moved more than 3 nodes), verdict (first, better, worse), seconds, trained_at, in_use,
+(share of cells that moved more than 3 nodes), verdict (first, better, worse, resized), seconds, trained_at, in_use,
 weights_kept, said (all that in words).
 """
 _STATUS_HELP = """Say whether there is a map, how good it is, whether all cells lie on it, and what is due.
@@ -177,7 +178,7 @@ def train(
         int | None, typer.Option("--cols", min=1, max=1000, help="Columns of nodes.", show_default=False)
     ] = None,
     sigma: Annotated[
-        float | None, typer.Option("--sigma", min=0.1, help="Radius to start with, nodes.", show_default=False)
+        float | None, typer.Option("--sigma", min=1, help="Radius to start with, nodes.", show_default=False)
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of what is random.", show_default=False)] = None,
     trainer: Annotated[Trainer, typer.Option("--trainer", help="batch, or MiniSom's own.")] = Trainer.BATCH,

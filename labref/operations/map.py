@@ -56,8 +56,9 @@ class MapVersion(Answer):
     qe_before: float | None = Field(description="Quantisation error of the map that was in use, on the same cells.")
     te_before: float | None = Field(description="Topographic error of the map that was in use, on the same cells.")
     moved_far: float | None = Field(description="Share of the cells placed before that moved more than 3 nodes.")
-    verdict: Literal["first", "better", "worse"] = Field(
-        description="`first`: there was none to compare with; `better`: no worse, put in use; `worse`: kept, not used."
+    verdict: Literal["first", "better", "worse", "resized"] = Field(
+        description="`first`: there was none to compare with; `better`: no worse, put in use; `worse`: kept, not used; "
+        "`resized`: the one before has another size, so that their errors cannot be compared; put in use."
     )
     seconds: float = Field(description="How long training took.")
     trained_at: str = Field(description="When, ISO 8601, UTC.")
@@ -146,14 +147,14 @@ def train(
     *,
     rows: Annotated[int | None, Field(ge=1, le=1000, description="Rows of nodes.")] = None,
     columns: Annotated[int | None, Field(ge=1, le=1000, description="Columns of nodes.")] = None,
-    sigma: Annotated[float | None, Field(ge=0.1, le=1000, description="Radius to start with, nodes.")] = None,
+    sigma: Annotated[float | None, Field(ge=1, le=1000, description="Radius to start with, nodes.")] = None,
     seed: Annotated[int | None, Field(ge=0, le=2**32 - 1, description="Seed of what is random.")] = None,
     trainer: Annotated[
         Literal["batch", "minisom"], Field(description="How it is trained: in batches, or by MiniSom's own training.")
     ] = "batch",
     full: Annotated[bool, Field(description="Start anew, not from the map in use.")] = False,
 ) -> Iterator[Row]:
-    """Train the map of the bundle in use now, and put it in use unless it is worse than the one in use."""
+    """Train the map of the bundle in use now, and put it in use unless it is as large as the one in use and worse."""
     settings: dict[str, Any] = {"rows": rows, "cols": columns, "sigma": sigma, "seed": seed}
     settings |= {"trainer": trainer, "full": full}
     bundle = _bundle(context)
@@ -384,6 +385,11 @@ def _said(version: StoredMap) -> str:
         f"quantisation error {version.qe_before:.4g} → {version.qe:.4g}, topographic error {version.te_before:.4f} → "
         f"{version.te:.4f}"
     )
+    if version.verdict == "resized":
+        return (
+            f"put in use: {version.rows}×{version.columns} nodes, another size than before, so that the errors cannot be "
+            f"compared ({figures}); `labref map list` has the one before, and `labref map use` goes back to it"
+        )
     if version.verdict != "worse":
         return f"put in use: {figures}"
     return (

@@ -88,7 +88,7 @@ def retrain(
     trainer: str = "batch",
     full: bool = False,
 ) -> Generator[tuple[int, int, str], None, StoredMap]:
-    """Train the map of a bundle's latent space, and put it in use unless it is worse than the map in use.
+    """Train the map of a bundle's latent space, and put it in use unless it is as large as the map in use, and worse.
 
     Yields (done, total, text), and returns the new version. Where the generator is closed before its end, or the
     process is killed, the map in use stays in use.
@@ -142,7 +142,9 @@ def retrain(
             assert result.qe_before is not None
             assert result.te_before is not None
             worse = result.qe > result.qe_before * (1 + QE_TOLERANCE) or result.te > result.te_before + TE_TOLERANCE
-            verdict = "worse" if worse else "better"
+            # fewer nodes lie farther from the cells, whatever the map is worth
+            same_size = (before.rows, before.columns) == (task.rows, task.cols)
+            verdict = "resized" if not same_size else "worse" if worse else "better"
         version = StoredMap(
             number=0,
             bundle=bundle,

@@ -43,8 +43,8 @@ _COLUMNS: Final = (
 )
 
 Verdict = str
-"""Of a version: "first" (there was none to compare with), "better" (no worse: taken into use) or "worse" (kept, not
-used)."""
+"""Of a version: "first" (there was none to compare with), "better" (no worse: taken into use), "worse" (kept, not used)
+or "resized" (the one before has another size, so their errors cannot be compared: taken into use)."""
 
 
 @dataclass(frozen=True)
