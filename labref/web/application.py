@@ -11,11 +11,14 @@
     GET  /api/v1/status, /api/v1/ledger       as `labref status --json` and `labref ledger --json`
 
 All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure is {"error": {"kind", "message"}}; a
-failure after the first of many rows is a last line of this form.
+failure after the first of many rows is a last line of this form. Who comes without the token gets one answer, none of
+his body is kept, and his connection is closed; see `labref.web.connections`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import inspect
 import itertools
@@ -23,16 +26,16 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Self
 
 import uvicorn
-from fastapi import Body, FastAPI, Query
+from fastapi import Body, FastAPI, HTTPException, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,6 +46,7 @@ from labref.lab.log import Log
 from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
 from labref.web.client import proof
+from labref.web.connections import BACKLOG, CONNECTION, HEADER_BYTES, Connection
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
 from labref.web.metrics import Metrics
 
@@ -52,6 +56,12 @@ _HOSTS: Final = frozenset({"127.0.0.1", "localhost"})
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 5
 _ROWS_AT_ONCE: Final = 500
+_WAITING: Final = 512  # callers that the system keeps until they are accepted
+_JSON_BYTES: Final = 64_000_000  # parameters; a list of 500,000 labels
+_PLAIN: Final = frozenset({"/health", "/metrics"})  # without the token
+_DRAINED_BYTES: Final = 1_000_000  # of the body of a refused request, so that its sender gets to read why
+_DRAINED_SECONDS: Final = 1.0
+_CLOSE: Final = (b"connection", b"close")
 
 _Endpoint = Callable[..., Awaitable[Response]]
 
@@ -71,13 +81,13 @@ class Answers:
 
 
 def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, log: Log) -> ASGIApp:
-    """The application. max_bytes : largest body taken, which an image is."""
+    """The application. max_bytes : largest image taken."""
     operations = every_operation()
     # no pages: those of FastAPI load their scripts from elsewhere, and a lab has no internet
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_plain_routes(app, answers, metrics, token)
     for operation in operations:
-        endpoint = _endpoint(operation, answers, metrics)
+        endpoint = _endpoint(operation, answers, metrics, log)
         app.add_api_route(
             operation.path,
             endpoint,
@@ -99,7 +109,8 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
         return JSONResponse(made[0])
 
     app.add_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
-    return _Guard(app, token, max_bytes, log)
+    of_images = {operation.path for operation in operations if operation.takes_bytes}
+    return _Guard(app, token, of_images, max_bytes, log)
 
 
 def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics, token: str) -> None:
@@ -133,14 +144,14 @@ def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics, token: s
     )
 
 
-def _endpoint(operation: Operation, answers: Answers, metrics: Metrics) -> _Endpoint:
+def _endpoint(operation: Operation, answers: Answers, metrics: Metrics, log: Log) -> _Endpoint:
     """The function that FastAPI calls: its parameter `asked` is the operation's request."""
     in_query = operation.takes_bytes or operation.method == "GET"
 
     async def endpoint(request: Request, asked: BaseModel) -> Response:
         if not operation.single:
             rows = answers.perform(operation.name, asked, None)
-            return await _lines(rows, hurried=operation.hurried)
+            return await _lines(rows, log, hurried=operation.hurried)
         data = await request.body() if operation.takes_bytes else None
         started, result = time.perf_counter(), "failed"
         try:
@@ -173,17 +184,17 @@ def _only(
     return row
 
 
-async def _lines(rows: Iterator[Row], *, hurried: bool) -> Response:
+async def _lines(rows: Iterator[Row], log: Log, *, hurried: bool) -> Response:
     """The rows as JSON lines. What fails before the first row raises here, and so has its own status."""
     first = await run_in_threadpool(next, rows, None)
     if first is None:
         return Response(b"", media_type=LINES)
     return StreamingResponse(
-        _encoded(itertools.chain([first], rows), 1 if hurried else _ROWS_AT_ONCE), media_type=LINES
+        _encoded(itertools.chain([first], rows), log, 1 if hurried else _ROWS_AT_ONCE), media_type=LINES
     )
 
 
-def _encoded(rows: Iterator[Row], at_once: int) -> Iterator[bytes]:
+def _encoded(rows: Iterator[Row], log: Log, at_once: int) -> Iterator[bytes]:
     """Lines, so many at once; the error that ends them, where one does, as the last."""
     block: list[str] = []
     try:
@@ -194,6 +205,9 @@ def _encoded(rows: Iterator[Row], at_once: int) -> Iterator[bytes]:
                 block.clear()
     except LabrefError as error:
         block.append(json.dumps({"error": _told(error)}))
+    except Exception as error:
+        log.error("an answer failed on its way", error=type(error).__name__)
+        block.append(json.dumps({"error": _told(_unexpected(error))}))
     if block:
         yield ("\n".join(block) + "\n").encode()
 
@@ -216,7 +230,7 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
         return _failure(400, LabrefError(explain([one | {"loc": one["loc"][1:]} for one in found], request_model)))
 
     async def not_there(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+        assert isinstance(error, AnyHTTPException)
         told: LabrefError = LabrefError(f"{error.detail}: the request cannot be read")
         if error.status_code == 404:
             told = LabrefError("nothing is at this address; perhaps another version of labref asks")
@@ -239,7 +253,7 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
 
     app.add_exception_handler(Exception, failed)
     app.add_exception_handler(RequestValidationError, refused)
-    app.add_exception_handler(HTTPException, not_there)
+    app.add_exception_handler(AnyHTTPException, not_there)
     app.add_exception_handler(UnreadableImageError, failing(422))
     app.add_exception_handler(AgentError, failing(503))
     app.add_exception_handler(LabrefError, failing(400))
@@ -267,12 +281,13 @@ def _unexpected(error: Exception) -> AgentError:
 
 class _Guard:
     """Lets in only requests that name this computer as their host (a web page elsewhere cannot, by rebinding its name
-    in the DNS), under /api only those with the lab's token, and bodies up to `max_bytes`."""
+    in the DNS), under /api only those with the lab's token, and bodies that are not too large."""
 
-    def __init__(self, app: ASGIApp, token: str, max_bytes: int, log: Log) -> None:
+    def __init__(self, app: ASGIApp, token: str, of_images: Set[str], image_bytes: int, log: Log) -> None:
         self._app = app
         self._log = log
-        self._max_bytes = max_bytes
+        self._of_images = of_images
+        self._image_bytes = image_bytes
         self._expected = f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -281,38 +296,82 @@ class _Guard:
             return
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].lower()
-        refusal = None
         if host not in _HOSTS:
-            refusal = _failure(421, AgentError("labref answers only to requests for 127.0.0.1 or localhost"))
-        elif scope["path"] not in ("/health", "/metrics") and not hmac.compare_digest(
-            headers.get(b"authorization", b""), self._expected
-        ):
-            refusal = _failure(
-                401, AgentError("this needs the lab's token: Authorization: Bearer <content of LAB/token>")
+            await _turn_away(
+                421, AgentError("labref answers only to requests for 127.0.0.1 or localhost"), scope, receive, send
             )
-        started = False
+            return
+        known = hmac.compare_digest(headers.get(b"authorization", b""), self._expected)
+        if not known and scope["path"] not in _PLAIN:
+            why: LabrefError = AgentError("this needs the lab's token: Authorization: Bearer <content of LAB/token>")
+            await _turn_away(401, why, scope, receive, send)
+            return
+        connection: Connection | None = scope.get(CONNECTION)
+        if known and connection is not None:
+            connection.admit()
+        of_image = scope["path"] in self._of_images
+        most = self._image_bytes if of_image else _JSON_BYTES
+        too_large = f"too large: at most {most / 1e6:.0f} MB are read"
+        announced = int(headers.get(b"content-length", b"0"))
+        if announced > most:
+            why = UnreadableImageError(too_large) if of_image else LabrefError(too_large)
+            await _turn_away(413, why, scope, receive, send, drained=announced if known else _DRAINED_BYTES)
+            return
         size = 0
+        started = False
 
         async def receive_limited() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self._max_bytes:
-                raise HTTPException(413, f"too large: at most {self._max_bytes / 1e6:.0f} MB are read")
+            if size > most:
+                raise HTTPException(413, too_large)
             return message
 
         async def watch_start(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                if not known or message["status"] == 413:
+                    message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
             await send(message)
 
         try:
-            await (refusal or self._app)(scope, receive_limited, watch_start)
+            await self._app(scope, receive_limited, watch_start)
         except Exception as error:
             # its message could name a file, and would be printed with a page of trace
             self._log.error("a request failed", path=scope["path"].split("/")[1:3], error=type(error).__name__)
             if not started:
                 await _failure(500, _unexpected(error))(scope, receive, send)
+
+
+async def _turn_away(
+    code: int, error: Exception, scope: Scope, receive: Receive, send: Send, *, drained: int = _DRAINED_BYTES
+) -> None:
+    """Answer a request that is not let in and close its connection, when its sender has had a moment to hear it.
+
+    drained : so many bytes of its body are read at most, and thrown away.
+    """
+    headers = dict(scope["headers"])
+    held: list[Message] = []
+
+    async def send_but_the_end(message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            held.append({"type": "http.response.body", "body": b"", "more_body": False})
+            message = {**message, "more_body": True}
+        await send(message)
+
+    await _failure(code, error, {"Connection": "close"})(scope, receive, send_but_the_end)
+    if b"expect" not in headers:  # who asks first sends no body now
+        left, more = drained, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAINED_SECONDS):
+                while more and left > 0:
+                    message = await receive()
+                    more = message.get("more_body", False)
+                    left -= len(message.get("body", b""))
+    for message in held:
+        await send(message)
 
 
 class Server:
@@ -331,7 +390,7 @@ class Server:
             else:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(("127.0.0.1", self._wanted))
-            listening.listen(64)
+            listening.listen(_WAITING)
         except OSError as error:
             listening.close()
             raise AgentError(
@@ -346,7 +405,9 @@ class Server:
             access_log=False,
             lifespan="off",
             loop="asyncio",
-            http="h11",
+            http=Connection,
+            h11_max_incomplete_event_size=HEADER_BYTES,
+            backlog=BACKLOG,
             ws="none",
             server_header=False,
             timeout_graceful_shutdown=_STOP_SECONDS,
@@ -361,6 +422,8 @@ class Server:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 raise AgentError("the agent's HTTP side did not start; see its log")
             time.sleep(0.01)
+        # the system may keep more callers waiting than are accepted in one go
+        listening.listen(_WAITING)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,0 +1,162 @@
+"""Connections that nobody on this computer can hold against the lab.
+
+Every program of the computer reaches the agent's port. Who has not shown the lab's token is a stranger: he has
+`STRANGER_SECONDS` for everything, and where all connections are taken, the stranger who came first is put out for the
+next caller. Who has shown it has `SILENT_SECONDS` for each piece of his body and `BODY_SECONDS` for the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import json
+import logging
+import sys
+from typing import Any, Final
+
+import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+__all__ = [
+    "BACKLOG",
+    "BODY_SECONDS",
+    "CONNECTION",
+    "HEADER_BYTES",
+    "MOST",
+    "SILENT_SECONDS",
+    "STRANGER_SECONDS",
+    "Connection",
+]
+
+MOST: Final = 64
+"""Connections at once, of which each takes a file descriptor."""
+BACKLOG: Final = 8
+"""Connections that are accepted in one go, before the first of them can be refused."""
+HEADER_BYTES: Final = 32 * 1024
+"""Largest request line with all its headers: a path of 4096 bytes in the address takes 12 kB."""
+STRANGER_SECONDS: Final = 10.0
+"""From the connection, or the answer before, to the end of headers that hold the token; without it, to the very end."""
+SILENT_SECONDS: Final = 20.0
+"""Between two pieces of a body."""
+BODY_SECONDS: Final = 300.0
+"""For a whole body."""
+CONNECTION: Final = "labref.connection"
+"""Key of the ASGI scope under which an application finds the `Connection`."""
+
+_silent: Final = logging.Logger("labref.http")  # a stranger's nonsense must not fill the agent's stderr
+_silent.disabled = True
+
+
+class Connection(H11Protocol):
+    """One HTTP connection. The application calls `admit` once it has seen the token."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.logger = _silent
+        self.admitted = False
+        self.since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._body_until = 0.0
+        app = self.app
+
+        async def with_connection(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[CONNECTION] = self
+            await app(scope, receive, send)  # type: ignore[arg-type]
+
+        self.app = with_connection  # type: ignore[assignment]
+
+    def admit(self) -> None:
+        """The request at hand carries the lab's token."""
+        self.admitted = True
+        self._body_until = self.loop.time() + BODY_SECONDS
+        self._time_body()
+
+    # what asyncio and uvicorn call
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begin()
+        if len(self.connections) > MOST:
+            others: list[Any] = [one for one in self.connections if one is not self and not one.admitted]
+            if others:
+                min(others, key=lambda one: float(one.since))._end()
+            else:
+                self._refuse(503, f"{MOST} requests are being answered already; ask again in a moment")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._untimed()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.admitted:
+            self._time_body()
+
+    def on_response_complete(self) -> None:
+        self._begin()  # the next request has to show the token again
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        error = sys.exc_info()[1]
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        if status == 431:
+            msg = f"address and headers of a request take at most {HEADER_BYTES // 1024} kB"
+        elif status == 400:
+            msg = "this is no HTTP request that can be read"
+        self._refuse(status, msg)
+
+    # time
+
+    def _begin(self) -> None:
+        self.admitted = False
+        self.since = self.loop.time()
+        self._time(STRANGER_SECONDS)
+
+    def _time(self, seconds: float) -> None:
+        self._untimed()
+        self._timer = self.loop.call_later(seconds, self._too_late)
+
+    def _untimed(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _time_body(self) -> None:
+        if self.cycle is not None and self.cycle.more_body:
+            self._time(min(SILENT_SECONDS, max(0.0, self._body_until - self.loop.time())))
+        else:
+            self._untimed()
+
+    def _too_late(self) -> None:
+        self._timer = None
+        waiting = self.cycle is None or self.cycle.response_complete
+        if self.admitted and self.flow.read_paused:
+            self._time(SILENT_SECONDS)  # it is the agent that does not read on
+        elif waiting and self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._refuse(408, f"the headers of a request have to be here within {STRANGER_SECONDS:.0f} seconds")
+        elif self.admitted and not waiting and not self.cycle.response_started:
+            self._refuse(408, "the body of the request did not come on")
+        else:
+            self._end()
+
+    # leaving
+
+    def _end(self) -> None:
+        self._untimed()
+        self.connections.discard(self)  # now: the next caller of this moment must not choose the same one
+        self.transport.abort()
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer in the place of the application, and close."""
+        self._untimed()
+        body = json.dumps({"error": {"kind": "AgentError", "message": message}}).encode()
+        reason = http.HTTPStatus(status).phrase
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            # past h11, which the application may still be using; what that writes once this is closing is dropped
+            self.transport.write(head.encode() + body)
+        self.transport.close()

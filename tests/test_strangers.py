@@ -1,0 +1,267 @@
+"""Strangers on the lab's computer: programs without its token, other users, and a copy of the lab."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from labref.errors import LabrefError
+from labref.lab.log import Log
+from labref.progress import Row
+from labref.web import connections
+from labref.web.application import Answers, Server, make_app
+from labref.web.metrics import Metrics
+
+TOKEN = "t" * 43
+KNOWN = f"Authorization: Bearer {TOKEN}\r\n"
+
+
+class _NoLog:
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def perform(name: str, asked: Mapping[str, Any] | BaseModel, data: bytes | None) -> Iterator[Row]:
+    """Answers in the place of a lab: a query says how much it was given, the ledger fails after its second row."""
+    if name == "query":
+        yield {"bytes": len(data or b"")}
+    elif name == "ledger":
+        yield {"path": "a"}
+        yield {"path": "b"}
+        raise ZeroDivisionError
+    else:
+        raise LabrefError(f"{name} is not played here")
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Of a server as the agent's is, with shorter times."""
+    monkeypatch.setattr(connections, "STRANGER_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "BODY_SECONDS", 3.0)
+    log: Log = _NoLog()  # type: ignore[assignment]
+    answers = Answers(perform=perform, image=lambda _: None, healthy=lambda: "ok")
+    with Server(make_app(answers, Metrics(), token=TOKEN, max_bytes=1_000_000, log=log), 0) as server:
+        yield server.port
+
+
+def connect(port: int, start: str = "") -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", port), timeout=20)
+    with contextlib.suppress(OSError):  # put out already
+        made.sendall(start.encode())
+    return made
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of what is answered, up to the end of the connection, which must come."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            data += part
+    connection.close()
+    if not data:
+        return 0, {}
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)
+
+
+def request(target: str, headers: str = "", method: str = "GET", host: str = "127.0.0.1") -> str:
+    return f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n"
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# connections
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "",
+        "GET",
+        "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n",
+        request("/api/v1/status"),
+        request("/health"),
+        request("/api/v1/query", "Content-Length: 900000\r\n", "POST"),
+        request("/health", "Content-Length: 900000\r\n", "POST"),
+    ],
+    ids=["nothing", "a word", "half the headers", "no token", "health", "no token, half a body", "health with a body"],
+)
+def test_strangers_cannot_keep_the_lab_s_own_requests_out(port: int, start: str) -> None:
+    before = descriptors() if sys.platform == "linux" else 0
+    held = [connect(port, start) for _ in range(300)]
+    if sys.platform == "linux":
+        # both ends of these connections are this process'
+        assert descriptors() - before - len(held) <= connections.MOST + 8 * connections.BACKLOG
+    own = request("/api/v1/query", KNOWN + "Connection: close\r\nContent-Length: 2\r\n", "POST") + "xx"
+    status, body = answer(connect(port, own))
+    assert (status, body) == (200, {"bytes": 2})
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.parametrize("start", ["", "GET /he", request("/health")[:-2], request("/health", "X: " + "x" * 9000)[:-2]])
+def test_who_does_not_send_on_is_put_out_in_time(port: int, start: str) -> None:
+    started = time.monotonic()
+    status, body = answer(connect(port, start))
+    assert time.monotonic() - started < 8
+    if start:
+        assert status == 408
+        assert "within" in body["error"]["message"]
+
+
+def test_headers_in_drops_gain_no_time(port: int) -> None:
+    connection = connect(port, request("/health")[:-2])
+    started = time.monotonic()
+    with pytest.raises(OSError):
+        while time.monotonic() - started < 15:
+            connection.sendall(b"x: y\r\n")
+            time.sleep(0.1)
+    assert time.monotonic() - started < 10
+    connection.close()
+
+
+def test_a_body_in_drops_is_given_up_and_one_that_is_slow_is_not(port: int) -> None:
+    head = request("/api/v1/query", KNOWN + "Connection: close\r\nContent-Length: 8\r\n", "POST")
+    slow = connect(port, head)
+    for _ in range(8):
+        time.sleep(0.2)
+        slow.sendall(b"x")
+    assert answer(slow) == (200, {"bytes": 8})
+    started = time.monotonic()
+    status, body = answer(connect(port, head + "xx"))
+    assert (status, body["error"]["message"]) == (408, "the body of the request did not come on")
+    dropping = connect(port, head.replace("Length: 8", "Length: 1000"))
+    with pytest.raises(OSError):
+        while time.monotonic() - started < 20:
+            dropping.sendall(b"x")
+            time.sleep(0.1)
+    assert time.monotonic() - started < 15
+    dropping.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [
+        ("/api/v1/status", "", 401),
+        ("/api/v1/status", "Authorization: Bearer wrong\r\n", 401),
+        ("/nothing", "", 401),
+        ("/health", "", 200),
+    ],
+)
+def test_a_stranger_gets_one_answer(port: int, target: str, headers: str, status: int) -> None:
+    connection = connect(port, request(target, headers) * 3)
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            data += part
+    assert data.count(b"HTTP/1.1 ") == 1
+    assert data.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in data.lower()
+    connection.close()
+
+
+def test_a_body_is_not_read_before_the_token_is_seen(port: int) -> None:
+    connection = connect(port, request("/api/v1/query", "Content-Length: 900000000\r\n", "POST"))
+    sent = 0
+    connection.settimeout(5)
+    with contextlib.suppress(OSError):
+        while sent < 300_000_000:
+            sent += connection.send(b"x" * 1_000_000)
+    assert sent < 60_000_000  # what the system's own buffers take
+    connection.close()
+    # who waits to be told to send the body is told not to
+    asking = connect(port, request("/api/v1/query", "Content-Length: 9\r\nExpect: 100-continue\r\n", "POST"))
+    assert answer(asking)[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "length", "kind"),
+    [("/api/v1/query", 1_000_001, "UnreadableImageError"), ("/api/v1/label/import", 64_000_001, "LabrefError")],
+)
+def test_a_body_that_is_too_large_is_refused_by_its_length_and_without_one(
+    port: int, path: str, length: int, kind: str
+) -> None:
+    headers = KNOWN + "Content-Type: application/json\r\n"
+    status, body = answer(connect(port, request(path, headers + f"Content-Length: {length}\r\n", "POST")))
+    assert (status, body["error"]["kind"]) == (413, kind)
+    chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+    connection = connect(port, request(path, headers + "Transfer-Encoding: chunked\r\n", "POST"))
+    with contextlib.suppress(OSError):
+        for _ in range(length // len(chunk) + 2):
+            connection.sendall(chunk)
+    status, body = answer(connection)
+    assert status in (0, 413)  # the system may drop the answer where bytes are still under way
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("NONSENSE\r\n\r\n", 400),
+        ("GET /health HTTP/1.1\r\n\r\n", 400),
+        (request("/health", "Content-Length: x\r\n"), 400),
+        (request("/health", "X: " + "x" * 400_000 + "\r\n"), 431),
+        (request("/" + "x" * 400_000), 431),
+        (request("/api/v1/query", KNOWN + "Transfer-Encoding: chunked\r\n", "POST") + "zz\r\n", 400),
+    ],
+)
+def test_what_is_no_request_is_said_so_as_json(port: int, said: str, status: int, capfd: Any) -> None:
+    found, body = answer(connect(port, said))
+    assert found == status
+    assert body["error"]["kind"] == "AgentError"
+    assert capfd.readouterr().err == ""
+
+
+def test_when_all_connections_are_taken_by_the_lab_s_own_the_next_is_told(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 60.0)
+    monkeypatch.setattr(connections, "BODY_SECONDS", 60.0)
+    head = request("/api/v1/query", KNOWN + "Content-Length: 8\r\n", "POST")
+    held = [connect(port, head) for _ in range(connections.MOST)]
+    time.sleep(0.5)
+    status, body = answer(connect(port))
+    assert status == 503
+    assert "ask again" in body["error"]["message"]
+    for connection in held:
+        connection.close()
+
+
+def test_many_of_the_lab_s_own_requests_at_once_are_all_answered(port: int) -> None:
+    found: list[int] = []
+
+    def ask() -> None:
+        for _ in range(5):
+            head = request("/api/v1/query", KNOWN + "Connection: close\r\nContent-Length: 1\r\n", "POST")
+            found.append(answer(connect(port, head + "x"))[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [200] * 80
+
+
+def test_an_answer_that_fails_on_its_way_ends_with_the_error(port: int) -> None:
+    connection = connect(port, request("/api/v1/ledger", KNOWN + "Connection: close\r\n"))
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    connection.close()
+    assert b"200 OK" in data
+    assert data.endswith(b"0\r\n\r\n")
+    assert b'{"error": {"kind": "AgentError", "message": "the agent failed to answer (ZeroDivisionError)' in data
