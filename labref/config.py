@@ -22,6 +22,7 @@ from labref.errors import ConfigError
 
 __all__ = [
     "SYSTEM_NAMES",
+    "AccessConfig",
     "AgentConfig",
     "BundlesConfig",
     "Config",
@@ -210,6 +211,16 @@ class MapConfig(_Section):
     device: Literal["cpu", "auto", "cuda"] = "cpu"
 
 
+class AccessConfig(_Section):
+    """Who may read and write the lab's folder, but on Windows, where the rights of the folder around it decide.
+
+    group : False makes its folders 700 and its files 600, for the user who runs labref; True 2770 and 660, for the
+    group of the lab's folder as well.
+    """
+
+    group: bool = False
+
+
 class BundlesConfig(_Section):
     """How the lab changes to another bundle.
 
@@ -258,6 +269,7 @@ class Config(BaseSettings):
     retention: RetentionConfig = Field(default_factory=RetentionConfig)
     bundles: BundlesConfig = Field(default_factory=BundlesConfig)
     duplicates: DuplicatesConfig = Field(default_factory=DuplicatesConfig)
+    access: AccessConfig = Field(default_factory=AccessConfig)
 
     @classmethod
     def settings_customise_sources(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
+import stat
+import subprocess
 import sys
 import threading
 import time
@@ -16,12 +19,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.lab.log import Log
 from labref.progress import Row
 from labref.web import connections
 from labref.web.application import Answers, Server, make_app
 from labref.web.metrics import Metrics
+from tests.labs import make_lab, running_agent, wait_until
 
 TOKEN = "t" * 43
 KNOWN = f"Authorization: Bearer {TOKEN}\r\n"
@@ -265,3 +270,153 @@ def test_an_answer_that_fails_on_its_way_ends_with_the_error(port: int) -> None:
     assert b"200 OK" in data
     assert data.endswith(b"0\r\n\r\n")
     assert b'{"error": {"kind": "AgentError", "message": "the agent failed to answer (ZeroDivisionError)' in data
+
+
+# other users of the computer
+
+_COMMANDS = """
+import os, sys
+os.umask(int(sys.argv[1], 8))
+from labref.cli import main
+for line in sys.argv[2:]:
+    sys.argv = ["labref", *line.split("|")]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, (line, end.code)
+"""
+
+
+def commands(umask: int, *lines: str) -> str:
+    """Run commands, their words apart by |, one after the other in a process with this umask; what they say on
+    stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMANDS, oct(umask)[2:], *lines], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def open_to_others(*tops: Path) -> dict[str, str]:
+    """What others than the owner have any right to."""
+    found = {}
+    for top in tops:
+        for path in (top, *top.rglob("*")):
+            mode = path.lstat().st_mode
+            assert stat.S_IMODE(mode) in ((0o700,) if path.is_dir() else (0o600,)) or mode & 0o077, path
+            if mode & 0o077:
+                found[str(path)] = stat.filemode(mode)
+    return found
+
+
+@pytest.fixture
+def export(tmp_path: Path, drawn_cells: Path) -> Path:
+    """A flat export of two drawn cells."""
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for number, path in enumerate(sorted(drawn_cells.rglob("*.jpg"))[:2]):
+        shutil.copy(path, folder / f"{number}.jpg")
+    return folder
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has lists in the place of modes")
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_nobody_else_reads_a_lab_its_backups_and_its_exports(tmp_path: Path, export: Path, umask: int) -> None:
+    before = {path: path.stat().st_mode for path in (export, *export.iterdir())}
+    lab, folder, archive = tmp_path / "lab", tmp_path / "backup", tmp_path / "backup.zip"
+    again, cells, picture = tmp_path / "again", tmp_path / "cells.parquet", tmp_path / "grid.png"
+    commands(
+        umask,
+        f"init|{lab}|--watch|{export}",
+        f"agent|--once|--lab|{lab}",
+        f"store|backup|{folder}|--lab|{lab}",
+        f"store|backup|{folder}|--lab|{lab}",
+        f"store|backup|{archive}|--lab|{lab}",
+        f"store|restore|{archive}|{again}",
+        f"store|export|{cells}|--lab|{lab}",
+        f"query|{export / '0.jpg'}|--lab|{again}|--grid|{picture}",
+    )
+    assert len([path for path in lab.rglob("*") if path.is_file()]) > 8
+    assert open_to_others(lab, folder, archive, again, cells, picture) == {}
+    assert {path: path.stat().st_mode for path in before} == before
+
+
+@posix
+def test_a_running_agent_s_files_are_its_owner_s(tmp_path: Path, export: Path, starter: Bundle) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    before = os.umask(0)
+    try:
+        with running_agent(lab):
+            wait_until(lambda: any(lab.images.rglob("????????????????*")))
+            assert lab.agent_file.exists()
+            assert open_to_others(lab.folder) == {}
+    finally:
+        os.umask(before)
+
+
+def loosen(top: Path) -> None:
+    for path in (top, *top.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@posix
+def test_a_lab_made_before_is_closed_to_others_when_it_is_opened_and_that_is_said_once(
+    tmp_path: Path, export: Path, starter: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    lab.store_image(b"bytes", "ab" * 32)
+    loosen(lab.folder)
+    lab.open_store().close()
+    assert open_to_others(lab.folder) == {}
+    assert [record.message for record in caplog.records if str(lab.folder) in record.message]
+    caplog.clear()
+    lab.open_store().close()
+    assert not caplog.records
+    # killed while it was at it: what was left open is closed the next time
+    loosen(lab.images)
+    lab.open_store().close()
+    assert open_to_others(lab.folder) == {}
+    loosen(lab.folder)
+    assert "could be read by other users" in commands(0o022, f"status|--lab|{lab.folder}")
+
+
+@posix
+def test_a_lab_that_its_group_shares_is_open_to_the_group(tmp_path: Path, export: Path, starter: Bundle) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    with lab.config_file.open("a", encoding="utf-8") as file:
+        file.write("[access]\ngroup = true\n")
+    commands(0o077, f"agent|--once|--lab|{lab.folder}", f"store|backup|{tmp_path / 'backup'}|--lab|{lab.folder}")
+    for top in (lab.folder, tmp_path / "backup"):
+        for path in (top, *top.rglob("*")):
+            assert path.stat().st_mode & 0o777 == (0o770 if path.is_dir() else 0o660), path
+
+
+@posix
+def test_an_export_folder_in_the_lab_keeps_its_rights_and_can_be_reached(tmp_path: Path, starter: Bundle) -> None:
+    folder = tmp_path / "lab" / "export"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    (folder / "a.jpg").write_bytes(b"")
+    (folder / "a.jpg").chmod(0o644)
+    lab = make_lab(tmp_path / "lab", folder, starter)
+    lab.open_store().close()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o777
+    assert stat.S_IMODE((folder / "a.jpg").stat().st_mode) == 0o644
+    assert stat.S_IMODE(lab.folder.stat().st_mode) == 0o711
+    assert stat.S_IMODE(lab.images.stat().st_mode) == 0o700
+
+
+@posix
+def test_a_backup_made_before_is_closed_and_the_user_s_own_files_are_left(
+    tmp_path: Path, export: Path, starter: Bundle
+) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    target = tmp_path / "backup"
+    commands(0o022, f"store|backup|{target}|--lab|{lab.folder}")
+    loosen(target)
+    commands(0o022, f"store|backup|{target}|--lab|{lab.folder}")
+    assert open_to_others(target) == {}

@@ -34,6 +34,7 @@ from labref.export.roots import Roots
 from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, condition, left_alone, look, scan
 from labref.export.settle import Settling
 from labref.export.watch import Watcher
+from labref.files import new_files
 from labref.lab import Lab
 from labref.lab.log import Log, open_log
 from labref.operations import perform
@@ -95,6 +96,7 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
     if not lab.config.watch.folders:
         raise AgentError(f"{lab.config_file} names no folder to watch; add one to [watch] folders")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(new_files(lab.rights))
         store = stack.enter_context(_own_store(lab))
         lab.clear_incoming()
         log = stack.enter_context(open_log(lab))

@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import re
+import secrets
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -57,8 +60,13 @@ NO_ARCHIVE = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
     zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    LookupError,
     NotImplementedError,
+    OverflowError,
     RuntimeError,
+    ValueError,
     EOFError,
 )
 """What reading a file that is no sound zip archive raises."""
@@ -365,7 +373,8 @@ def install(source: Path, bundles: Path) -> Bundle:
     if not source.exists():
         raise BundleError(f"no bundle at {source}: there is no such file or folder")
     bundles.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".incoming-", dir=bundles))
+    staging = bundles / f".incoming-{secrets.token_hex(8)}"
+    staging.mkdir()  # with the rights of the folder around it, in a lab that its group shares
     try:
         failpoint("bundle.write")
         if source.is_dir():
@@ -385,7 +394,6 @@ def install(source: Path, bundles: Path) -> Bundle:
                 return Bundle.open(target)
             except BundleError:
                 shutil.rmtree(target)  # a damaged copy: the verified one takes its place
-        staging.chmod(0o755)
         failpoint("bundle.rename")
         os.replace(staging, target)
         failpoint("bundle.renamed", may_fail=False)
@@ -442,3 +450,7 @@ def _unpack(source: Path, folder: Path) -> None:
                     shutil.copyfileobj(packed, out)
     except NO_ARCHIVE as error:
         raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None
+    except OSError as error:
+        if error.errno is None:  # of a decompressor, not of the disk
+            raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None
+        raise BundleError(f"{source} cannot be read, or unpacked into {folder}: {error.strerror}.") from None

@@ -14,6 +14,7 @@ from labref import __version__
 from labref.cli import agent, bundle, demo, duplicates, init, label, ledger, map, query, status, store
 from labref.cli._help import format_help_of
 from labref.errors import LabrefError
+from labref.files import own_process
 
 __all__ = ["app", "main"]
 
@@ -86,6 +87,7 @@ for _module in (init, agent, query, status, ledger, duplicates, label, store, bu
 
 def main() -> None:
     """Runs the command line; the entry point of the `labref` script."""
+    own_process()
     for stream in (sys.stdout, sys.stderr):
         # a Windows console or a pipe in a code page without Å or 日本 must not end a command
         if isinstance(stream, io.TextIOWrapper):

@@ -8,6 +8,8 @@ LAB/maps/<number>.npz             weights of the newest maps (labref.store.duckd
 LAB/token                         secret of this lab's agent, readable by its owner only
 LAB/agent.json                    where the running agent listens; gone when none runs
 LAB/logs/labref.log               JSON lines, rotated
+
+All of it is for its owner alone, or for its group where labref.toml says so (labref.files).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import hashlib
 import hmac
 import itertools
+import logging
 import os
 import re
 import secrets
@@ -29,7 +32,7 @@ from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.config import Config, load_config, starting_config
 from labref.errors import LabError
 from labref.failpoints import failpoint
-from labref.files import sync_folder
+from labref.files import GROUP, OWNER, Rights, follow, give, give_all, sync_folder
 from labref.som.placing import open_placer
 from labref.store import Store
 
@@ -77,7 +80,9 @@ class Lab:
         if not (folder / _CONFIG).is_file():
             why = f"it has no {_CONFIG}" if folder.is_dir() else "there is no such folder"
             raise LabError(f"{folder} is no lab: {why}. Make one with `labref init {folder} --watch FOLDER`.")
-        return Lab(folder, load_config(folder / _CONFIG))
+        lab = Lab(folder, load_config(folder / _CONFIG))
+        follow(lab.rights)
+        return lab
 
     @staticmethod
     def create(folder: Path, watch: Sequence[Path], bundle: Path | None = None, *, analyser: str | None = None) -> Lab:
@@ -103,6 +108,9 @@ class Lab:
             folder.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=".labref-init-", dir=folder))
             _fill(staging, watched, bundle, analyser)
+            for entry in staging.iterdir():
+                give_all(entry, OWNER)
+            give(folder, OWNER, passed=_passed(folder, watched))
             # labref.toml goes last: until it is there, the folder is no lab
             for name in sorted((entry.name for entry in staging.iterdir()), key=lambda name: name == _CONFIG):
                 target = folder / name
@@ -171,12 +179,44 @@ class Lab:
             if folder in named
         }
 
+    @property
+    def rights(self) -> Rights:
+        """Who may read what is made in this lab."""
+        return GROUP if self.config.access.group else OWNER
+
+    def give_rights(self) -> None:
+        """Give the lab's folder, and what labref keeps in it, the rights that labref.toml says, and warn (logger
+        `labref`) where they were open to more people until now."""
+        if os.name == "nt":
+            return
+        passed = _passed(self.folder, self.watched)
+        wanted = (self.rights.folder | passed) & 0o777
+        before = self.folder.stat()
+        give(self.folder, self.rights, passed=passed)
+        if before.st_uid == os.geteuid() and self.folder.stat().st_mode & 0o777 != wanted:
+            return  # the file system keeps rights of its own
+        changed = [give_all(path, self.rights) for path in self._own_entries()]
+        if before.st_mode & 0o077 & ~wanted and (any(changed) or self.folder.stat().st_mode != before.st_mode):
+            who = "its owner and group (770, files 660)" if self.config.access.group else "its owner (700, files 600)"
+            logging.getLogger("labref").warning(
+                "note: %s could be read by other users of this computer; it is now for %s. To share a lab with its group: [access] "
+                "group = true in labref.toml.",
+                self.folder,
+                who,
+            )
+
+    def _own_entries(self) -> Iterator[Path]:
+        for entry in self.folder.iterdir():
+            if entry.name in (*_OWN_NAMES, "unclaimed") or entry.name.startswith(_STORE):
+                yield entry
+
     def open_store(self) -> Store:
         """Open the lab's store. Raises `StoreLockedError` while another process has it open, and other `StoreError`."""
         if not self.store_file.exists():
             raise LabError(
                 f"{self.store_file} is missing. Put it back from a backup, or make a new lab with `labref init`."
             )
+        self.give_rights()
         return Store.open(self.store_file, open_placer=open_placer)
 
     def bundle(self, store: Store) -> Bundle:
@@ -310,6 +350,12 @@ class Lab:
     def own_folders(self) -> Iterator[Path]:
         """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
         yield from (self.images, self.bundles, self.folder / "logs")
+
+
+def _passed(folder: Path, watched: Iterable[Path]) -> int:
+    """More rights of a lab's folder: where an export lies in it, the analyser has to pass through."""
+    lab = os.path.realpath(folder) + os.sep
+    return 0o011 if any(os.path.realpath(root).startswith(lab) for root in watched) else 0
 
 
 def new_token(folder: Path) -> None:

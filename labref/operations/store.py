@@ -18,6 +18,7 @@ from labref.bundles.bundle import Bundle
 from labref.cells.image import prepare
 from labref.errors import BundleError, LabError, LabrefError, UnreadableImageError
 from labref.failpoints import failpoint
+from labref.files import give
 from labref.lab import absolute
 from labref.operations import operation
 from labref.operations.models import Answer, FilePath, Progress
@@ -176,34 +177,34 @@ def export(
     """Write all cells into one Parquet file. See `labref store export --help` for its columns."""
     path = absolute(Path(target))
     context.lab.refuse_in_export(path)
-    if path.exists():
+    if os.path.lexists(path):
         raise LabError(f"{path} is there already. Choose another name; an export never replaces a file.")
-    part = path.with_name(path.name + ".part")
     without = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=".labref-export-", dir=path.parent) as scratch,
-            context.store.exporting(Path(scratch) / "thumbnails") as rows,
-        ):
-            cells = len(rows)
-            if thumbnails:
-                for done, missing in _thumbnails(context, rows, pixels):
-                    without = missing
-                    yield progress(done, cells, "thumbnails")
-            yield progress(cells, cells, "the file is written")
-            failpoint("export.write")
-            rows.write(part, identifying=identifying)
-        with part.open("rb+") as written:
-            failpoint("export.fsync")
-            os.fsync(written.fileno())
-            size = os.fstat(written.fileno()).st_size
-        failpoint("export.rename")
-        os.replace(part, path)
+        # the file too is made in there: it is nobody else's until it is whole, and no name of the user's is taken
+        with tempfile.TemporaryDirectory(prefix=".labref-export-", dir=path.parent) as scratch:
+            part = Path(scratch) / "cells"
+            with context.store.exporting(Path(scratch) / "thumbnails") as rows:
+                cells = len(rows)
+                if thumbnails:
+                    for done, missing in _thumbnails(context, rows, pixels):
+                        without = missing
+                        yield progress(done, cells, "thumbnails")
+                yield progress(cells, cells, "the file is written")
+                failpoint("export.write")
+                rows.write(part, identifying=identifying)
+            give(part, context.lab.rights)
+            with part.open("rb+") as written:
+                failpoint("export.fsync")
+                os.fsync(written.fileno())
+                size = os.fstat(written.fileno()).st_size
+            failpoint("export.rename")
+            if os.path.lexists(path):
+                raise LabError(f"{path} is there now. Choose another name; an export never replaces a file.")
+            os.replace(part, path)
     except OSError as error:
         raise LabError(f"{path} cannot be written: {error.strerror or error}. Look at its disk.") from None
-    finally:
-        part.unlink(missing_ok=True)
     yield {"target": str(path), "cells": cells, "bytes": size, "without_thumbnail": without if thumbnails else cells}
 
 

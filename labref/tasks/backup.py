@@ -10,7 +10,10 @@ configuration. It is a folder, or one `.zip` file (stored, not compressed: image
 
 The same folder can be backed up into again. Only images that it lacks are copied. The earlier backup stays whole until
 the new backup.json replaces the earlier one. The lab's token is a secret and is not backed up; restoring makes a new
-token.
+token. A backup can be read by those who may read the lab (labref.files).
+
+While a backup is written, everything that is not whole is in BACKUP/.labref-backup-* or, of a .zip file, beside it
+under such a name. No other file of the folder is touched.
 """
 
 from __future__ import annotations
@@ -24,16 +27,17 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from labref import __version__
-from labref.config import watch_instead
-from labref.errors import LabError
+from labref.bundles.bundle import NO_ARCHIVE
+from labref.config import Config, load_config, watch_instead
+from labref.errors import ConfigError, LabError
 from labref.failpoints import failpoint
-from labref.files import sync_folder
+from labref.files import Rights, give, give_all, sync_folder
 from labref.lab import Lab, absolute, new_token
 from labref.progress import Pace, Steps
 from labref.store import Store
@@ -50,9 +54,13 @@ _FOLDERS: Final = ("bundles", "maps")
 _FILES: Final = "files"
 _IMAGES: Final = "images.txt"
 _STORE: Final = "store.duckdb"
-_PART: Final = ".part"
+_CONFIG: Final = "labref.toml"
+_OLD_PART: Final = re.compile(r"[0-9a-f]{64}\.part")  # what earlier versions left when they were killed
 _SCRATCH: Final = ".labref-backup-"
 _CHUNK: Final = 1 << 20
+_MOST_CONFIG: Final = 10_000_000
+_LINE: Final = 100  # bytes; a digest is 64 characters
+_NO_RECORD: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _SAME: Final = ("cell", "file")  # tables whose number of rows no migration changes
 
 
@@ -64,16 +72,25 @@ class _Target(Protocol):
     def has(self, name: str, digest: str) -> bool: ...
     def add(self, name: str, source: IO[bytes]) -> None: ...
     def finish(self, record: dict[str, Any]) -> None: ...
+    def discard(self) -> None: ...
 
 
 class _FolderTarget:
-    def __init__(self, folder: Path) -> None:
-        if folder.exists() and not (folder / _RECORD).is_file() and any(_foreign(folder)):
-            raise LabError(f"{folder} is not empty and holds no backup. Choose an empty folder, or an earlier backup.")
+    def __init__(self, folder: Path, rights: Rights) -> None:
+        if folder.exists():
+            if not folder.is_dir():
+                raise LabError(f"{folder} is a file. Choose a folder, or a new file that ends in .zip.")
+            if not (folder / _RECORD).is_file() and (odd := next(_foreign(folder), None)) is not None:
+                raise LabError(
+                    f"{folder} is not empty and holds no backup, but {odd.name!r}. Choose an empty folder, or an earlier backup."
+                )
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*folder.glob(_SCRATCH + "*"), *folder.rglob("*" + _PART)]:  # of a backup that was killed
+        give_all(folder, rights)
+        for leftover in _left_over(folder):  # of a backup that was killed
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        self._rights = rights
         self.folder = self.scratch = folder
+        self._parts = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
         self._changed: set[Path] = set()
 
     def has(self, name: str, digest: str) -> bool:
@@ -83,10 +100,14 @@ class _FolderTarget:
 
     def add(self, name: str, source: IO[bytes]) -> None:
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + _PART)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for made in path.parents[: name.count("/")]:
+                give(made, self._rights)
+        part = self._parts / path.name
         failpoint("backup.write")
         with part.open("wb") as out:
+            give(part, self._rights)
             shutil.copyfileobj(source, out, _CHUNK)
             out.flush()
             failpoint("backup.fsync")
@@ -104,25 +125,43 @@ class _FolderTarget:
         failpoint("backup.recorded", may_fail=False)
         kept = {entry["sha256"] for entry in record["files"].values()}
         for path in (self.folder / _FILES).iterdir():
-            if path.name not in kept:
+            if path.name not in kept and _DIGEST.fullmatch(path.name):
                 path.unlink()
+
+    def discard(self) -> None:
+        """Leave nothing that is not whole."""
+        shutil.rmtree(self._parts, ignore_errors=True)
 
 
 def _foreign(folder: Path) -> Iterator[Path]:
     """Entries of the folder that are not what an interrupted backup leaves behind."""
     for path in folder.iterdir():
-        if path.name not in ("images", _FILES) and not path.name.startswith(_SCRATCH) and not path.name.endswith(_PART):
+        if path.name == _FILES and path.is_dir():
+            yield from (one for one in path.iterdir() if not re.fullmatch(r"[0-9a-f]{64}(\.part)?", one.name))
+        elif path.name == "images" and path.is_dir():
+            yield from (one for one in path.iterdir() if not re.fullmatch("[0-9a-f]{2}", one.name))
+        elif not path.name.startswith(_SCRATCH) and path.name != f"{_RECORD}.part":
             yield path
 
 
+def _left_over(folder: Path) -> Iterator[Path]:
+    """What a backup that was killed, by this version or one before, left unfinished."""
+    yield from folder.glob(_SCRATCH + "*")
+    yield from folder.glob(f"{_RECORD}.part")
+    for top in (_FILES, "images"):
+        yield from (path for path in (folder / top).rglob("*.part") if _OLD_PART.fullmatch(path.name))
+
+
 class _ZipTarget:
-    def __init__(self, file: Path) -> None:
-        if file.exists():
+    def __init__(self, file: Path, rights: Rights) -> None:
+        if os.path.lexists(file):
             raise LabError(f"{file} is there already. Choose another name; a backup never replaces a file.")
         self.file, self.scratch = file, file.parent
-        self._part = file.with_name(file.name + _PART)
+        self._part = file.with_name(f"{_SCRATCH}{file.name}")  # the next try goes over what a killed one left
         failpoint("backup.write")
-        self._out = self._part.open("wb")
+        self._part.unlink(missing_ok=True)
+        self._out = self._part.open("xb")
+        give(self._part, rights)
         self._zip = zipfile.ZipFile(self._out, "w", zipfile.ZIP_STORED)
 
     def has(self, name: str, digest: str) -> bool:
@@ -165,10 +204,10 @@ def write(lab: Lab, store: Store, target: Path) -> Steps[dict[str, Any]]:
     try:
         destination: _FolderTarget | _ZipTarget
         target.parent.mkdir(parents=True, exist_ok=True)
-        destination = _ZipTarget(target) if target.suffix.lower() == ".zip" else _FolderTarget(target)
+        kind = _ZipTarget if target.suffix.lower() == ".zip" else _FolderTarget
+        destination = kind(target, lab.rights)
         with contextlib.ExitStack() as stack:
-            if isinstance(destination, _ZipTarget):
-                stack.callback(destination.discard)
+            stack.callback(destination.discard)
             return (yield from _write(lab, store, target, destination))
     except OSError as error:
         raise LabError(
@@ -279,9 +318,14 @@ class Backup:
         self.path, self.record = path, record
         self._opener, self.close = opener, close
 
+    def read(self, stored: str) -> IO[bytes]:
+        """Open one of its files, by its name in the backup."""
+        return self._opener(stored)
+
     @staticmethod
     def open(path: Path) -> Backup:
         """Open a backup. Raises `LabError` where there is none, or it is damaged, or a newer labref made it."""
+        archive: zipfile.ZipFile | None = None
         try:
             if path.is_dir():
                 opener: Callable[[str], IO[bytes]] = lambda name: (path / name).open("rb")  # noqa: E731
@@ -295,9 +339,12 @@ class Backup:
             record["at"] = utc(datetime.fromisoformat(record["at"]))  # an earlier labref wrote +00:00
             names = list(record["files"])
             digests = [str(entry["sha256"]) for entry in record["files"].values()]
-            complete = {_IMAGES, _STORE} <= set(names) and int(record["tables"]["cell"]) >= 0
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise LabError(f"{path} is no backup of a lab, or is damaged: {error}.") from None
+            complete = {_CONFIG, _IMAGES, _STORE} <= set(names) and int(record["tables"]["cell"]) >= 0
+            complete = complete and number >= 1
+        except (*_NO_RECORD, *NO_ARCHIVE) as error:
+            if archive is not None:
+                archive.close()
+            raise LabError(f"{path} is no backup of a lab, or is damaged: {error or type(error).__name__}.") from None
         if number > FORMAT:
             raise LabError(
                 f"{path} was made by labref {made_by}, which is newer than {__version__}. Install that labref."
@@ -321,8 +368,8 @@ class Backup:
             with contextlib.ExitStack() as stack:
                 try:
                     source = stack.enter_context(self._opener(stored))
-                except (OSError, KeyError):
-                    raise LabError(f"the backup {self.path} lacks {name}; use another one.") from None
+                except (OSError, *NO_ARCHIVE):
+                    raise LabError(f"the backup {self.path} lacks {name}, or it is damaged; use another one.") from None
                 out = None
                 if into is not None:
                     (into / name).parent.mkdir(parents=True, exist_ok=True)
@@ -333,7 +380,11 @@ class Backup:
                     if out is not None:
                         out.flush()
                         os.fsync(out.fileno())
-                except zipfile.BadZipFile:
+                except NO_ARCHIVE:
+                    found = ""
+                except OSError as error:
+                    if error.errno is not None:  # of the disk; without a number it is of a decompressor
+                        raise
                     found = ""
             if found != digest:
                 raise LabError(f"{name} of the backup {self.path} is damaged; use another one.")
@@ -346,18 +397,50 @@ class Backup:
         files: dict[str, dict[str, Any]] = self.record["files"]
         for name, entry in files.items():
             yield name, _file_name(entry["sha256"]), str(entry["sha256"])
+        with contextlib.closing(self._listed(files)) as listed:
+            for digest in listed:
+                yield _image_name(digest), _image_name(digest), digest
+
+    def _listed(self, files: dict[str, dict[str, Any]]) -> Generator[str, None, None]:
+        """Digests of the images."""
         with self._opener(_file_name(files[_IMAGES]["sha256"])) as listing:
-            for line in listing:
+            while True:
+                try:
+                    line = listing.readline(_LINE)
+                except (OSError, *NO_ARCHIVE):
+                    line = b"?"
+                if not line:
+                    return
                 digest = line.decode("ascii", "replace").strip()
                 if not _DIGEST.fullmatch(digest):
                     raise LabError(f"the list of images of the backup {self.path} is damaged; use another one.")
-                yield _image_name(digest), _image_name(digest), digest
+                yield digest
 
     def __enter__(self) -> Backup:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _configuration(backup: Backup, file: Path, watch: Sequence[Path]) -> Config:
+    """The lab's labref.toml, written to `file`, watching `watch` where that names folders. Raises `LabError` where it
+    is no configuration that this labref can use."""
+    stored = _file_name(backup.record["files"][_CONFIG]["sha256"])
+    try:
+        with backup.read(stored) as source:
+            file.write_bytes(source.read(_MOST_CONFIG))
+    except (OSError, *NO_ARCHIVE):
+        raise LabError(f"{_CONFIG} of the backup {backup.path} is missing or damaged; use another one.") from None
+    try:
+        if watch:
+            watch_instead(file, watch)
+        return load_config(file)
+    except ConfigError as error:
+        raise LabError(
+            f"the {_CONFIG} of the backup {backup.path} cannot be used by this labref, and nothing was restored: "
+            f"{str(error).replace(str(file), _CONFIG)}"
+        ) from None
 
 
 def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[Lab]:
@@ -378,12 +461,14 @@ def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[
             folder.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=".labref-restore-", dir=folder.parent))
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
+            # before hours of copying, and before anything stands under its name
+            checked = staging / f".{_CONFIG}"
+            config = _configuration(backup, checked, [absolute(path) for path in watch])
             yield from backup.verify(into=staging)
             (staging / _IMAGES).unlink()
+            os.replace(checked, staging / _CONFIG)
             for name in ("images", "bundles", "logs"):
                 (staging / name).mkdir(exist_ok=True)
-            if watch:
-                watch_instead(staging / "labref.toml", [absolute(path) for path in watch])
             new_token(staging)
             yield 0, 0, "the store is read"
             with Store.open(staging / _STORE) as store:
@@ -393,7 +478,7 @@ def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[
             ]
             if wrong:
                 raise LabError(f"the store of the backup {source} does not hold what was recorded; use another one.")
-            staging.chmod(0o755)
+            Lab(staging, config).give_rights()
             if folder.exists():
                 folder.rmdir()
             for below, _, _ in os.walk(staging, topdown=False):

@@ -62,9 +62,9 @@ class Connection(H11Protocol):
 
         async def with_connection(scope: Scope, receive: Receive, send: Send) -> None:
             scope[CONNECTION] = self
-            await app(scope, receive, send)  # type: ignore[arg-type]
+            await app(scope, receive, send)
 
-        self.app = with_connection  # type: ignore[assignment]
+        self.app = with_connection
 
     def admit(self) -> None:
         """The request at hand carries the lab's token."""
@@ -78,9 +78,10 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self._begin()
         if len(self.connections) > MOST:
-            others: list[Any] = [one for one in self.connections if one is not self and not one.admitted]
-            if others:
-                min(others, key=lambda one: float(one.since))._end()
+            strangers = [one for one in self.connections if isinstance(one, Connection) and not one.admitted]
+            strangers.remove(self)
+            if strangers:
+                min(strangers, key=lambda one: one.since)._end()
             else:
                 self._refuse(503, f"{MOST} requests are being answered already; ask again in a moment")
 
