@@ -234,16 +234,23 @@ class BundlesConfig(_Section):
 class RetentionConfig(_Section):
     """Cells that are let go, with their kept bytes; by default none. The ledger says of each file why its cell is gone.
 
-    days : cells more than so many days older than the newest one go; 0 keeps them.
+    days : cells more than so many days older than the newest one go; 0 keeps them. Time counts where the lab saw it
+        pass: a step of more than an eighth of `days` (at least 2 days, at most 31) from one sign of life to the next,
+        forward or back, does not.
     cells : so many cells of each class and optics stay, the newest; 0 keeps all.
     at_least : so many of each class and optics stay, however old.
     reviewed : True lets reviewed cells go as well, after all others of their class and optics.
+    percent_a_day : of all cells at most so many per cent go in a day, and one where that is less.
+    trash_days : for so many days, of those that the lab saw pass, a removed cell can be brought back, and takes as much
+        room as before.
     """
 
     days: int = Field(default=0, ge=0, le=36500)
     cells: int = Field(default=0, ge=0)
     at_least: int = Field(default=100, ge=0)
     reviewed: bool = False
+    percent_a_day: float = Field(default=2.0, gt=0, le=100)
+    trash_days: int = Field(default=30, ge=1, le=3650)
 
 
 class DuplicatesConfig(_Section):

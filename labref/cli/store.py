@@ -19,7 +19,8 @@ __all__ = ["add_to"]
 
 _HELP = """Look after the lab's store: is it sound, back it up, restore it, take it to other programs.
 
-Works while the agent runs, and while it does not. What labref.toml's [retention] lets go of: `labref store retain`.
+Works while the agent runs, and while it does not. What labref.toml's [retention] lets go of: `labref store retain`; how it
+comes back: `labref store trash`.
 
 \b
 Examples:
@@ -83,15 +84,45 @@ With --json, one JSON object: target, cells, bytes, without_thumbnail.
 
 _RETAIN = """Let go of the cells that labref.toml's [retention] no longer keeps; the agent does so once a day by itself.
 
-By default a lab keeps every cell. A cell that goes is said in the ledger (rejected, with the reason), its kept bytes are
-deleted, and no file brings it back. Reviewed cells go last, if at all.
+By default a lab keeps every cell. A cell that goes is said in the ledger (rejected, with the reason), and no file brings it
+back; for [retention] trash_days `labref store bring-back` does, then its kept bytes are deleted. Reviewed cells go last, if
+at all. In a day no more than [retention] percent_a_day of all cells go, however often this is called.
+
+How old a cell is counts by the time that the lab has seen pass, not by what its computer's clock says now: a jump of the
+clock, or months in which nothing ran, do not count. --dry-run names them.
 
 \b
 Examples:
   labref store retain --dry-run          which cells would go, and why
   labref store retain
 
-With --json, JSON lines: of a dry run {cell_id, label, label_source, analyser, why} each, and last {due} or {removed}.
+With --json, JSON lines: of a dry run {cell_id, label, label_source, analyser, why} each, and last {due, now,
+not_counted [{since, until}]} or {removed}.
+"""
+
+_TRASH = """List the cells that retention removed and that can be brought back, those first that were removed first.
+
+They stay for [retention] trash_days of labref.toml, counted over days that the lab saw pass, and take as much room as
+before. To have that room at once: `labref store empty-trash`.
+
+With --json, JSON lines: {cell_id, label, label_source, analyser, reason, removed_at, days_left, bytes}.
+"""
+
+_BRING_BACK = """Bring cells that retention removed back as they were: bytes, labels, latents, places on the map, links.
+
+Their files get back the outcomes that they had. For retention such a cell counts as if it had come today.
+
+\b
+Examples:
+  labref store bring-back 3f0c2a9b        the beginning of its id will do
+  labref store bring-back --all
+
+With --json, one JSON object: cells, without_bytes (those whose kept bytes are gone; exit code 1 then).
+"""
+
+_EMPTY_TRASH = """Let go for good of the cells that retention removed, with their kept bytes, so that the disk has their room.
+
+With --json, one JSON object: removed.
 """
 
 store = typer.Typer(
@@ -225,8 +256,72 @@ def retain(
             typer.echo(
                 f"{row['cell_id']}  {row['label']} ({row['label_source']}), {row['analyser'] or '-'}: {row['why']}"
             )
+        elif "due" in row:
+            for jump in row["not_counted"]:
+                typer.echo(
+                    f"Not counted as time, because nobody saw it pass: {local(jump['since'])} to {local(jump['until'])}."
+                )
+            typer.echo(f"{row['due']} cells would go, {row['now']} of them today.")
         else:
-            typer.echo(f"{row['due']} cells would go." if "due" in row else f"{row['removed']} cells were removed.")
+            typer.echo(f"{row['removed']} cells were removed; `labref store trash` lists what can be brought back.")
+
+
+@store.command(help=_TRASH, short_help="List the removed cells that can be brought back.")
+def trash(lab: LabOption = None, json: JsonOption = False) -> None:
+    from labref.lab import Lab
+
+    rows = list(perform(Lab.find(lab), "store.trash"))
+    for row in rows:
+        if json:
+            print_json(row)
+        else:
+            typer.echo(
+                f"{row['cell_id']}  {row['label']} ({row['label_source']}), {row['analyser'] or '-'}: {row['reason']}; "
+                f"for {row['days_left']:.0f} more days"
+            )
+    if not json:
+        typer.echo(f"{len(rows)} cells, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB, can be brought back.")
+
+
+@store.command("bring-back", help=_BRING_BACK, short_help="Bring removed cells back.")
+def bring_back(
+    cells: Annotated[
+        list[str] | None, typer.Argument(metavar="CELL...", help="Cells as `labref store trash` lists them.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that can be brought back.")] = False,
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    (row,) = perform(Lab.find(lab), "store.bring_back", cells=cells or [], every=every)
+    if json:
+        print_json(row)
+    else:
+        typer.echo(f"{len(row['cells'])} cells are back.")
+    if row["without_bytes"]:
+        raise LabrefError(
+            f"{len(row['without_bytes'])} of them have lost their original bytes: {', '.join(row['without_bytes'][:5])}. See "
+            "`labref ledger --check`."
+        )
+
+
+@store.command("empty-trash", help=_EMPTY_TRASH, short_help="Let go of removed cells for good.")
+def empty_trash(
+    lab: LabOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    found = Lab.find(lab)
+    if not yes:
+        typer.confirm("The cells in the trash cannot be brought back afterwards. Empty it?", abort=True, err=True)
+    (row,) = perform(found, "store.empty_trash")
+    if json:
+        print_json(row)
+    else:
+        typer.echo(f"{row['removed']} cells are gone for good.")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -6,7 +6,8 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -21,25 +22,31 @@ from labref.failpoints import failpoint
 from labref.files import give
 from labref.lab import absolute
 from labref.operations import operation
-from labref.operations.models import Answer, FilePath, Progress
+from labref.operations.models import Answer, FilePath, Progress, Text
 from labref.progress import Pace, Row, progress, rows_of
 from labref.store.duckdb.exporting import Export
 from labref.tasks import backup, retention
 from labref.tasks.context import Context
+from labref.times import utc
 from labref.words import LabelSource
 
 __all__ = [
     "BackedUp",
+    "BroughtBack",
     "BundleChecked",
     "CellDue",
+    "CellInTrash",
     "CellsDue",
     "CellsRemoved",
     "Exported",
+    "Jump",
     "StoreChecked",
+    "TrashEmptied",
 ]
 
 _AT_ONCE: Final = 256
 _QUALITY: Final = 90
+_FEW: Final = 10  # jumps of the clock that are named
 
 
 class BundleChecked(Answer):
@@ -96,16 +103,51 @@ class CellDue(Answer):
     why: str = Field(description="Why it would go.")
 
 
+class Jump(Answer):
+    """A step of the clock that is not counted as time."""
+
+    since: datetime = Field(description="The last time that was seen before it, UTC.")
+    until: datetime = Field(description="The first that was seen after it.")
+
+
 class CellsDue(Answer):
     """How many cells would go."""
 
-    due: int
+    due: int = Field(description="All of them, in the days to come.")
+    now: int = Field(description="So many of them at once: no more than may go in a day.")
+    not_counted: list[Jump] = Field(description="Steps of the clock that are not counted as time, the last ones.")
 
 
 class CellsRemoved(Answer):
     """How many cells went."""
 
-    removed: int
+    removed: int = Field(description="So many were moved to the trash.")
+
+
+class CellInTrash(Answer):
+    """A removed cell that can be brought back."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave it.")
+    analyser: str | None = Field(description="Its analyser.")
+    reason: str = Field(description="Why it was removed, as the ledger says it.")
+    removed_at: datetime = Field(description="When, UTC.")
+    days_left: float = Field(description="For so many days, of those that the lab sees pass, it can be brought back.")
+    bytes: int = Field(description="Size of its kept bytes.")
+
+
+class BroughtBack(Answer):
+    """Which cells came back."""
+
+    cells: list[str] = Field(description="Their ids.")
+    without_bytes: list[str] = Field(description="Those of them whose kept bytes are gone or damaged.")
+
+
+class TrashEmptied(Answer):
+    """What emptying the trash came to."""
+
+    removed: int = Field(description="So many cells are gone for good.")
 
 
 @operation("store.check", Progress, StoreChecked)
@@ -237,7 +279,8 @@ def _thumbnails(context: Context, rows: Export, pixels: int) -> Iterator[tuple[i
 def retain(
     context: Context, *, dry_run: Annotated[bool, Field(description="Only say which cells would go.")] = False
 ) -> Iterator[Row]:
-    """Remove the cells that labref.toml's [retention] no longer keeps. A dry run says which these are."""
+    """Move the cells that labref.toml's [retention] no longer keeps to the trash, no more than may go in a day. A dry
+    run says which these are."""
     keep = context.lab.config.retention
     if not keep.days and not keep.cells:
         raise LabrefError(
@@ -253,7 +296,79 @@ def retain(
                 "analyser": cell.analyser,
                 "why": cell.why,
             }
-        yield {"due": len(cells)}
+        jumps = [tuple(map(utc, jump)) for jump in context.store.jumps(keep.days)] if keep.days else []
+        now = min(len(cells), context.store.allowance(keep.percent_a_day))
+        yield {
+            "due": len(cells),
+            "now": now,
+            "not_counted": [{"since": since, "until": until} for since, until in jumps[-_FEW:]],
+        }
         return
     yield progress(0, 0, "old cells are removed")
     yield {"removed": retention.retain(context.lab, context.store, stopped=lambda: False, report=lambda _: None)}
+
+
+@operation("store.trash", CellInTrash)
+def trash(context: Context) -> Iterator[Row]:
+    """Say which cells retention removed and can be brought back: a row a cell, those first that were removed first."""
+    for cell in context.store.trash.cells(context.lab.config.retention.trash_days):
+        yield {
+            "cell_id": cell.cell_id,
+            "label": cell.label,
+            "label_source": str(cell.label_source),
+            "analyser": cell.analyser,
+            "reason": cell.reason,
+            "removed_at": utc(cell.removed_at, timespec="seconds"),
+            "days_left": round(cell.days_left, 1),
+            "bytes": cell.size_bytes,
+        }
+
+
+@operation("store.bring_back", Progress, BroughtBack)
+def bring_back(
+    context: Context,
+    *,
+    cells: Annotated[
+        list[Text], Field(description="Ids of cells in the trash, or the beginnings of them that no other there has.")
+    ] = [],  # noqa: B006
+    every: Annotated[bool, Field(description="All that are in the trash.")] = False,
+) -> Iterator[Row]:
+    """Bring removed cells back as they were, with labels, latents and places; all that are named, or none."""
+    lab, store = context.lab, context.store
+    with retention.UPKEEP:
+        there = {cell.cell_id: cell for cell in store.trash.cells(lab.config.retention.trash_days)}
+        if every == bool(cells):
+            raise LabrefError(
+                "name the cells that are to come back, or say that all are; `labref store trash` lists them."
+            )
+        ids = list(there) if every else [_in_trash(name, there) for name in cells]
+        yield progress(0, len(ids), "cells are brought back")
+        back = store.trash.bring_back(ids)
+    without = []
+    for cell_id in back:
+        try:
+            lab.read_image(there[cell_id].digest)
+        except LabError:
+            without.append(cell_id)
+    yield {"cells": back, "without_bytes": without}
+
+
+def _in_trash(name: str, there: Collection[str]) -> str:
+    """The one cell in the trash whose id begins so. Raises `LabrefError` where there is none, or several."""
+    found = [cell_id for cell_id in there if name and cell_id.startswith(name.lower())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise LabrefError(
+            f"{len(found)} cells in the trash begin with {name!r}: {', '.join(found[:_FEW])}. Give more of the id."
+        )
+    raise LabrefError(
+        f"no cell {name!r} is in the trash; `labref store trash` lists those that are. A cell whose days are over is gone for "
+        "good, but its file in the export folder, or a backup, may still be there."
+    )
+
+
+@operation("store.empty_trash", TrashEmptied)
+def empty_trash(context: Context) -> Iterator[Row]:
+    """Let go for good of all cells in the trash, with their kept bytes, so that the disk has their room."""
+    yield {"removed": retention.empty_trash(context.lab, context.store)}

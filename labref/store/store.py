@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError, UnstorableError
 from labref.failpoints import failpoint
-from labref.store.duckdb import backfill, bundles, migrations, optics, removal, rows, scan, sequence, upkeep
+from labref.store.duckdb import backfill, bundles, clock, migrations, optics, removal, rows, scan, sequence, upkeep
 from labref.store.duckdb.changes import Changes
 from labref.store.duckdb.connection import connect, release
 from labref.store.duckdb.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
@@ -30,6 +31,7 @@ from labref.store.duckdb.maps import Maps
 from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
 from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Reviews
+from labref.store.duckdb.trash import Trash
 from labref.store.duckdb.upkeep import Comparison, Faults
 from labref.store.duckdb.writing import write, write_embeddings
 from labref.store.memory import distances
@@ -110,6 +112,8 @@ class Store:
         """What was measured of the cells' optics; see labref.store.duckdb.optics."""
         self.duplicates = Duplicates(self._reading, self._transaction, self._regrouped)
         """Cells that repeat others, and what people decided of them; see labref.store.duckdb.duplicates."""
+        self.trash = Trash(self._reading, self._transaction, self._came_back)
+        """Cells that retention removed and that can be brought back; see labref.store.duckdb.trash."""
         self._optics_book: OpticsBook | None = None
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
@@ -366,16 +370,30 @@ class Store:
         with self._reading() as cursor:
             return removal.due(cursor, days=days, cells=cells, at_least=at_least, reviewed=reviewed, limit=limit)
 
+    def allowance(self, percent: float) -> int:
+        """How many cells retention may remove now; see `labref.store.duckdb.removal.allowance`."""
+        with self._reading() as cursor:
+            return removal.allowance(cursor, percent)
+
+    def sign_of_life(self) -> None:
+        """Write down that the lab is alive now: time counts for retention where it was seen to pass."""
+        with self._transaction() as connection:
+            clock.sign(connection)
+
+    def jumps(self, days: int) -> list[tuple[datetime, datetime]]:
+        """The steps of the clock that do not count where retention asks for so many days, UTC, oldest first."""
+        with self._reading() as cursor:
+            return clock.jumps(cursor, clock.values(days))
+
     def remove(self, cells: Sequence[Due]) -> None:
-        """Remove cells for good, all or none; see `labref.store.duckdb.removal.remove`. Their kept bytes are the
-        caller's to delete."""
+        """Move cells to the trash, all or none; see `labref.store.duckdb.removal.remove`. Their kept bytes stay."""
         with self._writing:
             with self._transaction() as connection:
                 removal.remove(connection, cells)
             self.reload()
 
     def removed_digests(self) -> list[str]:
-        """Digests of all cells that were removed."""
+        """Digests of all cells that were removed for good: not of those in the trash."""
         with self._reading() as cursor:
             return removal.removed_digests(cursor)
 
@@ -692,6 +710,15 @@ class Store:
         with self._writing, self._reading() as cursor:
             if self._known is not None:
                 self._known = self._known._replace(groups=load_groups(cursor))
+
+    def _came_back(self) -> None:
+        """Cells came out of the trash: those that carry predictions get that of the active bundle, and all a place on
+        the maps in use."""
+        with self._writing:
+            self.reload()
+            self.changes.predict()
+            for bundle in self.bundles():
+                self.maps.catch_up(bundle.digest)
 
     @contextlib.contextmanager
     def _reading(self, *, into: Path | None = None) -> Iterator[duckdb.DuckDBPyConnection]:

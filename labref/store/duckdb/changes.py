@@ -19,7 +19,7 @@ import duckdb
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store.duckdb import bundles, sequence
+from labref.store.duckdb import bundles, sequence, trash
 from labref.store.duckdb.rows import now
 from labref.store.text import from_column, to_column
 
@@ -225,6 +225,7 @@ class Changes:
             connection.execute("DELETE FROM bundle WHERE digest = ?", [digest])
             failpoint("bundle.drop")
             connection.execute(f"DROP TABLE {table}")
+            trash.drop_table(connection, table)
 
 
 def _pending(cursor: duckdb.DuckDBPyConnection) -> Change | None:

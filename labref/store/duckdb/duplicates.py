@@ -39,6 +39,7 @@ __all__ = [
     "load_groups",
     "load_landmarks",
     "measured",
+    "regroup",
     "set_link",
     "write_fingerprints",
     "write_landmarks",
@@ -463,6 +464,11 @@ def measured(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str) ->
         [cell_id, other],
     ).fetchone()
     return None if row is None else Resemblance(float(row[0]), Verdict(row[1]))
+
+
+def regroup(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
+    """Name the groups of these cells anew, after cells came or went."""
+    _regroup(connection, _members(connection, ids))
 
 
 def _members(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> list[str]:

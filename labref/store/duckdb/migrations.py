@@ -352,3 +352,14 @@ def _no_row_without_a_number(connection: duckdb.DuckDBPyConnection) -> None:
 @migration(13, "the average hash, which nothing asks any more, is no longer kept")
 def _no_average_hash(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("ALTER TABLE cell DROP COLUMN average_hash")
+
+
+@migration(14, "a trash for the cells that retention removes, and when the lab was seen alive")
+def _trash(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("CREATE TABLE clock (number BIGINT NOT NULL, seen_at TIMESTAMP NOT NULL)")
+    # NULL: the cell is gone for good
+    connection.execute("ALTER TABLE removed_cell ADD COLUMN number BIGINT")
+    # a cell that came back counts for retention as if it had come with that number
+    connection.execute("CREATE TABLE restored_cell (cell_id VARCHAR NOT NULL, number BIGINT NOT NULL)")
+    # the trash of other tables is made when the first cell is removed
+    connection.execute("CREATE TABLE trash_cell AS FROM cell LIMIT 0")

@@ -1,21 +1,24 @@
-"""Taking cells out of a store for good: which ones may go, and what stays of them."""
+"""Taking cells out of a store: which ones may go, how many in a day, and what stays of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
-from labref.store.duckdb import rows
+from labref.store.duckdb import clock, rows, sequence, trash
 from labref.store.duckdb.upkeep import tables_of_cells
 from labref.store.text import from_column, from_nullable, to_column
 from labref.words import LabelSource, Outcome
 
-__all__ = ["Due", "due", "reason", "reason_of", "remove", "removed_digests", "removed_ids"]
+__all__ = ["Due", "allowance", "due", "reason", "reason_of", "remove", "removed_digests", "removed_ids"]
+
+_DAY: Final = 72_000.0  # seconds; passes a day apart come a little early, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +38,28 @@ def due(
 ) -> list[Due]:
     """Cells that are too old or too many of their class and optics, at most `limit`, those first that are missed least.
 
-    days : older ones may go; 0 for none. Age counts back from the newest cell, not from this computer's clock, which
-    may be wrong;
-    `at_least` of each class and optics stay however old they are. cells : so many of each class and optics stay; 0 for
-    all.
+    days : older ones may go; 0 for none. Age is the time that the lab has seen pass, back from the newest cell; see
+    `labref.store.duckdb.clock`. `at_least` of each class and optics stay however old they are. cells : so many of each
+    class and optics stay, those that came last; 0 for all. A cell that was brought back came then.
     reviewed : whether reviewed cells may go as well, when all others of their class and optics have gone. A cell that
     other cells are linked with as duplicates stays until those have gone.
     """
     found = cursor.execute(
-        """
-        WITH ranked AS (
-            SELECT cell_id, digest, label, label_source, analyser, added_at,
-                   date_diff('second', added_at, max(added_at) OVER ()) / 86400.0 AS days,
+        f"""
+        WITH seen AS ({clock.SEEN}), back AS (
+            SELECT cell_id, max(number) AS number FROM restored_cell GROUP BY cell_id
+        ), came AS (
+            SELECT cell_id, digest, label, label_source, analyser, coalesce(back.number, cell.number) AS number,
+                   CASE WHEN back.number IS NULL THEN added_at END AS at
+            FROM cell LEFT JOIN back USING (cell_id)
+        ), aged AS (
+            SELECT came.*, {clock.age("came.at")} AS age FROM came ASOF LEFT JOIN seen ON came.number >= seen.number
+        ), ranked AS (
+            SELECT *, (age - first_value(age) OVER (ORDER BY number DESC)) / 86400.0 AS days,
                    row_number() OVER (
-                       PARTITION BY label, analyser
-                       ORDER BY label_source = 'reviewed' DESC, added_at DESC, cell_id
+                       PARTITION BY label, analyser ORDER BY label_source = 'reviewed' DESC, number DESC
                    ) AS place
-            FROM cell
+            FROM aged
         )
         SELECT cell_id, digest, label, label_source, analyser,
                CASE WHEN $cells > 0 AND place > $cells THEN 'more than ' || $cells || ' of its class and optics'
@@ -61,14 +69,28 @@ def due(
           AND ($reviewed OR label_source <> 'reviewed')
           AND cell_id NOT IN (SELECT duplicate_of FROM cell WHERE duplicate_of IS NOT NULL)
           AND cell_id NOT IN (SELECT duplicate_group FROM cell WHERE duplicate_group IS NOT NULL AND duplicate_group <> cell_id)
-        ORDER BY label_source = 'reviewed', label_source = 'analyser', added_at, cell_id
+        ORDER BY label_source = 'reviewed', label_source = 'analyser', number
         LIMIT $limit""",
-        {"days": days, "cells": cells, "at_least": at_least, "reviewed": reviewed, "limit": limit},
+        {"days": days, "cells": cells, "at_least": at_least, "reviewed": reviewed, "limit": limit} | clock.values(days),
     ).fetchall()
     return [
         Due(cell_id, digest, from_column(label), LabelSource(source), from_nullable(analyser), why)
         for cell_id, digest, label, source, analyser, why in found
     ]
+
+
+def allowance(cursor: duckdb.DuckDBPyConnection, percent: float) -> int:
+    """How many cells may go now, where so many per cent of all may in a day; at least one in a day."""
+    row = cursor.execute(
+        f"""
+        WITH seen AS ({clock.SEEN})
+        SELECT (SELECT count(*) FROM cell), count(*) FROM removed_cell r ASOF LEFT JOIN seen ON r.number >= seen.number
+        WHERE r.number IS NOT NULL AND {clock.age("r.removed_at")} < $day""",
+        clock.values(1) | {"day": _DAY},
+    ).fetchone()
+    cells, lately = (0, 0) if row is None else map(int, row)
+    most = max(1, int((cells + lately) * percent / 100))
+    return max(0, most - int(lately))
 
 
 def reason_of(cell_id: str, why: str) -> str:
@@ -77,9 +99,9 @@ def reason_of(cell_id: str, why: str) -> str:
 
 
 def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> None:
-    """Remove cells, their embeddings and places, and that they were neighbours of others. Their files are from now on
-    rejected, for a reason that says so; what they were before is in the history. Their digests stay, so that no file
-    brings them back."""
+    """Remove cells, their embeddings and places, and that they were neighbours of others; all of it is in the trash
+    from then on. Their files are from now on rejected, for a reason that says so; what they were before is in the
+    history. Their digests stay, so that no file brings them back."""
     at = rows.now()
     ids = [cell.cell_id for cell in cells]
     listed = "cell_id IN (SELECT cell_id FROM going)"
@@ -88,11 +110,16 @@ def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> None:
         [ids, [to_column(reason_of(cell.cell_id, cell.why)) for cell in cells]],
     )
     failpoint("retention.removed")
+    numbers = sequence.begin(connection)
     connection.execute(
-        "INSERT INTO removed_cell SELECT cell.cell_id, digest, label, label_source, slide, analyser, added_at, ?, reason "
-        "FROM cell JOIN going USING (cell_id)",
-        [at],
+        "INSERT INTO removed_cell (cell_id, digest, label, label_source, slide, analyser, added_at, removed_at, reason, number) "
+        "SELECT cell.cell_id, digest, label, label_source, slide, analyser, added_at, ?, reason, "
+        "? + row_number() OVER (ORDER BY cell.number) FROM cell JOIN going USING (cell_id)",
+        [at, numbers.last],
     )
+    numbers.take(len(ids))
+    sequence.keep(connection, numbers)
+    trash.keep(connection)
     failpoint("retention.files")
     rows.keep_history(connection, listed, [], at)
     connection.execute(
@@ -117,8 +144,8 @@ def removed_ids(cursor: duckdb.DuckDBPyConnection) -> NDArray[np.uint64]:
 
 
 def removed_digests(cursor: duckdb.DuckDBPyConnection) -> list[str]:
-    """Digests of all cells that were removed."""
-    return [digest for (digest,) in cursor.execute("SELECT digest FROM removed_cell").fetchall()]
+    """Digests of all cells that were removed for good: those in the trash are not among them."""
+    return [digest for (digest,) in cursor.execute("SELECT digest FROM removed_cell WHERE number IS NULL").fetchall()]
 
 
 def reason(cursor: duckdb.DuckDBPyConnection, cell_id: str) -> str | None:

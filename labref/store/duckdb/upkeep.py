@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 
@@ -18,6 +18,7 @@ from labref.store.text import from_column, to_column
 from labref.words import Outcome
 
 __all__ = [
+    "TRASH",
     "Comparison",
     "DiskFiles",
     "Faults",
@@ -29,11 +30,15 @@ __all__ = [
     "file_states",
     "fingerprints",
     "remove_faults",
+    "tables",
     "tables_of_cells",
 ]
 
+TRASH: Final = "trash_"
+"""What the names of tables with rows of removed cells begin with; see `labref.store.duckdb.trash`."""
 _HISTORY = frozenset({"file_history", "label_change", "removed_cell"})
 """Tables that may name cells that are no longer there."""
+_DIGESTS: Final = f"SELECT digest, size_bytes FROM cell UNION ALL SELECT digest, size_bytes FROM {TRASH}cell"
 _STATES = 16_384
 _IDS = "SELECT {table}.cell_id FROM {table} ANTI JOIN cell USING (cell_id) WHERE {table}.cell_id IS NOT NULL"
 
@@ -131,19 +136,29 @@ def tables_of_cells(cursor: duckdb.DuckDBPyConnection) -> list[str]:
         "SELECT table_name FROM duckdb_columns() WHERE column_name = 'cell_id' AND database_name = current_database() "
         "AND NOT internal",
     )
-    return sorted(set(found) - {"cell", "file"} - _HISTORY)
+    return sorted(name for name in set(found) - {"cell", "file"} - _HISTORY if not name.startswith(TRASH))
+
+
+def tables(cursor: duckdb.DuckDBPyConnection) -> list[str]:
+    """All tables of the store."""
+    return _column(
+        cursor,
+        "SELECT table_name FROM duckdb_tables() WHERE database_name = current_database() AND NOT internal AND NOT temporary",
+    )
 
 
 def digests(cursor: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, int]:
-    """Digest and size in bytes of the original of every cell whose digest begins with `prefix`."""
-    found = cursor.execute("SELECT digest, size_bytes FROM cell WHERE starts_with(digest, ?)", [prefix])
+    """Digest and size in bytes of the original of every cell whose digest begins with `prefix`, those in the trash as
+    well."""
+    found = cursor.execute(f"FROM ({_DIGESTS}) WHERE starts_with(digest, ?)", [prefix])
     return dict(found.fetchall())
 
 
 def digests_of(path: Path) -> Iterator[tuple[str, int]]:
-    """Digest and size in bytes of the original of every cell of a store that nobody has open, such as a copy."""
+    """Digest and size in bytes of the original of every cell of a store that nobody has open, such as a copy; of
+    those in the trash as well."""
     with duckdb.connect(str(path), read_only=True, config={"memory_limit": "1GiB", "threads": 2}) as connection:
-        connection.execute("SELECT digest, size_bytes FROM cell")
+        connection.execute(_DIGESTS)
         while part := connection.fetchmany(4096):
             yield from part
 

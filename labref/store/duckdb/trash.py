@@ -1,0 +1,244 @@
+"""Cells that retention removed, as they were, until the time in which they can be brought back is over.
+
+For each table with rows of cells there is one called `trash_…`, with the same columns: `trash_cell`, `trash_file`,
+`trash_embedding_1`, … A removed cell is in the trash as long as its row of `removed_cell` has a number. Its kept bytes
+stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import duckdb
+
+from labref.failpoints import failpoint
+from labref.store.duckdb import clock, duplicates, rows, sequence
+from labref.store.duckdb.upkeep import TRASH, tables, tables_of_cells
+from labref.store.text import from_column, from_nullable
+from labref.words import LabelSource, Outcome
+
+__all__ = ["Trash", "Trashed", "drop_table", "keep"]
+
+_ALONE: Final = "the cell that it repeated is no longer there"
+
+
+@dataclass(frozen=True, slots=True)
+class Trashed:
+    """A removed cell that can be brought back.
+
+    reason : in the ledger's words.  removed_at : UTC, by the clock.  days_left : for which it stays, as the lab sees
+    time pass.  size_bytes : of its kept bytes.
+    """
+
+    cell_id: str
+    digest: str
+    label: str
+    label_source: LabelSource
+    analyser: str | None
+    reason: str
+    removed_at: datetime
+    days_left: float
+    size_bytes: int
+
+
+class Trash:
+    """The trash of one store; `Store.trash`. Methods may be called from any thread."""
+
+    def __init__(
+        self,
+        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+        returned: Callable[[], None],
+    ) -> None:
+        """reading, transaction : the store's.  returned : called after cells came back and that is committed."""
+        self._reading, self._transaction, self._returned = reading, transaction, returned
+
+    def __len__(self) -> int:
+        """How many cells are in it. A millisecond."""
+        with self._reading() as cursor:
+            row = cursor.execute("SELECT count(*) FROM removed_cell WHERE number IS NOT NULL").fetchone()
+        return 0 if row is None else int(row[0])
+
+    def cells(self, days: int) -> list[Trashed]:
+        """The cells in it, those first that were removed first. days : for which cells stay."""
+        with self._reading() as cursor:
+            return _cells(cursor, days)
+
+    def bring_back(self, ids: Sequence[str]) -> list[str]:
+        """Bring cells back as they were, all or none; returns those that were in the trash.
+
+        With them come their latents, labels, places and neighbours. Their files get back the outcomes that they had,
+        unless they have others since; files with the same bytes that came meanwhile are copies of the cell. A cell
+        counts for retention as if it had come now.
+        """
+        with self._transaction() as connection:
+            back = _bring_back(connection, ids)
+        if back:
+            self._returned()
+        return back
+
+    def empty(self, *, days: int | None = None) -> list[str]:
+        """Let go for good of the cells that have been in it for so many days, or of all; returns their digests.
+
+        That they were removed is still known, so that no file brings them back; their kept bytes are the caller's to
+        delete.
+        """
+        with self._transaction() as connection:
+            going = [cell for cell in _cells(connection, days or 1) if days is None or cell.days_left <= 0]
+            if going:
+                _empty(connection, [cell.cell_id for cell in going])
+        return [cell.digest for cell in going]
+
+
+def keep(connection: duckdb.DuckDBPyConnection) -> None:
+    """Copy all rows of the cells in the temporary table `going` into the trash."""
+    listed = "cell_id IN (SELECT cell_id FROM going)"
+    for table in ("cell", "file", *tables_of_cells(connection)):
+        _make(connection, table)
+        connection.execute(f"INSERT INTO {TRASH}{table} BY NAME SELECT * FROM {table} WHERE {listed}")
+    _make(connection, "resemblance")
+    connection.execute(
+        f"INSERT INTO {TRASH}resemblance BY NAME SELECT * FROM resemblance WHERE verdict = 'neighbour' AND "
+        "(cell IN (SELECT cell_id FROM going) OR other IN (SELECT cell_id FROM going))"
+    )
+
+
+def _cells(cursor: duckdb.DuckDBPyConnection, days: int) -> list[Trashed]:
+    found = cursor.execute(
+        f"WITH seen AS ({clock.SEEN}) "
+        "SELECT cell_id, t.digest, t.label, t.label_source, t.analyser, r.reason, r.removed_at, t.size_bytes, "
+        f"{clock.age('r.removed_at')} / 86400 AS age FROM removed_cell r JOIN {TRASH}cell t USING (cell_id) "
+        "ASOF LEFT JOIN seen ON r.number >= seen.number WHERE r.number IS NOT NULL ORDER BY r.number",
+        clock.values(days),
+    ).fetchall()
+    return [
+        Trashed(
+            cell_id,
+            digest,
+            from_column(label),
+            LabelSource(source),
+            from_nullable(analyser),
+            from_column(reason),
+            at.replace(tzinfo=UTC),
+            max(0.0, days - age),
+            size,
+        )
+        for cell_id, digest, label, source, analyser, reason, at, size, age in found
+    ]
+
+
+def _bring_back(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> list[str]:
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE coming AS SELECT cell_id, reason FROM removed_cell "
+        f"WHERE number IS NOT NULL AND cell_id IN (SELECT cell_id FROM {TRASH}cell) "
+        "AND cell_id IN (SELECT unnest(?::VARCHAR[]))",
+        [list(ids)],
+    )
+    back = [cell_id for (cell_id,) in connection.execute("SELECT cell_id FROM coming ORDER BY cell_id").fetchall()]
+    among = "cell_id IN (SELECT cell_id FROM coming)"
+    there = set(_tables(connection))
+    for table in ("cell", *tables_of_cells(connection)):
+        if table in there:
+            failpoint("trash.restore")
+            _make(connection, table)
+            connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM {TRASH}{table} WHERE {among}")
+    _make(connection, "resemblance")
+    # of two neighbours that were removed the last to come back brings what is known of them
+    both = "cell IN (SELECT cell_id FROM cell) AND other IN (SELECT cell_id FROM cell)"
+    connection.execute(f"INSERT INTO resemblance BY NAME SELECT * FROM {TRASH}resemblance WHERE {both}")
+    connection.execute(f"DELETE FROM {TRASH}resemblance WHERE {both}")
+    _give_back_files(connection)
+    failpoint("trash.files")
+    numbers = sequence.begin(connection)
+    connection.execute(
+        "INSERT INTO restored_cell SELECT cell_id, ? + row_number() OVER (ORDER BY cell_id) FROM coming", [numbers.last]
+    )
+    numbers.take(len(back))
+    sequence.keep(connection, numbers)
+    connection.execute(f"DELETE FROM removed_cell WHERE {among}")
+    for table in there - {"resemblance"}:
+        connection.execute(f"DELETE FROM {TRASH}{table} WHERE {among}")
+    connection.execute("DROP TABLE temp.coming")
+    _loosen(connection, back)
+    return back
+
+
+def _give_back_files(connection: duckdb.DuckDBPyConnection) -> None:
+    """Let the files of the cells in `coming` say what they said, and files with the same bytes that they are copies."""
+    _make(connection, "file")
+    at = rows.now()
+    still = (
+        f"outcome = '{Outcome.REJECTED}' AND reason IN (SELECT reason FROM coming) AND path IN "
+        f"(SELECT path FROM {TRASH}file WHERE cell_id IN (SELECT cell_id FROM coming))"
+    )
+    rows.keep_history(connection, still, [], at)
+    columns = ("outcome", "reason", "cell_id", "label", "label_source", "slide", "duplicate_of")
+    connection.execute(
+        f"UPDATE file SET {', '.join(f'{name} = was.{name}' for name in columns)}, recorded_at = ? "
+        f"FROM {TRASH}file was JOIN coming USING (cell_id) "
+        f"WHERE file.path = was.path AND file.outcome = '{Outcome.REJECTED}' AND file.reason = coming.reason",
+        [at],
+    )
+    # mtime 0 never equals a file's: the next scan reads it, and finds what its path says
+    meanwhile = f"outcome = '{Outcome.REJECTED}' AND reason IN (SELECT reason FROM coming)"
+    rows.keep_history(connection, meanwhile, [], at)
+    connection.execute(
+        "UPDATE file SET outcome = ?, reason = 'the same bytes as cell ' || coming.cell_id, cell_id = coming.cell_id, "
+        "duplicate_of = coming.cell_id, mtime_ns = 0, recorded_at = ? FROM coming "
+        f"WHERE file.outcome = '{Outcome.REJECTED}' AND file.reason = coming.reason",
+        [str(Outcome.DUPLICATE), at],
+    )
+
+
+def _loosen(connection: duckdb.DuckDBPyConnection, back: Sequence[str]) -> None:
+    """Take links with cells that are gone from those that came back."""
+    found = connection.execute(
+        "SELECT cell_id, duplicate_of, duplicate_of IS NULL OR duplicate_of IN (SELECT cell_id FROM cell) FROM cell "
+        "WHERE cell_id IN (SELECT unnest(?::VARCHAR[])) AND (duplicate_of IS NOT NULL OR duplicate_group IS NOT NULL)",
+        [list(back)],
+    ).fetchall()
+    at = rows.now()
+    for cell_id, _, linked in found:
+        if not linked:
+            duplicates.set_link(connection, cell_id, None, outcome=Outcome.STORED, reason=_ALONE, at=at)
+    duplicates.regroup(connection, [one for cell_id, other, _ in found for one in (cell_id, other) if one is not None])
+
+
+def _empty(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
+    chosen = "(SELECT unnest(?::VARCHAR[]))"
+    connection.execute(f"UPDATE removed_cell SET number = NULL WHERE cell_id IN {chosen}", [list(ids)])
+    for table in _tables(connection):
+        failpoint("trash.empty")
+        if table == "resemblance":
+            connection.execute(
+                f"DELETE FROM {TRASH}resemblance WHERE cell IN {chosen} OR other IN {chosen}", [list(ids), list(ids)]
+            )
+        else:
+            connection.execute(f"DELETE FROM {TRASH}{table} WHERE cell_id IN {chosen}", [list(ids)])
+
+
+def drop_table(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Forget the rows of a table that is dropped: another of its name would get them."""
+    connection.execute(f"DROP TABLE IF EXISTS {TRASH}{table}")
+
+
+def _tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Tables that have one in the trash."""
+    return [name.removeprefix(TRASH) for name in tables(connection) if name.startswith(TRASH)]
+
+
+def _make(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    """Make the trash of a table, or give it the columns that the table has by now."""
+    connection.execute(f"CREATE TABLE IF NOT EXISTS {TRASH}{table} AS FROM {table} LIMIT 0")
+    now, before = (
+        {name: str(kind) for name, kind, *_ in connection.execute(f"DESCRIBE {name}").fetchall()}
+        for name in (table, f"{TRASH}{table}")
+    )
+    for name in before.keys() - now.keys():
+        connection.execute(f"ALTER TABLE {TRASH}{table} DROP COLUMN {name}")
+    for name in now.keys() - before.keys():
+        connection.execute(f"ALTER TABLE {TRASH}{table} ADD COLUMN {name} {now[name]}")
