@@ -33,8 +33,8 @@ def retain(lab: Lab, store: Store, *, stopped: Callable[[], bool], report: Calla
     """Move cells that are due to the trash, no more than may go in a day, and return their number. Cells that have been
     in the trash for `trash_days` are deleted for good.
 
-    Each part, of up to 20,000 cells, is one transaction. The kept bytes of deleted cells are deleted after their rows. A
-    kill in between leaves bytes without a cell; the next call deletes these.
+    Each part, of up to 20,000 cells, is one transaction. The kept bytes of deleted cells are deleted after their rows.
+    A kill in between leaves bytes without a cell; the next call deletes these.
 
     stopped : asked before each transaction; True ends the removal.  report : called after each transaction with the
     number of cells removed so far.

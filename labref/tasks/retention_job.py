@@ -16,7 +16,7 @@ _EVERY: Final = timedelta(days=1)
 
 
 def keep_retention(context: Context) -> Job | None:
-    """The job, where [retention] is set or cells are in the trash, and the last one was at least a day ago; else None."""
+    """The job, where [retention] is set or cells are in the trash, and the last one was a day ago; else None."""
     keep = context.lab.config.retention
     if context.jobs is None:
         return None
