@@ -21,12 +21,15 @@ from pydantic import BaseModel
 
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
+from labref.lab import Lab
 from labref.lab.log import Log
 from labref.progress import Row
-from labref.web import connections
+from labref.web import client, connections
 from labref.web.application import Answers, Server, make_app
+from labref.web.client import AgentClient
+from labref.web.desk import ledger_rows, run
 from labref.web.metrics import Metrics
-from tests.labs import make_lab, running_agent, wait_until
+from tests.labs import make_lab, once, running_agent, wait_until
 
 TOKEN = "t" * 43
 KNOWN = f"Authorization: Bearer {TOKEN}\r\n"
@@ -56,7 +59,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(connections, "SILENT_SECONDS", 1.0)
     monkeypatch.setattr(connections, "BODY_SECONDS", 3.0)
     log: Log = _NoLog()  # type: ignore[assignment]
-    answers = Answers(perform=perform, image=lambda _: None, healthy=lambda: "ok")
+    answers = Answers(perform=perform, image=lambda _: None, healthy=lambda: "ok", proof=lambda *_: None)
     with Server(make_app(answers, Metrics(), token=TOKEN, max_bytes=1_000_000, log=log), 0) as server:
         yield server.port
 
@@ -270,6 +273,130 @@ def test_an_answer_that_fails_on_its_way_ends_with_the_error(port: int) -> None:
     assert b"200 OK" in data
     assert data.endswith(b"0\r\n\r\n")
     assert b'{"error": {"kind": "AgentError", "message": "the agent failed to answer (ZeroDivisionError)' in data
+
+
+# a copy of the lab
+
+
+def who_reviewed(lab: Lab, cell: str) -> list[str]:
+    (row,) = run(lab, "label.history", cell=cell)
+    return [change["label"] for change in row["changes"]]
+
+
+@pytest.mark.slow
+def test_a_copied_lab_is_not_answered_by_the_original_s_agent(tmp_path: Path, export: Path, starter: Bundle) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    (tmp_path / "linked").symlink_to(lab.folder, target_is_directory=True)
+    with running_agent(lab):
+        copied = tmp_path / "copy"
+        shutil.copytree(lab.folder, copied, symlinks=True)
+        assert (copied / "agent.json").exists()
+        copy = Lab.open(copied)
+        assert AgentClient.find(copy) is None
+        cell = next(iter(ledger_rows(copy)))["cell_id"]
+        commands(0o022, f"label|set|{cell}|monocyte|--new|--lab|{copied}")
+        assert who_reviewed(copy, cell) == ["monocyte"]
+        assert who_reviewed(lab, cell) == []
+        assert AgentClient.find(lab) is not None
+        # the same folder by other names
+        assert AgentClient.find(Lab.open(tmp_path / "linked")) is not None
+        assert AgentClient.find(Lab.open(copied / ".." / "lab")) is not None
+        with monkey_identity(lambda folder: f"elsewhere {folder}"):
+            assert AgentClient.find(lab) is not None  # by the mark
+            assert AgentClient.find(copy) is None
+            with unwritable_marks():
+                assert AgentClient.find(lab) is None
+        assert not list(lab.folder.glob(".labref-here-*"))
+        # two agents, one of them the copy's, each of its own
+        with running_agent(copy):
+            assert AgentClient.find(copy) is not None
+            assert who_reviewed(copy, cell) == ["monocyte"]
+            assert who_reviewed(lab, cell) == []
+            shutil.copy(lab.agent_file, copy.agent_file)  # the original's record, once more
+            assert AgentClient.find(copy) is None
+
+
+@contextlib.contextmanager
+def monkey_identity(changed: Callable[[Path], str]) -> Iterator[None]:
+    """The command sees its folders under other numbers than the agent does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "identity", changed)
+        yield
+
+
+@contextlib.contextmanager
+def unwritable_marks() -> Iterator[None]:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "touch", refused)
+        yield
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows moves no folder with an open file in it")
+def test_an_agent_whose_lab_is_moved_ends_and_answers_for_no_copy_in_its_place(
+    tmp_path: Path, export: Path, starter: Bundle
+) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    moved = tmp_path / "moved"
+    with running_agent(lab) as agent:
+        lab.folder.rename(moved)
+        shutil.copytree(moved, lab.folder)
+        assert AgentClient.find(lab) is None
+        assert agent.wait(timeout=60) == 1
+        assert agent.stderr is not None
+        assert "was moved or replaced" in agent.stderr.read()
+    with Lab.open(moved).open_store() as store:
+        assert store.counts().cells <= 2
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[" * 100_000,
+        '{"pid": Infinity, "port": 1, "started_at": ""}',
+        '{"pid": 1, "port": 1e400, "started_at": ""}',
+        '{"pid": 1, "port": 99999999999999999999, "started_at": ""}',
+        '{"pid": 1, "port": 0, "started_at": ""}',
+        '{"pid": 1, "port": [], "started_at": ""}',
+        "\0",
+    ],
+)
+def test_a_damaged_record_of_an_agent_is_as_good_as_none(
+    tmp_path: Path, export: Path, starter: Bundle, record: str
+) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    lab.agent_file.write_text(record, encoding="utf-8")
+    assert AgentClient.find(lab) is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["{}", '{"proof": "é"}', "[" * 5000, '{"proof": "\\ud800"}', "", "x" * 20_000, '{"proof": ' + "9" * 9000 + "}"],
+)
+def test_another_program_on_the_agent_s_port_is_not_taken_for_it(
+    tmp_path: Path, export: Path, starter: Bundle, said: str
+) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    body = said.encode()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            for _ in range(2):
+                with contextlib.suppress(OSError):
+                    caller, _ = listening.accept()
+                    heard = caller.recv(65536)
+                    assert lab.token().encode() not in heard
+                    caller.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    caller.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        record = {"pid": 1, "port": listening.getsockname()[1], "started_at": "then"}
+        lab.agent_file.write_text(json.dumps(record), encoding="utf-8")
+        assert AgentClient.find(lab) is None
 
 
 # other users of the computer

@@ -37,6 +37,7 @@ from labref.export.watch import Watcher
 from labref.files import new_files
 from labref.lab import Lab
 from labref.lab.log import Log, open_log
+from labref.lab.presence import OwnFolder
 from labref.operations import perform
 from labref.store import FileState, Store
 from labref.tasks.context import Adoption, Context
@@ -219,6 +220,7 @@ class _Agent:
 
     def __enter__(self) -> _Agent:
         with contextlib.ExitStack() as stack:
+            self._own_folder = stack.enter_context(contextlib.closing(OwnFolder(self._lab.folder)))
             bundle = self._lab.bundle(self._store)
             # threads inherit their priority: the networks that answer must not get a background job's
             self._opening = stack.enter_context(ThreadPoolExecutor(1, "labref-open"))
@@ -333,6 +335,10 @@ class _Agent:
                 self._pipeline.check()
                 now = time.monotonic()
                 if now >= roots_due:
+                    if self._own_folder.is_here() is False:
+                        raise AgentError(
+                            f"{self._lab.folder} was moved or replaced while its agent ran. Start an agent where the lab is now."
+                        )
                     # watched first, scanned then: what comes between is seen twice rather than never
                     if watcher.ensure():
                         next_scan = 0.0
@@ -547,6 +553,7 @@ class _Agent:
             perform=lambda name, parameters, data: perform(self._context, name, parameters, data),
             image=self._lab.kept_image,
             healthy=self._healthy,
+            proof=lambda nonce, mark: self._own_folder.proofs(self._lab.token(), nonce, mark),
         )
         app = make_app(
             answers,

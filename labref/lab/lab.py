@@ -33,6 +33,7 @@ from labref.config import Config, load_config, starting_config
 from labref.errors import LabError
 from labref.failpoints import failpoint
 from labref.files import GROUP, OWNER, Rights, follow, give, give_all, sync_folder
+from labref.lab.presence import clear_marks
 from labref.som.placing import open_placer
 from labref.store import Store
 
@@ -325,10 +326,11 @@ class Lab:
             sync_folder(folder)
 
     def clear_incoming(self) -> None:
-        """Remove bytes and bundles that a killed agent left on their way; only the process that has the store open may
-        call it."""
+        """Remove bytes and bundles that a killed agent left on their way, and marks of killed commands; only the
+        process that has the store open may call it."""
         for left in (self.images / _INCOMING, *self.bundles.glob(".incoming-*")):
             shutil.rmtree(left, ignore_errors=True)
+        clear_marks(self.folder)
 
     def refuse_in_export(self, target: Path) -> None:
         """Raise `LabError` where `target`, a file or folder that shall be written, lies in a watched folder, under

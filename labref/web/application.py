@@ -45,7 +45,6 @@ from labref.errors import AgentError, LabrefError, UnreadableImageError
 from labref.lab.log import Log
 from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
-from labref.web.client import proof
 from labref.web.connections import BACKLOG, CONNECTION, HEADER_BYTES, Connection
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
 from labref.web.metrics import Metrics
@@ -70,6 +69,7 @@ _Endpoint = Callable[..., Awaitable[Response]]
 class Answers:
     """What the agent answers with.
 
+    proof : (nonce, mark) → what proves whose agent this is (`labref.lab.presence`), or None where it cannot.
     perform : (operation, parameters, bytes) → rows.  image : cell id → original bytes, or None.
     healthy : "ok", or what is the matter, without anything secret: "storage" where cells cannot be stored, "folder"
     where a watched folder is not there.
@@ -78,6 +78,7 @@ class Answers:
     perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
     image: Callable[[str], bytes | None]
     healthy: Callable[[], str]
+    proof: Callable[[str, str | None], str | None]
 
 
 def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, log: Log) -> ASGIApp:
@@ -85,7 +86,7 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
     operations = every_operation()
     # no pages: those of FastAPI load their scripts from elsewhere, and a lab has no internet
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    _add_plain_routes(app, answers, metrics, token)
+    _add_plain_routes(app, answers, metrics)
     for operation in operations:
         endpoint = _endpoint(operation, answers, metrics, log)
         app.add_api_route(
@@ -113,13 +114,15 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
     return _Guard(app, token, of_images, max_bytes, log)
 
 
-def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics, token: str) -> None:
+def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics) -> None:
     async def health(request: Request) -> Response:
         state = answers.healthy()
         values = {"status": state, "version": __version__}
-        nonce = request.query_params.get("nonce")
+        nonce, mark = request.query_params.get("nonce"), request.query_params.get("mark")
         if nonce is not None and len(nonce) <= 64:
-            values["proof"] = proof(token, nonce)
+            given = await run_in_threadpool(answers.proof, nonce, mark)
+            if given is not None:
+                values["proof"] = given
         return JSONResponse(values)
 
     async def metrics_text(request: Request) -> Response:

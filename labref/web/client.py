@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import http.client
 import json
@@ -16,14 +15,16 @@ from urllib.parse import urlencode
 from labref import errors
 from labref.errors import AgentError, LabrefError
 from labref.lab import Lab
+from labref.lab.presence import identity, marked, proof
 from labref.operations import find_operation
 from labref.progress import Row
 
-__all__ = ["AgentClient", "AgentRecord", "proof", "read_agent_record"]
+__all__ = ["AgentClient", "AgentRecord", "read_agent_record"]
 
 _HOST: Final = "127.0.0.1"
 _TIMEOUT_SECONDS: Final = 120.0
 _HELLO_SECONDS: Final = 10.0
+_UNREADABLE: Final = (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError)  # as JSON, or at all
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,10 @@ def read_agent_record(lab: Lab) -> AgentRecord | None:
     """The lab's agent.json, or None where there is none that can be read."""
     try:
         values = json.loads(lab.agent_file.read_text(encoding="utf-8"))
-        return AgentRecord(int(values["pid"]), int(values["port"]), str(values["started_at"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        record = AgentRecord(int(values["pid"]), int(values["port"]), str(values["started_at"]))
+    except _UNREADABLE:
         return None
-
-
-def proof(token: str, nonce: str) -> str:
-    """What only one who knows the lab's token can answer to `nonce`: HMAC-SHA-256, hexadecimal."""
-    return hmac.new(token.encode(), b"labref agent:" + nonce.encode(), hashlib.sha256).hexdigest()
+    return record if 0 < record.port < 65536 else None
 
 
 class AgentClient:
@@ -58,26 +55,27 @@ class AgentClient:
 
     @staticmethod
     def find(lab: Lab) -> AgentClient | None:
-        """The lab's agent, where one runs and proves that it knows the lab's token; the token itself is shown to nobody
-        else.
+        """The lab's agent, where one runs and proves that it knows the lab's token and works in this very folder; the
+        token itself is shown to nobody else.
 
-        Another program may listen where an agent that was killed did.
+        Another program may listen where an agent that was killed did; and a copy of a lab has the record, and the
+        token, of the original's agent.
         """
         record = read_agent_record(lab)
         if record is None:
             return None
         token = lab.token()
         nonce = secrets.token_hex(16)
-        connection = http.client.HTTPConnection(_HOST, record.port, timeout=_HELLO_SECONDS)
-        try:
-            connection.request("GET", f"/health?nonce={nonce}")
-            values = json.loads(connection.getresponse().read(10_000))
-            given = str(values["proof"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        given = _hello(record.port, nonce)
+        if given is None:
             return None
-        finally:
-            connection.close()
-        return AgentClient(record, token) if hmac.compare_digest(given, proof(token, nonce)) else None
+        if _equal(given, proof(token, nonce, identity(lab.folder))):
+            return AgentClient(record, token)
+        with marked(lab.folder) as mark:
+            given = None if mark is None else _hello(record.port, nonce, mark)
+            if given is not None and mark is not None and _equal(given, proof(token, nonce, mark)):
+                return AgentClient(record, token)
+        return None
 
     def perform(self, name: str, parameters: dict[str, Any], data: bytes | None = None) -> Iterator[Row]:
         """Rows of an operation that the agent does; see `labref.operations`. data : the bytes that it takes, if any."""
@@ -120,6 +118,22 @@ class AgentClient:
             ) from None
         finally:
             connection.close()
+
+
+def _hello(port: int, nonce: str, mark: str | None = None) -> str | None:
+    """What whoever listens there gives as the proof; see `labref.lab.presence`."""
+    connection = http.client.HTTPConnection(_HOST, port, timeout=_HELLO_SECONDS)
+    try:
+        connection.request("GET", f"/health?nonce={nonce}" + (f"&mark={mark}" if mark else ""))
+        return str(json.loads(connection.getresponse().read(10_000))["proof"])
+    except (*_UNREADABLE, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _equal(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
 
 
 def _in_query(value: Any) -> str:
