@@ -100,6 +100,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("label.set", cell=cell["cell_id"], label=LABELS[3], who="A")
     listed = [{"line": 2, "path": cell["path"], "label": LABELS[0], "when": "2026-03-31"}, {"line": 3, "label": "x"}]
     run("label.import", rows=listed)
+    run("label.imports")
     run("label.history", cell=cell["path"])
     run("query", data=first.read_bytes(), name="before there is a map")
     run("map.status")

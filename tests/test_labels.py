@@ -145,7 +145,7 @@ def test_a_list_is_written_as_far_as_it_can_be_used_and_the_rest_is_named_by_lin
     assert [cell["label"] for cell in labels[:3]] == ["basophil", "eosinophil", "monocyte"]
     assert [cell["changes"][0]["who"] for cell in labels[:3]] == ["Eva", "round", "round"]
     assert labels[3]["label_source"] == "predicted"
-    again = rows(labref(lab, "import", str(file), "--json"))[-1]
+    again = rows(labref(lab, "import", str(file), "--who", "round", "--json"))[-1]
     assert (again["changed"], again["same"]) == (0, 3)
 
 

@@ -39,6 +39,7 @@ from labref.lab import Lab
 from labref.lab.log import Log, open_log
 from labref.lab.presence import OwnFolder
 from labref.operations import perform
+from labref.operations.naming import NoCellError, id_of_cell
 from labref.store import FileState, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
@@ -551,7 +552,7 @@ class _Agent:
 
         answers = Answers(
             perform=lambda name, parameters, data: perform(self._context, name, parameters, data),
-            image=self._lab.kept_image,
+            image=self._kept_image,
             healthy=self._healthy,
             proof=lambda nonce, mark: self._own_folder.proofs(self._lab.token(), nonce, mark),
         )
@@ -563,6 +564,12 @@ class _Agent:
             log=self._log,
         )
         return Server(app, self._lab.config.agent.port)
+
+    def _kept_image(self, cell: str) -> bytes | None:
+        try:
+            return self._lab.kept_image(id_of_cell(self._store, cell))
+        except NoCellError:
+            return None
 
     def _healthy(self) -> str:
         """See `Answers`. Looks at no folder: a share that hangs must not keep the answer."""

@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from labref.lab import Lab
 
-__all__ = ["JsonOption", "LabOption", "perform", "print_json", "program", "quoted", "without_progress"]
+__all__ = ["JsonOption", "LabOption", "here", "perform", "print_json", "program", "quoted", "without_progress"]
 
 LabOption = Annotated[
     Path | None,
@@ -43,6 +43,13 @@ def perform(lab: Lab, name: str, /, **parameters: Any) -> Iterator[dict[str, Any
     from labref.web import desk
 
     yield from without_progress(desk.run(lab, name, **parameters))
+
+
+def here() -> str | None:
+    """The folder that the command was called in, as an operation takes it."""
+    from labref.web import desk
+
+    return desk.here()
 
 
 def without_progress(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from labref.config import LabelSourceName, LayoutPattern, WatchConfig
 
-__all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning"]
+__all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning", "name_key"]
 
 BUILT_IN: Final = (
     # CellaVision: <patient>/[<order>/]Signed slides/<class name>/<CODE>_<number>.jpg, seen by a person
@@ -74,8 +74,8 @@ class ClassNames:
     """
 
     def __init__(self, bundle_labels: Sequence[str], own: Mapping[str, str]) -> None:
-        self._own = {_key(name): label for name, label in own.items()}
-        labels = {_key(label): label for label in bundle_labels}
+        self._own = {name_key(name): label for name, label in own.items()}
+        labels = {name_key(label): label for label in bundle_labels}
         self._known = dict(labels)
         for entry in _CELLAVISION:
             split = entry.index(">") if ">" in entry else len(entry)
@@ -87,8 +87,12 @@ class ClassNames:
 
     def label(self, folder_name: str) -> str:
         """The label that the class folder `folder_name` stands for."""
-        key = _key(folder_name)
+        key = name_key(folder_name)
         return self._own.get(key) or self._known.get(key) or folder_name
+
+    def known(self) -> Mapping[str, str]:
+        """The label of each name that is known, by its key (`name_key`)."""
+        return self._known | self._own
 
 
 class Layout:
@@ -125,7 +129,7 @@ class Layout:
         return PathMeaning(None, None, "predicted", analyser)
 
 
-def _key(name: str) -> str:
+def name_key(name: str) -> str:
     """`name` without what differs between spellings of one class: case, punctuation, the plural."""
     words = re.sub(r"[\W_]+", " ", name).casefold().split()
     return " ".join(

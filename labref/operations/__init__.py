@@ -178,6 +178,7 @@ _PLAIN: Final = {
     "string_too_short": "must not be empty",
     "string_too_long": "has to have at most {max_length} characters",
     "list_type": "has to be a list",
+    "too_long": "has to have at most {max_length} entries, not {actual_length}",
     "dict_type": "has to be a JSON object",
     "model_type": "has to be a JSON object",
     "model_attributes_type": "has to be a JSON object",

@@ -13,6 +13,7 @@ from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import BundleError, LabError, LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Limit, Progress, Text
+from labref.operations.naming import id_of_cell
 from labref.progress import Row, progress
 from labref.store import Cell, Pair
 from labref.store.duckdb.duplicates import Conflict
@@ -124,7 +125,7 @@ class Compared(Answer):
     compared: int = Field(description="Cells that were compared with all others.")
 
 
-_Cell = Annotated[Text, Field(description="The cell: 16 hexadecimal characters.")]
+_Cell = Annotated[Text, Field(description="The cell: its id, or a beginning of it.")]
 _Who = Annotated[Text | None, Field(description="Who decides, as they are to be named.")]
 
 
@@ -163,24 +164,28 @@ def confirm(
     ] = None,
 ) -> Iterator[Row]:
     """Say that a cell is the same cell as the one it is linked with, or as another."""
-    yield from _described(context, [context.store.duplicates.confirm(cell, who, of)])
+    found = context.store
+    yield from _described(
+        context, [found.duplicates.confirm(id_of_cell(found, cell), who, of and id_of_cell(found, of))]
+    )
 
 
 @operation("duplicates.reject", DuplicatePair)
 def reject(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
     """Say that a cell is another cell than the one it is linked with. They are never linked again."""
-    yield from _described(context, [context.store.duplicates.reject(cell, who)])
+    yield from _described(context, [context.store.duplicates.reject(id_of_cell(context.store, cell), who)])
 
 
 @operation("duplicates.undo", DuplicatePair)
 def undo(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
     """Take back the last decision on a cell. What labref found itself holds again."""
-    yield from _described(context, [context.store.duplicates.undo(cell, who)])
+    yield from _described(context, [context.store.duplicates.undo(id_of_cell(context.store, cell), who)])
 
 
 @operation("duplicates.history", Decided)
 def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
     """List what people decided of a cell, oldest first."""
+    cell = id_of_cell(context.store, cell)
     decisions = context.store.duplicates.history(cell)
     if not decisions and context.store.cell(cell) is None:
         raise LabrefError(f"no cell {cell!r} in this lab; `labref ledger` lists cells and their files.")

@@ -3,29 +3,33 @@ about."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from labref.errors import LabrefError
-from labref.export.layout import ClassNames
-from labref.export.paths import path_from_text, path_to_text
-from labref.lab import absolute
 from labref.operations import operation
-from labref.operations.models import Answer, GivenLabel, Progress, Request, Text
-from labref.progress import Row, progress
+from labref.operations.models import Answer, GivenLabel, Limit, Progress, Request, Text
+from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, unprintable
+from labref.progress import Pace, Row, Steps, progress, rows_of
 from labref.store.duckdb.reviews import Review
 from labref.tasks.context import Context
 from labref.times import utc
 from labref.words import LabelSource
 
 __all__ = [
+    "MOST_ROWS",
+    "ImportBegun",
     "ImportRefused",
     "ImportRow",
+    "ImportState",
     "Imported",
     "LabelChange",
     "LabelHistory",
@@ -34,7 +38,13 @@ __all__ = [
     "LabelSet",
 ]
 
-_AT_ONCE: Final = 2000
+MOST_ROWS: Final = 200_000
+"""Rows of one list."""
+_MOST_TEXT: Final = 4096  # characters
+_LOOKED_UP_AT_ONCE: Final = 10_000
+_WRITTEN_AT_ONCE: Final = 1000  # rows in one transaction, for which ingest waits
+_CLOCKS_DIFFER: Final = timedelta(minutes=10)
+_EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class LabelSet(Answer):
@@ -53,11 +63,11 @@ class ImportRow(Request):
     """One row of a list of labels; it names a cell by `cell_id` or `path`."""
 
     line: int = Field(description="Line of the list, for messages.")
-    path: Text | None = Field(None, description="A file that the cell came from.")
-    cell_id: Text | None = Field(None, description="The cell: 16 hexadecimal characters.")
-    label: Text | None = Field(None, description="The class; a row without one is refused.")
-    who: Text | None = Field(None, description="Who gave it.")
-    when: Text | None = Field(None, description="When, ISO 8601; without a zone, in that of the lab's computer.")
+    path: str | None = Field(None, description="A file that the cell came from.")
+    cell_id: str | None = Field(None, description="The cell: its id, or a beginning of it.")
+    label: str | None = Field(None, description="The class; a row without one is refused.")
+    who: str | None = Field(None, description="Who gave it.")
+    when: str | None = Field(None, description="When, ISO 8601; without a zone, in that of the lab's computer.")
 
 
 class ImportRefused(Answer):
@@ -65,6 +75,31 @@ class ImportRefused(Answer):
 
     line: int = Field(description="Its line.")
     problem: str = Field(description="Why.")
+
+
+class ImportBegun(Answer):
+    """The list has been checked, and is written from here on."""
+
+    number: int = Field(description="Its number among the lab's imports, see `label.imports`.")
+    rows: int = Field(description="Rows of the list.")
+
+
+class ImportState(Answer):
+    """How far a list is. The sum of `changed`, `same` and `older` is `done`."""
+
+    number: int = Field(description="Its number.")
+    digest: str = Field(description="SHA-256 of what the list says, in whatever order.")
+    began_at: str = Field(description="When writing began, ISO 8601, UTC.")
+    ended_at: str | None = Field(description="When all was written, ISO 8601, UTC; null where it is not.")
+    state: Literal["done", "running", "interrupted"] = Field(
+        description="`interrupted`: it was cut off; importing the same list again writes the rest."
+    )
+    rows: int = Field(description="Rows of the list.")
+    done: int = Field(description="Rows that were written or needed no writing.")
+    changed: int = Field(description="Cells whose label changed.")
+    same: int = Field(description="Cells that were reviewed as this already.")
+    older: int = Field(description="Cells that were given their label later: that stays.")
+    unknown: int = Field(description="Rows that cannot be used.")
 
 
 class Imported(Answer):
@@ -120,7 +155,16 @@ class LabelHistory(Answer):
     predictions: list[LabelPredicted] = Field(description="What each bundle calls it.")
 
 
-_Cell = Annotated[Text, Field(description="The cell: its 16 hexadecimal characters, or the path of one of its files.")]
+_Cell = Annotated[
+    Text,
+    Field(description="The cell: its id, a beginning of it, or the path of one of its files.", max_length=_MOST_TEXT),
+]
+_Folder = Annotated[
+    Text | None,
+    Field(
+        description="The asker's folder: a path that is not absolute is looked for below it and the watched folders."
+    ),
+]
 _New = Annotated[bool, Field(description="A class that the lab does not know becomes one.")]
 
 
@@ -132,16 +176,15 @@ def set_label(
     label: Annotated[Text, Field(description="The class, by any of its names.")],
     who: Annotated[Text | None, Field(description="Who gives it, as they are to be named.")] = None,
     new: _New = False,
+    folder: _Folder = None,
 ) -> Iterator[Row]:
     """Give a cell a person's label."""
-    cell_id = _found(context, [cell])[cell]
-    if cell_id is None:
-        raise LabrefError(
-            f"no cell {cell!r} in this lab; give the 16 characters of a cell's id, or the path of its file as `labref ledger` shows it."
-        )
+    if who is not None and (not who.strip() or unprintable(who) is not None):
+        raise LabrefError(f"{who!r} names nobody; say who gives the label, in characters that can be seen.")
+    cell_id = cell_named(context, cell, folder=folder)
     before = context.store.cell(cell_id)
     assert before is not None
-    named = _Names(context).label(label, new=new)
+    named = Classes(context).label(label, new=new)
     (outcome,) = context.store.reviews.give([Review(cell_id, named, who, None)])
     yield {
         "cell_id": cell_id,
@@ -152,49 +195,80 @@ def set_label(
     }
 
 
-@operation("label.import", Progress, ImportRefused, Imported)
+@operation("label.import", Progress, ImportRefused, ImportBegun, Imported)
 def import_labels(
     context: Context,
     *,
-    rows: Annotated[list[ImportRow], Field(description="The list.")],
+    rows: Annotated[list[ImportRow], Field(description="The list.", max_length=MOST_ROWS)],
     dry_run: Annotated[bool, Field(description="Only say what would come of it.")] = False,
     new: _New = False,
+    folder: _Folder = None,
 ) -> Iterator[Row]:
-    """Give many cells people's labels: all rows that can be used in one transaction, or none where it fails.
+    """Give many cells people's labels. All rows are checked before any is written.
 
-    Each row that cannot be used is told of; the last row says what became of all.
+    Each row that cannot be used is told of, and the others are written. Where rows contradict each other, name two
+    cells, or lie in the future, the whole list is refused: nothing of it is written. It is written in parts, so that
+    the agent takes in files meanwhile; what is written stays, whatever happens to the asker. `label.imports` tells how
+    far a list is. The same list again changes nothing that is written, nor what people said since it was first
+    imported. The last row says what became of all.
     """
-    names = _Names(context)
-    wanted = [row.cell_id or row.path or "" for row in rows]
-    cells: dict[str, str | None] = {}
-    for start in range(0, len(wanted), _AT_ONCE):
-        cells |= _found(context, wanted[start : start + _AT_ONCE])
-        yield progress(min(start + _AT_ONCE, len(rows)), len(rows), "rows looked up")
-    reviews, problems = [], 0
-    for row, cell in zip(rows, wanted, strict=True):
-        try:
-            cell_id = cells[cell]
-            if cell_id is None:
-                what = "no cell has this id" if row.cell_id else "no cell came from this file"
-                raise LabrefError(f"{what}: {cell!r}" if cell else "neither a path nor a cell_id")
-            label = names.label(row.label or "", new=new)
-            reviews.append(Review(cell_id, label, row.who or None, _moment(row.when)))
-        except LabrefError as error:
-            problems += 1
-            yield {"line": row.line, "problem": str(error)}
-    outcomes = context.store.reviews.give(reviews, dry_run=dry_run)
-    counts = {name: sum(outcome == name for outcome in outcomes) for name in ("changed", "same", "older")}
-    yield {"rows": len(rows), **counts, "unknown": problems, "dry_run": dry_run}
+    checked = yield from rows_of(_checked(context, rows, new=new, folder=folder))
+    yield from checked.problems
+    if checked.contradictions:
+        yield from checked.contradictions
+        raise _refusal(checked.contradictions)
+    counts: Counter[str | None] = Counter()
+    reviews, refused = checked.reviews, len(checked.problems)
+    if dry_run or not reviews:
+        for start in range(0, len(reviews), _WRITTEN_AT_ONCE):
+            counts.update(context.store.reviews.give(reviews[start : start + _WRITTEN_AT_ONCE], dry_run=True))
+            yield progress(start, len(reviews), "rows compared")
+    else:
+        with context.store.reviews.list_(_digest(rows), length=len(rows), refused=refused) as (number, first):
+            yield {"number": number, "rows": len(rows)}
+            for start in range(0, len(reviews), _WRITTEN_AT_ONCE):
+                began = time.monotonic()
+                part = reviews[start : start + _WRITTEN_AT_ONCE]
+                if first is not None:  # what people said since then stays
+                    part = [replace(review, given_at=review.given_at or first) for review in part]
+                counts.update(context.store.reviews.give(part, in_list=number))
+                yield progress(min(start + _WRITTEN_AT_ONCE, len(reviews)), len(reviews), "labels written")
+                if context.jobs is not None:  # the agent: whoever waits to write cells comes first
+                    time.sleep(min(1.0, time.monotonic() - began))
+    told = {name: counts[name] for name in ("changed", "same", "older")}
+    yield {"rows": len(rows), **told, "unknown": refused + counts[None], "dry_run": dry_run}
+
+
+@operation("label.imports", ImportState)
+def imports(
+    context: Context,
+    *,
+    limit: Annotated[Limit, Field(description="At most so many.")] = 20,
+) -> Iterator[Row]:
+    """List the lists that were imported, the last first, and how far each is."""
+    for made in context.store.reviews.lists(limit):
+        yield {
+            "number": made.number,
+            "digest": made.digest,
+            "began_at": utc(made.began_at, timespec="seconds"),
+            "ended_at": None if made.ended_at is None else utc(made.ended_at, timespec="seconds"),
+            "state": "running" if made.running else "interrupted" if made.ended_at is None else "done",
+            "rows": made.rows,
+            "done": made.done,
+            "changed": made.changed,
+            "same": made.same,
+            "older": made.older,
+            "unknown": made.refused,
+        }
 
 
 @operation("label.history", LabelHistory)
-def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
+def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterator[Row]:
     """Say how a cell came to its label: what it was stored as, each change since, and what its files and bundles
     say."""
-    cell_id = _found(context, [cell])[cell]
-    found = None if cell_id is None else context.store.cell(cell_id)
-    if found is None or cell_id is None:
-        raise LabrefError(f"no cell {cell!r} in this lab; `labref ledger` lists cells and their files.")
+    cell_id = cell_named(context, cell, folder=folder)
+    found = context.store.cell(cell_id)
+    assert found is not None
     changes = context.store.reviews.history(cell_id)
     first = (changes[0].previous, changes[0].previous_source) if changes else (found.label, found.label_source)
     yield {
@@ -224,56 +298,98 @@ def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
     }
 
 
-class _Names:
-    """The classes of this lab, by any of their names."""
-
-    def __init__(self, context: Context) -> None:
-        store = context.store
-        active = store.active_bundle()
-        bundle = next(bundle for bundle in store.bundles() if bundle.digest == active)
-        own = context.lab.config.watch.labels
-        self._names = ClassNames(bundle.labels, own)
-        self._known = {*bundle.labels, *own.values(), *store.counts().by_label}
-
-    def label(self, name: str, *, new: bool) -> str:
-        """The label that `name` stands for. Raises `LabrefError` where it is empty, or no class of this lab and not
-        `new`."""
-        if not name.strip():
-            raise LabrefError("no label is given")
-        label = name.strip() if name.strip() in self._known else self._names.label(name.strip())
-        if label not in self._known:
-            if not new:
-                close = difflib.get_close_matches(label, sorted(self._known), n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(self._known))}."
-                raise LabrefError(f"{label!r} is no class of this lab; {hint} With --new it becomes one.")
-            self._known.add(label)
-        return label
+# lists
 
 
-def _found(context: Context, cells: Sequence[str]) -> dict[str, str | None]:
-    """The id of each cell that is named by its id, or by the path of one of its files as it is, or below a watched
-    folder."""
-    store = context.store
-    there = store.cells([cell for cell in cells if len(cell) == 16])
-    named: dict[str, str | None] = {cell: cell if cell in there else None for cell in cells}
-    tried: dict[str, str] = {}
+@dataclass
+class _Checked:
+    """What checking a list gave. problems : of single rows.  contradictions : those for which the list is refused."""
+
+    reviews: list[Review] = field(default_factory=list)
+    problems: list[Row] = field(default_factory=list)
+    contradictions: list[Row] = field(default_factory=list)
+
+
+def _checked(context: Context, rows: Sequence[ImportRow], *, new: bool, folder: str | None) -> Steps[_Checked]:
+    """Look all rows of a list up, and through, before any of it is written."""
+    classes, found = Classes(context), dict[str, str | LabrefError]()
+    names = list(dict.fromkeys(name for row in rows for name in (row.cell_id, row.path) if name))
+    for start in range(0, len(names), _LOOKED_UP_AT_ONCE):
+        found |= find_cells(context, names[start : start + _LOOKED_UP_AT_ONCE], folder=folder)
+        yield min(start + _LOOKED_UP_AT_ONCE, len(names)), len(names), "cells looked up"
+    checked, pace = _Checked(), Pace()
+    said: dict[str, tuple[int, str]] = {}
+    latest = datetime.now(UTC) + _CLOCKS_DIFFER
+    for number, row in enumerate(rows):
+        try:
+            review = _review(row, found, classes, new=new, latest=latest)
+            line, label = said.setdefault(review.cell_id, (row.line, review.label))
+            if label != review.label:
+                raise _ContradictionError(
+                    f"cell {review.cell_id} is called {review.label!r} here and {label!r} in line {line}"
+                )
+            checked.reviews.append(review)
+        except (_ContradictionError, SeveralCellsError) as error:
+            checked.contradictions.append({"line": row.line, "problem": str(error)})
+        except LabrefError as error:
+            checked.problems.append({"line": row.line, "problem": str(error)})
+        if pace.due():
+            yield number, len(rows), "rows checked"
+    return checked
+
+
+class _ContradictionError(LabrefError):
+    """A row for which its whole list is refused."""
+
+
+def _review(
+    row: ImportRow, found: Mapping[str, str | LabrefError], classes: Classes, *, new: bool, latest: datetime
+) -> Review:
+    """What a row says. Raises `_ContradictionError` or `SeveralCellsError` where its list cannot be trusted,
+    `LabrefError` where only the row cannot be used."""
+    for column, text in (("label", row.label), ("who", row.who), ("cell_id", row.cell_id), ("when", row.when)):
+        if text is not None and (character := unprintable(text)) is not None:
+            raise _ContradictionError(f"{column} {text!r} holds the character {character}, which cannot be seen")
+    if row.who is not None and not row.who.strip():
+        raise _ContradictionError("it names no reviewer: who is empty")
+    given_at = _moment(row.when)
+    if given_at is not None and given_at > latest:
+        raise _ContradictionError(
+            f"the review of {row.when!r} is in the future; at most {_CLOCKS_DIFFER.seconds // 60} minutes are allowed, for "
+            "clocks that differ"
+        )
+    cells = [found[name] for name in (row.cell_id, row.path) if name]
+    if not cells:
+        raise LabrefError("neither a path nor a cell_id")
     for cell in cells:
-        if named[cell] is None and cell:
-            path = path_from_text(cell)
-            for start in (Path(), *context.lab.watched):
-                tried.setdefault(path_to_text(str(absolute(start / path))), cell)
-    found = store.cells_of_paths(list(tried))
-    for path, cell in tried.items():
-        if named[cell] is None:
-            named[cell] = found.get(path)
-    return named
+        if isinstance(cell, LabrefError):
+            raise cell
+    if len(set(cells)) > 1:
+        raise _ContradictionError(f"cell_id and path are of two cells: {row.cell_id}, and {row.path} is {cells[1]}")
+    label = classes.label(row.label or "", new=new)
+    return Review(str(cells[0]), label, None if row.who is None else row.who.strip(), given_at)
 
 
 def _moment(when: str | None) -> datetime | None:
     if when is None or not when.strip():
         return None
     try:
-        moment = datetime.fromisoformat(when.strip())
-    except ValueError:
+        moment = datetime.fromisoformat(when.strip()).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):  # years that the computer's own calendar does not reach
         raise LabrefError(f"{when!r} is no date; write it like 2026-03-31 or 2026-03-31T14:05") from None
-    return moment.astimezone(UTC)
+    if moment < _EARLIEST:
+        raise LabrefError(f"{when!r} is no date of a review: it is before {_EARLIEST.year}")
+    return moment
+
+
+def _digest(rows: Sequence[ImportRow]) -> str:
+    """Of what a list says."""
+    said = sorted(json.dumps([row.cell_id, row.path, row.label, row.who, row.when]) for row in rows)
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def _refusal(contradictions: Sequence[Row]) -> LabrefError:
+    rows = f"line {contradictions[0]['line']}" if len(contradictions) == 1 else f"{len(contradictions)} lines"
+    return LabrefError(
+        f"the list is refused because of {rows}, and nothing of it was written; mend it and import it again."
+    )

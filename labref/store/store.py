@@ -549,11 +549,23 @@ class Store:
         with self._reading() as cursor:
             return rows.path_labels(cursor, cell_id)
 
-    def cells_of_paths(self, paths: Sequence[str]) -> dict[str, str]:
-        """The cell that came from each of these files, by path; those without a cell are left out."""
+    def cells_beginning(self, prefix: str, most: int) -> list[str]:
+        """Cells whose id begins with these 1 to 16 hexadecimal characters, in order, at most so many; from memory."""
+        first, last = id_to_int(prefix.ljust(16, "0")), id_to_int(prefix.ljust(16, "f"))
+        return [int_to_id(number) for number in self._in_memory().labels.between(first, last, most)]
+
+    def cells_of_files(self, paths: Collection[str]) -> dict[str, str | None]:
+        """The cell that came from each of these files, by path, None for one that gave none; files that the ledger does
+        not have are left out."""
         with self._reading() as cursor:
-            found = rows.file_rows(cursor, list(paths))
-        return {path: row.cell_id for path, row in found.items() if row.cell_id is not None}
+            return rows.cells_of_files(cursor, list(paths))
+
+    def files_like(self, paths: Collection[str], *, ignore_case: bool) -> dict[str, dict[str, str | None]]:
+        """Files of the ledger whose paths differ from one of these in their Unicode form only, and, where
+        `ignore_case`, in upper and lower case: by that path, {path in the ledger: its cell, or None}. Reads all
+        paths."""
+        with self._reading() as cursor:
+            return rows.files_like(cursor, list(paths), ignore_case=ignore_case)
 
     def counts(self) -> Counts:
         """How many files and cells there are, by what. Slides may identify patients: not for logs or metrics."""

@@ -20,7 +20,7 @@ from labref.store import Store
 from labref.tasks.context import Adoption, Context
 from labref.web.client import AgentClient
 
-__all__ = ["Desk", "ask", "ledger_rows", "open_free_store", "run", "status"]
+__all__ = ["Desk", "ask", "here", "ledger_rows", "open_free_store", "run", "status"]
 
 _PATIENCE_SECONDS: Final = 20.0  # another command has the store for a moment; an agent that starts soon answers
 
@@ -127,6 +127,14 @@ def run(lab: Lab, name: str, /, **parameters: Any) -> Iterator[Row]:
     """Rows of an operation, by the lab's agent where one runs, else here; see `Desk.run`."""
     with Desk.open(lab) as desk:
         yield from desk.run(name, **parameters)
+
+
+def here() -> str | None:
+    """The folder that this process is in, as text; None where it is no longer there."""
+    try:
+        return path_to_text(str(Path.cwd()))
+    except OSError:
+        return None
 
 
 def open_free_store(

@@ -363,3 +363,20 @@ def _trash(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("CREATE TABLE restored_cell (cell_id VARCHAR NOT NULL, number BIGINT NOT NULL)")
     # the trash of other tables is made when the first cell is removed
     connection.execute("CREATE TABLE trash_cell AS FROM cell LIMIT 0")
+
+
+@migration(15, "lists of labels that were imported, and how far each is")
+def _label_lists(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("""
+        CREATE TABLE label_list (
+            number   INTEGER PRIMARY KEY,
+            digest   VARCHAR NOT NULL,
+            began_at TIMESTAMP NOT NULL,
+            ended_at TIMESTAMP,
+            rows     BIGINT NOT NULL,
+            refused  BIGINT NOT NULL,
+            done     BIGINT NOT NULL,
+            changed  BIGINT NOT NULL,
+            same     BIGINT NOT NULL,
+            older    BIGINT NOT NULL
+        )""")

@@ -2,13 +2,16 @@
 
 Table `label_change`: a row each time a cell carries another label, or the same one from another source. `path` is empty
 where no file brought it; `who` and `given_at` are what the person, or the list that was imported, says.
+
+Table `label_list`: a row for each list that was imported. A list is written in parts, each in a transaction of its own
+together with how far the list is, so that after a crash the row says what was written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
@@ -16,11 +19,12 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows, sequence
+from labref.store.duckdb.writing import insert
 from labref.store.recording import utc_naive
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.words import LabelSource
 
-__all__ = ["LabelGiven", "Prediction", "Review", "Reviews"]
+__all__ = ["LabelGiven", "ListImported", "Prediction", "Review", "Reviews"]
 
 CHANGED: Final = "changed"
 SAME: Final = "same"
@@ -63,6 +67,28 @@ class Prediction:
     probability: float
 
 
+@dataclass(frozen=True, slots=True)
+class ListImported:
+    """A list of labels, and how far its import is. began_at, ended_at : UTC; ended_at is None where it has not ended.
+
+    digest : of what it says.  running : whether it is being written now; else one that has not ended was cut off.
+    rows : of the list.  refused : rows that cannot be used.  done : usable rows that were written, of which `changed`
+    gave a cell another label, `same` said what was so already, and `older` came after a newer label.
+    """
+
+    number: int
+    digest: str
+    began_at: datetime
+    ended_at: datetime | None
+    running: bool
+    rows: int
+    refused: int
+    done: int
+    changed: int
+    same: int
+    older: int
+
+
 class Reviews:
     """Labels given by people in one store; `Store.reviews`. Methods may be called from any thread."""
 
@@ -75,49 +101,95 @@ class Reviews:
         """reading, transaction : the store's.  reviewed : called with the label, by cell id, of each cell that was
         given one, after the commit."""
         self._reading, self._transaction, self._reviewed = reading, transaction, reviewed
+        self._running: set[int] = set()
 
-    def give(self, reviews: Sequence[Review], *, dry_run: bool = False) -> list[str | None]:
+    def give(self, reviews: Sequence[Review], *, dry_run: bool = False, in_list: int | None = None) -> list[str | None]:
         """Write people's labels down, all or none, and say of each what came of it, in the same order:
 
         "changed", "same" (the cell was reviewed as this already), "older" (somebody gave the cell its label later than
-        this one was given: that one stays), or None where there is no such cell.  dry_run : write nothing.
+        this one was given: that one stays), or None where there is no such cell.  dry_run : write nothing.  in_list :
+        the list (`list_`) that these are a part of; how far it is is written with them.
         """
         at = rows.now()
         outcomes: list[str | None] = []
         given_to: dict[str, str] = {}
+        written: list[_Written] = []
         with self._changing(dry_run) as connection:
             ids = list({review.cell_id for review in reviews})
-            states = rows.states(connection, ids)
-            decided = _decided(
-                connection, [i for i in ids if i in states and states[i].label_source is LabelSource.REVIEWED]
-            )
-            numbers = sequence.begin(connection)
+            carried = _carried(connection, ids)
+            decided = _decided(connection, [i for i in ids if i in carried and carried[i][1] == LabelSource.REVIEWED])
             for review in reviews:
-                state = states.get(review.cell_id)
-                if state is None:
+                before = carried.get(review.cell_id)
+                if before is None:
                     outcomes.append(None)
                     continue
                 given = None if review.given_at is None else utc_naive(review.given_at)
-                if state.label_source is LabelSource.REVIEWED:
-                    since = decided.get(review.cell_id)
-                    if given is not None and since is not None and given < since:
-                        outcomes.append(OLDER)
-                        continue
-                    if state.label == review.label:
-                        outcomes.append(SAME)
-                        continue
+                if before == (review.label, LabelSource.REVIEWED):
+                    outcomes.append(SAME)
+                    continue
+                since = decided.get(review.cell_id) if before[1] == LabelSource.REVIEWED else None
+                if given is not None and since is not None and given < since:
+                    outcomes.append(OLDER)
+                    continue
                 outcomes.append(CHANGED)
-                states[review.cell_id] = replace(state, label=review.label, label_source=LabelSource.REVIEWED)
+                carried[review.cell_id] = (review.label, LabelSource.REVIEWED)
                 decided[review.cell_id] = given or at
                 given_to[review.cell_id] = review.label
-                if not dry_run:
-                    _write(connection, review, given, at, state.label, state.label_source, numbers.take())
+                written.append((review.cell_id, review.label, *before, review.who, given))
             if not dry_run:
-                sequence.keep(connection, numbers)
+                _write(connection, written, given_to, at)
+                if in_list is not None:
+                    _count(connection, in_list, outcomes)
             failpoint("label.commit")
         if not dry_run:
             self._reviewed(given_to)
         return outcomes
+
+    @contextmanager
+    def list_(self, digest: str, *, length: int, refused: int) -> Iterator[tuple[int, datetime | None]]:
+        """While a list of labels is written in parts; gives its number, and when the same list was begun first, UTC, or
+        None.
+
+        digest : of what the list says.  length, refused : its rows, and those that cannot be used. The row of
+        `label_list` says that the list has ended only where the block did.
+        """
+        at = rows.now()
+        with self._transaction() as connection:
+            number, first = connection.execute(
+                "SELECT (SELECT coalesce(max(number), 0) + 1 FROM label_list), "
+                "(SELECT min(began_at) FROM label_list WHERE digest = ?)",
+                [digest],
+            ).fetchall()[0]
+            connection.execute(
+                "INSERT INTO label_list VALUES (?, ?, ?, NULL, ?, ?, 0, 0, 0, 0)", [number, digest, at, length, refused]
+            )
+        self._running.add(number)
+        try:
+            yield number, None if first is None else first.replace(tzinfo=UTC)
+            with self._transaction() as connection:
+                connection.execute("UPDATE label_list SET ended_at = ? WHERE number = ?", [rows.now(), number])
+        finally:
+            self._running.discard(number)
+
+    def lists(self, limit: int) -> list[ListImported]:
+        """The lists that were imported, at most so many, the last first."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "SELECT number, digest, began_at, ended_at, rows, refused, done, changed, same, older FROM label_list "
+                "ORDER BY number DESC LIMIT ?",
+                [limit],
+            ).fetchall()
+        return [
+            ListImported(
+                number,
+                digest,
+                began.replace(tzinfo=UTC),
+                None if ended is None else ended.replace(tzinfo=UTC),
+                number in self._running,
+                *counts,
+            )
+            for number, digest, began, ended, *counts in found
+        ]
 
     def history(self, cell_id: str) -> list[LabelGiven]:
         """How a cell's label changed, oldest first."""
@@ -168,21 +240,68 @@ def _decided(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[
     return dict(found)
 
 
+_Written = tuple[str, str, str, str, str | None, datetime | None]
+"""cell, label, the label before, who had given that, who, when"""
+
+
+def _carried(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Label and source of each of these cells, by id."""
+    found = connection.execute(
+        "SELECT cell_id, label, label_source FROM cell SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS cell_id) USING (cell_id)",
+        [list(ids)],
+    ).fetchall()
+    return {cell_id: (from_column(label), source) for cell_id, label, source in found}
+
+
 def _write(
-    connection: duckdb.DuckDBPyConnection,
-    review: Review,
-    given: datetime | None,
-    at: datetime,
-    previous: str,
-    previous_source: LabelSource,
-    number: int,
+    connection: duckdb.DuckDBPyConnection, written: Sequence[_Written], given_to: Mapping[str, str], at: datetime
 ) -> None:
-    label = to_column(review.label)
+    """Write changes of labels, by two statements. given_to : the label that each cell has in the end."""
+    if not written:
+        return
     connection.execute(
-        "UPDATE cell SET label = ?, label_source = 'reviewed' WHERE cell_id = ?", [label, review.cell_id]
+        "UPDATE cell SET label = given.label, label_source = 'reviewed' FROM "
+        "(SELECT unnest(?::VARCHAR[]) AS cell_id, unnest(?::VARCHAR[]) AS label) given WHERE cell.cell_id = given.cell_id",
+        [list(given_to), [to_column(label) for label in given_to.values()]],
     )
+    numbers = sequence.begin(connection)
+    insert(
+        connection,
+        "INSERT INTO label_change",
+        {
+            "cell_id": "VARCHAR",
+            "changed_at": "TIMESTAMP",
+            "path": "VARCHAR",
+            "label": "VARCHAR",
+            "label_source": "VARCHAR",
+            "previous": "VARCHAR",
+            "previous_source": "VARCHAR",
+            "who": "VARCHAR",
+            "given_at": "TIMESTAMP",
+            "number": "BIGINT",
+        },
+        [
+            (
+                cell_id,
+                at,
+                "",
+                to_column(label),
+                "reviewed",
+                to_column(previous),
+                source,
+                to_nullable(who),
+                given,
+                numbers.take(),
+            )
+            for cell_id, label, previous, source, who, given in written
+        ],
+    )
+    sequence.keep(connection, numbers)
+
+
+def _count(connection: duckdb.DuckDBPyConnection, number: int, outcomes: Sequence[str | None]) -> None:
+    counts = [sum(outcome == name for outcome in outcomes) for name in (CHANGED, SAME, OLDER)]
     connection.execute(
-        "INSERT INTO label_change (cell_id, changed_at, path, label, label_source, previous, previous_source, who, given_at, number) "
-        "VALUES (?, ?, '', ?, 'reviewed', ?, ?, ?, ?, ?)",
-        [review.cell_id, at, label, to_column(previous), str(previous_source), to_nullable(review.who), given, number],
+        "UPDATE label_list SET done = done + ?, changed = changed + ?, same = same + ?, older = older + ? WHERE number = ?",
+        [len(outcomes), *counts, number],
     )

@@ -22,7 +22,9 @@ __all__ = [
     "NEIGHBOURS",
     "carried",
     "cells",
+    "cells_of_files",
     "file_rows",
+    "files_like",
     "keep_history",
     "ledger",
     "look_up",
@@ -77,6 +79,7 @@ _NEIGHBOURS_OF = _NEIGHBOURS.format(
         UNION SELECT cell, other, verdict, number FROM resemblance r SEMI JOIN asked ON asked.id = r.other"""
 )
 _AT_ONCE = 256
+_FEW = 1024  # paths that are looked up by their key
 _ROWS = 16_384  # of the ledger, read at once
 
 
@@ -137,6 +140,34 @@ def file_rows(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[s
     """Rows of the ledger by path."""
     found = look_up(cursor, "file", list(FILE), "path", [to_column(path) for path in paths])
     return {row.path: row for row in map(_file_row, found)}
+
+
+def cells_of_files(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[str, str | None]:
+    """The cell of each of these files, by path; None for one without a cell."""
+    wanted = [to_column(path) for path in paths]
+    if len(wanted) <= _FEW:
+        found = list(look_up(cursor, "file", ["path", "cell_id"], "path", wanted))
+    else:  # one pass over all paths, instead of a look at the key for each
+        found = cursor.execute(
+            "SELECT path, cell_id FROM file SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS path) USING (path)", [wanted]
+        ).fetchall()
+    return {from_column(path): cell_id for path, cell_id in found}
+
+
+def files_like(
+    cursor: duckdb.DuckDBPyConnection, paths: Sequence[str], *, ignore_case: bool
+) -> dict[str, dict[str, str | None]]:
+    """Files whose paths differ from one of these in Unicode form, or case, only; see `Store.files_like`."""
+    folded = "nfc_normalize(lower(nfc_normalize({})))" if ignore_case else "nfc_normalize({})"
+    rows = cursor.execute(
+        f"SELECT asked.path, f.path, f.cell_id FROM file f JOIN (SELECT path, {folded.format('path')} AS folded FROM "
+        f"(SELECT unnest(?::VARCHAR[]) AS path)) asked ON {folded.format('f.path')} = asked.folded",
+        [[to_column(path) for path in paths]],
+    ).fetchall()
+    found: dict[str, dict[str, str | None]] = {}
+    for asked, path, cell_id in rows:
+        found.setdefault(from_column(asked), {})[from_column(path)] = cell_id
+    return found
 
 
 def keep_history(connection: duckdb.DuckDBPyConnection, condition: str, values: Sequence[Any], at: datetime) -> None:

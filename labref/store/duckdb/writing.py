@@ -13,7 +13,7 @@ from labref.store.recording import Plan
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, NewCell, StoredBundle
 
-__all__ = ["write", "write_embeddings"]
+__all__ = ["insert", "write", "write_embeddings"]
 
 _NUMBER: Final = {"number": "BIGINT"}
 

@@ -1,0 +1,265 @@
+"""Cells and classes by what people call them: an id or its beginning, a path, a class by any of its names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from labref.errors import LabrefError
+from labref.export.layout import ClassNames, name_key
+from labref.export.paths import path_from_text, path_to_text
+from labref.store import Store
+from labref.tasks.context import Context
+
+__all__ = [
+    "LEAST_ID",
+    "Classes",
+    "NoCellError",
+    "SeveralCellsError",
+    "cell_named",
+    "find_cells",
+    "id_of_cell",
+    "unprintable",
+]
+
+LEAST_ID: Final = 4
+"""Characters of a cell's id, at least, that stand for the whole."""
+_ID: Final = re.compile(f"[0-9a-fA-F]{{{LEAST_ID},16}}")
+_MOST_LABEL: Final = 200  # characters
+_JOINERS: Final = "\u200c\u200d"  # Persian and Indian scripts need them
+_SHOWN: Final = 5  # cells or files that a message names
+
+
+class NoCellError(LabrefError):
+    """Nothing in the lab has this name."""
+
+
+class SeveralCellsError(LabrefError):
+    """Several cells or files have this name."""
+
+
+def unprintable(text: str) -> str | None:
+    """The first character of a text that cannot be seen, or changes how others are shown, as `U+0007`; None where there
+    is none."""
+    for character in text:
+        kind = unicodedata.category(character)
+        if kind in ("Cc", "Zl", "Zp", "Cs") or (kind == "Cf" and character not in _JOINERS) or character == "\ufffd":
+            return f"U+{ord(character):04X}"
+    return None
+
+
+# cells
+
+
+def cell_named(context: Context, name: str, *, folder: str | None = None) -> str:
+    """The id of the cell that is called `name`; see `find_cells`. Raises `LabrefError` where there is none, or
+    several."""
+    found = find_cells(context, [name], folder=folder)[name]
+    if isinstance(found, LabrefError):
+        raise found
+    return found
+
+
+def id_of_cell(store: Store, text: str) -> str:
+    """The id that begins with `text`, which may be upper case; a whole id as it is, there being such a cell or not.
+
+    Raises `LabrefError` where no cell's id begins so, or those of several do.
+    """
+    found = _by_id(store, text)
+    if found is None and len(text) == 16 and _ID.fullmatch(text):
+        return text.lower()
+    if found is None:
+        raise NoCellError(
+            f"no cell's id begins with {text!r}; give at least {LEAST_ID} of its 16 characters, 0-9 and a-f."
+        )
+    if isinstance(found, LabrefError):
+        raise found
+    return found
+
+
+def find_cells(
+    context: Context, names: Iterable[str], *, folder: str | None = None
+) -> dict[str, str | NoCellError | SeveralCellsError]:
+    """The id of each cell that is called by its id, by the path of one of its files, or by a beginning of its id that
+    no other cell's has; else what is wrong, to be raised.
+
+    A path is absolute, or below a watched folder, or below `folder`, where the asker is. Where no file is written so,
+    it may differ in the Unicode form, in a `\\` for `/`, and, on a folder that tells no upper from lower case, in case.
+    """
+    store, found = context.store, dict[str, str | NoCellError | SeveralCellsError]()
+    wanted = dict.fromkeys(names)
+    whole = store.labelled([name.lower() for name in wanted if len(name) == 16 and _ID.fullmatch(name)])
+    for name in wanted:
+        if name.lower() in whole and len(name) == 16:
+            found[name] = name.lower()
+    bases = [*([Path(path_from_text(folder))] if folder else []), *context.lab.watched]
+    for spelling in (_as_written, _slashes):
+        tried = {name: _paths(spelling(name), bases) for name in wanted if name not in found and spelling(name)}
+        found |= _by_path(tried, store.cells_of_files({path for paths in tried.values() for path in paths}))
+    for name in wanted:
+        if name not in found and (by_id := _by_id(store, name)) is not None:
+            found[name] = by_id
+    left = {name: _paths(_slashes(name) or name, bases) for name in wanted if name not in found and name}
+    if left:
+        found |= _by_like_path(store, left, ignore_case=any(_ignores_case(base) for base in bases))
+    for name in wanted:
+        if name not in found:
+            found[name] = NoCellError(
+                f"no cell {name!r} in this lab; give a cell's id, or its first characters, or the path of its file as "
+                "`labref ledger` shows it."
+            )
+    return found
+
+
+def _as_written(name: str) -> str:
+    return name
+
+
+def _slashes(name: str) -> str:
+    """A path written on Windows, elsewhere; empty where that changes nothing."""
+    return name.replace("\\", "/") if os.name != "nt" and "\\" in name else ""
+
+
+def _paths(name: str, bases: Sequence[Path]) -> list[str]:
+    """As which paths of the ledger a path may be meant."""
+    path = Path(path_from_text(name))
+    with contextlib.suppress(RuntimeError):  # ~ of somebody who has no home here
+        path = path.expanduser()
+    return list(dict.fromkeys(path_to_text(os.path.abspath(base / path)) for base in (bases or [Path()])))  # noqa: PTH100
+
+
+def _by_path(
+    tried: Mapping[str, Sequence[str]], files: Mapping[str, str | None]
+) -> dict[str, str | NoCellError | SeveralCellsError]:
+    found: dict[str, str | NoCellError | SeveralCellsError] = {}
+    for name, paths in tried.items():
+        there = {path: files[path] for path in paths if path in files}
+        if there:
+            found[name] = _only(name, there)
+    return found
+
+
+def _by_like_path(
+    store: Store, tried: Mapping[str, Sequence[str]], *, ignore_case: bool
+) -> dict[str, str | NoCellError | SeveralCellsError]:
+    like = store.files_like({path for paths in tried.values() for path in paths}, ignore_case=ignore_case)
+    found: dict[str, str | NoCellError | SeveralCellsError] = {}
+    for name, paths in tried.items():
+        there: dict[str, str | None] = {}
+        for path in paths:
+            there |= like.get(path, {})
+        if there:
+            found[name] = _only(name, there)
+    return found
+
+
+def _only(name: str, files: Mapping[str, str | None]) -> str | NoCellError | SeveralCellsError:
+    """The cell of these files, where all are of one."""
+    cells = set(files.values())
+    if len(cells) > 1:
+        shown = ", ".join(sorted(files)[:_SHOWN])
+        count = "two" if len(files) == 2 else str(len(files))
+        return SeveralCellsError(f"{count} files have this path: {shown}; give the whole path, or the cell's id.")
+    (cell,) = cells
+    if cell is None:
+        return NoCellError(
+            f"no cell came from this file, {next(iter(files))}: it was rejected (`labref ledger --path`)."
+        )
+    return cell
+
+
+def _by_id(store: Store, text: str) -> str | SeveralCellsError | None:
+    if not _ID.fullmatch(text):
+        return None
+    ids = store.cells_beginning(text.lower(), _SHOWN + 1)
+    if len(ids) > 1:
+        shown = ", ".join(ids[:_SHOWN]) + (", …" if len(ids) > _SHOWN else "")
+        return SeveralCellsError(f"several cells' ids begin with {text!r}: {shown}; give more of its characters.")
+    return ids[0] if ids else None
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether a folder's file system tells no upper from lower case: `A` and `a` are one name there."""
+    for part in (folder, *folder.parents):
+        other = part.with_name(part.name.swapcase()) if part.name else part
+        if other != part:
+            try:
+                return part.samefile(other)
+            except OSError:
+                return False
+    return os.name == "nt"
+
+
+# classes
+
+
+class Classes:
+    """The classes of this lab, by any of their names."""
+
+    def __init__(self, context: Context) -> None:
+        store = context.store
+        active = store.active_bundle()
+        bundle = next(bundle for bundle in store.bundles() if bundle.digest == active)
+        own = context.lab.config.watch.labels
+        self._names = ClassNames(bundle.labels, own)
+        self._known = {*bundle.labels, *own.values(), *store.counts().by_label}
+
+    def label(self, name: str, *, new: bool) -> str:
+        """The label that `name` stands for. Raises `LabrefError` where it is empty, holds what cannot be seen, or is no
+        class of this lab and not `new`."""
+        name = unicodedata.normalize("NFC", name.strip())
+        if not name:
+            raise LabrefError("no label is given")
+        if (character := unprintable(name)) is not None:
+            raise LabrefError(
+                f"the label {name!r} holds the character {character}, which cannot be seen; write it anew"
+            )
+        if len(name) > _MOST_LABEL:
+            raise LabrefError(f"a label has at most {_MOST_LABEL} characters, this one has {len(name)}")
+        label = name if name in self._known else self._names.label(name)
+        if label not in self._known:
+            if not new:
+                raise LabrefError(f"{label!r} is no class of this lab; {self._hint(label)} With --new it becomes one.")
+            self._known.add(label)
+        return label
+
+    def _hint(self, name: str) -> str:
+        """Which class may be meant. Only one that is clearly nearest is proposed alone: a wrong one would be
+        believed."""
+        key = name_key(name)
+        keys = dict(self._names.known()) | {name_key(label): label for label in self._known}
+        keys = {known: label for known, label in keys.items() if label in self._known}
+        meant = {label for known, label in keys.items() if key and known.startswith(key)}
+        if not meant and key:
+            meant = {label for known, label in keys.items() if any(word.startswith(key) for word in known.split())}
+        if not meant and key:
+            steps = {known: _steps(key, known) for known in keys}
+            nearest = min(steps.values())
+            if nearest <= max(1, len(key) // 4):
+                meant = {keys[known] for known, count in steps.items() if count <= nearest + 1}
+        if len(meant) == 1:
+            return f"did you mean {meant.pop()!r}?"
+        if meant:
+            return f"did you mean one of {', '.join(map(repr, sorted(meant)))}?"
+        return f"known are {', '.join(sorted(self._known))}."
+
+
+def _steps(one: str, other: str) -> int:
+    """How many letters have to be put in, taken out, changed, or swapped with their neighbour to make `one` a beginning
+    of `other`: the least optimal string alignment distance."""
+    before: list[int] = []
+    last = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        row = [i]
+        for j, b in enumerate(other, 1):
+            best = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+                best = min(best, before[j - 2] + 1)
+            row.append(best)
+        before, last = last, row
+    return min(last)

@@ -1,0 +1,392 @@
+"""Lists of labels that are wrong, large or cut off; cells and classes named in ways that could be misunderstood."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from labref import failpoints
+from labref.bundles.bundle import Bundle
+from labref.cli import app
+from labref.lab import Lab
+from labref.operations import naming
+from labref.store import SeenAgain, Store
+from labref.web.desk import Desk
+from tests.benchmarks.exports import labref_process
+from tests.labs import running_agent
+from tests.stores import new_cell
+
+COUNT = 12
+
+
+def filled_with(store: Store, lab: Lab, cells: Sequence[int], **changes: Any) -> list[str]:
+    """Store made-up cells of the files `<first watched folder>/P1/<number>.jpg`; their ids."""
+    active = store.active_bundle()
+    assert active is not None
+    (space,) = (bundle for bundle in store.bundles() if bundle.digest == active)
+    made = [
+        new_cell(
+            number,
+            **{
+                "path": str(lab.watched[0] / "P1" / f"{number}.jpg"),
+                "label": "neutrophil",
+                "latent": np.full(space.latent_size, number % 100, np.float32),
+                "probabilities": np.full(len(space.labels), 1 / len(space.labels), np.float32),
+                "fingerprints": (),
+            }
+            | changes,
+        )
+        for number in cells
+    ]
+    for start in range(0, len(made), 1000):
+        store.record(made[start : start + 1000], bundle=active)
+    return [cell.cell_id for cell in made]
+
+
+@pytest.fixture(scope="module")
+def made(starter: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    for name in ("export", "second"):
+        (folder / name / "P1").mkdir(parents=True)
+    lab = Lab.create(folder / "lab", [folder / "export", folder / "second"], starter.folder)
+    with lab.open_store() as store:
+        filled_with(store, lab, range(COUNT))
+    return folder
+
+
+@pytest.fixture
+def lab(made: Path, tmp_path: Path) -> Lab:
+    """A lab that watches two folders, `export` with twelve cells and `second`."""
+    shutil.copytree(made / "lab", tmp_path / "lab")
+    return Lab.open(tmp_path / "lab")
+
+
+@pytest.fixture
+def ids() -> list[str]:
+    return [new_cell(number).cell_id for number in range(COUNT)]
+
+
+def labref(lab: Lab, *words: str) -> Result:
+    return CliRunner().invoke(app, ["label", *words, "--lab", str(lab.folder)])
+
+
+def rows(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def imported(lab: Lab, text: str | bytes, *words: str) -> Result:
+    file = lab.folder / "review.csv"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return labref(lab, "import", str(file), *words)
+
+
+def labels(lab: Lab) -> dict[str, str]:
+    with lab.open_store() as store:
+        return store.labels([new_cell(number).cell_id for number in range(COUNT)])
+
+
+TOMORROW = (datetime.now() + timedelta(days=1)).date().isoformat()
+REFUSED: dict[str, tuple[Callable[[list[str]], str | bytes], str]] = {
+    "a comma that is not quoted": (
+        lambda ids: f"cell_id,label,who,when\n{ids[0]},monocyte,NN,\n{ids[1]},monocyte, reactive,NN,\n",
+        ":3: it has 5 values, and the header has 4 columns",
+    ),
+    "fewer values": (lambda ids: f"cell_id,label,who\n{ids[0]},monocyte\n", ":2: it has 2 values"),
+    "a value below no name": (lambda ids: f"cell_id,label,\n{ids[0]},monocyte,NN\n", ":2: it has a value in a column"),
+    "a column named twice": (lambda ids: f"cell_id,label,Label\n{ids[0]},monocyte,blast\n", "names the column label twice"),
+    "two classes of one cell": (
+        lambda ids: f"cell_id,label\n{ids[0]},monocyte\n{ids[1]},monocyte\n{ids[0]},basophil\n",
+        ":4: cell {0} is called 'basophil' here and 'monocyte' in line 2",
+    ),
+    "two classes of one cell, by id and by path": (
+        lambda ids: f"cell_id,path,label\n{ids[0]},,monocyte\n,P1/0.jpg,basophil\n",
+        ":3: cell {0} is called 'basophil'",
+    ),
+    "an id and a path that are two cells": (
+        lambda ids: f"cell_id,path,label\n{ids[0]},P1/1.jpg,monocyte\n",
+        ":2: cell_id and path are of two cells",
+    ),
+    "a review in the future": (
+        lambda ids: f"cell_id,label,when\n{ids[0]},monocyte,\n{ids[1]},monocyte,{TOMORROW}T12:00\n",
+        ":3: the review of",
+    ),
+    "a review in the last year there is": (lambda ids: f"cell_id,label,when\n{ids[0]},monocyte,9999-12-31\n", ":2: the review of"),
+    "no reviewer": (lambda ids: f"cell_id,label,who\n{ids[0]},monocyte,NN\n{ids[1]},monocyte, \n", ":3: it names no reviewer"),
+    "a line break in a label": (lambda ids: f'cell_id,label\n{ids[0]},"mono\ncyte"\n', ":2: label 'mono\\ncyte' holds the character U+000A"),
+    "an escape code in a name": (lambda ids: f"cell_id,label,who\n{ids[0]},monocyte,\x1b[31mA\n", ":2: who"),
+    "a letter turned round": (lambda ids: f"cell_id,label\n{ids[0]},\u202emonocyte\n", ":2: label"),
+    "UTF-16": (lambda ids: f"cell_id\tlabel\n{ids[0]}\tmonocyte\n".encode("utf-16"), "is UTF-16"),
+    "UTF-16 without a mark": (lambda ids: f"cell_id\tlabel\n{ids[0]}\tmonocyte\n".encode("utf-16-le"), "is UTF-16"),
+    "Latin-1": (
+        lambda ids: f"cell_id,label,who\n{ids[0]},monocyte,Söderström\n".encode("latin-1"),
+        "line 2 holds the byte 0xf6, as a file in Latin-1",
+    ),
+    "a letter that was lost": (lambda ids: f"cell_id,label,who\n{ids[0]},monocyte,S\ufffdderstr\n", "line 2: a letter was lost"),
+    "a workbook": (lambda ids: b"PK\x03\x04\x14\0\0\0", "is a workbook of Excel"),
+    "a quotation mark that is not closed": (lambda ids: f'cell_id,label\n{ids[0]},"monocyte\n{ids[1]},blast\n', "is refused, line"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_list_that_cannot_be_trusted_is_refused_and_nothing_of_it_is_written(
+    lab: Lab, ids: list[str], kind: str
+) -> None:
+    text, told = REFUSED[kind]
+    before = labels(lab)
+    refused = imported(lab, text(ids))
+    assert refused.exit_code == 1 and not isinstance(refused.exception, UnicodeError | ValueError)
+    assert told.format(*ids) in refused.output, refused.output
+    assert "othing of it was written" in refused.output or "othing was written" in refused.output
+    assert labels(lab) == before
+    assert rows(labref(lab, "imports", "--json")) == []
+
+
+def test_a_list_from_excel_is_read(lab: Lab, ids: list[str]) -> None:
+    """Semicolons, the line that says so, a mark of the encoding, empty columns at the end, lines of nothing."""
+    text = f"\ufeffsep=;\r\nCell_ID;Label;;\r\n{ids[0]};Monocytes;;\r\n;;;;;\r\n{ids[0]};monocyte;;\r\n"
+    done = imported(lab, text, "--json")
+    assert done.exit_code == 0 and rows(done)[-1]["changed"] == 1
+    assert labels(lab)[ids[0]] == "monocyte"
+    assert "columns date are not used" in imported(lab, f"cell_id,label,date\n{ids[0]},monocyte,2026\n").output
+
+
+def test_what_is_wrong_with_one_row_refuses_that_row(lab: Lab, ids: list[str]) -> None:
+    lines = [
+        f"{ids[0]},,monocyte,0001-01-01",
+        f"{ids[1]},,monocyte,1899-12-30",
+        f",{'x' * 5000}.jpg,monocyte,",
+        ",~nobody/x.jpg,monocyte,",
+        ",../../../../../../etc/passwd,monocyte,",
+        f"{ids[2]},,monocyte,2026-02-30",
+        f"{ids[3]},,monocyte,2026-02-28",
+    ]
+    done = imported(lab, "cell_id,path,label,when\n" + "\n".join(lines) + "\n", "--json")
+    assert done.exit_code == 1
+    *problems, summary = rows(done)
+    assert [problem["line"] for problem in problems] == [2, 3, 4, 5, 6, 7]
+    assert (summary["changed"], summary["unknown"]) == (1, 6)
+    # the same over HTTP, where nobody has read the text before
+    with Desk.open(lab) as desk:
+        asked = [{"line": 1, "path": "\0", "label": "blast"}, {"line": 2, "cell_id": ids[4], "label": "blast"}]
+        *_, summary = desk.run("label.import", rows=asked)
+    assert (summary["changed"], summary["unknown"]) == (1, 1)
+
+
+def test_clocks_may_differ_a_little(lab: Lab, ids: list[str]) -> None:
+    for cell, minutes, changed in ((ids[0], 8, True), (ids[1], 13, False)):
+        soon = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
+        imported(lab, f"cell_id,label,when\n{cell},monocyte,{soon}\n")
+        assert (labels(lab)[cell] == "monocyte") is changed
+
+
+@pytest.mark.parametrize("who", ["", "  ", "A\x07"])
+def test_a_label_needs_a_name_that_can_be_read(lab: Lab, ids: list[str], who: str) -> None:
+    assert labref(lab, "set", ids[0], "monocyte", "--who", who).exit_code == 1
+    assert labref(lab, "set", ids[0], "mono\x1b[0m", "--new").exit_code == 1
+    assert labels(lab)[ids[0]] == "neutrophil"
+
+
+# large lists, and lists that are cut off
+
+
+@pytest.fixture
+def large(lab: Lab) -> list[str]:
+    """Three thousand cells more."""
+    with lab.open_store() as store:
+        return filled_with(store, lab, range(100, 3100))
+
+
+def listed(cells: Sequence[str], label: str) -> str:
+    return "cell_id,label\n" + "".join(f"{cell},{label}\n" for cell in cells)
+
+
+def test_a_large_list_is_written_in_parts_and_other_writers_come_between(lab: Lab, large: list[str]) -> None:
+    with Desk.open(lab) as desk:
+        parts, said = [], []
+        asked = [{"line": n, "cell_id": cell, "label": "monocyte"} for n, cell in enumerate(large, 2)]
+        for row in desk.run("label.import", rows=asked):
+            if "progress" in row and row["progress"]["text"] == "labels written":
+                (state,) = desk.run("label.imports")
+                parts.append((state["state"], state["done"], row["progress"]["done"]))
+                desk.run("label.set", cell=large[0], label="basophil")
+            said.append(row)
+    assert parts == [("running", n, n) for n in (1000, 2000, 3000)]
+    assert said[-1]["changed"] == 3000
+    (state,) = rows(labref(lab, "imports", "--json"))
+    assert (state["state"], state["done"], state["changed"]) == ("done", 3000, 3000)
+    with lab.open_store() as store:
+        assert set(store.labels(large).values()) == {"monocyte"}
+        (change,) = store.reviews.history(large[7])
+        assert (change.label, change.previous) == ("monocyte", "neutrophil")
+
+
+def test_a_list_that_was_cut_off_says_how_far_it_is_and_can_be_repeated(
+    lab: Lab, large: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = lab.folder / "large.csv"
+    file.write_text(listed(large, "monocyte"))
+    monkeypatch.setenv("LABREF_FAILPOINTS", "label.commit=kill@3")
+    killed = labref_process("label", "import", file, "--lab", lab.folder, passed=["LABREF_FAILPOINTS"])
+    killed.communicate(timeout=120)
+    assert killed.returncode == failpoints.KILLED
+    (state,) = rows(labref(lab, "imports", "--json"))
+    assert (state["state"], state["rows"], state["done"]) == ("interrupted", 3000, 2000)
+    with lab.open_store() as store:
+        assert sum(label == "monocyte" for label in store.labels(large).values()) == 2000
+    # what somebody said since then is newer than the list
+    assert labref(lab, "set", large[0], "basophil").exit_code == 0
+    (summary,) = rows(labref(lab, "import", str(file), "--json"))
+    assert (summary["changed"], summary["same"], summary["older"]) == (1000, 1999, 1)
+    assert [row["state"] for row in rows(labref(lab, "imports", "--json"))] == ["done", "interrupted"]
+    with lab.open_store() as store:
+        assert store.labels(large[:2]) == {large[0]: "basophil", large[1]: "monocyte"}
+
+
+def test_a_disk_that_fills_in_between_is_told_with_what_was_written(lab: Lab, large: list[str]) -> None:
+    failpoints.arm("label.commit=enospc@2")
+    try:
+        failed = imported(lab, listed(large, "monocyte"))
+    finally:
+        failpoints.disarm()
+    assert failed.exit_code == 1
+    assert "1000 of 3000 rows were written. Import the same list again" in failed.output
+
+
+def test_a_list_has_a_limit_of_its_own(lab: Lab, ids: list[str]) -> None:
+    refused = imported(lab, listed([ids[0]] * 200_001, "monocyte"))
+    assert refused.exit_code == 1 and "at most 200000 entries, not 200001" in refused.output
+    assert labels(lab)[ids[0]] == "neutrophil"
+
+
+def test_a_list_larger_than_an_image_may_be_reaches_the_agent(
+    lab: Lab, large: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an agent that is killed while it writes is no reason to be wrong about what was written."""
+    with running_agent(lab, max_file_megabytes=0.05):
+        done = imported(lab, listed(large, "monocyte"), "--json")
+        assert done.exit_code == 0 and rows(done)[-1]["changed"] == 3000
+    monkeypatch.setenv("LABREF_FAILPOINTS", "label.commit=kill@2")
+    with running_agent(lab, passed=["LABREF_FAILPOINTS"]) as agent:
+        cut = imported(lab, listed(large, "basophil"))
+        assert agent.wait(60) == failpoints.KILLED
+    assert cut.exit_code == 1 and "1000 of 3000 rows were written" in cut.output
+
+
+# paths and ids
+
+
+def two_files(lab: Lab, path: str) -> None:
+    """A file of that path in each of the two watched folders."""
+    with lab.open_store() as store:
+        for number, root in enumerate(lab.watched):
+            filled_with(store, lab, [500 + number], path=str(root / path))
+
+
+@pytest.mark.parametrize("said", ["P9/x.jpg", "./P9/x.jpg", "P1/../P9/x.jpg", "P9//x.jpg"])
+def test_a_path_that_two_watched_folders_have_is_refused(lab: Lab, ids: list[str], said: str) -> None:
+    two_files(lab, "P9/x.jpg")
+    for words in (("set", said, "monocyte"), ("history", said)):
+        refused = labref(lab, *words)
+        assert refused.exit_code == 1 and "two files have this path" in refused.output
+        assert all(str(root / "P9" / "x.jpg") in refused.output for root in lab.watched)
+    refused = imported(lab, f"path,label\nP1/0.jpg,monocyte\n{said},monocyte\n")
+    assert refused.exit_code == 1 and ":3: two files have this path" in refused.output
+    assert labels(lab)[ids[0]] == "neutrophil"
+    assert labref(lab, "set", str(lab.watched[1] / "P9" / "x.jpg"), "monocyte").exit_code == 0
+    (row,) = rows(labref(lab, "history", str(lab.watched[0] / "P9" / "x.jpg"), "--json"))
+    assert row["label"] == "neutrophil"
+
+
+def test_two_copies_of_one_cell_are_no_question(lab: Lab) -> None:
+    with lab.open_store() as store:
+        cell = new_cell(0)
+        active = store.active_bundle()
+        assert active is not None
+        store.record([SeenAgain(str(lab.watched[1] / "P1" / "0.jpg"), 1, 1, cell.digest)], bundle=active)
+    assert labref(lab, "set", "P1/0.jpg", "monocyte").exit_code == 0
+
+
+def test_a_path_may_be_written_as_windows_or_another_unicode_form_does(lab: Lab) -> None:
+    with lab.open_store() as store:
+        (cell,) = filled_with(store, lab, [600], path=str(lab.watched[0] / "P2" / "Bla\u030a.jpg"))
+    for said in (
+        "P2/Bl\u00e5.jpg",
+        "P2\\Bl\u00e5.jpg",
+        "P2\\Bla\u030a.jpg",
+        str(lab.watched[0] / "P2" / "Bl\u00e5.jpg"),
+    ):
+        (row,) = rows(labref(lab, "history", said, "--json"))
+        assert row["cell_id"] == cell
+
+
+def test_upper_and_lower_case_are_one_where_the_file_system_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert labref(lab, "history", "p1/0.JPG").exit_code == 1
+    monkeypatch.setattr(naming, "_ignores_case", lambda folder: True)
+    (row,) = rows(labref(lab, "history", "p1/0.JPG", "--json"))
+    assert row["cell_id"] == new_cell(0).cell_id
+    two_files(lab, "P9/x.jpg")
+    assert "two files have this path" in labref(lab, "history", "p9/X.jpg").output
+    with lab.open_store() as store:  # copied from a system where they are two
+        filled_with(store, lab, [700], path=str(lab.watched[0] / "p1" / "0.JPG"))
+    (row,) = rows(labref(lab, "history", "P1/0.jpg", "--json"))
+    assert row["cell_id"] == new_cell(0).cell_id, "a file that is written exactly so comes first"
+
+
+def test_a_cell_is_named_by_any_beginning_of_its_id_that_no_other_has(lab: Lab, ids: list[str]) -> None:
+    for said in (ids[0][:4], ids[0][:9].upper(), ids[0].upper()):
+        (row,) = rows(labref(lab, "history", said, "--json"))
+        assert row["cell_id"] == ids[0]
+    assert labref(lab, "history", ids[0][:3]).exit_code == 1
+    twin = ids[0][:8] + "0" * 56
+    with lab.open_store() as store:
+        filled_with(store, lab, [800], cell_id=twin[:16], digest=twin, path="/elsewhere.jpg")
+    refused = labref(lab, "set", ids[0][:6], "monocyte")
+    assert refused.exit_code == 1 and ids[0] in refused.output and twin[:16] in refused.output
+    refused = imported(lab, f"cell_id,label\n{ids[1]},monocyte\n{ids[0][:8]},monocyte\n")
+    assert refused.exit_code == 1 and ":3: several cells' ids begin with" in refused.output
+    assert set(labels(lab).values()) == {"neutrophil"}
+    assert imported(lab, f"cell_id,label\n{ids[1][:6]},monocyte\n{ids[0]},monocyte\n").exit_code == 0
+
+
+def test_duplicates_and_images_take_the_beginning_of_an_id_too(lab: Lab, ids: list[str]) -> None:
+    runner = CliRunner()
+    words = ["duplicates", "confirm", ids[1][:6], "--of", ids[0][:6], "--lab", str(lab.folder), "--json"]
+    done = runner.invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert {rows(done)[0]["cell_id"], rows(done)[0]["duplicate_of"]} == {ids[0], ids[1]}
+    for verb in ("history", "undo"):
+        assert runner.invoke(app, ["duplicates", verb, ids[1][:6], "--lab", str(lab.folder)]).exit_code == 0
+    assert runner.invoke(app, ["duplicates", "reject", "ffff", "--lab", str(lab.folder)]).exit_code == 1
+
+
+# classes
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("baso", "did you mean 'basophil'?"),
+        ("lymph", "did you mean 'lymphocyte'?"),
+        ("eos", "did you mean 'eosinophil'?"),
+        ("segs", "did you mean 'neutrophil'?"),
+        ("monocytt", "did you mean 'monocyte'?"),
+        ("moncoyte", "did you mean 'monocyte'?"),
+        ("b", "did you mean one of"),
+        ("blaso", "did you mean one of 'basophil', 'blast'?"),
+        ("mastocyte", "known are"),
+        ("xyz", "known are"),
+        ("???", "known are"),
+    ],
+)
+def test_a_class_is_proposed_only_where_it_is_clearly_meant(lab: Lab, ids: list[str], said: str, told: str) -> None:
+    refused = labref(lab, "set", ids[0], said)
+    assert refused.exit_code == 1 and told in refused.output, refused.output
+    assert labels(lab)[ids[0]] == "neutrophil"
