@@ -1,1 +1,1 @@
-"""What people look at: a query among its references, sheets of cells, the map. May import cells."""
+"""Pictures for people: a query among its references, sheets of cells, the map. May import cells."""

@@ -1,9 +1,10 @@
-"""The thesis' figure 34 as a picture: a query among its reference cells, and below the spread of the hundred.
+"""The picture of an answer, after the thesis' figure 34: the query among its reference cells, and below them the spread
+of the nearest hundred cells.
 
     picture = draw(answer, query_image, reference_images)
     picture.save("grid.png")
 
-Drawn with Pillow alone.
+It is drawn with Pillow alone.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _CAPTION: Final = 96
 _BARS_MOST: Final = 10
 
 _PIECE: Final = CROP_SIZE * 3 // 2  # side of the piece of a large picture that a tile shows, pixels of the picture
-_MARK: Final = 72  # half the side of the square whose corners mark a cell, pixels of the picture: outside most nuclei
-_MARK_MOST: Final = 86  # the same in pixels of the tile, at most
+_MARK: Final = 72  # half the side of the square that marks a cell, pixels of the picture: larger than most nuclei
+_MARK_MOST: Final = 86  # the most that half the side may be, pixels of the tile
 _ARM: Final = 15  # length of an arm of a corner, pixels of the tile
 
 _ACCENT: Final = "#14508c"
@@ -52,18 +53,18 @@ def draw(
     reference_images: Sequence[NDArray[np.uint8] | None],
     reference_centres: Sequence[tuple[float, float] | None] | None = None,
 ) -> Image.Image:
-    """Draws an answer to a query.
+    """Draw the answer to a query.
 
     answer : what `labref query --json` prints for one image.
     query_image : uint8[h, w, 3], RGB.
-    reference_images : uint8[h, w, 3] for each of the answer's references; None where there is none.
-    reference_centres : (row, column) of the cell in each of these, pixels; the image's middle where there is none.
+    reference_images : uint8[h, w, 3] of each reference, in the answer's order; None where no image is kept.
+    reference_centres : (row, column) of the cell in each reference image, pixels; None for the middle of the image.
 
-    Of an image whose shorter side is at most 384 pixels the largest square that fits is shown, of a larger one 384×384
-    pixels about the cell. Four corners mark a cell away from its image's middle.
+    Of an image whose shorter side is at most 384 pixels, the largest square that fits is shown; of a larger image,
+    384×384 pixels around the cell. Four corners mark a cell that lies off the middle of its image.
 
-    Returns an RGB picture, 976 pixels wide for eight references. Raises ValueError when the numbers of
-    references and of their images differ.
+    Returns an RGB picture, 976 pixels wide for eight references. Raises ValueError where the numbers of references, of
+    their images and of their centres differ.
     """
     references = list(answer["references"])
     centres = [None] * len(references) if reference_centres is None else list(reference_centres)
@@ -108,11 +109,11 @@ def draw(
 
 
 def _arrange(k: int) -> tuple[int, int, int]:
-    """Columns, rows and the query's place (row by row) for `k` references: 3×3 and the middle for eight."""
+    """Columns, rows, and the query's place (counted row by row) for `k` references; for eight, the middle of 3×3."""
     columns = max(3, math.isqrt(k))
     while columns * columns < k + 1:
         columns += 1
-    columns += 1 - columns % 2  # odd, so that there is a middle
+    columns += 1 - columns % 2  # an odd number has a middle
     rows = max(1, math.ceil((k + 1) / columns))
     middle = (rows // 2) * columns + columns // 2
     if middle >= columns * rows or k == 0:
@@ -126,11 +127,11 @@ def _corner(place: int, columns: int, top: int) -> tuple[int, int]:
 
 
 def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Lines that must not be overlooked: ("warning" or "note", text)."""
+    """Lines that stand out above the cells: ("warning" or "note", text)."""
     bands = []
-    said = remark(answer.get("cell"))
-    if said is not None and said.kind == "warning":
-        bands.append(("warning", said.text))
+    centring = remark(answer.get("cell"))
+    if centring is not None and centring.kind == "warning":
+        bands.append(("warning", centring.text))
     novelty = answer["novelty"]
     if novelty["is_novel"]:
         score = novelty["score"]
@@ -142,7 +143,7 @@ def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _about(cell: Mapping[str, Any] | None) -> tuple[str, str]:
-    """The line under the query, and its colour."""
+    """The line under the query about its place in the picture, and the colour of the line."""
     if cell is not None and not cell["found"]:
         return "the picture's middle", SOFT
     if cell is not None and is_off_middle(cell["moved"]):
@@ -151,7 +152,7 @@ def _about(cell: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, str]]:
-    """(class, share, colour), largest first; what does not fit is summed up in a last bar."""
+    """(class, share, colour) of each bar, the largest first; classes that do not fit share the last bar."""
     shares = [(label, share, class_colour(label)) for label, share in sorted(weights.items(), key=lambda i: -i[1])]
     if len(shares) <= _BARS_MOST:
         return shares
@@ -160,14 +161,14 @@ def _shares(weights: Mapping[str, float]) -> list[tuple[str, float, str]]:
 
 
 def _start(centre: float, side: int, length: int) -> int:
-    """Where a piece of `side` pixels about `centre` begins along an image's side of `length` pixels, within the
-    image."""
+    """The first pixel of a piece of `side` pixels around `centre`, along an image's side of `length` pixels. The piece
+    stays within the image."""
     return min(max(math.floor(centre - (side - 1) / 2), 0), length - side)
 
 
 def _mark(tile: Image.Image, where: tuple[int, int], half: int) -> None:
-    """Corners of a square about `where` (row, column), `half` its side: white with a dark edge, so readable on any
-    cell."""
+    """Draw the corners of a square around `where` (row, column). half : half its side, pixels. The corners are white
+    with a dark edge, so they are visible on any cell."""
     pen = ImageDraw.Draw(tile)
     row, column = where
     for grow, colour in ((1, _MARK_EDGE), (0, PAPER)):
@@ -200,7 +201,7 @@ class _Page(Page):
     def image(
         self, at: tuple[int, int], image: NDArray[np.uint8] | None, centre: tuple[float, float] | None = None
     ) -> None:
-        """A tile with the piece of `image` about `centre` (row, column), by default its middle."""
+        """Draw a tile with the piece of `image` around `centre` (row, column), by default the image's middle."""
         x, y = at
         if image is None:
             self.pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill="#f1f3f5", outline=LINE)
@@ -244,12 +245,13 @@ class _Page(Page):
         self.text((x, line + 56), where, 14, colour=SOFT, room=_TILE, cut="middle")
 
     def _name(self, at: tuple[int, int], label: str, colour: str) -> None:
-        """A class in bold, set smaller before it is cut."""
+        """Write a class in bold. A long name is set in a smaller size first, and then shortened."""
         size = next((s for s in (22, 20, 18) if length(label, s, True) <= _TILE), 16)
         self.text((at[0], at[1] + (22 - size)), label, size, bold=True, room=_TILE, colour=colour)
 
     def _source(self, x: int, y: int, source: str) -> None:
-        """A full disc for a person's class, half a disc for the analyser's, a ring for a prediction."""
+        """Draw the source of a label: a full disc for a person, half a disc for the analyser, a ring for a
+        prediction."""
         box = (x, y + 3, x + 13, y + 16)
         ink = "#2b7a3d" if source == "reviewed" else SOFT
         self.pen.ellipse(box, outline=ink, width=2, fill=ink if source == "reviewed" else PAPER)

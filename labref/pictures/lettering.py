@@ -1,7 +1,7 @@
-"""What pictures share: lines of text in any script, and the colour of a class.
+"""What all pictures need: lines of text in any script, and the colour of a class.
 
-Text is set in the system's own sans serif, which covers Å, and 日本 where the system has a font for it; else in the
-face built into Pillow. A character that no font has is set without its accent, or as a small box with its code.
+Text is set in the system's sans serif font, and in the system's font for East Asian scripts where it has one; else in
+the font built into Pillow. A character that no font has is set without its accent, or as a small box with its code.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _COLOURS: Final[Mapping[str, str]] = {
 
 
 def class_colour(label: str) -> str:
-    """The colour of a class, "#rrggbb": the same in every picture; any name has one."""
-    known = _COLOURS.get(label.casefold())
-    if known is not None:
-        return known
+    """The colour of a class, "#rrggbb". It is the same in every picture, and every name has one."""
+    listed = _COLOURS.get(label.casefold())
+    if listed is not None:
+        return listed
     seed = hashlib.sha256(label.casefold().encode()).digest()
     r, g, b = colorsys.hls_to_rgb(seed[0] / 256, 0.36 + seed[1] / 256 * 0.2, 0.42 + seed[2] / 256 * 0.3)
     return f"#{round(r * 255):02x}{round(g * 255):02x}{round(b * 255):02x}"
@@ -71,7 +71,11 @@ class Page:
         cut: str = "end",
         align: str = "left",
     ) -> float:
-        """Sets one line with its top at `at`, shortened to `room` pixels; returns its width in pixels."""
+        """Write one line of text with its top at `at` (x, y). Returns its width in pixels.
+
+        size : pixels.  room : the most pixels that the line may be wide; a longer text is shortened with … at its `cut`
+        ("end" or "middle").  align : "left", "centre" or "right" of `at`.
+        """
         line = text if room is None else fit(text, size, bold, room, cut)
         wide = length(line, size, bold)
         x = at[0] - (wide if align == "right" else wide / 2 if align == "centre" else 0)
@@ -86,7 +90,7 @@ class Page:
         return wide
 
     def _code(self, at: tuple[float, float], character: str, size: int, colour: str) -> None:
-        """A box with a character's code, as browsers draw what no font has."""
+        """Draw a box with the character's code, as browsers do for a character that no font has."""
         x, y, side = at[0] + 1, at[1] + size * 0.12, _run_length(None, character, size) - 3
         self.pen.rectangle((x, y - size, x + side, y), outline=colour)
         code, small = f"{ord(character):04X}", max(6, round(size * 0.4))
@@ -96,7 +100,7 @@ class Page:
             self.pen.text((x + side / 2, y - size * (0.56 - 0.46 * i)), digits, colour, font, anchor="ms")
 
 
-_LATIN: Final = (  # (regular, bold): the first pair the system has is used
+_LATIN: Final = (  # (regular, bold): the first pair that the system has is used
     ("segoeui.ttf", "segoeuib.ttf"),
     ("HelveticaNeue.ttc", "HelveticaNeue.ttc"),
     ("NotoSans-Regular.ttf", "NotoSans-Bold.ttf"),
@@ -122,7 +126,7 @@ _EAST_ASIAN: Final = (
 
 @dataclass(frozen=True, eq=False)
 class _Face:
-    """A font at one size; one without a bold of its own is set twice, `thicken` pixels apart."""
+    """A font at one size. A font without a bold face is drawn twice for bold text, `thicken` pixels apart."""
 
     font: ImageFont.FreeTypeFont
     thicken: float
@@ -136,7 +140,7 @@ class _Face:
 
 @lru_cache(maxsize=4096)
 def _covers(font: ImageFont.FreeTypeFont, character: str) -> bool:
-    """Whether a font has a glyph of its own for a character, not the box it draws for what it lacks."""
+    """Whether a font has a glyph for this character, and not only the box that it draws for a missing glyph."""
     if character.isspace():
         return True
     glyph, missing = font.getmask(character), font.getmask("\U0010fffe")
@@ -145,7 +149,7 @@ def _covers(font: ImageFont.FreeTypeFont, character: str) -> bool:
 
 @lru_cache(maxsize=64)
 def faces(size: int, bold: bool) -> tuple[_Face, ...]:
-    """The faces to look for a glyph in, best first; the last is built into Pillow and always there."""
+    """The faces to look for a glyph in, the best first; the last is built into Pillow."""
     faces = []
     for family in (_LATIN, _EAST_ASIAN):
         for names in family:
@@ -161,12 +165,13 @@ def faces(size: int, bold: bool) -> tuple[_Face, ...]:
 
 
 def _plain(character: str) -> str:
-    """A character without its accents, "" when nothing is left."""
+    """A character without its accents; "" where nothing is left."""
     return "".join(c for c in unicodedata.normalize("NFKD", character) if not unicodedata.combining(c))
 
 
 def _runs(text: str, size: int, bold: bool) -> list[tuple[_Face | None, str]]:
-    """The text in parts, each with its face: one throughout where one can; None where none has the glyph."""
+    """The text in parts, each with its face: a single part where one face has all glyphs. The face is None for a
+    character that no face has."""
     fonts = faces(size, bold)
     text = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", text))
     for face in fonts:
@@ -197,7 +202,7 @@ def length(text: str, size: int, bold: bool) -> float:
 
 
 def fit(text: str, size: int, bold: bool, room: float, cut: str) -> str:
-    """The text shortened with … to at most `room` pixels, at its end or in its middle."""
+    """The text, shortened with … to at most `room` pixels. cut : where it is shortened, "end" or "middle"."""
     if length(text, size, bold) <= room:
         return text
     least, most = 0, len(text)

@@ -1,9 +1,8 @@
-"""Pictures of a map: its U-matrix with the classes of the cells on it, one class alone, and how a slide spreads over
-it.
+"""Pictures of a map: its U-matrix with the classes of the cells on it, a single class, and the spread of a slide.
 
-After the thesis' figures 43 (digits), 44 (U-matrix), 58 (both) and 59 to 77 (a class, what the network takes for
-another in red). A class has a digit as well as a colour, so no reading depends on telling colours apart; light is far
-and dark is near, as there.
+They follow the thesis' figures 43 (digits), 44 (U-matrix), 58 (both) and 59 to 77 (one class; cells that the network
+takes for another class are red). A class has a digit as well as a colour, so nobody needs to tell colours apart. As in
+the thesis, light means far and dark means near.
 """
 
 from __future__ import annotations
@@ -28,17 +27,18 @@ _HEAD: Final = 104
 _AXIS: Final = 46
 _LEGEND: Final = 380
 _WRONG: Final = "#c8102e"
-_TALLEST: Final = 1440  # pixels of a map whose nodes can be so large
+_TALLEST: Final = 1440  # the longer side of a map in pixels, where the limits of a node's side allow it
 _LEAST_NODE, _LARGEST_NODE = 9, 44
-_DISC: Final = 17  # pixels, the least that a digit can be read in
-_PALE: Final = 178  # grey of near nodes, under digits
+_DISC: Final = 17  # pixels: the smallest disc in which a digit can be read
+_PALE: Final = 178  # grey level of near nodes in the pale U-matrix behind digits
 
 
 def u_matrix(weights: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean distance of each node to the up to eight around it, over the largest: float64[rows, cols] of weights
-    float[rows, cols, L].
+    """The U-matrix: the mean distance of each node to its up to eight neighbours, divided by the largest such mean:
+    float64[rows, cols].
 
-    What `MiniSom.distance_map("mean")` gives, in a moment. A map of one node has none: zeros.
+    weights : float[rows, cols, L]. The result equals that of `MiniSom.distance_map("mean")`, and takes much less time.
+    A map of one node has the value 0.
     """
     grid = np.asarray(weights, np.float64)
     rows, cols = grid.shape[:2]
@@ -46,9 +46,9 @@ def u_matrix(weights: NDArray[Any]) -> NDArray[np.float64]:
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
         ours = (slice(0, rows - down), slice(max(0, -right), cols - max(0, right)))
         theirs = (slice(down, rows), slice(max(0, right), cols - max(0, -right)))
-        apart = np.sqrt(np.square(grid[ours] - grid[theirs]).sum(axis=2))
+        distances = np.sqrt(np.square(grid[ours] - grid[theirs]).sum(axis=2))
         for part in (ours, theirs):
-            total[part] += apart
+            total[part] += distances
             count[part] += 1
     mean = total / np.maximum(count, 1)
     largest = float(mean.max())
@@ -59,9 +59,9 @@ def u_matrix(weights: NDArray[Any]) -> NDArray[np.float64]:
 class Shown:
     """What a picture shows.
 
-    u : the U-matrix, float[rows, cols].  nodes : int[n] of the cells, row * cols + column.  labels : str[n], their
-    classes.
-    predicted : str[n], what the network takes them for.  title, subtitle : above the picture.
+    u : float[rows, cols], the U-matrix.  nodes : int[n], the node of each cell, row * cols + column.  labels : str[n],
+    the class of each cell.  predicted : str[n], the class that the network predicts for each cell.  title, subtitle :
+    lines above the picture.
     """
 
     u: NDArray[np.float64]
@@ -77,15 +77,15 @@ class Shown:
         return sorted(set(self.labels.tolist()), key=str.casefold)
 
     def symbol(self, label: str) -> str:
-        """The digit or letter of a class; + where there are more than 36."""
+        """The digit or letter of a class; "+" for classes beyond the 36th."""
         at = self.classes.index(label)
         return SYMBOLS[at] if at < len(SYMBOLS) else _OTHER
 
 
 def draw_map(shown: Shown, *, digits: bool = True, background: bool = True) -> Image.Image:
-    """The whole map: each node that has cells bears the digit of the class most of them have, over the U-matrix.
+    """The whole map over its U-matrix. Each node with cells bears the digit of the class that most of them have.
 
-    digits=False : the U-matrix alone (figure 44).  background=False : the digits alone (figure 43).
+    digits : False draws the U-matrix alone (figure 44).  background : False draws the digits alone (figure 43).
     """
     panel = _Panel(shown, _node_side(shown.u))
     page = _page(shown, panel.width + _LEGEND, panel.height + _AXIS)
@@ -97,17 +97,18 @@ def draw_map(shown: Shown, *, digits: bool = True, background: bool = True) -> I
     panel.axes(page, at)
     x, y = at[0] + panel.width + 36, at[1]
     names, counts = np.unique(shown.labels, return_counts=True)
-    of = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    cells_of = dict(zip(names.tolist(), counts.tolist(), strict=True))
     if digits:
-        y = _legend(page, (x, y), shown, [(label, of[label], "") for label in shown.classes])
+        y = _legend(page, (x, y), shown, [(label, cells_of[label], "") for label in shown.classes])
     if background:
         _scale(page, (x, y), pale=digits)
     return page.picture
 
 
 def draw_class(shown: Shown, label: str) -> Image.Image:
-    """One class over the U-matrix (figures 59 to 77): a node with cells of the class bears its digit, on red where most
-    of these cells are another class to the network. Raises ValueError for a class that no cell has."""
+    """One class over the U-matrix (figures 59 to 77). A node with cells of the class bears its digit; the digit is on
+    red where the network takes at least one of these cells for another class. Raises ValueError for a class that no
+    cell has."""
     if label not in shown.classes:
         raise ValueError(f"no cell on the map is called {label!r}")
     panel = _Panel(shown, _node_side(shown.u))
@@ -119,7 +120,7 @@ def draw_class(shown: Shown, label: str) -> Image.Image:
     right_nodes, wrong_nodes = np.unique(shown.nodes[chosen & ~wrong]), np.unique(shown.nodes[wrong])
     for node in right_nodes.tolist():
         panel.mark(page, at, node, shown.symbol(label), INK)
-    for node in wrong_nodes.tolist():  # last, so that none is hidden under another
+    for node in wrong_nodes.tolist():  # drawn last, so that no other digit hides them
         panel.stamp(page, at, node, shown.symbol(label))
     panel.axes(page, at)
     x, y = at[0] + panel.width + 36, at[1]
@@ -149,11 +150,10 @@ def draw_class(shown: Shown, label: str) -> Image.Image:
 
 
 def draw_spread(shown: Shown, parts: Sequence[tuple[str, NDArray[np.bool_]]]) -> Image.Image:
-    """How some cells, a slide's say, spread over the map: a panel each, side by side. parts : (name, which cells
-    bool[n]) of each.
+    """How parts of the cells, such as the cells of a slide, spread over the map: one panel for each part, side by side.
 
-    A disc is a node with cells of that part; it bears the digit of the class most of them have, and grows with how many
-    they are.
+    parts : (name, bool[n] of the part's cells) of each panel. A disc marks a node with cells of the part. It bears the
+    digit of the class that most of these cells have; its area grows with their number.
     """
     side = min(max(1000 // max(shown.u.shape[0], shown.u.shape[1]), 4), 28)
     panel = _Panel(shown, side)
@@ -170,7 +170,7 @@ def draw_spread(shown: Shown, parts: Sequence[tuple[str, NDArray[np.bool_]]]) ->
         panel.background(page, at, "pale")
         counts = np.bincount(shown.nodes[chosen], minlength=shown.u.size)
         of_node = _majorities(shown.nodes[chosen], shown.labels[chosen])
-        for node in sorted(of_node, key=lambda node: -int(counts[node])):  # small ones on top
+        for node in sorted(of_node, key=lambda node: -int(counts[node])):  # small discs are drawn last, on top
             panel.disc(
                 page, at, node, shown.symbol(of_node[node]), _dark(class_colour(of_node[node])), int(counts[node])
             )
@@ -184,7 +184,7 @@ def draw_spread(shown: Shown, parts: Sequence[tuple[str, NDArray[np.bool_]]]) ->
 
 @cache
 def _dark(colour: str) -> str:
-    """A colour dark enough to be read as a small digit on paper: a contrast of 4.5 (WCAG 2.2, 1.4.3)."""
+    """The colour, darkened until a small digit can be read on white: a contrast of 4.5 (WCAG 2.2, 1.4.3)."""
     rgb = np.array(ImageColor.getrgb(colour)[:3]) / 255
     while True:
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -195,7 +195,7 @@ def _dark(colour: str) -> str:
 
 
 class _Panel:
-    """The map itself, `side` pixels a node."""
+    """The map itself. side : of a node, pixels."""
 
     def __init__(self, shown: Shown, side: int) -> None:
         self._u, self._side = shown.u, side
@@ -204,7 +204,7 @@ class _Panel:
         self._masks: dict[tuple[str, int], tuple[Image.Image, Image.Image]] = {}
 
     def background(self, page: Page, at: tuple[int, int], kind: str | None) -> None:
-        """The U-matrix, "full" from black to white or "pale" under digits, None for paper."""
+        """Draw the U-matrix. kind : "full" from black to white, "pale" for use behind digits, None for plain white."""
         if kind is None:
             page.pen.rectangle((at[0], at[1], at[0] + self.width - 1, at[1] + self.height - 1), fill=PAPER)
         else:
@@ -217,7 +217,7 @@ class _Panel:
         page.pen.rectangle((at[0] - 1, at[1] - 1, at[0] + self.width, at[1] + self.height), outline=SOFT)
 
     def axes(self, page: Page, at: tuple[int, int]) -> None:
-        """Numbers of rows and columns, as `labref map node` takes them."""
+        """Draw the numbers of rows and columns, as `labref map node` takes them."""
         for count, down in ((self.rows, True), (self.cols, False)):
             step = next((s for s in (1, 2, 5, 10, 20, 25, 50, 100) if s * self._side >= 44), 200)
             for number in range(0, count, step):
@@ -233,7 +233,7 @@ class _Panel:
         page.text((at[0] - 10, at[1] - 22), "row", 14, colour=SOFT, align="right")
 
     def mark(self, page: Page, at: tuple[int, int], node: int, symbol: str, colour: str) -> None:
-        """A digit on a node, with a halo of paper."""
+        """Draw a digit with a white halo on a node."""
         size = max(10, round(self._side * 0.95))
         mask, halo = self._glyph(symbol, size)
         x, y = self._middle(at, node)
@@ -242,7 +242,7 @@ class _Panel:
         page.picture.paste(colour, corner, mask)
 
     def stamp(self, page: Page, at: tuple[int, int], node: int, symbol: str) -> None:
-        """A digit in paper on a red square."""
+        """Draw a white digit on a red square on a node."""
         half = max(6, round(self._side * 0.48))
         x, y = map(round, self._middle(at, node))
         page.pen.rectangle((x - half, y - half, x + half, y + half), fill=_WRONG, outline=PAPER)
@@ -250,7 +250,7 @@ class _Panel:
         page.picture.paste(PAPER, (round(x - mask.width / 2), round(y - mask.height / 2)), mask)
 
     def disc(self, page: Page, at: tuple[int, int], node: int, symbol: str, colour: str, count: int) -> None:
-        """A disc with a digit; its area grows with the count."""
+        """Draw a disc with a digit on a node. count : number of cells; the area of the disc grows with it."""
         half = round(max(_DISC, self._side) * min(1 + 0.35 * (count**0.5 - 1), 2.4) / 2)
         x, y = map(round, self._middle(at, node))
         page.pen.ellipse((x - half - 1, y - half - 1, x + half + 1, y + half + 1), fill=PAPER)
@@ -263,7 +263,7 @@ class _Panel:
         return at[0] + (column + 0.5) * self._side, at[1] + (row + 0.5) * self._side
 
     def _glyph(self, symbol: str, size: int) -> tuple[Image.Image, Image.Image]:
-        """A symbol as a mask, and the mask of its halo."""
+        """The mask of a symbol, and the mask of its halo."""
         if (symbol, size) not in self._masks:
             room = 2 * (size // 2 + 3)
             mask = Image.new("L", (room, room), 0)
@@ -290,10 +290,10 @@ def _page(shown: Shown, width: int, height: int) -> Page:
 
 
 def _majorities(nodes: NDArray[np.int64], labels: NDArray[np.str_]) -> dict[int, str]:
-    """The class that most cells of a node have, by node; of equals the first by name."""
+    """{node: the class that most of its cells have}; of equally frequent classes the first by name."""
     names, codes = np.unique(labels, return_inverse=True)
     pairs, counts = np.unique(np.stack([nodes, codes], axis=1), axis=0, return_counts=True)
-    order = np.lexsort((-pairs[:, 1], counts))  # the last of a node to be put in stays
+    order = np.lexsort((-pairs[:, 1], counts))  # the most frequent class comes last, and replaces the others
     return {int(pairs[i, 0]): str(names[pairs[i, 1]]) for i in order.tolist()}
 
 
@@ -303,7 +303,7 @@ def _glyph(page: Page, at: tuple[int, int], symbol: str, colour: str) -> None:
 
 
 def _legend(page: Page, at: tuple[int, int], shown: Shown, rows: Sequence[tuple[str, int, str]]) -> int:
-    """A line for each (class, cells, remark); returns where it ends, pixels from the top."""
+    """Draw a line for each (class, number of cells, remark). Returns where the legend ends, pixels from the top."""
     x, y = at
     room = _LEGEND - 50
     page.text((x, y), "Class of most cells on a node", 17, bold=True, room=room)
@@ -331,11 +331,11 @@ def _scale(page: Page, at: tuple[int, int], *, pale: bool) -> None:
 
 
 def _composition(page: Page, at: tuple[int, int], width: int, shown: Shown, chosen: NDArray[np.bool_]) -> None:
-    """Bars of the classes of some cells."""
+    """Draw bars with the share of each class among the chosen cells."""
     x, y = at
     names, counts = np.unique(shown.labels[chosen], return_counts=True)
     if not len(names):
-        page.text((x, y + 8), "No cell of it lies on the map.", 17, colour=SOFT, room=width)
+        page.text((x, y + 8), "None of its cells lies on the map.", 17, colour=SOFT, room=width)
         return
     page.text((x, y), "Its classes", 17, bold=True)
     order = np.lexsort((names, -counts)).tolist()

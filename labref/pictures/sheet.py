@@ -1,4 +1,4 @@
-"""A sheet of cells: images in rows, each with some lines below it."""
+"""A sheet of cells: images in rows, each with lines of text below it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ _LINE: Final = 22
 
 @dataclass(frozen=True, eq=False)
 class Tile:
-    """One cell. image : uint8[h, w, 3], RGB, or None where none is kept.  label : its class, in bold and as a bar of
-    its colour.
-    lines : below it."""
+    """One cell of a sheet. image : uint8[h, w, 3], RGB, or None where no image is kept.  label : its class, shown in
+    bold and as a bar of its colour.  lines : text below the class."""
 
     image: NDArray[np.uint8] | None
     label: str
@@ -33,7 +32,7 @@ class Tile:
 
 
 def draw_sheet(title: str, subtitle: str, tiles: Sequence[Tile], *, columns: int = 6) -> Image.Image:
-    """Draw tiles in order, row by row; an RGB picture."""
+    """Draw the tiles in order, row by row: an RGB picture."""
     columns = max(3, min(columns, len(tiles)))
     rows = -(-len(tiles) // columns)
     caption = 34 + _LINE * max((len(tile.lines) for tile in tiles), default=0)

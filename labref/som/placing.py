@@ -48,11 +48,10 @@ class Placer:
         return self._flat.nbytes + sum(part.nbytes for part in self._parts)
 
     def place(self, latents: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The node of each latent float[n, L], row * cols + column, and its distance, the quantisation error: int64[n],
-        float32[n].
+        """The node of each latent, int64[n] (row * cols + column), and its quantisation error, float32[n] (Euclidean).
 
-        As `winners`; a latent's place does not depend on those beside it but for nodes that are equally near to six
-        digits.
+        latents : float[n, L]. The result equals that of `winners`. It does not depend on the other latents of the
+        call, except where two nodes are equally near to six digits: either may then be returned.
         """
         if len(latents) >= _MANY:
             nodes, errors = winners(self.weights, latents)
