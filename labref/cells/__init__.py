@@ -1,2 +1,2 @@
-"""A cell and what its picture says: decoding, the crop, hashes, landmarks, optics, and when two are the same. May
-import words and errors."""
+"""What one picture says about its cell: decoding, the crop, hashes, landmarks, optics; and when two pictures show the
+same cell. May import words and errors."""

@@ -1,7 +1,7 @@
-"""Where in its picture a cell was found, and what people are told of it.
+"""Where in its picture a cell was found, and the remark that people get about it.
 
-An analyser cuts its picture around the cell that it means, so a cell away from the middle is worth a word, and a middle
-without a cell is worth a warning.
+An analyser cuts its picture around the cell that it means. So a cell off the middle gets a note, and a middle without a
+cell gets a warning.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from labref.cells.image import CellImage
 __all__ = ["OFF_MIDDLE_PIXELS", "Remark", "distance_from_middle", "is_off_middle", "remark", "whereabouts"]
 
 OFF_MIDDLE_PIXELS: Final = 25.0
-"""A cell farther than this from the middle of its picture (pixels of the picture) is marked and told of."""
+"""A cell farther than this from the middle of its picture (pixels of the picture) is marked, and gets a note."""
 
 
 @dataclass(frozen=True)
 class Remark:
-    """One line for people. kind : "warning" where the answer may be about nothing, "note" where a look is enough."""
+    """One line for people. kind : "warning" where the picture may show no cell in its middle, else "note"."""
 
     kind: Literal["warning", "note"]
     text: str
@@ -30,11 +30,10 @@ class Remark:
 def whereabouts(cell: CellImage) -> dict[str, Any]:
     """Where a prepared cell was found, as the JSON values that an answer holds under `cell`.
 
-    `found` : bool, False where no object is near the middle and the middle itself was taken.  `row`, `column` : of the
-    crop's centre in the picture as a person sees it (EXIF orientation applied), pixels, the upper left pixel's centre
-    is 0, 0.
-    `moved` : distance of that from the picture's own middle, pixels.  `others` : number of other cells in the picture.
-    Pixels are given to one decimal.
+    `found` : bool, False where no object is near the middle, and the crop was taken around the middle itself.
+    `row`, `column` : of the crop's centre in the picture as a person sees it (EXIF orientation applied), pixels; the
+    centre of the upper left pixel is 0, 0.  `moved` : distance of the crop's centre from the middle of the picture,
+    pixels.  `others` : number of other cells in the picture. Pixels are rounded to one decimal.
     """
     row, column = cell.centre
     return {
@@ -52,13 +51,13 @@ def distance_from_middle(centre: tuple[float, float], size: tuple[int, int]) -> 
 
 
 def is_off_middle(moved: float) -> bool:
-    """Whether a cell that lies `moved` pixels from its picture's middle is marked and told of."""
+    """Whether a cell that lies `moved` pixels from the middle of its picture is marked, and gets a note."""
     return moved > OFF_MIDDLE_PIXELS
 
 
 def remark(cell: Mapping[str, Any] | None) -> Remark | None:
-    """What people are told of an answer's `cell`; None where the cell is in the middle, as it should be, or an agent of
-    an older version has not told."""
+    """The remark about an answer's `cell` (see `whereabouts`). None where the cell is in the middle, or where `cell` is
+    None: an agent of an older version answers without it."""
     if cell is None:
         return None
     if not cell["found"]:

@@ -43,9 +43,9 @@ POSSIBLE_UP_TO = 3
 
 
 REDUCE: Final = 4
-"""Pixels of a picture, each way, that become one before it is hashed."""
+"""Factor by which a picture is reduced before it is hashed: 4×4 pixels become one."""
 WINDOW: Final = 224 // REDUCE
-"""Side of what is hashed, reduced pixels; most of what lies farther from a crop's middle belongs to other cells."""
+"""Side of the hashed window, reduced pixels. Farther from a crop's middle, most of the picture shows other cells."""
 _EDGE: Final = (CROP_SIZE // REDUCE - WINDOW) // 2
 _STEP: Final = 8 // REDUCE
 _SHIFTS: Final = ((0, 0), (-_STEP, 0), (_STEP, 0), (0, -_STEP), (0, _STEP))
@@ -63,30 +63,30 @@ def average_hash(crop: NDArray[np.uint8]) -> int:
 
 
 def fingerprint(crop: NDArray[np.uint8]) -> Fingerprint:
-    """Difference hashes (imagehash's `dhash` and `dhash_vertical`) of the middle of a crop uint8[256, 256, 3].
+    """The fingerprint of a crop uint8[256, 256, 3]: the difference hashes of its middle (imagehash's `dhash` and
+    `dhash_vertical`).
 
-    The crop is centred on the nucleus, so that a shift of the whole image cancels. Both together tell cells apart some
-    hundred times better than one.
+    The crop is centred on the nucleus, so a shift of the whole image does not change the hashes. Both hashes together
+    separate cells about a hundred times better than one.
     """
     return shifted_fingerprints(crop)[0]
 
 
 def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
-    """The fingerprint of a crop uint8[256, 256, 3], and those with its middle a third of a hash's cell up, down, left
-    and right.
+    """The fingerprint of a crop uint8[256, 256, 3], and four more, of a window shifted up, down, left and right by
+    about a third of the width that one bit compares.
 
-    A search with all of them finds a cell whose nucleus was found a little elsewhere when it was stored.
+    A search with all five finds a stored cell whose nucleus was located slightly differently.
     """
     small = Image.fromarray(crop).convert("L").reduce(REDUCE)
     return hash_windows(np.asarray(small), [(_EDGE + row, _EDGE + column) for row, column in _SHIFTS])
 
 
 def hash_windows(grey: NDArray[np.uint8], corners: Sequence[tuple[int, int]]) -> tuple[Fingerprint, ...]:
-    """Fingerprints of windows of 56×56 pixels in a reduced grey picture uint8[h, w]. corners : (row, column), upper
-    left, of each.
+    """The fingerprints of windows of 56×56 pixels in a reduced grey picture.
 
-    All at once: the resize is a product with the weights of Pillow's Lanczos filter, as imagehash uses it, without its
-    rounding.
+    grey : uint8[h, w].  corners : (row, column) of the upper left pixel of each window. All windows are resized at
+    once, by a product with the weights of Pillow's Lanczos filter. imagehash uses the same filter, but rounds.
     """
     windows = np.stack([grey[top : top + WINDOW, left : left + WINDOW] for top, left in corners]).astype(np.float32)
     eight, nine = _lanczos(8), _lanczos(9)
@@ -97,7 +97,7 @@ def hash_windows(grey: NDArray[np.uint8], corners: Sequence[tuple[int, int]]) ->
 
 @lru_cache
 def _lanczos(size: int) -> NDArray[np.float32]:
-    """What each pixel of a line of 56 gives to each of `size`: float32[56, size]."""
+    """The weights of the Lanczos filter that resizes a line of 56 pixels to `size`: float32[56, size]."""
     each = Image.fromarray(np.eye(WINDOW, dtype=np.float32))
     return np.asarray(each.resize((size, WINDOW), Image.Resampling.LANCZOS))
 

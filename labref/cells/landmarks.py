@@ -1,10 +1,11 @@
-"""Landmarks of a picture: by them the pictures of neighbouring cells are found, which show one field and have another
-middle each.
+"""Landmarks of a picture. They find the pictures of neighbouring cells, which show the same field around different
+middles.
 
 The nuclei and platelets in a picture are its landmarks: dark spots that every picture of the field shows at the same
-place, whichever cell it was taken of. A fingerprint is made of the window around each, as it is of the crop around the
-cell. Two landmarks of each cell are stored; all that a new picture shows are looked up among them. Landmarks do not
-depend on the segmentation, except for the cell's centre that they are ordered by.
+place, whichever cell the picture was taken of. A fingerprint is made of the window around each landmark, as one is made
+of the crop around the cell. Two landmarks of each cell are stored. All landmarks of a new picture are looked up among
+the stored ones. Landmarks do not depend on the segmentation, except that they are ordered by their distance from the
+cell's centre.
 """
 
 from __future__ import annotations
@@ -23,32 +24,31 @@ from labref.words import BITS, Fingerprint, Landmark
 __all__ = ["landmarks"]
 
 
-_BESIDE: Final = (
-    160  # pixels from the cell's centre; pictures of cells farther apart have too little in common to be registered
-)
+# pixels from the cell's centre: pictures of cells farther apart have too little in common to be registered
+_BESIDE: Final = 160
 _MOST: Final = 6
-# lengths in reduced pixels, as most nuclei are 10 to 25 wide
+# the next two are lengths in reduced pixels; most nuclei are 10 to 25 reduced pixels wide
 _BLUR: Final = 4.4
 _APART: Final = 5
 _BASE: Final = 0.1  # optical density of haze and of the palest red cells
-_DARKEST: Final = 0.9  # what is darker counts no more, so that a dark nucleus does not swallow a pale one beside it
-_LEAST: Final = 0.04  # of the blurred density above the base
-_LEAST_SHARE: Final = 0.3  # of the darkest landmark of the picture; lighter ones are red cells
+_DARKEST: Final = 0.9  # higher densities count as this, so that a dark nucleus does not hide a pale one beside it
+_LEAST: Final = 0.04  # the least height of a peak: blurred density above the base
+_LEAST_SHARE: Final = 0.3  # of the height of the picture's highest peak; lower peaks are red cells
 _SHIFTS: Final = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
-_LEAST_SHOWN: Final = BITS // 2  # of each hash
-_INSIDE: Final = 0.9  # share of a hash's part that must lie in the picture
-_GREY: Final = (0.299, 0.587, 0.114)  # of red, green and blue, as Pillow has it
+_LEAST_SHOWN: Final = BITS // 2  # bits of each hash that must compare places within the picture
+_INSIDE: Final = 0.9  # share of each place that a hash compares which must lie within the picture
+_GREY: Final = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in Pillow
 
 F32 = NDArray[np.float32]
 
 
 def landmarks(pixels: NDArray[np.uint8], cell: CellImage) -> tuple[Landmark, ...]:
-    """The landmarks of a picture about its cell, nearest to the cell's centre first; at most six. About 2 ms.
+    """The landmarks of a picture, at most six, those nearest to the cell's centre first. Takes about 2 ms.
 
-    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Spots that are less than half in the
-    picture are left out, with a window of 224 pixels about them.
+    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. A spot is left out where less than half
+    the bits of each hash compare places within the picture; the hashes are made of the 224 pixels around the spot.
     """
-    # what the windows show of a large field, and no more
+    # of a large field, only the part that the windows can show
     reach = _BESIDE + CROP_SIZE // 2
     corner = [max(0, round(middle) - reach) for middle in cell.centre]
     part = pixels[corner[0] : round(cell.centre[0]) + reach, corner[1] : round(cell.centre[1]) + reach]
@@ -71,14 +71,16 @@ def landmarks(pixels: NDArray[np.uint8], cell: CellImage) -> tuple[Landmark, ...
 
 
 def _density(red: NDArray[np.uint8], background: float) -> F32:
-    """Optical density in red light, float32[h, w], of a reduced picture's red pixels uint8[h, w] before a background of
-    0 to 255."""
+    """Optical density (natural logarithm) in red light, above the base and limited: float32[h, w].
+
+    red : uint8[h, w], the red channel of the reduced picture.  background : its background in red, 0 to 255.
+    """
     curve = np.log((max(background, 1.0) + 1.0) / (np.arange(256, dtype=np.float32) + 1.0)).astype(np.float32)
     return np.asarray(np.clip(curve - _BASE, 0.0, _DARKEST - _BASE)[red])
 
 
 def _spots(density: F32) -> tuple[NDArray[np.float64], F32]:
-    """Peaks of the blurred density: (row, column) float64[n, 2] below the pixel, and their heights float32[n]."""
+    """The peaks of the blurred density: (row, column) float64[n, 2], finer than a pixel, and heights float32[n]."""
     smooth = ndimage.gaussian_filter(density, _BLUR, mode="constant")
     is_peak = (smooth == ndimage.maximum_filter(smooth, _APART, mode="nearest")) & (smooth > _LEAST)
     is_peak[[0, -1]] = is_peak[:, [0, -1]] = False
@@ -91,27 +93,27 @@ def _spots(density: F32) -> tuple[NDArray[np.float64], F32]:
 
 
 def _vertex(before: F32, here: F32, after: F32) -> NDArray[np.float64]:
-    """How far from the middle of three neighbours the parabola through them has its vertex, -0.5 to 0.5."""
+    """The vertex of the parabola through three neighbouring values, from the middle one, -0.5 to 0.5 pixels."""
     bend = np.minimum(before - 2.0 * here + after, -1e-9)
     return np.asarray(np.clip(0.5 * (before - after) / bend, -0.5, 0.5), np.float64)
 
 
 def _inside(start: int, length: int) -> NDArray[np.bool_]:
-    """Which pixels of a window bool[56] that begins at `start` lie in a picture of that length."""
+    """Which pixels of a window that begins at `start` lie in a picture of `length` pixels: bool[56]."""
     at = np.arange(start, start + WINDOW)
     return (at >= 0) & (at < length)
 
 
 def _shown(rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Fingerprint:
-    """Which bits of a fingerprint compare two places that lie in the picture. rows, columns : bool[56], those of the
-    window that do."""
+    """The bits of a fingerprint that compare two places within the picture, as ones. rows, columns : bool[56], which
+    rows and columns of the window lie in the picture."""
     across = _in_parts(rows, 8)[:, None] & _next_too(_in_parts(columns, 9))[None, :]
     down = _next_too(_in_parts(rows, 9))[:, None] & _in_parts(columns, 8)[None, :]
     return Fingerprint(to_int(across), to_int(down))
 
 
 def _in_parts(inside: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
-    """Which of `count` equal parts of bool[56] are true nearly all over."""
+    """Which of `count` equal parts of `inside`, bool[56], are true for at least 90 %: bool[count]."""
     edges = np.linspace(0, WINDOW, count + 1).round().astype(int)
     true = np.add.reduceat(inside, edges[:-1], dtype=int)
     return np.asarray(true >= _INSIDE * np.diff(edges))

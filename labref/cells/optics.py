@@ -1,21 +1,20 @@
-"""What a cell's image says of the optics it came through: background, focus and colour; and when that drifts.
+"""What a cell's image says about its optics (background, focus and colour), and when the optics drift.
 
-Seven numbers a cell, measured on what preparation made and without changing a pixel of it:
+Seven measures of each cell, taken from the prepared cell, which is not changed:
 
-    background_red, _green, _blue   intensity of the smear's background as the camera gave it, 0 to 255
-    focus                           fine detail over contrast in the middle 128×128 pixels of the crop: standard
-    deviation of the
-                                    Laplacian of the green channel's optical density at half the scale (finer, there is
-                                    JPEG and noise), over that of the density itself: the normalised Laplacian energy of
-                                    Subbarao, Choi & Nikzad 1993 (see Pertuz, Puig & Garcia 2013). Blur makes it
-                                    smaller, a pale stain does not
+    background_red, _green, _blue   intensity of the smear's background in the camera's image, 0 to 255
+    focus                           fine detail, divided by contrast, in the middle 128×128 pixels of the crop: the
+                                    standard deviation of the Laplacian of the green channel's optical density at half
+                                    the scale, divided by that of the density itself. This is the normalised Laplacian
+                                    energy of Subbarao, Choi & Nikzad 1993 (see Pertuz, Puig & Garcia 2013). At the full
+                                    scale, JPEG and noise would count. Blur makes it smaller; a pale stain does not
     density_red, _green, _blue      mean optical density, -log10(intensity / background), in the same square: stain and
-    colour
+                                    colour
 
-Drift is a robust effect size: how far the median moved, in standard deviations of single cells as estimated from the
-median absolute deviation (Glass's Δ with median and 1.4826 MAD). Days of a hundred cells with classes mixed at random
-moved no median of the real cells by one such deviation (300 days, classes by a flat Dirichlet distribution); with fifty
-cells a median is known to a fifth of one.
+Drift is a robust effect size (Glass's Δ with the median and 1.4826 MAD): the move of the median, in standard deviations
+of single cells, which are estimated from the median absolute deviation. It was tried on 300 simulated days of a hundred
+real cells with a random mixture of classes (flat Dirichlet distribution): no median moved by one such deviation. With
+fifty cells, the uncertainty of a median is a fifth of a deviation.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from labref.words import MEASURES
 __all__ = ["DRIFT", "FROM_TRAINING", "LEAST_NOW", "LEAST_PAST", "measure", "shifts", "statistics"]
 
 DRIFT: Final = 1.0
-"""A median of today's cells that is so many robust standard deviations off the lab's own past is told."""
+"""A warning is given where the median of today's cells is this many robust standard deviations off the lab's past."""
 FROM_TRAINING: Final = 2.5
-"""Likewise off the cells that the bundle was trained on: many labs' cells, on which the networks can be relied."""
+"""The same against the cells that the bundle was trained on. It is larger, because these come from many labs."""
 LEAST_NOW: Final = 50
 LEAST_PAST: Final = 200
-"""With fewer cells than these, today and before, nothing is said."""
+"""Drift is computed only with at least this many cells: LEAST_NOW of today, LEAST_PAST of the past."""
 _FLOOR: Final = np.array([4.0, 4.0, 4.0, 0.02, 0.01, 0.01, 0.01])
-"""A robust standard deviation counts as at least this: smaller steps than these are rounding."""
+"""The least robust standard deviation of each measure: smaller differences are rounding."""
 _MIDDLE: Final = slice(CROP_SIZE // 4, CROP_SIZE - CROP_SIZE // 4)
 _DENSITY: Final = -np.log10(np.maximum(np.arange(256), 1) / BACKGROUND).astype(np.float32)
 
 
 def measure(cell: CellImage) -> NDArray[np.float32]:
-    """The seven numbers of a prepared cell, float32[7], in the order of `MEASURES`. About a millisecond."""
+    """The seven measures of a prepared cell: float32[7], in the order of `MEASURES`. Takes about a millisecond."""
     density = _DENSITY[cell.crop[_MIDDLE, _MIDDLE]]
     green = density[:, :, 1]
     half: NDArray[np.float32] = (
@@ -57,8 +56,11 @@ def measure(cell: CellImage) -> NDArray[np.float32]:
 
 
 def statistics(values: NDArray[np.float32]) -> dict[str, Any]:
-    """What a bundle's manifest may say of the cells it was trained on, from float32[n, 7], a row a cell (`optics`):
-    {`cells`: n, `measures`: {name: {`median`, `deviation` (1.4826 times the median absolute deviation)}}}."""
+    """The field `optics` of a bundle's manifest: the optics of the cells that the bundle was trained on.
+
+    values : float32[n, 7], one row for each cell. Returns {`cells`: n, `measures`: {name: {`median`, `deviation`}}};
+    the deviation is 1.4826 times the median absolute deviation.
+    """
     median, deviation = _robust(values)
     return {
         "cells": len(values),
@@ -70,20 +72,19 @@ def statistics(values: NDArray[np.float32]) -> dict[str, Any]:
 
 
 def shifts(now: NDArray[np.float32], past: NDArray[np.float32] | Mapping[str, Any]) -> dict[str, float]:
-    """By how many robust standard deviations of the past each measure's median is off it now.
+    """How far each measure's median has moved, in robust standard deviations of the past: {measure: shift}.
 
-    now : float32[n, 7].  past : float32[m, 7], or what `statistics` made of it; of that, measures it lacks are left
-    out.
+    now : float32[n, 7].  past : float32[m, 7], or the result of `statistics`; measures that it lacks are left out.
     """
     median = np.median(now, axis=0)
     if isinstance(past, np.ndarray):
-        known = dict(zip(MEASURES, zip(*_robust(past), strict=True), strict=True))
+        before = dict(zip(MEASURES, zip(*_robust(past), strict=True), strict=True))
     else:
-        known = {name: (float(entry["median"]), float(entry["deviation"])) for name, entry in past["measures"].items()}
+        before = {name: (float(entry["median"]), float(entry["deviation"])) for name, entry in past["measures"].items()}
     return {
-        name: round(float((median[i] - known[name][0]) / max(known[name][1], _FLOOR[i])), 2)
+        name: round(float((median[i] - before[name][0]) / max(before[name][1], _FLOOR[i])), 2)
         for i, name in enumerate(MEASURES)
-        if name in known
+        if name in before
     }
 
 

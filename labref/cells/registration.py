@@ -1,10 +1,10 @@
-"""Two pictures laid over each other: where they fit best, and how well they agree there.
+"""Registration of two pictures: the shift and turn at which they agree best, and how well they agree there.
 
-What a microscope changes between two captures of one cell (place, a slight turn, gain and offset of each colour,
-sharpness) changes the agreement little; another cell of the same class agrees far less. The shift is found by masked
-normalised cross-correlation over all shifts at once (Padfield, IEEE Trans. Image Process. 21:2706, 2012), then shift
-and turn are refined below the pixel by Gauss-Newton steps on that correlation (Lucas & Kanade 1981; Evangelidis &
-Psarakis, IEEE PAMI 30:1858, 2008).
+Two captures of one cell differ in place, by a slight turn, in gain and offset of each colour, and in sharpness. None of
+this changes the agreement much; another cell of the same class agrees far less. First the shift is found by masked
+normalised cross-correlation over all shifts at once (Padfield, IEEE Trans. Image Process. 21:2706, 2012). Then shift
+and turn are refined to fractions of a pixel by Gauss-Newton steps on that correlation (Lucas & Kanade 1981; Evangelidis
+& Psarakis, IEEE PAMI 30:1858, 2008).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
 __all__ = ["SIDE", "Alignment", "View", "align", "view"]
 
 SIDE: Final = 64
-"""Side of the thumbs that are compared, pixels; one is four of the crop's."""
+"""Side of the thumbnails that are compared, pixels; one of these pixels is four of the crop's."""
 _SCALE: Final = CROP_SIZE // SIDE
-_LEAST_OVERLAP: Final = 0.25  # of a thumb: less than that says little of two cells, unless an image is no larger
-_HOPELESS: Final = 0.6  # below this the first correlation is not refined; recaptures begin at 0.9
+_LEAST_OVERLAP: Final = 0.25  # share of a thumbnail that both must show: a smaller overlap says little about two cells
+_HOPELESS: Final = 0.6  # a lower correlation is not refined; recaptures have 0.9 and more
 _STEPS: Final = 8
-_MOST_TURN: Final = 0.1  # radians; beyond it the steps have lost their way
-_HAZE: Final = 0.1  # optical density in red light of what is no nucleus
-_AROUND: Final = 5  # pixels of a thumb about a middle, in which the nucleus has to be
+_MOST_TURN: Final = 0.1  # radians; at a larger turn the steps no longer converge
+_HAZE: Final = 0.1  # optical density in red light that is too low for a nucleus
+_AROUND: Final = 5  # pixels of a thumbnail around a middle, in which a nucleus is looked for
 _FIELD: Final = 1.75 * CROP_SIZE  # pixels; an image with a longer side shows a field, and its middle means nothing
 
 F64 = NDArray[np.float64]
@@ -38,13 +38,12 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class View:
-    """What is compared of a prepared cell.
+    """What registration compares of a prepared cell.
 
     thumb : uint8[64, 64, 3], the cell's surroundings at a quarter of their scale.  box : (top, left, bottom, right),
-    the part of the thumb that shows
-    the image and not the fill about it.  middle : (row, column) of the image's own middle from the crop's, crop pixels.
-    stained : how dark the image's own middle is in red light, as a share of the crop's, 0 to 1: a nucleus or none; 0
-    for a field.
+    the part of the thumbnail that shows the image, without the fill around it.  middle : (row, column) of the image's
+    middle, from the middle of the crop, crop pixels.  stained : density in red light at the image's middle, as a share
+    of that at the crop's middle, 0 to 1. It tells whether a nucleus lies in the image's middle; 0 for a field.
     """
 
     thumb: NDArray[np.uint8]
@@ -55,12 +54,12 @@ class View:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How one view lies on another.
+    """The registration of a second view on a first one.
 
-    score : normalised cross-correlation where they overlap, mean of the three colours, -1 to 1.  shift : (rows,
-    columns) that the second's centre lies from the first's, crop pixels.  turn : degrees.  middles : distance of the
-    images' middles, crop pixels.
-    overlap : share of the thumb that both show.  stained : as of `View`, of the view that has less.
+    score : normalised cross-correlation in the overlap, mean of the three colours, -1 to 1.  shift : (rows, columns)
+    from the first view's centre to the second's, crop pixels.  turn : degrees.  middles : distance between the middles
+    of the two images, crop pixels.  overlap : share of the thumbnail that both views show.  stained : the smaller of
+    the two views' `stained`.
     """
 
     score: float
@@ -89,18 +88,18 @@ def view(cell: CellImage) -> View:
 def _stained(thumb: NDArray[np.uint8], middle: tuple[float, float]) -> float:
     density = np.log((BACKGROUND + 1.0) / (thumb[:, :, 0].astype(np.float32) + 1.0)) - _HAZE
     smooth = ndimage.gaussian_filter(density, 2.0)
-    here, own = ([round((SIDE - 1) / 2 + at / _SCALE) for at in place] for place in ((0.0, 0.0), middle))
-    if not all(0 <= at < SIDE for at in own):
+    of_crop, of_image = ([round((SIDE - 1) / 2 + at / _SCALE) for at in place] for place in ((0.0, 0.0), middle))
+    if not all(0 <= at < SIDE for at in of_image):
         return 0.0
-    there, chosen = (
+    in_image, in_crop = (
         float(smooth[max(0, row - _AROUND) : row + _AROUND + 1, max(0, column - _AROUND) : column + _AROUND + 1].max())
-        for row, column in (own, here)
+        for row, column in (of_image, of_crop)
     )
-    return 0.0 if chosen <= 0.0 else min(1.0, max(0.0, there / chosen))
+    return 0.0 if in_crop <= 0.0 else min(1.0, max(0.0, in_image / in_crop))
 
 
 def align(a: View, b: View) -> Alignment:
-    """Lay `b` on `a` where they agree best. Symmetric but for the last digits; some milliseconds."""
+    """Register `b` on `a`. The score is symmetric except for the last digits. Takes some milliseconds."""
     first, second = a.thumb.astype(np.float32), b.thumb.astype(np.float32)
     score, shift, overlap = _best_shift(first.mean(axis=2), _mask(a), second.mean(axis=2), _mask(b))
     pose = np.array([shift[0], shift[1], 0.0])
@@ -126,12 +125,12 @@ def _mask(shown: View) -> F32:
 
 
 def _least(a_mask: F32, b_mask: F32) -> float:
-    """Pixels that two views must have in common."""
+    """The least number of pixels that both views must show."""
     return min(_LEAST_OVERLAP * SIDE**2, 0.5 * float(min(a_mask.sum(), b_mask.sum())))
 
 
 def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[int, int], float]:
-    """Highest correlation of grey pictures over whole shifts of b, the shift, and the overlap there."""
+    """The highest correlation of two grey pictures over all whole shifts of `b`; the shift; the overlap there."""
     size = 2 * SIDE
 
     def forward(picture: F32) -> NDArray[np.complex64]:
@@ -149,7 +148,7 @@ def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[
     sum_a, sum_b = back(fa * fbm), back(fam * fb)
     common = back(fa * fb) - sum_a * sum_b / count
     spread = np.maximum(back(fa2 * fbm) - sum_a**2 / count, 0.0) * np.maximum(back(fam * fb2) - sum_b**2 / count, 0.0)
-    # a flat overlap correlates with nothing; its spread is rounding error
+    # a flat overlap has no correlation: its spread is only rounding error
     enough = (pixels >= _least(a_mask, b_mask)) & (spread > (0.25 * count) ** 2)
     scores = np.where(enough, common / np.sqrt(np.maximum(spread, 1e-6)), -1.0)
     row, column = divmod(int(np.argmax(scores)), size)
@@ -158,12 +157,12 @@ def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[
 
 
 def _refine(a: F32, a_mask: F32, b: F32, b_mask: F32, pose: F64) -> tuple[float, F64, float]:
-    """Best correlation of the colours near a pose (rows, columns, radians), that pose, and the overlap there."""
+    """The best correlation of the colours near a pose (rows, columns, radians); the pose; the overlap there."""
     middle = (SIDE - 1) / 2
     rows = np.broadcast_to((np.arange(SIDE) - middle)[:, None], (SIDE, SIDE))
     columns = rows.T
     best: tuple[float, F64, float] = (-1.0, pose, 0.0)
-    # a little blur: two captures differ in sharpness, and steps are as good as the gradients are smooth
+    # a slight blur, as two captures differ in sharpness, and the steps need smooth gradients
     a, b = (ndimage.gaussian_filter(picture, (0.7, 0.7, 0)) for picture in (a, b))
     for _ in range(_STEPS):
         cosine, sine = np.cos(pose[2]), np.sin(pose[2])

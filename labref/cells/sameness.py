@@ -1,12 +1,12 @@
-"""The same cell captured again: found by fingerprint, confirmed by laying the two pictures over each other.
+"""Whether two pictures show the same cell: candidates are found by fingerprint, and confirmed by registration.
 
-Fingerprints choose the few stored cells that could be the same one, whatever their class; only those are decoded again
-and registered (`labref.cells.registration`). Four verdicts, by thresholds that come with the bundle: duplicate,
-possible duplicate (for a person to decide), neighbour, different.
+Fingerprints choose the few stored cells that could be the same, whatever their class. Only these are decoded again and
+registered (`labref.cells.registration`). Thresholds that come with the bundle give one of four verdicts: duplicate,
+possible duplicate (a person decides), neighbour, different.
 
-An analyser cuts a picture around each cell that it means, so the pictures of two cells that lie close together show the
-same field: they agree fully once they are laid over each other, and are two cells all the same. Those are neighbours.
-They are found by their landmarks (`labref.cells.landmarks`).
+An analyser cuts a picture around each cell that it means. The pictures of two cells that lie close together therefore
+show the same field: they agree fully when registered, but they are of two cells. Such cells are neighbours. They are
+found by their landmarks (`labref.cells.landmarks`).
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ __all__ = ["DEFAULTS", "Thresholds", "marks", "ruling", "seen", "without_frame"]
 _DARK: Final = 16  # of 255: darker than any cell in every colour
 _FRAME_SHARE: Final = 0.05  # of a row or column that is dark
 _FRAME_MOST: Final = 32  # pixels
-_ONE_OR_TWO: Final = (28.0, 58.0)  # pixels; two stained places so far apart may lie in one nucleus or in two
-_STAINED: Final = 0.6  # of the chosen cell's density; from that on there is a nucleus in the picture's own middle too
+_ONE_OR_TWO: Final = (28.0, 58.0)  # pixels; two stained places at such a distance may lie in one nucleus or in two
+_STAINED: Final = 0.6  # share of the chosen cell's density; from this on a nucleus lies in the picture's middle as well
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """When two cells are the same.
 
-    candidate_bits : both hashes of their fingerprints differ in at most so many of 64 bits.  duplicate_from,
-    possible_from :
-    the correlation after registration that a duplicate, or a possible one, has at least.  same_within : pixels after
-    registration; two pictures are of one cell where its centre, or else their own middles, lie so close together.
-    Neighbouring cells lie farther apart (45 px and more, platelets 30), and recaptures shift by less (some 12 px).  how
-    : how they were calibrated.
+    candidate_bits : the most bits, of 64, in which each of the two hashes may differ between candidates.
+    duplicate_from, possible_from : the least correlation after registration of a duplicate, and of a possible one.
+    same_within : pixels after registration. Two pictures are of one cell where the centres found, or else the middles
+    of the pictures, are at most this far apart. Neighbouring cells are farther apart (45 px and more, platelets 30);
+    recaptures shift by less (about 12 px).  how : how the thresholds were calibrated.
     """
 
     candidate_bits: int
@@ -56,10 +55,10 @@ class Thresholds:
 
     @staticmethod
     def of(duplicates: Mapping[str, Any]) -> Thresholds:
-        """Those of a bundle's manifest; `DEFAULTS` for a bundle that has none, or the thesis' rule.
+        """The thresholds in a bundle's manifest; `DEFAULTS` for a bundle without any, or with the thesis' rule.
 
-        Bundles made for preparation 2 have `farthest` instead of `same_within`: how far the middles of two pictures
-        could lie apart before a person was asked. It has no meaning any more.
+        Bundles made for preparation 2 have `farthest` instead of `same_within`: the distance between the middles of two
+        pictures from which a person was asked. It is no longer used.
         """
         if duplicates.get("hash") != "dhash":
             return DEFAULTS
@@ -79,17 +78,18 @@ DEFAULTS: Final = Thresholds(
     same_within=20.0,
     how="`python -m tests.benchmarks.duplicates` on 10,262 cells of four optics and 4,000 simulated recaptures",
 )
-"""For bundles without thresholds of their own. They do not depend on the networks."""
+"""The thresholds for bundles without their own. They do not depend on the networks."""
 
 
 def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
-    """The verdict on two cells whose pictures lie on each other like this.
+    """The verdict on two cells whose pictures are registered like this.
 
-    The pictures may agree because they show one field; then it counts whether they were taken of one cell. They were
-    where the pictures' own middles lie together: the analyser meant the same cell, whatever was found in each. They
-    were not where the centres lie apart as well. Where the same centre was found though the middles lie apart, it
-    depends on what stands in the middles. With a nucleus in both they are two cells, or, a little nearer, one large
-    nucleus or two that touch: a person decides. Without, one picture was cut beside the only cell.
+    Pictures that agree show one field. They may still have been taken of two cells. Three cases:
+    1. The middles of the pictures coincide: one cell. The analyser meant the same cell, whatever centre was found.
+    2. Neither the middles nor the centres coincide: two cells, neighbours.
+    3. The centres coincide, the middles do not. Where a nucleus lies in the middle of both pictures, they are of two
+       cells, or, at a smaller distance, of one large nucleus or two that touch: a person decides. Where one picture
+       has no nucleus in its middle, it was cut beside the only cell: one cell.
     """
     if found.score < thresholds.possible_from:
         return Verdict.DIFFERENT
@@ -105,18 +105,17 @@ def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
 
 
 def without_frame(pixels: U8, cell: CellImage) -> CellImage:
-    """The cell prepared without the black frame that software leaves where it shifted or turned an image; `cell` where
-    it has none.
+    """The cell prepared again without the image's black frame; `cell` itself where the image has no frame.
 
-    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. Only for comparing: black edges would move
-    the centre and the correlation, and they are no part of the cell.
+    Software leaves a black frame where it shifts or turns an image. pixels : uint8[h, w, 3], the decoded image that
+    `cell` was prepared from. This cell serves for comparing only: black edges would move the centre and change the
+    correlation.
     """
     return unframed(pixels, cell)[1]
 
 
 def marks(pixels: U8, cell: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
-    """What a cell is searched by: its shifted fingerprints, of which the first is its own, and the landmarks of its
-    picture.
+    """What a cell is searched by: its fingerprint followed by the shifted ones, and the landmarks of its picture.
 
     pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. A black frame is left out.
     """
@@ -124,7 +123,7 @@ def marks(pixels: U8, cell: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[L
 
 
 def seen(pixels: U8) -> View:
-    """What of a decoded image uint8[h, w, 3] is laid over others: its cell, prepared, without a frame."""
+    """The view of a decoded image, uint8[h, w, 3], for registration: of its prepared cell, without a black frame."""
     return view(without_frame(pixels, prepare_pixels(pixels)))
 
 
@@ -144,8 +143,8 @@ def unframed(pixels: U8, cell: CellImage) -> tuple[U8, CellImage]:
 
 
 def _frame(pixels: U8) -> int:
-    """How many first rows of uint8[h, w, 3] are dark in part, and two more for what compression smeared; 0 where the
-    first is not."""
+    """The number of rows at the top of uint8[h, w, 3] that belong to a black frame, and two more, which compression has
+    blurred; 0 without a frame."""
     most = min(_FRAME_MOST, len(pixels) // 8)
     framed = 0
     while framed < most and (pixels[framed].max(axis=1) <= _DARK).mean() >= _FRAME_SHARE:

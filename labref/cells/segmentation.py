@@ -1,16 +1,22 @@
-"""Which cell a picture is about, and which parts of the picture belong to other cells.
+"""Segmentation: which cell a picture is about, and which parts of the picture belong to other cells.
 
-An analyser cuts its picture around the cell that it means, so the object at the picture's middle is chosen, or else one
-near it; of two as near, the darker one. It is split from what touches it in three steps: the map of nuclear density
-falls into catchment basins, one for each of its peaks (a watershed; Vincent & Soille, IEEE PAMI 13:583, 1991); basins
-that no valley divides are merged as long as they stay as compact as a nucleus; and the cell's centre is where a mean
-shift with a flat kernel as wide as a nucleus (Comaniciu & Meer, IEEE PAMI 24:603, 2002) comes to rest, started at the
-middle. The basins near the centre are the cell's own, and the shift is repeated over them until they stay the same. It
-ends at the cell's own centre of density, so that a recapture shifted by some pixels ends at the same place. If the
-picture is not much larger than a cell, its middle lies in the cell's nucleus, or close to it, and the centre ended far
-from the middle, the centre is pulled back towards it: what drew it away is most likely part of a neighbour.
+An analyser cuts its picture around the cell that it means. So the object at the middle of the picture is chosen, or
+else one near it; of two equally near objects, the darker one. The cell is separated from what touches it in three
+steps:
 
-All lengths here are pixels of the map, which is at a quarter of the analyser's scale: one is 0.4 µm.
+1. The map of nuclear density is divided into catchment basins, one for each peak (a watershed; Vincent & Soille, IEEE
+   PAMI 13:583, 1991).
+2. Basins without a valley between them are merged, as long as the result is as compact as a nucleus.
+3. A mean shift with a flat kernel as wide as a nucleus (Comaniciu & Meer, IEEE PAMI 24:603, 2002) starts at the middle
+   and ends at the cell's centre. The basins near the centre are the cell's own. The shift is repeated over these basins
+   until they no longer change.
+
+The shift ends at the cell's centre of density, so a recapture that is shifted by some pixels ends at the same place.
+The centre is pulled back towards the middle under three conditions: the picture is not much larger than a cell, its
+middle lies in or near the cell's nucleus, and the centre ended far from the middle. What drew the centre away is then
+most likely part of a neighbour.
+
+All lengths are pixels of the map, which has a quarter of the analyser's scale: one pixel is 0.4 µm.
 """
 
 from __future__ import annotations
@@ -26,60 +32,60 @@ __all__ = ["Segmented", "segment"]
 
 F32 = NDArray[np.float32]
 
-# chosen on pictures of pbc's training part and composites of them; `tests.benchmarks.neighbours` measures on held-out
-# ones
+# these values were chosen on pictures of pbc's training part and on composites of them; `tests.benchmarks.neighbours`
+# measures on held-out pictures
 _BASE: Final = 0.10  # density of haze and of the palest red cells
-_PEAK_BLUR: Final = 2.5  # σ for the peaks among which one is chosen
-_LEAST_PEAK: Final = 0.04  # above the base; the palest optics' nuclei have 0.06
-_LEAST_SHARE: Final = 0.55  # of the highest peak within reach: lower ones are red cells
-_PALE: Final = 0.2  # above the base: no red cell is so dark
-_PRIOR: Final = 9.0  # σ of the distance from the middle
-_FULL_PEAK: Final = 0.3  # all peaks above count alike: the darker cell is not the likelier one
-_SEARCH: Final = 40.0  # farthest from the middle that a cell is looked for
-_SEEN: Final = 110  # of a larger map, so far from its middle all cells are seen: those that a crop can show
-_LEVEL: Final = (8, 2.5, 1.1)  # of a nucleus' density: search radius about the peak, σ of the blur, upper limit
-_NUCLEAR: Final = (0.45, 0.70)  # of the nucleus' density: from no nucleus to surely nucleus
-_STAINED: Final = (0.30, 0.90)  # of the same: from what weighs nothing in the centre to what weighs fully
+_PEAK_BLUR: Final = 2.5  # σ of the blur before the peaks are found among which the cell is chosen
+_LEAST_PEAK: Final = 0.04  # density above the base; nuclei in the palest optics have 0.06
+_LEAST_SHARE: Final = 0.55  # share of the highest peak within reach: lower peaks are red cells
+_PALE: Final = 0.2  # density above the base that no red cell reaches
+_PRIOR: Final = 9.0  # σ of the cell's distance from the middle, in the choice among the peaks
+_FULL_PEAK: Final = 0.3  # higher peaks count as this: a darker cell is not a likelier one
+_SEARCH: Final = 40.0  # the farthest from the middle that the cell is looked for
+_SEEN: Final = 110  # of a larger map only the part this near to its middle is looked at: a crop can show no more
+_LEVEL: Final = (8, 2.5, 1.1)  # density of a nucleus: search radius around the peak, σ of the blur, upper limit
+_NUCLEAR: Final = (
+    0.45,
+    0.70,
+)  # shares of the nucleus' density: below the first no nucleus, above the second surely one
+_STAINED: Final = (
+    0.30,
+    0.90,
+)  # shares of the nucleus' density: weight in the centre 0 below the first, 1 above the second
 _BASIN_BLUR: Final = 3.0
-_VALLEY: Final = 0.8  # of the lower peak: a saddle above divides nothing
-_COMPACT: Final = 14.0  # most distance of two parts' centres of density that are merged
-_NEAR: Final = 18.0  # a part whose centre lies so near to the cell's is its own
-_IN_MIDDLE: Final = 13.5  # a peak so near to the middle is taken for the cell there
+_VALLEY: Final = 0.8  # share of the lower peak: two basins with a higher saddle between them have no valley
+_COMPACT: Final = 14.0  # the largest distance between the centres of density of two parts that are merged
+_NEAR: Final = 18.0  # a part belongs to the cell where its centre is at most this far from the cell's
+_IN_MIDDLE: Final = 13.5  # a peak at most this far from the middle counts as the cell in the middle
 _APPROACHES: Final = 6
-_KERNEL: Final = (18.5, 2.5)  # radius of the flat kernel, and how soft its edge is
+_KERNEL: Final = (18.5, 2.5)  # radius of the flat kernel, and the softness of its edge
 _STEPS: Final = 16
 _CUT: Final = 100  # a picture with a longer side is a field, not cut around a cell: its middle tells less
-_TRUSTED: Final = 7.8  # up to this distance from the middle the centre stays where it is
-_DRAWN: Final = (
-    (11.3, 0.6),
-    (13.5, 0.02),
-)  # up to this distance so much of what is beyond stays; then so much, and no more
-_HOLDS: Final = (
-    5.0,
-    11.0,
-)  # distance of the nucleus from the middle up to which the cell holds it, and from which it does not
-_LEAST_PART: Final = 8.0  # nuclear pixels of a part that counts as another cell
-_LEAST_FADED: Final = (
-    200.0  # the same, of one that is faded: a smaller one is more often a lobe or granules of the cell itself
-)
-_SAME_STAIN: Final = (
-    0.975  # cosine of two stains' colours; other nuclei of a smear have 0.98 and more, red cells 0.77 to 0.965
-)
-_FADED: Final = (
-    21.0  # least distance of another nucleus that is faded: a lobe of a large cell can lie nearer, and looks the same
-)
-_BODY: Final = 8.0  # radius about the centre that is the chosen cell's own
-_MARGIN: Final = (4.0, 0.9)  # cytoplasm about another nucleus: at least, and of its radius
-_BORDER: Final = 1.5  # how soft the border between two cells is
+_TRUSTED: Final = 7.8  # a centre up to this far from the middle is not pulled back
+# of the distance beyond _TRUSTED, a share of 0.6 stays up to 11.3, a share of 0.02 from there to 13.5, and none beyond
+_DRAWN: Final = ((11.3, 0.6), (13.5, 0.02))
+# distance between nucleus and middle: up to the first the cell contains the middle, from the second on it does not
+_HOLDS: Final = (5.0, 11.0)
+_LEAST_PART: Final = 8.0  # the fewest nuclear pixels of a part that counts as another cell
+# the same, of another cell that is removed from the crop: a smaller part is more often a lobe or granules of the cell
+_LEAST_FADED: Final = 200.0
+# cosine between two stains' colours: other nuclei of a smear have 0.98 and more, red cells 0.77 to 0.965
+_SAME_STAIN: Final = 0.975
+# the least distance of another cell that is removed: a lobe of a large cell can lie nearer, and looks the same
+_FADED: Final = 21.0
+_BODY: Final = 8.0  # the radius around the centre that always belongs to the chosen cell
+_MARGIN: Final = (4.0, 0.9)  # width of the cytoplasm around another nucleus: a constant, plus this share of its radius
+_BORDER: Final = 1.5  # the softness of the border between two cells
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """What is seen in a map of nuclear density.
+    """The segmentation of a map of nuclear density.
 
     centre : (row, column) of the chosen cell, pixels of the map.
-    others : (row, column) of other nuclei or parts of them, nearest to the centre first; red cells are not among them.
-    keep : float32[h, w], 1 where the map shows the chosen cell or no cell, 0 where it shows another cell, soft between.
+    others : (row, column) of other nuclei or their parts, nearest to the centre first; red cells are not included.
+    keep : float32[h, w], 1 where the map shows the chosen cell or no cell, 0 where it shows another cell; the values in
+    between form a soft border.
     """
 
     centre: tuple[float, float]
@@ -88,12 +94,13 @@ class Segmented:
 
 
 def segment(density: F32, colours: F32) -> Segmented | None:
-    """Find the cell nearest to the middle of a map; None where the map shows nothing that could be one.
+    """Find the cell near the middle of a map; None where the map shows nothing that could be a cell.
 
-    density : float32[h, w], optical density of the nuclear stain, smoothed a little, at a quarter of the analyser's
+    density : float32[h, w], optical density of the nuclear stain, slightly smoothed, at a quarter of the analyser's
     scale.
-    colours : float32[h, w, 3], optical density in red, green and blue light. What absorbs otherwise than the chosen
-    cell's nucleus is no nucleus, however dark: in some optics red cells are as dark in red light as a pale nucleus.
+    colours : float32[h, w, 3], optical density in red, green and blue light. A part whose colour differs from that of
+    the chosen cell's nucleus is no nucleus, however dark it is: in some optics, red cells are as dark in red light as
+    a pale nucleus.
     """
     height, width = density.shape
     if max(height, width) > 2 * _SEEN + 2:
@@ -119,8 +126,8 @@ def segment(density: F32, colours: F32) -> Segmented | None:
 
 
 def _segment_part(density: F32, colours: F32) -> Segmented | None:
-    """`segment` of a map that is larger than what is looked at: of its middle alone."""
-    # as much is left out above as below, and at the left as at the right
+    """`segment` of a large map: only the part around its middle is looked at."""
+    # the part is symmetric: the same number of rows is left out above and below, and of columns left and right
     top, left = (max(0, size // 2 - _SEEN) for size in density.shape)
     bottom, right = (size - start for size, start in zip(density.shape, (top, left), strict=True))
     found = segment(density[top:bottom, left:right], colours[top:bottom, left:right])
@@ -133,7 +140,7 @@ def _segment_part(density: F32, colours: F32) -> Segmented | None:
 
 
 def _choose(density: F32, middle: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """The peak (row, column) that the picture is about; None where there is none."""
+    """The peak (row, column) of the cell that the picture is about; None where there is none."""
     smooth = ndimage.gaussian_filter(np.clip(density - _BASE, 0.0, 0.8), _PEAK_BLUR, mode="constant")
     is_peak = (smooth == ndimage.maximum_filter(smooth, 5, mode="nearest")) & (smooth > _LEAST_PEAK)
     peaks = np.argwhere(is_peak).astype(float)
@@ -146,33 +153,33 @@ def _choose(density: F32, middle: NDArray[np.float64]) -> NDArray[np.float64] | 
     if not within.any():
         return None
     stained = heights >= _LEAST_SHARE * heights[within].max()
-    # a pale cell in the middle is chosen beside however dark a one
+    # a pale cell in the middle may be chosen, however dark another cell is
     stained |= (heights >= _PALE) & (squares <= _IN_MIDDLE**2)
     likely[~(within & stained)] = -np.inf
     return np.asarray(peaks[int(np.argmax(likely))], np.float64)
 
 
 def _level(density: F32, peak: NDArray[np.float64]) -> float:
-    """Density of the nucleus at `peak`, at its darkest."""
+    """The density of the nucleus at `peak`, where it is darkest."""
     reach, blur, most = _LEVEL
     row, column = (int(at) for at in peak)
-    about = density[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
-    return min(most, float(ndimage.gaussian_filter(about, blur, mode="nearest").max()))
+    window = density[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
+    return min(most, float(ndimage.gaussian_filter(window, blur, mode="nearest").max()))
 
 
 def _between(density: F32, level: float, shares: tuple[float, float]) -> F32:
-    """How far the density lies between two shares of `level`, 0 to 1; float32[h, w]."""
+    """The density scaled so that the first share of `level` becomes 0 and the second 1, and limited: float32[h, w]."""
     low, high = (share * level for share in shares)
     between: F32 = np.clip((density - low) / (high - low), 0.0, 1.0)
     return between
 
 
 def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
-    """The map's nuclei, or parts of them: number of each pixel's part intp[h, w] (their count where it has none), their
-    centres of density float64[n, 2] and their masses float64[n], in full pixels."""
+    """The n nuclei of the map, or their parts. Three arrays: the number of each pixel's part, intp[h, w] (n for a pixel
+    without a part); the parts' centres of density, float64[n, 2]; their masses, float64[n], in fully nuclear pixels."""
     smooth = ndimage.gaussian_filter(nuclear, _BASIN_BLUR, mode="constant")
     is_peak = (smooth == ndimage.maximum_filter(smooth, 3, mode="constant")) & (smooth > 0.03)
-    # a large dark nucleus has a plateau of equal pixels, which is one peak
+    # a plateau of equal pixels, as a large dark nucleus has, is one peak
     plateaus, count = ndimage.label(is_peak, np.ones((3, 3)))
     if not count:
         return np.zeros(nuclear.shape, np.intp), np.empty((0, 2)), np.empty(0)
@@ -197,8 +204,8 @@ def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray
         a, b = root(one), root(two)
         if a == b or saddle < _VALLEY * min(heights[a], heights[b]):
             continue
-        apart = np.hypot(by_row[a] / mass[a] - by_row[b] / mass[b], by_column[a] / mass[a] - by_column[b] / mass[b])
-        if apart > _COMPACT:
+        distance = np.hypot(by_row[a] / mass[a] - by_row[b] / mass[b], by_column[a] / mass[a] - by_column[b] / mass[b])
+        if distance > _COMPACT:
             continue
         if heights[a] < heights[b]:
             a, b = b, a
@@ -211,7 +218,7 @@ def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray
 
 
 def _uphill(smooth: F32) -> NDArray[np.intp]:
-    """For each pixel the peak that the steepest way up leads to, as an index into the flat map; intp[h, w]."""
+    """For each pixel the peak that the steepest ascent leads to, as an index into the flattened map: intp[h, w]."""
     height, width = smooth.shape
     padded = np.full((height + 2, width + 2), -1.0, np.float32)
     padded[1:-1, 1:-1] = smooth
@@ -230,7 +237,7 @@ def _uphill(smooth: F32) -> NDArray[np.intp]:
 
 
 def _saddles(smooth: F32, basin: NDArray[np.intp], count: int) -> list[tuple[float, int, int]]:
-    """Where basins touch: (height of the saddle, basin, basin), highest first."""
+    """The borders between basins: (height of the saddle, basin, basin), the highest first."""
     pairs: list[NDArray[np.intp]] = []
     lower: list[F32] = []
     for here, there in (
@@ -257,7 +264,8 @@ def _settle(
     peak: NDArray[np.float64],
     middle: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The chosen cell's centre (row, column), and which parts are its own: bool[n + 1], False for no part."""
+    """The chosen cell's centre (row, column), and which parts belong to it: bool[n + 1]. The last element, for pixels
+    without a part, is False."""
     first = int(np.argmin(np.hypot(*(centres - peak).T)))
     centre = middle if np.hypot(*(peak - middle)) <= _IN_MIDDLE else peak
     own = np.zeros(len(centres) + 1, bool)
@@ -272,7 +280,7 @@ def _settle(
 
 
 def _stained_like(colours: F32, nuclear: F32, part_of: NDArray[np.intp], own: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which parts absorb light of the colours that the chosen cell's own do; bool[n]."""
+    """Which parts have the stain's colour of the chosen cell's own parts: bool[n]."""
     sums = np.stack(
         [
             np.bincount(part_of.ravel(), weights=(nuclear * colours[..., channel]).ravel(), minlength=len(own))
@@ -287,7 +295,7 @@ def _stained_like(colours: F32, nuclear: F32, part_of: NDArray[np.intp], own: ND
 
 
 def _shifted(stained: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where the mean shift over the pixels of `own` bool[h, w] comes to rest."""
+    """The place (row, column) where the mean shift ends. own : bool[h, w], the pixels that it is computed over."""
     rows, columns = np.nonzero(own & (stained > 0.0))
     mass = stained[rows, columns].astype(np.float64)
     centre = start
@@ -307,8 +315,8 @@ def _shifted(stained: F32, own: NDArray[np.bool_], start: NDArray[np.float64]) -
 def _pulled_back(
     centre: NDArray[np.float64], middle: NDArray[np.float64], nuclear: F32, own: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """The centre, drawn back to the middle where the cell holds the middle: what pulls it farther away is part of a
-    neighbour."""
+    """The centre, pulled back towards the middle where the cell contains the middle: what drew the centre away is then
+    part of a neighbour."""
     away = float(np.hypot(*(centre - middle)))
     if away <= _TRUSTED:
         return centre
@@ -331,7 +339,8 @@ def _territory(
     masses: NDArray[np.float64],
     centre: NDArray[np.float64],
 ) -> F32:
-    """`Segmented.keep`: a pixel is another cell's where it is nearer to that one's nucleus, and within reach of it."""
+    """`Segmented.keep`: a pixel belongs to another cell where it is nearer to that cell's nucleus than to the chosen
+    cell's, and lies within that nucleus' margin."""
     theirs = np.append(other, False)[part_of] & (nuclear > 0.5)
     if not theirs.any():
         return np.ones(nuclear.shape, np.float32)

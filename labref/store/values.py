@@ -38,7 +38,8 @@ class NewCell:
     fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them
     they are made later, and the cell is compared with no other until then. landmarks: of its picture,
     `labref.cells.landmarks`, nearest to its centre first.
-    label None means that nobody gave one: the cell then carries predicted_label, with the source "predicted".
+    label: None where neither a person nor the analyser gave one; the cell then has predicted_label as its label, with
+    the source "predicted".
     """
 
     cell_id: str
@@ -62,7 +63,7 @@ class NewCell:
     landmarks: tuple[Landmark, ...] = ()
 
     def carries(self) -> tuple[str, LabelSource]:
-        """The label that the cell carries, and who gave it."""
+        """The label that the cell gets, and its source."""
         if self.label is None:
             return self.predicted_label, LabelSource.PREDICTED
         return self.label, LabelSource(self.label_source)
@@ -94,7 +95,7 @@ class SeenAgain:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A file that cannot become a cell, and why; size and time are None where even they could not be read."""
+    """A file that cannot become a cell, and the reason. Size and time are None where they could not be read either."""
 
     path: str
     size_bytes: int | None
@@ -106,11 +107,11 @@ class Rejected:
 class LedgerRow:
     """What became of one file.
 
-    label and label_source: what the path itself said of the cell, else what the cell carries now. at: when this
-    outcome was recorded, UTC. duplicate_of: the cell that this one repeats; for byte-identical files that is
-    the cell itself. reason: None for a plain `stored`. conflict: the classes that the files of this cell say, where
-    they say different ones. neighbours: the cells beside this one, in overlapping pictures of one field. (Both as the
-    ledger is read; `record` does not say them.)
+    label and label_source: those that the file's path gives, else those that the cell has now. at: when this outcome
+    was recorded, UTC. duplicate_of: the cell that this one repeats; for byte-identical files, the cell itself.
+    reason: None for a plain `stored`. conflict: the classes that the paths of this cell's files give, where these
+    differ. neighbours: the cells beside this one, in overlapping pictures of one field. Only the ledger fills conflict
+    and neighbours; `record` leaves them empty.
     """
 
     path: str
@@ -127,7 +128,8 @@ class LedgerRow:
 
 
 class FileState(NamedTuple):
-    """What a scan compares a file with. (A tuple: a million of them are made at the start of every scan.)"""
+    """The recorded state of a file, which a scan compares the file with. It is a tuple because every scan makes one for
+    each of up to a million files."""
 
     size_bytes: int | None
     mtime_ns: int | None
@@ -170,19 +172,19 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Resemblance:
-    """How alike two cells are. score: correlation after registration, -1 to 1."""
+    """How similar two cells are. score : correlation after registration, -1 to 1."""
 
     score: float
     verdict: Verdict
 
 
 Judge = Callable[[str, str], Resemblance | None]
-"""Compares the cells with two digests; None where they cannot be compared."""
+"""Compares the two cells with these digests; None where they cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBundle:
-    """A bundle whose latent space the store holds. labels: the columns of its probabilities, in order."""
+    """A bundle whose latents the store holds. labels : names of the columns of its probabilities, in order."""
 
     digest: str
     name: str
@@ -194,7 +196,8 @@ class StoredBundle:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much a store holds: files by outcome (all four, zeros too), cells in total and by what they carry."""
+    """What a store holds: files in total and by outcome (all four, also where 0), and cells in total, by label, label
+    source, slide and analyser."""
 
     files: int
     cells: int

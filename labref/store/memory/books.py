@@ -1,8 +1,8 @@
-"""What the store keeps in memory, so that looking a file up costs microseconds: ids, labels, fingerprints and groups of
-all cells.
+"""Ids, labels, fingerprints and groups of all cells, in memory, so that a look-up takes microseconds.
 
-12 bytes a cell for id and label and 28 for the fingerprint: 40 MB for a million cells; 32 more for each that repeats
-another, and 28 for each landmark: of the last when the store is opened, 11 MB, and of all that come while it is open.
+Memory: 12 bytes a cell for its id and label, and 28 for its fingerprint, so 40 MB for a million cells. A duplicate
+takes 32 bytes more, and a landmark 28. Only the latest landmarks are read when the store is opened (11 MB); those of
+all cells stored while it is open are added.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from labref.words import BITS, Fingerprint, hamming
 __all__ = ["MOST_LANDMARKS", "CellBook", "GroupBook", "HashBook", "HashChanges", "id_to_int", "int_to_id"]
 
 MOST_LANDMARKS = 400_000
-"""So many landmarks are kept in memory and searched, the last ones: those of 200,000 cells and more. The pictures of
-one field are written within minutes of each other, so that older ones would only take time."""
+"""Number of landmarks that are searched: the latest ones, of at least 200,000 cells. The pictures of one field are
+written within minutes of each other, so older landmarks would only cost time."""
 
 _Value = TypeVar("_Value", bound=Hashable)
 _MERGE_AT = 8192
-_BLOCK = 1 << 15  # hashes compared at once: what is in between stays in the processor's cache
-# bits; fingerprints that differ more are searched each in a pass of its own: what one lets through would be too much
+_BLOCK = 1 << 15  # hashes compared at once: intermediate results stay in the processor's cache
+# the most bits in which fingerprints searched in one pass differ; with more, the first filter passes too many cells
 _TOGETHER = 14
 _ALL = Fingerprint(2**BITS - 1, 2**BITS - 1)
 
 
 def id_to_int(cell_id: str) -> int:
-    """The 16 hexadecimal characters of a cell id as an unsigned 64-bit integer; their orders are the same."""
+    """The 16 hexadecimal characters of a cell id as an unsigned 64-bit integer. The order of ids stays the same."""
     return int(cell_id, 16)
 
 
 def int_to_id(number: int) -> str:
-    """The cell id that `id_to_int` was given."""
+    """The cell id of an integer: the inverse of `id_to_int`."""
     return f"{number:016x}"
 
 
 class CellBook(Generic[_Value]):
-    """What every cell carries, its label for one, by the cell's id: a sorted array, and a few newcomers beside it.
+    """One value of each cell, such as its label, by the cell's id. It is a sorted array, and a small dictionary of the
+    latest cells.
 
     One thread may add and change while others look up.
     """
 
     def __init__(self, ids: NDArray[np.uint64], codes: NDArray[np.uint32], values: Sequence[_Value]) -> None:
-        """ids : uint64[n], each once, in any order. codes : uint32[n], where in `values` that is which each cell
-        carries."""
+        """ids : uint64[n], each once, in any order.  codes : uint32[n], the index in `values` of each cell's value."""
         self._values = list(values)
         self._codes = {value: code for code, value in enumerate(values)}
         order = np.argsort(ids)
@@ -61,8 +61,8 @@ class CellBook(Generic[_Value]):
         return len(ids) + len(recent)
 
     def get(self, number: int) -> _Value | None:
-        """What a cell carries, or None for an unknown id. Microseconds."""
-        ids, codes, recent = self._state  # all from one moment, even while `add` merges them
+        """The value of a cell; None for an unknown id. Takes microseconds."""
+        ids, codes, recent = self._state  # one consistent state, even while `add` merges
         code = recent.get(number)
         if code is None:
             at = int(np.searchsorted(ids, np.uint64(number)))
@@ -72,8 +72,8 @@ class CellBook(Generic[_Value]):
         return self._values[code]
 
     def of(self, numbers: Sequence[int]) -> list[_Value | None]:
-        """What each of these cells carries, as `get`; a fraction of a microsecond a cell."""
-        ids, codes, recent = self._state  # all from one moment, even while `add` merges them
+        """The values of several cells, each as by `get`. Takes a fraction of a microsecond a cell."""
+        ids, codes, recent = self._state  # one consistent state, even while `add` merges
         found = list(map(recent.get, numbers))
         if len(ids):
             wanted = np.array(numbers, np.uint64)
@@ -91,7 +91,7 @@ class CellBook(Generic[_Value]):
         return sorted([*settled, *(number for number in recent if first <= number <= last)])[:most]
 
     def add(self, number: int, value: _Value) -> None:
-        """Add a cell that is not there yet."""
+        """Add a cell that the book does not hold yet."""
         ids, codes, recent = self._state
         recent[number] = self._code(value)
         if len(recent) >= _MERGE_AT:
@@ -101,7 +101,7 @@ class CellBook(Generic[_Value]):
             self._state = (merged[order], merged_codes[order], {})
 
     def change(self, number: int, value: _Value) -> None:
-        """Let a cell carry something else."""
+        """Change the value of a cell that the book holds."""
         ids, codes, recent = self._state
         if number in recent:
             recent[number] = self._code(value)
@@ -118,7 +118,8 @@ class CellBook(Generic[_Value]):
 
 
 class _Groups(NamedTuple):
-    """All that a reader needs, from one moment: the same cells by id and by group, and newcomers, likewise."""
+    """One consistent state for readers: the cells sorted by id, the same cells sorted by group, and the latest cells by
+    id and by group."""
 
     ids: NDArray[np.uint64]
     groups: NDArray[np.uint64]
@@ -129,21 +130,21 @@ class _Groups(NamedTuple):
 
 
 class GroupBook:
-    """Which cells are captures of one physical cell. A group is called by the id of its first capture.
+    """Which cells are captures of one physical cell. The name of a group is the id of its first capture.
 
     One thread may add while others look up.
     """
 
     def __init__(self, ids: NDArray[np.uint64], groups: NDArray[np.uint64]) -> None:
-        """ids : uint64[n], the cells that repeat another, each once, oldest first. groups : uint64[n], of each."""
+        """ids : uint64[n], cells that repeat another, each once, oldest first.  groups : uint64[n], their groups."""
         self._state = _settled(ids, groups)
 
     def __len__(self) -> int:
         return len(self._state.ids) + len(self._state.recent)
 
     def of(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """The groups uint64[n] of cells ids uint64[n]; a cell that repeats none is called by its own id.
-        Microseconds."""
+        """The group of each cell: uint64[n]. ids : uint64[n]. A cell that repeats no other is a group with its own id.
+        Takes microseconds."""
         state, found = self._state, ids.copy()
         if len(state.ids):
             at = np.minimum(np.searchsorted(state.ids, ids), len(state.ids) - 1)
@@ -156,7 +157,7 @@ class GroupBook:
         return found
 
     def firsts(self, ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """bool[n]: which of the cells ids uint64[n] come before all others of their group there."""
+        """Which cells are the first of their group in `ids`: bool[n]. ids : uint64[n]."""
         if not len(self):
             return np.ones(len(ids), np.bool_)
         chosen = np.zeros(len(ids), np.bool_)
@@ -164,20 +165,20 @@ class GroupBook:
         return chosen
 
     def members(self, group: int) -> list[int]:
-        """The captures in a group, oldest first. Microseconds."""
+        """The captures in a group, oldest first. Takes microseconds."""
         state = self._state
         start, end = (np.searchsorted(state.sorted_groups, np.uint64(group), side) for side in ("left", "right"))
         return [group, *state.by_group[start:end].tolist(), *state.recent_by_group.get(group, ())]
 
     def add(self, number: int, group: int) -> None:
-        """Add a cell that is not there yet, and repeats another."""
+        """Add a cell that repeats another, and that the book does not hold yet."""
         state = self._state
         state.recent[number] = group
         state.recent_by_group.setdefault(group, []).append(number)
         if len(state.recent) >= _MERGE_AT:
             numbers = np.fromiter(state.recent.keys(), np.uint64, len(state.recent))
             groups = np.fromiter(state.recent.values(), np.uint64, len(state.recent))
-            # those of one group still stand in the order they came
+            # the cells of one group stay in the order in which they were added
             self._state = _settled(
                 np.concatenate([state.by_group, numbers]), np.concatenate([state.sorted_groups, groups])
             )
@@ -189,14 +190,14 @@ def _settled(ids: NDArray[np.uint64], groups: NDArray[np.uint64]) -> _Groups:
 
 
 class HashBook:
-    """Fingerprints of cells, searched whole: exactly, whatever class a cell has. Age: cells that came later have a
-    larger one.
+    """The fingerprints of cells. A search compares all of them, so it is exact and independent of the cells' classes.
+    Each cell has an age, a number that is larger for a later cell.
 
     One thread may add while others look up.
     """
 
     def __init__(self, most: int | None = None) -> None:
-        """most : only so many are searched, those added last; None for all."""
+        """most : number of fingerprints that are searched, those added last; None for all."""
         self._most = most
         self._arrays = (
             np.empty(64, np.uint64),
@@ -211,7 +212,7 @@ class HashBook:
 
     @property
     def next_age(self) -> int:
-        """Larger than all ages so far."""
+        """An age larger than all ages in the book."""
         ages = self._filled()[3]
         return int(ages.max()) + 1 if len(ages) else 0
 
@@ -237,25 +238,25 @@ class HashBook:
         self._arrays[1][self._n : end] = down
         self._arrays[2][self._n : end] = ids
         self._arrays[3][self._n : end] = ages
-        self._n = end  # last: readers see whole rows
+        self._n = end  # set last, so that readers see only whole rows
 
     def within(
         self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
     ) -> list[tuple[int, int, int]]:
-        """Cells both of whose hashes differ from one of these in at most so many bits, as (bits, age, id): fewest
-        first, then oldest.
+        """The cells whose fingerprint is close to one of these, as (differing bits, age, id): the fewest bits first,
+        then the smallest age.
 
-        bits : of the hash that differs more, and of the fingerprint that differs least; of 64, and in proportion where
-        fewer count.
-        shown : the bits of each hash that count (1). Some milliseconds for a million cells.
+        bits : the most bits, of 64, in which each of the two hashes may differ; fewer in proportion where `shown` has
+        fewer bits.  shown : the bits of each hash that are compared, as ones. The differing bits returned are those of
+        the hash that differs more, of the fingerprint that differs least. Takes some milliseconds for a million cells.
         """
         across, down, ids, ages = self._filled(self._most)
         most = [bits * count.bit_count() // BITS for count in shown]
         differ: dict[int, int] = {}
         for together in _near_one_another(fingerprints, shown):
             first = together[0]
-            # whoever is near one of them is not much farther from the first (triangle inequality): one pass over all
-            # cells will do
+            # a cell close to any of these is not much farther from the first (triangle inequality), so one pass over
+            # all cells is enough
             reach = most[0] + max(_differ(first, mark, shown)[0] for mark in together)
             parts = [
                 np.flatnonzero(hamming(first.across, across[start : start + _BLOCK], shown.across) <= reach) + start
@@ -275,14 +276,15 @@ class HashBook:
     def _filled(
         self, most: int | None = None
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32]]:
-        n = self._n  # before the arrays: those only ever get longer, and their first n never change
+        n = self._n  # read before the arrays: these only grow, and their first n rows never change
         first = 0 if most is None else max(0, n - most)
         across, down, ids, ages = self._arrays
         return across[first:n], down[first:n], ids[first:n], ages[first:n]
 
 
 def _near_one_another(marks: Sequence[Fingerprint], shown: Fingerprint) -> list[list[Fingerprint]]:
-    """The fingerprints in groups, each of them not far from the first of its group."""
+    """The fingerprints in groups that one pass can search: each differs from the first of its group in at most 14
+    bits."""
     groups: list[list[Fingerprint]] = []
     for mark in marks:
         for group in groups:
@@ -295,12 +297,13 @@ def _near_one_another(marks: Sequence[Fingerprint], shown: Fingerprint) -> list[
 
 
 def _differ(one: Fingerprint, other: Fingerprint, shown: Fingerprint) -> tuple[int, int]:
-    """In how many of the bits that count each of the two hashes differs."""
+    """The number of differing bits of the two hashes, among the bits in `shown`."""
     return ((one.across ^ other.across) & shown.across).bit_count(), ((one.down ^ other.down) & shown.down).bit_count()
 
 
 class HashChanges:
-    """What a batch will add to a book, seen as if it were done, and done by `apply` once it is committed."""
+    """The fingerprints that a batch adds to a book. A search finds them as if they were in the book; `apply` puts them
+    there once the batch is committed."""
 
     def __init__(self, book: HashBook) -> None:
         self._book = book
@@ -308,7 +311,7 @@ class HashChanges:
         self._next_age = book.next_age
 
     def add(self, number: int, fingerprint: Fingerprint, age: int | None = None) -> None:
-        """A cell; a new one where no age is given."""
+        """Add a cell. age : of a cell stored earlier; None for a new cell, which gets the next age."""
         if age is None:
             age = self._next_age
             self._next_age += 1
@@ -323,10 +326,10 @@ class HashChanges:
     def within(
         self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
     ) -> list[tuple[int, int, int]]:
-        """As `HashBook.within`, of the book and what is to be added."""
+        """As `HashBook.within`, over the book and the fingerprints to be added."""
         return sorted(self._book.within(fingerprints, bits, shown) + self._pending.within(fingerprints, bits, shown))
 
     def apply(self) -> None:
-        """Change the book; nothing is pending from then on."""
+        """Add the pending fingerprints to the book; none is pending afterwards."""
         self._book.add(*self._pending._filled())
         self._pending = HashBook()

@@ -1,4 +1,4 @@
-"""The one way a distance is computed and neighbours are put in order, whoever found the candidates."""
+"""How distances are computed and neighbours are ordered: the same way for all searches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 __all__ = ["LARGEST_VALUE", "exact", "order"]
 
 LARGEST_VALUE = 1e15
-"""No latent is larger than this; squares and sums of them stay far from the end of float32."""
+"""The largest absolute value in a latent: its square, and sums of such squares, stay far from the limit of float32."""
 
 
 def exact(latents: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mean squared error of each of latents float32[n, L] to query float32[L], in float64, as float64[n].
+    """The mean squared error between each latent and the query, computed in float64: float64[n].
 
-    A row's distance depends on that row and the query alone, never on the rows beside it: summing along the
-    contiguous axis adds in the same order for one row as for a million.
+    latents : float32[n, L].  query : float32[L]. The distance of a row depends on this row and the query alone: the sum
+    along the contiguous axis adds in the same order for one row as for a million.
     """
     difference = latents.astype(np.float64, order="C")
     difference -= query
@@ -25,5 +25,8 @@ def exact(latents: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[n
 
 
 def order(distances: NDArray[np.float64], ids: NDArray[np.uint64], k: int) -> NDArray[np.intp]:
-    """Positions of the k smallest distances float64[n], nearest first, equal ones by cell id uint64[n]."""
+    """The indices of the k smallest distances, nearest first, equal distances by cell id.
+
+    distances : float64[n].  ids : uint64[n].
+    """
     return np.lexsort((ids, distances))[:k]

@@ -1,14 +1,14 @@
-"""Exact nearest neighbours in memory: a lower bound on every distance from a few numbers a cell, then the truth.
+"""Exact nearest neighbours in memory: first a lower bound on every distance, then the exact distance of few cells.
 
-Latents lie in blocks of 65,536. A full block is turned onto its principal axes, and of each cell are kept its first
-m coordinates x1, the length r of the rest and the squared length of all. For a query q turned alike, by
-Cauchy-Schwarz,
+Latents lie in blocks of 65,536. A full block is rotated onto its principal axes. Of each cell x the index keeps the
+first m coordinates x1, the length r of the remaining ones, and the squared length of all. For a query q, rotated in the
+same way, Cauchy-Schwarz gives
 
     |x - q|^2 >= |x|^2 + |q|^2 - 2 x1.q1 - 2 r_x r_q,
 
-which is one matrix-vector product of m + 2 columns instead of L. Only cells whose bound does not exceed the k-th
-smallest distance found so far are looked at in full. Bounds are lowered by more than all rounding of float32 can
-amount to, so no neighbour is ever missed; the answers are those of `labref.store.memory.distances`, bit for bit.
+This is one matrix-vector product of m + 2 columns instead of L. The exact distance is computed only for cells whose
+bound does not exceed the k-th smallest distance found so far. The bounds are lowered by more than all rounding of
+float32, so no neighbour is missed; the distances equal those of `labref.store.memory.distances` bit for bit.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from labref.store.memory import distances
 __all__ = ["BLOCK_ROWS", "Index"]
 
 BLOCK_ROWS = 65_536
-# OpenBLAS splits larger products over threads, and then waits for a core that the ingest is using: measured
-# 120 ms instead of 3 ms for a million cells beside a busy process
+# OpenBLAS splits larger products over threads, and then waits for a core that the ingest uses. Beside a busy process,
+# a search among a million cells took 120 ms instead of 3 ms
 _TILE_ELEMENTS = 400_000
-_TURN_ROWS = 2048  # likewise: an axis at a time, in parts that stay in the cache
+_TURN_ROWS = 2048  # rows rotated at once, one axis after the other, for the same reason; they stay in the cache
 _AXES = (6, 14, 22, 30, 38)
 _TRIAL_ROWS, _TRIAL_QUERIES, _TRIAL_K = 4096, 16, 100
-# time of reading one element of the bounds, and of looking at one candidate in full: measured, nanoseconds
+# measured times in nanoseconds: of reading one element of the bounds, and of one candidate's exact distance
 _NS_ELEMENT, _NS_CANDIDATE = 0.18, 150.0
 _TINY = 1e-36
-"""Covers squares too small for float32."""
+"""Added to a limit, because squares smaller than this are lost in float32."""
 
 
 def _slack(terms: int) -> float:
-    """Relative rounding of a float32 product of that many terms, and of its terms, with room: units of 2^-24.
+    """An upper limit, with a margin, of the relative rounding error of a float32 product with this number of terms.
 
-    Terms and their sum take terms + 4 of them; r, from a difference of squares in float64, takes at most 5 more.
+    In units of 2^-24, the terms and their sum take terms + 4; r, a difference of squares in float64, at most 5 more.
     """
     return (terms + 20) * 2.0**-24
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """How a full block is turned: x -> (x - mean) @ rotation, of which the first m coordinates are kept."""
+    """The rotation of a full block, x -> (x - mean) @ rotation; the first m coordinates are kept."""
 
     mean: NDArray[np.float64]  # [L]
     rotation: NDArray[np.float64]  # [L, L], orthogonal
@@ -72,7 +72,8 @@ class _Axes:
         return cls(mean, rotation, m, columns)
 
     def weights(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-        """Factors of the columns, and what to add to their sum for the bound on the squared distance."""
+        """Factors for the columns, float32[m + 2], and a number. The product of columns and factors, plus the number,
+        is the bound on the squared distance."""
         turned = (query - self.mean) @ self.rotation
         rest = np.sqrt(np.square(turned[self.m :]).sum())
         factors = np.concatenate([-2 * turned[: self.m], [-2 * rest, 1.0]]).astype(np.float32)
@@ -80,7 +81,7 @@ class _Axes:
 
 
 class _Block:
-    """Up to BLOCK_ROWS cells. Rows below n never change, so readers need no lock."""
+    """Up to BLOCK_ROWS cells. Its first n rows never change, so readers need no lock."""
 
     def __init__(self, latent_size: int, rows: int = BLOCK_ROWS) -> None:
         self.n = 0
@@ -105,7 +106,8 @@ class _Block:
         self.n = end
 
     def bounds(self, query: NDArray[np.float32], n: int) -> tuple[NDArray[np.float32], float]:
-        """float32[n] and a number; their sum is never above the squared distance to the query."""
+        """float32[n] and a number. Their sum is at most the squared distance of each of the first n cells to the
+        query."""
         out = np.empty(n, np.float32)
         axes = self.axes
         if axes is None:
@@ -122,7 +124,7 @@ class _Block:
         return out, base
 
     def settle(self) -> None:
-        """Turn a full block onto its principal axes, if a trial among a part of its cells says that this pays."""
+        """Rotate a full block onto its principal axes, where a trial on part of its cells shows that it saves time."""
         size = self.latents.shape[1]
         part = np.ascontiguousarray(self.latents[:: max(1, self.n // _TRIAL_ROWS)])
         mean = part.mean(axis=0, dtype=np.float64)
@@ -151,10 +153,10 @@ class Index:
     """All latents of one bundle. One thread adds at a time; any number search meanwhile."""
 
     def __init__(self, latent_size: int, block_rows: int = BLOCK_ROWS) -> None:
-        """block_rows: cells in a block; other than the default only to try out small blocks."""
+        """block_rows : cells in a block; tests use smaller blocks than the default."""
         self.latent_size = latent_size
         self.groups: dict[str | None, int] = {}
-        """Numbers of the groups by name; the one who adds cells keeps them."""
+        """{name: number} of the groups; the code that adds cells maintains it."""
         self._block_rows = block_rows
         self._blocks: list[_Block] = []
         self._adding = threading.Lock()
@@ -168,15 +170,15 @@ class Index:
         return sum(block.nbytes for block in self._blocks)
 
     def checksum(self) -> tuple[int, int]:
-        """How many cells the index has, and all their ids exclusive-or'ed."""
+        """The number of cells in the index, and the exclusive or of all their ids."""
         parts = [int(np.bitwise_xor.reduce(block.ids[: block.n])) for block in list(self._blocks)]
         return len(self), int(np.bitwise_xor.reduce(np.array(parts, np.uint64))) if parts else 0
 
     def add(
         self, ids: NDArray[np.uint64], latents: NDArray[np.float32], groups: NDArray[np.uint32] | None = None
     ) -> None:
-        """Add cells: ids uint64[n] not in the index yet, their latents float32[n, L], and the group of each, uint32[n]
-        (default 0)."""
+        """Add cells. ids : uint64[n], not in the index yet.  latents : float32[n, L].  groups : uint32[n], the group of
+        each cell; by default 0."""
         of_each = np.zeros(len(ids), np.uint32) if groups is None else groups
         with self._adding:
             start = 0
@@ -193,9 +195,10 @@ class Index:
     def nearest(
         self, query: NDArray[np.float32], k: int, group: int | None = None
     ) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-        """The k nearest cells to query float32[L]: ids uint64[k] and distances float64[k], mean squared error.
+        """The k cells nearest to the query: ids uint64[k] and distances float64[k] (mean squared error).
 
-        group : only cells of this group. Nearest first, equal ones by id; fewer where the index holds fewer.
+        query : float32[L].  group : search only the cells of this group; None for all. Nearest first, equal distances
+        by id; fewer than k where the index holds fewer.
         """
         ids = np.empty(0, np.uint64)
         found = np.empty(0, np.float64)
@@ -203,13 +206,13 @@ class Index:
             n = block.n
             bounds, base = block.bounds(query, n)
             if len(found) < k:
-                # the k cells with the smallest bounds give a first k-th distance to compare with
+                # the k cells with the smallest bounds give a first value of the k-th distance
                 chosen = np.arange(n) if group is None else np.flatnonzero(block.groups[:n] == group)
                 if len(chosen) == 0:
                     continue
                 first = chosen[np.argpartition(bounds[chosen], min(k, len(chosen)) - 1)[: min(k, len(chosen))]]
-                known = np.concatenate([found, distances.exact(block.latents[first], query)])
-                reach = np.inf if len(known) < k else float(np.partition(known, k - 1)[k - 1])
+                exact = np.concatenate([found, distances.exact(block.latents[first], query)])
+                reach = np.inf if len(exact) < k else float(np.partition(exact, k - 1)[k - 1])
             else:
                 reach = float(found[-1])
             limit = np.float32(reach * self.latent_size * (1 + 1e-12) + _TINY - base)

@@ -32,8 +32,8 @@ OpenPlacer = Callable[[Path], Placer]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placed:
-    """Cells and where they lie. ids : uint64[n].  nodes : int64[n], row * cols + column.  errors : float32[n], the
-    distance of each latent to its node (quantisation error)."""
+    """Cells with their places on a map. ids : uint64[n].  nodes : int64[n], row * cols + column.  errors : float32[n],
+    the quantisation error: the distance of each latent from its node."""
 
     ids: NDArray[np.uint64]
     nodes: NDArray[np.int64]
@@ -59,8 +59,8 @@ class Placed:
 
 
 class _State(NamedTuple):
-    """All that a reader needs, from one moment. sorted by node; starts : int64[nodes + 1], where each node's cells
-    begin."""
+    """One consistent state for readers. cells : sorted by node.  starts : int64[nodes + 1], the index in `cells` where
+    each node's cells begin.  recent : cells added since the last sort.  recently : their number."""
 
     cells: Placed
     starts: NDArray[np.int64]
@@ -69,7 +69,7 @@ class _State(NamedTuple):
 
 
 class Positions:
-    """The cells on one map of rows × cols nodes. One thread adds at a time; any number look meanwhile."""
+    """The cells on one map of rows × cols nodes. One thread may add while any number of others look up."""
 
     def __init__(self, rows: int, cols: int, cells: Placed) -> None:
         self.rows, self.cols = rows, cols
@@ -81,46 +81,46 @@ class Positions:
 
     @property
     def nbytes(self) -> int:
-        """Memory, bytes."""
+        """Memory in use, bytes."""
         state = self._state
         return 20 * (len(state.cells) + state.recently) + state.starts.nbytes
 
     def add(self, cells: Placed) -> None:
-        """Add cells that are not there yet."""
+        """Add cells that are not on the map yet."""
         state = self._state
         recent = (*state.recent, cells)
         recently = state.recently + len(cells)
         if recently >= _MERGE_AT:
             self._state = self._settled(Placed.joined((state.cells, *recent)))
         elif len(recent) >= 64:
-            # a reader looks through these one by one
+            # a look-up goes through the recent parts one by one, so there must be few
             self._state = state._replace(recent=(Placed.joined(recent),), recently=recently)
         else:
             self._state = state._replace(recent=recent, recently=recently)
 
     def every(self) -> Placed:
-        """All cells, in no order."""
+        """All cells, in no particular order."""
         state = self._state
         return Placed.joined((state.cells, *state.recent))
 
     def at(self, node: int) -> Placed:
-        """The cells on a node, by their quantisation error, then id."""
+        """The cells on a node, ordered by quantisation error, then by id."""
         return self.within(node, 0)
 
     def within(self, node: int, squared: int) -> Placed:
-        """The cells whose node is at most so far, squared, from `node`: nearest nodes first, on equally near ones by
-        quantisation error, then by id."""
+        """The cells whose node's squared distance from `node` on the grid is at most `squared`. The nearest nodes come
+        first; cells of equally near nodes are ordered by quantisation error, then by id."""
         return self._gather(self._state, self._away(node), squared)
 
     def nearest(
         self, node: int, k: int, keep: Callable[[NDArray[np.uint64]], NDArray[np.bool_]] | None = None
     ) -> Placed:
-        """The k cells nearest to a node, as the thesis picks references by map (chapter 4.9): those on the node by
-        quantisation error, then those of the nearest nodes, by Euclidean distance on the grid; equally near ones by
-        quantisation error.
+        """The k cells nearest to a node, as the thesis chooses references by map (chapter 4.9): the cells on the node,
+        then those of the nearest nodes by Euclidean distance on the grid. Cells of equally near nodes are ordered by
+        quantisation error. Fewer than k are returned where the map has fewer.
 
-        keep : of ids uint64[n], all cells so near and in that order, which may be taken: bool[n]. Fewer than k where
-        the map has fewer.
+        keep : takes ids uint64[n], nearest first and complete up to a distance, and returns bool[n], which of these
+        cells may be returned; None allows all.
         """
         state = self._state
         away = self._away(node)
@@ -139,7 +139,7 @@ class Positions:
             wanted = 4 * max(wanted, 16)
 
     def away(self, node: int, nodes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Squared distance on the grid between `node` and each of `nodes` int64[n]: int64[n]."""
+        """The squared distance on the grid between `node` and each of `nodes`: int64[n]. nodes : int64[n]."""
         squared: NDArray[np.int64] = (nodes // self.cols - node // self.cols) ** 2 + (
             nodes % self.cols - node % self.cols
         ) ** 2
