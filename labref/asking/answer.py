@@ -17,6 +17,7 @@ from labref.asking import change, references
 from labref.asking.drift import overview
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
+from labref.bundles.proof import prove
 from labref.cells.centring import whereabouts
 from labref.cells.hashes import digest
 from labref.cells.image import decode, prepare_pixels
@@ -151,11 +152,21 @@ def ledger_json(row: LedgerRow) -> dict[str, Any]:
 
 
 def open_embedder(lab: Lab, bundle: Bundle) -> Embedder:
-    """The bundle's networks, on the device and in the precision that the lab's configuration asks for."""
+    """The bundle's networks, on the device and in the precision that the lab's configuration asks for.
+
+    Before the first use of a bundle on this computer its golden crops are run (seconds). Raises `BundleError` where
+    the networks do not give the golden outputs, or cannot be opened.
+    """
     inference = lab.config.inference
-    return Embedder.open(
+    embedder = Embedder.open(
         bundle, device=inference.device, threads=inference.threads or None, precision=inference.precision
     )
+    try:
+        prove(embedder, lab.folder)
+    except BaseException:
+        embedder.close()
+        raise
+    return embedder
 
 
 def _plain(value: Any) -> Any:

@@ -74,7 +74,7 @@ class Spot:
         exclude: Collection[str] = (),
         keep: Callable[[str], bool] | None = None,
     ) -> list[Neighbour]:
-        """The k references by map, in the thesis' order (chapter 4.9): first the cells on the same node, ordered by
+        """The k references by map, in the thesis' order (section 4.6): first the cells on the same node, ordered by
         quantisation error, then the cells on the nearest nodes. Each has its mean squared error in latent space as
         distance, as every reference has. Of several captures of one physical cell (`Store.groups`), only the first in
         this order is returned.

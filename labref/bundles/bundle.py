@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import struct
 import tempfile
 import zipfile
@@ -27,6 +28,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.bundles.graph import check_graph
+from labref.bundles.schema import MAX_MANIFEST_BYTES, check_manifest, parse_json
 from labref.cells.image import PREPARATION
 from labref.errors import BundleError
 from labref.failpoints import failpoint
@@ -74,6 +77,10 @@ _MANIFEST = "manifest.json"
 _DIMENSION = 6.0  # intrinsic dimension of a bundle's latents where it does not say: the first starter had 5.6
 _REQUIRED = frozenset({"trunk.onnx", "encoder.onnx", "golden.npz", "MODEL_CARD.md"})
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_MOST_FILES = 20
+_MOST_BYTES = {_MANIFEST: MAX_MANIFEST_BYTES, "MODEL_CARD.md": 1_000_000, "golden.npz": 500_000_000}
+"""Of the files that are read whole; a graph may have what is left of `MAX_BYTES`."""
+_MOST_GOLDEN = 1_000  # crops
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class NoveltyThreshold:
         """
         calibrated = self.cells
         if calibrated is None:
-            told = re.search(r"of ([\d,]+) training cells", self.how)
+            told = re.search(r"of (\d[\d,]{0,12}) training cells", self.how)
             calibrated = int(told[1].replace(",", "")) if told else None
         if calibrated is None or not 0 < cells < calibrated:
             return self.threshold
@@ -205,7 +212,9 @@ class Manifest:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Manifest:
-        """Read `manifest.json`'s values. Raises KeyError, TypeError or ValueError where they are incomplete."""
+        """Read `manifest.json`'s values. Raises ValueError, naming each field that is wrong, where they are no
+        manifest's (`labref.bundles.schema`)."""
+        check_manifest(values)
         classes = sorted(values["classes"], key=lambda entry: int(entry["index"]))
         height, width, channels = (int(n) for n in values["features"])
         return Manifest(
@@ -233,7 +242,7 @@ class Manifest:
             figures=dict(values["figures"]),
             files={str(name): dict(entry) for name, entry in values["files"].items()},
             trunks=tuple(_trunk(entry) for entry in values.get("trunks", ())),
-            optics=dict(values.get("optics", {})),
+            optics=dict(values.get("optics") or {}),
         )
 
 
@@ -276,57 +285,155 @@ class Bundle:
 
     @staticmethod
     def open(folder: Path) -> Bundle:
-        """Open and verify the bundle in `folder`: every file there, none besides, each with its digest.
+        """Open and verify the bundle in `folder`: every file there, none besides, each with its digest; the manifest
+        makes sense.
 
-        Raises `BundleError` naming the file that is wrong.
+        It reads every byte (10 MB of the starter: 30 ms). Raises `BundleError` naming the file or the field that is
+        wrong.
         """
-        try:
-            raw = (folder / _MANIFEST).read_bytes()
-        except OSError as error:
-            raise BundleError(
-                f"no bundle at {folder}: {error.strerror or error}. Install one with `labref init --bundle FILE`."
-            ) from None
+        raw = _read_small(folder, _MANIFEST)
         manifest = _read_manifest(raw, folder)
-        present = {entry.name for entry in folder.iterdir()} - {_MANIFEST}
-        expected = set(manifest.files)
-        if present != expected:
-            odd = ", ".join(sorted(present ^ expected))
-            raise BundleError(f"bundle at {folder} is not whole: missing or unknown {odd}. Install it again.")
-        for name, entry in manifest.files.items():
-            with (folder / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != entry["sha256"]:
-                raise BundleError(f"bundle at {folder} is damaged: {name} does not have its digest. Install it again.")
+        try:
+            present = {entry.name for entry in folder.iterdir()} - {_MANIFEST}
+            expected = set(manifest.files)
+            if present != expected:
+                odd = ", ".join(sorted(ascii(name)[1:-1] for name in present ^ expected)[:_MOST_FILES])
+                raise BundleError(f"bundle at {folder} is not whole: missing or unknown {odd}. Install it again.")
+            for name, entry in manifest.files.items():
+                status = (folder / name).stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise BundleError(f"bundle at {folder} is damaged: {name} is no file. Install it again.")
+                found = None
+                if status.st_size == entry["bytes"]:
+                    with (folder / name).open("rb") as file:
+                        found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != entry["sha256"]:
+                    raise BundleError(
+                        f"bundle at {folder} is damaged: {name} does not have its digest. Install it again."
+                    )
+        except OSError as error:
+            raise BundleError(f"bundle at {folder} cannot be read: {error}. Install it again.") from None
         return Bundle(folder, hashlib.sha256(raw).hexdigest(), manifest)
 
+    @staticmethod
+    def installed(bundles: Path, digest: str) -> Bundle:
+        """The bundle with this digest (64 hexadecimal characters) in the folder `bundles`, verified.
+
+        Raises `BundleError`, also where its folder holds another bundle, however whole.
+        """
+        folder = bundles / digest[:12]
+        found = Bundle.open(folder)
+        if found.digest != digest:
+            raise BundleError(
+                f"the folder {folder} holds another bundle, {found.manifest.name}/{found.manifest.version} with the "
+                f"digest {found.digest[:12]}. Install the bundle {digest[:12]} again: `labref bundle install FILE`."
+            )
+        return found
+
+    @staticmethod
+    def in_its_folder(folder: Path) -> Bundle:
+        """The installed bundle in `folder`, verified; it must be the one that the folder is named after. Raises
+        `BundleError`."""
+        found = Bundle.open(folder)
+        if found.short != folder.name:
+            raise BundleError(
+                f"the folder {folder} holds another bundle than its name says: {found.manifest.name}/"
+                f"{found.manifest.version} with the digest {found.short}. Delete the folder, and install both again."
+            )
+        return found
+
+    def check_graphs(self) -> None:
+        """Raise `BundleError` where a graph of the bundle holds what none may (`labref.bundles.graph`)."""
+        for name in self.manifest.files:
+            if name.endswith(".onnx"):
+                check_graph(self.folder / name)
+
+    def model_card(self) -> str:
+        """The text of its model card, without characters that would steer a terminal. Raises `BundleError`."""
+        text = _read_small(self.folder, "MODEL_CARD.md").decode("utf-8", "replace")
+        return "".join(
+            c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text.replace("\r\n", "\n")
+        )
+
     def golden(self, precision: Precision = "full") -> Golden:
-        """The golden inputs, and the outputs that the trunk of that precision gave."""
+        """The golden inputs, and the outputs that the trunk of that precision gave. Raises `BundleError` where the file
+        holds no arrays of the manifest's shapes, or numbers that are not finite."""
         ending = "" if precision == "full" else f"_{precision}"
-        with np.load(self.folder / "golden.npz", allow_pickle=False) as arrays:
-            return Golden(arrays["crops"], arrays[f"probabilities{ending}"], arrays[f"latents{ending}"])
+        file = self.folder / "golden.npz"
+        try:
+            with zipfile.ZipFile(file) as archive:
+                unpacked_bytes = sum(info.file_size for info in archive.infolist())
+            if unpacked_bytes > _MOST_BYTES["golden.npz"]:
+                raise ValueError(f"it unpacks to {unpacked_bytes / 1e6:.0f} MB")
+            with np.load(file, allow_pickle=False) as arrays:
+                golden = Golden(arrays["crops"], arrays[f"probabilities{ending}"], arrays[f"latents{ending}"])
+            _check_golden(golden, self.manifest)
+        except (*NO_ARCHIVE, TypeError, OSError) as error:
+            raise BundleError(f"bundle {self.short}: golden.npz cannot be used: {error}") from None
+        return golden
+
+
+def _check_golden(golden: Golden, manifest: Manifest) -> None:
+    count = len(golden.crops) if golden.crops.ndim else 0
+    if not 1 <= count <= _MOST_GOLDEN:
+        raise ValueError(f"it must hold 1 to {_MOST_GOLDEN} crops, and holds {count}")
+    wanted = {
+        "crops": ((count, 256, 256, 3), np.uint8),
+        "probabilities": ((count, len(manifest.labels)), np.float32),
+        "latents": ((count, manifest.latent_size), np.float32),
+    }
+    for name, (shape, dtype) in wanted.items():
+        array = getattr(golden, name)
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(
+                f"{name} must be {np.dtype(dtype)}{list(shape)}, and they are {array.dtype}{list(array.shape)}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite")
+
+
+def _read_small(folder: Path, name: str) -> bytes:
+    """The bytes of a file of a bundle that is read whole. Raises `BundleError`."""
+    try:
+        with (folder / name).open("rb") as file:
+            raw = file.read(_MOST_BYTES[name] + 1)
+    except OSError as error:
+        raise BundleError(
+            f"no bundle at {folder}: {error.strerror or error}. Install one with `labref init --bundle FILE`."
+        ) from None
+    if len(raw) > _MOST_BYTES[name]:
+        raise BundleError(f"bundle at {folder}: {name} is longer than {_MOST_BYTES[name] / 1e6:g} MB")
+    return raw
 
 
 def _read_manifest(raw: bytes, where: Path) -> Manifest:
     try:
-        values = json.loads(raw)
-        version = int(values["format_version"])
-        if version > FORMAT_VERSION:
+        values = parse_json(raw)
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if type(version) is int and version > FORMAT_VERSION:
             raise BundleError(
-                f"bundle at {where} has format {version}, this labref knows up to {FORMAT_VERSION}. Upgrade labref."
+                f"bundle at {where} has format {str(version)[:20]}, this labref knows up to {FORMAT_VERSION}. Upgrade labref."
             )
         manifest = Manifest.from_json(values)
-        sizes = [int(entry["bytes"]) for entry in manifest.files.values()]
-        digests = [str(entry["sha256"]) for entry in manifest.files.values()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"bundle at {where} has no usable manifest: {type(error).__name__} {error}") from None
+    except ValueError as error:
+        raise BundleError(f"bundle at {where} has no usable manifest: {error}") from None
     if not set(manifest.files) >= _REQUIRED or not all(_FILE_NAME.fullmatch(name) for name in manifest.files):
         raise BundleError(
             f"bundle at {where}: its manifest must name {', '.join(sorted(_REQUIRED))}, by plain file names"
         )
-    if not {trunk.file for trunk in manifest.trunks if trunk.admitted} <= set(manifest.files):
+    trunks = {trunk.file for trunk in manifest.trunks if trunk.admitted}
+    if not trunks <= set(manifest.files):
         raise BundleError(f"bundle at {where}: its manifest tells of a trunk that is not among its files")
-    if sum(sizes) > MAX_BYTES or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
-        raise BundleError(f"bundle at {where}: its manifest names files of impossible size or digest")
+    if unknown := set(manifest.files) - _REQUIRED - trunks:
+        raise BundleError(
+            f"bundle at {where}: its manifest names files that no bundle has: {', '.join(sorted(unknown))}"
+        )
+    sizes = {name: int(entry["bytes"]) for name, entry in manifest.files.items()}
+    large = [name for name, size in sizes.items() if size > _MOST_BYTES.get(name, MAX_BYTES)]
+    if large or sum(sizes.values()) > MAX_BYTES:
+        raise BundleError(
+            f"bundle at {where}: its manifest names files of impossible size: {', '.join(large or sizes)}"
+        )
     if dict(manifest.preparation) != PREPARATION:
         raise BundleError(
             f"bundle at {where} was trained on crops prepared as {dict(manifest.preparation)}, this labref prepares them "
@@ -351,8 +458,9 @@ def starter_bundle() -> Path:
 
 def pack(folder: Path, out: Path) -> Bundle:
     """Pack the bundle in `folder` as the one file `out`, after verifying it. The same bundle always gives the same
-    bytes."""
+    bytes. Raises `BundleError`."""
     bundle = Bundle.open(folder)
+    bundle.check_graphs()
     temporary = out.with_name(out.name + ".part")
     with zipfile.ZipFile(temporary, "w", compression=zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name in [_MANIFEST, *sorted(bundle.manifest.files)]:
@@ -388,12 +496,13 @@ def install(source: Path, bundles: Path) -> Bundle:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         bundle = Bundle.open(staging)
+        bundle.check_graphs()
         target = bundles / bundle.short
-        if target.exists():
+        if target.exists() or target.is_symlink():
             try:
-                return Bundle.open(target)
-            except BundleError:
-                shutil.rmtree(target)  # a damaged copy: the verified one takes its place
+                return Bundle.installed(bundles, bundle.digest)
+            except BundleError:  # a damaged copy, or another bundle: the verified one takes its place
+                shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink()
         failpoint("bundle.rename")
         os.replace(staging, target)
         failpoint("bundle.renamed", may_fail=False)
@@ -408,13 +517,17 @@ def install(source: Path, bundles: Path) -> Bundle:
 def unpacked(source: Path) -> Iterator[Bundle]:
     """The bundle in a `.labref` file (or a folder), verified, for as long as the block lasts. Raises `BundleError`."""
     if source.is_dir():
-        yield Bundle.open(source)
+        bundle = Bundle.open(source)
+        bundle.check_graphs()
+        yield bundle
         return
     if not source.is_file():
         raise BundleError(f"no bundle at {source}: there is no such file or folder")
     with tempfile.TemporaryDirectory(prefix="labref-bundle-", ignore_cleanup_errors=True) as folder:
         _unpack(source, Path(folder))
-        yield Bundle.open(Path(folder))
+        bundle = Bundle.open(Path(folder))
+        bundle.check_graphs()
+        yield bundle
 
 
 def remove(bundles: Path, digest: str) -> None:
@@ -439,12 +552,18 @@ def _unpack(source: Path, folder: Path) -> None:
         with zipfile.ZipFile(source) as archive:
             infos = archive.infolist()
             names = [info.filename for info in infos]
-            if _MANIFEST not in names or len(set(names)) != len(names):
+            if _MANIFEST not in names or len({name.lower() for name in names}) != len(names):
                 raise BundleError(f"{source} is no labref bundle: it has no {_MANIFEST}, or a name twice")
             if not all(_FILE_NAME.fullmatch(name) for name in names):
                 raise BundleError(f"{source} is no labref bundle: it holds names that are not plain file names")
-            if sum(info.file_size for info in infos) > MAX_BYTES:
+            if len(infos) > _MOST_FILES:
+                raise BundleError(f"{source} is no labref bundle: it holds {len(infos)} files")
+            if any(info.file_size > _MOST_BYTES.get(info.filename, MAX_BYTES) for info in infos) or (
+                sum(info.file_size for info in infos) > MAX_BYTES
+            ):
                 raise BundleError(f"{source} is no labref bundle: it unpacks to more than {MAX_BYTES // 10**9} GB")
+            if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
+                raise BundleError(f"{source} is no labref bundle: it is packed by another method than `deflate`")
             for info in infos:
                 with archive.open(info) as packed, (folder / info.filename).open("wb") as out:
                     shutil.copyfileobj(packed, out)

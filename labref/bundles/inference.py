@@ -12,7 +12,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from labref.bundles.bundle import Bundle, Precision
+from labref.bundles.bundle import Bundle, Manifest, Precision
+from labref.bundles.graph import check_graph
 from labref.cpus import usable_cpus
 from labref.errors import BundleError
 
@@ -22,6 +23,7 @@ Device = Literal["auto", "cpu", "cuda"]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _BATCH = {_CPU: 16, _CUDA: 128}
 _REDUCED: dict[str, Precision] = {_CPU: "int8", _CUDA: "float16"}
+_ENCODER = "encoder.onnx"
 _QUIET = 4  # ONNX Runtime's severity "fatal": what matters is said once, in labref's words
 
 
@@ -124,8 +126,16 @@ class Embedder:
         for start in range(0, len(crops), self.batch_size):
             part = slice(start, min(start + self.batch_size, len(crops)))
             batch = np.ascontiguousarray(crops[part])
-            probabilities[part], features = self._trunk.run(["probabilities", "features"], {"crops": batch})
-            (latents[part],) = self._encoder.run(["latent"], {"features": features})
+            said, features = self._trunk.run(["probabilities", "features"], {"crops": batch})
+            (latent,) = self._encoder.run(["latent"], {"features": features})
+            # assigned as it is, one number would fill a row
+            for name, found, room in (("probabilities", said, probabilities), ("latent", latent, latents)):
+                if found.shape != (len(batch), room.shape[1]):
+                    raise BundleError(
+                        f"bundle {self.bundle.short}: {name} of {len(batch)} crops have the shape {list(found.shape)}, its "
+                        f"manifest says {[len(batch), room.shape[1]]}"
+                    )
+            probabilities[part], latents[part] = said, latent
         return Embeddings(probabilities, latents)
 
     @property
@@ -159,10 +169,17 @@ class Embedder:
         it.
         """
         golden = self.bundle.golden(self.precision)
-        here = self.embed(golden.crops)
-        difference = max(
-            float(np.abs(here.probabilities - golden.probabilities).max()),
-            float(np.abs(here.latents - golden.latents).max()),
+        try:
+            here = self.embed(golden.crops)
+        except BundleError:
+            raise
+        except Exception as error:  # onnxruntime raises its own types, and RuntimeError
+            raise BundleError(f"bundle {self.bundle.short} cannot be run: {_first_line(error)}") from None
+        # one that is not a number stays one in numpy's maximum, and is below no tolerance
+        difference = float(
+            np.maximum(
+                np.abs(here.probabilities - golden.probabilities).max(), np.abs(here.latents - golden.latents).max()
+            )
         )
         tolerance = self.golden_tolerance
         if not difference <= tolerance:
@@ -204,8 +221,45 @@ def _reduced(full: Embedder, providers: list[str], threads: int) -> Embedder:
 
 
 def _sessions(bundle: Bundle, providers: list[str], threads: int) -> tuple[Any, Any]:
-    trunk, encoder = (_session(bundle, name, providers, threads) for name in ("trunk.onnx", "encoder.onnx"))
+    trunk, encoder = (_session(bundle, name, providers, threads) for name in ("trunk.onnx", _ENCODER))
     return trunk, encoder
+
+
+def _ports(manifest: Manifest, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Inputs and outputs that the graph `name` must have: {name: (type, shape of one cell)}."""
+    if name == _ENCODER:
+        return {"features": ("tensor(float)", manifest.features), "latent": ("tensor(float)", (manifest.latent_size,))}
+    return {
+        "crops": ("tensor(uint8)", (256, 256, 3)),
+        "probabilities": ("tensor(float)", (len(manifest.labels),)),
+        "features": ("tensor(float)", manifest.features),
+    }
+
+
+def _check_ports(bundle: Bundle, name: str, session: Any) -> None:
+    """Raise `BundleError` where inputs and outputs of a graph are not those that the manifest tells of."""
+    found = {port.name: (port.type, port.shape) for port in (*session.get_inputs(), *session.get_outputs())}
+    wanted = _ports(bundle.manifest, name)
+    if set(found) != set(wanted):
+        raise BundleError(
+            f"bundle {bundle.short}: {name} has the inputs and outputs {', '.join(sorted(found))}; they must be "
+            f"{', '.join(sorted(wanted))}"
+        )
+    for port, (kind, shape) in wanted.items():
+        its_kind, its_shape = found[port]
+        # a side may be left open in the file; `embed` looks at what comes out
+        fits = len(its_shape) == len(shape) + 1 and all(
+            not isinstance(side, int) or side == meant for side, meant in zip(its_shape[1:], shape, strict=True)
+        )
+        if its_kind != kind or not fits or isinstance(its_shape[0], int):
+            raise BundleError(
+                f"bundle {bundle.short}: {port} of {name} is {its_kind}{its_shape}; by its manifest it must be {kind} of any "
+                f"number of cells, each {list(shape)}"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _session(bundle: Bundle, name: str, providers: list[str], threads: int) -> Any:
@@ -215,10 +269,15 @@ def _session(bundle: Bundle, name: str, providers: list[str], threads: int) -> A
     # waiting threads that spin would take the time in which the next cells are decoded
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(bundle.folder / name), options, providers=providers)
+        check_graph(bundle.folder / name)
+    except BundleError as error:
+        raise BundleError(f"bundle {bundle.short}: {error}") from None
+    try:
+        session = onnxruntime.InferenceSession(str(bundle.folder / name), options, providers=providers)
     except Exception as error:  # onnxruntime raises its own types, and RuntimeError
-        first = str(error).splitlines()[0]
-        raise BundleError(f"bundle {bundle.short}: {name} cannot be run: {first}") from None
+        raise BundleError(f"bundle {bundle.short}: {name} cannot be run: {_first_line(error)}") from None
+    _check_ports(bundle, name, session)
+    return session
 
 
 def cuda_problem() -> str | None:

@@ -7,6 +7,7 @@ LAB/bundles/<short>/              installed bundles (labref.bundles.bundle)
 LAB/maps/<number>.npz             weights of the newest maps (labref.store.duckdb.maps)
 LAB/token                         secret of this lab's agent, readable by its owner only
 LAB/agent.json                    where the running agent listens; gone when none runs
+LAB/logs/proven.json              which bundles this computer was seen to run rightly (labref.bundles.proof)
 LAB/logs/labref.log               JSON lines, rotated
 
 All of it is for its owner alone, or for its group where labref.toml says so (labref.files).
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.bundles.proof import prove_installed
 from labref.config import Config, load_config, starting_config
 from labref.errors import LabError
 from labref.failpoints import failpoint
@@ -226,7 +228,7 @@ class Lab:
         active = store.active_bundle()
         if active is None:
             raise LabError(f"no bundle is active in {self.folder}. Make the lab again with `labref init`.")
-        return Bundle.open(self.bundles / active[:12])
+        return Bundle.installed(self.bundles, active)
 
     def token(self) -> str:
         """The secret that requests to this lab's agent carry. Raises `LabError` where it cannot be read."""
@@ -404,6 +406,7 @@ def _fill(folder: Path, watched: Sequence[Path], bundle: Path | None, analyser: 
     (folder / "images").mkdir()
     (folder / "logs").mkdir()
     installed = install(bundle if bundle is not None else starter_bundle(), folder / "bundles")
+    prove_installed(installed, folder)
     with contextlib.closing(Store.create(folder / _STORE)) as store:
         manifest = installed.manifest
         store.set_active_bundle(

@@ -189,7 +189,7 @@ def verify(
         return
     for folder in _folders(context.lab):
         try:
-            bundle = Bundle.open(folder)
+            bundle = Bundle.in_its_folder(folder)
             yield _verified(context, bundle)
         except BundleError as error:
             yield {"folder": folder.name, "problem": str(error)}
@@ -201,7 +201,7 @@ def list_bundles(context: Context) -> Iterator[Row]:
     bundles: dict[str, Bundle | None] = {}
     for folder in _folders(context.lab):
         with contextlib.suppress(BundleError):
-            found = Bundle.open(folder)
+            found = Bundle.in_its_folder(folder)
             bundles[found.digest] = found
     for stored in context.store.bundles():
         bundles.setdefault(stored.digest, None)
@@ -476,7 +476,7 @@ def _named(context: Context, wanted: str) -> tuple[str, str, str]:
     known: dict[str, tuple[str, str]] = {}
     for folder in _folders(context.lab):
         with contextlib.suppress(BundleError):
-            bundle = Bundle.open(folder)
+            bundle = Bundle.in_its_folder(folder)
             known[bundle.digest] = (bundle.manifest.name, bundle.manifest.version)
     for stored in context.store.bundles():
         known.setdefault(stored.digest, (stored.name, stored.version))

@@ -167,7 +167,7 @@ def check(context: Context) -> Iterator[Row]:
     for known in store.bundles():
         state, problem = "sound", None
         try:
-            Bundle.open(lab.bundles / known.digest[:12])
+            Bundle.installed(lab.bundles, known.digest)
         except BundleError as error:
             state, problem = ("damaged" if (lab.bundles / known.digest[:12]).exists() else "missing"), str(error)
         bundles.append({"digest": known.digest, "active": known.digest == active, "state": state, "problem": problem})

@@ -37,7 +37,7 @@ Stopped = Callable[[], bool]
 
 def installed(lab: Lab, digest: str) -> Bundle:
     """The installed bundle with this digest, verified. Raises `BundleError`."""
-    return Bundle.open(lab.bundles / digest[:12])
+    return Bundle.installed(lab.bundles, digest)
 
 
 def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) -> Iterator[Row]:

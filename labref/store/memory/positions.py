@@ -115,7 +115,7 @@ class Positions:
     def nearest(
         self, node: int, k: int, keep: Callable[[NDArray[np.uint64]], NDArray[np.bool_]] | None = None
     ) -> Placed:
-        """The k cells nearest to a node, as the thesis chooses references by map (chapter 4.9): the cells on the node,
+        """The k cells nearest to a node, as the thesis chooses references by map (section 4.6): the cells on the node,
         then those of the nearest nodes by Euclidean distance on the grid. Cells of equally near nodes are ordered by
         quantisation error. Fewer than k are returned where the map has fewer.
 

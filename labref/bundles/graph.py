@@ -1,0 +1,134 @@
+"""Which ONNX graphs a bundle may carry: plain operators, all weights inside the file, no control flow.
+
+The file is read by protobuf itself, as ONNX Runtime reads it, and not run. Only the fields of ONNX's `onnx.proto3` that
+are looked at are declared here; the numbers are those of the standard.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from labref.errors import BundleError
+
+__all__ = ["OPERATORS", "check_graph"]
+
+_OPERATORS: Final = (
+    # arithmetic, element by element
+    "Abs Add And Ceil Clip Div Equal Erf Exp Floor Greater GreaterOrEqual Less LessOrEqual Log Max Mean Min Mod Mul Neg "
+    "Not Or Pow Reciprocal Round Sign Sqrt Sub Sum Where Xor "
+    # activations
+    "Celu Elu Gelu HardSigmoid HardSwish LeakyRelu LogSoftmax Mish PRelu Relu Selu Sigmoid Softmax Softplus Softsign Tanh "
+    # layers
+    "AveragePool BatchNormalization Conv ConvTranspose Dropout Gemm GlobalAveragePool GlobalMaxPool GroupNormalization "
+    "InstanceNormalization LayerNormalization LpNormalization MatMul MaxPool "
+    # sums over axes
+    "ArgMax ArgMin ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare "
+    # shapes
+    "Cast Concat Constant ConstantOfShape DepthToSpace Expand Flatten Gather GatherElements GatherND Identity Pad Reshape "
+    "Resize ReverseSequence Shape Size Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze "
+    # eight bits
+    "ConvInteger DequantizeLinear DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear"
+)
+OPERATORS: Final = frozenset(_OPERATORS.split())
+"""Operators of ONNX that a bundle's graphs may use: what labref's exporters write, and plain ones like them. None
+loops, branches, draws at random or reads a file."""
+MAX_NODES: Final = 20_000
+"""Most operators in one graph; the starter's trunk has 350."""
+_STANDARD: Final = ("", "ai.onnx")
+_EXTERNAL: Final = 1  # TensorProto.DataLocation
+
+# message: {field: (number, type or message, repeated)}
+_FIELDS: Final[Mapping[str, Mapping[str, tuple[int, str, bool]]]] = {
+    "Model": {"graph": (7, "Graph", False), "opset_import": (8, "Opset", True), "functions": (25, "bytes", True)},
+    "Opset": {"domain": (1, "bytes", False)},
+    "Graph": {
+        "node": (1, "Node", True),
+        "initializer": (5, "Tensor", True),
+        "sparse_initializer": (15, "bytes", True),
+    },
+    "Node": {"name": (3, "bytes", False), "op_type": (4, "bytes", False), "attribute": (5, "Attribute", True),
+             "domain": (7, "bytes", False)},
+    "Attribute": {
+        "t": (5, "Tensor", False),
+        "g": (6, "bytes", False),
+        "tensors": (10, "Tensor", True),
+        "graphs": (11, "bytes", True),
+        "sparse_tensor": (22, "bytes", False),
+        "sparse_tensors": (23, "bytes", True),
+    },
+    "Tensor": {
+        "name": (8, "bytes", False),
+        "external_data": (13, "bytes", True),
+        "data_location": (14, "int32", False),
+    },
+}  # fmt: skip
+
+
+@functools.cache
+def _model() -> Any:
+    """The class of a message that holds what `_FIELDS` declares of an ONNX model."""
+    file = descriptor_pb2.FileDescriptorProto(name="labref_graph.proto", package="labref.graph", syntax="proto2")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for message, fields in _FIELDS.items():
+        made = file.message_type.add(name=message)
+        for name, (number, kind, repeated) in fields.items():
+            field = made.field.add(name=name, number=number)
+            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            if kind in ("bytes", "int32"):
+                field.type = kinds.TYPE_BYTES if kind == "bytes" else kinds.TYPE_INT32
+            else:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".labref.graph.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("labref.graph.Model"))
+
+
+def check_graph(path: Path) -> None:
+    """Raise `BundleError` where the ONNX file at `path` is none, or holds what no bundle carries: an operator outside
+    `OPERATORS`, a graph inside an operator, a function of its own, or weights in another file."""
+    why = _fault(path.read_bytes())
+    if why is not None:
+        raise BundleError(f"{path.name} cannot be run: {why}")
+
+
+def _fault(raw: bytes) -> str | None:
+    try:
+        model = _model().FromString(raw)
+    except DecodeError:
+        return "it is no ONNX graph"
+    graph = model.graph
+    if not 1 <= len(graph.node) <= MAX_NODES:
+        return f"it has {len(graph.node)} operators; 1 to {MAX_NODES} may be"
+    if model.functions:
+        return "it brings functions of its own; only operators of the ONNX standard are run"
+    tensors = list(graph.initializer)
+    sparse = bool(graph.sparse_initializer)
+    for node in graph.node:
+        operator, domain = _text(node.op_type), _text(node.domain)
+        if domain not in _STANDARD:
+            return f"it uses the operator {operator} of {domain}; only operators of the ONNX standard are run"
+        if operator not in OPERATORS:
+            return (
+                f"it uses the operator {operator}, which is not among those a bundle may use: it could loop, branch, draw at "
+                "random or reach outside the file, or labref does not know it"
+            )
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                return f"its operator {operator} holds a graph of its own, which is not run"
+            sparse |= attribute.HasField("sparse_tensor") or bool(attribute.sparse_tensors)
+            tensors += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+    outside = [tensor for tensor in tensors if tensor.data_location == _EXTERNAL or tensor.external_data]
+    if outside:
+        return f"it keeps {_text(outside[0].name)} outside the file; a bundle's weights lie inside"
+    return "it holds sparse weights, which no labref writes" if sparse else None
+
+
+def _text(raw: bytes) -> str:
+    """A name in a file, for a message."""
+    return "".join(c if c.isprintable() else "?" for c in raw[:60].decode("utf-8", "replace"))
