@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
@@ -19,9 +20,9 @@ from labref.cli import app
 from labref.lab import Lab
 from labref.operations import naming
 from labref.store import SeenAgain, Store
-from labref.web.desk import Desk
+from labref.web.desk import Desk, ledger_rows
 from tests.benchmarks.exports import labref_process
-from tests.labs import running_agent
+from tests.labs import make_lab, once, running_agent
 from tests.stores import new_cell
 
 COUNT = 12
@@ -390,3 +391,58 @@ def test_a_class_is_proposed_only_where_it_is_clearly_meant(lab: Lab, ids: list[
     refused = labref(lab, "set", ids[0], said)
     assert refused.exit_code == 1 and told in refused.output, refused.output
     assert labels(lab)[ids[0]] == "neutrophil"
+
+
+# names of folders
+
+
+def test_a_folder_that_is_no_class_is_a_slide_and_its_name_goes_nowhere(
+    starter: Bundle, drawn_cells: Path, tmp_path: Path
+) -> None:
+    names = ["Anna Svensson", "Monocytes", "Plasma cells", "Hairy cells", "hairy cell", "Anna Svensson/ig", "Mast cell"]
+    export = tmp_path / "export"
+    for name, file in zip(names, sorted(drawn_cells.rglob("*.jpg")), strict=False):
+        (export / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, export / name / "a.jpg")
+    lab = make_lab(tmp_path / "lab", export, starter, labels={"Hairy cells": "hairy cell"})
+    with lab.open_store() as store:  # as a lab has it where a person, or an earlier labref, made it a class
+        filled_with(store, lab, [0], label="mast cell", path=str(tmp_path / "gone" / "mast cell" / "0.jpg"))
+    once(lab)
+    said = {
+        Path(row["path"]).parent.relative_to(export).as_posix(): (
+            None if row["label_source"] == "predicted" else row["label"],
+            row["slide"],
+        )
+        for row in ledger_rows(lab)
+        if row["path"].startswith(str(export))
+    }
+    assert said == {
+        "Anna Svensson": (None, "Anna Svensson"),
+        "Monocytes": ("monocyte", None),
+        "Plasma cells": ("Plasma cells", None),
+        "Hairy cells": ("hairy cell", None),
+        "hairy cell": ("hairy cell", None),
+        "Anna Svensson/ig": ("ig", "Anna Svensson"),
+        "Mast cell": ("mast cell", None),
+    }
+
+
+def test_an_export_that_identifies_nobody_holds_only_classes_that_somebody_declared(lab: Lab, ids: list[str]) -> None:
+    """A lab that an earlier labref filled has the names of patients as classes."""
+    with lab.open_store() as store:
+        named, given, known = (
+            filled_with(store, lab, [number], label=label)[0]
+            for number, label in ((900, "Anna Svensson"), (901, "Anna Svensson"), (902, "Plasma cells"))
+        )
+    assert labref(lab, "set", given, "hairy cell", "--new").exit_code == 0
+    written = {}
+    for words in ([], ["--identifying"]):
+        target = lab.folder.parent / f"cells{len(words)}.parquet"
+        call = ["store", "export", str(target), "--no-thumbnails", "--lab", str(lab.folder), "--json", *words]
+        done = CliRunner().invoke(app, call)
+        assert done.exit_code == 0, done.output
+        assert rows(done)[0]["without_label"] == (0 if words else 1)
+        written[bool(words)] = dict(duckdb.sql(f"SELECT cell_id, label FROM '{target}'").fetchall())
+        assert (b"Anna" in target.read_bytes()) is bool(words)
+    assert written[False] == written[True] | {named: None}
+    assert (written[False][given], written[False][known]) == ("hairy cell", "Plasma cells")

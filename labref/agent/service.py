@@ -241,7 +241,7 @@ class _Agent:
                 self._lab,
                 self._store,
                 self._engine,
-                Layout(self._watch, bundle.manifest.labels, self._lab.analysers),
+                self._layout(bundle),
                 readers=self._lab.config.agent.readers or max(2, usable_cpus() // 2),
                 is_recorded=self._is_recorded,
                 on_settled=self._note,
@@ -530,6 +530,9 @@ class _Agent:
 
     # answering
 
+    def _layout(self, bundle: Bundle) -> Layout:
+        return Layout(self._watch, bundle.manifest.labels, self._lab.analysers, self._store.given_classes)
+
     def _open_embedder(self, bundle: Bundle) -> Embedder:
         embedder = open_embedder(self._lab, bundle)
         self._log.info("inference", provider=embedder.provider, why=embedder.provider_line)
@@ -541,7 +544,7 @@ class _Agent:
 
         def use() -> None:
             self._engine.replace(embedder)
-            self._pipeline.use(Layout(self._watch, bundle.manifest.labels, self._lab.analysers))
+            self._pipeline.use(self._layout(bundle))
             self._log.info("bundle switched", bundle=bundle.short)
 
         return Adoption(embedder, use)

@@ -71,7 +71,8 @@ _EXPORT = """Write all cells into one Parquet file, which DuckDB, pandas and Emb
 Columns: cell_id, label, label_source, analyser, captured_at, added_at (UTC), width, height, predicted_label,
 predicted_probability, probabilities {label: p}, latent, map_row, map_column, map_error (null without a map), duplicate_of,
 duplicate_verdict, digest, thumbnail {bytes: a JPEG of the prepared crop, path}, bundle. With --identifying also slide and
-path, which can name a patient.
+path, which can name a patient. Without it, label is null where only the name of a folder says the class, which could be a
+patient's; a class of the bundle, of CellaVision, of [watch.labels], or that people gave is written.
 
 \b
 Examples:
@@ -239,6 +240,11 @@ def export(
         print_json(row)
     else:
         typer.echo(f"{row['cells']} cells, {row['bytes'] / 1e6:.1f} MB, are in {row['target']}.")
+        if row["without_label"]:
+            typer.echo(
+                f"{row['without_label']} of them without a label: only the name of a folder says it, which can be a patient's. "
+                "To write it, name the class in [watch.labels]."
+            )
 
 
 @store.command(help=_RETAIN, short_help="Let go of old cells, where labref.toml says so.")

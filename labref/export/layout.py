@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,14 +11,16 @@ from labref.config import LabelSourceName, LayoutPattern, WatchConfig
 
 __all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning", "name_key"]
 
+_CLASS_FOLDERS: Final = LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?(?P<label>[^/\d]+)/[^/]+", label_source="analyser")
+"""Class folders. A folder that is no class is a slide: its name may be a patient's."""
+
 BUILT_IN: Final = (
     # CellaVision: <patient>/[<order>/]Signed slides/<class name>/<CODE>_<number>.jpg, seen by a person
     LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?Signed slides/(?P<label>[^/]+)/[^/]+", label_source="reviewed"),
     # CellaVision: <patient>/[<order>/]Unsigned slides/<slide>_<nnn>.jpg, seen by nobody yet
     LayoutPattern(pattern=r"(?:.+/)?Unsigned slides/(?:.+/)?(?P<slide>[^/]+)_\d+\.[^./]+", label_source="predicted"),
     LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?Unsigned slides/.+", label_source="predicted"),
-    # class folders: a class name holds no digit, which the name of a slide, an order or a patient's number does
-    LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?(?P<label>[^/\d]+)/[^/]+", label_source="analyser"),
+    _CLASS_FOLDERS,
     # flat, or one folder a slide
     LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?[^/]+", label_source="predicted"),
 )
@@ -77,6 +79,9 @@ class ClassNames:
         self._own = {name_key(name): label for name, label in own.items()}
         labels = {name_key(label): label for label in bundle_labels}
         self._known = dict(labels)
+        self._classes = {*labels, *self._own, *map(name_key, own.values()), *(n for e in _CELLAVISION for n in e)} - {
+            ">"
+        }
         for entry in _CELLAVISION:
             split = entry.index(">") if ">" in entry else len(entry)
             names, wider = entry[:split], entry[split + 1 :]
@@ -90,6 +95,10 @@ class ClassNames:
         key = name_key(folder_name)
         return self._own.get(key) or self._known.get(key) or folder_name
 
+    def is_class(self, name: str) -> bool:
+        """Whether a name is that of a class: the bundle's, one of `[watch.labels]`, or CellaVision's."""
+        return name_key(name) in self._classes
+
     def known(self) -> Mapping[str, str]:
         """The label of each name that is known, by its key (`name_key`)."""
         return self._known | self._own
@@ -99,12 +108,18 @@ class Layout:
     """The patterns of one lab, and its class names."""
 
     def __init__(
-        self, watch: WatchConfig, bundle_labels: Sequence[str], analysers: Mapping[str, str] | None = None
+        self,
+        watch: WatchConfig,
+        bundle_labels: Sequence[str],
+        analysers: Mapping[str, str] | None = None,
+        given: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """analysers : of watched folders that have one of their own, by absolute path."""
+        """analysers : of watched folders that have one of their own, by absolute path.  given : classes that people or
+        the analyser gave to cells of the lab; folders so called are class folders as well."""
+        self._given = given
         self._analysers = analysers or {}
         self._patterns = [
-            (re.compile(layout.pattern, re.IGNORECASE | re.DOTALL), layout.label_source)
+            (re.compile(layout.pattern, re.IGNORECASE | re.DOTALL), layout.label_source, layout is _CLASS_FOLDERS)
             for layout in (*watch.layout, *BUILT_IN)
         ]
         self._names = ClassNames(bundle_labels, watch.labels)
@@ -113,12 +128,16 @@ class Layout:
     def place(self, relative: str, root: str = "") -> PathMeaning:
         """What `relative`, a path below its watched folder `root` with `/` between folders, says of its cell."""
         analyser = self._analysers.get(root, self._analyser)
-        for pattern, source in self._patterns:
+        for pattern, source, declared_only in self._patterns:
             match = pattern.fullmatch(relative)
             if match is None:
                 continue
             groups = match.groupdict()
             label = groups.get("label") or None
+            if declared_only and label is not None and not self._names.is_class(label):
+                label = self._given_class(label)
+                if label is None:
+                    continue
             named = label is not None and source != "predicted"
             return PathMeaning(
                 slide=groups.get("slide") or None,
@@ -127,6 +146,11 @@ class Layout:
                 analyser=groups.get("analyser") or analyser,
             )
         return PathMeaning(None, None, "predicted", analyser)
+
+    def _given_class(self, name: str) -> str | None:
+        """The class of the lab's cells that is called so."""
+        given = self._given()
+        return name if name in given else next((g for g in sorted(given) if name_key(g) == name_key(name)), None)
 
 
 def name_key(name: str) -> str:

@@ -18,6 +18,7 @@ from labref import __version__
 from labref.bundles.bundle import Bundle
 from labref.cells.image import prepare
 from labref.errors import BundleError, LabError, LabrefError, UnreadableImageError
+from labref.export.layout import ClassNames
 from labref.failpoints import failpoint
 from labref.files import give
 from labref.lab import absolute
@@ -91,6 +92,7 @@ class Exported(Answer):
     cells: int = Field(description="Cells in it.")
     bytes: int = Field(description="Its size.")
     without_thumbnail: int = Field(description="Cells without a picture in it.")
+    without_label: int = Field(description="Cells without a label in it: only the name of a folder speaks for theirs.")
 
 
 class CellDue(Answer):
@@ -222,6 +224,8 @@ def export(
     if os.path.lexists(path):
         raise LabError(f"{path} is there already. Choose another name; an export never replaces a file.")
     without = 0
+    labels = [label for bundle in context.store.bundles() for label in bundle.labels]
+    names = ClassNames(labels, context.lab.config.watch.labels)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # the file too is made in there: it is nobody else's until it is whole, and no name of the user's is taken
@@ -235,7 +239,7 @@ def export(
                         yield progress(done, cells, "thumbnails")
                 yield progress(cells, cells, "the file is written")
                 failpoint("export.write")
-                rows.write(part, identifying=identifying)
+                unlabelled = rows.write(part, identifying=identifying, is_class=names.is_class)
             give(part, context.lab.rights)
             with part.open("rb+") as written:
                 failpoint("export.fsync")
@@ -247,7 +251,13 @@ def export(
             os.replace(part, path)
     except OSError as error:
         raise LabError(f"{path} cannot be written: {error.strerror or error}. Look at its disk.") from None
-    yield {"target": str(path), "cells": cells, "bytes": size, "without_thumbnail": without if thumbnails else cells}
+    yield {
+        "target": str(path),
+        "cells": cells,
+        "bytes": size,
+        "without_thumbnail": without if thumbnails else cells,
+        "without_label": unlabelled,
+    }
 
 
 def _thumbnails(context: Context, rows: Export, pixels: int) -> Iterator[tuple[int, int]]:

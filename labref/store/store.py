@@ -538,6 +538,10 @@ class Store:
         found = self._in_memory().labels.of([id_to_int(cell_id) for cell_id in ids])
         return {cell_id: label for cell_id, label in zip(ids, found, strict=True) if label is not None}
 
+    def given_classes(self) -> set[str]:
+        """The classes that people or the analyser gave to cells; from memory."""
+        return {label for label, source in list(self._in_memory().labels.values) if source is not LabelSource.PREDICTED}
+
     def paths(self, cell_id: str) -> list[str]:
         """All paths at which the bytes of a cell were found, oldest first."""
         with self._reading() as cursor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import duckdb
 
 from labref.store.duckdb import bundles
+from labref.store.text import from_column
 
 __all__ = ["Export"]
 
@@ -44,24 +45,34 @@ class Export:
             columns,
         )
 
-    def write(self, target: Path, *, identifying: bool) -> None:
-        """Write the file. identifying : with slide and path, which can name a patient."""
+    def write(self, target: Path, *, identifying: bool, is_class: Callable[[str], bool]) -> int:
+        """Write the file. identifying : with slide, path, and every class, which can name a patient.  is_class :
+        whether a label is a class that somebody declared; one that people gave is, too.
+
+        Returns how many cells have no label in the file, because a folder's name is all that speaks for theirs.
+        """
         cursor = self._cursor
+        found = cursor.execute(
+            "SELECT DISTINCT c.label, g.label IS NOT NULL FROM cell c LEFT JOIN "
+            "(SELECT DISTINCT label FROM label_change WHERE path = '' AND label_source = 'reviewed') g ON g.label = c.label"
+        ).fetchall()
+        kept = [label for label, given in found if identifying or given or is_class(from_column(label))]
+        cursor.execute(f"CREATE TABLE {_SIDE}.class AS SELECT unnest(?::VARCHAR[]) AS label", [kept])
         active = bundles.active(cursor)
         assert active is not None
         space, bundle = bundles.space(cursor, active)
-        found = cursor.execute(
+        on_map = cursor.execute(
             "SELECT map.number, columns FROM map_activation JOIN map ON map.number = map_activation.map "
             "WHERE bundle = ? ORDER BY map_activation.number DESC LIMIT 1",
             [active],
         ).fetchone()
-        number, columns = found or (-1, 1)
+        number, columns = on_map or (-1, 1)
         who = "c.slide, c.path," if identifying else ""
         labels = ", ".join(f"'{label.replace(chr(39), 2 * chr(39))}'" for label in bundle.labels)
         cursor.execute(
             f"""
             COPY (
-                SELECT c.cell_id, c.label, c.label_source, c.analyser, {who} c.captured_at, c.added_at, c.width, c.height,
+                SELECT c.cell_id, k.label, c.label_source, c.analyser, {who} c.captured_at, c.added_at, c.width, c.height,
                        e.predicted_label, e.predicted_probability,
                        map_from_entries(list_zip([{labels}]::VARCHAR[], e.probabilities::FLOAT[])) AS probabilities,
                        e.latent::FLOAT[] AS latent,
@@ -72,11 +83,16 @@ class Export:
                             THEN struct_pack(bytes := t.thumbnail, path := t.name) END AS thumbnail,
                        '{active}' AS bundle
                 FROM cell c JOIN {_SIDE}.wanted w ON w.cell_id = c.cell_id
+                LEFT JOIN {_SIDE}.class k ON k.label = c.label
                 LEFT JOIN {space} e ON e.cell_id = c.cell_id
                 LEFT JOIN (SELECT * FROM map_position WHERE map = {number:d}) p ON p.cell_id = c.cell_id
                 LEFT JOIN {_SIDE}.thumb t ON t.cell_id = c.cell_id
             ) TO '{_quoted(target)}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 20000)"""
         )
+        row = cursor.execute(
+            f"SELECT count(*) FROM cell JOIN {_SIDE}.wanted USING (cell_id) ANTI JOIN {_SIDE}.class USING (label)"
+        ).fetchone()
+        return 0 if row is None else int(row[0])
 
     def close(self) -> None:
         """Let go of the scratch file."""

@@ -83,6 +83,11 @@ class CellBook(Generic[_Value]):
                 found[place] = code
         return [None if code is None else self._values[code] for code in found]
 
+    @property
+    def values(self) -> Sequence[_Value]:
+        """All that a cell carries or carried since the book was made, each once."""
+        return self._values
+
     def between(self, first: int, last: int, most: int) -> list[int]:
         """Cells with ids from `first` to `last`, in order, at most so many. Microseconds."""
         ids, _, recent = self._state
