@@ -116,7 +116,7 @@ def test_attributes_and_domains_follow_the_split(two_optics: Path, tmp_path: Pat
     assert (train.codes[~from_pbc] == -1).all(), "nobody described these cells"
     assert (train.codes < np.array(train.sizes)).all()
     (two_optics / "none.csv").write_text("path,shape\nx/y.jpg,round\n")
-    with pytest.raises(RunError, match="tells of no image"):
+    with pytest.raises(RunError, match="has no line for any training image"):
         load_attribute_codes(Run(run.folder, override(config, ["attributes=none.csv"]), run.data, run.split), "train")
 
 

@@ -1,6 +1,6 @@
-"""What describes a run: one frozen value, written as `run.json`, from which the run can be repeated.
+"""The configuration of a run: one frozen value, written as `run.json`, from which the run can be repeated.
 
-Each setting is declared here once: its type, its range, its default and what it does.
+Each setting is declared once, here: its type, its range, its default and its effect.
 `python -m training settings` lists them.
 """
 
@@ -27,7 +27,7 @@ def _as_written(value: Any, check: Any) -> Any:
 
 
 Number = Annotated[float, WrapValidator(_as_written)]
-"""A finite number. A whole one stays as it was written, 90 or 90.0: a model's version is a digest of its run's JSON."""
+"""A finite number. A whole number stays as written, 90 or 90.0, because a model's version is a digest of the JSON."""
 Share = Annotated[Number, Field(ge=0, le=1)]
 Weight = Annotated[Number, Field(ge=0)]
 Rate = Annotated[Number, Field(gt=0, le=1)]
@@ -37,7 +37,7 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 def _at_least(value: float, info: ValidationInfo, other: str) -> float:
-    low = info.data.get(other)  # not there where it is wrong itself
+    low = info.data.get(other)  # missing where the other setting is itself wrong
     if low is not None and value < low:
         raise ValueError(f"must not be below {other}, which is {low:g}")
     return value
@@ -57,7 +57,7 @@ class Augmentation:
         default=0.2, description="Probability of a 3×3 binomial blur, as of a cell that is out of focus."
     )
 
-    # What other microscopes, stains and scanners do, in optical density: absorbance, which adds along the light's path.
+    # The effects of other microscopes, stains and scanners, as changes of optical density (absorbance).
     contrast_low: Number = Field(
         default=1.0, gt=0, le=10, description="Lowest factor on all optical densities; it is drawn log-uniformly."
     )
@@ -96,7 +96,7 @@ class Augmentation:
         default=1.0, description="Probability that a crop is changed in its optics, from contrast_low to cut, at all."
     )
 
-    # What stands beside a cell, laid there before all other changes. The middle of the crop (20 px) and the label stay.
+    # Neighbouring cells, drawn before all other changes. The middle of the crop (20 px) and the label are not changed.
     neighbour: Share = Field(
         default=0.0,
         description="Probability that another training cell, of the same optics and if possible another class, is laid "
@@ -130,7 +130,7 @@ class Augmentation:
 
     @property
     def changes_optics(self) -> bool:
-        """Whether any of the changes in optical density, focus or noise is on."""
+        """Whether any change of optical density, focus or noise is switched on."""
         moved = (self.stain, self.mixing, self.tint, self.focus, self.noise, self.cut)
         return any(moved) or (self.contrast_low, self.contrast_high) != (1.0, 1.0)
 
@@ -405,10 +405,10 @@ PRESETS: dict[str, RunConfig] = {
         ),
     ),
 }
-"""`thesis`: its table 3 (A) and 4. `full`: the thesis' network with what was found better. `starter`: narrow and small,
-for two cores. `optics`: a starter taught other optics, from a trained starter's weights (`classifier.initial`).
-`experts`: one of those taught better what experts see (the size of a cell too, so it is hardly zoomed any more), from
-its weights; what labref ships."""
+"""The presets by name. `thesis`: the settings of the thesis' tables 3 (A) and 4. `full`: the thesis' network with later
+improvements. `starter`: a narrow and small network, for two cores. `optics`: a starter trained further on other optics,
+from the weights of a trained starter (`classifier.initial`). `experts`: an `optics` network trained further on expert
+attributes, from its weights; crops are hardly zoomed, as experts also judge the size of a cell. labref ships it."""
 
 
 def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:

@@ -1,4 +1,4 @@
-"""A run's folder: what is written down, by whom, and how it is found again."""
+"""The folder of a run: its files, its lock, and how it is begun, opened and repeated."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def write_json(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
 
 @contextlib.contextmanager
 def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """One command at a time trains in `folder`; the lock goes with the process that has it, however that ends.
+    """Lock `folder`, so that only one command at a time trains in it. The lock ends with its process, even by a kill.
 
-    Raises `RunError` where another command has it, but where `wait` says to wait for that.
+    wait : True waits while another command holds the lock; with False, `RunError` is raised.
     """
     from filelock import FileLock, Timeout
 
@@ -54,10 +54,11 @@ def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
 class Run:
     """A run: its folder, its configuration, the images it learns from, and its split.
 
-    adopted : where its networks come from, where a bundle's were taken over (`training.networks.adopt`), and how they
-    were taught to overlook neighbours (`training.networks.overlook`); None: they are trained here. Files: `run.json`,
-    `split.csv`, `classifier.keras` with `history.csv`, `features/`, `encoder.keras`, `vae_history.csv`, `figures.json`
-    and the pictures beside it.
+    adopted : the origin of networks that were not trained in this run: the bundle that they were adopted from
+    (`training.networks.adopt`), and how their encoder was changed to overlook neighbours
+    (`training.networks.overlook`). None for a run that trains its networks.
+    Files: `run.json`, `split.csv`, `classifier.keras` with `history.csv`,
+    `features/`, `encoder.keras`, `vae_history.csv`, `figures.json` and the pictures beside it.
     """
 
     folder: Path
@@ -81,10 +82,11 @@ class Run:
         split: Split | None = None,
         adopted: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Begin a run in `folder`, or take up the one that is there, which must have the same configuration, and the
-        same split
-        where one is given. split : one's own, in place of the one that `config` makes of the images.  adopted : see
-        `Run`."""
+        """Begin a run in `folder`, or open the run that is there. That run must have the same configuration, and the
+        same split where `split` is given; else `RunError` is raised.
+
+        split : replaces the split that `config` makes of the images.  adopted : see `Run`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "run.json").exists():
             run = Run.open(folder, data)
@@ -104,7 +106,7 @@ class Run:
 
     @staticmethod
     def open(folder: Path, data: Path | None = None) -> Run:
-        """Open the run in `folder`; `data` where its images lie somewhere else by now."""
+        """Open the run in `folder`. data : the folder of its images, where they have been moved."""
         config, place, digest, adopted = _described(folder)
         try:
             split = Split.from_csv((folder / "split.csv").read_text(encoding="utf-8"))
@@ -142,9 +144,10 @@ class Run:
 
 
 def _described(folder: Path) -> tuple[RunConfig, Path, str, Mapping[str, Any] | None]:
-    """What `run.json` in `folder` says: settings, folder of the images, digest of the split, and `adopted` (see `Run`).
+    """The content of `run.json` in `folder`: settings, folder of the images, digest of the split, and `adopted` (see
+    `Run`).
 
-    Raises `RunError` where it is missing, or says something else.
+    Raises `RunError` where the file is missing or cannot be used.
     """
     file = folder / "run.json"
     try:
@@ -180,7 +183,7 @@ def load_attribute_codes(run: Run, part: str) -> Attributes:
     table = load_attributes(run.data / run.config.attributes)
     trained = [table[name] for item in run.split.train if (name := item.path.rsplit("/", 1)[-1]) in table]
     if not trained:
-        raise RunError(f"{run.config.attributes} tells of no image trained on; correct `attributes` of the run")
+        raise RunError(f"{run.config.attributes} has no line for any training image; correct `attributes` of the run")
     values = [sorted(set(column)) for column in zip(*trained, strict=True)]
     unknown = ("",) * len(values)
     codes = [

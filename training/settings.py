@@ -1,4 +1,4 @@
-"""What a setting may be, read from its declaration, and one message that lists all that is wrong with some.
+"""The settings with their allowed values, read from their declarations, and one message that lists all wrong settings.
 
 Settings are frozen pydantic dataclasses (`training.config`). A setting is named by its path, as `classifier.epochs`.
 """
@@ -54,14 +54,14 @@ class Setting:
     limits: Mapping[str, float]
 
     def nearest(self, given: Any) -> str | None:
-        """The allowed value that is most like `given`, as it is written; None where none is."""
+        """The allowed value that is closest to `given`, as text; None where there is no such value."""
         if self.type == "boolean":
             word = _SPELLINGS.get(str(given).lower(), str(given).lower())
             return next(iter(difflib.get_close_matches(word, ["true", "false"], n=1)), None)
         if self.type == "string":
             choices = [str(choice) for choice in self.choices]
             return next(iter(difflib.get_close_matches(str(given).lower(), choices, n=1)), None)
-        number = isinstance(given, int | float) and not isinstance(given, bool) and given == given  # NaN is like none
+        number = isinstance(given, int | float) and not isinstance(given, bool) and given == given  # NaN has no nearest
         return self._nearest_number(given) if number else None
 
     def _nearest_number(self, given: float) -> str | None:
@@ -69,7 +69,7 @@ class Setting:
             return str(min(self.choices, key=lambda choice: abs(choice - given)))
         limits = self.limits
         if ("gt" in limits and given <= limits["gt"]) or ("lt" in limits and given >= limits["lt"]):
-            return None  # there is no number next to a limit that is not allowed itself
+            return None  # a limit that is itself not allowed has no nearest allowed number
         low, high = limits.get("ge", -math.inf), limits.get("le", math.inf)
         value = min(max(given, low), high)
         if value in (-math.inf, math.inf) or (self.type == "number" and value == given):  # refused for something else
@@ -146,18 +146,18 @@ def value_at(values: Any, name: str) -> Any:
 
 
 def read_settings(config: type[T], values: Any) -> T:
-    """`config` made of `values`, plain JSON values; a setting that is not there has its default, a group must be there.
+    """`config` made of `values`, plain JSON values. A missing setting has its default; a missing group is an error.
 
-    Raises `SettingsError` that lists all that is wrong.
+    Raises `SettingsError` that lists all problems.
     """
     return _read(config, values, [], {})
 
 
 def override_settings(config: type[T], values: dict[str, Any], settings: Sequence[str]) -> T:
-    """`config` made of `values` with `key=value` settings laid over them, which changes `values`.
+    """`config` made of `values`, in which the `key=value` settings have replaced the earlier ones; `values` is changed.
 
-    The value of a text is written as it stands, of any other setting as JSON. Raises `SettingsError` that lists all
-    that is wrong.
+    The value of a text setting is taken as it is written, that of any other setting as JSON. Raises `SettingsError`
+    that lists all problems.
     """
     known, groups = settings_of(config), _groups_of(config)
     problems, given = [], {}
@@ -180,7 +180,7 @@ def override_settings(config: type[T], values: dict[str, Any], settings: Sequenc
 
 
 def _value(text: str, kind: str, old: Any) -> Any:
-    """The JSON value that `text` is, or the text where it is none: the check then says what the setting takes."""
+    """`text` read as JSON, or the text itself where it is no JSON: the check then says what the setting takes."""
     if kind == "string":
         return text
     try:
@@ -193,7 +193,7 @@ def _value(text: str, kind: str, old: Any) -> Any:
 
 
 def _read(config: type[T], values: Any, problems: list[str], given: Mapping[str, str], where: str = "") -> T:
-    """problems : what is known to be wrong already.  given : values as they were written.  where : who gave them."""
+    """problems : the problems found so far.  given : values as they were written.  where : where they come from."""
     made = None
     try:
         made = TypeAdapter(config).validate_json(json.dumps(values))

@@ -1,4 +1,4 @@
-"""Random changes of crops while networks train: turns, optics, and cells laid beside the one in the middle.
+"""Augmentation: random changes of crops while networks train: turns, changes of optics, and neighbouring cells.
 
-Imports `training.config` and labref. All of it runs on TensorFlow, which feeds the batches on either backend.
+Imports `training.config` and labref. It runs on TensorFlow, which feeds the batches on both backends.
 """

@@ -1,4 +1,4 @@
-"""Random changes of crops: as other slides, optics and recaptures of the same cells would show them."""
+"""Random changes of crops, such as other slides, other optics and recaptures of the same cells cause."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from training.config import Augmentation
 __all__ = ["VIEW", "augment", "with_optics"]
 
 VIEW = Augmentation(rotation_degrees=180, flip=True, shift=0.02, zoom=0.04, gain=0.04, brightness=0.02, blur=0.1)
-"""Changes between views of a cell that must not change its latent: turns, mirrors, and what a recapture differs by."""
+"""The changes between views of a cell that must not change its latent: turns, mirrors, and the differences between
+recaptures."""
 
 
 def augment(crops: Any, config: Augmentation, seed: Any, others: Any = None) -> Any:
     """Randomly changed crops: uint8[n, s, s, 3] → float32[n, s, s, 3], 0 to 255.
 
-    One projective transform does rotation, mirror, shift and zoom (bilinear; beyond the edge lies background).
-    seed : int32[2] of a stateless generator: the same seed gives the same batch.
-    others : uint8[n, NEIGHBOURS, s, s, 3], cells to lay beside them where `config.neighbour` is above zero.
+    One projective transform rotates, mirrors, shifts and zooms (bilinear; beyond the edge it fills in background).
+    seed : int32[2], of a stateless generator: the same seed gives the same batch.
+    others : uint8[n, NEIGHBOURS, s, s, 3], the neighbouring cells; needed where `config.neighbour` is above zero.
+    Raises ValueError where they are needed and missing.
     """
     shape = tf.shape(crops)
     count, side = shape[0], tf.cast(shape[1], tf.float32)
@@ -43,7 +45,7 @@ def augment(crops: Any, config: Augmentation, seed: Any, others: Any = None) -> 
     images = tf.cast(crops, tf.float32)
     if config.neighbour:
         if others is None:
-            raise ValueError("cells are laid beside others (neighbour above zero), and no others are given")
+            raise ValueError("neighbouring cells are asked for (neighbour above zero), and none are given (others)")
         images = lay_beside(images, others, config, seed)
     images = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
@@ -69,7 +71,7 @@ def augment(crops: Any, config: Augmentation, seed: Any, others: Any = None) -> 
 
 
 def _other_optics(images: Any, config: Augmentation, seed: Any) -> Any:
-    """float32[n, s, s, 3] as another stain, lamp, focus and camera might have given it; see `Augmentation`."""
+    """Images float32[n, s, s, 3] changed as by another stain, lamp, focus and camera; see `Augmentation`."""
     count, side = tf.shape(images)[0], tf.shape(images)[1]
 
     def uniform(index: int, low: float, high: float, *shape: int) -> Any:
@@ -85,7 +87,7 @@ def _other_optics(images: Any, config: Augmentation, seed: Any) -> Any:
     density += tf.nn.relu(0.5 * (level + right * axis[None, None, :, None] + down * axis[None, :, None, None]))
     images = (BACKGROUND + 1.0) * tf.exp(-density) - 1.0
     if config.focus:
-        # the wide blur: to a quarter of the scale and back
+        # the wide blur: the image reduced to a quarter of its scale, and enlarged again
         small = tf.nn.avg_pool2d(images, 4, 4, "SAME")
         wide = tf.image.resize(small, [side, side], method="bilinear")
         images += uniform(26, -config.focus, config.focus, 1, 1, 1) * (wide - images)
@@ -93,7 +95,7 @@ def _other_optics(images: Any, config: Augmentation, seed: Any) -> Any:
         deviation = uniform(27, 0.0, config.noise, 1, 1, 1)
         images += deviation * tf.random.stateless_normal(tf.shape(images), tf.add(seed, [28, 0]))
     if config.cut:
-        # a straight edge, a third to a half of the side from the middle, in any direction
+        # a straight edge in a random direction, at a third to a half of the side from the middle
         angle, far = uniform(29, -math.pi, math.pi, 1, 1), uniform(30, 0.3, 1.0, 1, 1)
         beyond = tf.cos(angle) * axis[None, None, :] + tf.sin(angle) * axis[None, :, None] > far
         cut = (uniform(31, 0.0, 1.0, 1, 1) < config.cut) & beyond
@@ -102,7 +104,8 @@ def _other_optics(images: Any, config: Augmentation, seed: Any) -> Any:
 
 
 def with_optics(augmentation: Augmentation) -> Augmentation:
-    """`VIEW`, with the changes of optics of another augmentation, always, and with its neighbours."""
+    """`VIEW` together with the changes of optics of another augmentation, applied to every crop, and its
+    neighbouring cells."""
     names = ["contrast_low", "contrast_high", "stain", "mixing", "tint", "focus", "noise", "cut"]
     names += [name for name in vars(augmentation) if name.startswith("neighbour")]
     return replace(VIEW, **{name: getattr(augmentation, name) for name in names}, optics_share=1.0)

@@ -1,5 +1,5 @@
-"""Other cells laid beside the one in the middle, as they stand in a picture, and faded as the preparation fades
-them."""
+"""Neighbouring cells: other cells drawn beside the cell in the middle, as in a real picture, and faded as the
+preparation fades them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from training.config import Augmentation
 __all__ = ["NEIGHBOURS", "draw_neighbours", "lay_beside"]
 
 NEIGHBOURS = 2
-"""At most so many cells are laid beside one."""
+"""The most neighbouring cells of one cell."""
 _CANDIDATES = 8
-_MIDDLE = (20.0, 36.0)  # pixels of a crop: within the first nothing changes, from the second on all may
-_CELL = (
-    75.0,
-    105.0,
-)  # pixels from the neighbour's middle: to the first it is whole, from the second on there is nothing of its picture
-_SEED = 50  # this and the next are this module's numbers among those of `augment`
+# pixels from the middle of a crop: nothing changes within the first, everything may from the second on
+_MIDDLE = (20.0, 36.0)
+# pixels from the neighbour's middle: its picture is full up to the first, and absent from the second on
+_CELL = (75.0, 105.0)
+_SEED = 50  # the first of the numbers that this module adds to the seed; those of `augment` differ from them
 
 
 def draw_neighbours(
@@ -33,9 +32,11 @@ def draw_neighbours(
     domains: NDArray[np.int64],
     generator: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Rows int64[n, NEIGHBOURS] of cells to lay beside those of `batch` int64[n]: any of `rows`, but of the same optics
-    and of another
-    class where chance finds one. targets, domains : int64[all], class and optics of each row."""
+    """Draw the neighbouring cells of a batch: rows int64[n, NEIGHBOURS].
+
+    batch : int64[n], rows of the cells in the middle.  targets, domains : int64[all], class and optics of each row. A
+    neighbour is drawn from `rows`; where a few random draws find one, it has the same optics and another class.
+    """
     found = generator.choice(rows, (len(batch), NEIGHBOURS, _CANDIDATES))
     own = batch[:, None, None]
     fits = 2 * (domains[found] == domains[own]) + (targets[found] != targets[own])
@@ -43,10 +44,10 @@ def draw_neighbours(
 
 
 def lay_beside(images: Any, others: Any, config: Augmentation, seed: Any) -> Any:
-    """Images float32[n, s, s, 3] with the cells of `others` uint8[n, NEIGHBOURS, s, s, 3] beside their own, as `config`
-    has it: the darker pixel of each, so that what overlaps looks as where light went through both; see `Augmentation`.
+    """Images float32[n, s, s, 3] with neighbouring cells beside their own, as `config` asks (see `Augmentation`).
 
-    seed : int32[2] of a stateless generator.
+    others : uint8[n, NEIGHBOURS, s, s, 3], the neighbouring cells.  seed : int32[2], of a stateless generator. Each
+    pixel is the darker one of the two pictures, as where light passes through both cells.
     """
     shape = tf.shape(images)
     count, side = shape[0], tf.cast(shape[1], tf.float32)
@@ -77,8 +78,8 @@ def lay_beside(images: Any, others: Any, config: Augmentation, seed: Any) -> Any
         shown = tf.where(there, near * far_enough, 0.0)[..., None]
         images = tf.minimum(images, 255.0 + shown * (turned - 255.0))
 
-        # what the preparation takes to be the neighbour's: a disc so large that its edge, between the cells, is more or
-        # less straight
+        # the region that the preparation gives to the neighbour: a disc so large that its edge, between the two cells,
+        # is nearly straight
         towards = direction + uniform(5, -0.35, 0.35)
         edge = away * uniform(6, 0.4, 0.7)
         radius, softness = (
@@ -100,8 +101,8 @@ def _rise(distance: Any, low: float, high: float) -> Any:
 
 
 def _moved(crops: Any, angle: Any, mirrored: Any, column: Any, row: Any) -> Any:
-    """Crops uint8[n, s, s, 3] turned by `angle`, mirrored, and their middle moved by (column, row) pixels, as float32;
-    white beyond."""
+    """Crops uint8[n, s, s, 3] turned by `angle`, mirrored, and moved by (column, row) pixels: float32[n, s, s, 3];
+    white beyond their edges."""
     shape = tf.shape(crops)
     middle = (tf.cast(shape[1], tf.float32) - 1.0) / 2.0
     mirror = tf.where(mirrored, -1.0, 1.0)

@@ -17,10 +17,12 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class CellClass:
-    """code : short identifier, as in an export's file names.  group : of haematopoiesis, or "other" for what is no cell
-    of
-    it.  names : folder names that mean this class, lower case.  of : the coarser class it is a part of, where there is
-    one."""
+    """A class of cells.
+
+    code : short identifier, as in the file names of an export.  group : of haematopoiesis; "other" for anything else.
+    names : folder names that mean this class, lower case.  of : code of the coarser class that contains this one, or
+    None.
+    """
 
     code: str
     group: str
@@ -45,7 +47,7 @@ _CLASSES = (
     CellClass("MO", "monopoiesis", ("monocyte", "monocytes")),
     CellClass("PMO", "monopoiesis", ("promonocyte",)),
     CellClass("ERB", "erythropoiesis", ("erythroblast", "erythroblasts")),
-    # a blast whose lineage is not said belongs to none of the four
+    # a blast of unknown lineage belongs to none of the four groups
     CellClass("BL", "blasts", ("blast, no lineage spec", "blast")),
     CellClass("PLT", "thrombopoiesis", ("platelet", "thrombocyte")),
     CellClass("GT", "thrombopoiesis", ("giant thrombocyte",)),
@@ -65,23 +67,23 @@ def class_of(label: str) -> CellClass | None:
 
 
 def class_id(label: str) -> str:
-    """Short identifier of a class; the class's own name where none is customary."""
+    """Short identifier of a class; the class's own name where it has no identifier."""
     known = class_of(label)
     return known.code if known else label
 
 
 def class_group(label: str) -> str:
-    """Group of a class; "other" where none is known."""
+    """Group of a class; "other" for an unknown class."""
     known = class_of(label)
     return known.group if known else OTHER
 
 
 def fine_id(label: str, name: str) -> str | None:
-    """The finest class that is told of an image `name` in the folder `label`: the folder's, refined by the code before
-    the first `_` of the name.
+    """The fine class of an image, by its folder and by the code before the first `_` of its name; None where the two do
+    not tell it.
 
-    ("neutrophil", "SNE_1.jpg") → "SNE"; ("lymphocyte", "LY_2.jpg") → "LY"; ("ig", "IG_3.jpg") → None, for that is not
-    told.
+    ("neutrophil", "SNE_1.jpg") → "SNE"; ("lymphocyte", "LY_2.jpg") → "LY"; ("ig", "IG_3.jpg") → None: an immature
+    granulocyte of unknown stage.
     """
     known = class_of(label)
     if known is None:
@@ -93,8 +95,7 @@ def fine_id(label: str, name: str) -> str | None:
 
 
 def at_level(label: str, name: str, level: Level) -> str | None:
-    """What an image `name` in the class folder `label` is at a level: its group, its folder's name, or its fine
-    class."""
+    """The class of an image at a level: its group, the name of its folder, or its fine class (None where unknown)."""
     if level == "group":
         return class_group(label)
     return label if level == "class" else fine_id(label, name)

@@ -67,7 +67,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over every part, path and label: names the split in every figure."""
+        """SHA-256 over every part, path and label; it identifies the split in every figure."""
         return hashlib.sha256(self.to_csv().encode()).hexdigest()
 
     def to_csv(self) -> str:
@@ -149,11 +149,11 @@ def cache_crops(
     folder: Path,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Prepared crops of `items` as a read-only memory map uint8[n, size, size, 3], and which of them could be read,
-    bool[n].
+    """Prepared crops of `items` as a read-only memory map uint8[n, size, size, 3], and bool[n], which of the images
+    could be read.
 
-    The cache is keyed by the items, the size and the preparation's version; a cache that was stopped half-way goes on.
-    `advance` is called with the number of images done.
+    The cache's name depends on the items, the size and the version of the preparation. A cache that was stopped
+    half-way is continued. advance : called with the number of images done.
     """
     key = hashlib.sha256(
         repr(([(item.path) for item in items], size, f"preparation-{PREPARATION['version']}")).encode()
@@ -189,8 +189,8 @@ def cache_crops(
 def batches(
     rows: NDArray[np.int64], batch_size: int, *, seed: int | None, start: int = 0, drop_last: bool = False
 ) -> Iterator[NDArray[np.int64]]:
-    """Batches of `rows`, shuffled by `seed` (None: in order), from batch number `start` on: what a resumed epoch
-    needs."""
+    """The batches of `rows`, shuffled by `seed` (None: in order). start : number of the first batch, for an epoch that
+    is resumed."""
     order = rows if seed is None else np.random.default_rng(seed).permutation(rows)
     end = len(order) - len(order) % batch_size if drop_last and len(order) >= batch_size else len(order)
     for first in range(start * batch_size, end, batch_size):

@@ -1,5 +1,4 @@
-"""Which images show one cell, captured more than once, by labref's own rule: so that a figure counts cells and not
-images."""
+"""Which images show the same cell, by labref's own rule. With this, figures count cells and not images."""
 
 from __future__ import annotations
 
@@ -28,10 +27,12 @@ _AT_ONCE = 4096
 
 
 def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lambda _: None) -> NDArray[np.int64]:
-    """For each image the number of the first one, int64[n], that it shows the cell of: identical files, duplicates and
-    possible duplicates (`labref.cells.sameness`), and what these are duplicates of. Unreadable images are groups of
-    their own, and so are cells side by side in overlapping pictures. Cells are looked for as a lab looks for them, by
-    `labref.store.recording.Search`.
+    """For each image the number of the first image of the same cell: int64[n].
+
+    Images are of the same cell where their files are identical, or where they are linked as duplicates or possible
+    duplicates (`labref.cells.sameness`), directly or through other images. An unreadable image is a cell of its own.
+    Neighbouring cells in overlapping pictures are different cells. The search is that of a lab
+    (`labref.store.recording.Search`).
 
     advance : called with the number of images done.
     """

@@ -1,7 +1,7 @@
 """Figures of a bundle on any two class-folder trees: references and queries.
 
-What is measured is what a lab runs: the shipped graphs, through `labref.cells.image` and `labref.bundles.inference`;
-its search, `labref.store.memory.index`; its spread and its novelty, `labref.asking.references`.
+The measurement runs the same code as a lab: the shipped graphs, by `labref.cells.image` and `labref.bundles.inference`;
+the search, by `labref.store.memory.index`; spread and novelty, by `labref.asking.references`.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ right."""
 
 @dataclass(frozen=True)
 class Embedded:
-    """A tree, embedded. items : n images.  digests : of their bytes.  probabilities : float32[n, c].  latents :
-    float32[n, L].
-    unreadable : images that could not be prepared, with the reason."""
+    """The embedded images of a tree. items : the n images.  digests : SHA-256 of their bytes.  probabilities :
+    float32[n, c].  latents : float32[n, L].  unreadable : images that could not be prepared, with the reason."""
 
     items: tuple[Item, ...]
     digests: tuple[str, ...]
@@ -77,8 +76,8 @@ class Embedded:
 
 
 def turn(pixels: NDArray[np.uint8], degrees: float, mirrored: bool) -> NDArray[np.uint8]:
-    """An image uint8[h, w, 3] turned counter-clockwise and then mirrored, as if the slide had lain so: the picture
-    grows where it must, and what lies outside shows the smear's background."""
+    """An image uint8[h, w, 3] turned counter-clockwise and then mirrored, as if the slide had lain like that. The
+    picture grows where needed; the new corners show the smear's background."""
     if degrees % 90 == 0:
         turned = np.rot90(pixels, int(degrees // 90) % 4)
     else:
@@ -162,7 +161,7 @@ def nearest(
 
 
 def digest_of_all(digests: Sequence[str]) -> str:
-    """SHA-256 of a list of digests, in whatever order: names the images that a figure was measured on."""
+    """SHA-256 of a list of digests, whatever their order; it identifies the images that a figure was measured on."""
     return digest("\n".join(sorted(digests)).encode())
 
 
@@ -232,8 +231,8 @@ def attributes_of_each(
     for item, values in zip(references, coded, strict=True):
         if values is not None:
             by_class.setdefault(item.label, []).append(values)
-    # how often each value is met in a class: a cell's attributes agree with a random one's by the mean over its own
-    # values
+    # the share of each value in a class: a cell's expected agreement with a random cell is the mean of the shares of
+    # its own values
     often = {
         label: np.bincount(np.concatenate(values), minlength=len(codes)) / len(values)
         for label, values in by_class.items()
@@ -255,9 +254,9 @@ def precision_by_level(
     """Precision@8 of references int64[n, 8] at each level of the hierarchy (`training.data.classes`): group, class,
     fine.
 
-    By level: `macro` (mean over the level's names) and `micro` (over queries), estimates with 95 % intervals,
-    `per_class` {name: {`precision`, `n_queries`, `n_references`}}. Where the fine class is not told, a query is left
-    out, and a reference is not counted among the eight.
+    For each level: `macro` (mean over the level's names) and `micro` (mean over queries), estimates with 95 %
+    intervals, and `per_class` {name: {`precision`, `n_queries`, `n_references`}}. At the fine level, a query of unknown
+    fine class is left out, and a reference of unknown fine class does not count among the eight.
     """
     figures: dict[str, dict[str, Any]] = {}
     for level in LEVELS:
@@ -295,12 +294,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure the bundle in `embedder`: `queries` against `references`, two folders of class folders.
 
-    A query's own image among the references (the same bytes) is not its reference. limit : at most so many queries of
-    each class.
-    distinct : count cells, not images: of those that show one cell (`training.data.recaptures`) each tree keeps one,
-    and none is a reference of another.
-    step(name, total) is called as each stage begins, and what it returns as the stage goes on. Raises ValueError for
-    empty trees.
+    An image with the same bytes as the query is not its reference. limit : the most queries of each class.
+    distinct : count cells and not images. Of the images of one cell (`training.data.recaptures`), each tree then keeps
+    one, and an image of a query's cell is not its reference.
+    step : called with (name, total) at the start of each stage; it returns a function that is called with the number of
+    images done. Raises ValueError for empty trees.
     """
     reference_items, query_items = list_images(references), list_images(queries)
     if limit is not None:
@@ -326,7 +324,7 @@ def evaluate(
         known, asked = known.rows(np.sort(kept[0])), asked.rows(np.sort(kept[1]))
         same = parts[1][np.sort(kept[1])][:, None] == parts[0][np.sort(kept[0])][None, :]
         if len(known.items) <= K:
-            raise ValueError(f"{references} shows {len(known.items)} different cells, and more than {K} are needed")
+            raise ValueError(f"{references} shows {len(known.items)} different cells; more than {K} are needed")
     rows, distances = nearest(asked.latents, known.latents, same)
     reference_labels = np.array([item.label for item in known.items])
     query_labels = np.array([item.label for item in asked.items])

@@ -1,5 +1,5 @@
-"""Cross-validation: settings are chosen on cells that a run trains on, so that those it holds out judge the choice and
-nothing else."""
+"""Cross-validation: settings are chosen on the cells that a run trains on. The held-out cells then judge the choice,
+and take no part in it."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ __all__ = ["FOLDER", "RUN", "cross_validate", "fold_of", "results"]
 
 FOLDER = "folds"
 RUN = "run"
-"""The row without changes, which the others are compared with."""
+"""The row with the run's own settings, which the other rows are compared with."""
 _NOT_HERE = ("holdout", "validation", "domains", "aliases", "classifier.initial")
 
 
 def fold_of(item: Item, folds: int) -> int:
-    """Which of `folds` an image is in: by its file's name alone, as everything that is held out."""
+    """The number of the fold, of `folds`, that an image is in. It depends on the file's name alone, as the split
+    does."""
     return int(name_fraction(item.path.rsplit("/", 1)[-1], "labref-fold") * folds)
 
 
 def cross_validate(
     run: Run, folds: int, tries: Sequence[str], settings: Sequence[str], attributes: Path | None, progress: Progress
 ) -> dict[str, Any]:
-    """Train on all folds but one and ask about that one, in turn, for the run's settings and each of `tries`; returns
-    `results`.
+    """Cross-validate the run's settings and each of `tries`: for each fold, train on all other folds and measure on
+    this one. Returns `results`.
 
-    The folds are of the run's training and validation parts; what it holds out is not looked at. tries : settings laid
-    over the run's, several in one text by spaces, as "vae.beta=1 vae.class_weight=20". Those of the VAE share one
-    classifier in each fold, others train their own. Done rows lie in `RUN/folds/<folds>/` and are kept, so the same
-    call goes on after a stop. Raises ValueError for a setting that is none, and `RunError` where a fold would be empty
-    or rows lie there with other `settings`.
+    The folds divide the run's training and validation parts; the held-out part is not used. tries : settings that
+    replace the run's, several in one text separated by spaces, as "vae.beta=1 vae.class_weight=20". Tries that change
+    only the VAE share one classifier in each fold; others train their own. Finished rows are kept in
+    `RUN/folds/<folds>/`, so the same call continues after a stop. Raises ValueError for an unknown setting, and
+    `RunError` where a fold would be empty, or where rows with other settings are there.
     """
     for text in (*settings, *tries):
         for setting in text.split():
             if setting.partition("=")[0] in _NOT_HERE:
                 raise ValueError(
-                    f"{setting}: what the folds are of, and that no network has seen them, is not for them to change"
+                    f"{setting}: cross-validation cannot change which cells the folds have, or from which network it starts"
                 )
     base = override(replace(run.config, classifier=replace(run.config.classifier, initial="")), [*settings])
     rows = {RUN: base} | {text: override(base, text.split()) for text in tries}
@@ -101,7 +102,7 @@ def cross_validate(
                 progress.console.print(f"fold {number + 1} of {folds}, {name}")
                 _one(run, whole, folder, split, base, config, attributes, progress)
             progress.update(task, advance=1, info=name)
-        # every fold has its own crops and features of all cells; the next row of one makes them again
+        # every fold has its own crops and features of all cells; they are deleted, and the next row makes them again
         for left in (
             file.parent / "cache",
             whole / "features",
@@ -114,7 +115,7 @@ def cross_validate(
 
 
 def _slug(name: str) -> str:
-    """A short folder name for a row, its own on any file system."""
+    """A short folder name for a row; it is unique on any file system."""
     return f"{re.sub(r'[^a-z0-9.=-]+', '_', name.lower())[:40]}-{digest(name.encode())[:8]}"
 
 
@@ -132,9 +133,10 @@ def _one(
     attributes: Path | None,
     progress: Progress,
 ) -> None:
-    """One row of one fold: `cells.npz` with, of each cell asked about, `path`, `label`, `hits` (share of the eight of
-    its class), `found` and `random` (attributes shared with the eight, and with its class; NaN where unknown), `right`
-    (the classifier's prediction)."""
+    """Measure one row of one fold, and write `cells.npz`. For each cell of the fold it holds `path`, `label`, `hits`
+    (share of the eight references that have its class), `found` and `random` (share of attributes in common with the
+    eight references, and with a random cell of its class; NaN where unknown), and `right` (whether the classifier
+    predicts its class)."""
     import keras
 
     from training.measure.evaluate import attributes_of_each, nearest
@@ -172,10 +174,13 @@ def _one(
 
 
 def results(run: Run) -> list[dict[str, Any]]:
-    """What is done, by number of folds. JSON of each: `folds`, `size`, `split` (whose training and validation parts
-    they are), `command`, `rows` [{`row`, `cells`, `done` (folds), `precision_at_8` {`macro`, `micro`},
-    `share_of_the_way`, `accuracy`, `won` {`micro`, `share_of_the_way`}: minus the run's own settings, over the same
-    cells}], estimates pooled over the cells of all folds."""
+    """The finished rows, one entry for each number of folds.
+
+    JSON of an entry: `folds`, `size`, `split` (the split whose training and validation parts the folds divide),
+    `command`, and `rows` [{`row`, `cells`, `done` (number of finished folds), `precision_at_8` {`macro`, `micro`},
+    `share_of_the_way`, `accuracy`, `won` {`micro`, `share_of_the_way`}}]. `won` is the difference from the run's own
+    settings over the same cells. Estimates are pooled over the cells of all folds.
+    """
     found = []
     files = [file for file in run.folder.glob(f"{FOLDER}/*/folds.json") if file.parent.name.isdigit()]
     for file in sorted(files, key=lambda path: int(path.parent.name)):
@@ -223,12 +228,12 @@ def _row(name: str, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _way(cells: dict[str, Any], against: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Attributes shared with the eight minus `against`, as a share of the way from random cells of the class to two
-    experts."""
+    """Share of attributes in common with the eight references, minus `against`, scaled so that random cells of the
+    class have 0 and two experts have 1."""
     from training.measure.space import EXPERTS
 
-    told = np.isfinite(cells["found"]) & np.isfinite(against)
-    if not told.any():
+    measured = np.isfinite(cells["found"]) & np.isfinite(against)
+    if not measured.any():
         return None
-    chance = float(cells["random"][told].mean())
-    return bootstrap((cells["found"] - against)[told] / (EXPERTS - chance)).to_json()
+    chance = float(cells["random"][measured].mean())
+    return bootstrap((cells["found"] - against)[measured] / (EXPERTS - chance)).to_json()

@@ -22,8 +22,8 @@ __all__ = ["Latents", "embed_latents", "load_latents", "on_map", "save_latents"]
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents of images. items : path relative to their tree, and label, of each.  values : float32[n, L].  source :
-    for people."""
+    """Latents of images. items : path (relative to the tree) and label of each image.  values : float32[n, L].
+    source : where the latents come from, for messages."""
 
     items: tuple[Item, ...]
     values: NDArray[np.float32]
@@ -36,13 +36,13 @@ class Latents:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over paths and values: names the latents in a figure."""
+        """SHA-256 over paths and values; it identifies the latents in a figure."""
         whole = hashlib.sha256("\n".join(self.paths).encode())
         whole.update(np.ascontiguousarray(self.values, dtype="<f4").tobytes())
         return whole.hexdigest()
 
     def rows(self, paths: Sequence[str]) -> NDArray[np.int64]:
-        """Row of each of `paths`. Raises ValueError naming the first that is not there."""
+        """The row of each path: int64[n]. Raises ValueError that names the first path without latents."""
         places = {path: row for row, path in enumerate(self.paths)}
         missing = [path for path in paths if path not in places]
         if missing:

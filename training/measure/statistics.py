@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals over what was drawn at random, Wilson's interval for a share."""
+"""The uncertainty of figures: bootstrap intervals of a mean, and Wilson's interval of a share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SEED = 1
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval: `value`, `low`, `high`; n : how many independent draws it rests on; how : which
+    """A figure with its 95 % interval: `value`, `low`, `high`. n : number of independent draws.  how : the kind of the
     interval."""
 
     value: float
@@ -36,12 +36,12 @@ class Estimate:
 def bootstrap(
     values: ArrayLike, *, strata: Sequence[Any] | None = None, clusters: Sequence[Any] | None = None
 ) -> Estimate:
-    """Mean of values float[n] with the percentile bootstrap's interval (Efron & Tibshirani 1993, section 13.3; 1,000
+    """The mean of values with the interval of the percentile bootstrap (Efron & Tibshirani 1993, section 13.3; 1,000
     resamples).
 
-    strata : n group names; the figure is then the mean of the groups' means, and each group is resampled by itself.
-    clusters : n names of what was drawn together (triplets of one reference image, say): whole clusters are resampled.
-    Not both. No values give NaN.
+    values : float[n]; no values give NaN.  strata : n group names; the figure is then the mean of the groups' means,
+    and each group is resampled separately.  clusters : n names of clusters, such as the reference image of a triplet;
+    whole clusters are then resampled. Strata and clusters cannot be combined.
     """
     numbers = np.asarray(values, dtype=np.float64)
     if strata is not None and clusters is not None:

@@ -1,4 +1,5 @@
-"""Comparisons within a run: the same data and split, one thing changed a row, each row resumable and measured alike."""
+"""Sweeps: rows of one run that each change one thing. All rows have the same data, split and measurement, and each can
+be resumed."""
 
 from __future__ import annotations
 
@@ -23,10 +24,9 @@ _PLAIN = {"gain": 0.0, "brightness": 0.0, "blur": 0.0}
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a sweep. name : also its folder's.  what : for people.  settings : laid over the run's, as `--set`
-    takes them.
-    network : the whole network is trained again, not only the VAE on the run's features.  pca : principal components
-    instead."""
+    """One row of a sweep. name : of the row and of its folder.  what : a description for people.  settings : they
+    replace the run's, as with `--set`.  network : True trains the whole network again, False only the VAE on the run's
+    features.  pca : principal components instead of a VAE."""
 
     name: str
     what: str
@@ -43,8 +43,7 @@ class Row:
 
 
 def _augmentations() -> tuple[Row, ...]:
-    # both flips and ±90° together are every turn of ±180°, mirrored or not: one mirror and ±180° draw from just the
-    # same
+    # both flips with ±90° reach the same orientations as one mirror with ±180°
     a = Augmentation(rotation_degrees=180, flip=True, shift=0.1, zoom=0.1, **_PLAIN)
     b = Augmentation(rotation_degrees=90, flip=False, shift=0.0, zoom=0.1, **_PLAIN)
     c = Augmentation(rotation_degrees=0, flip=False, shift=0.0, zoom=0.0, **_PLAIN)
@@ -90,8 +89,8 @@ SWEEPS: dict[str, tuple[str, tuple[Row, ...]]] = {
 
 
 def default_attributes(run: Run, given: Path | None) -> Path | None:
-    """The experts' attributes: those given, else those of the run, else `attributes.csv` among its images, else
-    none."""
+    """The file of expert attributes: the one given, else that of the run, else `attributes.csv` in the folder of its
+    images, else None."""
     beside = run.data / (run.config.attributes or "attributes.csv")
     return given or (beside if beside.exists() else None)
 
@@ -104,10 +103,11 @@ def run_sweep(
     attributes: Path | None,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Train and measure the rows of a sweep that have no figures yet; returns all there are. Stop it whenever you like.
+    """Train and measure the rows of a sweep that have no figures yet. Returns the figures of all finished rows.
 
-    Rows lie in `RUN/sweeps/<sweep>-<row>/`, each with `figures.json` when it is done. Raises ValueError for unknown
-    rows, and `RunError` where a row lies there with other settings.
+    It may be stopped at any time; the same call continues. A row is kept in `RUN/sweeps/<sweep>-<row>/`, with
+    `figures.json` when it is finished. Raises ValueError for unknown rows, and `RunError` where a row was made with
+    other settings.
     """
     known = {row.name: row for row in SWEEPS[name][1]}
     unknown = sorted(set(rows or ()) - set(known))
@@ -148,7 +148,7 @@ def results(run: Run, name: str) -> list[dict[str, Any]]:
 
 
 def size_of(config: RunConfig) -> str:
-    """How large a network and how long its training, for people: what a figure at a reduced size must say."""
+    """The size of the network and the length of its training, in words; every figure is shown with it."""
     c = config.classifier
     return f"{c.input_size} px, width {c.width:g}, {c.epochs} epochs; VAE {config.vae.epochs} epochs"
 

@@ -1,8 +1,10 @@
-"""SVOMEN (the thesis' section 4.7): triplets of a reference image and two alternatives, and how often a space agrees.
+"""SVOMEN (the thesis' section 4.7): how often a latent space agrees with the right choice in triplets of a reference
+image and two alternatives.
 
-A set of triplets is one JSON file, versioned and named by its digest; what people chose is CSV, one line a choice. Two
-kinds of set: *human*, drawn around a model's neighbours as the thesis did and judged by people, and *attributes*, drawn
-without any model, whose right alternative follows from the experts' attributes of the images (WBCAtt).
+A set of triplets is one JSON file, with a format version and named by its digest. People's choices are CSV files, one
+line for each choice. There are two kinds of set. *human*: drawn around a model's neighbours, as in the thesis, and
+judged by people. *attributes*: drawn without a model; the right alternative follows from the experts' attributes of the
+images (WBCAtt).
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ __all__ = [
 FORMAT_VERSION = 1
 FORMAT = "labref-triplets"
 MARGIN = 3
-"""Attributes of the eleven that the right alternative must share with the reference beyond those the other shares. Two
-experts differ on 0.43 of the eleven on average (WBCAtt's re-annotation, 96.1 % agreement), so three is no slip of
-one."""
+"""The right alternative must share at least this many attributes more with the reference than the other alternative
+does, of eleven. Two experts differ on 0.43 of the eleven on average (WBCAtt's re-annotation, 96.1 % agreement), so a
+difference of three is not one expert's error."""
 _DRAWS = ("close-close", "close-class", "close-random")
 _ATTRIBUTE_DRAWS = ("class-class", "class-random", "random-random")
 
@@ -48,10 +50,9 @@ _ATTRIBUTE_DRAWS = ("class-class", "class-random", "random-random")
 class Triplet:
     """A reference image and two alternatives, by path in their tree.
 
-    draw : how the alternatives were drawn.  same_class : both are of the reference's class, so the class cannot tell
-    them
-    apart.  right : 1 or 2, the alternative that resembles the reference more, where that
-    is known from the start (a set of kind `attributes`); None where people are to say.
+    draw : how the alternatives were drawn.  same_class : True where both are of the reference's class, so that the
+    class does not decide between them.  right : 1 or 2, the alternative that resembles the reference more, in a set of
+    kind `attributes`; None where people decide.
     """
 
     reference: str
@@ -64,7 +65,7 @@ class Triplet:
 
 @dataclass(frozen=True)
 class TripletSet:
-    """Triplets and where they come from. kind : "human" or "attributes".  how : seed and whatever else decided the
+    """A set of triplets. kind : "human" or "attributes".  how : the seed, and everything else that decided the
     draw."""
 
     kind: str
@@ -95,7 +96,7 @@ class TripletSet:
 
     @staticmethod
     def load(file: Path) -> TripletSet:
-        """Read a set. Raises ValueError where the file is none, is of a newer format, or was changed."""
+        """Read a set. Raises ValueError where the file holds no set, has a newer format, or was changed."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             if values["format"] != FORMAT or int(values["format_version"]) > FORMAT_VERSION:
@@ -254,7 +255,7 @@ def read_votes(files: Sequence[Path], triplets: TripletSet) -> dict[int, dict[st
 def judged(
     triplets: TripletSet, votes: Mapping[int, Mapping[str, int]], *, people: int = 10, agree: int = 8
 ) -> tuple[list[Triplet], dict[str, Any]]:
-    """Triplets that people decided, each with `right`, and what became of the others.
+    """The valid triplets, each with `right` as people decided, and the numbers of valid and invalid ones.
 
     Valid: at least `people` people were asked and the same alternative was chosen by at least `agree` of `people` of
     them (the thesis' eight of ten, as a share where more were asked). Choice 0 counts as asked.

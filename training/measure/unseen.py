@@ -1,4 +1,4 @@
-"""Leave-one-optics-out: networks trained on all domains but one, and asked about the cells of that one."""
+"""Leave-one-optics-out: networks are trained on all domains except one, and measured on the cells of that domain."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _LEAST = 9  # cells of a class, so that eight others can be right
 
 @dataclass(frozen=True)
 class Variant:
-    """what : for people.  settings : laid over the run's.  adapted : batch-norm statistics of the run's own networks
-    are taken anew from so many unlabelled cells of the optics left out."""
+    """A variant of the run. what : a description for people.  settings : they replace the run's.  adapted : number of
+    unlabelled cells of the left-out optics from which the batch normalisations of the run's own networks take new
+    statistics; 0 for none."""
 
     what: str
     settings: tuple[str, ...] = ()
@@ -42,7 +43,7 @@ VARIANTS: dict[str, Variant] = {
     "group": Variant("group instead of batch normalisation", ("classifier.normalisation=group",)),
     "reversal": Variant("domain-adversarial: gradient reversal, weight 0.3", ("classifier.domain_weight=0.3",)),
 }
-"""What is compared on optics that was left out."""
+"""The variants that are compared on left-out optics, by name."""
 
 
 def leave_out(

@@ -1,5 +1,5 @@
-"""A shipped bundle → a run that holds its networks, on today's preparation: to ship them anew, or to train them
-further."""
+"""Adopting a shipped bundle: a run is made that holds the bundle's networks, with this labref's preparation. The run
+can be shipped again, or trained further."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["Adopted", "Shipped", "adopt", "read_bundle"]
 LIMIT = 1e-4
 """Largest difference of probabilities and latents between the networks read back and the graphs."""
 _SETTLED_ON = 512
-"""So many training cells tell the statistics that batches of training have."""
+"""Number of training cells from which the statistics of the batch normalisations are taken."""
 _NEEDED = ("trunk.onnx", "encoder.onnx", "golden.npz")
 _MANIFEST = "manifest.json"
 
@@ -74,7 +74,7 @@ def read_bundle(source: Path) -> Shipped:
     """Read a bundle, a `.labref` file or a folder, each file verified by its digest, whatever preparation it was made
     with.
 
-    Nothing of it is run: a lab's `Bundle.open` is stricter. Raises `BundleError`.
+    Its networks are not run. A lab's `Bundle.open` checks more. Raises `BundleError`.
     """
     try:
         if source.is_dir():
@@ -188,8 +188,8 @@ def _changed(crops: NDArray[np.uint8], targets: NDArray[np.int64], config: RunCo
 
 
 def _differences(classifier: Any, encoder: Any, config: RunConfig, shipped: Shipped) -> tuple[float, float]:
-    """Largest differences of probabilities and latents between the Keras networks and the graphs, on the golden
-    crops."""
+    """The largest difference of a probability, and of a latent value, between the Keras networks and the graphs, on the
+    bundle's golden crops."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     trunk, second = (

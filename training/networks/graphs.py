@@ -1,9 +1,9 @@
-"""The weights of a shipped bundle's graphs, read back into the Keras networks that they were made of.
+"""Reading the weights of a shipped bundle's graphs back into the Keras networks that the graphs were made of.
 
-tf2onnx lays a layer's weights out anew and folds the batch normalisation after a convolution into its kernel and a
-bias. What a graph computes is all in it; what training had beside that (how a folded scale was shared between kernel
-and normalisation, and the statistics of batches) is not, and `settle_normalisation` chooses it so that training can go
-on.
+tf2onnx arranges a layer's weights differently, and folds the batch normalisation after a convolution into its kernel
+and a bias. The graph therefore holds everything that it computes. It lacks two things that training needs: how a folded
+scale was divided between kernel and normalisation, and the batch statistics. `settle_normalisation` chooses these so
+that training can continue.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from training.run import RunError
 __all__ = ["Graph", "build_encoder", "fill_classifier", "settle_normalisation"]
 
 _LAID_OUT = {"Transpose", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast"}
-"""Operators that only lay values out otherwise."""
-_LARGEST_SCALE = 1e3  # of a filter that is all but zero
+"""Operators that only change the layout of values."""
+_LARGEST_SCALE = 1e3  # limit of the factor on a filter that is almost zero
 
 
 class Graph:
@@ -157,7 +157,7 @@ def _fill(layer: Any, graph: Graph, value: str) -> str:
         return str(node.input[0])
     kinds = {layers.ReLU: "Relu", layers.MaxPooling2D: "MaxPool", layers.GlobalAveragePooling2D: "GlobalAveragePool"}
     if type(layer) not in kinds:
-        raise RunError(f"{graph.name}: nobody knows how to read a {type(layer).__name__} back")
+        raise RunError(f"{graph.name}: the weights of a layer {type(layer).__name__} cannot be read back")
     return str(graph.maker(value, kinds[type(layer)]).input[0])
 
 
@@ -207,13 +207,15 @@ def build_encoder(graph: Graph, config: Any, feature_shape: tuple[int, int, int]
 
 
 def settle_normalisation(classifier: keras.Model, crops: NDArray[np.float32], batch_size: int = 32) -> None:
-    """Give each batch normalisation of `classifier` the statistics of `crops` float32[n, s, s, 3], and each filter
-    before one the size that new filters have, so that the network gives the very outputs that it gave, and goes on
-    training as one that was never exported: normalised by a batch, its outputs are still about the same, and a step of
-    the optimiser changes a filter by about as much as it would in training.
+    """Prepare a classifier that was read from a graph for further training, without changing its outputs.
 
-    With x' = s·x for a filter scaled by s, and the mean m and variance v of x: γ = √(s²v + ε)/s and β + m in place of 1
-    and β.
+    Each batch normalisation gets the statistics of `crops`, float32[n, s, s, 3]. Each filter before a batch
+    normalisation is scaled to the size of a newly drawn filter. Training then continues as if the network had never
+    been exported: its outputs stay about the same when normalised by a batch, and a step of the optimiser changes a
+    filter by about the usual amount.
+
+    Let x be the output of a filter, m its mean and v its variance. With the filter scaled by s, x' = s·x. The batch
+    normalisation then has γ = √(s²v + ε)/s instead of 1, and β + m instead of β.
     """
     norms = [layer for layer in classifier.layers if isinstance(layer, layers.BatchNormalization)]
     makers = {id(layer.output): layer for layer in classifier.layers}

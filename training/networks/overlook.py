@@ -1,14 +1,13 @@
-"""Teach an encoder to overlook what other cells leave in a crop: the latent of a cell beside others becomes that of the
-cell alone.
+"""Overlooking neighbours: an encoder learns to give a cell with neighbours the latent of the cell alone.
 
-The preparation fades other cells, but not what they cover of the cell, and its borders are not exact. So cells trained
-on are laid beside others in whole pictures, prepared as in the lab, and the encoder's last, linear layer is solved for
-again (ridge regression; Hoerl & Kennard, Technometrics 12:55, 1970): crops beside neighbours shall give the latents
-that the encoder gave for the cell alone, crops of the cell alone shall go on giving them. The classifier, and all
-features, stay as they are.
+The preparation fades other cells, but neither the parts where they cover the cell nor their exact borders. So whole
+pictures are made of training cells with neighbours, and prepared as in the lab. Then the last, linear layer of the
+encoder is computed again by ridge regression (Hoerl & Kennard, Technometrics 12:55, 1970). For a crop with neighbours,
+and for a crop without, it shall give the latent that the encoder gave for the cell alone. The classifier and all
+features stay unchanged.
 
-Where experts' attributes are known, cells of one class are drawn together the more of these they share: the latent that
-a cell shall have lies halfway between its own and the mean of those like it.
+Where expert attributes are known, cells of one class are also drawn together, the more attributes they share: the
+wanted latent of a cell lies halfway between its own latent and the weighted mean of similar cells.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ NEAR_FAR: Final = (88.0, 132.0)
 """Distance of a neighbour's middle from the cell's, pixels."""
 _APART: Final = np.pi / 3
 _SECOND: Final = 0.5  # share of the cells that get two neighbours
-_AT_ONCE: Final = 8  # in all their orientations; more only fill the memory
-_DRAWN: Final = 0.5  # of the way from a cell's latent to the mean of those that share its class and attributes
-_ALIKE: Final = 0.7  # weight of another cell's latent: exp(-attributes that differ / this)
+_AT_ONCE: Final = 8  # cells, each in all orientations; more only need more memory
+_DRAWN: Final = 0.5  # share of the way from a cell's latent to the mean of cells with its class and attributes
+_ALIKE: Final = 0.7  # the weight of another cell's latent is exp(-number of attributes that differ / this)
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -48,10 +47,12 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Overlooked:
-    """A run whose encoder overlooks neighbours. cells : it was taught on.  before, after : mean squared error between
-    the latent of a
-    cell beside others and that of the cell alone, over cells left out, in the units of the latent space.  alone : how
-    far the new encoder moves cells that stand alone, the same way."""
+    """A run whose encoder overlooks neighbours.
+
+    cells : number of cells that the layer was computed from.  before, after : mean squared error between the latent of
+    a cell with neighbours and that of the cell alone, over cells left out, with the earlier and the new encoder.
+    alone : mean squared error between the latents of the two encoders, of the same cells without neighbours.
+    """
 
     run: Run
     cells: int
@@ -61,7 +62,8 @@ class Overlooked:
 
 
 def beside(picture: U8, other: U8, down: float, right: float) -> U8:
-    """`picture` uint8[h, w, 3] with the middle of `other` so many pixels from its own: the darker pixel of both."""
+    """`picture` uint8[h, w, 3] with `other` beside it; each pixel is the darker of the two. down, right : distance of
+    the middle of `other` from the middle of `picture`, pixels."""
     both = picture.copy()
     (height, width), (tall, wide) = picture.shape[:2], other.shape[:2]
     top, left = round((height - tall) / 2 + down), round((width - wide) / 2 + right)
@@ -74,10 +76,10 @@ def beside(picture: U8, other: U8, down: float, right: float) -> U8:
 
 
 def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, ridge: float = 3.0) -> Overlooked:
-    """Make in `folder` a run like `run` with an encoder that overlooks neighbours. `run` is only read.
+    """Make a run in `folder` like `run`, with an encoder that overlooks neighbours. `run` itself is not changed.
 
-    cells : so many cells trained on are laid beside others, evenly taken; a tenth of them only judges.  ridge : how
-    strongly the layer stays what it was. Raises `RunError`.
+    cells : number of training cells, evenly chosen, that get neighbours; a tenth of them is left out and only measured.
+    ridge : the larger, the less the layer changes. Raises `RunError`.
     """
     if (folder / "run.json").exists():
         raise RunError(f"{folder} holds a run already; name a new folder")
@@ -130,7 +132,7 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
         return float(((values[judging] @ weights[0] + weights[1] - wanted) ** 2).mean())
 
     layer.set_weights(list(solved))
-    told = dict(run.adopted or {}) | {
+    origin = dict(run.adopted or {}) | {
         "overlooks_neighbours": {
             "cells": int((~judging).sum()),
             "ridge": ridge,
@@ -140,7 +142,7 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.folder / "classifier.keras", folder / "classifier.keras")
     encoder.save(folder / "encoder.keras")
-    made_run = Run.create(folder, run.data, run.config, run.split, adopted=told)
+    made_run = Run.create(folder, run.data, run.config, run.split, adopted=origin)
     return Overlooked(
         made_run,
         int((~judging).sum()),
@@ -151,10 +153,11 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
 
 
 def solve(kernel: F32, bias: F32, alone: F32, crowded: F32, ridge: float, wanted: F32 | None = None) -> tuple[F32, F32]:
-    """The linear layer (kernel float32[d, L], bias float32[L]) that gives both `alone` and `crowded`, float32[n, d],
-    the outputs `wanted` float32[n, L], as near as `ridge` lets it leave what it was; each input counts by its spread.
+    """The linear layer, kernel float32[d, L] and bias float32[L], whose outputs for `alone` and for `crowded` are as
+    close to `wanted` as `ridge` allows (ridge regression towards the layer given; each input is scaled by its spread).
 
-    wanted : by default what the layer gave `alone` before.
+    alone, crowded : float32[n, d], inputs of the same cells without and with neighbours.  wanted : float32[n, L]; by
+    default the outputs of the layer given for `alone`.
     """
     ones = np.ones((len(alone), 1))
     a, b = np.hstack([alone.astype(np.float64), ones]), np.hstack([crowded.astype(np.float64), ones])
@@ -167,8 +170,8 @@ def solve(kernel: F32, bias: F32, alone: F32, crowded: F32, ridge: float, wanted
 
 
 def _drawn_together(run: Run, numbers: NDArray[np.intp], latents: F32) -> F32:
-    """Latents float32[n, L] of the training cells `numbers`, each with its class and attributes drawn towards those
-    like it; as they are where no attributes are known."""
+    """The wanted latents float32[n, L] of the training cells `numbers`: each is drawn towards the cells with its class
+    and similar attributes. Without attributes they are the latents themselves."""
     if not run.config.attributes:
         return latents
     codes = load_attribute_codes(run, "train").codes[numbers]

@@ -63,7 +63,7 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     model = build_feature_model(classifier, run.config.orientations)
     shape = (len(rows), views, *model.output_shape[1:])
 
-    # rows of one run share its features; what is complete is only read
+    # the rows of one run share its features; complete features are only read
     with contextlib.nullcontext() if _done(path, state) == len(rows) else held(folder, wait=True):
         done = _done(path, state)
         if done == 0:
@@ -94,7 +94,8 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
 
 
 def _place(run: Run, part: str, views: int) -> tuple[Path, Path, int]:
-    """Where features are kept, where it is written how many of them are done, and how many views have other optics."""
+    """The file of the features, the file with the number of finished ones, and the number of views with changed
+    optics."""
     optics = min(run.config.vae.optics_views, views - 1)
     name = f"{part}-{views}" + (f"-{optics}" if optics else "")
     return run.folder / "features" / f"{name}.npy", run.folder / "features" / f"{name}.json", optics
@@ -105,8 +106,8 @@ def _done(path: Path, state: Path) -> int:
 
 
 def kept_features(run: Run, part: str) -> NDArray[np.float16] | None:
-    """Features float16[n, h, w, c] of the plain crops of `part` that were extracted before, alone or for the VAE; None:
-    there are none."""
+    """Features float16[n, h, w, c] of the plain crops of `part`, where they were extracted before, alone or for the
+    VAE; else None."""
     for views in (run.config.vae.views, 1):
         path, state, _ = _place(run, part, views)
         if path.exists():
@@ -148,12 +149,15 @@ def _moments(features: Features, pooling: str) -> tuple[NDArray[np.float32], NDA
 
 
 def neighbour_loss(latents: Any, labels: Any, codes: Any) -> Any:
-    """-log of how well neighbours in latent space agree, mean over a batch: neighbourhood components analysis
-    (Goldberger et al., NIPS 17, 2004, eq. 1 to 4, Euclidean), with a graded agreement instead of the class alone.
+    """The negative logarithm of the agreement between neighbours in latent space, mean over a batch.
 
-    latents : float32[n, L].  labels : int64[n].  codes : int64[n, a], -1 where unknown. Two cells agree by 0 where
-    their classes differ; else by the fourth power of how far the share of attributes they have in common is above one
-    half (1: all), and by 0.5 where the attributes of one are not known.
+    This is neighbourhood components analysis (Goldberger et al., NIPS 17, 2004, eq. 1 to 4, Euclidean), with a graded
+    agreement instead of equal classes. latents : float32[n, L].  labels : int64[n].  codes : int64[n, a], -1 where
+    unknown.
+
+    Two cells of different classes have the agreement 0. Let s be the share of attributes that two cells of one class
+    have in common. Their agreement is the fourth power of the part of s above one half, scaled to 1 where s = 1; it is
+    0.5 where the attributes of one of them are unknown.
     """
     ops = keras.ops
     square = ops.sum(ops.square(latents), axis=1)
@@ -183,7 +187,7 @@ class _Vae(keras.Model):
         self.told = AttributeLoss(sizes)
         self.reconstruction = keras.metrics.Mean(name="reconstruction")
         self.divergence = keras.metrics.Mean(name="divergence")
-        # a head that weighs nothing gets no gradient
+        # a head with weight 0 gets no gradient, and is not trained
         self.head.get_layer("classes").trainable = bool(config.class_weight)
         self.head.get_layer("attributes").trainable = bool(sizes)
 
@@ -258,10 +262,10 @@ def _train(run: Run, config: VaeConfig, final: Path, progress: Progress) -> None
     def draw(data: Features, batch: NDArray[np.int64], generator: np.random.Generator | None) -> tuple[Any, Any]:
         views = data.views[batch]
         goal = (_pool(views, config.pooling).mean(axis=1) - mean) / deviation
-        # from any one view, the mean of all: a turn of the cell is noise that the latent learns to leave out
+        # the input is one view, the target the mean of all: the latent learns to ignore how the cell is turned
         one = np.zeros(len(batch), int) if generator is None else generator.integers(0, views.shape[1], len(batch))
         chosen = views[np.arange(len(batch)), one].astype(np.float32)
-        # drawn here and not by Keras, whose backends draw differently
+        # the noise is drawn here, because the backends of Keras draw differently
         noise = np.zeros((len(batch), config.latent_size), np.float32)
         if generator is not None and config.beta:
             noise = generator.standard_normal(noise.shape, np.float32)

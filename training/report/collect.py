@@ -24,7 +24,7 @@ __all__ = ["PER_CLASS", "REPORT", "collect", "load_report"]
 REPORT = "report.json"
 PER_CLASS = 100
 _TWO = "the VAE trained with L = 2"
-_VERSION = 2  # of what is measured and how; a report of an older version is measured again
+_VERSION = 2  # of the measurements; the parts of a report with an older version are measured again
 
 
 def collect(
@@ -33,8 +33,8 @@ def collect(
     """Measure what the run has, take in its finished sweeps, and write all as `report.json` in its folder.
 
     per_class : images of each class that ROTMES is measured on. Parts that were measured before on the same networks,
-    split and attributes are not measured again, but for `again`. Raises `RunError` where the run is not trained to its
-    end.
+    split and attributes are not measured again, except those in `again`. Raises `RunError` where the run is not fully
+    trained.
     """
     for name in ("classifier.keras", "encoder.keras", "classifier.json"):
         if not (run.folder / name).exists():
