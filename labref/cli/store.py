@@ -32,9 +32,12 @@ Examples:
 
 _CHECK = """Read every block of the store and every file of its bundles, and say whether all is sound.
 
+The blocks are read from the disk, those of indexes too, whatever labref holds in memory (but not on Windows).
+
 Exit code 1 where something is not. For each file and each cell: `labref ledger --check`.
 
-With --json, one JSON object: ok, labref, schema, file, bytes, free_bytes, tables {name: rows}, bundles [{digest, active,
+With --json, one JSON object: ok, labref, schema, file, bytes, free_bytes, blocks (read; null
+where the file cannot be read while it is open), damaged {what a block holds: n}, tables {name: rows}, bundles [{digest, active,
 state (sound, damaged, missing), problem}], faults {kind: count}.
 """
 
@@ -145,6 +148,12 @@ def check(lab: LabOption = None, json: JsonOption = False) -> None:
         typer.echo(
             f"{row['file']}: schema {row['schema']}, {row['bytes'] / 1e6:.1f} MB, {row['free_bytes'] / 1e9:.1f} GB free"
         )
+        if row["blocks"] is None:
+            typer.echo("  its blocks cannot be read from the disk here while it is open; indexes were not looked at")
+        else:
+            typer.echo(f"  {'blocks':<20} {row['blocks']:>10} read from the disk")
+        for what, n in row["damaged"].items():
+            typer.echo(f"  DAMAGED: {n} blocks, of {what}")
         for name, rows in row["tables"].items():
             typer.echo(f"  {name:<20} {rows:>10} rows read")
         for bundle in row["bundles"]:
@@ -154,6 +163,11 @@ def check(lab: LabOption = None, json: JsonOption = False) -> None:
     if not row["ok"]:
         wrong = [f"{n} x {kind}" for kind, n in row["faults"].items()]
         wrong += [str(bundle["problem"]) for bundle in row["bundles"] if bundle["problem"]]
+        if row["damaged"] and row["tables"]:
+            raise LabrefError(
+                f"the store is not sound: {'; '.join(wrong)}. All its rows can still be read: look at the disk, make a backup "
+                "with `labref store backup`, and a lab from it with `labref store restore`, which makes the indexes anew."
+            )
         raise LabrefError(
             f"the store is not sound: {'; '.join(wrong)}. Look at `labref ledger --check`, or restore a backup."
         )

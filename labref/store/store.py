@@ -22,7 +22,20 @@ from numpy.typing import NDArray
 
 from labref.errors import StoreError, UnstorableError
 from labref.failpoints import failpoint
-from labref.store.duckdb import backfill, bundles, clock, migrations, optics, removal, rows, scan, sequence, upkeep
+from labref.store.duckdb import (
+    backfill,
+    blocks,
+    bundles,
+    clock,
+    migrations,
+    optics,
+    removal,
+    rows,
+    scan,
+    sequence,
+    upkeep,
+)
+from labref.store.duckdb.blocks import Blocks
 from labref.store.duckdb.changes import Changes
 from labref.store.duckdb.connection import connect, release
 from labref.store.duckdb.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
@@ -426,6 +439,12 @@ class Store:
             for bundle in indexed:
                 self.build_index(bundle)
             self.revision += 1
+
+    def blocks(self) -> Blocks | None:
+        """Read every block of the file from the disk, those of indexes too, and compare its checksum; see
+        `labref.store.duckdb.blocks.read`. Some 3 s a GB that lies in the system's memory."""
+        with self._reading() as cursor:
+            return blocks.read(cursor, self.path, self.quiet)
 
     def read_all(self) -> dict[str, int]:
         """Read every block of every table, whose checksums DuckDB compares; rows by table. Raises StoreError for a

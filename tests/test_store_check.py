@@ -1,0 +1,157 @@
+"""What `labref store check` and `labref ledger --check` see: every block of the store's file, and wrong latents."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from labref.bundles.bundle import Bundle
+from labref.cli import app
+from labref.errors import StoreError
+from labref.lab import Lab
+from labref.store import Store
+from labref.web import desk
+from tests.labs import make_lab, once
+from tests.stores import BUNDLE, activate, new_cell
+
+HEADERS = 3 * 4096
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path, starter: Bundle) -> Lab:
+    """A lab with 32 cells, its store in small blocks; tests leave it as it is."""
+    root = tmp_path_factory.mktemp("check")
+    shutil.copytree(drawn_cells, root / "export")
+    lab = make_lab(root / "lab", root / "export", starter)
+    once(lab)
+    whole = lab.store_file.with_name("whole")
+    lab.store_file.rename(whole)
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{whole}' AS whole (READ_ONLY)")
+        connection.execute(f"ATTACH '{lab.store_file}' AS small (BLOCK_SIZE 16384)")
+        connection.execute("COPY FROM DATABASE whole TO small")
+    whole.unlink()
+    return lab
+
+
+@pytest.fixture
+def lab(tmp_path: Path, made: Lab) -> Lab:
+    """A copy of it."""
+    shutil.copytree(made.folder, tmp_path / "lab")
+    return Lab.open(tmp_path / "lab")
+
+
+def flip(file: Path, at: int) -> None:
+    """Change one bit."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+
+
+def checked(lab: Lab) -> dict[str, Any]:
+    return list(desk.run(lab, "store.check"))[-1]
+
+
+def of_indexes(connection: duckdb.DuckDBPyConnection) -> list[int]:
+    """The numbers of the blocks that hold no table and no list of tables."""
+    total = connection.execute("SELECT total_blocks FROM pragma_database_size()").fetchall()[0][0]
+    known = {block for (block,) in connection.execute("SELECT block_id FROM pragma_metadata_info()").fetchall()}
+    for (table,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall():
+        blocks = f"SELECT unnest(list_append(additional_block_ids, block_id)) FROM pragma_storage_info('{table}')"
+        known |= {block for (block,) in connection.execute(blocks).fetchall()}
+    return sorted(set(range(total)) - known)
+
+
+def test_a_flipped_bit_is_seen_in_every_block(lab: Lab) -> None:
+    sound = checked(lab)
+    assert sound["ok"] and sound["damaged"] == {}
+    whole = lab.store_file.read_bytes()
+    blocks = (len(whole) - HEADERS) // 16384
+    assert sound["blocks"] == blocks + 3 and blocks >= 10
+    with duckdb.connect(str(lab.store_file), read_only=True) as connection:
+        indexes = of_indexes(connection)
+    assert indexes
+    rng = np.random.default_rng(1)
+    for block in range(blocks):
+        flip(lab.store_file, HEADERS + block * 16384 + int(rng.integers(16384)))
+        try:
+            row = checked(lab)
+        except StoreError as error:  # it cannot even be opened
+            assert "damaged" in str(error) or "cannot be read" in str(error) or "orrupt" in str(error)
+            assert block not in indexes
+        else:
+            assert not row["ok"] and row["faults"]["block_damaged"] == 1
+            if block in indexes:
+                assert row["damaged"] == {"an index, or nothing any more": 1} and row["tables"]["cell"] == 32
+        lab.store_file.write_bytes(whole)
+        lab.store_file.with_name("store.duckdb.wal").unlink(missing_ok=True)
+    assert checked(lab)["ok"]
+
+
+def test_what_is_damaged_while_the_store_is_open_is_seen(lab: Lab) -> None:
+    """DuckDB has the blocks in its memory, and would not look again."""
+    with lab.open_store() as store:
+        store.read_all()
+        before = store.blocks()
+        assert before is not None and before.damaged == ()
+        with store._reading() as cursor:
+            block = of_indexes(cursor)[0]
+        flip(lab.store_file, HEADERS + block * 16384 + 100)
+        flip(lab.store_file, 4096 + 50)
+        after = store.blocks()
+        assert after is not None
+        assert sorted(after.damaged) == ["an index, or nothing any more", "the file's header"]
+
+
+def test_a_lab_with_a_damaged_index_loses_nothing(lab: Lab, tmp_path: Path) -> None:
+    with duckdb.connect(str(lab.store_file), read_only=True) as connection:
+        indexes = of_indexes(connection)
+    for block in indexes:
+        flip(lab.store_file, HEADERS + block * 16384 + 1000)
+    done = CliRunner().invoke(app, ["store", "check", "--lab", str(lab.folder)])
+    assert done.exit_code == 1
+    assert "DAMAGED" in done.stdout and "labref store backup" in done.stderr
+    where = ["--lab", str(lab.folder)]
+    done = CliRunner().invoke(app, ["store", "backup", str(tmp_path / "backup"), *where])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["store", "restore", str(tmp_path / "backup"), str(tmp_path / "back"), "--json"])
+    assert done.exit_code == 0 and json.loads(done.stdout)["cells"] == 32
+    back = Lab.open(tmp_path / "back")
+    assert checked(back)["ok"]
+    with back.open_store() as store:
+        activate(store)
+        store.record([new_cell(1)], bundle=BUNDLE)
+        assert store.counts().cells == 33
+
+
+def test_blocks_are_sound_while_the_store_is_written(tmp_path: Path) -> None:
+    """A block that is being written is no damaged one; nor is one that was let go."""
+    with Store.create(tmp_path / "store.duckdb") as store:
+        activate(store)
+        done = threading.Event()
+
+        def write() -> None:
+            for start in range(0, 250, 50):
+                store.record([new_cell(n) for n in range(start, start + 50)], bundle=BUNDLE)
+                with store._transaction() as connection:
+                    connection.execute("DELETE FROM fingerprint")
+                with store.quiet(), store._reading() as cursor:
+                    cursor.execute("CHECKPOINT")
+            done.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        found = []
+        while not done.is_set():
+            found.append(store.blocks())
+        writer.join()
+        found.append(store.blocks())
+        assert len(found) > 2 and all(blocks is not None and blocks.damaged == () for blocks in found)
