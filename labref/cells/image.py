@@ -16,9 +16,9 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from scipy import ndimage
 
 from labref.cells.segmentation import segment
 from labref.errors import UnreadableImageError
@@ -255,7 +255,7 @@ def nuclear_density(colours: F32) -> F32:
     # red light finds the nucleus; a little green keeps pale, eosin-rich platelets and washed-out stains in sight
     score = colours[:, :, 0] + 0.15 * colours[:, :, 1]
     score = np.clip(score - _illumination(score), 0.0, 2.0)
-    smooth: F32 = ndimage.uniform_filter(score, 3, mode="nearest")
+    smooth: F32 = scipy.ndimage.uniform_filter(score, 3, mode="nearest")
     return smooth
 
 

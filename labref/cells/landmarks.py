@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from labref.cells.hashes import REDUCE, WINDOW, hash_windows, to_int
 from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
@@ -81,8 +81,8 @@ def _density(red: NDArray[np.uint8], background: float) -> F32:
 
 def _spots(density: F32) -> tuple[NDArray[np.float64], F32]:
     """The peaks of the blurred density: (row, column) float64[n, 2], finer than a pixel, and heights float32[n]."""
-    smooth = ndimage.gaussian_filter(density, _BLUR, mode="constant")
-    is_peak = (smooth == ndimage.maximum_filter(smooth, _APART, mode="nearest")) & (smooth > _LEAST)
+    smooth = scipy.ndimage.gaussian_filter(density, _BLUR, mode="constant")
+    is_peak = (smooth == scipy.ndimage.maximum_filter(smooth, _APART, mode="nearest")) & (smooth > _LEAST)
     is_peak[[0, -1]] = is_peak[:, [0, -1]] = False
     rows, columns = np.nonzero(is_peak)
     found = [

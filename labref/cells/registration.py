@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import fft, ndimage
 
 from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
 
@@ -87,7 +87,7 @@ def view(cell: CellImage) -> View:
 
 def _stained(thumb: NDArray[np.uint8], middle: tuple[float, float]) -> float:
     density = np.log((BACKGROUND + 1.0) / (thumb[:, :, 0].astype(np.float32) + 1.0)) - _HAZE
-    smooth = ndimage.gaussian_filter(density, 2.0)
+    smooth = scipy.ndimage.gaussian_filter(density, 2.0)
     of_crop, of_image = ([round((SIDE - 1) / 2 + at / _SCALE) for at in place] for place in ((0.0, 0.0), middle))
     if not all(0 <= at < SIDE for at in of_image):
         return 0.0
@@ -134,10 +134,10 @@ def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[
     size = 2 * SIDE
 
     def forward(picture: F32) -> NDArray[np.complex64]:
-        return np.asarray(fft.rfft2(picture, (size, size)))
+        return np.asarray(scipy.fft.rfft2(picture, (size, size)))
 
     def back(spectrum: NDArray[np.complex64]) -> F32:
-        return np.asarray(fft.irfft2(spectrum, (size, size)))
+        return np.asarray(scipy.fft.irfft2(spectrum, (size, size)))
 
     a = (a - float((a * a_mask).sum() / a_mask.sum())) * a_mask
     b = (b - float((b * b_mask).sum() / b_mask.sum())) * b_mask
@@ -163,15 +163,16 @@ def _refine(a: F32, a_mask: F32, b: F32, b_mask: F32, pose: F64) -> tuple[float,
     columns = rows.T
     best: tuple[float, F64, float] = (-1.0, pose, 0.0)
     # a slight blur, as two captures differ in sharpness, and the steps need smooth gradients
-    a, b = (ndimage.gaussian_filter(picture, (0.7, 0.7, 0)) for picture in (a, b))
+    a, b = (scipy.ndimage.gaussian_filter(picture, (0.7, 0.7, 0)) for picture in (a, b))
     for _ in range(_STEPS):
         cosine, sine = np.cos(pose[2]), np.sin(pose[2])
         turn = np.array([[cosine, -sine], [sine, cosine]])
         offset = np.array([middle, middle]) - turn @ (np.array([middle, middle]) + pose[:2])
         moved = np.stack(
-            [ndimage.affine_transform(b[..., i], turn, offset, order=1, mode="nearest") for i in range(3)], axis=-1
+            [scipy.ndimage.affine_transform(b[..., i], turn, offset, order=1, mode="nearest") for i in range(3)],
+            axis=-1,
         )
-        shown = (a_mask > 0) & (ndimage.affine_transform(b_mask, turn, offset, order=1, mode="constant") > 0.999)
+        shown = (a_mask > 0) & (scipy.ndimage.affine_transform(b_mask, turn, offset, order=1, mode="constant") > 0.999)
         if shown.sum() < 0.9 * _least(a_mask, b_mask):
             break
         target, found = a[shown] - a[shown].mean(axis=0), moved[shown] - moved[shown].mean(axis=0)

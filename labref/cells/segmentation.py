@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
-from scipy import ndimage
 
 __all__ = ["Segmented", "segment"]
 
@@ -141,8 +141,8 @@ def _segment_part(density: F32, colours: F32) -> Segmented | None:
 
 def _choose(density: F32, middle: NDArray[np.float64]) -> NDArray[np.float64] | None:
     """The peak (row, column) of the cell that the picture is about; None where there is none."""
-    smooth = ndimage.gaussian_filter(np.clip(density - _BASE, 0.0, 0.8), _PEAK_BLUR, mode="constant")
-    is_peak = (smooth == ndimage.maximum_filter(smooth, 5, mode="nearest")) & (smooth > _LEAST_PEAK)
+    smooth = scipy.ndimage.gaussian_filter(np.clip(density - _BASE, 0.0, 0.8), _PEAK_BLUR, mode="constant")
+    is_peak = (smooth == scipy.ndimage.maximum_filter(smooth, 5, mode="nearest")) & (smooth > _LEAST_PEAK)
     peaks = np.argwhere(is_peak).astype(float)
     if not len(peaks):
         return None
@@ -164,7 +164,7 @@ def _level(density: F32, peak: NDArray[np.float64]) -> float:
     reach, blur, most = _LEVEL
     row, column = (int(at) for at in peak)
     window = density[max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
-    return min(most, float(ndimage.gaussian_filter(window, blur, mode="nearest").max()))
+    return min(most, float(scipy.ndimage.gaussian_filter(window, blur, mode="nearest").max()))
 
 
 def _between(density: F32, level: float, shares: tuple[float, float]) -> F32:
@@ -177,10 +177,10 @@ def _between(density: F32, level: float, shares: tuple[float, float]) -> F32:
 def _parts(nuclear: F32) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
     """The n nuclei of the map, or their parts. Three arrays: the number of each pixel's part, intp[h, w] (n for a pixel
     without a part); the parts' centres of density, float64[n, 2]; their masses, float64[n], in fully nuclear pixels."""
-    smooth = ndimage.gaussian_filter(nuclear, _BASIN_BLUR, mode="constant")
-    is_peak = (smooth == ndimage.maximum_filter(smooth, 3, mode="constant")) & (smooth > 0.03)
+    smooth = scipy.ndimage.gaussian_filter(nuclear, _BASIN_BLUR, mode="constant")
+    is_peak = (smooth == scipy.ndimage.maximum_filter(smooth, 3, mode="constant")) & (smooth > 0.03)
     # a plateau of equal pixels, as a large dark nucleus has, is one peak
-    plateaus, count = ndimage.label(is_peak, np.ones((3, 3)))
+    plateaus, count = scipy.ndimage.label(is_peak, np.ones((3, 3)))
     if not count:
         return np.zeros(nuclear.shape, np.intp), np.empty((0, 2)), np.empty(0)
     basin = plateaus.ravel()[_uphill(smooth)].astype(np.intp) - 1
@@ -344,12 +344,12 @@ def _territory(
     theirs = np.append(other, False)[part_of] & (nuclear > 0.5)
     if not theirs.any():
         return np.ones(nuclear.shape, np.float32)
-    to_other, nearest = ndimage.distance_transform_edt(~theirs, return_indices=True)
+    to_other, nearest = scipy.ndimage.distance_transform_edt(~theirs, return_indices=True)
     mine = own[part_of] & (nuclear > 0.5)
     rows, columns = np.arange(nuclear.shape[0])[:, None], np.arange(nuclear.shape[1])[None, :]
     to_own = np.hypot(rows - centre[0], columns - centre[1]) - _BODY
     if mine.any():
-        to_own = np.minimum(to_own, ndimage.distance_transform_edt(~mine))
+        to_own = np.minimum(to_own, scipy.ndimage.distance_transform_edt(~mine))
     radii = np.append(np.sqrt(masses / np.pi), 0.0)
     reach = _MARGIN[0] + _MARGIN[1] * radii[part_of[tuple(nearest)]]
     nearer = np.maximum(to_own, 0.0) - to_other

@@ -3,8 +3,6 @@
 May import all but the store; `demo` is the one room above it that it starts.
 """
 
-from __future__ import annotations
-
 from labref.cli._app import app, main
 
 __all__ = ["app", "main"]

@@ -1,6 +1,8 @@
-"""Puts the sub-commands together, and turns labref's errors into one line and an exit code."""
+"""Puts the sub-commands together, and turns labref's errors into one line and an exit code.
 
-from __future__ import annotations
+The modules of this room do without `from __future__ import annotations`: Typer reads the annotations of every command
+at each start, and would have to evaluate them from text.
+"""
 
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """How help is written to the terminal: prose is wrapped; in lists of examples, what stands beside a command is."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from typing import TYPE_CHECKING, Any

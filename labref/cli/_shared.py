@@ -1,7 +1,5 @@
 """Options and output that several commands share."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -38,7 +36,7 @@ def print_json(value: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(value, allow_nan=False))
 
 
-def perform(lab: Lab, name: str, /, **parameters: Any) -> Iterator[dict[str, Any]]:
+def perform(lab: "Lab", name: str, /, **parameters: Any) -> Iterator[dict[str, Any]]:
     """Rows of an operation (see `labref.operations`) but those of its progress; see `without_progress`."""
     from labref.web import desk
 

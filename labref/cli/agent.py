@@ -1,7 +1,5 @@
 """`labref agent`: watches the export folder, takes every cell in, and answers queries."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`labref bundle`: bring another model version in, change to it without a gap, and go back."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any

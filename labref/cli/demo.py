@@ -1,7 +1,5 @@
 """`labref demo`: a simulated analyser, a real agent, and what came of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

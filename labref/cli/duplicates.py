@@ -1,7 +1,5 @@
 """`labref duplicates`: cells captured twice, and what people decide of them."""
 
-from __future__ import annotations
-
 import getpass
 from collections.abc import Sequence
 from enum import StrEnum
@@ -234,7 +232,7 @@ def _conflict(row: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _draw(lab: Lab, pairs: Sequence[dict[str, Any]], out: Path, only: Only | None) -> None:
+def _draw(lab: "Lab", pairs: Sequence[dict[str, Any]], out: Path, only: Only | None) -> None:
     from labref.cells.image import decode
     from labref.pictures.sheet import Tile, draw_sheet
 

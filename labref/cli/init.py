@@ -1,7 +1,5 @@
 """`labref init`: a lab folder, ready for its agent."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`labref label`: what people call the cells."""
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import csv
@@ -183,7 +181,7 @@ def imports(lab: LabOption = None, json: JsonOption = False) -> None:
         )
 
 
-def _how_far(lab: Lab, number: int | None) -> str:
+def _how_far(lab: "Lab", number: int | None) -> str:
     """What was written of a list whose import did not end as it should."""
     again = "Import the same list again: what is written stays, and the rest is written."
     with contextlib.suppress(LabrefError):

@@ -1,8 +1,7 @@
 """`labref ledger`: what became of every file."""
 
-from __future__ import annotations
-
 import os
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +10,9 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
-from labref.export.scan import left_alone
 from labref.times import local
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from labref.lab import Lab
 
 __all__ = ["add_to"]
@@ -105,7 +101,7 @@ def ledger(
         typer.echo("No file has an outcome yet." if wanted is None else f"No file is {wanted.replace('_', ' ')}.")
 
 
-def _why_none(lab: Lab, path: str, outcome: str | None) -> str:
+def _why_none(lab: "Lab", path: str, outcome: str | None) -> str:
     """Why the ledger has no row of a file, and what to do."""
     from labref.lab import absolute
     from labref.web.desk import ledger_rows
@@ -135,7 +131,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"{local(row['at'])}  {row['outcome']:<18}  {row['path']}  {what}"
 
 
-def _check(lab: Lab, *, quick: bool, repair: bool, json: bool) -> None:
+def _check(lab: "Lab", *, quick: bool, repair: bool, json: bool) -> None:
     said: dict[str, Any] = {
         "ok": False,
         "summary": None,
@@ -163,6 +159,8 @@ def _check(lab: Lab, *, quick: bool, repair: bool, json: bool) -> None:
 
 
 def _told(row: Mapping[str, Any]) -> Iterator[str]:
+    from labref.export.scan import left_alone
+
     if "summary" in row:
         summary = row["summary"]
         outcomes = " + ".join(f"{n} {name}" for name, n in summary["outcomes"].items())

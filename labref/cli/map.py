@@ -1,7 +1,5 @@
 """`labref map`: the lab's self-organising map: trained, shown, asked."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -315,7 +313,7 @@ def classify(
     )
 
 
-def _classify_images(lab: Lab, images: Sequence[Path], json: bool) -> None:
+def _classify_images(lab: "Lab", images: Sequence[Path], json: bool) -> None:
     from labref.web.desk import Desk
 
     failed = False
@@ -420,7 +418,7 @@ def _picture(
     label: str | None,
     slides: Sequence[str],
     patients: Sequence[str],
-) -> Image:
+) -> "Image":
     import numpy as np
 
     from labref.pictures import map as picture
@@ -474,7 +472,12 @@ def _located(first: Mapping[str, Any], cells: Mapping[str, list[Any]], out: Path
 
 
 def _sheet(
-    lab: Lab, title: str, subtitle: str, rows: Sequence[Mapping[str, Any]], lines: Sequence[tuple[str, ...]], out: Path
+    lab: "Lab",
+    title: str,
+    subtitle: str,
+    rows: Sequence[Mapping[str, Any]],
+    lines: Sequence[tuple[str, ...]],
+    out: Path,
 ) -> None:
     from labref.cells.image import decode
     from labref.pictures.sheet import Tile, draw_sheet
@@ -486,7 +489,7 @@ def _sheet(
     _save(draw_sheet(title, subtitle, tiles), out, "--grid")
 
 
-def _save(picture: Image, out: Path, option: str) -> None:
+def _save(picture: "Image", out: Path, option: str) -> None:
     try:
         picture.save(out)
     except (OSError, ValueError) as error:

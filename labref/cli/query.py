@@ -1,7 +1,5 @@
 """`labref query`: the stored cells that look most like an image."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
@@ -115,7 +113,7 @@ def query(
 
 
 def _answer(
-    desk: Desk,
+    desk: "Desk",
     image: Path,
     k: int,
     by: By,
@@ -141,7 +139,7 @@ def _answer(
         draw_grid(desk.lab, answer, data, grid)
 
 
-def draw_grid(lab: Lab, answer: Mapping[str, Any], data: bytes, out: Path) -> None:
+def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> None:
     """Draws an answer with the images that the lab keeps, to the picture file `out`.
 
     Raises `LabrefError` where the picture cannot be written.

@@ -1,7 +1,5 @@
 """`labref status`: how a lab and its agent are."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +8,6 @@ import typer
 from labref.cli._shared import JsonOption, LabOption, print_json
 from labref.cli.bundle import change_lines
 from labref.errors import LabrefError
-from labref.export.scan import left_alone
 from labref.times import local
 
 __all__ = ["add_to"]
@@ -65,6 +62,8 @@ def status(lab: LabOption = None, json: JsonOption = False) -> None:
 
 
 def _text(found: Mapping[str, Any]) -> str:
+    from labref.export.scan import left_alone
+
     bundle, agent = found["bundle"], found["agent"]
     lines = [("lab", found["lab"]), ("labref", found["version"])]
     if agent is None:

@@ -1,19 +1,15 @@
 """`labref store`: the life of the store."""
 
-from __future__ import annotations
-
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json, without_progress
 from labref.errors import LabrefError
 from labref.times import local
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["add_to"]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from scipy import ndimage
 
 __all__ = ["LABELS", "OPTICS", "SIZE", "Optics", "Slide", "draw_cell", "encode_jpeg", "make_slides"]
 
@@ -224,7 +224,7 @@ def _arc(radius: float, start: float, sweep: float, n: int, squash: float) -> li
 def _dots(w: _Window, where: Floats, share: float, size_px: float, rng: np.random.Generator) -> Floats:
     """Granules (0-1) over `where`: a `share` of its pixels seeds a round grain `size_px` in radius."""
     seeds = (rng.random(w.shape, np.float32) < share * where).astype(np.float32)
-    grains = ndimage.gaussian_filter(seeds, size_px / 1.5, truncate=2.5)
+    grains = scipy.ndimage.gaussian_filter(seeds, size_px / 1.5, truncate=2.5)
     return np.asarray(np.clip(grains * np.float32(4.2 * size_px * size_px) - 0.5, 0, 1), np.float32)
 
 

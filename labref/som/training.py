@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
-from scipy import sparse
 
 from labref.errors import LabrefError
 from labref.som.graph import Device, NearestGraph, open_graph
@@ -173,7 +173,7 @@ def _means(data: Floats, nodes: NDArray[np.int64], grid: Floats, sigma: float) -
     """One epoch: every node becomes the mean of the latents, weighted by the Gaussian of their nodes' distance."""
     rows, cols, length = grid.shape
     ones = np.ones(len(data), np.float32)
-    at = sparse.csr_matrix((ones, (nodes, np.arange(len(data)))), shape=(rows * cols, len(data)))
+    at = scipy.sparse.csr_matrix((ones, (nodes, np.arange(len(data)))), shape=(rows * cols, len(data)))
     sums = np.asarray(at @ data, dtype=np.float32)  # the last column is the number of latents of each node
     sums = spread(sums.reshape(rows, cols, length + 1), sigma)
     weight = sums[:, :, -1:]
