@@ -50,11 +50,11 @@ from training.run import Run
 __all__ = ["ExportError", "export_bundle", "intrinsic_dimension", "with_figures"]
 
 PARITY_LIMIT = 1e-3
-GOLDEN_TOLERANCE = 2e-2  # of latents and probabilities between computers: other CPUs and GPUs sum in another order
+GOLDEN_TOLERANCE = 2e-2  # difference of latents and probabilities between computers, which sum in different orders
 _DIMENSION_K = 20  # neighbours that the intrinsic dimension is estimated from
 OPTICS_CELLS = 2_000
-"""So many training cells tell background, focus and colour."""
-NOVELTY_K = 1  # nothing resembles a cell when even its nearest is far; the eighth is far in any young lab
+"""Number of training cells from which background, focus and colour are measured."""
+NOVELTY_K = 1  # a cell is novel where even its nearest cell is far; in a young lab the eighth is always far
 NOVELTY_QUANTILE = 0.99
 _BLOCK = 256  # images prepared at once
 CALIBRATION = 128  # crops whose activations give the ranges of int8
@@ -73,12 +73,12 @@ def export_bundle(
     """Ship `run` as the one file `out`.
 
     figures : the JSON of `python -m training evaluate` for this model; it goes into the manifest and the model card.
-    precisions : reduced trunks to try; each is shipped only if its references agree with the full one's, measured on up
-    to `agreement_cells` cells held out and cells trained on.
-    mantissa_bits : to which the trunk's weights are rounded in its graph (23: as they are), for a smaller file; the
-    parity is that of the rounded graph.
-    Returns the bundle as it was packed (its folder is gone by then) and the parity between Keras and ONNX Runtime on
-    `parity_crops` held-out crops. Raises `ExportError` where parity fails or the run is not trained to its end.
+    precisions : reduced trunks to try. Each is shipped only where its references agree with those of the full trunk;
+    this is measured on up to `agreement_cells` held-out cells and as many training cells.
+    mantissa_bits : the trunk's weights are rounded to this number of bits, for a smaller file (23 keeps them). The
+    parity is measured on the rounded graph.
+    Returns the bundle as it was packed (its folder no longer exists), and the parity between Keras and ONNX Runtime on
+    `parity_crops` held-out crops. Raises `ExportError` where parity fails or the run is not fully trained.
     """
     for name in ("classifier.keras", "encoder.keras"):
         if not (run.folder / name).exists():
@@ -163,10 +163,10 @@ def export_bundle(
 
 
 def with_figures(source: Path, figures: Path, out: Path) -> Bundle:
-    """The bundle `source` with the figures of the JSON file `figures` in its manifest and on its card, as the one file
-    `out`.
+    """Write the bundle `source` as the file `out`, with the figures of the JSON file `figures` in its manifest and on
+    its model card.
 
-    Its networks, thresholds and golden outputs stay as they are. Raises `ExportError` where the figures are of another
+    Its networks, thresholds and golden outputs are not changed. Raises `ExportError` where the figures are of another
     model.
     """
     measured = _read_figures(figures)
@@ -207,7 +207,8 @@ def _describe(folder: Path, manifest: Manifest) -> None:
 
 
 def _version(trunk: Any, encoder: Any, run: Run) -> str:
-    """The model's version: a digest of its weights and of what shapes its graphs, the same at every export of a run."""
+    """The version of the model: a digest of its weights and of the settings that shape its graphs. It is the same at
+    every export of a run."""
     digest = hashlib.sha256(json.dumps(run.config.to_json(), sort_keys=True).encode())
     for weights in (*trunk.get_weights(), *encoder.get_weights()):
         digest.update(np.ascontiguousarray(weights).tobytes())
@@ -226,7 +227,7 @@ def _holdout_crops(run: Run, count: int) -> NDArray[np.uint8]:
 
 
 def _read(run: Run, items: Sequence[Item], take: Callable[[CellImage], NDArray[Any]]) -> list[NDArray[Any]]:
-    """What `take` makes of each of `items`, prepared; unreadable ones are left out."""
+    """The result of `take` for the prepared cell of each item; unreadable images are left out."""
 
     def one(item: Item) -> NDArray[Any] | None:
         with contextlib.suppress(UnreadableImageError):
@@ -261,7 +262,7 @@ def _crops(run: Run, items: Sequence[Item], count: int) -> NDArray[np.uint8]:
 
 
 def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:
-    """Golden inputs are cells drawn by labref itself: a bundle carries no patient's image."""
+    """Write the golden inputs and outputs. The inputs are cells drawn by labref: a bundle holds no patient's image."""
     slides = make_slides(len(LABELS), seed=1)
     stacked = np.stack(
         [
@@ -280,8 +281,8 @@ def _write_golden(folder: Path, trunk: Any, encoder: Any) -> None:
 
 
 def _latents(run: Run, part: str, folder: Path, encoder: Any, progress: Progress) -> NDArray[np.float32]:
-    """Latents of `part`: of the features that the run has, else by the graphs in `folder`, which are faster than Keras
-    on a CPU."""
+    """The latents of `part`, from the features that the run has kept; without these, from the graphs in `folder`, which
+    are faster than Keras on a CPU."""
     kept = kept_features(run, part)
     if kept is not None:
         return encode(encoder, kept)
@@ -318,8 +319,9 @@ def _calibrate(run: Run, folder: Path, encoder: Any, progress: Progress) -> tupl
 
 def intrinsic_dimension(distances: NDArray[np.floating[Any]]) -> float:
     """Intrinsic dimension of latents, from the distances float[n, k] (mean squared error, nearest first) of n cells to
-    their k nearest others: the maximum-likelihood estimate of Levina & Bickel (2004, eq. 8), averaged as MacKay &
-    Ghahramani (2005) put right."""
-    logs = 0.5 * np.log(np.maximum(distances, np.finfo(np.float64).tiny))  # of lengths, not of their squares
+    their k nearest others: the maximum-likelihood estimate of Levina & Bickel (2004, eq. 8), averaged with the
+    correction of MacKay & Ghahramani (2005)."""
+    # the factor 0.5 gives logarithms of distances, not of their squares
+    logs = 0.5 * np.log(np.maximum(distances, np.finfo(np.float64).tiny))
     inverse = (logs[:, -1:] - logs[:, :-1]).mean(axis=1)
     return float(1 / inverse.mean())

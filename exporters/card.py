@@ -118,8 +118,8 @@ def _optics(classifier: Mapping[str, Any], vae: Mapping[str, Any]) -> list[str]:
 
 
 def _adopted(training: Mapping[str, Any]) -> list[str]:
-    """What became of the networks after their training, where they were taken over from an earlier bundle or taught
-    further."""
+    """How the networks were changed after their training: adopted from an earlier bundle, or changed to overlook
+    neighbours."""
     adopted = training.get("adopted") or {}
     lines = []
     if "bundle" in adopted:

@@ -1,5 +1,5 @@
-"""Trunks of reduced precision: float16 for GPUs, int8 for CPUs, each admitted only if its neighbours are the full
-one's."""
+"""Trunks of reduced precision: float16 for GPUs, int8 for CPUs. Each is admitted only where its nearest neighbours
+agree with those of the full trunk."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 LIMIT = 7.8
-"""Of a query's eight references by the full trunk, how many must be among those by the reduced one, on average."""
+"""The mean number of a query's eight references by the full trunk that the reduced trunk must find as well."""
 PRECISIONS: tuple[Precision, ...] = ("float16", "int8")
 _BATCH = 16
 
@@ -49,8 +49,8 @@ class Latents:
 
 
 def round_weights(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
-    """Round float32 to the nearest with `bits` explicit bits of mantissa (IEEE 754 has 23), ties away from zero; a file
-    of such numbers packs smaller. The relative error is at most 2^-(bits + 1)."""
+    """Round float32 numbers to `bits` explicit bits of mantissa (IEEE 754 has 23), ties away from zero. A file of such
+    numbers compresses better. The relative error is at most 2^-(bits + 1)."""
     if not 1 <= bits <= 23:
         raise ValueError(f"a float32 has 1 to 23 bits of mantissa, not {bits}")
     drop = 23 - bits
@@ -76,10 +76,10 @@ def round_graph(graph: Path, bits: int) -> None:
 def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.uint8]) -> None:
     """Write the trunk `full` with reduced precision; its inputs and outputs keep their types.
 
-    float16: weights and arithmetic, but for the resize.  int8: weights by channel and activations, both quantised
-    statically (QDQ) with the ranges seen on the calibration crops uint8[n, 256, 256, 3]; the first convolutions stay as
-    they are. Weights take all eight bits: on a CPU without VNNI sums may saturate, and the golden outputs then keep
-    that computer on the full trunk.
+    float16 : weights and arithmetic are reduced, except for the resize.  int8 : weights (by channel) and activations
+    are quantised statically (QDQ), with the ranges found on the calibration crops uint8[n, 256, 256, 3]; the first
+    convolutions are not quantised. The weights use all eight bits. On a CPU without VNNI, sums may therefore saturate;
+    the golden outputs then differ, and that computer uses the full trunk.
     """
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -108,7 +108,7 @@ def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:
 
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # it advises a preparation that tf2onnx has done already
+    root.setLevel(logging.ERROR)  # its warning advises a step that tf2onnx has already done
     try:
         quantize_static(
             str(full),
@@ -126,7 +126,8 @@ def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:
 
 
 def _first(graph: onnx.GraphProto) -> list[str]:
-    """The convolutions that see the pixels: they are few, and what they round is lost to all that follow."""
+    """The convolutions on the pixels. They are few, and their rounding errors affect all following layers, so they are
+    not quantised."""
     seen = {"crops"}
     found = []
     for node in graph.node:
@@ -164,10 +165,10 @@ def run_trunk(
 
 
 def agreement(full: Latents, reduced: Latents) -> dict[str, Estimate]:
-    """Of the eight references by the full trunk, how many the reduced one finds, on average over the queries:
+    """The number of the full trunk's eight references that the reduced trunk finds, mean over the queries.
 
-    `own`: in a store that the reduced trunk filled.  `moved`: in one that the full trunk filled.  `mixed`: in one where
-    every other cell is from each. A lab whose computer gains or loses its GPU has the latter two.
+    `own` : in a store that the reduced trunk filled.  `moved` : in a store that the full trunk filled.  `mixed` : in a
+    store that the two filled in turn, cell by cell. The latter two occur where a lab's computer gains or loses its GPU.
     """
     expected, _ = nearest(full.queries, full.references, None)
     mixed = full.references.copy()
@@ -180,15 +181,18 @@ def agreement(full: Latents, reduced: Latents) -> dict[str, Estimate]:
 
 
 def milliseconds(sessions: list[tuple[Any, Any]], crops: NDArray[np.uint8], repeats: int = 7) -> list[float]:
-    """Milliseconds of processor time a cell takes each pair of sessions, opened with one thread, on a batch of crops,
-    taken in turns: the median of `repeats`. Processor time, so that what else the computer does hardly shows."""
+    """Milliseconds of processor time that each pair of sessions takes for one cell: the median of `repeats` runs on a
+    batch of crops.
+
+    The sessions have one thread, and take turns. Processor time depends little on the other work of the computer.
+    """
     batch = crops[:_BATCH]
     times: list[list[float]] = [[] for _ in sessions]
     for repeat in range(repeats + 1):
         for one, pair in zip(times, sessions, strict=True):
             began = time.thread_time()
             run_trunk(pair, batch)
-            if repeat:  # the first warms up
+            if repeat:  # the first run only warms up
                 one.append((time.thread_time() - began) * 1000 / len(batch))
     return [float(np.median(one)) for one in times]
 
@@ -202,8 +206,8 @@ def add_reduced(
     tolerance: float,
     progress: Progress,
 ) -> tuple[Trunk, ...]:
-    """Try reduced trunks beside `trunk.onnx` in the bundle's `folder`; those admitted stay, with golden outputs of
-    their own.
+    """Try reduced trunks beside `trunk.onnx` in the bundle's `folder`. The admitted ones stay there, with their own
+    golden outputs.
 
     calibration : crops trained on.  queries : crops held out, never trained on, at least one.  references : crops
     trained on, more than eight; all uint8[n, 256, 256, 3].  tolerance : of the full trunk's golden outputs.
@@ -255,9 +259,9 @@ def _described(
     golden: tuple[float, float],
     speed: tuple[float, float],
 ) -> Trunk:
-    """What the manifest says of a reduced trunk. counts : queries and references it was measured on.  golden : its
-    difference from the full one on the golden crops, and the tolerance
-    of the full one.  speed : milliseconds a cell of this and of the full trunk, one thread, at export."""
+    """The manifest's entry for a reduced trunk. counts : number of queries and of references that it was measured on.
+    golden : its difference from the full trunk on the golden crops, and the tolerance of the full trunk.  speed :
+    milliseconds a cell of the reduced and of the full trunk, with one thread, at export."""
     worst = min(estimate.value for estimate in found.values())
     admitted = worst >= LIMIT
     return Trunk(
@@ -265,7 +269,7 @@ def _described(
         file=file.name if admitted else "",
         admitted=admitted,
         agreement={name: estimate.to_json() for name, estimate in found.items()},
-        # another CPU or GPU may round otherwise, but no farther than half of what the precision itself moves
+        # another CPU or GPU may round differently, by at most half of the change that the precision itself causes
         golden_tolerance=max(golden[1], golden[0] / 2),
         measured={
             "k": K,

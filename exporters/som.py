@@ -16,8 +16,8 @@ GRAPH = Path(__file__).resolve().parents[1] / "labref" / "som" / "nearest.onnx"
 
 
 def nearest_graph() -> onnx.ModelProto:
-    """latents float32[n, k], nodes float32[k, N] → best int64[n], the first node of the greatest product. As
-    `labref.som.search` extends them, k is L + 1 and that node is the nearest."""
+    """The graph: latents float32[n, k] and nodes float32[k, N] → best int64[n], the first node with the largest
+    product. With latents and nodes as `labref.som.search` extends them, k is L + 1 and that node is the nearest."""
     inputs = [
         helper.make_tensor_value_info("latents", TensorProto.FLOAT, ["n", "k"]),
         helper.make_tensor_value_info("nodes", TensorProto.FLOAT, ["k", "N"]),

@@ -1,4 +1,4 @@
-"""The demo: a simulated analyser, a real agent, and what the agent made of the cells.
+"""The demo: a simulated analyser, a real agent that takes in its cells, and a summary of the results.
 
 May import cli and below.
 """

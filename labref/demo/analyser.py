@@ -1,7 +1,8 @@
-"""A simulated analyser: what it exports, where it puts it, and the accidents that happen to real export folders.
+"""A simulated analyser: its files, their places in the export folder, and the accidents of real export folders.
 
-The layout is CellaVision's, in a folder for each analyser: `<analyser>/<slide>/Signed slides/<class>/<CODE>_<n>.jpg`
-for cells a person has reviewed, `<analyser>/<slide>/Unsigned slides/<slide>_<n>.jpg` for the others.
+The layout is CellaVision's, with a folder for each analyser. Cells that a person has reviewed lie in
+`<analyser>/<slide>/Signed slides/<class>/<CODE>_<n>.jpg`, other cells in
+`<analyser>/<slide>/Unsigned slides/<slide>_<n>.jpg`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from labref.errors import LabrefError
 __all__ = ["LAYOUT", "Exported", "FolderSource", "Source", "Specimen", "SyntheticSource", "exports", "put"]
 
 SLIDES: Final = 12
-"""How many smears a demo's cells come from."""
+"""Number of smears that the demo's cells come from."""
 
 LAYOUT: Final = """
 # The demo's analysers write into one folder each, in CellaVision's layout
@@ -34,10 +35,10 @@ label_source = 'reviewed'
 pattern = '(?P<analyser>[^/]+)/(?P<slide>[^/]+)/Unsigned slides/[^/]+'
 label_source = 'predicted'
 """
-"""What the demo's labref.toml says of its export folder."""
+"""The settings of the export folder in the demo's labref.toml."""
 
 FEWEST_IMAGES: Final = 20
-"""A demo with fewer real images would have nothing to show."""
+"""The fewest real images of a demo: with fewer there are too few references to show."""
 
 _FOLDERS: Final = {  # class: (folder, file-name code) as CellaVision's software writes them
     "basophil": ("Basophil", "BA"),
@@ -53,7 +54,7 @@ _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".
 
 @dataclass(frozen=True)
 class Specimen:
-    """One cell: its class as drawn or as its folder says (None: unknown), where it comes from, its image file."""
+    """One cell: its class (as drawn, or from its folder's name; None where unknown), its origin, and its image file."""
 
     label: str | None
     analyser: str
@@ -64,7 +65,7 @@ class Specimen:
 
 @dataclass(frozen=True)
 class Exported:
-    """One file the analyser writes: where (relative to the export folder), what, and what is special about it.
+    """One file that the analyser writes: its path (relative to the export folder), its content and its kind.
 
     kind : "cell", "copy" (byte-identical, under another name), "recapture" (the same cell imaged again), "truncated",
     "text" (no image), or "slow" (a cell whose file grows in pieces).
@@ -101,9 +102,10 @@ class SyntheticSource:
 
 
 class FolderSource:
-    """Real images: a sample of a folder, as even over its class folders as they allow; same seed, same sample.
+    """Real images: a random sample of a folder, taken as evenly as possible from its class folders. The same seed gives
+    the same sample.
 
-    The name of the folder an image lies in is its class; images directly in `folder` have none. Raises LabrefError
+    The class of an image is the name of its folder; images directly in `folder` have no class. Raises `LabrefError`
     where there are fewer than `FEWEST_IMAGES`.
     """
 
@@ -124,7 +126,9 @@ class FolderSource:
             for label, paths in by_class.items()
             for place, path in enumerate(np.array(paths, dtype=object)[rng.permutation(len(paths))])
         ]
-        order.sort(key=lambda item: item[:2])  # the first of every class, in any order, then the second, and so on
+        order.sort(
+            key=lambda item: item[:2]
+        )  # first one image of every class, in random order, then a second of every class, and so on
         self._order = iter(order)
         self._rng = rng
 
@@ -136,11 +140,11 @@ class FolderSource:
 
 
 def exports(specimens: Iterator[Specimen], *, seed: int) -> Iterator[Exported]:
-    """What an analyser exports for some cells, in the order it writes them.
+    """The files that an analyser exports for some cells, in the order in which it writes them.
 
-    Most cells give one file. Among them: byte-identical copies of an unsigned cell as a signed one, a cell captured
-    twice, a truncated file, a text named .jpg, and a file that is written slowly; at least one of each from the sixth
-    cell on.
+    Most cells give one file. There are also byte-identical copies (an unsigned cell that is then signed), a cell
+    captured twice, a truncated file, a text file named .jpg, and a file that is written slowly. With six cells or more,
+    each of these occurs at least once.
     """
     rng = np.random.default_rng([seed, 0xE8])
     for i, specimen in enumerate(specimens):
@@ -164,7 +168,7 @@ def exports(specimens: Iterator[Specimen], *, seed: int) -> Iterator[Exported]:
 
 
 def put(exported: Exported, folder: Path, *, pieces: int = 8, pause_s: float = 0.4) -> Path:
-    """Writes one file as an analyser does, a slow one in `pieces` with `pause_s` seconds between; returns its path."""
+    """Write one file as an analyser does; a slow file in `pieces`, with `pause_s` seconds between. Returns its path."""
     path = folder / exported.path
     path.parent.mkdir(parents=True, exist_ok=True)
     if exported.kind != "slow":
@@ -189,7 +193,8 @@ def _path(specimen: Specimen, number: int, signed: bool, *, again: bool = False)
 
 
 def _recaptured(data: bytes) -> bytes:
-    """The same cell captured again: compressed anew, a little brighter. What cannot be decoded stays as it is."""
+    """The same cell captured again: a little brighter, and compressed again. Bytes that cannot be decoded are returned
+    unchanged."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             picture = np.asarray(opened.convert("RGB"), np.float32)

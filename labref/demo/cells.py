@@ -1,8 +1,8 @@
-"""Synthetic but plausible blood cells: what the demo's analyser exports, and tests use for want of real ones.
+"""Synthetic but plausible blood cells, for the demo's analyser, and for tests without real cells.
 
-A cell is painted as light through stained matter: everything is a transmission per channel, so a stain
-scales optical densities (Beer-Lambert), and the optics come last (blur, contrast, vignetting, noise).
-Nothing here is meant to train on or to judge a model by; the labels are what was drawn.
+A cell is painted as light through stained matter: every layer is a transmission per channel, so a stain
+scales optical densities (Beer-Lambert). The effects of the optics come last (blur, contrast, vignetting, noise).
+These cells are not meant for training or for judging a model. Their labels are the classes that were drawn.
 
     rng = numpy.random.default_rng(7)
     slide = make_slides(12, seed=7)[0]
@@ -46,7 +46,7 @@ _CLEAR: Colour = (255.0, 230.0, 203.0)  # empty glass, as a CellaVision DM96 sho
 
 @dataclass(frozen=True)
 class Optics:
-    """One analyser's way of seeing.
+    """The optics of one analyser.
 
     glass is the colour (RGB, 0-255) of empty glass; blur_px the standard deviation of the blur in pixels;
     sharpen the per cent of unsharp masking; contrast scales optical density; vignetting is the share of light
@@ -71,7 +71,7 @@ OPTICS: dict[str, Optics] = {
 
 @dataclass(frozen=True)
 class Slide:
-    """One smear: who stained it shows in every cell on it.
+    """One smear. All its cells share its stain.
 
     stain scales the optical density per channel (RGB); red_cells is how many red cells lie in a picture;
     red_radius_px their mean radius in pixels; pallor (0-1) how pale their middle is; tint (grey levels) adds
@@ -237,7 +237,7 @@ def _transmission(rgb: Colour) -> Floats:
 
 
 def _lay(light: Floats, w: _Window, cover: Floats, paint: Floats) -> None:
-    """Covers what lies below: `cover` (0-1) of `paint` (float32[3] or float32[h, w, 3])."""
+    """Cover the layers below with `paint` (float32[3] or float32[h, w, 3]); `cover` is its share, 0 to 1."""
     part = light[w.rows, w.columns]
     part += cover[..., None] * (paint - part)
 
@@ -251,7 +251,7 @@ def _between(light_paint: Colour, dark_paint: Colour, darkness: Floats) -> Float
 def _paint_red_cells(
     light: Floats, slide: Slide, centre: tuple[float, float], radius: float, rng: np.random.Generator
 ) -> None:
-    """Red cells all over the field, keeping off the white cell; where two overlap they darken."""
+    """Paint red cells all over the field, except on the white cell. Overlapping red cells are darker."""
     density = -np.log(_transmission((210.0, 173.0, 166.0)))
     layers = np.zeros(SIZE, np.float32)
     placed: list[tuple[float, float, float]] = []
@@ -277,7 +277,7 @@ def _paint_red_cells(
         thickness = 1 - pallor * np.exp(-((depth / width) ** 4))
         thickness *= np.float32(rng.uniform(0.85, 1.1)) * (0.9 + 0.12 * depth)
         layers[w.rows, w.columns] += thickness * _inside(d, 1.6)
-    layers -= 0.45 * np.maximum(layers - 1.0, 0)  # cells that overlap press each other thinner
+    layers -= 0.45 * np.maximum(layers - 1.0, 0)  # overlapping cells are thinner where they touch
     light *= np.exp(-layers[..., None] * density)
 
 
@@ -560,7 +560,7 @@ _PAINTERS: dict[str, Callable[[Floats, tuple[float, float], float, np.random.Gen
 
 
 def _through_optics(light: Floats, optics: Optics, slide: Slide, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What the analyser's camera makes of the light: stain, glass, vignetting, blur, noise."""
+    """The picture that the analyser's camera takes of the light: stain, glass, vignetting, blur, noise."""
     power = np.asarray(slide.stain, np.float32) * np.float32(optics.contrast)
     seen = np.clip(light, 1e-3, 1.0) ** power
     seen *= np.asarray(optics.glass, np.float32) + np.asarray(slide.tint, np.float32)

@@ -1,4 +1,4 @@
-"""Runs the demo: a new lab, a real agent beside a simulated analyser, queries over HTTP, and an account of it all."""
+"""Running the demo: a new lab, a real agent beside a simulated analyser, queries over HTTP, and a summary."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from labref.web.desk import ask, ledger_rows, status
 
 __all__ = ["Account", "show"]
 
-_SECONDS_MOST: Final = 160.0  # all that the demo waits for, together
-_EXPORT_SECONDS_MOST: Final = 100.0  # the analyser then stops, whatever it still had to export
-_PACE_SECONDS: Final = 0.125  # a cell; quicker where there are many
+_SECONDS_MOST: Final = 160.0  # the longest that the demo waits, over all its steps
+_EXPORT_SECONDS_MOST: Final = 100.0  # after this the analyser stops, even with files left to export
+_PACE_SECONDS: Final = 0.125  # seconds between two cells; fewer where there are many cells
 _PACED_SECONDS_MOST: Final = 20.0
 _QUERIES: Final = 8
 
@@ -38,11 +38,11 @@ Say = Callable[[str], None]
 
 @dataclass
 class Account:
-    """What happened in a demo.
+    """The results of a demo.
 
-    written : files the analyser wrote, by kind.  outcomes : files by ledger outcome.  rejected : (file name, reason).
-    alike : share (0-1) of the queries' references that have the query's own class; None where classes are unknown.
-    grids : pictures of the answers.
+    written : number of files that the analyser wrote, by kind.  outcomes : number of files by outcome.  rejected :
+    (file name, reason).  alike : share (0 to 1) of the queries' references that have the query's class; None where
+    classes are unknown.  grids : pictures of the answers.
     """
 
     folder: Path
@@ -54,12 +54,12 @@ class Account:
 
 
 def show(*, images: Path | None, keep: Path | None, cells: int, seed: int, say: Say = typer.echo) -> Account:
-    """Runs the whole demo and tells it through `say`, a line at a time.
+    """Run the whole demo, and report it line by line through `say`.
 
-    images : folder of real images, or None to draw cells.  keep : folder for all the demo makes, new or empty; None
-    takes a new temporary one.  cells : how many cells the analyser exports.
+    images : folder of real images, or None for drawn cells.  keep : new or empty folder for the demo's files; None for
+    a temporary one.  cells : number of cells that the analyser exports.
 
-    Raises `LabrefError` where a step fails, or a file the analyser wrote has not exactly one outcome in the end.
+    Raises `LabrefError` where a step fails, or a file of the analyser does not have exactly one outcome at the end.
     """
     with _no_settings_from_outside(), _ended_in_order_when_killed():
         return _show(images, keep, cells, seed, say)
@@ -97,7 +97,7 @@ def _show(images: Path | None, keep: Path | None, cells: int, seed: int, say: Sa
 
 @contextmanager
 def _no_settings_from_outside() -> Iterator[None]:
-    """Without the LABREF_ variables of a real lab: the demo must watch its own folder, and nothing else."""
+    """The environment without the LABREF_ variables of a real lab: the demo must watch only its own folder."""
     set_aside = {name: os.environ.pop(name) for name in list(os.environ) if name.upper().startswith("LABREF_")}
     try:
         yield
@@ -107,7 +107,7 @@ def _no_settings_from_outside() -> Iterator[None]:
 
 @contextmanager
 def _ended_in_order_when_killed() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does, so that its agent is not left behind."""
+    """Let SIGTERM end the demo as Ctrl-C does, so that its agent does not stay running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -135,7 +135,7 @@ def _folder(keep: Path | None) -> Path:
 
 @contextmanager
 def _agent(lab: Lab, output: Path, deadline: float) -> Iterator[subprocess.Popen[bytes]]:
-    """A real agent in a process of its own, answering when the block begins and ended in good order after it."""
+    """A real agent in its own process. It answers when the block begins, and is shut down after the block."""
     flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     command = [sys.executable, "-m", "labref", "agent", "--lab", str(lab.folder)]
     with output.open("wb") as log:
@@ -154,7 +154,7 @@ def _agent(lab: Lab, output: Path, deadline: float) -> Iterator[subprocess.Popen
         if code != 0:
             raise AgentError(f"the agent ended with exit code {code}; what it said is in {output}")
     finally:
-        if process.poll() is None:  # something failed: still leave no process behind
+        if process.poll() is None:  # the shutdown failed: no process may stay behind
             process.terminate()
             try:
                 process.wait(timeout=15)
@@ -180,7 +180,8 @@ def _export(
     seed: int,
     say: Say,
 ) -> dict[str, str]:
-    """Writes the export files at an analyser's pace, and asks now and then; returns the kind of each path written."""
+    """Write the export files at the speed of an analyser, and ask two queries meanwhile. Returns the kind of each
+    path."""
     files: dict[str, str] = {}
     pause_s = min(_PACE_SECONDS, _PACED_SECONDS_MOST / cells)
     asked = 0
@@ -218,7 +219,7 @@ def _wait_for_outcomes(lab: Lab, files: Mapping[str, str], deadline: float) -> N
 
 
 def _tell_outcomes(lab: Lab, files: Mapping[str, str], account: Account, say: Say) -> None:
-    """Counts the outcomes, and holds the agent to its word: every file has exactly one."""
+    """Count the outcomes, and check that every file has exactly one."""
     rows = list(ledger_rows(lab))
     seen = Counter(row["path"] for row in rows)
     if set(seen) != set(files) or max(seen.values()) > 1:
@@ -238,7 +239,7 @@ def _tell_outcomes(lab: Lab, files: Mapping[str, str], account: Account, say: Sa
 
 
 def _ask(lab: Lab, unseen: list[Specimen], account: Account, say: Say) -> None:
-    """Asks for the references of cells that were never exported, and draws the answers."""
+    """Ask for the references of cells that were never exported, and draw the answers."""
     say(f"\nEight references each for {len(unseen)} cells the lab has never seen:")
     pictures = account.folder / "pictures"
     pictures.mkdir()

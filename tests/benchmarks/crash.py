@@ -1,16 +1,16 @@
-"""labref killed, or failed by its disk, at every place where it writes: `python -m tests.benchmarks.crash --rounds 2000
---json`.
+"""labref killed, or with a full or broken disk, at every place where it writes.
 
-Each seeded round takes one lab through one thing that writes (a pass of the agent, a migration, a backup, a restore, an
-export, retention, a change of bundle, a new map, an installation, a repair) in a process that ends, or whose disk is
-full or broken, at the n-th time it meets one of its failpoints. Then, in a new process, the same is brought to its end,
-the agent makes a pass, and the lab is held to its word: the store opens, every file has one outcome, every image is one
-cell with its bytes and its numbers, nothing is lost, nothing is there twice, the backup from before is whole and the
-new one gives the same lab.
+    python -m tests.benchmarks.crash --rounds 2000 --json
 
-Every lab lives for some rounds, and gets new files before each: cells, copies, cells that move from unsigned to signed,
-files that are no image. Beside this, some rounds do so to the `labref` command itself, with its networks
-(--agent-rounds).
+Each round has its own seed and does one thing that writes: a pass of the agent, a migration, a backup, a restore, an
+export, retention, a change of bundle, a new map, an installation, or a repair. It runs in a process that is killed, or
+whose disk fails, when it reaches one of its failpoints for the n-th time. Then a new process finishes the work, and the
+agent makes a pass. At the end the lab is checked: the store opens; every file has one outcome; every image is one cell
+with its bytes and its numbers; nothing is lost or stored twice; the earlier backup is whole; and the new backup
+restores the same lab.
+
+A lab is used for several rounds. Before each round it gets new files: cells, copies, cells that move from unsigned to
+signed, and files that are no image. Some rounds do the same to the `labref` command with its networks (--agent-rounds).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def crash(
         scenario = names[number] if number < len(names) else rng.choices(names, weights)[0]
         try:
             _round(life, scenario, points, rng, tally)
-        except Exception as error:  # told with the others, with what is needed to do it again
+        except Exception as error:  # listed as a fault, with the arguments that repeat the round
             tally.faults.append(f"round {number} ({scenario}): {type(error).__name__}: {error}")
         if len(tally.faults) >= _ENOUGH_FAULTS:
             break
@@ -172,7 +172,7 @@ class _Life:
             self._write(f"Signed slides/{self.rng.choice(('Monocyte', 'Basophil', 'Lymphocyte'))}", data)
 
     def export_some(self) -> None:
-        """What an analyser does before the agent comes again; and somebody writes in labref.toml."""
+        """Write the files of an analyser before the agent's next pass; and change labref.toml, as a person might."""
         with (self.folder / "lab" / "labref.toml").open("a", encoding="utf-8") as file:
             file.write(f"# thought {self.rounds}\n")
         for _ in range(self.rng.randint(1, _NEW_FILES)):
@@ -198,7 +198,7 @@ class _Life:
         return path
 
     def end(self) -> None:
-        """Nothing is left of it."""
+        """Delete the lab and all its files."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -211,17 +211,17 @@ def _round(life: _Life, scenario: str, points: dict[str, Counter[str]], rng: ran
         _expect(_process(life, "before", scenario), 0)
     log = life.folder / "points.log"
     log.unlink(missing_ok=True)
-    known = points.setdefault(scenario, Counter())
-    if known and rng.random() < 0.9:
-        point = rng.choice(sorted(known))
-        # early and late, but not later than it has been met
-        plan = f"{point}={_action(rng)}@{rng.randint(1, known[point])}"
+    reached = points.setdefault(scenario, Counter())
+    if reached and rng.random() < 0.9:
+        point = rng.choice(sorted(reached))
+        # an early or a late time, but at most as often as the failpoint has been reached
+        plan = f"{point}={_action(rng)}@{rng.randint(1, reached[point])}"
     else:
-        plan = f"*={_action(rng)}@{rng.randint(1, max(8, sum(known.values())))}"
+        plan = f"*={_action(rng)}@{rng.randint(1, max(8, sum(reached.values())))}"
     ended = _process(life, "work", scenario, plan, log)
     met = Counter(log.read_text(encoding="ascii").split()) if log.exists() else Counter[str]()
     for name, times in met.items():
-        known[name] = max(known[name], times)
+        reached[name] = max(reached[name], times)
     if ended.code not in (0, 1, failpoints.KILLED):
         raise RuntimeError(f"{plan}: the process ended with {ended.code}: {ended.said}")
     how = {0: "not met, or borne", 1: "failed and said so"}.get(ended.code, "killed")
@@ -245,7 +245,7 @@ def _expect(ended: Ended, code: int) -> None:
 
 
 def _process(life: _Life, what: str, scenario: str, plan: str = "", log: Path | None = None) -> Ended:
-    """Do one thing in a process of its own: forked where the system can, which takes a tenth of the time."""
+    """Do one thing in its own process. The process is forked where the system can fork, in a tenth of the time."""
     out = life.folder / "told.json"
     out.unlink(missing_ok=True)
     if hasattr(os, "fork"):
@@ -317,7 +317,7 @@ def _command(life: _Life, *arguments: str, plan: str = "", log: Path | None = No
 
 
 def main() -> int:
-    """Run the benchmark; 1 where something was lost, was there twice, or did not open."""
+    """Run the benchmark. Returns 1 where something was lost, was stored twice, or did not open."""
     if "--child" in sys.argv:
         life, what, scenario, plan, log, out = sys.argv[sys.argv.index("--child") + 1 :]
         return _child(Path(life), what, scenario, plan, Path(log) if log else None, Path(out))

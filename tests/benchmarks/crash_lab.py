@@ -1,7 +1,8 @@
-"""What the crash benchmark does in a process of its own: the work that is killed, and the look at what was left.
+"""The part of the crash benchmark that runs in its own process: the work that is killed, and the check of the lab after
+it.
 
-The networks' numbers are real but computed once, beforehand: a process that is forked two thousand times cannot open
-them each time. All else is labref itself: its agent, operations, backup, retention, maps.
+The outputs of the networks are real, but computed once, beforehand: two thousand forked processes cannot each open the
+networks. Everything else is labref itself: its agent, operations, backup, retention, maps.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _MAP_SIDE: Final = 5
 
 
 class KnownNumbers:
-    """Stands in for an `Embedder`: the numbers that one gave for these very crops before."""
+    """Stands in for an `Embedder`: returns the outputs that a real one gave for the same crops."""
 
     def __init__(self, bundle: Bundle, numbers: Path) -> None:
         self.bundle = bundle
@@ -233,7 +234,8 @@ def _install(life: Path) -> None:
 
 
 def _spoil(life: Path) -> None:
-    """What only `_repair` puts right: an embedding and the bytes of a cell lost, a link to nowhere."""
+    """Make the faults that only `_repair` mends: a lost embedding, lost bytes of a cell, and a link to a missing
+    cell."""
     with _context(life) as context:
         lab, active = context.lab, context.store.active_bundle()
     with duckdb.connect(str(lab.store_file)) as connection:
@@ -282,7 +284,7 @@ SCENARIOS: Final = {
 
 
 def check(life: Path, done: str, then: Counts) -> list[str]:
-    """All that is not as it must be, after `done` was brought to its end and a pass over the export folder was made.
+    """The list of faults in the lab, after the work `done` was finished and a pass over the export folder was made.
 
     then : what the store held between the two.
     """

@@ -1,9 +1,9 @@
 """An agent killed again and again: `python -m tests.benchmarks.kill --json --rounds 20`.
 
-Before every round the analyser exports some more cells; a real `labref agent --once` starts and is killed (SIGKILL, or
-what Windows has for it) at a random moment between its start and the end of its pass. The store is opened after every
-kill. At the end one pass runs undisturbed, and the lab is held to its word: every file has one outcome, no cell is
-there twice, every cell has its original bytes, with the right digest, and one embedding.
+Before every round the analyser exports more cells. A real `labref agent --once` starts, and is killed (by SIGKILL, or
+its equivalent on Windows) at a random moment before the end of its pass. The store is opened after every kill. At the
+end one pass runs undisturbed, and the lab is checked: every file has one outcome, no cell is stored twice, every cell
+has its original bytes, with the right digest, and one embedding.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ __all__ = ["kill_again_and_again", "main"]
 def kill_again_and_again(
     folder: Path, *, bundle: Path, rounds: int, cells: int, seed: int, images: Path | None = None
 ) -> dict[str, Any]:
-    """Run the whole of it in `folder`, an empty folder; returns the figures, `faults` empty where all is well.
+    """Run the benchmark in `folder`, an empty folder. Returns the figures; `faults` is empty where all is well.
 
-    cells : how many the analyser exports before each round. Raises RuntimeError where the undisturbed passes fail.
+    cells : number of cells exported before each round. Raises RuntimeError where a pass without a kill fails.
     """
     rng = random.Random(seed)
     source, what = choose_source(images, seed)
@@ -141,7 +141,7 @@ def _cells(lab: Lab) -> int:
 
 
 def _faults(lab: Lab, files: list[Path]) -> Iterator[str]:
-    """All that is not as it must be."""
+    """The list of faults found in the lab."""
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.name not in _UNUSABLE}
     with lab.open_store() as store:
         rows = list(store.ledger())

@@ -125,7 +125,7 @@ def _serve(
 
 
 class _Trainings:
-    """One training after the other, from the start each, until left. seconds : how long each took."""
+    """Trains maps from the start, one after the other, until the block ends. seconds : duration of each training."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab, self._end = lab, threading.Event()
@@ -179,8 +179,8 @@ def _fill(lab: Lab, cells: int) -> None:
 
 
 def _rate(agent: AgentClient, before: int, files: int) -> float:
-    """Cells a second, from when the agent has the first of so many in hand until it has embedded the last. before :
-    embedded so far."""
+    """Cells a second, from the moment when the agent takes the first of these cells until it has embedded the last.
+    before : number of cells embedded earlier."""
     begun = None
     waited_from = time.monotonic()
     while True:

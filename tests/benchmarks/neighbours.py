@@ -1,4 +1,4 @@
-"""Whether the cell in the middle is the one that is asked about, where others stand beside it.
+"""Whether a query is about the cell in the middle of the picture, where other cells lie beside it.
 
     python -m tests.benchmarks.neighbours --json
     python -m tests.benchmarks.neighbours --json --bundle mine.labref --sheet composites.png

@@ -213,7 +213,7 @@ def measure(folder: Path, kind: str, cells: int, size: int, queries: int) -> dic
 
 
 def main() -> int:
-    """Run the benchmark; 1 where the ways do not agree."""
+    """Run the benchmark. Returns 1 where the ways do not agree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=1_000_000, help="cells in the store (default: 1,000,000)")
     parser.add_argument("--latent-size", type=int, default=50, help="numbers in a latent (default: 50)")

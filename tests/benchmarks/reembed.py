@@ -49,9 +49,9 @@ _QUIET: Final[dict[str, Any]] = {"stable_seconds": 0.05, "complete_seconds": 0.1
 def change_while_killed(
     folder: Path, *, cells: int, kills: int, seed: int, images: Path | None = None, minutes: float = 240.0
 ) -> dict[str, Any]:
-    """Run the whole of it in `folder`, an empty folder; returns the figures, `faults` empty where all is well.
+    """Run the benchmark in `folder`, an empty folder. Returns the figures; `faults` is empty where all is well.
 
-    minutes : after so many it is given up.
+    minutes : the longest that it may take; it is then given up.
     """
     source, what = choose_source(images, seed)
     export = folder / "export"
@@ -85,7 +85,7 @@ def change_while_killed(
                 if found["bundle"]["name"] == "other":
                     break
                 pending = found["bundle_change"]
-                if pending is None:  # switched between the two things that status looked at, or lost
+                if pending is None:  # the switch fell between the two reads of the status, or the change is lost
                     lost = lost or time.monotonic()
                     if time.monotonic() - lost > 60:
                         faults.append("the wish to change was lost")
@@ -154,7 +154,7 @@ def change_while_killed(
 
 
 class _Asked:
-    """What the one who asks all the time has seen. switched : set once the new bundle has answered."""
+    """The answers to the queries that are asked all the time. switched : set once the new bundle has answered."""
 
     def __init__(self, old: str) -> None:
         self.old = old
@@ -178,7 +178,7 @@ def _asking(lab: Lab, image: Path) -> Iterator[_Asked]:
             try:
                 answer = ask(lab, data, name="cell")
             except LabrefError as error:
-                # asked of an agent that was killed in the middle of it: asked again, as a person would
+                # the agent was killed during the query: it is asked again, as a person would
                 failed_since = failed_since or started
                 if time.monotonic() - failed_since > 60:
                     asked.problems.append(f"no answer for a minute: {error}")

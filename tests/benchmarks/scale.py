@@ -200,7 +200,7 @@ def _different(digest: str, other: str) -> Resemblance:
 
 
 def _for_seconds(questions: list[Any], ask: Callable[[Any], object], seconds: float) -> dict[str, float | int]:
-    """Ask them again and again, one every hundredth of a second at most, as people and pages do."""
+    """Ask the queries again and again, at most one every hundredth of a second, as people and pages do."""
     took: list[float] = []
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
