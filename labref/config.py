@@ -26,6 +26,7 @@ __all__ = [
     "AgentConfig",
     "BundlesConfig",
     "Config",
+    "DecodingConfig",
     "DuplicatesConfig",
     "InferenceConfig",
     "LayoutPattern",
@@ -169,14 +170,30 @@ class AgentConfig(_Section):
 
     port : TCP port on 127.0.0.1; 0 takes any free one (the command finds it either way).
     batch_size : most cells embedded at once.
-    readers : threads that read and prepare files; 0 chooses by the number of CPUs that the agent may use.
+    readers : files read, decoded and prepared at once; 0 chooses by the number of CPUs that the agent may use.
     log_megabytes : size at which logs/labref.log is rotated; five old ones are kept.
+    stalled_seconds : once one piece of work (reading a file, a batch in the networks or in the store, a step of a scan)
+    takes longer than this, /health and `labref status` say that there is no progress.
     """
 
     port: int = Field(default=0, ge=0, le=65535)
     batch_size: int = Field(default=32, ge=1, le=4096)
     readers: int = Field(default=0, ge=0, le=64)
     log_megabytes: float = Field(default=10.0, ge=0.01, le=1024)
+    stalled_seconds: float = Field(default=60.0, ge=1.0, le=3600)
+
+
+class DecodingConfig(_Section):
+    """What one picture may take to be decoded and prepared. One that takes more is rejected by name.
+
+    seconds : of a processor, and three times as many by the clock.
+    memory_megabytes : of memory, beyond what the decoding process has before.
+    megapixels : largest picture, million pixels.
+    """
+
+    seconds: float = Field(default=10.0, ge=0.5, le=600)
+    memory_megabytes: int = Field(default=1024, ge=128, le=65536)
+    megapixels: float = Field(default=40.0, ge=0.1, le=1000)
 
 
 class InferenceConfig(_Section):
@@ -271,6 +288,7 @@ class Config(BaseSettings):
 
     watch: WatchConfig = Field(default_factory=WatchConfig)
     agent: AgentConfig = Field(default_factory=AgentConfig)
+    decoding: DecodingConfig = Field(default_factory=DecodingConfig)
     inference: InferenceConfig = Field(default_factory=InferenceConfig)
     map: MapConfig = Field(default_factory=MapConfig)
     retention: RetentionConfig = Field(default_factory=RetentionConfig)

@@ -6,6 +6,7 @@ __all__ = [
     "AgentError",
     "BundleError",
     "ConfigError",
+    "DecodingLimitError",
     "LabError",
     "LabrefError",
     "StoreError",
@@ -30,6 +31,11 @@ class LabError(LabrefError):
 
 class UnreadableImageError(LabrefError):
     """A file is no image that labref can use; the message is the reason the ledger keeps."""
+
+
+class DecodingLimitError(UnreadableImageError):
+    """A picture takes more time, memory or pixels than one may, or the decoder crashes on it: waiting makes it no
+    better."""
 
 
 class BundleError(LabrefError):

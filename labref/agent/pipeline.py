@@ -8,6 +8,7 @@ file is either stored whole or not at all, and a file not stored is found again 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -18,7 +19,9 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
-from labref.bundles.inference import NOT_FINITE, Embedder
+from labref.bundles.inference import Embedder, describe_each
+from labref.cells.decoding import StoppedError
+from labref.cells.examination import Examined
 from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import AgentError, LabrefError, StoreError, UnstorableError
 from labref.export.layout import Layout, PathMeaning
@@ -38,6 +41,8 @@ _T = TypeVar("_T")
 _IDLE_SECONDS: Final = 0.2  # an incomplete batch waits this long for more cells
 _COMMIT_FILES: Final = 256  # most files in one transaction
 _RETRY_SECONDS: Final = (1.0, 60.0)  # first and longest wait before the disk is tried again
+_IN_HAND_SECONDS: Final = 3.0  # what is not embedded so long after the end began is left to the next scan
+_CLOSE_SECONDS: Final = 60.0
 
 
 class Engine:
@@ -139,6 +144,8 @@ class Pipeline:
         self.failure: BaseException | None = None
         self._stopping = threading.Event()
         self._dead = threading.Event()
+        self._closing_since: float | None = None
+        self._at_work: dict[str, float] = {}
         self._paths: set[str] = set()
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
@@ -147,10 +154,11 @@ class Pipeline:
         self._ready: queue.Queue[Read | None] = queue.Queue(maxsize=2 * self._batch_size)
         self._commits: queue.Queue[list[_Record] | None] = queue.Queue(maxsize=2)
         self._readers = [
-            threading.Thread(target=self._run, args=(self._read_all,), name=f"labref-read-{n}") for n in range(readers)
+            threading.Thread(target=self._run, args=(self._read_all,), name=f"labref-read-{n}", daemon=True)
+            for n in range(readers)
         ]
-        self._embedding = threading.Thread(target=self._run, args=(self._embed_all,), name="labref-embed")
-        self._storing = threading.Thread(target=self._run, args=(self._store_all,), name="labref-store")
+        self._embedding = threading.Thread(target=self._run, args=(self._embed_all,), name="labref-embed", daemon=True)
+        self._storing = threading.Thread(target=self._run, args=(self._store_all,), name="labref-store", daemon=True)
         for thread in (*self._readers, self._embedding, self._storing):
             thread.start()
 
@@ -206,18 +214,49 @@ class Pipeline:
         with self._idle:
             return self._idle.wait_for(lambda: not self._paths or self._dead.is_set(), timeout)
 
+    def stalled(self) -> tuple[float, str]:
+        """How long, in seconds, the thread that is longest at one piece of work is at it, and its name; 0 where none
+        works."""
+        at_work = self._at_work.copy()
+        if not at_work:
+            return 0.0, ""
+        name = min(at_work, key=at_work.__getitem__)
+        return time.monotonic() - at_work[name], name
+
     def close(self) -> None:
-        """End: files not yet read are left to the next scan, cells in hand are embedded and stored, the threads
-        ended."""
+        """End: files not yet read are left to the next scan, cells in hand are embedded and stored, the threads ended.
+
+        Cells that are not embedded within some seconds are left to the next scan as well. Raises `AgentError` where a
+        thread does not end within a minute.
+        """
+        self._closing_since = self._closing_since or time.monotonic()
         self._stopping.set()
+        deadline = time.monotonic() + _CLOSE_SECONDS
         for _ in self._readers:
-            self._put(self._candidates, None)
+            self._put(self._candidates, None, deadline)
         for thread in self._readers:
-            thread.join()
-        self._put(self._ready, None)
-        self._embedding.join()
-        self._put(self._commits, None)
-        self._storing.join()
+            self._join(thread, deadline)
+        self._put(self._ready, None, deadline)
+        self._join(self._embedding, deadline)
+        self._put(self._commits, None, deadline)
+        self._join(self._storing, deadline)
+
+    def _join(self, thread: threading.Thread, deadline: float) -> None:
+        thread.join(max(deadline - time.monotonic(), 0.0))
+        if thread.is_alive():
+            raise AgentError(
+                f"the agent had to leave one of its threads ({thread.name}) at work: it did not end within "
+                f"{_CLOSE_SECONDS:.0f} s. What is stored is whole; the rest is found again by the next scan."
+            )
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        name = threading.current_thread().name
+        self._at_work[name] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._at_work[name]
 
     # the threads
 
@@ -238,8 +277,8 @@ class Pipeline:
             with self._idle:
                 self._idle.notify_all()
 
-    def _put(self, target: queue.Queue[_T], item: _T) -> None:
-        while not self._dead.is_set():
+    def _put(self, target: queue.Queue[_T], item: _T, deadline: float = math.inf) -> None:
+        while not self._dead.is_set() and time.monotonic() < deadline:
             with contextlib.suppress(queue.Full):
                 target.put(item, timeout=0.5)
                 return
@@ -266,9 +305,13 @@ class Pipeline:
     def _is_stored(self, digest: str) -> bool:
         return self._store.has_digest(digest) is not None
 
+    def _examine(self, data: bytes) -> Examined:
+        return self._lab.decoder.examine(data, stopped=self._stopping.is_set)
+
     def _read_all(self) -> None:
         while (candidate := self._get(self._candidates)) is not None:
-            result = None if self._stopping.is_set() else self._read(candidate)
+            with self._working():
+                result = None if self._stopping.is_set() else self._read(candidate)
             if result is None:
                 self._done(candidate)
             elif isinstance(result, NotYet):
@@ -289,8 +332,11 @@ class Pipeline:
                     removed=self._store.removed,
                     keep=self._lab.store_image,
                     heal=self._lab.heal_image,
+                    examine=self._examine,
                     max_bytes=self._max_bytes,
                 )
+            except StoppedError:
+                return None  # the next scan finds it again
             except StorageError as error:
                 if not self._try_again(f"the kept images: {error}", str(error), next(waits)):
                     return None
@@ -318,8 +364,16 @@ class Pipeline:
                     break
             else:
                 ended = True
-            if batch:
-                self._put(self._commits, self._embed(batch))
+            if batch and self._is_late():
+                self._done(*(item.candidate for item in batch))
+            elif batch:
+                with self._working():
+                    records = self._embed(batch)
+                self._put(self._commits, records)
+
+    def _is_late(self) -> bool:
+        """Whether the end began so long ago that nothing more is embedded."""
+        return self._closing_since is not None and time.monotonic() - self._closing_since > _IN_HAND_SECONDS
 
     def _embed(self, batch: Sequence[Prepared | Known | Refused]) -> list[_Record]:
         prepared = [item for item in batch if isinstance(item, Prepared)]
@@ -328,13 +382,13 @@ class Pipeline:
             return records
         embedder = self._engine.embedder()
         started = time.perf_counter()
-        described = embedder.describe([item.crop for item in prepared])
+        described = describe_each(embedder, [item.crop for item in prepared])
         self._metrics.embedding.observe(time.perf_counter() - started)
         self._metrics.embedded.inc(len(prepared))
         self.tally.embedded += len(prepared)
         for item, made in zip(prepared, described, strict=True):
-            if made is None:
-                records.append(_record(Refused(item.candidate, None, NOT_FINITE)))
+            if isinstance(made, str):
+                records.append(_record(Refused(item.candidate, None, made)))
                 continue
             cell = NewCell(
                 cell_id=item.digest[:16],
@@ -379,6 +433,10 @@ class Pipeline:
             self._store_batch(batch)
 
     def _store_batch(self, batch: list[_Record]) -> None:
+        with self._working():
+            self._store_records(batch)
+
+    def _store_records(self, batch: list[_Record]) -> None:
         fresh = [record for record in batch if not self._is_as_recorded(record)]
         recorded = self._record(fresh)
         if recorded is None:

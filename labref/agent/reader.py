@@ -12,11 +12,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.cells.examination import Examined
 from labref.cells.hashes import digest
-from labref.cells.image import U8, decode, prepare_pixels
-from labref.cells.optics import measure
-from labref.cells.sameness import marks
-from labref.errors import UnreadableImageError
+from labref.cells.image import U8
+from labref.errors import DecodingLimitError, UnreadableImageError
 from labref.export.layout import PathMeaning
 from labref.export.scan import Candidate, Signature, refusal
 from labref.words import Fingerprint, Landmark
@@ -89,6 +88,7 @@ def read_cell(
     removed: Callable[[str], str | None],
     keep: Callable[[bytes, str], object],
     heal: Callable[[bytes, str], object],
+    examine: Callable[[bytes], Examined],
     max_bytes: int,
 ) -> Read:
     """Read and prepare one file, which is opened for reading only.
@@ -96,7 +96,8 @@ def read_cell(
     place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  removed : why the
     cell with this digest was removed, or None.  keep : keeps a usable image's bytes under their digest.  heal : the
     same for a cell
-    that is stored, whose bytes may have been lost.  max_bytes : largest file that is read.
+    that is stored, whose bytes may have been lost.  examine : what is stored of a picture; what it raises other than
+    `UnreadableImageError` is passed on.  max_bytes : largest file that is read.
     Raises `StorageError` where the bytes cannot be kept.
     """
     if candidate.refusal is not None:
@@ -117,14 +118,12 @@ def read_cell(
     if (why := removed(name)) is not None:
         return Refused(candidate, signature, why)
     try:
-        pixels = decode(data)
-        cell = prepare_pixels(pixels)
-        fingerprints, landmarks = marks(pixels, cell)
+        cell = examine(data)
+    except DecodingLimitError as error:
+        return Refused(candidate, signature, str(error))
     except UnreadableImageError as error:
         # the beginning of an image is often no image at all; whoever asked knows how long the file has stood still
         return NotYet(Candidate(candidate.path, candidate.root, signature), False, str(error))
-    except MemoryError:
-        return Refused(candidate, None, "too large to decode in this computer's memory")
     height, width = cell.size
     _keep(keep, data, name)
     captured = _EPOCH + timedelta(seconds=signature.mtime_ns // 1_000_000_000)  # from 1677 to 2262
@@ -135,11 +134,11 @@ def read_cell(
         crop=cell.crop,
         height=height,
         width=width,
-        fingerprints=fingerprints,
-        landmarks=landmarks,
+        fingerprints=cell.fingerprints,
+        landmarks=cell.landmarks,
         place=where,
         captured_at=captured,
-        measures=measure(cell),
+        measures=cell.measures,
     )
 
 

@@ -8,6 +8,7 @@ import json as jsonlib
 import os
 import random
 import signal
+import socket
 import threading
 import time
 from array import array
@@ -15,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -60,6 +61,8 @@ _RESCAN_LEAST_SECONDS: Final = 30.0
 _RESCAN_SHARE: Final = 200.0  # where a scan is quick it comes sooner than it must, for watchers that miss changes
 _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
 _LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
+_GIVE_UP_SECONDS: Final = 300.0
+_END_SECONDS: Final = 8.0  # whoever ends the agent waits no longer than 10
 
 
 @dataclass
@@ -98,13 +101,20 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
     if not lab.config.watch.folders:
         raise AgentError(f"{lab.config_file} names no folder to watch; add one to [watch] folders")
     with contextlib.ExitStack() as stack:
+        ending = stack.enter_context(_Ending(lab))
         stack.enter_context(new_files(lab.rights))
         store = stack.enter_context(_own_store(lab))
         lab.clear_incoming()
         log = stack.enter_context(open_log(lab))
+        stack.callback(lab.decoder.leave_off)
         agent = _Agent(lab, store, log, once=once)
+
+        def end() -> None:
+            ending.begin(log)
+            agent.stop()
+
         # before anybody can see that it runs: who sees it may end it
-        stack.enter_context(_until_signalled(agent.stop))
+        stack.enter_context(_until_signalled(end))
         stack.enter_context(agent)
         if once:
             summary = agent.run_once(None if json else console or Console(stderr=True))
@@ -163,18 +173,67 @@ def _already(lab: Lab, pid: int, started_at: str) -> AgentError:
     )
 
 
+class _Ending:
+    """Sees to it that the process is gone soon after the end began, whatever still works in it: all that is stored is
+    whole at any moment, and the next scan finds the rest."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._timer: threading.Timer | None = None
+
+    def begin(self, log: Log) -> None:
+        """The end began; from now on the seconds count."""
+        if self._timer is None:
+            self._timer = threading.Timer(_END_SECONDS, self._force, (log,))
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _force(self, log: Log) -> None:
+        own = ("labref-", "MainThread")
+        at_work = [thread.name for thread in threading.enumerate() if thread.name.startswith(own)]
+        with contextlib.suppress(Exception):
+            log.error("ended by force", after_seconds=_END_SECONDS, threads=at_work)
+            self._lab.agent_file.unlink(missing_ok=True)
+            text = (
+                f"the agent was still at work {_END_SECONDS:.0f} s after it was asked to end, and was ended by force; "
+            )
+            os.write(2, f"{text}what is stored is whole, and the next scan finds the rest\n".encode())
+        os._exit(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 @contextlib.contextmanager
 def _until_signalled(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and Windows' Ctrl-Break call `stop`; a second Ctrl-C interrupts at once."""
+    """Ctrl-C, SIGTERM and Windows' Ctrl-Break call `stop`; a second Ctrl-C interrupts at once.
+
+    It is called from a thread of its own: the main thread, in which Python runs what answers a signal, may just wait
+    for a share that is gone.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before: dict[int, Any] = {}
 
     def handle(number: int, _: object) -> None:
-        stop()
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
 
+    def listen() -> None:
+        with contextlib.suppress(OSError):
+            while heard := listening.recv(1):
+                if heard[0] in before:
+                    stop()
+
+    listening, signalling = socket.socketpair()
+    signalling.setblocking(False)
+    descriptor = signal.set_wakeup_fd(signalling.fileno(), warn_on_full_buffer=False)
+    listener = threading.Thread(target=listen, name="labref-signals", daemon=True)
+    listener.start()
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is not None:
@@ -184,6 +243,10 @@ def _until_signalled(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(descriptor)
+        signalling.close()
+        listener.join(1.0)
+        listening.close()
 
 
 class _Taken(FileState):
@@ -216,6 +279,8 @@ class _Agent:
         self._last_report = ScanReport()
         self._last_scan: tuple[str, float] | None = None
         self._state = "starting"
+        self._moved_at = time.monotonic()
+        self._metrics.stalled.set_function(lambda: self._stalled()[0])
         self._started_at = utc_now()
         self._stack = contextlib.ExitStack()
 
@@ -226,6 +291,7 @@ class _Agent:
             # threads inherit their priority: the networks that answer must not get a background job's
             self._opening = stack.enter_context(ThreadPoolExecutor(1, "labref-open"))
             self._opening.submit(int).result()
+            self._lab.decoder.warm()
             preparing = stack.enter_context(ThreadPoolExecutor(1, "labref-http-start"))
             serving = preparing.submit(self._make_server)
             self._engine = Engine(lambda: self._open_embedder(bundle))
@@ -313,6 +379,9 @@ class _Agent:
                     if not self._settled and not self._settling and not self._held and not self._pipeline.in_flight:
                         break
                 self._pipeline.check()
+                seconds, where = self._stalled()
+                if seconds > _GIVE_UP_SECONDS:
+                    raise AgentError(f"the pass came to nothing more: {_no_progress(seconds, where)}. Start it again.")
         self._pipeline.check()
         interrupted = self._stop.is_set()
         self._pipeline.close()
@@ -333,6 +402,7 @@ class _Agent:
         with contextlib.closing(watcher):
             while not self._stop.is_set():
                 self._wake.clear()
+                self._moved_at = time.monotonic()
                 self._pipeline.check()
                 now = time.monotonic()
                 if now >= roots_due:
@@ -394,6 +464,7 @@ class _Agent:
             name = self._consider(candidate, observe=self._scanned)
             if name is not None:
                 unchanged.append(hash(name))
+            self._moved_at = time.monotonic()
             while (
                 len(self._settled) > _MOST_SETTLED or len(self._settling) > _MOST_SETTLING
             ) and not self._stop.is_set():
@@ -468,6 +539,7 @@ class _Agent:
 
         timeout : wait so long, in seconds, for room for the next one.
         """
+        self._moved_at = time.monotonic()
         for back in self._pipeline.returned():
             if back.changed:
                 now = look(back.candidate.path, back.candidate.root)
@@ -578,9 +650,23 @@ class _Agent:
         """See `Answers`. Looks at no folder: a share that hangs must not keep the answer."""
         if self._pipeline.problem is not None or self._pipeline.failure is not None:
             return "storage"
+        if self._stalled()[0] > self._lab.config.agent.stalled_seconds:
+            return "no progress"
         if self._watcher is None:
             return "folder" if self._last_report.unreachable else "ok"
         return "folder" if "missing" in self._watcher.methods().values() else "ok"
+
+    def _stalled(self) -> tuple[float, str]:
+        """How long, in seconds, the longest piece of work takes so far, and the thread at it."""
+        if not hasattr(self, "_pipeline"):
+            return 0.0, ""
+        own = time.monotonic() - self._moved_at
+        return max(self._pipeline.stalled(), (own, "labref-scan"))
+
+    def _problem(self) -> str | None:
+        seconds, where = self._stalled()
+        stalled = seconds > self._lab.config.agent.stalled_seconds
+        return self._pipeline.problem or (_no_progress(seconds, where) if stalled else None)
 
     def _status(self) -> dict[str, Any]:
         methods = self._watcher.methods() if self._watcher is not None else {}
@@ -595,7 +681,7 @@ class _Agent:
             "port": self._server.port,
             "started_at": self._started_at,
             "state": self._state,
-            "problem": self._pipeline.problem,
+            "problem": self._problem(),
             "waiting": len(self._settling),
             "in_flight": self._pipeline.in_flight,
             "embedded": self._pipeline.tally.embedded,
@@ -649,6 +735,15 @@ class _Agent:
             ],
             interrupted=interrupted,
         )
+
+
+def _no_progress(seconds: float, thread: str) -> str:
+    work = {
+        "labref-scan": "the watched folders do not answer",
+        "labref-embed": "a batch of cells is still in the networks",
+        "labref-store": "a batch of files is still being stored",
+    }.get(thread, "a file is still being read")
+    return f"no progress for {seconds:.0f} s: {work}"
 
 
 @contextlib.contextmanager

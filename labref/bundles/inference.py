@@ -17,7 +17,7 @@ from labref.bundles.graph import check_graph
 from labref.cpus import usable_cpus
 from labref.errors import BundleError
 
-__all__ = ["Device", "Embedder", "Embeddings", "cuda_problem"]
+__all__ = ["Described", "Device", "Embedder", "Embeddings", "cuda_problem", "describe_each"]
 
 Device = Literal["auto", "cpu", "cuda"]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -35,8 +35,7 @@ class Embeddings:
     latents: NDArray[np.float32]
 
 
-NOT_FINITE: Final = "the networks give no finite numbers for it; verify the bundle"
-"""Why a cell is refused that `Embedder.describe` gives None for."""
+_NOT_FINITE: Final = "the networks give no finite numbers for it; verify the bundle"
 
 
 class Described(NamedTuple):
@@ -198,6 +197,44 @@ class Embedder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def describe_each(embedder: Embedder, crops: Sequence[NDArray[np.uint8]]) -> list[Described | str]:
+    """What the networks say of each crop uint8[256, 256, 3], or why they say nothing of it.
+
+    All go through them in one pass. Where that fails, or a number is not finite, each such crop is tried by itself, so
+    that one crop costs no other its place: ONNX Runtime raises many errors, and a trunk of reduced precision scales a
+    whole batch by its largest number. Raises `BundleError` where no crop can be run, and the golden ones cannot either:
+    it is not the crops that are at fault.
+    """
+    failed = False
+    try:
+        together = embedder.describe(crops)
+    except Exception:
+        together, failed = [None] * len(crops), True
+    made = [said or _describe_alone(embedder, crop) for said, crop in zip(together, crops, strict=True)]
+    if failed and all(isinstance(said, str) for said in made):
+        _require_golden(embedder)
+    return made
+
+
+def _describe_alone(embedder: Embedder, crop: NDArray[np.uint8]) -> Described | str:
+    try:
+        return embedder.describe([crop])[0] or _NOT_FINITE
+    except Exception as error:
+        return f"the networks cannot be run on it ({type(error).__name__}); verify the bundle"
+
+
+def _require_golden(embedder: Embedder) -> None:
+    try:
+        embedder.golden_difference()
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BundleError(
+            f"bundle {embedder.bundle.short} can no longer be run: {type(error).__name__} ({embedder.provider_line}). Start "
+            'again; if it stays so, set device = "cpu" in labref.toml, [inference].'
+        ) from None
 
 
 def _reduced(full: Embedder, providers: list[str], threads: int) -> Embedder:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from labref.cells.segmentation import segment
-from labref.errors import UnreadableImageError
+from labref.errors import DecodingLimitError, UnreadableImageError
 
 __all__ = [
     "BACKGROUND",
@@ -89,25 +89,26 @@ class CellImage:
     nucleus_found: bool
 
 
-def decode(data: bytes) -> U8:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> U8:
     """Decode JPEG, PNG, BMP or TIFF bytes to RGB as a person would see them.
 
     EXIF orientation is applied, transparency laid over white, 16-bit and grey brought to 8-bit RGB, CMYK converted; of
     several frames the first is taken.
 
-    Returns uint8[height, width, 3]. Raises `UnreadableImageError` whose message is a reason fit for the ledger.
+    max_pixels : a larger image is refused by `DecodingLimitError`. Returns uint8[height, width, 3]. Raises
+    `UnreadableImageError` whose message is a reason fit for the ledger, and MemoryError.
     """
-    return np.asarray(_decode(data))
+    return np.asarray(_decode(data, max_pixels))
 
 
-def _decode(data: bytes) -> Image.Image:
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
             width, height = opened.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImageError(_too_large(width, height))
+            if width * height > max_pixels:
+                raise _too_large(width, height, max_pixels)
             if min(width, height) < MIN_SIDE:
                 raise UnreadableImageError(
                     f"too small to hold a cell: {width}×{height} px, at least {MIN_SIDE}×{MIN_SIDE} is needed"
@@ -117,13 +118,11 @@ def _decode(data: bytes) -> Image.Image:
     except UnreadableImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadableImageError(_too_large(*_png_or_unknown_size(data))) from None
+        raise _too_large(*_png_or_unknown_size(data), max_pixels) from None
     except UnidentifiedImageError:
         raise UnreadableImageError(
             "not an image: the content is no JPEG, PNG, BMP or TIFF, whatever its name says"
         ) from None
-    except MemoryError:
-        raise UnreadableImageError("too large to decode in this computer's memory") from None
     except (
         OSError,
         ValueError,
@@ -136,6 +135,8 @@ def _decode(data: bytes) -> Image.Image:
         OverflowError,
     ) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "out of memory" in text.lower():  # Pillow's word for what its decoders could not get
+            raise MemoryError from None
         if "truncated" in text.lower() or "unexpected end" in text.lower():
             raise UnreadableImageError(f"truncated: the image ends before it is complete ({len(data)} bytes)") from None
         raise UnreadableImageError(f"damaged image: {text}") from None
@@ -148,9 +149,10 @@ def _lies_turned(image: Image.Image) -> bool:
         return False
 
 
-def _too_large(width: int | None, height: int | None) -> str:
+def _too_large(width: int | None, height: int | None, max_pixels: int) -> DecodingLimitError:
     size = f": {width}×{height} px" if width and height else ""
-    return f"too large{size}, at most {MAX_PIXELS // 1_000_000} million pixels are decoded (a decompression bomb?)"
+    most = f"{max_pixels / 1e6:g} million pixels"
+    return DecodingLimitError(f"too large{size}, at most {most} are decoded (a decompression bomb?)")
 
 
 def _png_or_unknown_size(data: bytes) -> tuple[int | None, int | None]:
@@ -276,12 +278,12 @@ def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE)
     return crop
 
 
-def prepare(data: bytes) -> CellImage:
-    """Prepare the cell in `data`, the bytes of one image file.
+def prepare(data: bytes, max_pixels: int = MAX_PIXELS) -> CellImage:
+    """Prepare the cell in `data`, the bytes of one image file of at most `max_pixels`.
 
     Raises `UnreadableImageError` whose message is a reason fit for the ledger.
     """
-    return prepare_pixels(_decode(data))
+    return prepare_pixels(_decode(data, max_pixels))
 
 
 def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:

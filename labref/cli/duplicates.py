@@ -233,7 +233,6 @@ def _conflict(row: dict[str, Any]) -> str:
 
 
 def _draw(lab: "Lab", pairs: Sequence[dict[str, Any]], out: Path, only: Only | None) -> None:
-    from labref.cells.image import decode
     from labref.pictures.sheet import Tile, draw_sheet
 
     title, earlier = "Cells captured twice", "the earlier one"
@@ -250,7 +249,7 @@ def _draw(lab: "Lab", pairs: Sequence[dict[str, Any]], out: Path, only: Only | N
         ):
             kept = lab.kept_image(cell_id)
             label = "no longer there" if cell is None else cell["label"]
-            tiles.append(Tile(None if kept is None else decode(kept), label, lines))
+            tiles.append(Tile(None if kept is None else lab.decoder.decode(kept), label, lines))
     shown = min(len(pairs), _MOST_DRAWN)
     subtitle = f"{shown} of {len(pairs)} pairs; each cell with {earlier} on its right"
     try:

@@ -479,13 +479,12 @@ def _sheet(
     lines: Sequence[tuple[str, ...]],
     out: Path,
 ) -> None:
-    from labref.cells.image import decode
     from labref.pictures.sheet import Tile, draw_sheet
 
     tiles = []
     for row, said in zip(rows, lines, strict=True):
         kept = lab.kept_image(row["cell_id"])
-        tiles.append(Tile(None if kept is None else decode(kept), row["label"], said))
+        tiles.append(Tile(None if kept is None else lab.decoder.decode(kept), row["label"], said))
     _save(draw_sheet(title, subtitle, tiles), out, "--grid")
 
 

@@ -144,16 +144,16 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
 
     Raises `LabrefError` where the picture cannot be written.
     """
-    from labref.cells.image import decode, prepare_pixels
+    from labref.cells.image import prepare_pixels
     from labref.pictures.grid import draw
 
     images, centres = [], []
     for reference in answer["references"]:
         kept = lab.kept_image(reference["cell_id"])
-        image = None if kept is None else decode(kept)
+        image = None if kept is None else lab.decoder.decode(kept)
         images.append(image)
         centres.append(None if image is None else prepare_pixels(image).centre)
-    picture = draw(answer, decode(data), images, centres)
+    picture = draw(answer, lab.decoder.decode(data), images, centres)
     try:
         picture.save(out)
     except (OSError, ValueError) as error:

@@ -27,10 +27,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.proof import prove_installed
+from labref.cells.decoding import Decoder, Limits, decoder
 from labref.config import Config, load_config, starting_config
 from labref.errors import LabError
 from labref.failpoints import failpoint
@@ -171,6 +173,11 @@ class Lab:
     def watched(self) -> tuple[Path, ...]:
         """The export folders, absolute; relative ones in labref.toml are meant from the lab folder."""
         return tuple(absolute(self.folder / path.expanduser()) for path in self.config.watch.folders)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Decodes pictures, within the limits of labref.toml's [decoding]."""
+        return decoder(Limits(**self.config.decoding.model_dump()))
 
     @property
     def analysers(self) -> dict[str, str]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from labref.asking.drift import overview
-from labref.cells.image import prepare
 from labref.cells.optics import measure
 from labref.errors import LabError, UnreadableImageError
 from labref.lab import Lab
@@ -124,7 +123,7 @@ def _measure(lab: Lab, store: Store) -> Iterator[Row]:
         made: dict[str, NDArray[np.float32] | None] = {}
         for cell_id, cell in store.cells(missing[start : start + _AT_ONCE]).items():
             try:
-                made[cell_id] = measure(prepare(lab.read_image(cell.digest)))
+                made[cell_id] = measure(lab.decoder.prepare(lab.read_image(cell.digest)))
             except (LabError, UnreadableImageError):
                 made[cell_id] = None
             if time.monotonic() - told > 1.0:

@@ -152,6 +152,7 @@ def query(
 
     An image that is itself in the store is not its own reference, nor is a duplicate of it.
     """
+    context.lab.decoder.warm()  # beside the networks, where neither is there yet
     yield answer(
         context.lab,
         context.store,

@@ -17,7 +17,6 @@ from pydantic import Field
 
 from labref import __version__
 from labref.bundles.bundle import Bundle
-from labref.cells.image import prepare
 from labref.errors import BundleError, LabError, LabrefError, StoreError, UnreadableImageError
 from labref.export.layout import ClassNames
 from labref.failpoints import failpoint
@@ -286,7 +285,7 @@ def _thumbnails(context: Context, rows: Export, pixels: int) -> Iterator[tuple[i
     for digest in rows.digests():
         done += 1
         try:
-            crop = prepare(context.lab.read_image(digest)).crop
+            crop = context.lab.decoder.prepare(context.lab.read_image(digest)).crop
         except (LabError, UnreadableImageError):
             without += 1
         else:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from labref.errors import LabrefError
 from labref.failpoints import failpoint
+from labref.processes import start_child
 from labref.som.graph import Device
 
 __all__ = ["FAR", "Result", "Task", "train_apart"]
@@ -115,29 +116,14 @@ def train_apart(
         return Result(**figures, nodes=file["nodes"], errors=file["errors"])
 
 
-def _start(folder: Path, task: Task) -> subprocess.Popen[str]:
-    flags = 0
-    if sys.platform == "win32":
-        flags = (
-            subprocess.BELOW_NORMAL_PRIORITY_CLASS | subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
-        )
-    command = [sys.executable, "-m", "labref.som.child_process", str(folder), json.dumps(asdict(task))]
-    root = Path(__file__).parents[2]  # the child must import this labref, whatever its working folder is
-    paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+def _start(folder: Path, task: Task) -> subprocess.Popen[bytes]:
     with (folder / "stderr.txt").open("wb") as errors:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-            creationflags=flags,
-            env=os.environ | {"PYTHONPATH": paths},
+        return start_child(
+            "labref.som.child_process", str(folder), json.dumps(asdict(task)), errors=errors, low_priority=True
         )
 
 
-def _follow(child: subprocess.Popen[str]) -> Generator[tuple[int, int, str], None, dict[str, Any] | None]:
+def _follow(child: subprocess.Popen[bytes]) -> Generator[tuple[int, int, str], None, dict[str, Any] | None]:
     """Yield the child's progress until it ends. Returns its figures (see `work`), or None where it failed."""
     latest: list[tuple[int, int, str]] = [(0, 1, "starting")]
     figures: list[dict[str, Any]] = []

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from labref.cells.image import decode, prepare_pixels
-from labref.cells.sameness import Thresholds, marks
+from labref.cells.sameness import Thresholds
 from labref.errors import LabrefError
 from labref.failpoints import failpoint
 from labref.lab import Lab
@@ -41,7 +40,7 @@ def catch_up(lab: Lab, store: Store, thresholds: Thresholds) -> Iterator[tuple[i
 
 def _marks_of_kept(lab: Lab, digest: str) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
     try:
-        pixels = decode(lab.read_image(digest))
-        return marks(pixels, prepare_pixels(pixels))
+        cell = lab.decoder.examine(lab.read_image(digest))
     except LabrefError:
         return (), ()
+    return cell.fingerprints, cell.landmarks

@@ -15,8 +15,7 @@ import numpy as np
 
 from labref.asking import references
 from labref.bundles.bundle import Bundle
-from labref.bundles.inference import NOT_FINITE, Embedder
-from labref.cells.image import prepare
+from labref.bundles.inference import Embedder, describe_each
 from labref.errors import LabError, UnreadableImageError
 from labref.failpoints import failpoint
 from labref.lab import Lab
@@ -67,14 +66,14 @@ def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> int
     crops, found, reasons = [], [], {}
     for cell_id, cell in store.cells(ids).items():
         try:
-            crops.append(prepare(lab.read_image(cell.digest)).crop)
+            crops.append(lab.decoder.prepare(lab.read_image(cell.digest)).crop)
             found.append(cell_id)
         except (LabError, UnreadableImageError) as error:
             reasons[cell_id] = str(error)
     made = []
-    for cell_id, embedded in zip(found, embedder.describe(crops), strict=True):
-        if embedded is None:
-            reasons[cell_id] = NOT_FINITE
+    for cell_id, embedded in zip(found, describe_each(embedder, crops), strict=True):
+        if isinstance(embedded, str):
+            reasons[cell_id] = embedded
         else:
             made.append(
                 CellEmbedding(cell_id, embedded.latent, embedded.probabilities, embedded.label, embedded.probability)

@@ -72,7 +72,7 @@ class Answers:
     proof : (nonce, mark) → what proves whose agent this is (`labref.lab.presence`), or None where it cannot.
     perform : (operation, parameters, bytes) → rows.  image : cell id → original bytes, or None.
     healthy : "ok", or what is the matter, without anything secret: "storage" where cells cannot be stored, "folder"
-    where a watched folder is not there.
+    where a watched folder is not there, "no progress" where one piece of work takes longer than any should.
     """
 
     perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]

@@ -33,6 +33,12 @@ class Metrics:
         self.blocked = Gauge(
             "labref_storage_blocked", "1 while the lab's disk or store takes nothing.", registry=registry
         )
+        self.stalled = Gauge(
+            "labref_stalled_seconds",
+            "Seconds that the longest piece of work takes so far: a scan's step, reading a file, a batch in the networks "
+            "or in the store.",
+            registry=registry,
+        )
         self.unreachable = Gauge("labref_folders_unreachable", "Watched folders that are not there.", registry=registry)
 
     def text(self) -> bytes:

@@ -1,0 +1,39 @@
+"""Child processes of this very labref."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["start_child"]
+
+
+def start_child(
+    module: str,
+    *arguments: str,
+    errors: IO[Any] | int,
+    low_priority: bool = False,
+    environment: dict[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `python -m module arguments`, with pipes to its standard input and from its standard output.
+
+    errors : where its standard error goes.  low_priority : on Windows; elsewhere a child has the priority of the thread
+    that starts it and can lower it itself.  environment : variables over those of this process. Raises OSError.
+    """
+    flags = 0
+    if sys.platform == "win32":
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+        flags |= subprocess.BELOW_NORMAL_PRIORITY_CLASS if low_priority else 0
+    root = Path(__file__).parents[1]  # of this very labref, wherever the parent was started
+    paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *arguments],  # -P: nothing is imported from the folder where it starts
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        creationflags=flags,
+        env=os.environ | {"PYTHONPATH": paths} | (environment or {}),
+    )

@@ -1,0 +1,517 @@
+"""One picture never stops the lab: what takes too long, takes too much or crashes the decoder costs that one file."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from labref.bundles.bundle import Bundle
+from labref.bundles.inference import Described, Embedder, describe_each
+from labref.cells.decoding import Decoder, Limits, StoppedError
+from labref.cells.examination import TASKS
+from labref.config import DecodingConfig
+from labref.errors import BundleError, DecodingLimitError, LabrefError, UnreadableImageError
+from labref.lab import Lab
+from labref.web.client import AgentClient, read_agent_record
+from labref.web.desk import ask, run, status
+from tests.benchmarks.exports import REPOSITORY, labref_process
+from tests.hostile import huge_png, many_scans
+from tests.labs import ledger, make_lab, once, running_agent, wait_until
+
+QUICK = Limits(seconds=0.5, memory_megabytes=256, megapixels=40)
+ENDLESS = many_scans(20_000, 5000)
+"""Some minutes of decoding."""
+
+# In the decoding process alone: a picture that holds such a word is met by what follows it. No picture known to crash
+# Pillow would do so in the next version.
+HARM = """
+import sys
+
+if "labref.cells.decoding_worker" in sys.orig_argv:
+    import ctypes, os, resource, time
+    import PIL.Image
+
+    opened = PIL.Image.open
+    if "WITHOUT_RLIMIT" in os.environ:
+        resource.setrlimit = lambda *_: None
+
+    def harmful(file, *arguments, **named):
+        data = file.getvalue()
+        if b"SEGFAULT" in data:
+            ctypes.string_at(0)
+        if b"EXIT" in data:
+            os._exit(0)
+        if b"SLEEP" in data:
+            time.sleep(1000)
+        if b"DEADLOCK" in data:  # the interpreter's lock is never given back
+            ctypes.PyDLL(None).sleep(1000)
+        if b"RAISE" in data:
+            raise RuntimeError("a secret of the picture")
+        if b"EAT" in data:
+            eaten = []
+            while True:
+                eaten.append(bytearray(1 << 24))
+                time.sleep(0.01)
+        return opened(file, *arguments, **named)
+
+    PIL.Image.open = harmful
+"""
+
+
+def jpeg(word: str = "", shade: int = 0) -> bytes:
+    """A picture of a dark disc; `word` is in its comment."""
+    rows, columns = np.mgrid[:128, :128]
+    disc = np.where((rows - 64) ** 2 + (columns - 64) ** 2 < 900, 90 + shade, 230).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([disc, disc // 2, disc])).save(file, "JPEG", comment=word.encode())
+    return file.getvalue()
+
+
+@pytest.fixture
+def harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding processes that start from now on heed the words of HARM."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(HARM, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(REPOSITORY)]))
+
+
+@pytest.fixture
+def decoder() -> Iterator[Decoder]:
+    made = Decoder(QUICK, most=2)
+    yield made
+    made.close()
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the harm is written for Linux")
+
+
+@linux
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("SEGFAULT", "damaged image: the decoder crashed on it (signal 11)"),
+        ("EXIT", "damaged image: the decoder crashed on it (status 0)"),
+        ("SLEEP", "takes too long to decode: more than 0.5 s (labref.toml, [decoding] seconds)"),
+        ("DEADLOCK", "takes too long to decode: more than 0.5 s (labref.toml, [decoding] seconds)"),
+        ("EAT", "takes too much memory to decode: more than 256 MB (labref.toml, [decoding] memory_megabytes)"),
+        ("RAISE", "damaged image: cannot be used (RuntimeError while it was prepared)"),
+    ],
+)
+def test_a_picture_that_harms_its_decoder_costs_that_picture_and_is_told_why(
+    harm: None, decoder: Decoder, word: str, reason: str
+) -> None:
+    assert decoder.examine(jpeg()).crop.shape == (256, 256, 3)
+    with pytest.raises(DecodingLimitError) as caught:
+        decoder.examine(jpeg(word))
+    assert str(caught.value) == reason
+    assert decoder.examine(jpeg()).crop.shape == (256, 256, 3)
+
+
+@linux
+def test_memory_is_watched_where_the_system_limits_none(
+    harm: None, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WITHOUT_RLIMIT", "1")
+    with pytest.raises(DecodingLimitError, match="too much memory"):
+        decoder.examine(jpeg("EAT"))
+
+
+def test_a_picture_of_many_scans_ends_by_time_and_no_other_waits_for_it() -> None:
+    decoder = Decoder(replace(QUICK, seconds=4))  # far longer than a second process takes to start
+    decoder.examine(jpeg())
+    failed: list[Exception] = []
+
+    def ask_for_endless() -> None:
+        try:
+            decoder.examine(ENDLESS)
+        except Exception as error:
+            failed.append(error)
+
+    asking = threading.Thread(target=ask_for_endless)
+    asking.start()
+    decoder.examine(jpeg())
+    assert not failed, "the good one came through beside it"
+    asking.join(60)
+    assert isinstance(failed[0], DecodingLimitError)
+    assert "too long" in str(failed[0])
+    decoder.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (huge_png(9000, 9000), "too large: 9000×9000 px, at most 40 million pixels"),
+        (huge_png(6000, 5000), "too much memory"),
+    ],
+)
+def test_a_bomb_of_pixels_is_refused_by_its_size_or_its_memory(decoder: Decoder, data: bytes, reason: str) -> None:
+    assert len(data) < 400_000
+    with pytest.raises(DecodingLimitError, match=reason):
+        decoder.examine(data)
+
+
+def test_a_decoding_process_gives_what_would_be_made_here(real_cells: Path, decoder: Decoder) -> None:
+    for folder in ("pbc", "chula", "bccd", "bonemarrow", "raabin"):
+        data = next((real_cells / folder).rglob("*.jpg")).read_bytes()
+        there, here = decoder.examine(data), TASKS["examine"](data, 10**8)
+        assert np.array_equal(there.crop, here.crop)
+        assert np.array_equal(there.measures, here.measures)
+        assert (there.fingerprints, there.landmarks) == (here.fingerprints, here.landmarks)
+        cell = decoder.search(data).cell
+        assert np.array_equal(cell.crop, decoder.prepare(data).crop)
+        assert np.array_equal(decoder.decode(data), TASKS["decode"](data, 10**8))
+        assert np.array_equal(decoder.view(data).thumb, decoder.search(data).view.thumb)
+    with pytest.raises(UnreadableImageError, match="not an image") as caught:
+        decoder.examine(b"text")
+    assert type(caught.value) is UnreadableImageError, "it may still become one"
+
+
+def processes(decoder: Decoder) -> list[psutil.Process]:
+    found = [child for child in psutil.Process().children() if "labref.cells.decoding_worker" in child.cmdline()]
+    return [child for child in found if json.dumps(QUICK.seconds) in child.cmdline()[-1]]
+
+
+def test_a_process_that_somebody_else_kills_costs_no_picture(decoder: Decoder) -> None:
+    decoder.examine(jpeg())
+    (idle,) = processes(decoder)
+    idle.kill()
+    idle.wait(10)
+    assert decoder.examine(jpeg()).size == (128, 128)
+    (busy,) = processes(decoder)
+    busy.suspend()
+    killing = threading.Timer(0.2, busy.kill)
+    killing.start()
+    assert decoder.examine(jpeg()).size == (128, 128)
+    killing.join()
+
+
+def test_processes_end_with_the_decoder_and_with_their_parent(decoder: Decoder, tmp_path: Path) -> None:
+    decoder.examine(jpeg())
+    (own,) = processes(decoder)
+    decoder.close()
+    assert not own.is_running()
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys\n"
+        "from labref.cells.decoding import Decoder, Limits\n"
+        "decoder = Decoder(Limits(seconds=1, memory_megabytes=256, megapixels=40))\n"
+        "decoder.examine(open(sys.argv[1], 'rb').read())\n"
+        "print(decoder._idle[0]._process.pid, flush=True)\n"
+        "os._exit(0)\n",  # nothing is closed
+        encoding="utf-8",
+    )
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "a.jpg")],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    wait_until(lambda: not psutil.pid_exists(int(done.stdout)), 30)
+
+
+def test_a_picture_in_work_is_given_up_where_its_asker_has_to_end(decoder: Decoder) -> None:
+    slow = Decoder(Limits(seconds=100, memory_megabytes=1024, megapixels=40))
+    slow.examine(jpeg())
+    stopped = threading.Event()
+    threading.Timer(0.3, stopped.set).start()
+    started = time.monotonic()
+    with pytest.raises(StoppedError):
+        slow.examine(ENDLESS, stopped=stopped.is_set)
+
+    def leave_off() -> None:
+        wait_until(lambda: slow._busy)
+        time.sleep(0.2)
+        slow.leave_off()
+
+    threading.Thread(target=leave_off).start()
+    with pytest.raises(StoppedError):
+        slow.examine(ENDLESS)
+    assert time.monotonic() - started < 30
+    slow.close()
+
+
+# the lab
+
+
+@pytest.fixture
+def export(tmp_path: Path, drawn_cells: Path) -> Path:
+    """Six drawn cells of a watched folder."""
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for number, path in enumerate(sorted(drawn_cells.rglob("*.jpg"))[::6][:6]):
+        shutil.copy2(path, folder / f"good{number}.jpg")
+    return folder
+
+
+def within(lab: Lab, **limits: Any) -> Lab:
+    """The lab with other limits of decoding."""
+    values = lab.config.decoding.model_dump() | limits
+    return replace(lab, config=lab.config.model_copy(update={"decoding": DecodingConfig(**values)}))
+
+
+@pytest.mark.slow
+def test_hostile_pictures_are_rejected_by_name_once_and_all_others_are_stored(
+    tmp_path: Path, export: Path, starter: Bundle
+) -> None:
+    (export / "a0.jpg").write_bytes(many_scans(2000, 2000))
+    (export / "a1.jpg").write_bytes(many_scans(2000, 2000, shade=90))
+    (export / "a2.png").write_bytes(huge_png(6000, 6000))
+    (export / "a3.png").write_bytes(huge_png(9000, 9000))
+    lab = within(make_lab(tmp_path / "lab", export, starter), seconds=2, memory_megabytes=256)
+    summary = once(lab)
+    assert (summary.stored + summary.possible_duplicate + summary.duplicate, summary.rejected) == (6, 4)
+    reasons = {name: row["reason"] for name, row in ledger(lab).items() if row["outcome"] == "rejected"}
+    assert {name: reason.split(":")[0] for name, reason in reasons.items()} == {
+        "a0.jpg": "takes too long to decode",
+        "a1.jpg": "takes too long to decode",
+        "a2.png": "takes too much memory to decode",
+        "a3.png": "too large",
+    }
+    started = time.monotonic()
+    again = once(lab)
+    assert (again.unchanged, again.rejected) == (10, 0), "they are not tried again"
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+@linux
+def test_pictures_that_crash_the_decoder_leave_the_agent_alive_at_every_start(
+    harm: None, tmp_path: Path, export: Path, starter: Bundle
+) -> None:
+    for word in ("SEGFAULT", "EXIT", "RAISE"):
+        (export / f"{word}.jpg").write_bytes(jpeg(word))
+    lab = make_lab(tmp_path / "lab", export, starter)
+    for _ in range(2):
+        with running_agent(lab) as agent:
+            wait_until(lambda: len(ledger(lab)) == 9)
+            with pytest.raises(UnreadableImageError, match="the decoder crashed on it"):
+                ask(lab, jpeg("SEGFAULT"), name="x")
+            assert ask(lab, jpeg(), name="x")["references"]
+            assert agent.poll() is None
+    rejected = {name for name, row in ledger(lab).items() if row["outcome"] == "rejected"}
+    assert rejected == {"SEGFAULT.jpg", "EXIT.jpg", "RAISE.jpg"}
+
+
+@pytest.mark.slow
+def test_an_agent_in_endless_pictures_stores_the_others_answers_and_ends_when_asked(
+    tmp_path: Path, export: Path, starter: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (export / "a.jpg").write_bytes(ENDLESS)
+    monkeypatch.setenv("LABREF_DECODING__SECONDS", "300")
+    monkeypatch.setenv("LABREF_AGENT__READERS", "2")
+    lab = make_lab(tmp_path / "lab", export, starter)
+    passed = ("LABREF_DECODING__SECONDS", "LABREF_AGENT__READERS")
+    with running_agent(lab, passed=passed) as agent:
+        wait_until(lambda: len(ledger(lab)) == 6)
+        assert ask(lab, jpeg(), name="x")["references"]
+
+        def ask_for_endless() -> None:
+            with contextlib.suppress(LabrefError):
+                ask(lab, ENDLESS, name="x")
+
+        asking = threading.Thread(target=ask_for_endless)
+        asking.start()
+        time.sleep(1.0)
+        started = time.monotonic()
+        agent.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+        agent.wait(timeout=60)
+        assert time.monotonic() - started < 10
+        asking.join(30)
+    assert "a.jpg" not in ledger(lab), "nothing is known of it yet"
+
+
+@pytest.mark.slow
+def test_a_question_is_refused_with_the_reason_with_an_agent_and_without(
+    tmp_path: Path, export: Path, starter: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    slow = tmp_path / "slow.jpg"
+    slow.write_bytes(many_scans(2000, 2000))
+    monkeypatch.setenv("LABREF_DECODING__SECONDS", "0.5")
+    alone = labref_process("query", slow, "--lab", lab.folder, passed=["LABREF_DECODING__SECONDS"])
+    errors = alone.communicate(timeout=120)[1]
+    assert alone.returncode == 1
+    assert "takes too long to decode" in errors
+    assert "Traceback" not in errors
+    with running_agent(lab, passed=["LABREF_DECODING__SECONDS"]):
+        record = read_agent_record(lab)
+        assert record is not None
+        connection = http.client.HTTPConnection("127.0.0.1", record.port, timeout=60)
+        connection.request(
+            "POST", "/api/v1/query", body=slow.read_bytes(), headers={"Authorization": f"Bearer {lab.token()}"}
+        )
+        response = connection.getresponse()
+        assert response.status == 422
+        assert "takes too long to decode" in json.loads(response.read())["error"]["message"]
+        connection.close()
+
+
+def test_kept_bytes_that_an_older_labref_took_in_stop_no_background_task(
+    tmp_path: Path, export: Path, starter: Bundle
+) -> None:
+    (export / "slow.jpg").write_bytes(many_scans(2000, 2000))
+    lab = make_lab(tmp_path / "lab", export, starter)
+    assert once(lab).rejected == 0
+    strict = within(lab, seconds=0.5)
+    (written,) = [row for row in run(strict, "store.export", target=str(tmp_path / "x.duckdb")) if "target" in row]
+    assert (written["cells"], written["without_thumbnail"]) == (7, 1)
+
+
+# the networks
+
+
+class Picky(Embedder):
+    """An embedder whose networks fail on a batch with a dark upper left pixel in it, as `how` says."""
+
+    how = "raise"
+
+    def embed(self, crops: np.ndarray) -> Any:
+        made = super().embed(crops)
+        if (crops[:, 0, 0, 0] == 0).any():
+            if self.how == "raise":
+                raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION")
+            made.latents[:] = np.nan  # as where one number scales a whole batch
+        return made
+
+
+@pytest.fixture
+def picky(embedder: Embedder) -> Picky:
+    made = object.__new__(Picky)
+    made.__dict__.update(embedder.__dict__)
+    return made
+
+
+@pytest.mark.parametrize(("how", "reason"), [("raise", "cannot be run on it (RuntimeError)"), ("nan", "finite")])
+def test_a_crop_that_the_networks_fail_on_costs_no_other_its_place(
+    picky: Picky, drawn_cells: Path, how: str, reason: str
+) -> None:
+    picky.how = how
+    crops = [TASKS["prepare"](path.read_bytes(), 10**8).crop for path in sorted(drawn_cells.rglob("*.jpg"))[:5]]
+    bad = crops[2].copy()
+    bad[0, 0] = 0
+    made = describe_each(picky, [*crops[:2], bad, *crops[3:]])
+    assert [isinstance(said, Described) for said in made] == [True, True, False, True, True]
+    assert reason in str(made[2])
+    alone = describe_each(picky, [bad])
+    assert reason in str(alone[0])
+
+
+def test_where_the_networks_fail_on_everything_no_cell_is_blamed(picky: Picky, drawn_cells: Path) -> None:
+    def fail(crops: np.ndarray) -> Any:
+        raise RuntimeError("CUDA error 700")
+
+    picky.embed = fail  # type: ignore[method-assign]
+    crop = TASKS["prepare"](next(drawn_cells.rglob("*.jpg")).read_bytes(), 10**8).crop
+    with pytest.raises(BundleError, match="can no longer be run: RuntimeError"):
+        describe_each(picky, [crop, crop])
+
+
+def test_the_agent_lives_on_after_a_crop_that_the_networks_fail_on(
+    tmp_path: Path, export: Path, starter: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, bad = Embedder.embed, jpeg()
+    crop = TASKS["prepare"](bad, 10**8).crop
+    (export / "bad.jpg").write_bytes(bad)
+
+    def embed(self: Embedder, crops: np.ndarray) -> Any:
+        if any(np.array_equal(crop, one) for one in crops):
+            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL")
+        return real(self, crops)
+
+    monkeypatch.setattr(Embedder, "embed", embed)
+    lab = make_lab(tmp_path / "lab", export, starter)
+    for _ in range(2):
+        once(lab)
+        rows = ledger(lab)
+        assert [name for name, row in rows.items() if row["outcome"] == "rejected"] == ["bad.jpg"]
+        assert "the networks cannot be run on it" in rows["bad.jpg"]["reason"]
+        assert len(rows) == 7
+    monkeypatch.undo()
+    assert once(lab).rejected == 0, "the file is sound, and taken in where the networks can be run on it"
+
+
+# an agent that is stuck
+
+STUCK = """
+    import sys, time
+    import labref.{module} as module
+    real = module.{name}
+    def stuck(*arguments, **named):
+        time.sleep(1000)
+    module.{name} = stuck
+    from labref.cli import main
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "says"),
+    [
+        ("agent.pipeline", "describe_each", "a batch of cells is still in the networks"),
+        ("agent.pipeline", "read_cell", "a file is still being read"),
+        ("agent.service", "scan", "the watched folders do not answer"),
+    ],
+)
+def test_a_stuck_agent_is_not_ok_and_still_ends_when_asked(
+    tmp_path: Path, export: Path, starter: Bundle, module: str, name: str, says: str
+) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    script = textwrap.dedent(STUCK.format(module=module, name=name))
+    agent = subprocess.Popen(
+        [sys.executable, "-c", script, "agent", "--lab", str(lab.folder)],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "LABREF_AGENT__STALLED_SECONDS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+    try:
+
+        def health() -> str | None:
+            record = read_agent_record(lab)
+            if record is None or AgentClient.find(lab) is None:
+                return None
+            connection = http.client.HTTPConnection("127.0.0.1", record.port, timeout=30)
+            connection.request("GET", "/health")
+            found = json.loads(connection.getresponse().read())["status"]
+            connection.close()
+            return str(found)
+
+        wait_until(lambda: health() == "no progress", 90)
+        assert says in status(lab)["agent"]["problem"]
+        started = time.monotonic()
+        agent.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+        errors = agent.communicate(timeout=60)[1]
+        assert time.monotonic() - started < 10
+        assert agent.returncode == 1
+        assert "ended by force; what is stored is whole" in errors
+    finally:
+        if agent.poll() is None:
+            agent.kill()
+            agent.communicate()
+    assert once(lab).rejected == 0
+    assert len(ledger(lab)) == 6, "the next pass finds all of it"
