@@ -291,12 +291,12 @@ class _Agent:
             # threads inherit their priority: the networks that answer must not get a background job's
             self._opening = stack.enter_context(ThreadPoolExecutor(1, "labref-open"))
             self._opening.submit(int).result()
-            self._lab.decoder.warm()
             preparing = stack.enter_context(ThreadPoolExecutor(1, "labref-http-start"))
             serving = preparing.submit(self._make_server)
             self._engine = Engine(lambda: self._open_embedder(bundle))
             stack.callback(self._engine.close)
             if not self._once:
+                self._lab.decoder.warm()
                 # side by side: both take seconds in a large lab, and people wait
                 with ThreadPoolExecutor(1, "labref-index") as indexing:
                     indexed = indexing.submit(self._store.build_index)
