@@ -164,10 +164,12 @@ def test_a_picture_of_many_scans_ends_by_time_and_no_other_waits_for_it() -> Non
         (huge_png(6000, 5000), "too much memory"),
     ],
 )
-def test_a_bomb_of_pixels_is_refused_by_its_size_or_its_memory(decoder: Decoder, data: bytes, reason: str) -> None:
+def test_a_bomb_of_pixels_is_refused_by_its_size_or_its_memory(data: bytes, reason: str) -> None:
     assert len(data) < 400_000
+    decoder = Decoder(replace(QUICK, seconds=10))
     with pytest.raises(DecodingLimitError, match=reason):
         decoder.examine(data)
+    decoder.close()
 
 
 def test_a_decoding_process_gives_what_would_be_made_here(real_cells: Path, decoder: Decoder) -> None:
