@@ -1,4 +1,4 @@
-"""What a file's place in the export folder says of its cell: slide, label, who gave the label, analyser."""
+"""What a file's path in the export folder says about its cell: slide, label, source of the label, analyser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from labref.config import LabelSourceName, LayoutPattern, WatchConfig
 __all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning", "name_key"]
 
 _CLASS_FOLDERS: Final = LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?(?P<label>[^/\d]+)/[^/]+", label_source="analyser")
-"""Class folders. A folder that is no class is a slide: its name may be a patient's."""
+"""Words for class folders. A folder that is not a class is a slide: its name may be a patient's."""
 
 BUILT_IN: Final = (
     # CellaVision: <patient>/[<order>/]Signed slides/<class name>/<CODE>_<number>.jpg, seen by a person
@@ -24,7 +24,7 @@ BUILT_IN: Final = (
     # flat, or one folder a slide
     LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?[^/]+", label_source="predicted"),
 )
-"""Layouts understood without configuring, tried in this order after a lab's own."""
+"""The built-in layouts, tried in this order after the lab's own ones."""
 
 # CellaVision's class names and codes, each with the wider classes that a bundle may know instead, narrowest first
 _CELLAVISION: Final[tuple[tuple[str, ...], ...]] = (
@@ -58,8 +58,8 @@ class PathMeaning:
     """What a path says of its cell.
 
     slide : name of the slide, or of the folders that stand for it; None where the path has none.
-    label : the class a person or the analyser gave; None leaves it to the bundle's prediction.
-    label_source : who gave it.  analyser : name of the analyser.
+    label : the class that a person or the analyser gave; None leaves the label to the bundle's prediction.
+    label_source : the source of the label.  analyser : name of the analyser.
     """
 
     slide: str | None
@@ -69,10 +69,11 @@ class PathMeaning:
 
 
 class ClassNames:
-    """From the name of a class folder to a label: a lab's own table first, then the bundle's labels and CellaVision's
-    names.
+    """Translates the name of a class folder to a label: by the lab's own table, then by the bundle's labels and
+    CellaVision's names.
 
-    A name that nobody knows is kept as it is. A class narrower than the bundle's (band neutrophil) takes the bundle's.
+    An unknown name is kept as it is. A class narrower than the bundle's classes (band neutrophil) becomes the bundle's
+    class that contains it.
     """
 
     def __init__(self, bundle_labels: Sequence[str], own: Mapping[str, str]) -> None:
@@ -100,7 +101,7 @@ class ClassNames:
         return name_key(name) in self._classes
 
     def known(self) -> Mapping[str, str]:
-        """The label of each name that is known, by its key (`name_key`)."""
+        """{key (`name_key`): label} of every name in the tables."""
         return self._known | self._own
 
 
@@ -148,13 +149,13 @@ class Layout:
         return PathMeaning(None, None, "predicted", analyser)
 
     def _given_class(self, name: str) -> str | None:
-        """The class of the lab's cells that is called so."""
+        """The class of the lab's cells that has this name."""
         given = self._given()
         return name if name in given else next((g for g in sorted(given) if name_key(g) == name_key(name)), None)
 
 
 def name_key(name: str) -> str:
-    """`name` without what differs between spellings of one class: case, punctuation, the plural."""
+    """`name` without the differences between spellings of one class: case, punctuation, the plural."""
     words = re.sub(r"[\W_]+", " ", name).casefold().split()
     return " ".join(
         word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word

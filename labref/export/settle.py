@@ -13,7 +13,7 @@ from labref.export.scan import GONE, Candidate, look
 
 __all__ = ["Settling"]
 
-_CLOCK_AHEAD: Final = -2.0  # seconds; an age below says that the file's clock runs ahead of ours, and means nothing
+_CLOCK_AHEAD: Final = -2.0  # seconds; a smaller age means that the file's clock runs ahead of ours, and is not used
 
 
 @dataclass
@@ -80,9 +80,10 @@ class Settling:
         return True
 
     def settled(self) -> Iterator[Candidate]:
-        """Look at every waiting file; those that have settled are given and no longer kept.
+        """Look at every waiting file. Returns those that have settled; they are no longer kept here.
 
-        One that is gone, or changed for longer than `settle_limit_seconds`, is given as a candidate without signature.
+        A file that is gone, or that has been changing for longer than `settle_limit_seconds`, is returned as a
+        candidate without signature.
         """
         for path, waiting in list(self._waiting.items()):
             now = self._clock()

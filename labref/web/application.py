@@ -11,8 +11,8 @@
     GET  /api/v1/status, /api/v1/ledger       as `labref status --json` and `labref ledger --json`
 
 All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure is {"error": {"kind", "message"}}; a
-failure after the first of many rows is a last line of this form. Who comes without the token gets one answer, none of
-his body is kept, and his connection is closed; see `labref.web.connections`.
+failure after the first of many rows is a last line of this form. A request without the token gets one answer; its body
+is not kept, and its connection is closed; see `labref.web.connections`.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ _Endpoint = Callable[..., Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Answers:
-    """What the agent answers with.
+    """The functions of the agent that the application calls.
 
-    proof : (nonce, mark) → what proves whose agent this is (`labref.lab.presence`), or None where it cannot.
-    perform : (operation, parameters, bytes) → rows.  image : cell id → original bytes, or None.
-    healthy : "ok", or what is the matter, without anything secret: "storage" where cells cannot be stored, "folder"
-    where a watched folder is not there, "no progress" where one piece of work takes longer than any should.
+    proof : (nonce, mark) → the proof that this is the lab's agent (`labref.lab.presence`), or None where it cannot be
+    given.  perform : (operation, parameters, bytes) → rows.  image : cell id → original bytes, or None.
+    healthy : → "ok", or the fault, without anything secret: "storage" where cells cannot be stored, "folder" where a
+    watched folder is missing, "no progress" where one piece of work takes longer than any should.
     """
 
     perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
@@ -82,7 +82,7 @@ class Answers:
 
 
 def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, log: Log) -> ASGIApp:
-    """The application. max_bytes : largest image taken."""
+    """The application. max_bytes : size of the largest image that is accepted, bytes."""
     operations = every_operation()
     # no pages: those of FastAPI load their scripts from elsewhere, and a lab has no internet
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -188,7 +188,7 @@ def _only(
 
 
 async def _lines(rows: Iterator[Row], log: Log, *, hurried: bool) -> Response:
-    """The rows as JSON lines. What fails before the first row raises here, and so has its own status."""
+    """The rows as JSON lines. A failure before the first row is raised here, so that the response gets its status."""
     first = await run_in_threadpool(next, rows, None)
     if first is None:
         return Response(b"", media_type=LINES)
@@ -198,7 +198,7 @@ async def _lines(rows: Iterator[Row], log: Log, *, hurried: bool) -> Response:
 
 
 def _encoded(rows: Iterator[Row], log: Log, at_once: int) -> Iterator[bytes]:
-    """Lines, so many at once; the error that ends them, where one does, as the last."""
+    """The lines, several in one piece. Where an error ends them, it is the last line."""
     block: list[str] = []
     try:
         for row in rows:
@@ -283,8 +283,8 @@ def _unexpected(error: Exception) -> AgentError:
 
 
 class _Guard:
-    """Lets in only requests that name this computer as their host (a web page elsewhere cannot, by rebinding its name
-    in the DNS), under /api only those with the lab's token, and bodies that are not too large."""
+    """Admits only requests that name this computer as their host, and whose body is not too large; under /api only
+    those with the lab's token. The check of the host keeps out web pages that rebind their name in the DNS."""
 
     def __init__(self, app: ASGIApp, token: str, of_images: Set[str], image_bytes: int, log: Log) -> None:
         self._app = app
@@ -342,7 +342,7 @@ class _Guard:
         try:
             await self._app(scope, receive_limited, watch_start)
         except Exception as error:
-            # its message could name a file, and would be printed with a page of trace
+            # the message may name a file, and the server would print it with a traceback
             self._log.error("a request failed", path=scope["path"].split("/")[1:3], error=type(error).__name__)
             if not started:
                 await _failure(500, _unexpected(error))(scope, receive, send)
@@ -425,7 +425,7 @@ class Server:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 raise AgentError("the agent's HTTP side did not start; see its log")
             time.sleep(0.01)
-        # the system may keep more callers waiting than are accepted in one go
+        # the system may queue more callers than are accepted at once
         listening.listen(_WAITING)
         return self
 

@@ -29,7 +29,7 @@ _UNREADABLE: Final = (OSError, ValueError, KeyError, TypeError, OverflowError, R
 
 @dataclass(frozen=True)
 class AgentRecord:
-    """What LAB/agent.json says. started_at : ISO 8601, UTC. It may be left over from an agent that was killed."""
+    """The content of LAB/agent.json. started_at : ISO 8601, UTC. The file may be left over from a killed agent."""
 
     pid: int
     port: int
@@ -37,7 +37,7 @@ class AgentRecord:
 
 
 def read_agent_record(lab: Lab) -> AgentRecord | None:
-    """The lab's agent.json, or None where there is none that can be read."""
+    """The content of the lab's agent.json; None where the file is missing or cannot be read."""
     try:
         values = json.loads(lab.agent_file.read_text(encoding="utf-8"))
         record = AgentRecord(int(values["pid"]), int(values["port"]), str(values["started_at"]))
@@ -55,11 +55,11 @@ class AgentClient:
 
     @staticmethod
     def find(lab: Lab) -> AgentClient | None:
-        """The lab's agent, where one runs and proves that it knows the lab's token and works in this very folder; the
-        token itself is shown to nobody else.
+        """The lab's agent, where one runs and proves that it knows the lab's token and works in this very folder; else
+        None. The token is sent only after this proof.
 
-        Another program may listen where an agent that was killed did; and a copy of a lab has the record, and the
-        token, of the original's agent.
+        The proof is needed for two reasons. Another program may listen on the port of a killed agent. And a copy of a
+        lab holds the agent.json and the token of the original's agent.
         """
         record = read_agent_record(lab)
         if record is None:
@@ -121,7 +121,7 @@ class AgentClient:
 
 
 def _hello(port: int, nonce: str, mark: str | None = None) -> str | None:
-    """What whoever listens there gives as the proof; see `labref.lab.presence`."""
+    """The proof that the program on this port gives; see `labref.lab.presence`."""
     connection = http.client.HTTPConnection(_HOST, port, timeout=_HELLO_SECONDS)
     try:
         connection.request("GET", f"/health?nonce={nonce}" + (f"&mark={mark}" if mark else ""))
@@ -141,7 +141,7 @@ def _in_query(value: Any) -> str:
 
 
 def _as_error(code: int, body: bytes) -> LabrefError:
-    """The error that the agent met, as the one that would have been met here."""
+    """The agent's error, as the same class of error that the operation would raise in this process."""
     try:
         values = json.loads(body)["error"]
         kind, message = str(values["kind"]), str(values["message"])

@@ -1,8 +1,9 @@
-"""Connections that nobody on this computer can hold against the lab.
+"""Limits on connections, so that no program on this computer can use up the agent's connections.
 
-Every program of the computer reaches the agent's port. Who has not shown the lab's token is a stranger: he has
-`STRANGER_SECONDS` for everything, and where all connections are taken, the stranger who came first is put out for the
-next caller. Who has shown it has `SILENT_SECONDS` for each piece of his body and `BODY_SECONDS` for the whole.
+Every program of the computer can reach the agent's port. A client that has not shown the lab's token is a stranger. It
+has `STRANGER_SECONDS` for everything; where all connections are in use, the oldest stranger's is closed for the next
+client. A client that has shown the token has `SILENT_SECONDS` for each piece of its body, and `BODY_SECONDS` for the
+whole body.
 """
 
 from __future__ import annotations
@@ -30,21 +31,22 @@ __all__ = [
 ]
 
 MOST: Final = 64
-"""Connections at once, of which each takes a file descriptor."""
+"""The most connections at once; each takes a file descriptor."""
 BACKLOG: Final = 8
-"""Connections that are accepted in one go, before the first of them can be refused."""
+"""The most connections that are accepted at once, before one of them can be refused."""
 HEADER_BYTES: Final = 32 * 1024
 """Largest request line with all its headers: a path of 4096 bytes in the address takes 12 kB."""
 STRANGER_SECONDS: Final = 10.0
-"""From the connection, or the answer before, to the end of headers that hold the token; without it, to the very end."""
+"""Seconds from the connection, or from the previous answer, to the end of headers with the token; a stranger's request
+must end within them."""
 SILENT_SECONDS: Final = 20.0
-"""Between two pieces of a body."""
+"""Seconds between two pieces of a body."""
 BODY_SECONDS: Final = 300.0
-"""For a whole body."""
+"""Seconds for a whole body."""
 CONNECTION: Final = "labref.connection"
 """Key of the ASGI scope under which an application finds the `Connection`."""
 
-_silent: Final = logging.Logger("labref.http")  # a stranger's nonsense must not fill the agent's stderr
+_silent: Final = logging.Logger("labref.http")  # malformed requests of strangers must not fill the agent's stderr
 _silent.disabled = True
 
 
@@ -67,7 +69,7 @@ class Connection(H11Protocol):
         self.app = with_connection
 
     def admit(self) -> None:
-        """The request at hand carries the lab's token."""
+        """Mark the present request as one with the lab's token."""
         self.admitted = True
         self._body_until = self.loop.time() + BODY_SECONDS
         self._time_body()
@@ -145,11 +147,11 @@ class Connection(H11Protocol):
 
     def _end(self) -> None:
         self._untimed()
-        self.connections.discard(self)  # now: the next caller of this moment must not choose the same one
+        self.connections.discard(self)  # removed at once, so that the next client does not choose the same connection
         self.transport.abort()
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer in the place of the application, and close."""
+        """Answer instead of the application, and close the connection."""
         self._untimed()
         body = json.dumps({"error": {"kind": "AgentError", "message": message}}).encode()
         reason = http.HTTPStatus(status).phrase

@@ -140,7 +140,7 @@ def here() -> str | None:
 def open_free_store(
     lab: Lab, *, or_agent: Callable[[], AgentClient | None], patience_seconds: float = _PATIENCE_SECONDS
 ) -> tuple[Store | None, AgentClient | None]:
-    """The lab's agent if `or_agent` finds one, else its store, waiting while another command has it.
+    """The lab's agent where `or_agent` finds one, else its store. It waits while another command has the store open.
 
     Raises `StoreLockedError` after `patience_seconds`.
     """
