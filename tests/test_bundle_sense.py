@@ -77,7 +77,7 @@ NAN, INFINITE = float("nan"), float("inf")
         ("duplicates.duplicate_from", [0, -0.5, 1.5, NAN, INFINITE, "0.96", 0.5]),  # 0.5: below possible_from
         ("duplicates.same_within", [0, -1, NAN, 1e9]),
         ("duplicates.hash", ["ahash", 3, None]),
-        ("golden_tolerance", [0, -1, NAN, INFINITE, 2, 1e300, "0.02", None, True, ...]),
+        ("golden_tolerance", [0, -1, NAN, INFINITE, 5, 1e300, "0.02", None, True, ...]),
         ("novelty.threshold", [0, -1, NAN, INFINITE, "x", None, ...]),
         ("novelty.k", [0, -1, 1.5, 10**6]),
         ("novelty.cells", [0, -3, 10**30]),

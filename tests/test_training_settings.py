@@ -18,13 +18,14 @@ from training.networks.adopt import read_bundle
 from training.run import Run
 
 WRITTEN_BEFORE = {
-    "thesis": "a4e18feb8cefc41b",
+    "thesis": "73661ed9c0a54b9b",
     "full": "df63d8c3ce5a4fc8",
     "starter": "2bcac3e8dd42c10a",
     "optics": "4e755404d2d5360e",
     "experts": "e26bc4ffc5950f7d",
 }
-"""First digits of the SHA-256 of each preset's JSON as it was before settings were checked. Models are named by it."""
+"""First digits of the SHA-256 of each preset's JSON as it was before settings were checked (`thesis`: since it is model
+B of table 3). Models are named by it."""
 
 
 def command(*words: object, code: int = 0) -> Result:
@@ -230,7 +231,7 @@ def test_an_earlier_run_reads_with_its_numbers_as_they_were_written() -> None:
     augmentation["zoom"] = 0
     read = RunConfig.from_json(json.loads(json.dumps(values)))
     written = read.to_json()["classifier"]["augmentation"]
-    assert json.dumps([written["rotation_degrees"], written["zoom"], written["shift"]]) == "[90, 0, 0.1]"
+    assert json.dumps([written["rotation_degrees"], written["zoom"], written["shift"]]) == "[90, 0, 0.0]"
     assert read.classifier.augmentation.neighbour_far == 130.0
 
 
@@ -274,3 +275,59 @@ def test_the_list_says_what_presets_have_instead() -> None:
         assert made == config.to_json()
     assert 'classifier.schedule: constant or cosine (default "cosine", thesis "constant")' in command("settings").stdout
     assert "python -m training settings" in " ".join(command("--help").stdout.split())
+
+
+def test_the_preset_thesis_has_what_the_thesis_chose() -> None:
+    """Model B of its table 3 (section 5.1), its table 4, and the VAE of section 5.2."""
+    thesis = PRESETS["thesis"]
+    classifier, augmentation, vae = thesis.classifier, thesis.classifier.augmentation, thesis.vae
+    assert (augmentation.zoom, augmentation.rotation_degrees) == (0.1, 90)
+    assert (augmentation.flip, augmentation.shift) == (False, 0.0)
+    assert (augmentation.gain, augmentation.brightness, augmentation.blur, augmentation.neighbour) == (0, 0, 0, 0)
+    assert not augmentation.changes_optics
+    assert (classifier.learning_rate, classifier.schedule) == (0.001, "constant")
+    assert (classifier.batch_size, classifier.epochs, classifier.input_size) == (32, 50, 224)
+    assert (classifier.width, classifier.middle_repeats, classifier.break_channels) == (1.0, 3, 256)
+    assert (classifier.label_smoothing, classifier.class_weights, classifier.normalisation) == (0.0, "none", "batch")
+    assert (classifier.attribute_weight, classifier.domain_weight, thesis.orientations) == (0.0, 0.0, 1)
+    assert (vae.latent_size, vae.batch_size, vae.epochs, vae.pooling) == (50, 32, 20, "flatten")
+    assert (vae.beta, vae.class_weight, vae.attribute_weight, vae.neighbour_weight, vae.views) == (1.0, 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("folder", "settings", "name"),
+    [
+        ("hospital-2", [], "hospital-2"),
+        ("123", [], "123"),
+        ("hospital-2", ["name=mine"], "mine"),
+        ("x" * 120, [], "starter"),  # no name for a bundle: the preset's
+    ],
+)
+def test_a_model_is_named_after_its_runs_folder(
+    drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, settings: list[str], name: str
+) -> None:
+    begun: list[Run] = []
+    monkeypatch.setattr("training.cli.app._train", begun.append)
+    sets = [word for setting in settings for word in ("--set", setting)]
+    command("train", drawn_cells, "--run", tmp_path / folder, *sets)
+    assert begun[0].config.name == name
+    command("train", drawn_cells, "--run", tmp_path / folder, *sets)  # gone on with
+    assert begun[1].config == begun[0].config
+
+
+def test_a_run_begun_by_an_earlier_labref_keeps_its_name(
+    drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run.create(tmp_path / "mine", drawn_cells, PRESETS["starter"])
+    begun: list[Run] = []
+    monkeypatch.setattr("training.cli.app._train", begun.append)
+    command("train", drawn_cells, "--run", tmp_path / "mine")
+    assert begun[0].config.name == "starter"
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b", " a", "a\x1b[2J", "x" * 101])
+def test_a_name_that_no_bundle_may_have_is_refused_before_training(
+    drawn_cells: Path, tmp_path: Path, name: str
+) -> None:
+    done = command("train", drawn_cells, "--run", tmp_path / "mine", "--set", f"name={name}", code=2)
+    assert "one line of up to 100 characters" in done.stderr and not (tmp_path / "mine").exists()

@@ -272,7 +272,9 @@ class VaeConfig:
 class RunConfig:
     """All of a run."""
 
-    name: Name = Field(default="thesis", description="Name of the run and of the bundle made of it.")
+    name: Name = Field(
+        default="thesis", description="Name of the bundle made of the run; `train` takes the name of the run's folder."
+    )
     seed: int = Field(
         default=1,
         ge=0,
@@ -306,6 +308,13 @@ class RunConfig:
     )
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if not value.isprintable() or value != value.strip() or len(value) > 100 or "/" in value or "\\" in value:
+            raise ValueError("must be one line of up to 100 characters, without slashes and without spaces around it")
+        return value
 
     @field_validator("domains")
     @classmethod
@@ -372,8 +381,11 @@ PRESETS: dict[str, RunConfig] = {
         name="thesis",
         classifier=ClassifierConfig(
             schedule="constant",
-            augmentation=Augmentation(rotation_degrees=90, shift=0.1, zoom=0.1, gain=0.0, brightness=0.0, blur=0.0),
+            augmentation=Augmentation(
+                rotation_degrees=90, flip=False, shift=0.0, zoom=0.1, gain=0.0, brightness=0.0, blur=0.0
+            ),
         ),
+        vae=VaeConfig(batch_size=32),
     ),
     "full": RunConfig(
         name="full",
@@ -405,8 +417,9 @@ PRESETS: dict[str, RunConfig] = {
         ),
     ),
 }
-"""The presets by name. `thesis`: the settings of the thesis' tables 3 (A) and 4. `full`: the thesis' network with later
-improvements. `starter`: a narrow and small network, for two cores. `optics`: a starter trained further on other optics,
+"""The presets by name. `thesis`: model B of the thesis' table 3, which it chose (section 5.1), its table 4, and the VAE
+of its section 5.2; what a rotation leaves blank is background, and was black there. `full`: the thesis' network with
+later improvements. `starter`: a narrow and small network, for two cores. `optics`: a starter trained further on other optics,
 from the weights of a trained starter (`classifier.initial`). `experts`: an `optics` network trained further on expert
 attributes, from its weights; crops are hardly zoomed, as experts also judge the size of a cell. labref ships it."""
 

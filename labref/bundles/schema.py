@@ -18,6 +18,7 @@ __all__ = ["MAX_MANIFEST_BYTES", "check_manifest", "parse_json"]
 MAX_MANIFEST_BYTES: Final = 4_000_000
 """A longer manifest is none; the starter's has 12 kB."""
 _MOST_TOLD: Final = 5  # faults of one manifest in a message
+_LOOSEST: Final = 2.0  # of a golden tolerance: latents are of the size of one
 _DEEPEST: Final = 12  # lists and objects in each other, in the free part of a manifest
 
 
@@ -201,8 +202,8 @@ class _Trunk(_Strict):
     def _usable(self) -> _Trunk:
         if self.admitted != bool(self.file):
             raise ValueError("an admitted trunk has a file, and only that has")
-        if self.admitted and self.golden_tolerance > 1:
-            raise ValueError("golden_tolerance of an admitted trunk must not be above 1")
+        if self.admitted and self.golden_tolerance > _LOOSEST:
+            raise ValueError(f"golden_tolerance of an admitted trunk must not be above {_LOOSEST:g}")
         if self.file in ("trunk.onnx", "encoder.onnx"):
             raise ValueError(f"file must be another one than {self.file}")
         return self
@@ -240,7 +241,7 @@ class _Manifest(_Strict):
     latent: _Latent
     novelty: _Novelty
     duplicates: Annotated[_Duplicates | _OldDuplicates | _NoDuplicates, BeforeValidator(_one_kind)]
-    golden_tolerance: Annotated[float, Field(gt=0, le=1)]
+    golden_tolerance: Annotated[float, Field(gt=0, le=_LOOSEST)]
     training: _Free
     figures: _Free
     files: Annotated[dict[str, _File], Field(max_length=20)]

@@ -42,7 +42,7 @@ app = typer.Typer(
 4. `python -m training evaluate --bundle mine.labref --references held/references --queries held/queries --json` measures
    what was shipped.
 
-Presets: `thesis` (its tables 3 and 4), `full` (the same network with what was found better since), `starter` (half the width at
+Presets: `thesis` (its table 3, model B, and table 4), `full` (the same network with what was found better since), `starter` (half the width at
 128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.
 `python -m training settings` lists them.
 
@@ -65,8 +65,14 @@ def _train(run: Run) -> None:
     from training.networks.vae import train_vae
     from training.report.pictures import draw_confusion, draw_curves
 
-    parts = {part: len(run.split.part(part)) for part in ("train", "validation", "holdout")}
-    console.print(f"run {run.folder}: {parts} images, {len(run.split.labels)} classes, split {run.split.digest[:12]}")
+    console.print(
+        f"run {run.folder}, bundle “{run.config.name}”: {len(run.split.train)} images to train on, "
+        f"{len(run.split.validation)} for the curves, {len(run.split.holdout)} held out; {len(run.split.labels)} classes, "
+        f"split {run.split.digest[:12]}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     with progress_bars(console) as progress:
         train_classifier(run, progress)
         figures = evaluate_classifier(run, progress)
@@ -79,6 +85,14 @@ def _train(run: Run) -> None:
     console.print(f"held-out accuracy of the classifier: {figures['accuracy']:.4f} on {figures['n']} images")
     console.print(f"pictures: {', '.join(str(path) for path in drawn)}")
     console.print(f"next: python -m exporters bundle {run.folder} --out {run.config.name}.labref")
+
+
+def _name_of(folder: Path, otherwise: str) -> str:
+    """The name of the run in `folder`: that of the folder, where no run is there yet that has its own."""
+    if (folder / "run.json").exists():
+        return Run.open(folder).config.name
+    name = folder.resolve().name
+    return name if name.isprintable() and name.strip() == name and 0 < len(name) <= 100 else otherwise
 
 
 def _to_its_end(folder: Path, open_run: Callable[[], Run]) -> None:
@@ -101,13 +115,19 @@ def train(
         typer.Option("--set", help="Change a setting of the preset, as classifier.epochs=3; repeatable."),
     ] = None,
 ) -> None:
-    """Train a run to its end: split, classifier, features, VAE, pictures. Goes on where it was stopped."""
+    """Train a run to its end: split, classifier, features, VAE, pictures. Goes on where it was stopped.
+
+    The model is named after the run's folder; `--set name=NAME` names it otherwise. After a few steps it says how long
+    the classifier will take.
+    """
     if preset not in PRESETS:
         raise typer.BadParameter(f"no preset {preset!r}; there are {', '.join(PRESETS)}", param_hint="--preset")
     try:
-        config = override(PRESETS[preset], settings or [])
+        config = override(PRESETS[preset], [f"name={_name_of(run, PRESETS[preset].name)}", *(settings or [])])
     except SettingsError as error:
         raise _fail(error, 2) from None
+    except RunError as error:
+        raise _fail(error) from None
     _to_its_end(run, lambda: Run.create(run, data, config))
 
 
@@ -192,7 +212,8 @@ def adopt(
         from training.networks.adopt import adopt as take_over
 
         with progress_bars(console) as progress:
-            done = take_over(bundle, data, run, settings or [], progress)
+            named = [f"name={_name_of(run, 'adopted')}", *(settings or [])]
+            done = take_over(bundle, data, run, named, progress)
     except (RunError, LabrefError, ValueError, OSError) as error:
         raise _fail(error) from None
     manifest = done.shipped.manifest
@@ -203,7 +224,7 @@ def adopt(
         f"{done.probabilities:.2g}, latents {done.latents:.2g}; split {split_told}"
     )
     print(f"classifier on {done.cells} cells trained on, prepared as today: accuracy {done.accuracy:.4f}")
-    console.print(f"next: python -m exporters bundle {run} --out {manifest.name}.labref")
+    console.print(f"next: python -m exporters bundle {run} --out {done.run.config.name}.labref")
 
 
 @app.command()

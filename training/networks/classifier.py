@@ -27,6 +27,13 @@ from training.run import Run, RunError, domain_codes, held, load_attribute_codes
 __all__ = ["class_weights", "evaluate_classifier", "predict", "train_classifier"]
 
 _CHECKPOINT_SECONDS = 300.0
+_MEASURED_STEPS = 5  # after the first, by which the time of training is estimated
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"
 
 
 def _load_shown(run: Run, part: str, progress: Progress) -> tuple[Any, Any, Any]:
@@ -52,13 +59,20 @@ def predict(
 
 
 class _Checkpoint(keras.callbacks.Callback):
-    """Writes model, optimiser and place within the epoch every few minutes, so that a stop costs at most that."""
+    """Writes model, optimiser and place within the epoch every few minutes, so that a stop costs at most that.
 
-    def __init__(self, folder: Path, epoch: int, first_step: int, progress: Progress, task: Any) -> None:
+    left : steps to the end of training, where this is the first epoch: after a few steps it says how long they take.
+    """
+
+    def __init__(
+        self, folder: Path, epoch: int, first_step: int, progress: Progress, task: Any, left: int | None = None
+    ) -> None:
         super().__init__()
+        self.left = left
         self.folder, self.epoch, self.done = folder, epoch, first_step
         self.progress, self.task = progress, task
         self.last = time.monotonic()
+        self.first, self.began = first_step, self.last
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Count, show, and write when it is time."""
@@ -67,6 +81,15 @@ class _Checkpoint(keras.callbacks.Callback):
         self.progress.update(
             self.task, advance=1, info=f"loss {values.get('loss', 0):.3f} acc {values.get('accuracy', 0):.3f}"
         )
+        taken = self.done - self.first
+        if taken == 1:
+            self.began = time.monotonic()  # the first step builds the network
+        elif self.left is not None and taken == 1 + _MEASURED_STEPS:
+            step = (time.monotonic() - self.began) / _MEASURED_STEPS
+            self.progress.console.print(
+                f"the classifier will take about {_in_words(step * (self.left - taken))}: "
+                f"{self.left:,} steps of {step:.2f} s; then come its features and the VAE"
+            )
         if time.monotonic() - self.last > _CHECKPOINT_SECONDS:
             save_checkpoint(self.model, self.folder, self.epoch, self.done)
             self.last = time.monotonic()
@@ -216,6 +239,7 @@ def _fit(
     task = progress.add_task(
         "training the classifier", total=config.epochs * steps, completed=epoch * steps + first_step, info=""
     )
+    left = (config.epochs - epoch) * steps - first_step
     for number in range(epoch, config.epochs):
         began = time.monotonic()
         skip = first_step if number == epoch else 0
@@ -235,7 +259,7 @@ def _fit(
             steps_per_epoch=steps - skip,
             shuffle=False,
             verbose=0,
-            callbacks=[_Checkpoint(folder, number, skip, progress, task)],
+            callbacks=[_Checkpoint(folder, number, skip, progress, task, left if number == epoch else None)],
         )
         values = {key.removeprefix("probabilities_"): float(v[-1]) for key, v in fit.history.items()}
         valid = rows["validation"]
