@@ -419,9 +419,10 @@ PRESETS: dict[str, RunConfig] = {
 }
 """The presets by name. `thesis`: model B of the thesis' table 3, which it chose (section 5.1), its table 4, and the VAE
 of its section 5.2; what a rotation leaves blank is background, and was black there. `full`: the thesis' network with
-later improvements. `starter`: a narrow and small network, for two cores. `optics`: a starter trained further on other optics,
-from the weights of a trained starter (`classifier.initial`). `experts`: an `optics` network trained further on expert
-attributes, from its weights; crops are hardly zoomed, as experts also judge the size of a cell. labref ships it."""
+later improvements. `starter`: a narrow and small network, for two cores. `optics`: a starter trained further on other
+optics, from the weights of a trained starter (`classifier.initial`). `experts`: an `optics` network trained further on
+expert attributes, from its weights; crops are hardly zoomed, as experts also judge the size of a cell. labref ships
+it."""
 
 
 def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
