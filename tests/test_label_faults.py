@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,13 @@ from typer.testing import CliRunner, Result
 from labref import failpoints
 from labref.bundles.bundle import Bundle
 from labref.cli import app
+from labref.errors import AgentError
 from labref.lab import Lab
 from labref.operations import naming
 from labref.store import SeenAgain, Store
 from labref.web.desk import Desk, ledger_rows
 from tests.benchmarks.exports import labref_process
-from tests.labs import make_lab, once, running_agent
+from tests.labs import make_lab, once, running_agent, wait_until
 from tests.stores import new_cell
 
 COUNT = 12
@@ -446,3 +450,123 @@ def test_an_export_that_identifies_nobody_holds_only_classes_that_somebody_decla
         assert (b"Anna" in target.read_bytes()) is bool(words)
     assert written[False] == written[True] | {named: None}
     assert (written[False][given], written[False][known]) == ("hairy cell", "Plasma cells")
+
+
+# corrections in the analyser
+
+SIGNED = "P1/Signed slides"
+
+
+@pytest.fixture
+def analysed(starter: Bundle, drawn_cells: Path, tmp_path: Path) -> tuple[Lab, Path]:
+    """A lab, and its export: eight signed cells, all called monocytes, of which two lie unsigned as well."""
+    export = tmp_path / "export"
+    for number, file in enumerate(sorted(drawn_cells.rglob("*.jpg"))[:8]):
+        put(file, export / SIGNED / "Monocyte" / f"MO_{number}.jpg")
+        if number in (3, 4):
+            put(file, export / "P1" / "Unsigned slides" / f"S1_{number:03d}.jpg")
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    return lab, export
+
+
+def put(file: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(file, to)
+
+
+def move(file: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    file.rename(to)
+
+
+def carried(lab: Lab, cell: str) -> tuple[str, str, str]:
+    """Label, source, and the name of the slide's folder of a cell, by its id."""
+    with lab.open_store() as store:
+        found = store.cell(cell)
+        assert found is not None and found.slide is not None
+        return found.label, str(found.label_source), found.slide
+
+
+def cells_of(lab: Lab) -> dict[str, str]:
+    """The cell of each file, by the file's name."""
+    return {Path(row["path"]).name: row["cell_id"] for row in ledger_rows(lab)}
+
+
+def test_a_correction_in_the_analyser_is_followed(analysed: tuple[Lab, Path]) -> None:
+    lab, export = analysed
+    cells = [cells_of(lab)[f"MO_{number}.jpg"] for number in range(8)]
+    monocyte, basophil = export / SIGNED / "Monocyte", export / SIGNED / "Basophil"
+    assert labref(lab, "set", cells[2], "eosinophil", "--who", "A").exit_code == 0
+    for number in (0, 2, 3):  # 2: a person said something else meanwhile; 3: lies unsigned as well
+        move(monocyte / f"MO_{number}.jpg", basophil / f"BA_{number}.jpg")
+    put(monocyte / "MO_1.jpg", basophil / "BA_1.jpg")  # in two classes
+    (monocyte / "MO_4.jpg").unlink()  # what is left says nothing of the class
+    (monocyte / "MO_5.jpg").unlink()  # nothing is left
+    move(monocyte / "MO_6.jpg", export / "P9" / "Signed slides" / "Monocyte" / "MO_6.jpg")  # another patient's
+    once(lab)
+    assert [carried(lab, cell) for cell in cells] == [
+        ("basophil", "reviewed", "P1"),
+        ("monocyte", "reviewed", "P1"),
+        ("eosinophil", "reviewed", "P1"),
+        ("basophil", "reviewed", "P1"),
+        ("monocyte", "reviewed", "S1"),
+        ("monocyte", "reviewed", "P1"),
+        ("monocyte", "reviewed", "P9"),
+        ("monocyte", "reviewed", "P1"),
+    ]
+    (told,) = rows(labref(lab, "history", cells[0], "--json"))
+    (change,) = told["changes"]
+    assert (change["path"], change["label"], change["previous"]) == (str(basophil / "BA_0.jpg"), "basophil", "monocyte")
+    once(lab)
+    assert len(rows(labref(lab, "history", cells[0], "--json"))[0]["changes"]) == 1, "once is enough"
+    # back again, where the ledger knows the file; and one of two classes is taken away
+    move(basophil / "BA_0.jpg", monocyte / "MO_0.jpg")
+    (monocyte / "MO_1.jpg").unlink()
+    move(export / "P1", export / "P2")
+    once(lab)
+    assert carried(lab, cells[0]) == ("monocyte", "reviewed", "P2")
+    assert carried(lab, cells[1]) == ("basophil", "reviewed", "P2")
+    assert carried(lab, cells[2]) == ("eosinophil", "reviewed", "P2")
+    assert carried(lab, cells[7]) == ("monocyte", "reviewed", "P2")
+
+
+@pytest.mark.parametrize("how", ["away", "empty", "locked"])
+def test_a_share_that_drops_is_no_correction(
+    analysed: tuple[Lab, Path], tmp_path: Path, starter: Bundle, how: str
+) -> None:
+    """Its cells lie in another watched folder too, under other classes."""
+    lab, export = analysed
+    other = tmp_path / "other"
+    for number in range(2):
+        put(export / SIGNED / "Monocyte" / f"MO_{number}.jpg", other / SIGNED / "Basophil" / f"BA_{number}.jpg")
+    watch = lab.config.watch.model_copy(update={"folders": (export, other)})
+    lab = replace(lab, config=lab.config.model_copy(update={"watch": watch}))
+    once(lab)
+    cells = cells_of(lab)
+    assert cells["MO_0.jpg"] == cells["BA_0.jpg"]
+    if how == "locked":
+        if os.name == "nt" or os.geteuid() == 0:
+            pytest.skip("nothing is locked for this user")
+        (export / "P1").chmod(0)
+    else:
+        export.rename(tmp_path / "unplugged")
+        if how == "empty":
+            export.mkdir()
+    try:
+        with contextlib.suppress(AgentError):
+            once(lab)
+    finally:
+        if how == "locked":
+            (export / "P1").chmod(0o700)
+    assert carried(lab, cells["MO_0.jpg"])[0] == "monocyte"
+
+
+def test_an_agent_that_runs_follows_at_once(analysed: tuple[Lab, Path]) -> None:
+    lab, export = analysed
+    file = export / SIGNED / "Monocyte" / "MO_0.jpg"
+    cell = cells_of(lab)[file.name]
+    with running_agent(lab), Desk.open(lab) as desk:
+        wait_until(lambda: desk.status()["agent"]["last_scan_at"] is not None)
+        move(file, export / SIGNED / "Basophil" / "BA_0.jpg")
+        wait_until(lambda: next(desk.run("label.history", cell=cell))["label"] == "basophil", 60)

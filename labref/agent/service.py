@@ -23,6 +23,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from labref import __version__
 from labref.agent import housekeeping
+from labref.agent.moves import Moves
 from labref.agent.pipeline import Engine, Pipeline, Settled
 from labref.asking.answer import open_embedder
 from labref.bundles.bundle import Bundle
@@ -59,6 +60,7 @@ _MOST_SETTLED: Final = 256  # files kept for the pipeline; a scan waits while th
 _MOST_SETTLING: Final = 4096
 _RESCAN_LEAST_SECONDS: Final = 30.0
 _RESCAN_SHARE: Final = 200.0  # where a scan is quick it comes sooner than it must, for watchers that miss changes
+_FOLLOW_SECONDS: Final = 30.0  # after a scan, cells follow moved files even where the agent has no pause
 _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
 _LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
 _GIVE_UP_SECONDS: Final = 300.0
@@ -273,6 +275,9 @@ class _Agent:
         self._reasons: dict[str, str] = {}
         self._watcher: Watcher | None = None
         self._look_due = 0.0
+        self._moves = Moves(store, lab.watched)
+        self._filled: set[str] | None = None  # by the last scan, until cells follow it
+        self._scan_ended = time.monotonic()
         self._unchanged: array[int] = array("q")
         self._tried_again: set[str] = set()
         self._scanned = False
@@ -382,6 +387,8 @@ class _Agent:
                 seconds, where = self._stalled()
                 if seconds > _GIVE_UP_SECONDS:
                     raise AgentError(f"the pass came to nothing more: {_no_progress(seconds, where)}. Start it again.")
+            if not self._stop.is_set():
+                self._follow_moves()
         self._pipeline.check()
         interrupted = self._stop.is_set()
         self._pipeline.close()
@@ -438,8 +445,21 @@ class _Agent:
                 if self._settled:
                     continue
                 busy = self._settling or self._held or self._pipeline.in_flight
+                if not busy or time.monotonic() - self._scan_ended > _FOLLOW_SECONDS:
+                    self._follow_moves()
                 self._wake.wait(_TICK_SECONDS if busy else min(1.0, max(next_scan - time.monotonic(), 0.05)))
         return self._summary(time.perf_counter() - started, interrupted=False)
+
+    def _follow_moves(self) -> None:
+        """Let cells be called as their files say that are still there, once a scan is whole and its files stored."""
+        changed = 0
+        if self._filled is not None:
+            changed = self._moves.follow_scan(self._unchanged, self._filled)
+            self._filled = None
+        if self._moves.copied:
+            changed += self._moves.follow_copies()
+        if changed:
+            self._log.info("cells followed files that were moved", cells=changed)
 
     # bringing files in
 
@@ -449,6 +469,7 @@ class _Agent:
         self._remember_files()
         report = ScanReport()
         unchanged: array[int] = array("q")
+        filled: set[str] = set()
         if not self._scanned:
             self._unchanged = unchanged  # progress is told of the first scan, while it goes on
         pumped = time.monotonic()
@@ -461,6 +482,7 @@ class _Agent:
         ):
             if self._stop.is_set():
                 break
+            filled.add(candidate.root)
             name = self._consider(candidate, observe=self._scanned)
             if name is not None:
                 unchanged.append(hash(name))
@@ -479,7 +501,7 @@ class _Agent:
         took = time.perf_counter() - started
         if not self._stop.is_set():
             self._scanned = True
-            self._unchanged = unchanged
+            self._unchanged, self._filled, self._scan_ended = unchanged, filled, time.monotonic()
             if set(report.unreadable) - set(self._last_report.unreadable):
                 self._log.warning("folders could not be read", folders=len(report.unreadable))
             self._last_report = report
@@ -567,6 +589,8 @@ class _Agent:
             size = None if file.signature is None else file.signature.size_bytes
             mtime = None if file.signature is None else file.signature.mtime_ns
             self._known[file.path] = _Taken(size, mtime, file.outcome)
+            if file.outcome == "duplicate":
+                self._moves.copied.append(file.path)
             if file.signature is None and file.reason is not None:
                 self._reasons[file.path] = file.reason
             else:

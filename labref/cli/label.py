@@ -23,7 +23,9 @@ __all__ = ["add_to"]
 _HELP = """Labels that people give: one by one, or from a list; and how each cell came to its label.
 
 A label from a person (reviewed) counts more than the analyser's, and that more than a prediction. A cell whose file
-moves from `Unsigned slides` to `Signed slides` becomes reviewed by itself: it is the same cell. Nothing is overwritten:
+moves from `Unsigned slides` to `Signed slides` becomes reviewed by itself: it is the same cell. Where the file that gave
+a label moves to another class folder, or another patient's, the cell follows, unless a person gave it a label here. A
+file that is deleted takes no label away. Nothing is overwritten:
 `labref label history` tells who gave which label, when, and what it was before.
 
 Reviewed cells are preferred as references: among cells that are about as near (within 5 % of the distance), a reviewed

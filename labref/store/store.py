@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -28,6 +28,7 @@ from labref.store.duckdb import (
     bundles,
     clock,
     migrations,
+    moves,
     optics,
     removal,
     rows,
@@ -343,6 +344,30 @@ class Store:
                 self.maps.write(connection, placed)
             self.maps.remember(bundle, placed)
             self._add_to_index(bundle, [(cell, stored[cell.cell_id].analyser) for cell in fresh])
+
+    # files that were moved: see labref.store.duckdb.moves
+
+    def shared_files(self, cells: Collection[str] | None = None) -> list[tuple[str, str]]:
+        """Cell and path of the files of these cells; by default of all cells that came from several files."""
+        with self._reading() as cursor:
+            return moves.shared_files(cursor) if cells is None else moves.files_of(cursor, list(cells))
+
+    def follow(self, gone: Mapping[str, Set[str]]) -> int:
+        """Let cells be called as their files say that are still there; returns how many changed.
+
+        gone : by cell, its paths at which nothing is any more. What a person said to labref stays, and so does the
+        label of a cell whose files are all gone, or there.
+        """
+        with self._writing:
+            with self._reading() as cursor:
+                changes = moves.moved(cursor, gone)
+            if changes:
+                with self._transaction() as connection:
+                    moves.write(connection, changes, rows.now())
+                labels = self._in_memory().labels
+                for change in changes:
+                    labels.change(id_to_int(change.cell_id), (change.label, change.label_source))
+            return len(changes)
 
     # upkeep: see labref.store.duckdb.upkeep
 
