@@ -457,7 +457,10 @@ def watch_instead(file: Path, folders: Sequence[Path]) -> None:
     entry = re.compile(r"^folders\s*=\s*\[(?:[^\n]*\]|.*?^\])", re.MULTILINE | re.DOTALL)
     new = entry.search(starting_config(folders))
     assert new is not None
-    text = file.read_text(encoding="utf-8-sig")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is not UTF-8 text; save it again as UTF-8") from None
     file.write_text(entry.sub(lambda _: new[0], text, count=1), encoding="utf-8")
     if load_config(file).watch.folders != tuple(folders):
         raise ConfigError(f"the folders that {file} watches cannot be changed here; edit it")

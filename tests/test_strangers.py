@@ -275,6 +275,43 @@ def test_an_answer_that_fails_on_its_way_ends_with_the_error(port: int) -> None:
     assert b'{"error": {"kind": "AgentError", "message": "the agent failed to answer (ZeroDivisionError)' in data
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "body", "status"),
+    [
+        ("GET", "/api/v1/ledger?outcome=bogus", "", 400),
+        ("GET", "/api/v1/ledger?limit=1e400", "", 400),
+        ("GET", "/api/v1/ledger?limit=" + "9" * 5000, "", 400),
+        ("GET", "/api/v1/ledger?path=%00", "", 400),
+        ("GET", "/api/v1/nothing", "", 404),
+        ("DELETE", "/api/v1/ledger", "", 405),
+        ("POST", "/health", "", 405),
+        ("POST", "/api/v1/query?k=Infinity", "x", 400),
+        ("POST", "/api/v1/label/set", "[" * 100_000, 400),
+        ("POST", "/api/v1/label/set", '{"cell": ' * 5000, 400),
+        ("POST", "/api/v1/label/set", '{"cell": NaN, "label": Infinity}', 400),
+        ("POST", "/api/v1/label/set", "9" * 10_000, 400),
+        ("POST", "/api/v1/label/set", "\xff\x00", 400),
+        ("POST", "/api/v1/map/train", '{"rows": 1e400}', 400),
+        ("POST", "/api/v1/map/train", '{"rows": Infinity}', 400),
+        ("POST", "/api/v1/map/train", '{"rows": ' + "9" * 5000 + "}", 400),
+        ("POST", "/api/v1/map/node", '{"row": 99999999999999999999999, "column": -1}', 400),
+        ("POST", "/api/v1/store/backup", '{"target": "a\\u0000b"}', 400),
+        ("POST", "/api/v1/store/backup", '{"target": "\\ud800"}', 400),
+    ],
+)
+def test_every_failure_is_a_json_object_of_the_same_form(
+    port: int, method: str, target: str, body: str, status: int
+) -> None:
+    data = body.encode("latin-1")
+    headers = KNOWN + f"Connection: close\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+    connection = connect(port, request(target, headers, method))
+    connection.sendall(data)
+    found, answered = answer(connection)
+    assert found == status
+    assert answered["error"].keys() == {"kind", "message"}
+    assert "failed to answer" not in answered["error"]["message"]
+
+
 # a copy of the lab
 
 

@@ -480,10 +480,9 @@ def install(source: Path, bundles: Path) -> Bundle:
     """
     if not source.exists():
         raise BundleError(f"no bundle at {source}: there is no such file or folder")
-    bundles.mkdir(parents=True, exist_ok=True)
     staging = bundles / f".incoming-{secrets.token_hex(8)}"
-    staging.mkdir()  # with the rights of the folder around it, in a lab that its group shares
     try:
+        staging.mkdir(parents=True)  # with the rights of the folder around it, in a lab that its group shares
         failpoint("bundle.write")
         if source.is_dir():
             original = Bundle.open(source)

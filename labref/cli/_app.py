@@ -5,7 +5,9 @@ at each start, and would have to evaluate them from text.
 """
 
 import contextlib
+import errno
 import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -55,6 +57,12 @@ class _Group(TyperGroup):
         except LabrefError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE or error.errno is None:
+                raise  # click ends the command quietly where nobody reads on
+            where = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"error: {where}{error.strerror}. Look at the name, its rights and its disk.", err=True)
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -95,4 +103,21 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(ValueError, OSError):
                 stream.reconfigure(errors="backslashreplace")
-    app(prog_name="labref")
+    try:
+        app(prog_name="labref")
+    except SystemExit as end:
+        sys.exit(_flushed(end.code))
+
+
+def _flushed(code: str | int | None) -> str | int | None:
+    """The exit code, or 1 where what was printed could not be written: a full disk, or a reader that has gone."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except (OSError, ValueError) as error:
+        if not isinstance(error, BrokenPipeError):
+            typer.echo(f"error: what was printed could not be written: {error}", err=True)
+        with contextlib.suppress(OSError, ValueError):  # or Python tries once more, and tells of it in its own words
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code or 1

@@ -172,7 +172,10 @@ class Lab:
     @property
     def watched(self) -> tuple[Path, ...]:
         """The export folders, absolute; relative ones in labref.toml are meant from the lab folder."""
-        return tuple(absolute(self.folder / path.expanduser()) for path in self.config.watch.folders)
+        return tuple(self._from_lab(path) for path in self.config.watch.folders)
+
+    def _from_lab(self, path: Path) -> Path:
+        return absolute(path) if str(path).startswith("~") else absolute(self.folder / path)
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -378,8 +381,16 @@ def new_token(folder: Path) -> None:
 
 def absolute(path: Path) -> Path:
     """`path` from the root, without `..` and with `~` expanded; links in it stay links, so that people know it
-    again."""
-    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  # Path.resolve follows links, Path.absolute keeps ..
+    again. Raises `LabError` where it begins with the home folder of nobody, or holds the character NUL."""
+    if "\0" in str(path):
+        raise LabError(f"{str(path)!r} holds the character NUL, which no path can hold.")
+    try:
+        return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100  # Path.resolve follows links, Path.absolute keeps ..
+    except RuntimeError:
+        raise LabError(
+            f"{path} begins with the home folder of a user that this computer does not know. Write the path out, or ./{path} for a "
+            "file of that name."
+        ) from None
 
 
 def _comparable(path: Path) -> str:

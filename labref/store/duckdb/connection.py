@@ -50,6 +50,9 @@ def connect(path: Path, *, memory_limit: str, threads: int) -> duckdb.DuckDBPyCo
     except duckdb.Error as error:
         release(path)
         raise _explained(path, error) from error
+    except RuntimeError as error:  # of DuckDB's, for a name that is not UTF-8
+        release(path)
+        raise StoreError(f"{str(path)!r} has a name that is not valid UTF-8. Rename the folder.") from error
     except BaseException:
         release(path)
         raise

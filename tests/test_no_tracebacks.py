@@ -1,0 +1,346 @@
+"""Where something is wrong, people get one line that says what, and never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from labref.bundles.bundle import Bundle, pack, unpacked
+from labref.cli import app
+from labref.errors import BundleError, LabError
+from labref.lab import Lab, absolute
+from labref.tasks.backup import Backup
+from tests.labs import make_lab, once
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path, starter: Bundle) -> Lab:
+    """A lab of two cells, which no test changes."""
+    folder = tmp_path_factory.mktemp("no_tracebacks")
+    (folder / "export").mkdir()
+    for number, path in enumerate(sorted(drawn_cells.rglob("*.jpg"))[:2]):
+        shutil.copy(path, folder / "export" / f"{number}.jpg")
+    made = make_lab(folder / "lab", folder / "export", starter)
+    once(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Path:
+    """The starter bundle as one file."""
+    out = tmp_path_factory.mktemp("packed") / "good.labref"
+    pack(starter.folder, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory, lab: Lab) -> Path:
+    """A backup of the lab as one file."""
+    out = tmp_path_factory.mktemp("backups") / "good.zip"
+    assert command("store", "backup", out, "--lab", lab.folder)[0] == 0
+    return out
+
+
+def command(*words: str | Path) -> tuple[int, str]:
+    """Exit code of a command and all that it says; any exception but its own ending is raised."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def refused(*words: str | Path, said: Sequence[str] = ()) -> str:
+    """What a command says that has to fail with one line."""
+    code, output = command(*words)
+    assert code in (1, 2), output
+    assert "error" in output.lower()
+    assert "Traceback" not in output
+    for part in said:
+        assert part in output
+    return output
+
+
+# archives
+
+
+def methods(path: Path, method: int, out: Path) -> None:
+    """A copy of a zip file whose members all say that they are packed by another method."""
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            struct.pack_into("<H", data, info.header_offset + 8, method)
+    at = data.find(b"PK\x01\x02")
+    while at != -1:
+        struct.pack_into("<H", data, at + 10, method)
+        at = data.find(b"PK\x01\x02", at + 4)
+    out.write_bytes(data)
+
+
+def damaged(good: Path, folder: Path) -> list[Path]:
+    """Copies of a zip file, each damaged in another way: headers, methods, flags, sizes, ends."""
+    whole = good.read_bytes()
+    central, end = whole.find(b"PK\x01\x02"), whole.rfind(b"PK\x05\x06")
+    changed = {f"method{method}": b"" for method in (1, 8, 9, 12, 14, 93, 99, 65535)}
+    for name, at, size, value in [
+        ("encrypted", central + 8, 2, 1),
+        ("strong encryption", central + 8, 2, 0x41),
+        ("patched data", central + 8, 2, 0x20),
+        ("version", central + 6, 2, 99),
+        ("crc", central + 16, 4, 1),
+        ("small", central + 20, 4, 3),
+        ("large", central + 20, 4, 0x7FFFFFFF),
+        ("unpacked large", central + 24, 4, 0x7FFFFFFF),
+        ("unpacked none", central + 24, 4, 0),
+        ("name length", central + 28, 2, 60000),
+        ("extra length", central + 30, 2, 60000),
+        ("zip64", central + 20, 4, 0xFFFFFFFF),
+        ("offset", central + 42, 4, 0x7FFFFFFF),
+        ("local name", 26, 2, 60000),
+        ("local", 0, 4, 0),
+        ("entries", end + 10, 2, 65535),
+        ("directory size", end + 12, 4, 0x7FFFFFFF),
+        ("directory", end + 16, 4, 0x7FFFFFFF),
+        ("utf-8 name", central + 46, 1, 0xFF),
+        ("nul in a name", central + 47, 1, 0),
+    ]:
+        data = bytearray(whole)
+        data[at : at + size] = value.to_bytes(size, "little")
+        changed[name] = bytes(data)
+    changed |= {f"first {share}": whole[: int(len(whole) * share)] for share in (0.0, 0.5, 0.99)}
+    changed |= {"junk": os.urandom(5000), "junk in it": whole[:2000] + os.urandom(3000) + whole[5000:]}
+    paths = []
+    for number, (name, data) in enumerate(changed.items()):
+        path = folder / f"{number}{good.suffix}"
+        if name.startswith("method"):
+            if (name == "method8") == (good.suffix == ".labref"):
+                continue  # what it is packed by
+            methods(good, int(name.removeprefix("method")), path)
+        else:
+            path.write_bytes(data)
+        paths.append(path)
+    return paths
+
+
+def test_a_damaged_bundle_is_refused_by_name(tmp_path: Path, lab: Lab, packed: Path) -> None:
+    there = sorted(lab.bundles.iterdir())
+    bad = damaged(packed, tmp_path)
+    for path in bad:
+        with contextlib.suppress(BundleError), unpacked(path):  # some change nothing that is read
+            pass
+    for path in (bad[3], bad[-1]):
+        refused("bundle", "install", path, "--lab", lab.folder, said=[str(path)])
+    assert sorted(lab.bundles.iterdir()) == there
+
+
+def test_a_damaged_backup_is_refused_and_nothing_is_left(tmp_path: Path, archive: Path) -> None:
+    sources = tmp_path / "damaged"
+    sources.mkdir()
+    bad = damaged(archive, sources)
+    for path in bad:
+        with contextlib.suppress(LabError), Backup.open(path) as backup:
+            for _ in backup.verify():
+                pass
+    for path in (bad[3], bad[-1]):
+        refused("store", "restore", path, tmp_path / "again", said=[str(path)])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["damaged"]
+
+
+RECORDS = [
+    "[" * 100_000,
+    "{" * 100_000,
+    "[]",
+    "null",
+    '"x"',
+    "\x00",
+    '{"format": Infinity}',
+    '{"format": 1e400, "labref": "1"}',
+    '{"format": NaN, "labref": "1"}',
+    '{"format": ' + "9" * 10_000 + "}",
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=range(len(RECORDS)))
+def test_a_record_of_a_backup_or_a_manifest_that_is_nonsense_is_refused(
+    tmp_path: Path, lab: Lab, starter: Bundle, record: str
+) -> None:
+    backup, bundle = tmp_path / "backup", tmp_path / "bundle"
+    backup.mkdir()
+    (backup / "backup.json").write_text(record)
+    refused("store", "restore", backup, tmp_path / "again", said=[str(backup), "no backup of a lab, or is damaged"])
+    shutil.copytree(starter.folder, bundle)
+    (bundle / "manifest.json").write_text(record.replace('"format"', '"format_version"'))
+    refused("bundle", "install", bundle, "--lab", lab.folder, said=[str(bundle)])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("format", "Infinity"),
+        ("tables", '{"cell": Infinity}'),
+        ("files", "[]"),
+        ("at", "5"),
+        ("at", '"soon"'),
+        ("format", "0"),
+    ],
+)
+def test_a_value_of_a_backup_s_record_that_is_nonsense_is_refused(
+    tmp_path: Path, archive: Path, key: str, value: str
+) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "backup")
+    file = tmp_path / "backup" / "backup.json"
+    record = json.loads(file.read_text())
+    record[key] = "?"
+    file.write_text(json.dumps(record).replace(f'"{key}": "?"', f'"{key}": {value}'))
+    refused("store", "restore", tmp_path / "backup", tmp_path / "again", said=["is damaged"])
+
+
+@pytest.mark.parametrize("text", ["[watch]\nfolders = 3", "nonsense", "[watch]\nfoldrs = []", "\xff"])
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_backup_with_a_configuration_that_cannot_be_used_is_refused_before_anything_is_there(
+    tmp_path: Path, archive: Path, text: str, watch: bool
+) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "backup")
+    backup = tmp_path / "backup"
+    record = json.loads((backup / "backup.json").read_text())
+    data = text.encode("latin-1")
+    entry = record["files"]["labref.toml"]
+    entry["sha256"], entry["bytes"] = sha256(data).hexdigest(), len(data)
+    (backup / "files" / entry["sha256"]).write_bytes(data)
+    (backup / "backup.json").write_text(json.dumps(record))
+    more = ["--watch", str(tmp_path)] if watch else []
+    output = refused(
+        "store", "restore", backup, tmp_path / "again", *more, said=["labref.toml", "nothing was restored"]
+    )
+    assert ".labref-restore" not in output
+    assert [entry.name for entry in tmp_path.iterdir()] == ["backup"]
+
+
+# files that are the user's
+
+
+def test_a_backup_and_an_export_leave_the_user_s_own_files_alone(tmp_path: Path, lab: Lab, archive: Path) -> None:
+    own = ["x.zip.part", "cells.parquet.part", "backup/letter.part", "backup/files/notes.part", "backup/images/x.part"]
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "backup")
+    for name in own:
+        (tmp_path / name).write_text("mine")
+    assert command("store", "backup", tmp_path / "x.zip", "--lab", lab.folder)[0] == 0
+    assert command("store", "backup", tmp_path / "backup", "--lab", lab.folder)[0] == 0
+    assert command("store", "export", tmp_path / "cells.parquet", "--lab", lab.folder)[0] == 0
+    refused("store", "export", tmp_path / "cells.parquet", "--lab", lab.folder)
+    for name in own:
+        assert (tmp_path / name).read_text() == "mine"
+    # folders of the names that a backup uses
+    for name in ("files", "images"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        (tmp_path / "own" / name / "holiday.jpg").write_text("mine")
+        refused("store", "backup", tmp_path / "own", "--lab", lab.folder, said=["holiday.jpg"])
+        assert (tmp_path / "own" / name / "holiday.jpg").read_text() == "mine"
+        shutil.rmtree(tmp_path / "own")
+    assert not list(tmp_path.glob(".labref-*"))
+
+
+# paths
+
+
+@pytest.mark.parametrize("path", ["~nobody-here", "~nobody-here/x", "a\0b"])
+def test_a_path_that_can_be_none_is_refused(path: str) -> None:
+    with pytest.raises(LabError, match=r"home folder|NUL"):
+        absolute(Path(path))
+
+
+def test_no_command_meets_a_path_of_nobody_with_a_traceback(tmp_path: Path, lab: Lab) -> None:
+    nobody = "~nobody-here/x"
+    at = ["--lab", str(lab.folder)]
+    for words in [
+        ["status", "--lab", nobody],
+        ["init", nobody, "--watch", str(tmp_path)],
+        ["init", str(tmp_path / "new"), "--watch", nobody],
+        ["store", "backup", nobody, *at],
+        ["store", "export", nobody, *at],
+        ["bundle", "install", nobody, *at],
+        ["query", nobody, *at],
+        ["label", "import", nobody, *at],
+        ["ledger", "--path", nobody, *at],
+        ["label", "set", nobody, "x", *at],
+    ]:
+        refused(*words, said=[nobody])
+
+
+def test_a_folder_in_the_place_of_a_file_and_the_other_way_round_is_said(tmp_path: Path, lab: Lab) -> None:
+    at = ["--lab", str(lab.folder)]
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("x")
+    for words in [
+        ["query", folder, *at],
+        ["label", "import", folder, *at],
+        ["bundle", "install", folder, *at],
+        ["store", "export", folder, *at],
+        ["store", "export", file / "x", *at],
+        ["store", "backup", file, *at],
+        ["store", "backup", file / "x", *at],
+        ["store", "restore", file, tmp_path / "new"],
+        ["store", "restore", folder, tmp_path / "new"],
+        ["init", file, "--watch", folder],
+        ["init", file / "lab", "--watch", folder],
+        ["init", tmp_path / "new", "--watch", file],
+        ["status", "--lab", file],
+    ]:
+        refused(*words)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("name", ["token", "labref.toml", "store.duckdb", "images", "bundles", "agent.json", "logs"])
+def test_a_lab_of_which_a_part_is_of_the_wrong_kind_says_so(tmp_path: Path, lab: Lab, name: str) -> None:
+    broken = tmp_path / "lab"
+    shutil.copytree(lab.folder, broken)
+    path = broken / name
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_text("x")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    query = lab.watched[0] / "0.jpg"
+    asked: list[list[str | Path]] = [["status"], ["query", query], ["store", "check"]]
+    if name in ("token", "logs"):
+        asked = [["agent", "--once"]]  # nobody else needs these while no agent runs
+    codes = []
+    for words in asked:
+        code, output = command(*words, "--lab", broken)
+        assert "Traceback" not in output
+        codes.append(code)
+    assert any(codes) or name in ("agent.json", "images")
+
+
+# output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_is_an_error_and_a_reader_that_goes_is_none(lab: Lab) -> None:
+    words = [sys.executable, "-m", "labref", "ledger", "--lab", str(lab.folder)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
