@@ -575,6 +575,23 @@ def test_an_export_folder_in_the_lab_keeps_its_rights_and_can_be_reached(tmp_pat
 
 
 @posix
+def test_a_folder_that_holds_other_people_s_folders_is_not_closed(
+    tmp_path: Path, export: Path, starter: Bundle
+) -> None:
+    home = tmp_path / "home"
+    (home / "documents").mkdir(parents=True)
+    (home / "documents" / "letter").write_text("mine")
+    loosen(home)
+    lab = make_lab(home, export, starter)
+    lab.open_store().close()
+    for path in (home, home / "documents"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    assert stat.S_IMODE((home / "documents" / "letter").stat().st_mode) == 0o644
+    own = [path for path in home.iterdir() if path.name != "documents"]
+    assert open_to_others(*own) == {}
+
+
+@posix
 def test_a_backup_made_before_is_closed_and_the_user_s_own_files_are_left(
     tmp_path: Path, export: Path, starter: Bundle
 ) -> None:

@@ -115,7 +115,8 @@ class Lab:
             _fill(staging, watched, bundle, analyser)
             for entry in staging.iterdir():
                 give_all(entry, OWNER)
-            give(folder, OWNER, passed=_passed(folder, watched))
+            if not _holds_others(folder, watched):
+                give(folder, OWNER, passed=_passed(folder, watched))
             # labref.toml goes last: until it is there, the folder is no lab
             for name in sorted((entry.name for entry in staging.iterdir()), key=lambda name: name == _CONFIG):
                 target = folder / name
@@ -205,9 +206,10 @@ class Lab:
         passed = _passed(self.folder, self.watched)
         wanted = (self.rights.folder | passed) & 0o777
         before = self.folder.stat()
-        give(self.folder, self.rights, passed=passed)
-        if before.st_uid == os.geteuid() and self.folder.stat().st_mode & 0o777 != wanted:
-            return  # the file system keeps rights of its own
+        if not _holds_others(self.folder, self.watched):
+            give(self.folder, self.rights, passed=passed)
+            if before.st_uid == os.geteuid() and self.folder.stat().st_mode & 0o777 != wanted:
+                return  # the file system keeps rights of its own
         changed = [give_all(path, self.rights) for path in self._own_entries()]
         if before.st_mode & 0o077 & ~wanted and (any(changed) or self.folder.stat().st_mode != before.st_mode):
             who = "its owner and group (770, files 660)" if self.config.access.group else "its owner (700, files 600)"
@@ -364,6 +366,19 @@ class Lab:
     def own_folders(self) -> Iterator[Path]:
         """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
         yield from (self.images, self.bundles, self.folder / "logs")
+
+
+def _holds_others(folder: Path, watched: Iterable[Path]) -> bool:
+    """Whether folders that are neither the lab's nor watched lie in its folder: then that is not labref's alone to
+    close, such as somebody's home."""
+    exports = [os.path.realpath(root) + os.sep for root in watched]
+    return any(
+        entry.is_dir()
+        and entry.name not in (*_OWN_NAMES, "unclaimed")
+        and not entry.name.startswith((_STORE, ".labref-"))
+        and not any(root.startswith(os.path.realpath(entry) + os.sep) for root in exports)
+        for entry in folder.iterdir()
+    )
 
 
 def _passed(folder: Path, watched: Iterable[Path]) -> int:

@@ -85,7 +85,10 @@ class _FolderTarget:
                     f"{folder} is not empty and holds no backup, but {odd.name!r}. Choose an empty folder, or an earlier backup."
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        give_all(folder, rights)
+        if not any(_foreign(folder)):  # else it is not the backup's alone to close
+            give(folder, rights)
+        for name in (_RECORD, _FILES, "images"):
+            give_all(folder / name, rights)
         for leftover in _left_over(folder):  # of a backup that was killed
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         self._rights = rights
@@ -140,7 +143,7 @@ def _foreign(folder: Path) -> Iterator[Path]:
             yield from (one for one in path.iterdir() if not re.fullmatch(r"[0-9a-f]{64}(\.part)?", one.name))
         elif path.name == "images" and path.is_dir():
             yield from (one for one in path.iterdir() if not re.fullmatch("[0-9a-f]{2}", one.name))
-        elif not path.name.startswith(_SCRATCH) and path.name != f"{_RECORD}.part":
+        elif not path.name.startswith(_SCRATCH) and path.name not in (_RECORD, f"{_RECORD}.part"):
             yield path
 
 
