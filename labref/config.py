@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -452,18 +452,86 @@ def _toml_string(value: str) -> str:
 
 
 def watch_instead(file: Path, folders: Sequence[Path]) -> None:
-    """Change the folders that `file`, a labref.toml, watches, and nothing else in it. Raises `ConfigError` where that
-    fails."""
-    entry = re.compile(r"^folders\s*=\s*\[(?:[^\n]*\]|.*?^\])", re.MULTILINE | re.DOTALL)
-    new = entry.search(starting_config(folders))
-    assert new is not None
+    """Change the folders that `file`, a labref.toml, watches; comments and all else in it stay.
+
+    The analyser of a folder goes with it: to the folder of the same name, else, where there are as many folders as
+    before, to the one in its place. Another entry of [watch.analysers] becomes a comment at the file's end.
+    Raises `ConfigError` where the file cannot be changed so.
+    """
+    import tomlkit  # needed for this alone, and no part of what an agent loads
+    from tomlkit.exceptions import TOMLKitError
+
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        document = tomlkit.parse(file.read_bytes().decode("utf-8-sig"))
+        watch: Any = document.setdefault("watch", tomlkit.table())
+        before = [Path(folder) for folder in watch.get("folders", [])]
+        named = {Path(folder): str(analyser) for folder, analyser in watch.get("analysers", {}).items()}
+        _replace_items(watch, "folders", [str(folder) for folder in folders])
+        if named:
+            for folder, analyser in _rename_keys(watch["analysers"], _successors(before, folders)):
+                left = f"{_toml_string(folder)} = {_toml_string(analyser)}"
+                document.add(tomlkit.comment(f"[watch.analysers] had {left}; that folder is watched no more"))
+        text = tomlkit.dumps(document)
+        found = WatchConfig(**tomllib.loads(text)["watch"])
     except UnicodeDecodeError:
         raise ConfigError(f"{file} is not UTF-8 text; save it again as UTF-8") from None
-    file.write_text(entry.sub(lambda _: new[0], text, count=1), encoding="utf-8")
-    if load_config(file).watch.folders != tuple(folders):
+    except (
+        TOMLKitError,
+        tomllib.TOMLDecodeError,
+        ValidationError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise ConfigError(f"{file} cannot be changed: {str(error).splitlines()[0]}; correct it first") from None
+    if found.folders != tuple(folders):
         raise ConfigError(f"the folders that {file} watches cannot be changed here; edit it")
+    file.write_bytes(text.encode())
+
+
+def _successors(before: Sequence[Path], folders: Sequence[Path]) -> dict[Path, Path]:
+    """Which folder takes the place of which."""
+    found = {folder: folder for folder in before if folder in folders}
+    if len(before) == len(folders):
+        found |= {old: new for old, new in zip(before, folders, strict=True) if old not in found and new not in before}
+    return found
+
+
+def _replace_items(table: Any, key: str, items: Sequence[str]) -> None:
+    """Make a list of texts in a table of tomlkit's another one, each in the place of the one before it."""
+    import tomlkit
+
+    if key not in table:
+        table.add(key, tomlkit.array().multiline(True))
+    array = table[key]
+    for index, item in enumerate(items):
+        literal = _toml_string(item).startswith("'")
+        value = tomlkit.string(item, literal=literal)
+        if index < len(array):
+            array[index] = value
+        else:
+            array.append(value)
+    while len(array) > len(items):
+        del array[-1]
+
+
+def _rename_keys(table: Any, successors: Mapping[Path, Path]) -> list[tuple[str, str]]:
+    """Rename the folders that are keys in a table of tomlkit's; removes and returns those without a successor."""
+    from tomlkit.items import KeyType, SingleKey
+
+    entries = [(str(key), table[key]) for key in table]
+    if all(successors.get(Path(key)) == Path(key) for key, _ in entries):
+        return []
+    left = []
+    for key, _ in entries:
+        table.remove(key)
+    for key, item in entries:
+        new = successors.get(Path(key))
+        if new is not None:
+            literal = _toml_string(str(new)).startswith("'")
+            table.add(SingleKey(str(new), KeyType.Literal if literal else KeyType.Basic), item)
+        else:
+            left.append((key, str(item)))
+    return left
 
 
 def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str:

@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from labref.bundles.bundle import Bundle
 from labref.cli import app
-from labref.config import load_config, starting_config
+from labref.config import load_config, starting_config, watch_instead
 from labref.cpus import usable_cpus
 from labref.errors import ConfigError
 from labref.lab import Lab
+from labref.tasks.backup import write
 from labref.times import local, utc
 from labref.web import desk
 from labref.web.client import AgentClient
@@ -474,3 +475,105 @@ def test_a_running_agent_counts_each_file_once(lab: Lab, tmp_path: Path, drawn_c
     assert outcomes == {"stored": 3, "duplicate": 1, "possible_duplicate": 0, "rejected": 2, "unchanged": 8}
     assert summary["found"] == sum(outcomes.values()) == 14
     assert once(own).found == 13
+
+
+# --- a restored lab that watches other folders ---
+
+
+def analysers_of(config: Any) -> dict[str, str]:
+    return {str(folder): analyser for folder, analyser in config.watch.analysers.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "folders", "analysers"),
+    [
+        (
+            "[watch]\nfolders = [\n  '/a',  # kept: first\n  # kept: above\n  '/b',\n]\n# kept: between\n[watch.analysers]\n"
+            "# kept: of analysers\n'/a' = 'DC-1'  # kept: beside\n'/b' = 'DM96'\n[agent]\nport = 3 # kept: port\n",
+            [r"D:\new", "/b"],
+            {r"D:\new": "DC-1", "/b": "DM96"},
+        ),
+        ("[watch]\nfolders = ['/a', '/b']\nanalysers = { '/a' = 'DC-1', '/b' = 'DM96' }\n", ["/b"], {"/b": "DM96"}),
+        ("[watch]\nfolders=['/a','/b']\n[watch.analysers]\n'/a'='A'\n'/b'='B'\n", ["/b", "/a"], {"/a": "A", "/b": "B"}),
+        ("[watch]\nfolders=['/a','/b']\n[watch.analysers]\n'/a'='A'\n'/b'='B' # kept: B\n", ["/b", "/c"], {"/b": "B"}),
+        ("[watch]\nfolders = ['/a']\n[watch.analysers]\n'/a' = 'DC-1'\n", ["/x", "/y"], {}),
+        ("watch.folders = ['/a']\nwatch.analysers.'/a' = 'DC-1' # kept: dotted\n", [r"D:\it's"], {r"D:\it's": "DC-1"}),
+        ("[watch]\nfolders=['/a']\n[agent]\nport=1\n[watch.analysers]\n'/a'='Q'\n", ["/n"], {"/n": "Q"}),
+        ('[watch]\nfolders = ["""/a]""", "b]"] # kept: ]\n', ["/b", "/c"], {}),
+        ("[watch]\n# folders = ['/kept: x']\npolling = true\n", ["/b"], {}),
+        ("[[watch.layout]]\npattern = 'kept: x'\n", ["/b", "/c"], {}),
+        ("# kept: alone\r\n[agent]\r\nport = 3\r\n", ["/Å b"], {}),
+        ("", ["/b"], {}),
+    ],
+)
+def test_other_folders_are_watched_and_all_else_in_the_file_stays(
+    tmp_path: Path, text: str, folders: list[str], analysers: dict[str, str]
+) -> None:
+    file = tmp_path / "labref.toml"
+    file.write_bytes(text.encode())
+    before = load_config(file)
+    watch_instead(file, [Path(folder) for folder in folders])
+    config = load_config(file)
+    assert config.watch.folders == tuple(Path(folder) for folder in folders)
+    assert analysers_of(config) == analysers
+    written = file.read_bytes().decode()
+    assert re.findall(r"kept: \S+", written) == re.findall(r"kept: \S+", text)
+    assert ("\r\n" in written) == ("\r\n" in text)
+    same = {"folders", "analysers"}
+    assert config.watch.model_dump(exclude=same) == before.watch.model_dump(exclude=same)
+    assert config.agent == before.agent
+    for folder, analyser in analysers_of(before).items():
+        if folder not in analysers and analyser not in analysers.values():
+            assert f"# [watch.analysers] had '{folder}' = '{analyser}'" in written, "it is not lost"
+
+
+@pytest.mark.parametrize("text", ["[watch", "watch = 3\n", "[watch]\nfolders = 3\n", "[watch]\npolling = 'x'\n"])
+def test_a_file_that_is_wrong_is_not_changed(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "labref.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="correct it first"):
+        watch_instead(file, [Path("/a")])
+    assert file.read_text() == text
+
+
+@pytest.fixture
+def backup(lab: Lab, tmp_path: Path) -> Path:
+    """A backup of a lab that watches two folders, each with its analyser."""
+    own = Lab.open(Path(shutil.copytree(lab.folder, tmp_path / "own")))
+    watched = f"[watch]\nfolders = ['{lab.watched[0]}', '/second'] # two\n[watch.analysers]\n"
+    own.config_file.write_text(f"{watched}'{lab.watched[0]}' = 'DC-1' # in room 3\n'/second' = 'DM96'\n")
+    labref("store", "backup", tmp_path / "backup", "--lab", own.folder)
+    return tmp_path / "backup"
+
+
+def test_a_lab_with_analysers_is_restored_to_watch_other_folders(backup: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    moved = ["--watch", tmp_path / "new", "--watch", "/elsewhere"]
+    stdout, _ = labref("store", "restore", backup, tmp_path / "back", *moved)
+    assert f"It watches {tmp_path / 'new'} (analyser DC-1)." in stdout
+    assert "It watches /elsewhere (analyser DM96), which is not here" in stdout
+    back = Lab.open(tmp_path / "back")
+    assert back.analysers == {str(tmp_path / "new"): "DC-1", "/elsewhere": "DM96"}
+    assert "# two" in back.config_file.read_text() and "# in room 3" in back.config_file.read_text()
+    assert status(back)["watch"][0] == {"folder": str(tmp_path / "new"), "how": "unwatched"}
+
+
+def test_an_analyser_without_a_folder_is_said(backup: Path, tmp_path: Path) -> None:
+    stdout, _ = labref("store", "restore", backup, tmp_path / "back", "--watch", "/second")
+    assert "It watches /second (analyser DM96)" in stdout
+    assert re.search(r"The analyser of .*export, DC-1, has no folder any more", stdout)
+    as_json, _ = labref("store", "restore", backup, tmp_path / "more", "--watch", "/second", "--json")
+    found = json.loads(as_json)
+    assert found["watch"] == [{"folder": "/second", "there": False, "analyser": "DM96"}]
+    assert list(found["without_folder"].values()) == ["DC-1"]
+
+
+def test_a_backup_whose_configuration_is_wrong_is_said_by_its_own_name(lab: Lab, tmp_path: Path) -> None:
+    own = Lab.open(Path(shutil.copytree(lab.folder, tmp_path / "own")))
+    own.config_file.write_text("[watch")
+    with own.open_store() as store:
+        for _ in write(own, store, tmp_path / "backup"):
+            pass
+    stderr = labref("store", "restore", tmp_path / "backup", tmp_path / "back", "--watch", "/x", code=1)[1]
+    assert f"the labref.toml of the backup {tmp_path / 'backup'}" in stderr and "nothing was restored" in stderr
+    assert ".labref-restore-" not in stderr and not (tmp_path / "back").exists()

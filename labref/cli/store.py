@@ -57,12 +57,17 @@ _RESTORE = """Make a lab anew from a backup, here or on another computer.
 FOLDER must be empty or not exist. Every file is compared with its digest, the store is read whole and brought to this
 labref's schema; where anything fails, nothing is left. A backup by a newer labref is refused, with its version.
 
+--watch gives the export folders another name, as on another computer; all else in labref.toml stays. Give as many as the
+lab had, in its order: each has the analyser of the one in whose place it stands. Of more or fewer, only a folder of the
+same name keeps its analyser.
+
 \b
 Examples:
   labref store restore E:/labref-backup D:/lab
   labref store restore lab-2026-11.zip lab --watch "D:/CellaVision/Export"
 
-With --json, one JSON object: lab, cells, schema, made_at, made_by.
+With --json, one JSON object: lab, cells, schema, made_at, made_by, watch [{folder, there, analyser}], without_folder
+{folder before: its analyser, which no watched folder has now}.
 """
 
 _EXPORT = """Write all cells into one Parquet file, which DuckDB, pandas and Embedding Atlas open.
@@ -207,7 +212,7 @@ def restore(
     from labref.tasks.backup import restore as bring_back
 
     with Backup.open(source) as found:
-        record = found.record
+        record, named = found.record, found.analysers()
 
     def steps() -> Iterator[dict[str, Any]]:
         lab = yield from rows_of(bring_back(source, folder, watch=watch or ()))
@@ -215,17 +220,36 @@ def restore(
             yield {"lab": str(lab.folder), "cells": opened.counts().cells, "schema": opened.schema_version}
 
     (row,) = without_progress(steps())
-    row |= {"made_at": record["at"], "made_by": record["labref"]}
+    lab = Lab.open(Path(row["lab"]))
+    kept = lab.config.watch.analysers.values()
+    row |= {
+        "made_at": record["at"],
+        "made_by": record["labref"],
+        "watch": [
+            {
+                "folder": str(folder),
+                "there": os.path.isdir(folder),  # noqa: PTH112
+                "analyser": lab.analysers.get(str(folder)),
+            }
+            for folder in lab.watched
+        ],
+        "without_folder": {folder: analyser for folder, analyser in named.items() if analyser not in kept},
+    }
     if json:
         print_json(row)
     else:
         typer.echo(
             f"{row['cells']} cells are in {row['lab']}, as they were at {local(row['made_at'])} (labref {row['made_by']})."
         )
-        lab = Lab.open(Path(row["lab"]))
-        missing = [folder for folder in lab.watched if not os.path.isdir(folder)]  # noqa: PTH112
-        if missing:
-            typer.echo(f"It watches {missing[0]}, which is not here; change [watch] folders in {lab.config_file}.")
+        for watched in row["watch"]:
+            analyser = f" (analyser {watched['analyser']})" if watched["analyser"] else ""
+            gone = "" if watched["there"] else f", which is not here; change [watch] folders in {lab.config_file}"
+            typer.echo(f"It watches {watched['folder']}{analyser}{gone}.")
+        for before, analyser in row["without_folder"].items():
+            typer.echo(
+                f"The analyser of {before}, {analyser}, has no folder any more; name its new one in [watch.analysers] of "
+                f"{lab.config_file}."
+            )
 
 
 @store.command(help=_EXPORT, short_help="Write all cells into a Parquet file.")

@@ -26,6 +26,7 @@ import os
 import re
 import shutil
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from datetime import datetime
@@ -48,6 +49,7 @@ __all__ = ["Backup", "restore", "write"]
 
 FORMAT: Final = 1
 _RECORD: Final = "backup.json"
+_CONFIG: Final = "labref.toml"
 _NAME: Final = re.compile(r"(?:[\w.+-]+/){0,4}[\w.+-]+")
 _DIGEST: Final = re.compile("[0-9a-f]{64}")
 _FOLDERS: Final = ("bundles", "maps")
@@ -393,6 +395,15 @@ class Backup:
                 raise LabError(f"{name} of the backup {self.path} is damaged; use another one.")
             if pace.due():
                 yield number, total, "files verified"
+
+    def analysers(self) -> dict[str, str]:
+        """The analysers of single watched folders, as the lab's labref.toml names them; empty where it is wrong."""
+        try:
+            with self.read(_file_name(self.record["files"][_CONFIG]["sha256"])) as source:
+                named = tomllib.loads(source.read().decode("utf-8-sig"))["watch"]["analysers"]
+            return {str(folder): str(analyser) for folder, analyser in named.items()}
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, *NO_ARCHIVE):
+            return {}
 
     def _files(self) -> Iterator[tuple[str, str, str]]:
         """(name in the lab, name in the backup, digest) of every file. The images come last; the list of images is a
