@@ -45,7 +45,7 @@ ROOMS = {
     "operations": "words errors failpoints files progress times config cells bundles som export store.memory store.duckdb store lab asking tasks",
     "web": "errors progress bundles export store lab asking tasks operations",
     "agent": "words errors failpoints files times cpus cells bundles export store lab asking tasks operations web",
-    "cli": "errors files progress times cells som pictures export lab tasks web agent",
+    "cli": "errors files progress times cells som pictures export lab tasks operations web agent",
     "demo": "errors lab web cli",
     "__main__": "cli",
     "labref": "",

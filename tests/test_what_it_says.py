@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -17,12 +18,18 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from labref.agent.service import Summary
 from labref.bundles.bundle import Bundle
 from labref.cli import app
+from labref.cli._fields import described
 from labref.config import load_config, starting_config, watch_instead
 from labref.cpus import usable_cpus
 from labref.errors import ConfigError
 from labref.lab import Lab
+from labref.operations import every_operation
+from labref.operations.lab import AgentSummary, LabMade, LabRestored
+from labref.operations.ledger import LedgerCheck
+from labref.operations.status import Status
 from labref.tasks.backup import write
 from labref.times import local, utc
 from labref.web import desk
@@ -269,6 +276,13 @@ def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
     yield path
     for name, below in getattr(command, "commands", {}).items():
         yield from commands(below, (*path, name))
+
+
+def find_command(path: tuple[str, ...]) -> Any:
+    command: Any = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    return command
 
 
 EVERY_COMMAND = sorted(commands(typer.main.get_command(app)))
@@ -577,3 +591,49 @@ def test_a_backup_whose_configuration_is_wrong_is_said_by_its_own_name(lab: Lab,
     stderr = labref("store", "restore", tmp_path / "backup", tmp_path / "back", "--watch", "/x", code=1)[1]
     assert f"the labref.toml of the backup {tmp_path / 'backup'}" in stderr and "nothing was restored" in stderr
     assert ".labref-restore-" not in stderr and not (tmp_path / "back").exists()
+
+
+# --- the fields of --json, in the help ---
+
+
+COMMANDS_WITH_JSON = [
+    path for path in EVERY_COMMAND if any("--json" in parameter.opts for parameter in find_command(path).params)
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS_WITH_JSON, ids=" ".join)
+def test_help_lists_the_fields_of_the_models(path: tuple[str, ...]) -> None:
+    written = find_command(path).help
+    models = [word.removeprefix("@") for word in written.split() if re.fullmatch(r"@[a-z]+\.[A-Z]\w+", word)]
+    assert models, "the help names the models that --json prints"
+    text, _ = labref(*path, "--help")
+    for model in models:
+        stands_for, rows = described(model)
+        assert stands_for and all(description for _, description in rows), f"{model}: {rows}"
+        for name, _ in rows:
+            assert re.search(rf"^ +{re.escape(name.strip())}(?: |$)", text, re.MULTILINE), (model, name)
+
+
+def test_every_model_of_an_answer_is_in_the_help_of_some_command() -> None:
+    told = " ".join(find_command(path).help or "" for path in EVERY_COMMAND)
+    elsewhere = {  # rows that the commands put together, or that no command prints
+        *("Progress", "CheckSummary", "Fault", "Repaired", "CheckEnded", "MapShown", "CellsOnMap"),
+        *("BundleCancelled", "BundleSwitched", "ImportBegun", "Measured", "OpticsState"),
+    }
+    for operation in every_operation():
+        for model in operation.answers:
+            assert f"@{operation.group}.{model.__name__}" in told or model.__name__ in elsewhere, operation.name
+
+
+def test_what_the_commands_put_together_is_as_its_model_says(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    made = json.loads(labref("init", tmp_path / "lab", "--watch", tmp_path / "export", "--json")[0])
+    LabMade.model_validate(made)
+    for flags in ([], ["--quick"]):
+        LedgerCheck.model_validate(json.loads(labref("ledger", "--check", *flags, "--json", "--lab", lab.folder)[0]))
+    labref("store", "backup", tmp_path / "backup", "--lab", lab.folder)
+    restored = json.loads(labref("store", "restore", tmp_path / "backup", tmp_path / "back", "--json")[0])
+    LabRestored.model_validate(restored)
+    Status.model_validate(json.loads(labref("status", "--json", "--lab", lab.folder)[0]))
+    AgentSummary.model_validate(json.loads(labref("agent", "--once", "--json", "--lab", tmp_path / "back")[0]))
+    assert set(AgentSummary.model_fields) == {field.name for field in dataclasses.fields(Summary)}

@@ -1,4 +1,5 @@
-"""How help is written to the terminal: prose is wrapped; in lists of examples, what stands beside a command is."""
+"""How help is written to the terminal: prose is wrapped, and so is what stands beside an example; a model of an answer
+is listed field by field."""
 
 import re
 import textwrap
@@ -6,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from labref.cli._fields import described
+
 __all__ = ["format_help_of"]
 
 _AS_IT_STANDS = "\b"  # the first line of a paragraph that is not wrapped, as Click has it
+_MODEL = "@"  # begins a paragraph that names models, below labref.operations, whose fields stand in its place
 _BESIDE = re.compile(r"(\s*\S.*?)(?:\s{2,}(\S.*))?")
 _GAP = 3
 
@@ -26,8 +30,20 @@ class _Formatter(_HelpFormatter):  # type: ignore[misc]  # Click's own or Typer'
             first, _, rest = paragraph.partition("\n")
             if first.strip(" \t") == _AS_IT_STANDS:
                 self._write_lines(rest.splitlines())
+            elif first.startswith(_MODEL):
+                for at, path in enumerate(paragraph.split()):
+                    self.write("\n" if at else "")
+                    self._write_fields(path.removeprefix(_MODEL))
             else:
                 super().write_text(paragraph)
+
+    def _write_fields(self, path: str) -> None:
+        stands_for, rows = described(path)
+        super().write_text(stands_for)
+        with self.indentation():
+            self.width -= self.indent_increment  # Click's own lists are indented once
+            self.write_dl(rows, col_max=28)
+            self.width += self.indent_increment
 
     def _write_lines(self, lines: list[str]) -> None:
         """Lines as they stand, where they fit; else what stands to the right of a command is wrapped in a column."""

@@ -21,12 +21,9 @@ Examples:
   labref agent --once                             one full pass over the folder, then exit
   labref agent --once --json                      the same, for a script
 
-With --json, one object at the end: found, stored, duplicate, possible_duplicate, rejected, unchanged (known from
-before; each file counts once, by its last outcome), embedded, seconds, cells_per_second, ignored (files that are no image
-by their name), others {ending: how many of these}, reserved (the system's own folders and files, not looked at: [watch]
-system_names), vanished (deleted while
-being written), unreachable [folder, ...], interrupted (ended before the pass was whole). Without --once a line
-{event: ready, pid, port, provider_line, missing [watched folder that is not there, ...]} comes first.
+With --json, one object at the end; without --once, one comes first.
+
+@lab.AgentReady @lab.AgentSummary
 
 Settings are in the lab's labref.toml; a variable overrides one: LABREF_AGENT__PORT=8123.
 

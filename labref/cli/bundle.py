@@ -26,21 +26,15 @@ so `labref bundle rollback` takes seconds.
   labref bundle activate new --switch             read the report, then switch
   labref bundle rollback                          back to the one before
 """
-_ROW = """digest, name, version, state (active, changing, kept: it has latents, or
-installed), installed (false where its files are gone or cannot be used), cells (with a latent in its space; null where there is none),
-failed (cells that cannot be embedded), active_since, latent_size, labels"""
-_CHANGE = """bundle {name, version, digest}, state (re-embedding, comparing, held: some
-cells cannot be embedded, ready: to be switched, active, none), cells, embedded, failed, failures [{cell_id, reason}],
-switch (whether by itself), report (null until all is embedded) {cells, sampled, changed (of eight references, mean),
-same_class_before, same_class_after (share of the eight with the cell's own class), classes {label: the same}, problem
-(only where the old bundle cannot be opened, and nothing be compared)}"""
 
-_INSTALL = f"""Bring a bundle file into the lab. It is verified, and not used until it is activated.
+_INSTALL = """Bring a bundle file into the lab. It is verified, and not used until it is activated.
 
 \b
   labref bundle install hospital-2.labref
 
-With --json, one object: {_ROW}.
+With --json, one object.
+
+@bundle.BundleRow
 """
 _VERIFY = """Verify a bundle file, or without one all installed bundles: every file has its digest, and the networks give on
 this computer what they gave when they were exported. Exit code 1 where one does not.
@@ -49,14 +43,17 @@ this computer what they gave when they were exported. Exit code 1 where one does
   labref bundle verify new.labref
   labref bundle verify
 
-With --json, an object a bundle: bundle {name, version, digest}, difference (largest, from the golden outputs), allowed,
-provider_line; or folder or bundle, and problem.
-"""
-_LIST = f"""List the lab's bundles.
+With --json, one object a bundle: of one that is sound, or of one that is not.
 
-With --json, an object a bundle: {_ROW}.
+@bundle.BundleSound @bundle.BundleFaulty
 """
-_ACTIVATE = f"""Change to another bundle: embed every cell in its space, report, switch.
+_LIST = """List the lab's bundles.
+
+With --json, one object a bundle.
+
+@bundle.BundleRow
+"""
+_ACTIVATE = """Change to another bundle: embed every cell in its space, report, switch.
 
 BUNDLE is a name, name/version, or the beginning of a digest, as `labref bundle list` shows them. While the agent runs
 the work is done in the background and the command returns at once (--wait stays); without an agent it is done here.
@@ -72,21 +69,27 @@ so that somebody reads the report first, unless --yes (or [bundles] switch_when_
 Cells whose kept bytes are missing or damaged cannot be embedded. The switch then waits: restore them from a backup and
 activate again, or leave those cells out with --switch --leave-out; they stay in the store.
 
-With --json, one object: {_CHANGE}.
+With --json, one object.
+
+@bundle.BundleChange
 """
-_ROLLBACK = f"""Give up the change that is under way; where none is, go back to the bundle that was active before.
+_ROLLBACK = """Give up the change that is under way; where none is, go back to the bundle that was active before.
 
 Going back takes seconds: the latents are still there. Cells that came since the switch are embedded in the old space
 right afterwards. Said a second time, it goes forward again.
 
-With --json, one object: {_CHANGE}.
+With --json, one object.
+
+@bundle.BundleChange
 """
 _DROP = """Delete the latents of a bundle, and its files; it cannot be gone back to any more. The active one cannot be dropped.
 
 \b
   labref bundle drop starter/1
 
-With --json, one object: dropped {name, version, digest}, cells (latents deleted).
+With --json, one object.
+
+@bundle.BundleDropped
 """
 
 BundleArgument = Annotated[

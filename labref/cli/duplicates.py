@@ -39,37 +39,49 @@ are filed under different classes (by the export or by people, not by labref), t
   labref duplicates reject 3f2a9c0d11e87b64 --who "A. Lind"
   labref duplicates undo 3f2a9c0d11e87b64
 
-With --json, one object a line. Pairs: kind ("pair"), cell_id, duplicate_of (the earlier cell), verdict (duplicate,
-possible_duplicate, rejected or neighbour: what holds now), found (what labref saw itself, or null), score (how far the
-pictures agree, at most 1; null where labref did not compare them), found_at, decision (confirmed, rejected, undone or
-null), who, decided_at, cell and other {label, label_source, slide, analyser, captured_at, path}, conflict (true where
-this pair is listed as a conflict too). Conflicts: kind ("conflict"), cell_id, label, label_source (what the cell carries),
-paths [{path, label, label_source, cell_id}], duplicate_of (null where files of one cell differ; else the other capture,
-and then all that a pair has, but conflict).
+With --json, one object a line: pairs, and conflicts.
+
+@duplicates.DuplicatePair @duplicates.ConflictOfFiles @duplicates.ConflictOfCaptures
 """
 _CONFIRM = """Say that a cell is the same cell as the one it is linked with, or, with --of, as another one.
 
 \b
   labref duplicates confirm 3f2a9c0d11e87b64
   labref duplicates confirm 3f2a9c0d11e87b64 --of 90b1c3aa5e6f0d42      a pair that labref did not see
+
+With --json, one object.
+
+@duplicates.DuplicatePair
 """
 _REJECT = """Say that a cell is not the one it is linked with. They are never linked again.
 
 \b
   labref duplicates reject 3f2a9c0d11e87b64
+
+With --json, one object.
+
+@duplicates.DuplicatePair
 """
 _UNDO = """Take back the last decision on a cell. What labref saw itself holds again.
 
 \b
   labref duplicates undo 3f2a9c0d11e87b64
+
+With --json, one object.
+
+@duplicates.DuplicatePair
 """
 _HISTORY = """Tell what people decided of a cell: who, when.
 
-With --json, one object a line, oldest first: cell_id, duplicate_of, decision, who, at.
+With --json, one object a line, oldest first.
+
+@duplicates.Decided
 """
 _FIND = """Compare cells that were stored by an earlier labref, which compared them in another way. The agent does it by itself.
 
-With --json, one object: compared (how many cells).
+With --json, one object.
+
+@duplicates.Compared
 """
 _MOST_DRAWN = 60
 

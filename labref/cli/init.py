@@ -24,7 +24,9 @@ The lab is for the user who makes it: its folders are 700 and its files 600, wha
 its labref.toml shares it with its group. On Windows a lab in a user's profile is that user's and the administrators'; one made
 elsewhere, such as C:/labref, can be read by every user of the computer until its rights are changed there.
 
-With --json, one object: lab, config, store, bundle {name, version, digest}, watch [folder, ...].
+With --json, one object.
+
+@lab.LabMade
 """
 
 

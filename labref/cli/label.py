@@ -43,7 +43,9 @@ CELL is the cell's id or its first characters (4 or more), or the path of its fi
 lab's cells or CellaVision call them; a class that is new to the lab needs --new, so that a slip of the keyboard does not
 become one.
 
-With --json, one object: cell_id, label, previous, previous_source, outcome (changed, or same: it was that already).
+With --json, one object.
+
+@label.LabelSet
 """
 _IMPORT = """Give many cells labels from a list.
 
@@ -68,19 +70,21 @@ after it was first imported.
   labref label import review.csv --dry-run
   labref label import review.csv --who "morning round"
 
-With --json, an object {line, problem} for each row that cannot be used, and last {rows, changed, same, older, unknown
-(how many cannot be used), dry_run}; no last object where the list is refused.
+With --json, one object for each row that cannot be used, and one at the end; none at the end where the list is refused.
+
+@label.ImportRefused @label.Imported
 """
 _IMPORTS = """List the lists of labels that were imported, the last first, and how far each is.
 
-With --json, one object a line: number, digest (of what the list says), began_at, ended_at, state (done, running,
-interrupted), rows, done (rows written, or so already), changed, same, older, unknown.
+With --json, one object a line.
+
+@label.ImportState
 """
 _HISTORY = """Tell how a cell came to its label: who gave it, when, and what it was before.
 
-With --json, one object: cell_id, label, label_source, stored_at, stored_as {label, label_source}, changes [{at,
-given_at, who, path, label, label_source, previous, previous_source}], paths [{path, label, label_source}] (what each of
-its files says; null where it says nothing), predictions [{bundle, label, probability}] (by each bundle with its latent).
+With --json, one object.
+
+@label.LabelHistory
 """
 _MOST_BYTES: Final = 100_000_000
 _COLUMNS = ("path", "cell_id", "label", "who", "when")

@@ -32,10 +32,9 @@ Examples:
   labref ledger --check --quick                   only what the store can say by itself, in a second
   labref ledger --check --repair                  put right what can be
 
-With --json, one JSON object a line for each file found: path, outcome, reason (null unless rejected or a duplicate),
-cell_id (null when rejected), label, label_source (reviewed, analyser, predicted), slide, at (when it was decided,
-ISO 8601, UTC), duplicate_of (the cell it duplicates, or null), conflict (null, or the classes that the files with these
-very bytes say, where they say different ones), neighbours [cells beside this one, whose pictures show the same field].
+With --json, one object a line for each file.
+
+@ledger.LedgerEntry
 
 --check looks whether each file in the export folders has its outcome and looks as it did then, whether each cell has its
 original bytes with the right digest, and its embedding in the active bundle, and whether there are outcomes, embeddings
@@ -43,10 +42,9 @@ or kept bytes without a cell. Exit code 1 where there is a fault. --repair embed
 file where that is still the same, removes links and embeddings of cells that are not there, has files taken in again
 whose outcome stands for nothing, and moves bytes that no cell has to the lab's folder `unclaimed`.
 
-With --check --json, one JSON object: ok, summary {files, outcomes, cells, embeddings}, checked {store, export {on_disk,
-with_outcome, without_outcome, changed, gone, unreadable_folders, others {ending: files that are no images by name},
-reserved (folders and files of the system's own)}, images {read, bytes}} (null where not looked at),
-faults [{fault, count, examples, remedy}], repaired {fault: count}, seconds.
+With --check --json, one object.
+
+@ledger.LedgerCheck
 """
 
 

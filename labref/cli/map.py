@@ -48,11 +48,9 @@ Examples:
   labref map train --full --rows 120 --cols 120
   labref map train --trainer minisom          MiniSom's own training, 500 steps a node: slow, to compare with
 
-With --json, the new version: number, bundle, rows, columns, sigma (final radius, nodes), seed, trainer, started_from (the
-map it went on from, or null), cells, qe (quantisation error: mean distance to the best node), te (topographic error:
-share of cells whose two best nodes do not touch), qe_before, te_before (the map before, on the same cells), moved_far
-(share of cells that moved more than 3 nodes), verdict (first, better, worse, resized), seconds, trained_at, in_use,
-weights_kept, said (all that in words).
+With --json, the new version.
+
+@map.MapVersion
 """
 _STATUS_HELP = """Say whether there is a map, how good it is, whether all cells lie on it, and what is due.
 
@@ -61,16 +59,20 @@ Examples:
   labref map status
   labref map status --json
 
-With --json: bundle, map (as of `labref map train --json`, or null), problem (why there is none, or null), cells, placed,
-training {done, total, text, started_at} or null, due (why training is due, or null), last {at, outcome, message} of the
-agent's last training, config, fewest_cells.
+With --json, one object.
+
+@map.MapState
 """
 _LIST_HELP = """List every version of the map, in the order they were trained: how good, and whether it was put in use.
 
 \b
 Examples:
   labref map list
-  labref map list --json      one object a line, fields as of `labref map train --json`
+  labref map list --json
+
+With --json, one object a line.
+
+@map.MapVersion
 """
 _USE_HELP = """Put an earlier version of the map in use, or one that was worse. All cells are placed on it first.
 
@@ -79,7 +81,11 @@ The weights of the five newest versions are kept. The next training goes on from
 \b
 Examples:
   labref map use 3
-  labref map use 3 --json     fields as of `labref map train --json`
+  labref map use 3 --json
+
+With --json, one object.
+
+@map.MapVersion
 """
 _SHOW_HELP = """Draw the map as a picture (PNG), after figures 43, 44, 58 and 59 to 77 of the thesis.
 
@@ -97,8 +103,9 @@ Examples:
   labref map show --patient 10234 --patient 10311 --out two.png
   labref map show --json                      what is where, without a picture (unless --out is given)
 
-With --json, one object: map (as of `labref map train --json`), umatrix (rows of numbers, 0 to 1), cells {cell_id, row,
-column, label, label_source, predicted, slide, patient}: lists of one length, a place a cell; out.
+With --json, one object.
+
+@map.MapPicture
 """
 _NODE_HELP = """List the cells on one node of the map, nearest to the node first.
 
@@ -108,8 +115,9 @@ Examples:
   labref map node 12 40 --grid node.png       their images
   labref map node 12 40 --json
 
-With --json, one object a line: cell_id, label, label_source, predicted (the bundle's class), slide, analyser,
-quantization_error (distance to the node), row, column, path.
+With --json, one object a line.
+
+@map.MapCellRow
 """
 _SUSPECTS_HELP = """List cells whose label disagrees with the labels about them on the map, most surprising first: look at these again.
 
@@ -123,8 +131,9 @@ Examples:
   labref map suspects --limit 24 --grid suspects.png
   labref map suspects --json
 
-With --json, one object a line: as of `labref map node --json`, and neighbourhood (the class about it), share,
-share_of_label, surprise.
+With --json, one object a line.
+
+@map.MapSuspect
 """
 _CLASSIFY_HELP = """Say what class the neighbourhood on the map gives: to images, or, without any, how often it is a cell's own label.
 
@@ -134,8 +143,9 @@ Examples:
   labref map classify                     of the labelled cells, itself left out: how many agree, class by class
   labref map classify --json
 
-With --json, one object a line. For an image: image, map {row, column, label, share, cells, map}. Without images:
-label (null for all classes together), cells, agree (share of them), mistaken_for {label: cells}.
+With --json, one object a line: of an image, or without images of a class.
+
+@map.ImageOnMap @map.ClassOnMap
 """
 
 

@@ -39,18 +39,11 @@ An image is of the cell in its middle. Where the cell lies more than 25 pixels f
 marks it with four corners, in references as well. Where no cell is near the middle, the middle itself is compared, and the
 answer warns.
 
-With --json, one object for each image: image, bundle, cell {found (is there a cell near the middle of the picture), row,
-column (where it is: pixels of the picture as a person sees it), moved (pixels from the picture's own middle), others (how
-many other cells are in the picture)}, predicted {label, probability}, probabilities {label: p}, references [{cell_id,
-label, label_source, distance (mean squared error of latents), slide, analyser, captured_at, path, duplicate_of,
-captures (how many the lab has of this cell, this one among them)}] nearest first, distribution {n,
-weights {label: w}} of the nearest hundred, novelty {score (above 1: unlike anything in the lab; the limit allows for how
-few cells there are), is_novel}, optics {analyser, only (no cell of another was looked at), how (asked, stored, single,
-unknown, any), cells}, duplicate_of, map {row, column, label, share, cells, map} or null, timings_ms. map: the cell's
-node on the lab's map, the class that most cells about it have, its share, how many they are, and which map it is; null
-while there is none. --by map gives the cells on the same node by quantisation error, then those on the nearest nodes;
-their distances are in latent space all the same. An image that cannot be used has no object; stderr says why, the others
-are answered, and the exit code is 1.
+With --json, one object for each image. An image that cannot be used has none: stderr says why, the others are answered,
+and the exit code is 1. --by map gives the cells on the same node of the map by quantisation error, then those on the nearest
+nodes; their distances are in latent space all the same.
+
+@query.QueryAnswer
 """
 
 

@@ -23,20 +23,9 @@ Examples:
   labref status --lab C:/labref/lab
   labref status --json
 
-With --json, one object: lab (folder), version (of labref), bundle {name, version, digest}, without_latent (cells still
-to be embedded by it), bundle_change (null, or the change under way, as `labref bundle activate --json` says), provider
-and provider_line (where the networks run, and why), cells (stored), outcomes {outcome: files}, labels, label_sources,
-slides and analysers {name: cells}, watch [{folder, how (unwatched while no agent runs; missing when it is not there,
-unreadable when it cannot be listed)}], optics (below), attention [what somebody has to see to], and agent, null while
-none runs, else {pid, port, started_at, state, problem (null, or what keeps it from storing), waiting (files still being
-written), in_flight, embedded, last_scan_at, last_scan_seconds, unreadable [folder, ...], others {ending: files that are
-no images by name}, reserved (the system's own folders and files)}.
+With --json, one object.
 
-optics, an object for each analyser: analyser, cells, today (measured in the last 24 hours), median, drift (of today's
-cells off those before), from_training (off the cells that the bundle was trained on), warnings [{measure, than (past or
-training), shift}]. median, drift and from_training are {background_red, background_green, background_blue (0 to 255),
-focus, density_red, density_green, density_blue}; drifts are in robust standard deviations of single cells, null where
-there are too few cells to tell.
+@status.Status
 """
 
 _REMEDIES = {

@@ -32,9 +32,9 @@ The blocks are read from the disk, those of indexes too, whatever labref holds i
 
 Exit code 1 where something is not. For each file and each cell: `labref ledger --check`.
 
-With --json, one JSON object: ok, labref, schema, file, bytes, free_bytes, blocks (read; null
-where the file cannot be read while it is open), damaged {what a block holds: n}, tables {name: rows}, bundles [{digest, active,
-state (sound, damaged, missing), problem}], faults {kind: count}.
+With --json, one object.
+
+@store.StoreChecked
 """
 
 _BACKUP = """Copy the whole lab, as of one moment, to a safe place: store, original bytes of every cell, bundles, maps, labref.toml.
@@ -48,8 +48,9 @@ Examples:
   labref store backup E:/labref-backup           every night, from the system's scheduler
   labref store backup /mnt/usb/lab-2026-11.zip
 
-With --json, one JSON object: ok, target, cells, bytes, images_copied, missing (digests of cells whose bytes the lab itself
-has lost; then ok is false and the exit code 1).
+With --json, one object. Where something is missing, ok is false and the exit code 1.
+
+@store.BackedUp
 """
 
 _RESTORE = """Make a lab anew from a backup, here or on another computer.
@@ -66,8 +67,9 @@ Examples:
   labref store restore E:/labref-backup D:/lab
   labref store restore lab-2026-11.zip lab --watch "D:/CellaVision/Export"
 
-With --json, one JSON object: lab, cells, schema, made_at, made_by, watch [{folder, there, analyser}], without_folder
-{folder before: its analyser, which no watched folder has now}.
+With --json, one object.
+
+@lab.LabRestored
 """
 
 _EXPORT = """Write all cells into one Parquet file, which DuckDB, pandas and Embedding Atlas open.
@@ -84,7 +86,9 @@ Examples:
   embedding-atlas cells.parquet --vector latent
   duckdb -c "SELECT label, count(*) FROM 'cells.parquet' GROUP BY ALL"
 
-With --json, one JSON object: target, cells, bytes, without_thumbnail.
+With --json, one object.
+
+@store.Exported
 """
 
 _RETAIN = """Let go of the cells that labref.toml's [retention] no longer keeps; the agent does so once a day by itself.
@@ -101,8 +105,9 @@ Examples:
   labref store retain --dry-run          which cells would go, and why
   labref store retain
 
-With --json, JSON lines: of a dry run {cell_id, label, label_source, analyser, why} each, and last {due, now,
-not_counted [{since, until}]} or {removed}.
+With --json, objects a line: of a dry run one for each cell, and one at the end.
+
+@store.CellDue @store.CellsDue @store.CellsRemoved
 """
 
 _TRASH = """List the cells that retention removed and that can be brought back, those first that were removed first.
@@ -110,7 +115,9 @@ _TRASH = """List the cells that retention removed and that can be brought back, 
 They stay for [retention] trash_days of labref.toml, counted over days that the lab saw pass, and take as much room as
 before. To have that room at once: `labref store empty-trash`.
 
-With --json, JSON lines: {cell_id, label, label_source, analyser, reason, removed_at, days_left, bytes}.
+With --json, one object a line.
+
+@store.CellInTrash
 """
 
 _BRING_BACK = """Bring cells that retention removed back as they were: bytes, labels, latents, places on the map, links.
@@ -122,12 +129,16 @@ Examples:
   labref store bring-back 3f0c2a9b        the beginning of its id will do
   labref store bring-back --all
 
-With --json, one JSON object: cells, without_bytes (those whose kept bytes are gone; exit code 1 then).
+With --json, one object. Exit code 1 where kept bytes of a cell are gone.
+
+@store.BroughtBack
 """
 
 _EMPTY_TRASH = """Let go for good of the cells that retention removed, with their kept bytes, so that the disk has their room.
 
-With --json, one JSON object: removed.
+With --json, one object.
+
+@store.TrashEmptied
 """
 
 store = typer.Typer(

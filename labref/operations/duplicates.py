@@ -76,7 +76,7 @@ class _Paired(Answer):
 class DuplicatePair(_Paired):
     """Two cells, of which the later repeats the earlier, may repeat it, or is its neighbour."""
 
-    kind: Literal["pair"]
+    kind: Literal["pair"] = Field(description="pair")
     conflict: bool = Field(description="Whether the two carry different classes.")
 
 
@@ -92,7 +92,7 @@ class FileLabel(Answer):
 class ConflictOfFiles(Answer):
     """A cell whose files, all with the same bytes, say different classes."""
 
-    kind: Literal["conflict"]
+    kind: Literal["conflict"] = Field(description="conflict")
     cell_id: str = Field(description="The cell.")
     label: str = Field(description="The class that it carries.")
     label_source: LabelSource = Field(description="Who gave that class.")
@@ -103,7 +103,7 @@ class ConflictOfFiles(Answer):
 class ConflictOfCaptures(_Paired):
     """Two captures of one cell that carry different classes."""
 
-    kind: Literal["conflict"]
+    kind: Literal["conflict"] = Field(description="conflict")
     label: str = Field(description="The class that the later carries.")
     label_source: LabelSource = Field(description="Who gave that class.")
     paths: list[FileLabel] = Field(description="What the files of both say.")

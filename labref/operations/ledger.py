@@ -35,6 +35,7 @@ __all__ = [
     "CheckedExport",
     "CheckedImages",
     "Fault",
+    "LedgerCheck",
     "LedgerCounts",
     "LedgerEntry",
     "Repaired",
@@ -142,9 +143,9 @@ class CheckedImages(Answer):
 class Checked(Answer):
     """What was looked at; null for what was not."""
 
-    store: Literal[True]
-    export: CheckedExport | None
-    images: CheckedImages | None
+    store: Literal[True] = Field(description="The store itself: true.")
+    export: CheckedExport | None = Field(description="The files in the export folders.")
+    images: CheckedImages | None = Field(description="The kept bytes of cells.")
 
 
 class CheckEnded(Answer):
@@ -153,6 +154,17 @@ class CheckEnded(Answer):
     ok: bool = Field(description="Whether there is no fault.")
     seconds: float = Field(description="How long it took.")
     checked: Checked = Field(description="What was looked at.")
+
+
+class LedgerCheck(Answer):
+    """All that a check found, as `labref ledger --check --json` prints it."""
+
+    ok: bool = Field(description="Whether there is no fault.")
+    summary: LedgerCounts | None = Field(description="How much the store holds.")
+    checked: Checked | None = Field(description="What was looked at.")
+    faults: list[Fault] = Field(description="What is wrong.")
+    repaired: dict[str, int] = Field(description="What was put right: how often each kind of fault.")
+    seconds: float | None = Field(description="How long it took.")
 
 
 @operation("ledger", LedgerEntry, method="GET", hurried=False)

@@ -15,6 +15,7 @@ from labref.config import MapConfig
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, JobEnded, JobRunning, Limit, Progress, Text
+from labref.operations.query import MapPlace
 from labref.progress import Row, progress
 from labref.store import ActiveMap, MapCell, StoredMap
 from labref.store.memory.books import int_to_id
@@ -27,11 +28,14 @@ from labref.words import LabelSource
 __all__ = [
     "CellsOnMap",
     "ClassOnMap",
+    "ImageOnMap",
     "MapCellRow",
+    "MapPicture",
     "MapShown",
     "MapState",
     "MapSuspect",
     "MapVersion",
+    "PlacesOnMap",
 ]
 
 _COLUMNS_AT_ONCE: Final = 2000
@@ -111,6 +115,35 @@ class MapShown(Answer):
 
     map: MapVersion
     weights: str = Field(description="File of its weights, on the computer of the lab.")
+
+
+class PlacesOnMap(Answer):
+    """Cells on the map: lists of one length, a place a cell."""
+
+    cell_id: list[str] = Field(description="The cell.")
+    label: list[str] = Field(description="Its class.")
+    label_source: list[LabelSource] = Field(description="Who gave it.")
+    predicted: list[str] = Field(description="The bundle's class.")
+    slide: list[str | None] = Field(description="Its slide; it can name a patient.")
+    patient: list[str | None] = Field(description="Which of the patients asked for.")
+    row: list[int] = Field(description="Row of its node, from 0.")
+    column: list[int] = Field(description="Column of its node, from 0.")
+
+
+class MapPicture(Answer):
+    """The map as `labref map show --json` prints it."""
+
+    map: MapVersion = Field(description="Which map.")
+    umatrix: list[list[float]] = Field(description="Rows of numbers, 0 to 1: how far a node is from its neighbours.")
+    cells: PlacesOnMap = Field(description="What lies where.")
+    out: str | None = Field(description="The picture, where one was drawn; else null.")
+
+
+class ImageOnMap(Answer):
+    """An image, as `labref map classify IMAGE --json` prints it."""
+
+    image: str = Field(description="The image.")
+    map: MapPlace = Field(description="Where it lies, and what it would be by its neighbours there.")
 
 
 class CellsOnMap(Answer):

@@ -56,7 +56,6 @@ _FOLDERS: Final = ("bundles", "maps")
 _FILES: Final = "files"
 _IMAGES: Final = "images.txt"
 _STORE: Final = "store.duckdb"
-_CONFIG: Final = "labref.toml"
 _OLD_PART: Final = re.compile(r"[0-9a-f]{64}\.part")  # what earlier versions left when they were killed
 _SCRATCH: Final = ".labref-backup-"
 _CHUNK: Final = 1 << 20
