@@ -69,6 +69,10 @@ def padded(pixels: U8, *, top: int = 0, right: int = 0, bottom: int = 0, left: i
     return larger
 
 
+EMPTY = np.repeat(np.linspace(212, 236, 360).astype(np.uint8), 363 * 3).reshape(360, 363, 3)
+"""Uneven light and no cell; a picture of a single colour is refused."""
+
+
 def field(placed: list[tuple[U8, int, int]]) -> U8:
     """A field of 640×480 pixels: pieces of 200×200 about the middle of each picture, laid at (row, column)."""
     made = np.empty((480, 640, 3), np.uint8)
@@ -195,8 +199,7 @@ def test_a_cell_off_the_middle_is_told_of_and_marked(
 
 
 def test_an_empty_picture_warns_that_its_middle_was_compared(lab: Lab, tmp_path: Path) -> None:
-    noise = np.random.default_rng(1).normal(225, 2, (360, 363, 3))
-    found, text, page = asked(lab, tmp_path, png(np.clip(noise, 0, 255).astype(np.uint8)))
+    found, text, page = asked(lab, tmp_path, png(EMPTY))
     assert found == {"found": False, "row": 179.5, "column": 181.0, "moved": 0.0, "others": 0}
     assert (
         "  WARNING: no cell was found in the middle of the picture; the middle itself was compared" in text.splitlines()
@@ -274,7 +277,7 @@ def test_the_agent_tells_the_same(lab: Lab, real_cells: Path, tmp_path: Path) ->
         "middle": cell(real_cells, "basophil"),
         "off": padded(cell(real_cells, "eosinophil"), top=80),
         "field": field([(cell(real_cells, "monocyte"), 262, 356), (cell(real_cells, "lymphocyte"), 70, 90)]),
-        "empty": np.full((360, 363, 3), 230, np.uint8),
+        "empty": EMPTY,
     }
     images = [tmp_path / f"{name}.png" for name in pictures]
     for image, pixels in zip(images, pictures.values(), strict=True):

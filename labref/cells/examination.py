@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.cells.image import U8, CellImage, decode, prepare, prepare_pixels
+from labref.cells.image import U8, CellImage, decode, prepare, prepare_pixels, require_content
 from labref.cells.optics import measure
 from labref.cells.registration import View, view
 from labref.cells.sameness import marks, searched_by, seen, unframed
@@ -49,6 +49,7 @@ class Searched:
 
 def _examine(data: bytes, max_pixels: int) -> Examined:
     pixels = decode(data, max_pixels)
+    require_content(pixels)
     cell = prepare_pixels(pixels)
     fingerprints, landmarks = marks(pixels, cell)
     return Examined(cell.crop, cell.size, fingerprints, landmarks, measure(cell))
@@ -56,6 +57,7 @@ def _examine(data: bytes, max_pixels: int) -> Examined:
 
 def _search(data: bytes, max_pixels: int) -> Searched:
     pixels = decode(data, max_pixels)
+    require_content(pixels)
     cell = prepare_pixels(pixels)
     inner, bare = unframed(pixels, cell)
     return Searched(cell, *searched_by(inner, bare), view(bare))
