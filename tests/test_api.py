@@ -141,6 +141,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("bundle.rollback")
     run("bundle.activate", bundle="other", yes=True)
     run("bundle.list")
+    run("bundle.show")
     run("bundle.rollback")
     run("bundle.drop", bundle="other")
     return rows

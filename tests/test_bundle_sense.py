@@ -39,8 +39,8 @@ def values(starter: Bundle) -> Values:
 def remade(starter: Bundle, tmp_path: Path) -> Remade:
     """A bundle's folder, made of the starter with other files or fields, and with the digests that belong to them."""
 
-    def make(name: str = "remade", files: dict[str, bytes] | None = None, **fields: Any) -> Path:
-        folder = Path(shutil.copytree(starter.folder, tmp_path / name, copy_function=os.link))
+    def make(place: str = "remade", files: dict[str, bytes] | None = None, **fields: Any) -> Path:
+        folder = Path(shutil.copytree(starter.folder, tmp_path / place, copy_function=os.link))
         manifest = json.loads((folder / "manifest.json").read_bytes()) | fields
         for file, data in (files or {}).items():
             (folder / file).unlink()
@@ -474,3 +474,58 @@ def test_a_bundle_that_makes_no_sense_is_not_installed(remade: Remade, tmp_path:
     with pytest.raises(LabrefError, match=r"duplicates\.candidate_bits: .*'x'"):
         install(folder, tmp_path / "bundles")
     assert "duplicates.candidate_bits" in refused_init(tmp_path, folder)
+
+
+def packed_file(folder: Path, out: Path) -> Path:
+    pack(folder, out / f"{folder.name}.labref")
+    return out / f"{folder.name}.labref"
+
+
+def test_two_bundles_of_one_name_are_told_apart(starter: Bundle, remade: Remade, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    lab = Lab.create(tmp_path / "lab", [tmp_path / "export"], starter.folder)
+    second, third = (remade(f"starter-{number}", figures={"n": number}) for number in (2, 3))
+    row = next(desk.run(lab, "bundle.install", file=str(packed_file(second, tmp_path))))
+    with pytest.raises(LabrefError, match="names several bundles") as told:
+        next(desk.run(lab, "bundle.show", bundle="starter"))
+    for words in (starter.short, row["digest"][:12], "active since 20", "installed 20", "beginning of its digest"):
+        assert words in str(told.value)
+    shown = CliRunner().invoke(app, ["bundle", "show", row["digest"][:6], "--lab", str(lab.folder)])
+    assert shown.exit_code == 0 and "# Model card" in shown.output
+    *_, change = desk.run(lab, "bundle.activate", bundle="starter")  # one of the two is active already
+    assert change["bundle"]["digest"] == row["digest"] and change["state"] == "ready"
+    next(desk.run(lab, "bundle.install", file=str(packed_file(third, tmp_path))))
+    with pytest.raises(LabrefError, match="names several bundles"):
+        list(desk.run(lab, "bundle.activate", bundle="starter"))
+
+
+def test_a_bundle_that_runs_wrongly_is_not_changed_to(starter: Bundle, remade: Remade, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    lab = Lab.create(tmp_path / "lab", [tmp_path / "export"], starter.folder)
+    wrong = remade("wrong", name="wrong", files={"encoder.onnx": off_by(starter, 18.7)})
+    next(desk.run(lab, "bundle.install", file=str(packed_file(wrong, tmp_path))))
+    with pytest.raises(BundleError, match="does not give its golden outputs"):
+        list(desk.run(lab, "bundle.activate", bundle="wrong"))
+    with lab.open_store() as store:
+        assert store.changes.pending() is None
+
+
+def test_a_lab_whose_bundle_cannot_be_used_still_answers(starter: Bundle, remade: Remade, tmp_path: Path) -> None:
+    """The agent's start says why; status, ledger and bundles can be asked for, and another bundle be changed to."""
+    (tmp_path / "export").mkdir()
+    lab = Lab.create(tmp_path / "lab", [tmp_path / "export"], starter.folder)
+    (lab.bundles / starter.short / "encoder.onnx").write_bytes(b"damaged")
+
+    def command(*words: str, code: int) -> str:
+        done = CliRunner().invoke(app, [*words, "--lab", str(lab.folder)])
+        assert done.exit_code == code, done.output
+        return " ".join(done.output.split())
+
+    assert "encoder.onnx does not have its digest" in command("agent", code=1)
+    assert "encoder.onnx does not have its digest" in command("status", code=1)
+    command("ledger", code=0)
+    command("bundle", "list", code=0)
+    other = remade("other", name="other", figures={})
+    command("bundle", "install", str(packed_file(other, tmp_path)), code=0)
+    command("bundle", "activate", "other", "--yes", code=0)
+    assert "other" in command("status", code=0)

@@ -21,7 +21,7 @@ from labref.bundles.proof import prove
 from labref.cells.centring import whereabouts
 from labref.cells.hashes import digest
 from labref.cells.sameness import Thresholds
-from labref.errors import LabrefError
+from labref.errors import BundleError, LabrefError
 from labref.export.paths import path_to_text
 from labref.lab import Lab
 from labref.lab.judge import Judge, repeated
@@ -120,20 +120,31 @@ def check_question(k: int, by: str) -> None:
         raise LabrefError(f"references cannot be found by {by!r}; ask with --by latent or --by map")
 
 
-def store_status(lab: Lab, store: Store, embedder: Embedder) -> dict[str, Any]:
-    """The part of `status` that is the same with an agent and without one."""
+def store_status(lab: Lab, store: Store, embedder: Embedder | BundleError) -> dict[str, Any]:
+    """The part of `status` that is the same with an agent and without one. embedder : the networks in use, or why they
+    cannot be used; what the store holds is said all the same."""
     counts = store.counts()
-    bundle = embedder.bundle
+    if isinstance(embedder, BundleError):
+        digest = store.active_bundle()
+        stored = next((known for known in store.bundles() if known.digest == digest), None)
+        if digest is None or stored is None:
+            raise embedder
+        name, version, optics = stored.name, stored.version, overview(store, None)
+        provider, provider_line = "none", f"the bundle cannot be used: {embedder}"
+    else:
+        manifest, digest = embedder.bundle.manifest, embedder.bundle.digest
+        name, version, optics = manifest.name, manifest.version, overview(store, embedder.bundle)
+        provider, provider_line = embedder.provider, embedder.provider_line
     pending = store.changes.pending()
     return {
         "lab": path_to_text(str(lab.folder)),
         "version": __version__,
-        "bundle": {"name": bundle.manifest.name, "version": bundle.manifest.version, "digest": bundle.digest},
-        "without_latent": store.changes.coverage(bundle.digest).missing,
-        "optics": overview(store, bundle),
+        "bundle": {"name": name, "version": version, "digest": digest},
+        "without_latent": store.changes.coverage(digest).missing,
+        "optics": optics,
         "bundle_change": None if pending is None else change.describe(store, pending.digest),
-        "provider": embedder.provider,
-        "provider_line": embedder.provider_line,
+        "provider": provider,
+        "provider_line": provider_line,
         "cells": counts.cells,
         "outcomes": {str(name): number for name, number in counts.outcomes.items()},
         "labels": dict(counts.by_label),

@@ -21,7 +21,7 @@ _MOST: Final = 20_000  # cells, the latest ones, that the past of an analyser is
 _NOW: Final = timedelta(days=1)
 
 
-def overview(store: Store, bundle: Bundle, *, now: datetime | None = None) -> list[Row]:
+def overview(store: Store, bundle: Bundle | None, *, now: datetime | None = None) -> list[Row]:
     """The optics of each analyser, the analyser with the most cells first.
 
     One row for each: {`analyser` (null for cells without a named analyser), `cells`, `today` (number of measured cells
@@ -40,7 +40,7 @@ def overview(store: Store, bundle: Bundle, *, now: datetime | None = None) -> li
         today, past = store.optics.latest(analyser, since=since.astimezone(UTC), most=_MOST)
         latest = np.concatenate([today, past])[:_MOST]
         drift = shifts(today, past) if len(today) >= LEAST_NOW and len(past) >= LEAST_PAST else None
-        trained_on = bundle.manifest.optics
+        trained_on = {} if bundle is None else bundle.manifest.optics
         recent = today if len(today) >= LEAST_NOW else latest[:LEAST_PAST]
         from_training = shifts(recent, trained_on) if trained_on and len(recent) >= LEAST_NOW else None
         warnings = _warnings(drift, "past", DRIFT) + _warnings(from_training, "training", FROM_TRAINING)

@@ -53,9 +53,20 @@ With --json, one object a bundle.
 
 @bundle.BundleRow
 """
+_SHOW = """Show a bundle's model card: what it is for, what it was trained on, and how it was measured.
+
+\b
+  labref bundle show
+  labref bundle show hospital/2
+
+With --json, one object.
+
+@bundle.BundleCard
+"""
 _ACTIVATE = """Change to another bundle: embed every cell in its space, report, switch.
 
-BUNDLE is a name, name/version, or the beginning of a digest, as `labref bundle list` shows them. While the agent runs
+BUNDLE is a name, name/version, or the beginning of a digest, as `labref bundle list` shows them; of two bundles of one
+name the one that is not active is meant. Its golden cells are run first. While the agent runs
 the work is done in the background and the command returns at once (--wait stays); without an agent it is done here.
 It can be ended at any time and goes on with the agent, or with this command said again. The switch waits for --switch,
 so that somebody reads the report first, unless --yes (or [bundles] switch_when_ready in labref.toml) says otherwise.
@@ -153,6 +164,27 @@ def list_(lab: LabOption = None, json: JsonOption = False) -> None:
         since = f" since {local(row['active_since'])}" if row["active_since"] else ""
         gone = "" if row["installed"] else "  CANNOT BE USED: labref bundle verify says why"
         typer.echo(f"{row['state'] + since:<10}  {_name(row)}  {cells}{failed}, {row['latent_size']} latents{gone}")
+
+
+def show(
+    bundle: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[BUNDLE]",
+            help="Name, name/version, or beginning of the digest; without, the active one.",
+            show_default=False,
+        ),
+    ] = None,
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    row = _last(perform(Lab.find(lab), "bundle.show", bundle=bundle))
+    if json:
+        print_json(row)
+    else:
+        typer.echo(f"{_name(row['bundle'])}\n\n{row['card']}")
 
 
 def activate(
@@ -265,6 +297,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("install", help=_INSTALL, short_help="Bring a bundle file in.")(install)
     group.command("verify", help=_VERIFY, short_help="Verify a file, or all installed bundles.")(verify)
     group.command("list", help=_LIST, short_help="The lab's bundles.")(list_)
+    group.command("show", help=_SHOW, short_help="What a bundle says of itself.")(show)
     group.command("activate", help=_ACTIVATE, short_help="Change to another bundle.")(activate)
     group.command("rollback", help=_ROLLBACK, short_help="Give up a change, or go back.")(rollback)
     group.command("drop", help=_DROP, short_help="Delete a bundle's latents.")(drop)

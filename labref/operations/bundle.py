@@ -23,11 +23,12 @@ from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Jobs, Running
 from labref.tasks.reembedding import catch_up, compare, installed, switch
-from labref.times import utc
+from labref.times import local, utc
 
 __all__ = [
     "JOB",
     "BundleCancelled",
+    "BundleCard",
     "BundleChange",
     "BundleDropped",
     "BundleFaulty",
@@ -84,6 +85,13 @@ class BundleFaulty(Answer):
     bundle: BundleName | None = None
     folder: str | None = Field(None, description="Name of the folder.")
     problem: str = Field(description="What is wrong.")
+
+
+class BundleCard(Answer):
+    """What a bundle says of itself."""
+
+    bundle: BundleName
+    card: str = Field(description="Its model card, Markdown; what would steer a terminal is taken out.")
 
 
 class CellNotEmbedded(Answer):
@@ -209,6 +217,23 @@ def list_bundles(context: Context) -> Iterator[Row]:
         yield _row(context, digest, bundle)
 
 
+@operation("bundle.show", BundleCard)
+def show(
+    context: Context,
+    *,
+    bundle: Annotated[
+        Text | None,
+        Field(
+            description="Name, name/version, or the beginning of a digest, 4 characters or more; null: the active one."
+        ),
+    ] = None,
+) -> Iterator[Row]:
+    """Show the model card of an installed bundle: what it is for, what it was trained on, how it was measured."""
+    chosen = context.lab.bundle(context.store) if bundle is None else find(context, bundle)
+    named = {"name": chosen.manifest.name, "version": chosen.manifest.version, "digest": chosen.digest}
+    yield {"bundle": named, "card": chosen.model_card()}
+
+
 @operation("bundle.activate", Progress, BundleChange)
 def activate(
     context: Context,
@@ -228,7 +253,7 @@ def activate(
     The last row says how the change stands.
     """
     store = context.store
-    chosen = find(context, bundle)
+    chosen = find(context, bundle, other=True)
     pending = store.changes.pending()
     if store.active_bundle() == chosen.digest:
         if pending is not None:
@@ -244,6 +269,8 @@ def activate(
     if switch_now:
         store.changes.want_switch(chosen.digest, leave_out=leave_out)
     else:
+        with open_embedder(context.lab, chosen):
+            pass  # it gives its golden outputs here; else nothing is begun
         manifest = chosen.manifest
         store.add_bundle(
             chosen.digest,
@@ -306,9 +333,12 @@ def drop(context: Context, *, bundle: _Bundle) -> Iterator[Row]:
     yield {"dropped": {"name": name, "version": version, "digest": digest}, "cells": cells}
 
 
-def find(context: Context, wanted: str) -> Bundle:
-    """The installed bundle of that name, name/version, digest or beginning of one (4 characters or more), verified."""
-    digest, _, _ = _named(context, wanted)
+def find(context: Context, wanted: str, *, other: bool = False) -> Bundle:
+    """The installed bundle of that name, name/version, digest or beginning of one (4 characters or more), verified.
+
+    other : of two such bundles, of which one is active, the other is meant.
+    """
+    digest, _, _ = _named(context, wanted, other=other)
     return installed(context.lab, digest)
 
 
@@ -380,10 +410,12 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
 
     active = store.active_bundle()
     assert active is not None
-    if store.changes.coverage(active).missing and _usable(lab, active):
+    if store.changes.coverage(active).missing:
         yield progress(0, 0, "opening the networks")
-        yield from catch_up(lab, store, context.embedder(), stopped=stopped)
-        store.changes.predict()
+        with contextlib.suppress(BundleError):  # where it cannot be used, one can still change to another
+            embedder = context.embedder()
+            yield from catch_up(lab, store, embedder, stopped=stopped)
+            store.changes.predict()
     pending = store.changes.pending()
     if pending is None or stopped():
         return
@@ -417,14 +449,6 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
     if pending.leave_out or not store.changes.coverage(digest).failed:
         yield progress(0, 0, "switching")
         switch(context, bundle, complete=True)
-
-
-def _usable(lab: Lab, digest: str) -> bool:
-    try:
-        installed(lab, digest)
-    except BundleError:
-        return False
-    return True
 
 
 def _row(context: Context, digest: str, bundle: Bundle | None) -> Row:
@@ -470,9 +494,9 @@ def _folders(lab: Lab) -> list[Path]:
     return sorted(folder for folder in lab.bundles.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
-def _named(context: Context, wanted: str) -> tuple[str, str, str]:
-    """Digest, name and version of the one bundle that `wanted` names. Raises `LabrefError` where it is none, or
-    several."""
+def _named(context: Context, wanted: str, *, other: bool = False) -> tuple[str, str, str]:
+    """Digest, name and version of the one bundle that `wanted` names. other : of two such bundles, of which one is
+    active, the other is meant. Raises `LabrefError` where it is none, or several."""
     known: dict[str, tuple[str, str]] = {}
     for folder in _folders(context.lab):
         with contextlib.suppress(BundleError):
@@ -485,8 +509,33 @@ def _named(context: Context, wanted: str) -> tuple[str, str, str]:
         for digest, (name, version) in known.items()
         if wanted in (name, f"{name}/{version}") or (len(wanted) >= _LEAST_DIGEST and digest.startswith(wanted.lower()))
     ]
+    active = context.store.active_bundle()
+    if other and len(matching) == 2 and any(digest == active for digest, _, _ in matching):
+        matching = [one for one in matching if one[0] != active]
     if len(matching) == 1:
         return matching[0]
+    if matching:
+        listed = "; ".join(
+            f"{digest[:12]} ({name}/{version}, {_dated(context, digest)})" for digest, name, version in matching
+        )
+        raise LabrefError(
+            f"{wanted!r} names several bundles; name the one you mean by the beginning of its digest, as "
+            f"{matching[0][0][:12]}: {listed}. `labref bundle show DIGEST` says what each is."
+        )
     listed = ", ".join(f"{name}/{version} ({digest[:12]})" for digest, (name, version) in known.items())
-    what = "names several bundles" if matching else "names no bundle of this lab"
-    raise LabrefError(f"{wanted!r} {what}; name one of {listed}, or bring one in with `labref bundle install FILE`.")
+    raise LabrefError(
+        f"{wanted!r} names no bundle of this lab; name one of {listed}, or bring one in with `labref bundle install FILE`."
+    )
+
+
+def _dated(context: Context, digest: str) -> str:
+    """Since when a bundle is there, and whether it is active, for people."""
+    parts = []
+    with contextlib.suppress(OSError):
+        seconds = (context.lab.bundles / digest[:12]).stat().st_mtime
+        parts.append(f"installed {local(utc(datetime.fromtimestamp(seconds, UTC)), day=True)}")
+    since = [at for activated, at in context.store.changes.activations() if activated == digest]
+    if since:
+        how = "active since" if digest == context.store.active_bundle() else "last activated"
+        parts.append(f"{how} {local(utc(since[-1]), day=True)}")
+    return ", ".join(parts) or "its files are gone"

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from labref.asking.answer import store_status
+from labref.bundles.inference import Embedder
+from labref.errors import BundleError
 from labref.export.paths import path_to_text
 from labref.export.scan import condition
 from labref.operations import operation
@@ -68,7 +70,7 @@ class Status(Answer):
     without_latent: int = Field(description="Cells that are still to be embedded by the active bundle.")
     optics: list[OpticsState] = Field(description="Each optics and whether it drifts, the one with most cells first.")
     bundle_change: BundleChange | None = Field(description="The change to another bundle that is under way.")
-    provider: str = Field(description="Where the networks run: ONNX Runtime's name of the execution provider.")
+    provider: str = Field(description="Where the networks run: ONNX Runtime's name of the execution provider, or none.")
     provider_line: str = Field(description="The same in words, and why.")
     cells: int = Field(description="Cells stored.")
     outcomes: dict[Outcome, int] = Field(description="Files by outcome.")
@@ -86,7 +88,12 @@ class Status(Answer):
 @operation("status", Status, method="GET", single=True)
 def status(context: Context) -> Iterator[Row]:
     """Say how the lab and its agent are: what is stored, which bundle, which device, what is watched."""
-    found = store_status(context.lab, context.store, context.embedder())
+    embedder: Embedder | BundleError
+    try:
+        embedder = context.embedder()
+    except BundleError as error:  # what is stored can be told all the same
+        embedder = error
+    found = store_status(context.lab, context.store, embedder)
     if context.agent_status is not None:
         found |= context.agent_status()
     else:
@@ -100,6 +107,11 @@ def status(context: Context) -> Iterator[Row]:
 
 def _attention(found: Row, config_file: Path) -> Iterator[str]:
     """What in a status somebody has to see to."""
+    if found["provider"] == "none":
+        yield (
+            f"{found['provider_line']} Until then no cell is taken in and no question answered; or change to another "
+            "bundle: labref bundle install FILE, then labref bundle activate NAME"
+        )
     for watched in found["watch"]:
         if watched["how"] == "missing":
             yield (
