@@ -16,9 +16,9 @@ from labref.cells.decoding import Limits, decoder
 from labref.config import LayoutPattern, WatchConfig
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_from_text, path_to_text
+from labref.export.roots import file_system_of, is_network_folder
 from labref.export.scan import GONE, Candidate, ScanReport, look, scan
 from labref.export.settle import Settling
-from labref.export.watch import file_system_of, is_network_folder
 
 PBC = ("basophil", "eosinophil", "erythroblast", "ig", "lymphocyte", "monocyte", "neutrophil", "platelet")
 

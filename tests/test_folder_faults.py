@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import structlog
 from typer.testing import CliRunner
@@ -36,7 +38,7 @@ from labref.export.watch import Watcher
 from labref.lab import Lab
 from labref.store import Rejected, Store
 from labref.web import desk
-from tests.labs import ledger, make_lab, once, wait_until
+from tests.labs import ledger, make_lab, once, running_agent, wait_until
 from tests.stores import BUNDLE, new_cell, new_store
 from tests.test_bad_input import without_rights_beyond_the_file_modes
 
@@ -699,3 +701,112 @@ def test_a_folder_of_which_a_part_brings_no_events_is_polled(watcher: Watcher, t
     with group._lock:
         group._add_callback(deeper)
     assert not compared()
+
+
+# a file replaced by another
+
+
+def swap(one: Path, other: Path) -> None:
+    """Two files of one size change places, and keep their names' times, as a careful tool can do it."""
+    assert one.stat().st_size == other.stat().st_size
+    times = [(path.stat().st_atime_ns, path.stat().st_mtime_ns) for path in (one, other)]
+    spare = one.with_name("spare")
+    one.rename(spare)
+    other.rename(one)
+    spare.rename(other)
+    for path, ns in zip((one, other), times, strict=True):
+        os.utime(path, ns=ns)
+
+
+@pytest.fixture
+def equal(lab: Lab, export: Path) -> tuple[Path, Path]:
+    """Two files of one size and time that the lab has taken in."""
+    files = export / "0.jpg", export / "1.jpg"
+    size = max(path.stat().st_size for path in files)
+    for path in files:
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, (1.6e9, 1.6e9))
+    once(lab)
+    return files
+
+
+def cells_of(lab: Lab, *files: Path) -> list[str]:
+    rows = ledger(lab)
+    return [rows[path.name]["cell_id"] for path in files]
+
+
+def test_files_that_changed_places_are_seen(lab: Lab, equal: tuple[Path, Path]) -> None:
+    before = cells_of(lab, *equal)
+    assert once(lab).unchanged == FEW
+    swap(*equal)
+    assert list(faults(lab)) == ["file_changed"]
+    once(lab)
+    assert cells_of(lab, *equal) == before[::-1]
+    assert cells_of(lab, equal[0]) == [hashlib.sha256(equal[0].read_bytes()).hexdigest()[:16]]
+    assert faults(lab) == {}
+    assert once(lab).unchanged == FEW
+
+
+@pytest.mark.parametrize("number", ["ctime_ns", "inode"])
+def test_either_number_tells_a_file_from_another(lab: Lab, equal: tuple[Path, Path], number: str) -> None:
+    with duckdb.connect(str(lab.store_file)) as connection:
+        connection.execute(f"UPDATE file SET {number} = 7 WHERE path LIKE '%0.jpg'")
+    assert list(faults(lab)) == ["file_changed"]
+    summary = once(lab)
+    assert summary.unchanged == FEW - 1 and summary.embedded == 0, "it is read, and found to be the same"
+    assert faults(lab) == {}
+
+
+def test_a_share_that_numbers_its_files_anew_is_not_read_again(
+    lab: Lab, equal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("labref.agent.service", "labref.operations.ledger"):
+        monkeypatch.setattr(f"{module}.is_network_folder", lambda _: True)
+    with duckdb.connect(str(lab.store_file)) as connection:
+        connection.execute("UPDATE file SET inode = 7")
+    assert once(lab).unchanged == FEW
+    assert faults(lab) == {}
+
+
+def test_a_store_of_an_older_labref_learns_the_numbers_without_reading(
+    lab: Lab, equal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with duckdb.connect(str(lab.store_file)) as connection:
+        connection.execute("UPDATE file SET ctime_ns = NULL, inode = NULL")
+    assert faults(lab) == {}
+    monkeypatch.setattr(pipeline, "read_cell", None)
+    assert once(lab).unchanged == FEW
+    monkeypatch.undo()
+    with lab.open_store() as store:
+        states = store.known_files()
+    for path in equal:
+        assert states[str(path)][3:] == (path.stat().st_ctime_ns, path.stat().st_ino)
+    swap(*equal)
+    assert list(faults(lab)) == ["file_changed"]
+
+
+def test_digests_find_what_no_number_tells(lab: Lab, equal: tuple[Path, Path]) -> None:
+    before = cells_of(lab, *equal)
+    swap(*equal)
+    with duckdb.connect(str(lab.store_file)) as connection:
+        for path in equal:
+            seen = path.stat()
+            connection.execute(
+                "UPDATE file SET ctime_ns = ?, inode = ? WHERE path = ?", [seen.st_ctime_ns, seen.st_ino, str(path)]
+            )
+    assert faults(lab) == {}
+    done = CliRunner().invoke(app, ["ledger", "--check", "--digests", "--lab", str(lab.folder)])
+    assert done.exit_code == 1 and "FAULT: 2 x file_differs" in done.stdout
+    CliRunner().invoke(app, ["ledger", "--check", "--digests", "--repair", "--lab", str(lab.folder)])
+    once(lab)
+    assert cells_of(lab, *equal) == before[::-1]
+    done = CliRunner().invoke(app, ["ledger", "--check", "--digests", "--lab", str(lab.folder)])
+    assert done.exit_code == 0, done.stdout
+
+
+def test_an_event_makes_a_file_be_read_again(lab: Lab, equal: tuple[Path, Path]) -> None:
+    before = cells_of(lab, *equal)
+    with running_agent(lab, polling=False, rescan_seconds=3600):
+        wait_until(lambda: desk.status(lab)["agent"]["last_scan_at"])
+        swap(*equal)
+        wait_until(lambda: cells_of(lab, *equal) == before[::-1], 60)

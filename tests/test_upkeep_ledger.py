@@ -48,6 +48,7 @@ def lab(filled: tuple[Path, Path], tmp_path: Path) -> Lab:
             connection.execute(
                 f"UPDATE {table} SET path = replace(path, ?, ?)", [str(filled[1]), str(tmp_path / "export")]
             )
+        connection.execute("UPDATE file SET ctime_ns = NULL, inode = NULL")  # of the copied files they are others
     return Lab.open(tmp_path / "lab")
 
 

@@ -410,6 +410,8 @@ class Pipeline:
                 measures=item.measures,
                 fingerprints=item.fingerprints,
                 landmarks=item.landmarks,
+                ctime_ns=item.signature.ctime_ns,
+                inode=item.signature.inode,
             )
             records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records
@@ -567,9 +569,11 @@ def _spaces(records: Sequence[_Record]) -> set[str]:
 def _record(item: Known | Refused) -> _Record:
     path = path_to_text(item.candidate.path)
     if isinstance(item, Refused):
-        size = None if item.signature is None else item.signature.size_bytes
-        mtime = None if item.signature is None else item.signature.mtime_ns
-        return _Record(item.candidate, item.signature, Rejected(path, size, mtime, item.reason))
+        seen = item.signature
+        if seen is None:
+            return _Record(item.candidate, None, Rejected(path, None, None, item.reason))
+        rejection = Rejected(path, seen.size_bytes, seen.mtime_ns, item.reason, seen.ctime_ns, seen.inode)
+        return _Record(item.candidate, seen, rejection)
     entry = SeenAgain(
         path=path,
         size_bytes=item.signature.size_bytes,
@@ -578,6 +582,8 @@ def _record(item: Known | Refused) -> _Record:
         label=item.place.label,
         label_source=item.place.label_source,
         slide=item.place.slide,
+        ctime_ns=item.signature.ctime_ns,
+        inode=item.signature.inode,
     )
     return _Record(item.candidate, item.signature, entry)
 

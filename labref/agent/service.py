@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from rich.console import Console
@@ -29,11 +30,11 @@ from labref.asking.answer import open_embedder
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.cpus import usable_cpus
-from labref.errors import AgentError, LabError
+from labref.errors import AgentError, LabError, StoreError
 from labref.export.layout import Layout
 from labref.export.paths import path_to_text
-from labref.export.roots import Roots
-from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, condition, left_alone, look, scan
+from labref.export.roots import Roots, is_network_folder
+from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, Signature, condition, left_alone, look, scan
 from labref.export.settle import Settling
 from labref.export.watch import Watcher
 from labref.files import new_files
@@ -62,6 +63,7 @@ _RESCAN_LEAST_SECONDS: Final = 30.0
 _RESCAN_SHARE: Final = 200.0  # where a scan is quick it comes sooner than it must, for watchers that miss changes
 _FOLLOW_SECONDS: Final = 30.0  # after a scan, cells follow moved files even where the agent has no pause
 _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
+_LEARNT_AT_ONCE: Final = 65_536
 _LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
 _GIVE_UP_SECONDS: Final = 300.0
 _END_SECONDS: Final = 8.0  # whoever ends the agent waits no longer than 10
@@ -269,8 +271,10 @@ class _Agent:
         self._stop = threading.Event()
         self._settling = Settling(self._watch)
         self._settled: deque[Candidate] = deque()
-        self._held: dict[str, str] = {}
+        self._held: dict[str, tuple[str, bool]] = {}
         self._known: dict[str, FileState] = {}
+        self._learnt: list[tuple[str, int, int | None]] = []
+        self._numbered: dict[str, bool] = {}
         self._revision = -1  # of the ledger that is remembered: none yet
         self._reasons: dict[str, str] = {}
         self._watcher: Watcher | None = None
@@ -468,6 +472,7 @@ class _Agent:
         started = time.perf_counter()
         self._remember_files()
         report = ScanReport()
+        self._numbered.clear()
         unchanged: array[int] = array("q")
         filled: set[str] = set()
         if not self._scanned:
@@ -498,6 +503,7 @@ class _Agent:
                     watcher.want_scan()  # after this one
                 self._pump()
                 pumped = time.monotonic()
+        self._write_learnt()
         took = time.perf_counter() - started
         if not self._stop.is_set():
             self._scanned = True
@@ -521,11 +527,14 @@ class _Agent:
             )
         return took
 
-    def _consider(self, candidate: Candidate, *, observe: bool) -> str | None:
-        """Let a file go on where it is new or changed; where it is neither, return its name as text."""
+    def _consider(self, candidate: Candidate, *, observe: bool, event: bool = False) -> str | None:
+        """Let a file go on where it is new or changed; where it is neither, return its name as text.
+
+        event : the system said that it changed, so it is read again even where it looks as it did.
+        """
         if self._pipeline.holds(candidate.path):
             # it may have changed after it was read: looked at again once it has its outcome
-            self._held[candidate.path] = candidate.root
+            self._held[candidate.path] = candidate.root, event
             return None
         name = path_to_text(candidate.path)
         state = self._known.get(name)
@@ -534,7 +543,7 @@ class _Agent:
             if signature is None:
                 if state.size_bytes is None and self._reasons.get(name) == candidate.refusal:
                     return name
-            elif state.size_bytes == signature.size_bytes and state.mtime_ns == signature.mtime_ns:
+            elif not event and self._is_as_known(name, state, candidate.root, signature):
                 return name
             elif state.size_bytes is None:
                 observe = False  # tried before and looked at since
@@ -542,19 +551,49 @@ class _Agent:
             self._settled.append(candidate)
         return None
 
+    def _is_as_known(self, name: str, state: FileState, root: str, seen: Signature) -> bool:
+        """Whether a file looks as the ledger has it; learns what an older labref did not write down of it."""
+        inode = seen.inode if self._is_numbered(root) else None
+        if not state.is_of(seen.size_bytes, seen.mtime_ns, seen.ctime_ns, inode):
+            return False
+        if state.ctime_ns is None:
+            self._learnt.append((name, seen.ctime_ns, inode))
+            self._known[name] = state._replace(ctime_ns=seen.ctime_ns, inode=inode)
+            if len(self._learnt) >= _LEARNT_AT_ONCE:
+                self._write_learnt()
+        return True
+
+    def _is_numbered(self, root: str) -> bool:
+        """Whether the inode numbers of files in a watched folder stay."""
+        if root not in self._numbered:
+            self._numbered[root] = not is_network_folder(Path(root))
+        return self._numbered[root]
+
+    def _write_learnt(self) -> None:
+        learnt, self._learnt = self._learnt, []
+        if learnt:
+            try:
+                self._store.learn_file_numbers(learnt)
+            except StoreError as error:  # a full disk: the agent's next start learns it again
+                self._log.warning(
+                    "what files look like could not be written down", error=type(error.__cause__).__name__
+                )
+
     def _take_hints(self, watcher: Watcher) -> bool:
         """Look at the files that events named; True where a scan is wanted as well."""
         hints, wanted = watcher.hints()
         if hints:
             roots = Roots(self._lab.watched, self._lab.excluded(), self._watch.system_names)
-            self._look_at(dict(filter(None, (roots.home(path, root) for path, root in hints.items()))))
+            homes = filter(None, (roots.home(path, root) for path, root in hints.items()))
+            self._look_at({path: (root, True) for path, root in homes})
         return wanted
 
-    def _look_at(self, paths: dict[str, str]) -> None:
-        for path, root in paths.items():
+    def _look_at(self, paths: dict[str, tuple[str, bool]]) -> None:
+        """Look at files: path → watched folder, and whether an event told of it."""
+        for path, (root, event) in paths.items():
             candidate = look(path, root)
             if candidate is not None:
-                self._consider(candidate, observe=True)
+                self._consider(candidate, observe=True, event=event)
 
     def _pump(self, timeout: float = 0.0) -> None:
         """Move files on: returned ones back to waiting, settled ones into the pipeline as far as it has room.
@@ -570,7 +609,7 @@ class _Agent:
             elif not self._settling.unfinished(back.candidate):
                 self._settled.append(replace(back.candidate, refusal=back.reason))
         if time.monotonic() >= self._look_due:
-            free = {path: root for path, root in self._held.items() if not self._pipeline.holds(path)}
+            free = {path: why for path, why in self._held.items() if not self._pipeline.holds(path)}
             for path in free:
                 del self._held[path]
             self._look_at(free)
@@ -586,9 +625,12 @@ class _Agent:
     def _note(self, settled: Sequence[Settled]) -> None:
         """Remember what the store now has; called by the storing thread."""
         for file in settled:
-            size = None if file.signature is None else file.signature.size_bytes
-            mtime = None if file.signature is None else file.signature.mtime_ns
-            self._known[file.path] = _Taken(size, mtime, file.outcome)
+            seen = file.signature
+            self._known[file.path] = (
+                _Taken(None, None, file.outcome)
+                if seen is None
+                else _Taken(seen.size_bytes, seen.mtime_ns, file.outcome, seen.ctime_ns, seen.inode)
+            )
             if file.outcome == "duplicate":
                 self._moves.copied.append(file.path)
             if file.signature is None and file.reason is not None:

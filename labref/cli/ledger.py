@@ -30,6 +30,7 @@ Examples:
   labref ledger --json > ledger.jsonl
   labref ledger --check                           prove that nothing is lost and nothing is there twice
   labref ledger --check --quick                   only what the store can say by itself, in a second
+  labref ledger --check --digests                 and that each exported file still has the bytes of its cell
   labref ledger --check --repair                  put right what can be
 
 With --json, one object a line for each file.
@@ -38,7 +39,8 @@ With --json, one object a line for each file.
 
 --check looks whether each file in the export folders has its outcome and looks as it did then, whether each cell has its
 original bytes with the right digest, and its embedding in the active bundle, and whether there are outcomes, embeddings
-or kept bytes without a cell. Exit code 1 where there is a fault. --repair embeds again, takes lost bytes from the export
+or kept bytes without a cell. With --digests each exported file is read as well, and its digest compared with that of its
+cell: this finds a file that was replaced by one of equal size and times. Exit code 1 where there is a fault. --repair embeds again, takes lost bytes from the export
 file where that is still the same, removes links and embeddings of cells that are not there, has files taken in again
 whose outcome stands for nothing, and moves bytes that no cell has to the lab's folder `unclaimed`.
 
@@ -71,17 +73,22 @@ def ledger(
     check: Annotated[bool, typer.Option("--check", help="Prove it, file by file and cell by cell.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="With --check: only the store against itself.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="With --check: put right what can be.")] = False,
+    digests: Annotated[
+        bool, typer.Option("--digests", help="With --check: read each exported file and compare its bytes, too.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
     from labref.web.desk import ledger_rows
 
-    if (quick or repair) and not check:
-        raise typer.BadParameter("--quick and --repair go with --check")
+    if (quick or repair or digests) and not check:
+        raise typer.BadParameter("--quick, --repair and --digests go with --check")
+    if quick and digests:
+        raise typer.BadParameter("--quick reads no file; leave out --digests")
     if check:
         if outcome or path or limit:
             raise typer.BadParameter("--check looks at every file; leave out --outcome, --path and --limit")
-        _check(Lab.find(lab), quick=quick, repair=repair, json=json)
+        _check(Lab.find(lab), quick=quick, repair=repair, digests=digests, json=json)
         return
     where, wanted = Lab.find(lab), outcome and outcome.value
     told = False
@@ -129,7 +136,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"{local(row['at'])}  {row['outcome']:<18}  {row['path']}  {what}"
 
 
-def _check(lab: "Lab", *, quick: bool, repair: bool, json: bool) -> None:
+def _check(lab: "Lab", *, quick: bool, repair: bool, digests: bool, json: bool) -> None:
     said: dict[str, Any] = {
         "ok": False,
         "summary": None,
@@ -138,7 +145,7 @@ def _check(lab: "Lab", *, quick: bool, repair: bool, json: bool) -> None:
         "repaired": {},
         "seconds": None,
     }
-    for row in perform(lab, "ledger.check", quick=quick, repair=repair):
+    for row in perform(lab, "ledger.check", quick=quick, repair=repair, digests=digests):
         if "fault" in row:
             said["faults"].append(row)
         elif "repaired" in row:

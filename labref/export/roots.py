@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import ctypes
 import fnmatch
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
-__all__ = ["Roots", "real_path"]
+__all__ = ["Roots", "file_system_of", "is_network_folder", "real_path"]
+
+_DRIVE_REMOTE: Final = 4  # GetDriveTypeW
+_NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {
+        "9p",
+        "afs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "drvfs",
+        "glusterfs",
+        "lustre",
+        "ncpfs",
+        "nfs",
+        "nfs4",
+        "prl_fs",
+        "smb3",
+        "smbfs",
+    }
+    | {"vboxsf", "virtiofs", "vmhgfs"}
+)
 
 
 class Roots:
@@ -66,3 +90,32 @@ class Roots:
 def real_path(path: str) -> str:
     """`path` without links, and in lower case where the system does not tell it from upper: equal for equal folders."""
     return os.path.normcase(os.path.realpath(path))
+
+
+def is_network_folder(folder: Path) -> bool:
+    """Whether `folder` lies on a network share or a virtual machine's shared folder, where file events cannot be relied
+    on."""
+    if sys.platform == "win32":
+        drive = os.path.splitdrive(os.path.realpath(folder))[0]
+        if drive.startswith("\\\\"):
+            return True
+        return bool(ctypes.windll.kernel32.GetDriveTypeW(drive + "\\") == _DRIVE_REMOTE)
+    try:
+        mounts = Path("/proc/mounts").read_bytes().decode("utf-8", "surrogateescape")
+    except OSError:
+        return False
+    # sshfs and its like; a local disk through FUSE (ntfs-3g) is "fuseblk"
+    kind = file_system_of(os.path.realpath(folder), mounts)
+    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+
+
+def file_system_of(folder: str, mounts: str) -> str:
+    """The kind of file system that `folder`, a path without links, lies on; `mounts` is the content of /proc/mounts."""
+    best, kind = "", ""
+    for line in mounts.splitlines():
+        _, written, found, *_ = line.split(" ")
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), written)
+        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):  # of two mounts at one point the later one is seen
+            best, kind = point, found
+    return kind

@@ -45,16 +45,24 @@ class Signature:
     """What a file's metadata said at one look: size in bytes, times in nanoseconds since 1970.
 
     `ctime_ns` is the last change of the file's inode (of its creation on Windows): a copy tool that gives the copy its
-    original's mtime cannot set it. Times before 1677 or after 2262 are those limits: 64 bits hold no others.
+    original's mtime cannot set it. Times before 1677 or after 2262 are those limits: 64 bits hold no others. `inode` is
+    the file's number; two looks that differ in it alone are of one file, as network shares number files anew (see
+    `labref.export.roots.is_network_folder`).
     """
 
     size_bytes: int
     mtime_ns: int
     ctime_ns: int
+    inode: int = field(default=0, compare=False)
 
     @staticmethod
     def of(status: os.stat_result) -> Signature:
-        return Signature(status.st_size, _within_64_bits(status.st_mtime_ns), _within_64_bits(status.st_ctime_ns))
+        return Signature(
+            status.st_size,
+            _within_64_bits(status.st_mtime_ns),
+            _within_64_bits(status.st_ctime_ns),
+            status.st_ino & (2**64 - 1),  # ReFS has longer ones
+        )
 
     def age_seconds(self) -> float:
         """Seconds since the file was last touched, by this computer's clock; negative where the file's clock is

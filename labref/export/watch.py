@@ -4,10 +4,8 @@ sooner."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
-import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -18,30 +16,12 @@ from watchdog import events
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
-__all__ = ["Watcher", "file_system_of", "is_network_folder"]
+from labref.export.roots import is_network_folder
+
+__all__ = ["Watcher"]
 
 _INOTIFY: Final = re.compile(r"^inotify wd:\S+ ino:([0-9a-f]+) ", re.MULTILINE)
 _MOST_HINTS: Final = 20_000
-_DRIVE_REMOTE: Final = 4  # GetDriveTypeW
-_NETWORK_FILE_SYSTEMS: Final = frozenset(
-    {
-        "9p",
-        "afs",
-        "beegfs",
-        "ceph",
-        "cifs",
-        "drvfs",
-        "glusterfs",
-        "lustre",
-        "ncpfs",
-        "nfs",
-        "nfs4",
-        "prl_fs",
-        "smb3",
-        "smbfs",
-    }
-    | {"vboxsf", "virtiofs", "vmhgfs"}
-)
 _EVENTS: Final = [
     getattr(events, name)
     for name in (
@@ -225,35 +205,6 @@ class _Handler(events.FileSystemEventHandler):
         for path in (event.src_path, event.dest_path):
             if path:
                 self._watcher._hint(os.fsdecode(path), self._root)
-
-
-def is_network_folder(folder: Path) -> bool:
-    """Whether `folder` lies on a network share or a virtual machine's shared folder, where file events cannot be relied
-    on."""
-    if sys.platform == "win32":
-        drive = os.path.splitdrive(os.path.realpath(folder))[0]
-        if drive.startswith("\\\\"):
-            return True
-        return bool(ctypes.windll.kernel32.GetDriveTypeW(drive + "\\") == _DRIVE_REMOTE)
-    try:
-        mounts = Path("/proc/mounts").read_bytes().decode("utf-8", "surrogateescape")
-    except OSError:
-        return False
-    # sshfs and its like; a local disk through FUSE (ntfs-3g) is "fuseblk"
-    kind = file_system_of(os.path.realpath(folder), mounts)
-    return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
-
-
-def file_system_of(folder: str, mounts: str) -> str:
-    """The kind of file system that `folder`, a path without links, lies on; `mounts` is the content of /proc/mounts."""
-    best, kind = "", ""
-    for line in mounts.splitlines():
-        _, written, found, *_ = line.split(" ")
-        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), written)
-        inside = folder == point or folder.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):  # of two mounts at one point the later one is seen
-            best, kind = point, found
-    return kind
 
 
 def _inotify_inodes() -> frozenset[int]:

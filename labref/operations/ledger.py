@@ -16,6 +16,7 @@ from pydantic import Field
 from labref.asking.answer import ledger_json
 from labref.errors import LabError
 from labref.export.paths import path_from_text, path_to_text
+from labref.export.roots import is_network_folder
 from labref.export.scan import ScanReport, scan
 from labref.failpoints import failpoint
 from labref.lab import Lab
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 _AT_ONCE: Final = 4096
+_READ_AT_ONCE: Final = 512
 _FEW_CELLS: Final = 20_000
 _FEW: Final = 20  # examples given of each kind of fault
 _GRACE_SECONDS: Final = 600.0  # bytes this fresh may belong to a cell that is just being stored
@@ -53,6 +55,8 @@ UNCLAIMED: Final = "unclaimed"
 REMEDIES: Final = {
     "file_without_outcome": "the agent takes it in at its next scan; without one, run `labref agent --once`",
     "file_changed": "the agent looks at it again at its next scan; without one, run `labref agent --once`",
+    "file_differs": "--repair has the agent read it again at its next scan; without one, run `labref agent --once`",
+    "file_unreadable": "give labref's user read access to it, or mend its disk, and check again",
     "file_without_valid_outcome": "--repair forgets the outcome, and the file is taken in again",
     "outcome_without_cell": "--repair forgets the outcome, and the file is taken in again",
     "cell_without_file": "--repair gives the path that the cell was stored from its outcome back",
@@ -193,6 +197,13 @@ def check(
         ),
     ] = False,
     repair: Annotated[bool, Field(description="Put right what can be, and prove it again.")] = False,
+    digests: Annotated[
+        bool,
+        Field(
+            description="Also read each file in the export folders, and compare its digest with that of the cell that the "
+            "ledger names; not with `quick`."
+        ),
+    ] = False,
 ) -> Iterator[Row]:
     """Prove that ledger, cells, kept bytes and embeddings are one.
 
@@ -200,18 +211,18 @@ def check(
     """
     started = time.perf_counter()
     found: dict[str, list[str]] = {}
-    checked = yield from _examine(context, found, quick=quick)
+    checked = yield from _examine(context, found, quick=quick, digests=digests)
     if repair and found:
         yield from _repair(context, found)
         found = {}
-        checked = yield from _examine(context, found, quick=quick)
+        checked = yield from _examine(context, found, quick=quick, digests=digests)
     for kind, what in found.items():
         remedy = REMEDIES.get(kind, "--repair removes it")
         yield {"fault": kind, "count": len(what), "examples": what[:_FEW], "remedy": remedy}
     yield {"ok": not found, "seconds": round(time.perf_counter() - started, 3), "checked": checked}
 
 
-def _examine(context: Context, found: dict[str, list[str]], *, quick: bool) -> Generator[Row, None, Row]:
+def _examine(context: Context, found: dict[str, list[str]], *, quick: bool, digests: bool) -> Generator[Row, None, Row]:
     store = context.store
     faults = store.faults()
     found.update({kind: list(what) for kind, what in faults.found.items()})
@@ -228,18 +239,20 @@ def _examine(context: Context, found: dict[str, list[str]], *, quick: bool) -> G
     }
     checked: dict[str, Any] = {"store": True, "export": None, "images": None}
     if not quick:
-        checked["export"] = yield from _compare_export(context, found)
+        checked["export"] = yield from _compare_export(context, found, digests=digests)
         checked["images"] = yield from _compare_images(context, found)
     return checked
 
 
-def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[Row, None, Row]:
+def _compare_export(context: Context, found: dict[str, list[str]], *, digests: bool) -> Generator[Row, None, Row]:
     """Every file in the export folders has its outcome, and looks as it did then."""
     lab, store = context.lab, context.store
     report, pace = ScanReport(), Pace()
     looked = 0
+    by_bytes: dict[str, list[str]] = {"file_differs": [], "file_unreadable": []}
     with store.comparison() as comparison:
-        part: list[tuple[str, int | None, int | None]] = []
+        part: list[tuple[str, int | None, int | None, int | None, int | None]] = []
+        numbered: dict[str, bool] = {}  # by watched folder: do the inode numbers of its files stay?
         for candidate in scan(
             lab.watched,
             extensions=lab.config.watch.extensions,
@@ -247,17 +260,26 @@ def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[
             reserved=lab.config.watch.system_names,
             report=report,
         ):
-            signature = candidate.signature
-            size, mtime = (None, None) if signature is None else (signature.size_bytes, signature.mtime_ns)
-            part.append((path_to_text(candidate.path), size, mtime))
+            path, seen = path_to_text(candidate.path), candidate.signature
+            if candidate.root not in numbered:
+                numbered[candidate.root] = not is_network_folder(Path(candidate.root))
+            if seen is None:
+                part.append((path, None, None, None, None))
+            else:
+                inode = seen.inode if numbered[candidate.root] else None
+                part.append((path, seen.size_bytes, seen.mtime_ns, seen.ctime_ns, inode))
             looked += 1
-            if len(part) == _AT_ONCE:
+            if len(part) == (_READ_AT_ONCE if digests else _AT_ONCE):
                 comparison.add(part)
+                if digests:
+                    _compare_bytes(context, part, by_bytes)
                 part = []
             if pace.due():
                 yield progress(looked, 0, "files in the export folders")
         if part:
             comparison.add(part)
+            if digests:
+                _compare_bytes(context, part, by_bytes)
         files = comparison.result()
     # the agent goes on taking files in meanwhile
     waiting = [path for path in files.without_outcome if not any(True for _ in store.ledger(path=path))]
@@ -265,6 +287,8 @@ def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[
     for kind, what in (
         ("file_without_outcome", waiting),
         ("file_changed", files.changed),
+        ("file_differs", sorted(set(by_bytes["file_differs"]) - set(files.changed))),
+        ("file_unreadable", by_bytes["file_unreadable"]),
         ("folder_unreadable", unreadable),
     ):
         if what:
@@ -279,6 +303,22 @@ def _compare_export(context: Context, found: dict[str, list[str]]) -> Generator[
         "others": dict(report.others.most_common()),
         "reserved": report.reserved,
     }
+
+
+def _compare_bytes(
+    context: Context, files: Sequence[tuple[str, *tuple[Any, ...]]], found: dict[str, list[str]]
+) -> None:
+    """Find those of these files whose bytes are not those of the cell that the ledger names."""
+    cells = context.store.file_digests([path for path, *_ in files])
+    for path, named in cells.items():
+        try:
+            with open(path_from_text(path), "rb") as file:  # noqa: PTH123
+                if hashlib.file_digest(file, "sha256").hexdigest() != named:
+                    found["file_differs"].append(path)
+        except FileNotFoundError:
+            continue  # gone meanwhile
+        except OSError:
+            found["file_unreadable"].append(path)
 
 
 def _compare_images(context: Context, found: dict[str, list[str]]) -> Generator[Row, None, Row]:
@@ -346,6 +386,9 @@ def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
         store.reload()
     if "index_differs" in found:
         yield {"repaired": "index_differs", "count": 1}
+    if "file_differs" in found:
+        store.read_again(found["file_differs"])
+        yield {"repaired": "file_differs", "count": len(found["file_differs"])}
     for kind in ("image_missing", "image_damaged"):
         taken = sum(_take_back(context, digest) for digest in found.get(kind, ()))
         if taken:

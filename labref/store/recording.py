@@ -90,6 +90,8 @@ class FileRow:
     slide: str | None
     duplicate_of: str | None
     recorded_at: datetime
+    ctime_ns: int | None = None
+    inode: int | None = None
 
     def said(self) -> tuple[Any, ...]:
         """What it says of the file; two rows that say the same are one outcome, and no history."""
@@ -109,6 +111,8 @@ class FileRow:
             to_nullable(self.slide),
             self.duplicate_of,
             self.recorded_at,
+            whole(self.ctime_ns),
+            self.inode,
         )
 
 
@@ -408,6 +412,8 @@ def _add_cell(
         cell.slide,
         resembles,
         plan.at,
+        cell.ctime_ns,
+        cell.inode,
     )
 
 
@@ -418,6 +424,8 @@ def _again(item: NewCell | SeenAgain, cell_id: str, before: FileRow | None, at: 
             before,
             size_bytes=item.size_bytes,
             mtime_ns=item.mtime_ns,
+            ctime_ns=item.ctime_ns,
+            inode=item.inode,
             label=item.label,
             label_source=source,
             slide=item.slide,
@@ -434,14 +442,28 @@ def _again(item: NewCell | SeenAgain, cell_id: str, before: FileRow | None, at: 
         item.slide,
         cell_id,
         at,
+        item.ctime_ns,
+        item.inode,
     )
 
 
 def _rejected(item: Rejected, before: FileRow | None, at: datetime) -> FileRow:
     if before is not None and before.outcome is Outcome.REJECTED and before.reason == item.reason:
-        return replace(before, size_bytes=item.size_bytes, mtime_ns=item.mtime_ns)
+        at = before.recorded_at  # the outcome stands
     return FileRow(
-        item.path, item.size_bytes, item.mtime_ns, Outcome.REJECTED, item.reason, None, None, None, None, None, at
+        item.path,
+        item.size_bytes,
+        item.mtime_ns,
+        Outcome.REJECTED,
+        item.reason,
+        None,
+        None,
+        None,
+        None,
+        None,
+        at,
+        item.ctime_ns,
+        item.inode,
     )
 
 

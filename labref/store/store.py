@@ -396,6 +396,22 @@ class Store:
                 known is None or len(known.labels) == upkeep.checksum(cursor, "cell")[0]
             )
 
+    def learn_file_numbers(self, files: Sequence[tuple[str, int, int | None]]) -> None:
+        """Write down path, ctime (nanoseconds) and inode number of files that are recorded without."""
+        with self._transaction() as connection:
+            upkeep.learn_file_numbers(connection, files)
+
+    def read_again(self, paths: Sequence[str]) -> None:
+        """Let the agent read these files again at its next scan, whatever they look like."""
+        with self._transaction() as connection:
+            upkeep.read_again(connection, paths)
+        self.revision += 1
+
+    def file_digests(self, paths: Sequence[str]) -> dict[str, str]:
+        """The digest of the cell that came from each of these files, by path; those without a cell are left out."""
+        with self._reading() as cursor:
+            return upkeep.file_digests(cursor, paths)
+
     def remove_faults(self, faults: Faults) -> None:
         """Take out what stands for nothing, as `faults` found it; the files concerned are taken in again."""
         with self._writing:
@@ -497,7 +513,7 @@ class Store:
         reason = None if isinstance(item, Rejected) else self.removed(item.digest)
         if isinstance(item, Rejected) or reason is None:
             return item
-        return Rejected(item.path, item.size_bytes, item.mtime_ns, reason)
+        return Rejected(item.path, item.size_bytes, item.mtime_ns, reason, item.ctime_ns, item.inode)
 
     def _remember(self, plan: Plan, bundle: str) -> None:
         """Bring the memory up to what was committed."""
@@ -529,13 +545,13 @@ class Store:
     # files
 
     def known_files(self) -> dict[str, FileState]:
-        """Size, time and outcome of every file the ledger has, by path."""
+        """How every file that the ledger has looked, and its outcome, by path."""
         known: dict[str, FileState] = {}
         state = partial(tuple.__new__, FileState)  # a million of them, without a step of Python each
         with self._reading() as cursor, _uncollected():
             for part in upkeep.file_states(cursor):
-                paths, sizes, times, outcomes = (part[column].tolist() for column in part)
-                states = map(state, zip(sizes, times, map(sys.intern, outcomes), strict=True))
+                paths, sizes, times, outcomes, changes, inodes = (part[column].tolist() for column in part)
+                states = map(state, zip(sizes, times, map(sys.intern, outcomes), changes, inodes, strict=True))
                 known.update(zip(map(from_column, paths), states, strict=True))
         return known
 

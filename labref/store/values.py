@@ -34,6 +34,7 @@ class NewCell:
 
     latent : float32[L] and probabilities : float32[c], both from one bundle; width and height: pixels of the original;
     mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
+    ctime_ns and inode: the file's last change of any kind, and its number, where they are known.
     measures: float32[7] of its optics, see `labref.cells.optics`; None leaves them to be measured later.
     fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them
     they are made later, and the cell is compared with no other until then. landmarks: of its picture,
@@ -61,6 +62,8 @@ class NewCell:
     measures: NDArray[np.float32] | None = None
     fingerprints: tuple[Fingerprint, ...] = ()
     landmarks: tuple[Landmark, ...] = ()
+    ctime_ns: int | None = None
+    inode: int | None = None
 
     def carries(self) -> tuple[str, LabelSource]:
         """The label that the cell gets, and its source."""
@@ -91,6 +94,8 @@ class SeenAgain:
     label: str | None = None
     label_source: str = "predicted"
     slide: str | None = None
+    ctime_ns: int | None = None
+    inode: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ class Rejected:
     size_bytes: int | None
     mtime_ns: int | None
     reason: str
+    ctime_ns: int | None = None
+    inode: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +135,23 @@ class LedgerRow:
 
 
 class FileState(NamedTuple):
-    """The recorded state of a file, which a scan compares the file with. It is a tuple because every scan makes one for
-    each of up to a million files."""
+    """The recorded state of a file, which a scan compares the file with; None for what is not known. It is a tuple
+    because every scan makes one for each of up to a million files."""
 
     size_bytes: int | None
     mtime_ns: int | None
     outcome: str
+    ctime_ns: int | None = None
+    inode: int | None = None
+
+    def is_of(self, size_bytes: int, mtime_ns: int, ctime_ns: int, inode: int | None) -> bool:
+        """Whether a file still looks as it did. inode : None where the file's number means nothing."""
+        return (
+            self.size_bytes == size_bytes
+            and self.mtime_ns == mtime_ns
+            and (self.ctime_ns is None or self.ctime_ns == ctime_ns)
+            and (self.inode is None or inode is None or self.inode == inode)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -380,3 +380,12 @@ def _label_lists(connection: duckdb.DuckDBPyConnection) -> None:
             same     BIGINT NOT NULL,
             older    BIGINT NOT NULL
         )""")
+
+
+@migration(16, "by what a file is known again that was replaced by one of equal size and time")
+def _file_numbers(connection: duckdb.DuckDBPyConnection) -> None:
+    # NULL where it is not known: the next scan learns it
+    trash = connection.execute("SELECT table_name FROM duckdb_tables() WHERE table_name = 'trash_file'").fetchall()
+    for table in ("file", "file_history", *(name for (name,) in trash)):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN ctime_ns BIGINT")
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN inode UBIGINT")

@@ -63,6 +63,8 @@ FILE = {
     "slide": "VARCHAR",
     "duplicate_of": "VARCHAR",
     "recorded_at": "TIMESTAMP",
+    "ctime_ns": "BIGINT",
+    "inode": "UBIGINT",
 }
 """Columns of table `file` and their types, in the order of `FileRow`'s fields."""
 _NEIGHBOURS = """

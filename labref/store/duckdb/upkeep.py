@@ -27,8 +27,11 @@ __all__ = [
     "digests",
     "digests_of",
     "faults",
+    "file_digests",
     "file_states",
     "fingerprints",
+    "learn_file_numbers",
+    "read_again",
     "remove_faults",
     "tables",
     "tables_of_cells",
@@ -168,14 +171,20 @@ class Comparison:
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
         self._cursor = cursor
-        cursor.execute("CREATE OR REPLACE TEMP TABLE on_disk (path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)")
+        cursor.execute(
+            "CREATE OR REPLACE TEMP TABLE on_disk (path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, ctime_ns BIGINT, "
+            "inode UBIGINT)"
+        )
 
-    def add(self, part: Sequence[tuple[str, int | None, int | None]]) -> None:
-        """Tell of files: path, size in bytes, time in nanoseconds; size and time None where a file cannot be read."""
+    def add(self, part: Sequence[tuple[str, int | None, int | None, int | None, int | None]]) -> None:
+        """Tell of files: path, size in bytes, mtime and ctime in nanoseconds, inode number; None for all of a file that
+        cannot be read, and for a number that means nothing."""
         columns = [list(column) for column in zip(*part, strict=True)]
         columns[0] = list(map(to_column, columns[0]))
         self._cursor.execute(
-            "INSERT INTO on_disk SELECT unnest($1::VARCHAR[]), unnest($2::BIGINT[]), unnest($3::BIGINT[])", columns
+            "INSERT INTO on_disk SELECT unnest($1::VARCHAR[]), unnest($2::BIGINT[]), unnest($3::BIGINT[]), "
+            "unnest($4::BIGINT[]), unnest($5::UBIGINT[])",
+            columns,
         )
 
     def result(self) -> DiskFiles:
@@ -187,7 +196,8 @@ class Comparison:
         changed = _column(
             cursor,
             "SELECT here.path FROM here JOIN file USING (path) WHERE here.size_bytes IS NOT NULL AND file.size_bytes "
-            "IS NOT NULL AND (here.size_bytes, here.mtime_ns) <> (file.size_bytes, file.mtime_ns)",
+            "IS NOT NULL AND ((here.size_bytes, here.mtime_ns) <> (file.size_bytes, file.mtime_ns) "
+            "OR coalesce(here.ctime_ns <> file.ctime_ns, FALSE) OR coalesce(here.inode <> file.inode, FALSE))",
         )
         gone = _number(cursor, "SELECT count(*) FROM file ANTI JOIN here USING (path)")
         recorded = there - len(missing) - len(changed)
@@ -271,19 +281,49 @@ def fingerprints(cursor: duckdb.DuckDBPyConnection, database: str | None = None)
 
 
 def file_states(cursor: duckdb.DuckDBPyConnection) -> Iterator[dict[str, Any]]:
-    """Columns path, size_bytes, mtime_ns and outcome of the ledger as NumPy arrays, in parts, so that other threads get
-    their turn between them; all of one moment."""
+    """Columns path, size_bytes, mtime_ns, outcome, ctime_ns and inode of the ledger as NumPy arrays, in parts, so that
+    other threads get their turn between them; all of one moment."""
     cursor.begin()
     try:
         # rowid is where a row lies, so a range of them is read without looking at the rest; it says nothing of order
         last = _column(cursor, "SELECT max(rowid) FROM file")[0]
         for start in range(0, 1 + (-1 if last is None else last), _STATES):
             yield cursor.execute(
-                "SELECT path, size_bytes, mtime_ns, outcome FROM file WHERE rowid >= ? AND rowid < ?",
+                "SELECT path, size_bytes, mtime_ns, outcome, ctime_ns, inode FROM file WHERE rowid >= ? AND rowid < ?",
                 [start, start + _STATES],
             ).fetchnumpy()
     finally:
         cursor.rollback()
+
+
+def learn_file_numbers(connection: duckdb.DuckDBPyConnection, files: Sequence[tuple[str, int, int | None]]) -> None:
+    """Write down ctime in nanoseconds and inode number of files, by path, of which a store of an older labref has
+    none."""
+    columns = [list(column) for column in zip(*files, strict=True)]
+    columns[0] = list(map(to_column, columns[0]))
+    connection.execute(
+        "UPDATE file SET ctime_ns = learnt.ctime_ns, inode = learnt.inode FROM (SELECT unnest($1::VARCHAR[]) AS path, "
+        "unnest($2::BIGINT[]) AS ctime_ns, unnest($3::UBIGINT[]) AS inode) AS learnt "
+        "WHERE file.path = learnt.path AND file.ctime_ns IS NULL",
+        columns,
+    )
+
+
+def read_again(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> None:
+    """Let the next scan read these files again, whatever they look like."""
+    # no file has such a size
+    connection.execute(
+        "UPDATE file SET size_bytes = -1 WHERE path IN (SELECT unnest(?::VARCHAR[]))", [list(map(to_column, paths))]
+    )
+
+
+def file_digests(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[str, str]:
+    """The digest of the cell that came from each of these files, by path; those without a cell are left out."""
+    found = cursor.execute(
+        "SELECT file.path, cell.digest FROM file JOIN cell USING (cell_id) WHERE file.path IN (SELECT unnest(?::VARCHAR[]))",
+        [list(map(to_column, paths))],
+    )
+    return {from_column(path): digest for path, digest in found.fetchall()}
 
 
 def checksum(cursor: duckdb.DuckDBPyConnection, table: str) -> tuple[int, int]:
