@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from labref.errors import ConfigError
+from labref.printing import printable
 
 __all__ = [
     "SYSTEM_NAMES",
@@ -146,6 +147,14 @@ class WatchConfig(_Section):
             if not re.fullmatch(r"\.[^./\\]+", ending):
                 raise ValueError(f'holds {ending!r}; an ending is written with its dot, like ".jpg"')
         return tuple(ending.lower() for ending in value)
+
+    @field_validator("labels")
+    @classmethod
+    def _shown(cls, value: dict[str, str]) -> dict[str, str]:
+        for label in value.values():
+            if printable(label) != label:
+                raise ValueError(f"holds the label {printable(label)!r}, with a character that cannot be shown")
+        return value
 
     @field_validator("system_names")
     @classmethod

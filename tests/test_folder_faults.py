@@ -29,13 +29,14 @@ from labref.agent import pipeline, reader, run
 from labref.agent.reader import Prepared, Refused, read_cell
 from labref.bundles.bundle import Bundle
 from labref.cli import app
-from labref.config import WatchConfig
+from labref.config import LayoutPattern, WatchConfig
 from labref.errors import AgentError, StoreError, UnstorableError
-from labref.export.layout import PathMeaning
+from labref.export.layout import Layout, PathMeaning
 from labref.export.roots import Roots
 from labref.export.scan import UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
 from labref.export.watch import Watcher
 from labref.lab import Lab
+from labref.printing import printable
 from labref.store import Rejected, Store
 from labref.web import desk
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
@@ -810,3 +811,89 @@ def test_an_event_makes_a_file_be_read_again(lab: Lab, equal: tuple[Path, Path])
         wait_until(lambda: desk.status(lab)["agent"]["last_scan_at"])
         swap(*equal)
         wait_until(lambda: cells_of(lab, *equal) == before[::-1], 60)
+
+
+# names that a terminal would obey
+
+OBEYED = [
+    "a\nb",
+    "\x1b[31mred",
+    "\x1b]0;title\x07",
+    "\x9b31m",
+    "\u202ecod.gpj",
+    "a\rb",
+    "\u2028x",
+    "\ufeffx",
+    "\u2066y",
+]
+
+
+@pytest.mark.parametrize("name", OBEYED)
+def test_what_a_terminal_would_obey_is_written_as_its_code(name: str) -> None:
+    shown = printable(name)
+    assert shown.isprintable() and "\\" in shown
+    assert printable({name: [name, 1, None]}) == {shown: [shown, 1, None]}
+
+
+@pytest.mark.parametrize("name", ["Å.jpg", "日本", "דם", "👩\u200d🔬", "C:\\x\\n", "می\u200cخواهم"])
+def test_what_is_only_unusual_is_shown_as_it_is(name: str) -> None:
+    assert printable(name) == name
+
+
+@POSIX
+def test_names_of_files_and_slides_give_no_command_to_the_terminal(lab: Lab, export: Path) -> None:
+    for number, name in enumerate(OBEYED):
+        (export / f"slide 1 {name}").mkdir()
+        shutil.copy(export / f"{number % FEW}.jpg", export / f"slide 1 {name}" / f"{name}.jpg")
+        (export / f"{name}.txt").touch()
+        (export / f"bad {name}.jpg").write_bytes(b"no image")
+    (export / "odd.e\x1b[1mx").touch()
+    invoke = CliRunner().invoke
+    where = ["--lab", str(lab.folder)]
+    said = invoke(app, ["agent", "--once", *where]).stdout
+    first = str(export / "slide 1 a\nb" / "a\nb.jpg")
+    said += invoke(app, ["ledger", *where]).stdout + invoke(app, ["ledger", "--path", first, *where]).stdout
+    said += invoke(app, ["query", first, *where]).stdout + invoke(app, ["status", *where]).stdout
+    failed = invoke(app, ["query", str(export / "bad \x1b[31mred.jpg"), "no\nsuch.jpg", *where])
+    said += failed.stdout + failed.stderr
+    cell = hashlib.sha256((export / "0.jpg").read_bytes()).hexdigest()[:16]
+    said += invoke(app, ["label", "history", cell, *where]).stdout
+    (export / "\x1b[2Jnew.jpg").write_bytes(b"")
+    checked = invoke(app, ["ledger", "--check", *where])
+    said += checked.stdout + checked.stderr + invoke(app, ["duplicates", *where]).stdout
+    assert "\\x1b[31mred" in said and "\\x1b[2Jnew" in said
+    for line in said.split("\n"):
+        assert line.isprintable(), line
+    rows = invoke(app, ["ledger", *where]).stdout.splitlines()
+    assert len(rows) == FEW + 2 * len(OBEYED), "a line a file"
+    log = lab.log_file.read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in log.split("\n"))
+
+
+@pytest.mark.parametrize("label", OBEYED)
+def test_a_label_that_gives_commands_is_refused(filled: Lab, label: str) -> None:
+    before = ledger(filled)
+    cell = before["0.jpg"]["cell_id"]
+    done = CliRunner().invoke(app, ["label", "set", cell, f"x{label}y", "--new", "--lab", str(filled.folder)])
+    assert done.exit_code == 1
+    assert "cannot be se" in done.stderr or "cannot be shown" in done.stderr
+    assert ledger(filled) == before
+    with pytest.raises(ValueError, match="cannot be shown"):
+        WatchConfig(labels={"Segs": f"x{label}y"})
+    assert Layout(WatchConfig(), ("monocyte",)).place(f"x{label}y/1.jpg").label is None
+
+
+# one name in two forms
+
+COMPOSED, DECOMPOSED = "Kr\u00f6melzelle", "Kro\u0308melzelle"
+
+
+def test_two_forms_of_a_name_are_one_class_one_slide_and_one_analyser() -> None:
+    layout = Layout(WatchConfig(labels={DECOMPOSED: "odd"}), ("monocyte", "lymphoc\u00fdte"))
+    assert layout.place(f"{COMPOSED}/1.jpg").label == layout.place(f"{DECOMPOSED}/1.jpg").label == "odd"
+    plain = Layout(WatchConfig(), ("monocyte", "lymphoc\u00fdte"))
+    assert plain.place(f"S1/{COMPOSED}/1.jpg") == plain.place(f"S1/{DECOMPOSED}/1.jpg")
+    assert plain.place("lymphocy\u0301te/1.jpg").label == "lymphoc\u00fdte"
+    assert plain.place(f"{DECOMPOSED} 1/1.jpg").slide == f"{COMPOSED} 1"
+    own = WatchConfig(layout=(LayoutPattern(pattern="(?P<analyser>[^/]+)/[^/]+"),))
+    assert Layout(own, ()).place(f"{DECOMPOSED}/1.jpg").analyser == COMPOSED

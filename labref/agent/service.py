@@ -43,6 +43,7 @@ from labref.lab.log import Log, open_log
 from labref.lab.presence import OwnFolder
 from labref.operations import perform
 from labref.operations.naming import NoCellError, id_of_cell
+from labref.printing import printable
 from labref.store import FileState, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
@@ -149,7 +150,7 @@ def _told(summary: Summary) -> str:
         lines.append(f"{summary.embedded} cells embedded, {summary.cells_per_second:.1f} a second.")
     if summary.rejected:
         lines.append("Why: labref ledger --outcome rejected")
-    lines += left_alone(summary.others, summary.reserved)
+    lines += map(printable, left_alone(summary.others, summary.reserved))
     if summary.interrupted:
         lines.append("Ended before the pass was whole; run it again to take in the rest.")
     return "\n".join(lines)
@@ -369,7 +370,7 @@ class _Agent:
         ]
         lines.append(f"watching {', '.join(there) or 'no folder yet'}; Ctrl-C ends it")
         for line in lines:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
     def run_once(self, console: Console | None) -> Summary:
         """One full pass over the export folders."""

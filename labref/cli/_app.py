@@ -19,6 +19,7 @@ from labref.cli import agent, bundle, demo, duplicates, init, label, ledger, map
 from labref.cli._help import format_help_of
 from labref.errors import LabrefError
 from labref.files import own_process
+from labref.printing import printable
 
 __all__ = ["app", "main"]
 
@@ -55,7 +56,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except LabrefError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(printable(f"error: {error}"), err=True)
             raise typer.Exit(1) from None
         except OSError as error:
             if error.errno == errno.EPIPE or error.errno is None:

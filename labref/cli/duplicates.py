@@ -10,6 +10,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
+from labref.printing import printable
 from labref.times import local
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def duplicates(
         if json:
             print_json(row)
         else:
-            typer.echo(_pair(row) if row["kind"] == "pair" else _conflict(row))
+            said = printable(row)
+            typer.echo(_pair(said) if said["kind"] == "pair" else _conflict(said))
     if not rows and not json:
         typer.echo("no duplicates" if only is None else f"none that is {only.value}")
     if grid is not None:
@@ -178,6 +180,7 @@ def history(cell: CellArgument, lab: LabOption = None, json: JsonOption = False)
         if json:
             print_json(row)
         else:
+            row = printable(row)
             by = f" by {row['who']}" if row["who"] else ""
             typer.echo(f"{local(row['at'])}  {row['cell_id']} of {row['duplicate_of']}: {row['decision']}{by}")
     if not rows and not json:
@@ -202,7 +205,7 @@ def _decide(lab: Path | None, operation: str, json: bool, **parameters: Any) -> 
     if json:
         print_json(row)
     else:
-        typer.echo(_pair(row))
+        typer.echo(_pair(printable(row)))
 
 
 def _login() -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from labref.cli._shared import JsonOption, print_json, program, quoted
+from labref.printing import printable
 
 __all__ = ["add_to"]
 
@@ -82,8 +83,8 @@ def init(
         )
         return
     classes = ", ".join(installed.manifest.labels)
-    typer.echo(f"lab     {lab.folder}")
-    typer.echo(f"watches {', '.join(str(f) for f in lab.watched)}")
+    typer.echo(f"lab     {printable(str(lab.folder))}")
+    typer.echo(f"watches {', '.join(printable(str(f)) for f in lab.watched)}")
     typer.echo(f"bundle  {installed.manifest.name} {installed.manifest.version} ({installed.short}): {classes}")
     typer.echo("\nNext, take in what is there and keep watching (Ctrl-C ends it):")
     typer.echo(f"  {program()} agent --lab {quoted(lab.folder)}")

@@ -13,6 +13,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, here, perform, print_json
 from labref.errors import AgentError, LabrefError
+from labref.printing import printable
 from labref.times import local
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ def set_(
     (row,) = perform(Lab.find(lab), "label.set", cell=cell, label=label, who=by, new=new, folder=here())
     if json:
         print_json(row)
-    elif row["outcome"] == "same":
+        return
+    row = printable(row)
+    if row["outcome"] == "same":
         typer.echo(f"{row['cell_id']} is reviewed as {row['label']} already")
     else:
         typer.echo(f"{row['cell_id']}: {row['label']} (was {row['previous']}, {row['previous_source']})")
@@ -137,7 +140,7 @@ def import_(
         if json:
             print_json(problem)
         else:
-            typer.echo(f"{file}:{problem['line']}: {problem['problem']}", err=True)
+            typer.echo(printable(f"{file}:{problem['line']}: {problem['problem']}"), err=True)
 
     try:
         rows = _read(file, _named(who))
@@ -206,6 +209,7 @@ def history(cell: CellArgument, lab: LabOption = None, json: JsonOption = False)
     if json:
         print_json(row)
         return
+    row = printable(row)
     typer.echo(f"{row['cell_id']}: {row['label']} ({row['label_source']})")
     typer.echo(
         f"  {local(row['stored_at'])}  stored as {row['stored_as']['label']} ({row['stored_as']['label_source']})"

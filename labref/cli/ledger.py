@@ -10,6 +10,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
+from labref.printing import printable
 from labref.times import local
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def ledger(
         if json:
             print_json(row)
         else:
-            typer.echo(_line(row))
+            typer.echo(_line(printable(row)))
     if told:
         return
     if path is not None:
@@ -153,7 +154,7 @@ def _check(lab: "Lab", *, quick: bool, repair: bool, digests: bool, json: bool) 
         else:
             said |= row
         if not json:
-            typer.echo("\n".join(_told(row)))
+            typer.echo("\n".join(_told(printable(row))))
     if json:
         print_json(said)
     if not said["ok"]:

@@ -9,6 +9,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.errors import LabrefError
+from labref.printing import printable
 from labref.times import local
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ def _classify_images(lab: "Lab", images: Sequence[Path], json: bool) -> None:
                 answer = desk.ask(image.read_bytes(), name=str(image), k=1, by="map")
             except (OSError, LabrefError) as error:
                 what = error if isinstance(error, LabrefError) else f"cannot be read: {error.strerror or error}"
-                typer.echo(f"error: {image}: {what}", err=True)
+                typer.echo(printable(f"error: {image}: {what}"), err=True)
                 failed = True
                 continue
             place = answer["map"]
@@ -345,7 +346,7 @@ def _classify_images(lab: "Lab", images: Sequence[Path], json: bool) -> None:
                     if place["label"] is None
                     else f"{place['label']} {place['share']:.1%} of {place['cells']} cells"
                 )
-                typer.echo(f"{answer['image']}: {said}, node {place['row']} {place['column']}")
+                typer.echo(f"{printable(answer['image'])}: {printable(said)}, node {place['row']} {place['column']}")
     if failed:
         raise typer.Exit(1)
 
@@ -361,7 +362,7 @@ def _tell(rows: Iterable[Mapping[str, Any]], json: bool, line: Any, *, otherwise
         if json:
             print_json(row)
         else:
-            typer.echo(line(row))
+            typer.echo(line(printable(row)))
     if not told and not json and otherwise is not None:
         typer.echo(otherwise)
 

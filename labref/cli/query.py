@@ -10,6 +10,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, print_json
 from labref.errors import LabrefError
+from labref.printing import printable
 
 if TYPE_CHECKING:
     from labref.lab import Lab
@@ -99,7 +100,7 @@ def query(
             try:
                 _answer(desk, image, k, by, analyser, any_optics, json, out)
             except LabrefError as error:
-                typer.echo(f"error: {image}: {error}", err=True)
+                typer.echo(printable(f"error: {image}: {error}"), err=True)
                 failed = True
     if failed:
         raise typer.Exit(1)
@@ -126,7 +127,7 @@ def _answer(
     if json:
         print_json(answer)
     else:
-        typer.echo(_text(answer))
+        typer.echo(_text(printable(answer)))
     sys.stdout.flush()
     if grid is not None:
         draw_grid(desk.lab, answer, data, grid)

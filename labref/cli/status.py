@@ -8,6 +8,7 @@ import typer
 from labref.cli._shared import JsonOption, LabOption, print_json
 from labref.cli.bundle import change_lines
 from labref.errors import LabrefError
+from labref.printing import printable
 from labref.times import local
 
 __all__ = ["add_to"]
@@ -45,7 +46,7 @@ def status(lab: LabOption = None, json: JsonOption = False) -> None:
     if json:
         print_json(found)
     else:
-        typer.echo(_text(found))
+        typer.echo(_text(printable(found)))
     if found["attention"]:
         raise LabrefError(f"the lab needs attention: {'. '.join(found['attention'])}")
 

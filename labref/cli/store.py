@@ -9,6 +9,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json, without_progress
 from labref.errors import LabrefError
+from labref.printing import printable
 from labref.times import local
 
 __all__ = ["add_to"]
@@ -326,6 +327,7 @@ def trash(lab: LabOption = None, json: JsonOption = False) -> None:
         if json:
             print_json(row)
         else:
+            row = printable(row)
             typer.echo(
                 f"{row['cell_id']}  {row['label']} ({row['label_source']}), {row['analyser'] or '-'}: {row['reason']}; "
                 f"for {row['days_left']:.0f} more days"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from labref.config import LabelSourceName, LayoutPattern, WatchConfig
+from labref.printing import printable
 
 __all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning", "name_key"]
 
@@ -134,17 +136,18 @@ class Layout:
             if match is None:
                 continue
             groups = match.groupdict()
-            label = groups.get("label") or None
+            label, slide, own = (_composed(groups.get(part)) for part in ("label", "slide", "analyser"))
             if declared_only and label is not None and not self._names.is_class(label):
                 label = self._given_class(label)
                 if label is None:
                     continue
-            named = label is not None and source != "predicted"
+            # a name that a terminal would obey instead of showing it is no class
+            named = label is not None and source != "predicted" and printable(label) == label
             return PathMeaning(
-                slide=groups.get("slide") or None,
+                slide=slide,
                 label=self._names.label(label) if label is not None and named else None,
                 label_source=source if named else "predicted",
-                analyser=groups.get("analyser") or analyser,
+                analyser=own or analyser,
             )
         return PathMeaning(None, None, "predicted", analyser)
 
@@ -154,9 +157,14 @@ class Layout:
         return name if name in given else next((g for g in sorted(given) if name_key(g) == name_key(name)), None)
 
 
+def _composed(name: str | None) -> str | None:
+    """`name` in one of the two forms that Unicode has of an accented letter: NFC. None for an empty one."""
+    return unicodedata.normalize("NFC", name) if name else None
+
+
 def name_key(name: str) -> str:
     """`name` without the differences between spellings of one class: case, punctuation, the plural."""
-    words = re.sub(r"[\W_]+", " ", name).casefold().split()
+    words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", name)).casefold().split()
     return " ".join(
         word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
         for word in words
