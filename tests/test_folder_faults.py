@@ -32,6 +32,7 @@ from labref.cli import app
 from labref.config import LayoutPattern, WatchConfig
 from labref.errors import AgentError, StoreError, UnstorableError
 from labref.export.layout import Layout, PathMeaning
+from labref.export.paths import path_to_text
 from labref.export.roots import Roots
 from labref.export.scan import UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
 from labref.export.watch import Watcher
@@ -897,3 +898,44 @@ def test_two_forms_of_a_name_are_one_class_one_slide_and_one_analyser() -> None:
     assert plain.place(f"{DECOMPOSED} 1/1.jpg").slide == f"{COMPOSED} 1"
     own = WatchConfig(layout=(LayoutPattern(pattern="(?P<analyser>[^/]+)/[^/]+"),))
     assert Layout(own, ()).place(f"{DECOMPOSED}/1.jpg").analyser == COMPOSED
+
+
+def test_a_list_in_the_other_form_finds_its_files(lab: Lab, export: Path, tmp_path: Path) -> None:
+    for number, name in enumerate((f"{DECOMPOSED}.jpg", f"{COMPOSED} 2.jpg")):
+        (export / f"{number}.jpg").rename(export / name)
+    (export / "2.jpg").rename(export / os.fsdecode(b"Kr\xf6melzelle.jpg"))
+    once(lab)
+    listed = tmp_path / "labels.csv"
+    listed.write_text(
+        f"path,label\n{COMPOSED}.jpg,monocyte\n{export / DECOMPOSED} 2.jpg,blast\n{DECOMPOSED}.jpg,monocyte\n",
+        encoding="utf-8",
+    )
+    done = CliRunner().invoke(app, ["label", "import", str(listed), "--new", "--lab", str(lab.folder)])
+    assert done.exit_code == 0, done.stderr
+    said = CliRunner().invoke(
+        app, ["ledger", "--json", "--path", str(export / f"{COMPOSED}.jpg"), "--lab", str(lab.folder)]
+    )
+    (row,) = map(json.loads, said.stdout.splitlines())
+    assert row["path"] == str(export / f"{DECOMPOSED}.jpg"), "the bytes of the name are kept"
+    for other in (b"Kr\xf6nung.jpg", b"Kr"):
+        named = path_to_text(str(export / os.fsdecode(other)))
+        assert CliRunner().invoke(app, ["ledger", "--path", named, "--lab", str(lab.folder)]).stdout == "", (
+            "no other is like it"
+        )
+        assert CliRunner().invoke(app, ["label", "history", named, "--lab", str(lab.folder)]).exit_code == 1
+    with lab.open_store() as store:
+        cell = store.cell(row["cell_id"])
+        assert cell is not None and (cell.label, str(cell.label_source)) == ("monocyte", "reviewed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep one form of a name")
+def test_two_files_whose_names_differ_in_the_form_alone_are_two(lab: Lab, export: Path) -> None:
+    (export / "0.jpg").rename(export / f"{DECOMPOSED}.jpg")
+    (export / "1.jpg").rename(export / f"{COMPOSED}.jpg")
+    assert once(lab).stored == FEW
+    assert faults(lab) == {}
+    with lab.open_store() as store:
+        paths = [str(export / f"{form}.jpg") for form in (COMPOSED, DECOMPOSED)]
+        found = store.cells_of_files(paths)
+        assert set(found) == set(paths) and len(set(found.values())) == 2
+        assert [len(list(store.ledger(path=path))) for path in paths] == [1, 1]

@@ -163,8 +163,10 @@ def files_like(
     folded = "nfc_normalize(lower(nfc_normalize({})))" if ignore_case else "nfc_normalize({})"
     rows = cursor.execute(
         f"SELECT asked.path, f.path, f.cell_id FROM file f JOIN (SELECT path, {folded.format('path')} AS folded FROM "
-        f"(SELECT unnest(?::VARCHAR[]) AS path)) asked ON {folded.format('f.path')} = asked.folded",
-        [[to_column(path) for path in paths]],
+        f"(SELECT unnest(?::VARCHAR[]) AS path)) asked ON {folded.format('f.path')} = asked.folded "
+        # bytes that are no UTF-8 are kept with a NUL, at which DuckDB's function ends: such names have no other form
+        "WHERE NOT contains(f.path, ?)",
+        [[path for path in map(to_column, paths) if "\0" not in path], "\0"],
     ).fetchall()
     found: dict[str, dict[str, str | None]] = {}
     for asked, path, cell_id in rows:
