@@ -155,3 +155,50 @@ def test_blocks_are_sound_while_the_store_is_written(tmp_path: Path) -> None:
         writer.join()
         found.append(store.blocks())
         assert len(found) > 2 and all(blocks is not None and blocks.damaged == () for blocks in found)
+
+
+# latents
+
+
+def found(lab: Lab, **how: Any) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Faults by kind, and the last row, of `ledger.check`."""
+    told = list(desk.run(lab, "ledger.check", **how))
+    return {row["fault"]: sorted(row["examples"]) for row in told if "fault" in row}, told[-1]
+
+
+def test_a_latent_that_is_not_its_cells_or_not_finite_is_noticed_and_made_anew(lab: Lab) -> None:
+    faults, ended = found(lab)
+    assert faults == {} and ended["checked"]["latents"]["compared"] == 32
+    assert 0 <= ended["checked"]["latents"]["largest"] < 0.02
+    with duckdb.connect(str(lab.store_file)) as connection:
+        ids = [row[0] for row in connection.execute("SELECT cell_id FROM cell ORDER BY cell_id").fetchall()]
+        before = connection.execute("SELECT cell_id, latent FROM embedding_1 ORDER BY cell_id").fetchall()
+        swapped, one, two, three = ids[3:5], ids[7], ids[9], ids[11]
+        connection.execute(
+            "UPDATE embedding_1 SET latent = o.latent FROM embedding_1 o WHERE embedding_1.cell_id IN (?, ?) "
+            "AND o.cell_id IN (?, ?) AND o.cell_id <> embedding_1.cell_id",
+            [*swapped, *swapped],
+        )
+        for cell_id, column, value in (
+            (one, "latent", "nan"),
+            (two, "latent", "-inf"),
+            (three, "probabilities", "inf"),
+        ):
+            connection.execute(
+                f"UPDATE embedding_1 SET {column} = list_transform({column}, lambda x, i: "
+                f"CASE WHEN i = 3 THEN '{value}'::FLOAT ELSE x END) WHERE cell_id = ?",
+                [cell_id],
+            )
+    faults, ended = found(lab)
+    assert faults == {"latent_not_finite": sorted([one, two, three]), "latent_of_another_cell": sorted(swapped)}
+    assert not ended["ok"]
+    assert found(lab, quick=True)[0] == {"latent_not_finite": sorted([one, two, three])}, "without the networks"
+    assert found(lab, latents=0)[1]["checked"]["latents"] is None
+    done = CliRunner().invoke(app, ["ledger", "--check", "--lab", str(lab.folder)])
+    assert done.exit_code == 1 and "latent_of_another_cell" in done.stderr
+    assert found(lab, repair=True)[1]["ok"]
+    assert found(lab)[0] == {}
+    with duckdb.connect(str(lab.store_file)) as connection:
+        after = connection.execute("SELECT cell_id, latent FROM embedding_1 ORDER BY cell_id").fetchall()
+    assert [cell for cell, _ in after] == ids
+    assert np.array([x for _, x in after]) == pytest.approx(np.array([x for _, x in before]), abs=1e-3)

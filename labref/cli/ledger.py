@@ -39,9 +39,11 @@ With --json, one object a line for each file.
 @ledger.LedgerEntry
 
 --check looks whether each file in the export folders has its outcome and looks as it did then, whether each cell has its
-original bytes with the right digest, and its embedding in the active bundle, and whether there are outcomes, embeddings
-or kept bytes without a cell. With --digests each exported file is read as well, and its digest compared with that of its
-cell: this finds a file that was replaced by one of equal size and times. Exit code 1 where there is a fault. --repair embeds again, takes lost bytes from the export
+original bytes with the right digest, and its embedding in the active bundle, all of it finite; whether of --latents N cells,
+chosen at random, the latent is the one that the networks make of these bytes (some 30 ms each); and whether there are
+outcomes, embeddings or kept bytes without a cell. With --digests each exported file is read as well, and its digest
+compared with that of its cell: this finds a file that was replaced by one of equal size and times. Exit code 1 where there
+is a fault. --repair embeds again, takes lost bytes from the export
 file where that is still the same, removes links and embeddings of cells that are not there, has files taken in again
 whose outcome stands for nothing, and moves bytes that no cell has to the lab's folder `unclaimed`.
 
@@ -77,6 +79,10 @@ def ledger(
     digests: Annotated[
         bool, typer.Option("--digests", help="With --check: read each exported file and compare its bytes, too.")
     ] = False,
+    latents: Annotated[
+        int,
+        typer.Option("--latents", min=0, metavar="N", help="With --check: of so many cells the latent is made anew."),
+    ] = 100,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
@@ -89,7 +95,7 @@ def ledger(
     if check:
         if outcome or path or limit:
             raise typer.BadParameter("--check looks at every file; leave out --outcome, --path and --limit")
-        _check(Lab.find(lab), quick=quick, repair=repair, digests=digests, json=json)
+        _check(Lab.find(lab), quick=quick, repair=repair, digests=digests, latents=latents, json=json)
         return
     where, wanted = Lab.find(lab), outcome and outcome.value
     told = False
@@ -137,7 +143,7 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"{local(row['at'])}  {row['outcome']:<18}  {row['path']}  {what}"
 
 
-def _check(lab: "Lab", *, quick: bool, repair: bool, digests: bool, json: bool) -> None:
+def _check(lab: "Lab", *, quick: bool, repair: bool, digests: bool, latents: int, json: bool) -> None:
     said: dict[str, Any] = {
         "ok": False,
         "summary": None,
@@ -146,7 +152,7 @@ def _check(lab: "Lab", *, quick: bool, repair: bool, digests: bool, json: bool) 
         "repaired": {},
         "seconds": None,
     }
-    for row in perform(lab, "ledger.check", quick=quick, repair=repair, digests=digests):
+    for row in perform(lab, "ledger.check", quick=quick, repair=repair, digests=digests, latents=latents):
         if "fault" in row:
             said["faults"].append(row)
         elif "repaired" in row:
@@ -184,6 +190,8 @@ def _told(row: Mapping[str, Any]) -> Iterator[str]:
             yield from left_alone(export["others"], export["reserved"])
         if images := row["checked"]["images"]:
             yield f"{images['read']} kept images read, {images['bytes'] / 1e6:.0f} MB"
+        if latents := row["checked"]["latents"]:
+            yield f"{latents['compared']} latents made anew from the kept bytes, of cells chosen at random"
         yield f"{'All is well' if row['ok'] else 'Not all is well'}, after {row['seconds']:.1f} s."
 
 

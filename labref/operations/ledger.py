@@ -11,10 +11,12 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 from pydantic import Field
 
 from labref.asking.answer import ledger_json
-from labref.errors import LabError
+from labref.cells.image import prepare
+from labref.errors import BundleError, LabError, UnreadableImageError
 from labref.export.paths import path_from_text, path_to_text
 from labref.export.roots import is_network_folder
 from labref.export.scan import ScanReport, scan
@@ -35,6 +37,7 @@ __all__ = [
     "Checked",
     "CheckedExport",
     "CheckedImages",
+    "CheckedLatents",
     "Fault",
     "LedgerCheck",
     "LedgerCounts",
@@ -49,6 +52,7 @@ _FEW_CELLS: Final = 20_000
 _FEW: Final = 20  # examples given of each kind of fault
 _GRACE_SECONDS: Final = 600.0  # bytes this fresh may belong to a cell that is just being stored
 _EMBED_AT_ONCE: Final = 32
+_LATENTS: Final = ("latent_not_finite", "latent_of_another_cell")
 UNCLAIMED: Final = "unclaimed"
 """Folder of the lab for kept bytes that belong to no cell."""
 
@@ -64,6 +68,9 @@ REMEDIES: Final = {
     "duplicate_of_nothing": "--repair removes the link",
     "cell_without_embedding": "--repair embeds the cell again from its kept bytes",
     "embedding_without_cell": "--repair removes it",
+    "latent_not_finite": "--repair embeds the cell again from its kept bytes",
+    "latent_of_another_cell": "--repair embeds the cell again from its kept bytes; only a sample of all cells was looked at "
+    "(--latents)",
     "image_missing": "--repair takes the bytes from the export file, where that is still the same; else restore a backup",
     "image_damaged": "--repair takes the bytes from the export file, where that is still the same; else restore a backup",
     "image_without_cell": f"--repair moves it to the lab's folder {UNCLAIMED}",
@@ -144,12 +151,24 @@ class CheckedImages(Answer):
     bytes: int = Field(description="Their size.")
 
 
+class CheckedLatents(Answer):
+    """The latents of some cells, chosen at random, made anew from their kept bytes."""
+
+    compared: int = Field(description="Cells whose latent was made anew.")
+    largest: float | None = Field(
+        description="The largest difference of a number from the stored one, among latents that are their cell's."
+    )
+
+
 class Checked(Answer):
     """What was looked at; null for what was not."""
 
     store: Literal[True] = Field(description="The store itself: true.")
     export: CheckedExport | None = Field(description="The files in the export folders.")
     images: CheckedImages | None = Field(description="The kept bytes of cells.")
+    latents: CheckedLatents | None = Field(
+        description="Some cells' latents, made anew; also null where the active bundle cannot be used."
+    )
 
 
 class CheckEnded(Answer):
@@ -204,6 +223,14 @@ def check(
             "ledger names; not with `quick`."
         ),
     ] = False,
+    latents: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Of so many cells, chosen at random, the latent is made anew and compared; not where `quick`. Some "
+            "30 ms each.",
+        ),
+    ] = 100,
 ) -> Iterator[Row]:
     """Prove that ledger, cells, kept bytes and embeddings are one.
 
@@ -211,18 +238,20 @@ def check(
     """
     started = time.perf_counter()
     found: dict[str, list[str]] = {}
-    checked = yield from _examine(context, found, quick=quick, digests=digests)
+    checked = yield from _examine(context, found, quick=quick, digests=digests, latents=latents)
     if repair and found:
         yield from _repair(context, found)
         found = {}
-        checked = yield from _examine(context, found, quick=quick, digests=digests)
+        checked = yield from _examine(context, found, quick=quick, digests=digests, latents=latents)
     for kind, what in found.items():
         remedy = REMEDIES.get(kind, "--repair removes it")
         yield {"fault": kind, "count": len(what), "examples": what[:_FEW], "remedy": remedy}
     yield {"ok": not found, "seconds": round(time.perf_counter() - started, 3), "checked": checked}
 
 
-def _examine(context: Context, found: dict[str, list[str]], *, quick: bool, digests: bool) -> Generator[Row, None, Row]:
+def _examine(
+    context: Context, found: dict[str, list[str]], *, quick: bool, digests: bool, latents: int
+) -> Generator[Row, None, Row]:
     store = context.store
     faults = store.faults()
     found.update({kind: list(what) for kind, what in faults.found.items()})
@@ -237,10 +266,12 @@ def _examine(context: Context, found: dict[str, list[str]], *, quick: bool, dige
             "embeddings": faults.embeddings,
         }
     }
-    checked: dict[str, Any] = {"store": True, "export": None, "images": None}
+    checked: dict[str, Any] = {"store": True, "export": None, "images": None, "latents": None}
     if not quick:
         checked["export"] = yield from _compare_export(context, found, digests=digests)
         checked["images"] = yield from _compare_images(context, found)
+        if latents and active is not None:
+            checked["latents"] = yield from _compare_latents(context, found, active, latents)
     return checked
 
 
@@ -350,6 +381,43 @@ def _compare_images(context: Context, found: dict[str, list[str]]) -> Generator[
     return {"read": read, "bytes": size}
 
 
+def _compare_latents(
+    context: Context, found: dict[str, list[str]], bundle: str, most: int
+) -> Generator[Row, None, Row | None]:
+    """Cells chosen at random have the latent that the networks make of their kept bytes; None where the bundle cannot
+    be used, as `labref store check` says."""
+    store, pace = context.store, Pace()
+    try:
+        embedder = context.embedder()
+    except BundleError:
+        return None
+    # each of the two runtimes may be off by the tolerance, and twice that is still far less than two cells differ
+    allowed = 4 * embedder.bundle.manifest.golden_tolerance
+    ids, others = store.sample(most), []
+    compared, largest = 0, 0.0
+    for start in range(0, len(ids), _EMBED_AT_ONCE):
+        part = store.cells(ids[start : start + _EMBED_AT_ONCE])
+        stored = store.latents(list(part), bundle=bundle)
+        crops = {}
+        for cell_id in stored:
+            with contextlib.suppress(LabError, UnreadableImageError):  # told of as image_missing or image_damaged
+                crops[cell_id] = prepare(context.lab.read_image(part[cell_id].digest)).crop
+        for cell_id, made in zip(crops, embedder.describe(list(crops.values())), strict=True):
+            if made is None or not np.isfinite(stored[cell_id]).all():
+                continue  # told of as latent_not_finite, where it is stored so
+            compared += 1
+            difference = float(np.abs(made.latent - stored[cell_id]).max())
+            if difference > allowed:
+                others.append(cell_id)
+            else:
+                largest = max(largest, difference)
+        if pace.due():
+            yield progress(start, len(ids), "latents made anew")
+    if others:
+        found["latent_of_another_cell"] = others
+    return {"compared": compared, "largest": round(largest, 6) if compared > len(others) else None}
+
+
 def _kept(lab: Lab, prefix: str) -> Iterator[str]:
     """Names below images/<prefix>/, where they lie where `Lab.image_path` says; others by their path from images/."""
     top = lab.images / prefix
@@ -380,7 +448,7 @@ def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
     if before.found:
         store.remove_faults(before)
         for kind, what in before.found.items():
-            if kind not in ("cell_without_embedding", "cell_misnamed"):
+            if kind not in ("cell_without_embedding", "cell_misnamed", *_LATENTS):
                 yield {"repaired": kind, "count": len(what)}
     elif "index_differs" in found:
         store.reload()
@@ -396,6 +464,11 @@ def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
     moved = sum(_set_aside(lab, name) for name in found.get("image_without_cell", ()))
     if moved:
         yield {"repaired": "image_without_cell", "count": moved}
+    active, wrong = store.active_bundle(), {kind: found[kind] for kind in _LATENTS if kind in found}
+    if active is not None and wrong:
+        store.forget_latents([cell_id for ids in wrong.values() for cell_id in ids], bundle=active)
+        for kind, ids in wrong.items():
+            yield {"repaired": kind, "count": len(ids)}
     yield from _embed_again(context, store.faults().found.get("cell_without_embedding", ()))
 
 

@@ -412,6 +412,23 @@ class Store:
         with self._reading() as cursor:
             return upkeep.file_digests(cursor, paths)
 
+    def sample(self, most: int) -> list[str]:
+        """Ids of so many cells at most, chosen at random, other ones each time."""
+        with self._reading() as cursor:
+            return upkeep.sample(cursor, most)
+
+    def forget_latents(self, ids: Sequence[str], *, bundle: str) -> None:
+        """Take the latents of these cells, and their places on maps, out of the space of a bundle: they are embedded
+        again."""
+        with self._writing:
+            with self._transaction() as connection:
+                table, _ = bundles.space(connection, bundle)
+                for name in (table, "map_position"):
+                    connection.execute(
+                        f"DELETE FROM {name} WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))", [list(ids)]
+                    )
+            self.reload()
+
     def remove_faults(self, faults: Faults) -> None:
         """Take out what stands for nothing, as `faults` found it; the files concerned are taken in again."""
         with self._writing:

@@ -33,6 +33,7 @@ __all__ = [
     "learn_file_numbers",
     "read_again",
     "remove_faults",
+    "sample",
     "tables",
     "tables_of_cells",
 ]
@@ -123,6 +124,12 @@ def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None) -> Iterator[tu
                 f"SELECT cell.cell_id FROM cell ANTI JOIN {space} USING (cell_id) ANTI JOIN (SELECT cell_id FROM embedding_failure "
                 "WHERE digest = (SELECT digest FROM activation ORDER BY number DESC LIMIT 1)) AS failed USING (cell_id)"
             ),
+        )
+        # a product with itself is finite where every number is
+        yield (
+            "latent_not_finite",
+            f"SELECT cell_id FROM {space} WHERE NOT (isfinite(array_inner_product(latent, latent)) "
+            "AND isfinite(array_inner_product(probabilities, probabilities)) AND isfinite(predicted_probability))",
         )
     spaces = {f"embedding_{number}" for (number,) in cursor.execute("SELECT number FROM bundle").fetchall()}
     for table in tables_of_cells(cursor):
@@ -324,6 +331,11 @@ def file_digests(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dic
         [list(map(to_column, paths))],
     )
     return {from_column(path): digest for path, digest in found.fetchall()}
+
+
+def sample(cursor: duckdb.DuckDBPyConnection, most: int) -> list[str]:
+    """Ids of so many cells at most, other ones each time."""
+    return _column(cursor, f"SELECT cell_id FROM cell USING SAMPLE {most:d} ROWS")
 
 
 def checksum(cursor: duckdb.DuckDBPyConnection, table: str) -> tuple[int, int]:
