@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+import regex
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
@@ -92,8 +93,8 @@ class LayoutPattern(_Section):
     @classmethod
     def _compiles(cls, value: str) -> str:
         try:
-            groups = re.compile(value).groupindex
-        except re.error as error:
+            groups = regex.compile(value, regex.IGNORECASE | regex.DOTALL).groupindex
+        except (regex.error, RecursionError) as error:
             raise ValueError(f"is no regular expression ({error})") from None
         unknown = sorted(set(groups) - _LAYOUT_GROUPS)
         if unknown:

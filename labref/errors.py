@@ -9,6 +9,7 @@ __all__ = [
     "DecodingLimitError",
     "LabError",
     "LabrefError",
+    "LayoutError",
     "StoreError",
     "StoreLockedError",
     "StoreTooNewError",
@@ -40,6 +41,10 @@ class DecodingLimitError(UnreadableImageError):
 
 class BundleError(LabrefError):
     """A bundle is damaged, incomplete, or of a format this labref does not know."""
+
+
+class LayoutError(LabrefError):
+    """A pattern of `[[watch.layout]]` takes too long on a path."""
 
 
 class StoreError(LabrefError):

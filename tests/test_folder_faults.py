@@ -939,3 +939,28 @@ def test_two_files_whose_names_differ_in_the_form_alone_are_two(lab: Lab, export
         found = store.cells_of_files(paths)
         assert set(found) == set(paths) and len(set(found.values())) == 2
         assert [len(list(store.ledger(path=path))) for path in paths] == [1, 1]
+
+
+# a pattern of the lab's own
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+", "(a|aa)*b", "([^/]+/?)*[.]png", "(.*)(.*)(.*)(.*)(.*)(.*)/x"])
+def test_a_repeat_inside_a_repeat_does_not_hold_the_agent_up(pattern: str) -> None:
+    layout = Layout(WatchConfig(layout=(LayoutPattern(pattern=pattern),)), [])
+    started = time.process_time()
+    assert layout.place(f"slide/{'a' * 200}.jpg").slide == "slide"
+    assert time.process_time() - started < 0.9, "less than the time limit: the pattern itself is found not to match"
+
+
+def test_a_pattern_that_takes_for_ever_on_one_path_costs_that_file_alone(
+    lab: Lab, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labref.export.layout._MOST_SECONDS", 0.2)
+    (export / "0.jpg").rename(export / f"{'q' * 120}z.jpg")
+    with lab.config_file.open("a", encoding="utf-8") as settings:
+        settings.write("\n[[watch.layout]]\npattern = '(q*)(q*)(q*)(q*)(q*)\\5\\4\\3\\2\\1[.]jpg'\n")
+    once(Lab.open(lab.folder))
+    rows = ledger(lab)
+    (refused,) = [row for row in rows.values() if row["outcome"] == "rejected"]
+    assert "of [[watch.layout]] takes longer than" in refused["reason"]
+    assert len(rows) == FEW and {row["outcome"] for row in rows.values()} == {"rejected", "stored"}

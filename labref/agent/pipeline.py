@@ -23,7 +23,7 @@ from labref.bundles.inference import Embedder, describe_each
 from labref.cells.decoding import StoppedError
 from labref.cells.examination import Examined
 from labref.cells.sameness import DEFAULTS, Thresholds
-from labref.errors import AgentError, LabrefError, StoreError, UnstorableError
+from labref.errors import AgentError, LabrefError, LayoutError, StoreError, UnstorableError
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_to_text
 from labref.export.scan import Candidate, Signature
@@ -337,6 +337,8 @@ class Pipeline:
                 )
             except StoppedError:
                 return None  # the next scan finds it again
+            except LayoutError as error:
+                return Refused(candidate, None, str(error))
             except StorageError as error:
                 if not self._try_again(f"the kept images: {error}", str(error), next(waits)):
                     return None

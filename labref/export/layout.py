@@ -8,7 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import regex
+
 from labref.config import LabelSourceName, LayoutPattern, WatchConfig
+from labref.errors import LayoutError
 from labref.printing import printable
 
 __all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning", "name_key"]
@@ -27,6 +30,8 @@ BUILT_IN: Final = (
     LayoutPattern(pattern=r"(?:(?P<slide>.+)/)?[^/]+", label_source="predicted"),
 )
 """The built-in layouts, tried in this order after the lab's own ones."""
+
+_MOST_SECONDS: Final = 1.0  # of processor time for one pattern and one path; milliseconds are usual
 
 # CellaVision's class names and codes, each with the wider classes that a bundle may know instead, narrowest first
 _CELLAVISION: Final[tuple[tuple[str, ...], ...]] = (
@@ -122,17 +127,31 @@ class Layout:
         self._given = given
         self._analysers = analysers or {}
         self._patterns = [
-            (re.compile(layout.pattern, re.IGNORECASE | re.DOTALL), layout.label_source, layout is _CLASS_FOLDERS)
+            (
+                regex.compile(layout.pattern, regex.IGNORECASE | regex.DOTALL),
+                layout.label_source,
+                layout is _CLASS_FOLDERS,
+            )
             for layout in (*watch.layout, *BUILT_IN)
         ]
         self._names = ClassNames(bundle_labels, watch.labels)
         self._analyser = watch.analyser
 
     def place(self, relative: str, root: str = "") -> PathMeaning:
-        """What `relative`, a path below its watched folder `root` with `/` between folders, says of its cell."""
+        """What `relative`, a path below its watched folder `root` with `/` between folders, says of its cell.
+
+        Raises `LayoutError` where a pattern of the lab's own takes too long on this path.
+        """
         analyser = self._analysers.get(root, self._analyser)
         for pattern, source, declared_only in self._patterns:
-            match = pattern.fullmatch(relative)
+            try:
+                # the other threads, and a signal, need not wait for it
+                match = pattern.fullmatch(relative, timeout=_MOST_SECONDS, concurrent=True)
+            except TimeoutError:
+                raise LayoutError(
+                    f"the pattern {pattern.pattern!r} of [[watch.layout]] takes longer than {_MOST_SECONDS:.0f} s on this "
+                    "path. Write it with fewer repeats and references back to groups, and start the agent again."
+                ) from None
             if match is None:
                 continue
             groups = match.groupdict()
