@@ -33,7 +33,7 @@ ROOMS = {
     "bundles": "errors failpoints cpus cells",
     "som": "errors failpoints processes bundles",
     "pictures": "cells",
-    "export": "printing config",
+    "export": "errors printing config",
     "store.text": "",
     "store.memory": "words",
     "store.values": "words",

@@ -88,7 +88,7 @@ def build(path: Path, kind: str, n: int, size: int, *, digest: str = BUNDLE, lab
             )
             connection.execute(
                 "INSERT INTO file SELECT path, 30000, 1700000000000000000 + number, 'stored', NULL, digest[1:16], label, "
-                "'analyser', 'slide ' || number // 200, NULL, now()::TIMESTAMP FROM made"
+                "'analyser', 'slide ' || number // 200, NULL, now()::TIMESTAMP, NULL, NULL FROM made"
             )
             connection.execute(
                 f"INSERT INTO embedding_1 SELECT digest[1:16], array_value({numbers}), "
