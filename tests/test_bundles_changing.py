@@ -341,7 +341,8 @@ def test_a_labref_that_prepares_crops_otherwise_can_still_change_from_the_old_bu
     file = another(starter, tmp_path, name="newer", preparation=newer)
     monkeypatch.setattr("labref.bundles.bundle.PREPARATION", newer)
     with pytest.raises(LabrefError, match="labref bundle activate NAME --yes"):
-        status(lab)
+        references(lab, an_image(lab))
+    assert "labref bundle activate NAME" in status(lab)["attention"][0]
     run(lab, "bundle.install", file=str(file))
     (change,) = run(lab, "bundle.activate", bundle="newer")
     assert (change["state"], change["report"]["sampled"]) == ("ready", 0)

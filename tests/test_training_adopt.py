@@ -101,7 +101,7 @@ def test_a_bundle_of_an_older_preparation_ships_anew_with_the_same_latents(
     assert "split as the bundle's" in done.stdout and "python -m exporters bundle" in done.stderr.replace("\n", " ")
 
     run = Run.open(tmp_path / "runs" / "again")
-    assert run.config == CONFIG, "the bundle's own settings, aliases and share held out"
+    assert run.config == replace(CONFIG, name="again"), "the bundle's own settings, aliases and share held out"
     assert run.adopted is not None and run.adopted["bundle"] == read_bundle(old).digest
     with Progress(disable=True) as progress:
         export_bundle(run, tmp_path / "new.labref", progress, precisions=(), mantissa_bits=13)

@@ -48,7 +48,7 @@ def test_it_is_off_by_default_and_old_runs_read_as_before() -> None:
     assert RunConfig.from_json(values) == PRESETS["experts"]
     crops = discs(3, 40, 120)
     np.testing.assert_allclose(augment(crops, Augmentation(**STILL), SEED), crops, atol=1e-3)
-    with pytest.raises(ValueError, match="no others are given"):
+    with pytest.raises(ValueError, match="none are given"):
         augment(crops, Augmentation(neighbour=0.5), SEED)
 
 

@@ -84,14 +84,16 @@ def read_bundle(source: Path) -> Shipped:
                 if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
                     raise BundleError(f"{source} is no labref bundle: it unpacks to more than {MAX_BYTES // 10**9} GB")
                 raw = {name: archive.read(name) for name in archive.namelist()}
-        values = json.loads(raw[_MANIFEST])
-        if int(values["format_version"]) > FORMAT_VERSION:
-            raise BundleError(f"{source} has a newer format than this labref knows. Upgrade labref.")
-        manifest = Manifest.from_json(values)
+        manifest_json = raw[_MANIFEST]
     except OSError as error:
         raise BundleError(f"no bundle at {source}: {error.strerror or error}") from None
     except NO_ARCHIVE as error:
         raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None
+    try:
+        values = json.loads(manifest_json)
+        if int(values["format_version"]) > FORMAT_VERSION:
+            raise BundleError(f"{source} has a newer format than this labref knows. Upgrade labref.")
+        manifest = Manifest.from_json(values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{source} has no usable manifest: {type(error).__name__} {error}") from None
     for name in {*manifest.files, *_NEEDED}:
@@ -99,7 +101,7 @@ def read_bundle(source: Path) -> Shipped:
         if name not in raw or hashlib.sha256(raw[name]).hexdigest() != entry.get("sha256"):
             raise BundleError(f"{source} is damaged: {name} is missing or does not have its digest. Fetch it again.")
     files = {name: raw[name] for name in manifest.files}
-    return Shipped(manifest, hashlib.sha256(raw[_MANIFEST]).hexdigest(), files)
+    return Shipped(manifest, hashlib.sha256(manifest_json).hexdigest(), files)
 
 
 def adopt(source: Path, data: Path, folder: Path, settings: list[str], progress: Progress) -> Adopted:
