@@ -14,8 +14,10 @@ __all__ = ["huge_png", "many_scans"]
 def many_scans(scans: int, side: int, shade: int = 120) -> bytes:
     """A progressive JPEG of side×side pixels, in which one empty scan comes so many times: it costs a decoder time, not
     bytes. `shade`, 0 to 255, makes one differ from another."""
+    image = Image.new("RGB", (side, side), (shade,) * 3)
+    image.paste((20, 20, 20), (side // 64 * 16,) * 2 + (side // 32 * 16,) * 2)  # of whole blocks: the scan stays empty
     file = io.BytesIO()
-    Image.new("RGB", (side, side), (shade,) * 3).save(file, "JPEG", quality=20, progressive=True)
+    image.save(file, "JPEG", quality=20, progressive=True)
     data = file.getvalue()
     last = data.rindex(b"\xff\xda")
     table = data[data.rindex(b"\xff\xc4", 0, last) : last]

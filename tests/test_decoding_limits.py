@@ -38,7 +38,7 @@ from tests.hostile import huge_png, many_scans
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 
 QUICK = Limits(seconds=0.5, memory_megabytes=256, megapixels=40)
-ENDLESS = many_scans(20_000, 5000)
+ENDLESS = many_scans(30_000, 4000)
 """Some minutes of decoding."""
 
 # In the decoding process alone: a picture that holds such a word is met by what follows it. No picture known to crash
@@ -170,6 +170,13 @@ def test_a_bomb_of_pixels_is_refused_by_its_size_or_its_memory(data: bytes, reas
     with pytest.raises(DecodingLimitError, match=reason):
         decoder.examine(data)
     decoder.close()
+
+
+@linux
+def test_a_sound_picture_that_got_no_memory_is_not_called_damaged(decoder: Decoder) -> None:
+    decoder.examine(jpeg())
+    with pytest.raises(DecodingLimitError, match="too much memory"):
+        decoder.examine(many_scans(1, 5600))
 
 
 def test_a_decoding_process_gives_what_would_be_made_here(real_cells: Path, decoder: Decoder) -> None:
@@ -374,7 +381,7 @@ def test_a_question_is_refused_with_the_reason_with_an_agent_and_without(
 def test_kept_bytes_that_an_older_labref_took_in_stop_no_background_task(
     tmp_path: Path, export: Path, starter: Bundle
 ) -> None:
-    (export / "slow.jpg").write_bytes(many_scans(2000, 2000))
+    (export / "slow.jpg").write_bytes(many_scans(800, 2000))
     lab = make_lab(tmp_path / "lab", export, starter)
     assert once(lab).rejected == 0
     strict = within(lab, seconds=0.5)

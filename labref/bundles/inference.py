@@ -227,14 +227,15 @@ def _describe_alone(embedder: Embedder, crop: NDArray[np.uint8]) -> Described | 
 
 def _require_golden(embedder: Embedder) -> None:
     try:
-        embedder.golden_difference()
+        embedder.embed(embedder.bundle.golden(embedder.precision).crops)
     except BundleError:
         raise
-    except Exception as error:
+    except Exception as error:  # it could at the start
         raise BundleError(
             f"bundle {embedder.bundle.short} can no longer be run: {type(error).__name__} ({embedder.provider_line}). Start "
             'again; if it stays so, set device = "cpu" in labref.toml, [inference].'
         ) from None
+    embedder.golden_difference()
 
 
 def _reduced(full: Embedder, providers: list[str], threads: int) -> Embedder:

@@ -55,6 +55,7 @@ _ORIENTATION = 0x0112  # EXIF
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 _REDUCE = 4  # background and nucleus are looked for in the image at a quarter of its scale
 _GAIN_LIMITS = (0.75, 4.0)
+_COEFFICIENT_BYTES = 6  # of a pixel
 _MOST_FRAMES = 64  # of a TIFF are looked at
 _LEAST_HIGH_BYTE = 64  # of 16 bits: the picture of a 14-bit camera lies below
 _LEAST_RANGE = 12.0  # grey values
@@ -119,7 +120,13 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
                 raise UnreadableImageError(
                     f"too small to hold a cell: {width}×{height} px, at least {MIN_SIDE}×{MIN_SIDE} is needed"
                 )
-            opened.load()
+            try:
+                opened.load()
+            except OSError as error:
+                # libjpeg's word also where it got no memory for the coefficients of a progressive picture
+                if "broken data stream" in str(error) and opened.info.get("progressive"):
+                    bytearray(_COEFFICIENT_BYTES * width * height)
+                raise
             depth = _depth(opened, data)
             return _to_rgb(ImageOps.exif_transpose(opened) if _lies_turned(opened) else opened, depth)
     except UnreadableImageError:
