@@ -143,7 +143,9 @@ def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path, tmp
     )
     assert "other settings" in " ".join(said.stderr.split())
     assert "no such setting" in command("folds", run, "--try", "vae.gamma=1", code=1).stderr
-    assert "cannot change which cells the folds have" in " ".join(command("folds", run, "--try", "holdout=0.1", code=1).stderr.split())
+    assert "cannot change which cells the folds have" in " ".join(
+        command("folds", run, "--try", "holdout=0.1", code=1).stderr.split()
+    )
     other = tmp_path / "other.csv"
     other.write_text("path,size\nx/y.jpg,large\n")
     said = command(*words, "--attributes", other, code=1)
