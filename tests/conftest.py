@@ -16,6 +16,9 @@ from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slide
 from training.data.images import list_images
 from training.measure.latents import Latents, embed_latents
 
+# networks in tests take a few steps: XLA would compile for longer than it saves
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

@@ -318,6 +318,7 @@ def test_a_file_that_is_there_and_cannot_be_read_has_an_outcome(
         is_stored=lambda _: False,
         keep=lambda *_: None,
         heal=lambda *_: None,
+        examine=lambda _: pytest.fail("there is nothing to examine"),
         max_bytes=1000,
     )
     assert isinstance(read, Refused) and read.reason.startswith(reason)

@@ -47,6 +47,7 @@ def cells(real_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(*words: object, backend: str = "tensorflow", flags: str = "") -> str:
+    flags = f"{os.environ['XLA_FLAGS']} {flags}"
     environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": flags}
     done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

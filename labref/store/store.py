@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import IO, Any, NamedTuple, Self, TypeVar
 
 import duckdb
 import numpy as np
@@ -111,6 +111,8 @@ class Store:
         self.path = path
         self._settings = (memory_limit, threads)
         self._connection = _connect(path, memory_limit, threads)
+        self._file: IO[bytes] | None = None  # of the store, once its blocks were read
+        self._reading_file = threading.Lock()
         self._broken = False
         self._writing = threading.RLock()
         self._closed = False
@@ -185,6 +187,8 @@ class Store:
             if not self._closed:
                 self._closed = True
                 self._connection.close()
+                if self._file is not None:  # not before: that would end DuckDB's lock of the file
+                    self._file.close()
                 release(self.path)
                 self._indexes.clear()
                 self._known = None
@@ -500,9 +504,16 @@ class Store:
 
     def blocks(self) -> Blocks | None:
         """Read every block of the file from the disk, those of indexes too, and compare its checksum; see
-        `labref.store.duckdb.blocks.read`. Some 3 s a GB that lies in the system's memory."""
-        with self._reading() as cursor:
-            return blocks.read(cursor, self.path, self.quiet)
+        `labref.store.duckdb.blocks.read`. Some 3 s a GB in the system's memory. None on Windows, where an open
+        store cannot be read."""
+        with self._reading() as cursor, self._reading_file:
+            try:
+                self._file = self._file or self.path.open("rb", buffering=0)
+            except PermissionError:
+                if sys.platform == "win32":
+                    return None
+                raise
+            return blocks.read(cursor, self._file, self.quiet)
 
     def read_all(self) -> dict[str, int]:
         """Read every block of every table, whose checksums DuckDB compares; rows by table. Raises StoreError for a

@@ -9,11 +9,9 @@ constant, exclusive-or'ed (DuckDB, `src/common/checksum.cpp`).
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Final
 
 import duckdb
@@ -43,28 +41,23 @@ class Blocks:
 
 
 def read(
-    cursor: duckdb.DuckDBPyConnection, path: Path, quiet: Callable[[], AbstractContextManager[None]]
+    cursor: duckdb.DuckDBPyConnection, file: IO[bytes], quiet: Callable[[], AbstractContextManager[None]]
 ) -> Blocks | None:
-    """Read every block of the file from the disk; None where that cannot be done: on Windows while the store is open,
-    and where a DuckDB reckons checksums in another way.
+    """Read every block of the file from the disk; None where a DuckDB reckons checksums in another way.
 
+    file : the store's, open for reading. It must stay open as long as the database is: DuckDB's lock of the file ends
+    when this process closes the file anywhere (POSIX locks belong to the process).
     quiet : while it is entered nobody writes. It is entered only where a block seems damaged: so does one that is being
     written.
     """
-    try:
-        with path.open("rb") as file:
-            sizes = _sizes(cursor)
-            bad = [number for number, sound in _compared(file, sizes) if not sound]
-            if len(bad) == len(sizes):
-                return None
-            if bad:
-                with quiet():
-                    again = _sizes(cursor)
-                    bad = [number for number, sound in _compared(file, again, frozenset(bad)) if not sound]
-    except PermissionError:
-        if sys.platform == "win32":
-            return None
-        raise
+    sizes = _sizes(cursor)
+    bad = [number for number, sound in _compared(file, sizes) if not sound]
+    if len(bad) == len(sizes):
+        return None
+    if bad:
+        with quiet():
+            again = _sizes(cursor)
+            bad = [number for number, sound in _compared(file, again, frozenset(bad)) if not sound]
     return Blocks(len(sizes), tuple(_told(cursor, [number - _HEADERS for number in bad])))
 
 
