@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
@@ -26,7 +27,9 @@ import structlog
 from typer.testing import CliRunner
 
 from labref.agent import pipeline, reader, run
+from labref.agent.pipeline import Settled
 from labref.agent.reader import Prepared, Refused, read_cell
+from labref.agent.service import _Agent
 from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.config import LayoutPattern, WatchConfig
@@ -37,6 +40,7 @@ from labref.export.roots import Roots
 from labref.export.scan import UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
 from labref.export.watch import Watcher
 from labref.lab import Lab
+from labref.lab.log import open_log
 from labref.printing import printable
 from labref.store import Rejected, Store
 from labref.web import desk
@@ -813,6 +817,76 @@ def test_an_event_makes_a_file_be_read_again(lab: Lab, equal: tuple[Path, Path])
         wait_until(lambda: desk.status(lab)["agent"]["last_scan_at"])
         swap(*equal)
         wait_until(lambda: cells_of(lab, *equal) == before[::-1], 60)
+
+
+def test_a_scan_keeps_that_an_event_told_of_a_file(lab: Lab, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = look(str(export / "0.jpg"), str(export))
+    assert file is not None
+    with lab.open_store() as store, open_log(lab) as log:
+        agent = _Agent(lab, store, log, once=False)
+        monkeypatch.setattr(agent, "_pipeline", SimpleNamespace(holds=lambda path: True), raising=False)
+        told = []
+        for event in (False, True, False):
+            agent._consider(file, observe=True, event=event)
+            told.append(agent._held[file.path][1])
+        assert told == [False, True, True]
+
+
+def stored_nothing(agent: _Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give an agent that was not started what its summary asks of the pipeline."""
+    monkeypatch.setattr(agent, "_pipeline", SimpleNamespace(tally=SimpleNamespace(embedded=0)), raising=False)
+
+
+def test_what_is_stored_while_the_ledger_is_read_is_remembered(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    once(lab)
+    seen = Signature(1, 2, 3, 4)
+    with lab.open_store() as store, open_log(lab) as log:
+        agent = _Agent(lab, store, log, once=False)
+        stored_nothing(agent, monkeypatch)
+        read = store.known_files
+
+        def known_files() -> Any:
+            known = read()
+            agent._note([Settled("/new.jpg", seen, "stored", None), Settled("/no.jpg", None, "rejected", "why")])
+            return known
+
+        monkeypatch.setattr(store, "known_files", known_files)
+        agent._remember_files()
+        assert len(agent._known) == FEW + 2
+        assert agent._is_recorded("/no.jpg", "why") and not agent._is_recorded("/new.jpg", "why")
+        summary = agent._summary(1.0, interrupted=False)
+        assert (summary.stored, summary.rejected) == (1, 1)
+
+
+def test_files_may_be_stored_while_the_agent_counts_or_reads(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    interval = sys.getswitchinterval()
+    ended = threading.Event()
+    with lab.open_store() as store, open_log(lab) as log:
+        agent = _Agent(lab, store, log, once=False)
+        stored_nothing(agent, monkeypatch)
+        agent._note([Settled(f"/{number}.jpg", None, "rejected", "why") for number in range(20_000)])
+        monkeypatch.setattr(store, "known_files", lambda: agent._known.copy())
+
+        def note() -> None:
+            number = 20_000
+            while not ended.is_set():
+                agent._note([Settled(f"/{number}.jpg", None, "rejected", "why")])
+                agent._is_recorded(f"/{number}.jpg", "why")
+                number += 1
+
+        storing = threading.Thread(target=note)
+        sys.setswitchinterval(1e-5)
+        storing.start()
+        try:
+            for revision in range(5):
+                agent._revision = -1 - revision
+                agent._remember_files()
+                agent._summary(1.0, interrupted=False)
+        finally:
+            ended.set()
+            storing.join()
+            sys.setswitchinterval(interval)
+        assert agent._summary(1.0, interrupted=False).rejected == len(agent._known) > 20_000
 
 
 # names that a terminal would obey

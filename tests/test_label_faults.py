@@ -18,10 +18,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from labref import failpoints
+from labref.agent.service import _Agent
 from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.errors import AgentError
 from labref.lab import Lab
+from labref.lab.log import open_log
 from labref.operations import naming
 from labref.store import SeenAgain, Store
 from labref.web.desk import Desk, ledger_rows
@@ -560,6 +562,33 @@ def test_a_share_that_drops_is_no_correction(
         if how == "locked":
             (export / "P1").chmod(0o700)
     assert carried(lab, cells["MO_0.jpg"])[0] == "monocyte"
+
+
+@pytest.mark.parametrize("by", ["scan", "copy"])
+def test_a_correction_outlasts_a_full_disk(analysed: tuple[Lab, Path], by: str) -> None:
+    lab, export = analysed
+    first, second = export / SIGNED / "Monocyte" / "MO_0.jpg", export / SIGNED / "Basophil" / "BA_0.jpg"
+    cell = cells_of(lab)[first.name]
+    put(first, second)
+    once(lab)
+    with lab.open_store() as store, open_log(lab) as log:
+        agent = _Agent(lab, store, log, once=False)
+        agent._filled = {str(export)}
+        if by == "copy":
+            agent._follow_moves()
+            agent._moves.copied.append(str(second))
+        first.unlink()
+        failpoints.arm("moves.write=enospc@1")
+        try:
+            agent._follow_moves_patiently()
+            agent._follow_moves_patiently()
+            assert store.labels([cell]) == {cell: "monocyte"}, "a disk that was full just now is left alone"
+            agent._follow_due = 0.0
+            agent._follow_moves_patiently()
+        finally:
+            failpoints.disarm()
+        assert store.labels([cell]) == {cell: "basophil"}
+        assert agent._filled is None and not agent._moves.copied
 
 
 def test_an_agent_that_runs_follows_at_once(analysed: tuple[Lab, Path]) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.errors import StoreError
 from labref.export.paths import path_from_text
 from labref.export.scan import look
 from labref.store import Store
@@ -48,31 +49,40 @@ class Moves:
         return self._follow(files, np.isin(hashes, np.array(met, np.int64)), again=False)
 
     def follow_copies(self) -> int:
-        """Look at the cells of `copied`; returns how many changed."""
+        """Look at the cells of `copied`, which keeps them where the store fails; returns how many changed."""
         paths = {self.copied.popleft() for _ in range(len(self.copied))}
-        cells = {cell for cell in self._store.cells_of_files(paths).values() if cell is not None}
-        files = self._store.shared_files(cells)
-        return self._follow(files, np.zeros(len(files), np.bool_), again=True)
+        try:
+            cells = {cell for cell in self._store.cells_of_files(paths).values() if cell is not None}
+            files = self._store.shared_files(cells)
+            return self._follow(files, np.zeros(len(files), np.bool_), again=True)
+        except StoreError:
+            self.copied.extend(paths)
+            raise
 
     def _follow(self, files: Sequence[tuple[str, str]], there: NDArray[np.bool_], *, again: bool) -> int:
         """there : bool[n], which of the files were met.  again : look also at those that were gone before."""
         changed: set[str] = set()
+        lost: set[str] = set()
+        back: set[str] = set()
         for (cell, path), met in zip(files, there.tolist(), strict=True):
             if not met and path in self._gone and not again:
                 continue
             if not met and self._is_gone(path):
-                self._gone.add(path)
+                lost.add(path)
                 changed.add(cell)
             elif path in self._gone:
-                self._gone.discard(path)
+                back.add(path)
                 changed.add(cell)
+        all_gone = (self._gone - back) | lost
         gone: dict[str, set[str]] = {}
         for cell, path in files:
-            if cell in changed and path in self._gone:
+            if cell in changed and path in all_gone:
                 gone.setdefault(cell, set()).add(path)
         cells = list(gone)
         parts = [cells[start : start + _AT_ONCE] for start in range(0, len(cells), _AT_ONCE)]
-        return sum(self._store.follow({cell: gone[cell] for cell in part}) for part in parts)
+        followed = sum(self._store.follow({cell: gone[cell] for cell in part}) for part in parts)
+        self._gone = all_gone  # only now: what the store did not take is looked at again
+        return followed
 
     def _is_gone(self, name: str) -> bool:
         """Whether it is certain that there is no file at this path."""

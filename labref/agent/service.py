@@ -63,6 +63,7 @@ _MOST_SETTLING: Final = 4096
 _RESCAN_LEAST_SECONDS: Final = 30.0
 _RESCAN_SHARE: Final = 200.0  # where a scan is quick it comes sooner than it must, for watchers that miss changes
 _FOLLOW_SECONDS: Final = 30.0  # after a scan, cells follow moved files even where the agent has no pause
+_FOLLOW_AGAIN_SECONDS: Final = 10.0  # until the next try, where the store could not be written
 _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
 _LEARNT_AT_ONCE: Final = 65_536
 _LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
@@ -273,6 +274,9 @@ class _Agent:
         self._settling = Settling(self._watch)
         self._settled: deque[Candidate] = deque()
         self._held: dict[str, tuple[str, bool]] = {}
+        # for `_known`, `_reasons` and `_tried_again`, which the storing thread changes
+        self._noting = threading.Lock()
+        self._noted: list[Settled] | None = None  # while the ledger is read
         self._known: dict[str, FileState] = {}
         self._learnt: list[tuple[str, int, int | None]] = []
         self._numbered: dict[str, bool] = {}
@@ -282,6 +286,7 @@ class _Agent:
         self._look_due = 0.0
         self._moves = Moves(store, lab.watched)
         self._filled: set[str] | None = None  # by the last scan, until cells follow it
+        self._follow_due = 0.0
         self._scan_ended = time.monotonic()
         self._unchanged: array[int] = array("q")
         self._tried_again: set[str] = set()
@@ -451,7 +456,7 @@ class _Agent:
                     continue
                 busy = self._settling or self._held or self._pipeline.in_flight
                 if not busy or time.monotonic() - self._scan_ended > _FOLLOW_SECONDS:
-                    self._follow_moves()
+                    self._follow_moves_patiently()
                 self._wake.wait(_TICK_SECONDS if busy else min(1.0, max(next_scan - time.monotonic(), 0.05)))
         return self._summary(time.perf_counter() - started, interrupted=False)
 
@@ -465,6 +470,18 @@ class _Agent:
             changed += self._moves.follow_copies()
         if changed:
             self._log.info("cells followed files that were moved", cells=changed)
+
+    def _follow_moves_patiently(self) -> None:
+        """The same; where the store cannot be written, nothing is forgotten, and a later call tries it again."""
+        if time.monotonic() < self._follow_due:
+            return
+        try:
+            self._follow_moves()
+        except StoreError as error:  # a full disk
+            self._follow_due = time.monotonic() + _FOLLOW_AGAIN_SECONDS
+            self._log.warning(
+                "cells could not follow files that were moved; it is tried again", error=type(error.__cause__).__name__
+            )
 
     # bringing files in
 
@@ -535,7 +552,8 @@ class _Agent:
         """
         if self._pipeline.holds(candidate.path):
             # it may have changed after it was read: looked at again once it has its outcome
-            self._held[candidate.path] = candidate.root, event
+            told = event or self._held.get(candidate.path, ("", False))[1]
+            self._held[candidate.path] = candidate.root, told
             return None
         name = path_to_text(candidate.path)
         state = self._known.get(name)
@@ -625,47 +643,63 @@ class _Agent:
 
     def _note(self, settled: Sequence[Settled]) -> None:
         """Remember what the store now has; called by the storing thread."""
-        for file in settled:
-            seen = file.signature
-            self._known[file.path] = (
-                _Taken(None, None, file.outcome)
-                if seen is None
-                else _Taken(seen.size_bytes, seen.mtime_ns, file.outcome, seen.ctime_ns, seen.inode)
-            )
-            if file.outcome == "duplicate":
-                self._moves.copied.append(file.path)
-            if file.signature is None and file.reason is not None:
-                self._reasons[file.path] = file.reason
-            else:
-                self._reasons.pop(file.path, None)
+        with self._noting:
+            for file in settled:
+                self._remember(file)
+            if self._noted is not None:
+                self._noted.extend(settled)
+        self._moves.copied.extend(file.path for file in settled if file.outcome == "duplicate")
+
+    def _remember(self, file: Settled) -> None:
+        seen = file.signature
+        self._known[file.path] = (
+            _Taken(None, None, file.outcome)
+            if seen is None
+            else _Taken(seen.size_bytes, seen.mtime_ns, file.outcome, seen.ctime_ns, seen.inode)
+        )
+        if file.signature is None and file.reason is not None:
+            self._reasons[file.path] = file.reason
+        else:
+            self._reasons.pop(file.path, None)
 
     def _is_recorded(self, path: str, reason: str) -> bool:
         # what is gone, or out of reach for now, keeps the outcome it had
         kept = reason in (GONE, UNREACHABLE)
-        recorded = path in self._known if kept else self._reasons.get(path) == reason
-        if recorded:
-            self._tried_again.add(path)
+        with self._noting:
+            recorded = path in self._known if kept else self._reasons.get(path) == reason
+            if recorded:
+                self._tried_again.add(path)
         return recorded
 
     def _remember_files(self) -> None:
         """Read what the ledger has of every file, for the first time or after rows were taken out of it."""
         if self._revision != self._store.revision:
             self._revision = self._store.revision
-            taken = [path for path, state in self._known.items() if isinstance(state, _Taken)]
-            self._known = self._store.known_files()
-            for path in taken:
-                if path in self._known:
-                    self._known[path] = _Taken(*self._known[path])
+            with self._noting:
+                self._noted = []
+            # seconds for a million files, in which the storing thread goes on
+            known = self._store.known_files()
+            reasons = self._read_reasons(known)
+            with self._noting:
+                for path, state in self._known.items():
+                    if isinstance(state, _Taken) and path in known:
+                        known[path] = _Taken(*known[path])
+                self._known = known
+                self._reasons.update(reasons)
+                for file in self._noted:
+                    self._remember(file)
+                self._noted = None
             gc.freeze()  # or each full collection would look at a million of them
-            self._read_reasons()
 
-    def _read_reasons(self) -> None:
+    def _read_reasons(self, known: dict[str, FileState]) -> dict[str, str]:
         """The reasons of files that are tried at every scan: only a new reason is written down again."""
-        if any(state.size_bytes is None for state in self._known.values()):
+        reasons: dict[str, str] = {}
+        if any(state.size_bytes is None for state in known.values()):
             for row in self._store.ledger(outcome="rejected"):
-                state = self._known.get(row.path)
+                state = known.get(row.path)
                 if row.reason is not None and state is not None and state.size_bytes is None:
-                    self._reasons[row.path] = row.reason
+                    reasons[row.path] = row.reason
+        return reasons
 
     # answering
 
@@ -780,9 +814,11 @@ class _Agent:
     def _summary(self, seconds: float, *, interrupted: bool) -> Summary:
         tally = self._pipeline.tally
         # by file: one can have had several outcomes, and have been met unchanged at the scans before or after them
-        taken = {path: state.outcome for path, state in self._known.items() if isinstance(state, _Taken)}
+        with self._noting:
+            taken = {path: state.outcome for path, state in self._known.items() if isinstance(state, _Taken)}
+            tried_again = self._tried_again.copy()
         outcomes = Counter(map(str, taken.values()))
-        unchanged = len({*self._unchanged, *map(hash, self._tried_again)}.difference(map(hash, taken)))
+        unchanged = len({*self._unchanged, *map(hash, tried_again)}.difference(map(hash, taken)))
         return Summary(
             found=sum(outcomes.values()) + unchanged,
             stored=outcomes["stored"],
