@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,12 @@ from PIL import Image
 
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Described, Embedder, describe_each
-from labref.cells.decoding import Decoder, Limits, StoppedError
+from labref.cells.decoding import Decoder, Limits, StoppedError, _Worker
 from labref.cells.examination import TASKS
 from labref.config import DecodingConfig
 from labref.errors import BundleError, DecodingLimitError, LabrefError, UnreadableImageError
 from labref.lab import Lab
+from labref.operations.ledger import _compare_latents
 from labref.web.client import AgentClient, read_agent_record
 from labref.web.desk import ask, run, status
 from tests.benchmarks.exports import REPOSITORY, labref_process
@@ -98,6 +100,13 @@ def harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def decoder() -> Iterator[Decoder]:
     made = Decoder(QUICK, most=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def patient() -> Iterator[Decoder]:
+    made = Decoder(replace(QUICK, seconds=20), most=2)
     yield made
     made.close()
 
@@ -212,6 +221,78 @@ def test_a_process_that_somebody_else_kills_costs_no_picture(decoder: Decoder) -
     killing.start()
     assert decoder.examine(jpeg()).size == (128, 128)
     killing.join()
+
+
+@pytest.mark.parametrize("name", ["labref-decoding-start", "labref-decoding"])
+def test_where_no_thread_starts_nobody_waits_for_ever(
+    patient: Decoder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OSError, match="can't start new thread"):
+        patient.examine(jpeg())
+    monkeypatch.undo()
+    assert patient.examine(jpeg()).size == (128, 128)
+
+
+def test_a_process_that_cannot_be_watched_is_ended(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    monkeypatch.setattr(psutil, "Process", lost)
+    with pytest.raises(OSError, match="NoSuchProcess"):
+        decoder.examine(jpeg())
+    monkeypatch.undo()
+    assert not processes(decoder)
+
+
+def test_who_waits_for_a_process_can_be_stopped(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "_grow", lambda: None)
+    with pytest.raises(StoppedError):
+        decoder.examine(jpeg(), stopped=lambda: True)
+
+
+def test_a_process_that_is_killed_just_after_its_answer_gets_no_other_picture(
+    patient: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _Worker._receive
+
+    def receive(worker: _Worker) -> tuple[int, bytes]:
+        answer = real(worker)
+        worker.stop()
+        return answer
+
+    monkeypatch.setattr(_Worker, "_receive", receive)
+    assert patient.examine(jpeg()).size == (128, 128)
+    assert (patient._idle, patient._count) == ([], 0)
+
+
+def test_the_check_of_latents_decodes_in_processes_that_can_be_ended() -> None:
+    asked: list[bytes] = []
+
+    def prepare(data: bytes) -> Any:
+        asked.append(data)
+        return SimpleNamespace(crop=None)
+
+    networks = SimpleNamespace(
+        bundle=SimpleNamespace(manifest=SimpleNamespace(golden_tolerance=1.0)),
+        describe=lambda crops: [None] * len(crops),
+    )
+    store = SimpleNamespace(
+        sample=lambda most: [1],
+        cells=lambda ids: {1: SimpleNamespace(digest="d")},
+        latents=lambda ids, bundle: {1: np.zeros(2)},
+    )
+    lab = SimpleNamespace(read_image=lambda digest: b"kept", decoder=SimpleNamespace(prepare=prepare))
+    context: Any = SimpleNamespace(store=store, embedder=lambda: networks, lab=lab)
+    list(_compare_latents(context, {}, "b", 1))
+    assert asked == [b"kept"]
 
 
 def test_processes_end_with_the_decoder_and_with_their_parent(decoder: Decoder, tmp_path: Path) -> None:

@@ -105,22 +105,24 @@ class _Worker:
             )
             timer = threading.Timer(_START_SECONDS, self._process.kill)
             timer.daemon = True
-            timer.start()
             try:
+                timer.start()
                 self._receive()
+                import psutil  # not needed before a picture is decoded
+
+                self._watched = psutil.Process(self._process.pid)
             except _EndedError as error:
                 self.close(0)
                 errors.seek(0)
                 said = errors.read().decode("utf-8", "replace").strip().splitlines()
                 raise OSError(f"a decoding process did not start ({said[-1] if said else error})") from None
-            except BaseException:
+            except BaseException as error:
                 self.close(0)
+                if isinstance(error, Exception) and not isinstance(error, OSError):
+                    raise _not_started(error) from error
                 raise
             finally:
                 timer.cancel()
-        import psutil  # not needed before a picture is decoded
-
-        self._watched = psutil.Process(self._process.pid)
         with contextlib.suppress(psutil.Error):
             self._memory = self._watched.memory_info().rss
 
@@ -208,6 +210,12 @@ class _Worker:
                 self._process.kill()
 
     @property
+    def ended(self) -> bool:
+        """Whether `watch` or `stop` has killed the process."""
+        with self._lock:
+            return self._ended_by is not None
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
@@ -289,7 +297,7 @@ class Decoder:
             worker.close()
 
     def _run(self, task: str, data: bytes, stopped: Callable[[], bool] | None = None) -> Any:
-        worker = self._take()
+        worker = self._take(stopped)
         while True:
             fresh = not worker.answered
             try:
@@ -305,7 +313,11 @@ class Decoder:
                 worker.close(0)
                 self._lose()
                 raise
-        self._give_back(worker)
+        if worker.ended:  # in the instant after its answer
+            worker.close(0)
+            self._lose()
+        else:
+            self._give_back(worker)
         if kind == Answer.DONE:
             return pickle.loads(payload)  # of this labref's own child, which has no other rights than this process
         error_type = DecodingLimitError if kind == Answer.LIMIT else UnreadableImageError
@@ -313,10 +325,13 @@ class Decoder:
 
     def _ask(self, worker: _Worker, task: str, data: bytes, stopped: Callable[[], bool] | None) -> tuple[int, bytes]:
         with self._changed:
-            self._busy.add(worker)
             if not self._watching:
+                try:
+                    threading.Thread(target=self._watch, name="labref-decoding", daemon=True).start()
+                except RuntimeError as error:  # no more threads; unwatched it could take for ever
+                    raise _not_started(error) from error
                 self._watching = True
-                threading.Thread(target=self._watch, name="labref-decoding", daemon=True).start()
+            self._busy.add(worker)
         try:
             return worker.ask(task, data, stopped)
         finally:
@@ -340,8 +355,8 @@ class Decoder:
 
     # the workers
 
-    def _take(self) -> _Worker:
-        """A worker that is free and has this thread's priority."""
+    def _take(self, stopped: Callable[[], bool] | None = None) -> _Worker:
+        """A worker that is free and has this thread's priority. Raises `StoppedError` once `stopped` says so."""
         priority, waited_since = _priority(), time.monotonic()
         with self._changed:
             while True:
@@ -353,6 +368,8 @@ class Decoder:
                     found.close()
                     self._count -= 1
                     continue
+                if stopped is not None and stopped():
+                    raise StoppedError
                 if self._failure is not None and not self._starting:
                     failure, self._failure = self._failure, None
                     raise failure
@@ -367,21 +384,27 @@ class Decoder:
         self._starting += 1
         self._count += 1
         self._answered = 0
-        threading.Thread(target=self._start, name="labref-decoding-start", daemon=True).start()
+        try:
+            threading.Thread(target=self._start, name="labref-decoding-start", daemon=True).start()
+        except RuntimeError as error:  # no more threads
+            self._fail(error)
 
     def _start(self) -> None:
         try:
             worker = _Worker(self.limits)
-        except OSError as error:
-            with self._changed:
-                self._failure = error
-                self._count -= 1
-                self._starting -= 1
-                self._changed.notify_all()
+        except Exception as error:  # whatever it is, nobody may wait for this process
+            self._fail(error)
             return
         with self._changed:
             self._starting -= 1
             self._idle.append(worker)
+            self._changed.notify_all()
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._failure = _not_started(error)
+            self._count -= 1
+            self._starting -= 1
             self._changed.notify_all()
 
     def _replace(self) -> _Worker:
@@ -400,6 +423,12 @@ class Decoder:
         with self._changed:
             self._count -= 1
             self._changed.notify_all()
+
+
+def _not_started(error: Exception) -> OSError:
+    if isinstance(error, OSError):
+        return error
+    return OSError(f"a decoding process did not start ({type(error).__name__}: {error})")
 
 
 def _too_much(limits: Limits) -> _EndedError:

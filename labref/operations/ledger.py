@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import Field
 
 from labref.asking.answer import ledger_json
-from labref.cells.image import prepare
 from labref.errors import BundleError, LabError, UnreadableImageError
 from labref.export.paths import path_from_text, path_to_text
 from labref.export.roots import is_network_folder
@@ -401,7 +400,7 @@ def _compare_latents(
         crops = {}
         for cell_id in stored:
             with contextlib.suppress(LabError, UnreadableImageError):  # told of as image_missing or image_damaged
-                crops[cell_id] = prepare(context.lab.read_image(part[cell_id].digest)).crop
+                crops[cell_id] = context.lab.decoder.prepare(context.lab.read_image(part[cell_id].digest)).crop
         for cell_id, made in zip(crops, embedder.describe(list(crops.values())), strict=True):
             if made is None or not np.isfinite(stored[cell_id]).all():
                 continue  # told of as latent_not_finite, where it is stored so
