@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from labref.agent import reader
-from labref.agent.reader import NotYet, Prepared, Refused, read_cell
+from labref.agent.reader import Known, NotYet, Prepared, Refused, read_cell
 from labref.cells.decoding import Limits, decoder
 from labref.config import LayoutPattern, WatchConfig
 from labref.export.layout import Layout, PathMeaning
@@ -221,18 +221,23 @@ def test_a_file_that_is_no_image_yet_is_given_time_to_become_one(
     assert not settling.unfinished(seen(path))
 
 
-def read(path: Path, *, max_bytes: int = 10_000_000) -> Any:
+def read(path: Path, *, max_bytes: int = 10_000_000, removed: str | None = None) -> Any:
     kept: list[bytes] = []
     return read_cell(
         seen(path),
         place=lambda _: PathMeaning(None, None, "predicted", None),
-        removed=lambda digest: None,
+        removed=lambda digest: removed,
         is_stored=lambda _: False,
         keep=lambda data, _: kept.append(data),
         heal=lambda data, _: kept.append(data),
         examine=decoder(Limits(seconds=10, memory_megabytes=1024, megapixels=40)).examine,
         max_bytes=max_bytes,
     )
+
+
+def test_whether_a_removed_cell_is_still_gone_is_for_the_store_to_say(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"removed")
+    assert isinstance(read(tmp_path / "a.jpg", removed="removed by the lab's retention"), Known)
 
 
 @pytest.mark.parametrize("optics", ["pbc", "chula", "bccd", "bonemarrow"])

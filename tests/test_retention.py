@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from labref.som.placing import open_placer
 from labref.store import Due, SeenAgain, Store
 from labref.store.duckdb import rows
 from labref.store.duckdb.reviews import Review
+from labref.store.memory.books import CellBook
 from labref.tasks import retention
 from labref.tasks.backup import restore, write
 from labref.web import desk
@@ -231,6 +233,63 @@ def test_a_lab_that_was_upgraded_goes_on_letting_go(tmp_path: Path, clock: Clock
             connection.execute("UPDATE cell SET added_at = TIMESTAMP '2026-01-01' + INTERVAL 1 DAY * (2 * number)")
         assert due(store, 13) == 1 and due(store, 11) == 2
         assert retain(store, days=11, at_least=0) == 1 and retain(store, days=11, at_least=0) == 0
+
+
+def test_an_emptied_trash_does_not_let_more_go_in_a_day(store: Store, clock: Clock) -> None:
+    live(store, clock, range(100), 5 * DAY)
+    assert retain(store, days=400, at_least=0) == 2
+    assert len(store.trash.empty()) == 2 and len(store.trash) == 0 and store.trash.cells(30) == []
+    assert store.removed_digests() == [new_cell(0).digest, new_cell(1).digest]
+    assert retain(store, days=400, at_least=0) == 0
+    clock.at += DAY
+    assert retain(store, days=400, at_least=0) == 1
+
+
+# people who work meanwhile
+
+
+def test_a_cell_reviewed_since_it_was_found_due_stays(store: Store) -> None:
+    store.record([new_cell(n) for n in range(3)], bundle=BUNDLE)
+    found = store.due(days=0, cells=1, at_least=0, reviewed=False, limit=9)
+    reviewed = found[0].cell_id
+    store.reviews.give([Review(reviewed, "basophil", None, None)])
+    assert (len(found), store.remove(found[:1]), store.remove(found)) == (2, 0, 1)
+    assert store.labels([reviewed]) == {reviewed: "basophil"} and len(store.trash) == 1
+    assert store.faults().found == {} and store.index_agrees(BUNDLE)
+
+
+def test_a_label_for_an_unknown_cell_reaches_no_other() -> None:
+    book = CellBook(np.array([1, 5, 9], np.uint64), np.array([0, 0, 0], np.uint32), ["a"])
+    for number in (0, 3, 10):
+        book.change(number, "b")
+    assert book.of([0, 1, 3, 5, 9, 10]) == [None, "a", None, "a", "a", None]
+
+
+def test_nobody_writes_before_memory_follows_a_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.record([new_cell(1), new_cell(2)], bundle=BUNDLE)
+    free: list[bool] = []
+
+    def look(*_: object) -> None:
+        thread = threading.Thread(target=lambda: free.append(store._writing.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(store.reviews, "_reviewed", look)
+    monkeypatch.setattr(store.trash, "_returned", look)
+    store.reviews.give([Review(new_cell(1).cell_id, "basophil", None, None)])
+    store.trash.bring_back(remove(store, 2))
+    assert free == [False, False]
+
+
+def test_a_file_in_flight_does_not_undo_that_its_cell_came_back(store: Store) -> None:
+    cell = new_cell(1)
+    store.record([cell], bundle=BUNDLE)
+    seen = SeenAgain(cell.path, 1, 1, cell.digest)
+    ids = remove(store, 1)
+    assert store.record([seen], bundle=BUNDLE)[0].outcome == "rejected"
+    store.trash.bring_back(ids)
+    (row,) = store.record([seen], bundle=BUNDLE)
+    assert (row.outcome, row.cell_id) == ("stored", cell.cell_id)
 
 
 # the trash

@@ -46,7 +46,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Known:
-    """A file whose very bytes are stored already."""
+    """A file whose very bytes are stored already, or were until retention removed them: which, the store says when it
+    writes the file down."""
 
     candidate: Candidate
     signature: Signature
@@ -94,9 +95,9 @@ def read_cell(
     """Read and prepare one file, which is opened for reading only.
 
     place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  removed : why the
-    cell with this digest was removed, or None.  keep : keeps a usable image's bytes under their digest.  heal : the
-    same for a cell
-    that is stored, whose bytes may have been lost.  examine : what is stored of a picture; what it raises other than
+    cell with this digest was removed, or None; it may be brought back before the file is written down.  keep : keeps a
+    usable image's bytes under their digest.  heal : the same for a cell that is stored, whose bytes may have been lost.
+    examine : what is stored of a picture; what it raises other than
     `UnreadableImageError` is passed on.  max_bytes : largest file that is read.
     Raises `StorageError` where the bytes cannot be kept.
     """
@@ -115,8 +116,8 @@ def read_cell(
     if is_stored(name):
         _keep(heal, data, name)
         return Known(candidate, signature, name, where)
-    if (why := removed(name)) is not None:
-        return Refused(candidate, signature, why)
+    if removed(name) is not None:
+        return Known(candidate, signature, name, where)
     try:
         cell = examine(data)
     except DecodingLimitError as error:

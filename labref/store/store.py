@@ -122,13 +122,13 @@ class Store:
         """The lab's maps; see labref.store.duckdb.maps."""
         self.changes = Changes(self._reading, self._transaction, self._relabelled)
         """Going from one bundle to another; see labref.store.duckdb.changes."""
-        self.reviews = Reviews(self._reading, self._transaction, self._reviewed)
+        self.reviews = Reviews(self._reading, self._transaction, self._reviewed, self.quiet)
         """Labels that people give, and their history; see labref.store.duckdb.reviews."""
         self.optics = OpticsMeasures(self._reading, self._transaction)
         """What was measured of the cells' optics; see labref.store.duckdb.optics."""
         self.duplicates = Duplicates(self._reading, self._transaction, self._regrouped)
         """Cells that repeat others, and what people decided of them; see labref.store.duckdb.duplicates."""
-        self.trash = Trash(self._reading, self._transaction, self._came_back)
+        self.trash = Trash(self._reading, self._transaction, self._came_back, self.quiet)
         """Cells that retention removed and that can be brought back; see labref.store.duckdb.trash."""
         self._optics_book: OpticsBook | None = None
         self._removed: NDArray[np.uint64] | None = None
@@ -460,12 +460,14 @@ class Store:
         with self._reading() as cursor:
             return clock.jumps(cursor, clock.values(days))
 
-    def remove(self, cells: Sequence[Due]) -> None:
-        """Move cells to the trash, all or none; see `labref.store.duckdb.removal.remove`. Their kept bytes stay."""
+    def remove(self, cells: Sequence[Due]) -> int:
+        """Move cells to the trash, all or none, and return how many; see `labref.store.duckdb.removal.remove`. Their
+        kept bytes stay."""
         with self._writing:
             with self._transaction() as connection:
-                removal.remove(connection, cells)
+                removed = removal.remove(connection, cells)
             self.reload()
+        return removed
 
     def removed_digests(self) -> list[str]:
         """Digests of all cells that were removed for good: not of those in the trash."""

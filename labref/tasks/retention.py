@@ -44,8 +44,8 @@ def retain(lab: Lab, store: Store, *, stopped: Callable[[], bool], report: Calla
         _empty(lab, store, days=lab.config.retention.trash_days)
         gone, left = 0, store.allowance(lab.config.retention.percent_a_day)
         while not stopped() and left > 0 and (cells := due(lab, store, limit=min(left, _AT_ONCE))):
-            store.remove(cells)
-            gone, left = gone + len(cells), left - len(cells)
+            removed = store.remove(cells)
+            gone, left = gone + removed, left - removed
             report(gone)
     return gone
 

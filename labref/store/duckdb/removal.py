@@ -80,7 +80,8 @@ def due(
 
 
 def allowance(cursor: duckdb.DuckDBPyConnection, percent: float) -> int:
-    """How many cells may go now, where so many per cent of all may in a day; at least one in a day."""
+    """How many cells may go now, where so many per cent of all may in a day; at least one in a day. What was removed
+    in the last day counts whether or not it is still in the trash."""
     row = cursor.execute(
         f"""
         WITH seen AS ({clock.SEEN})
@@ -98,11 +99,20 @@ def reason_of(cell_id: str, why: str) -> str:
     return f"removed by the lab's retention: {why}; it was cell {cell_id}"
 
 
-def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> None:
+def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> int:
     """Remove cells, their embeddings and places, and that they were neighbours of others; all of it is in the trash
     from then on. Their files are from now on rejected, for a reason that says so; what they were before is in the
-    history. Their digests stay, so that no file brings them back."""
+    history. Their digests stay, so that no file brings them back.
+
+    A cell that was reviewed since it was found due stays. Returns how many were removed.
+    """
     at = rows.now()
+    found = connection.execute(
+        "SELECT cell_id FROM cell WHERE label_source = 'reviewed' AND cell_id IN (SELECT unnest(?::VARCHAR[]))",
+        [[cell.cell_id for cell in cells if cell.label_source != LabelSource.REVIEWED]],
+    ).fetchall()
+    stay = {cell_id for (cell_id,) in found}
+    cells = [cell for cell in cells if cell.cell_id not in stay]
     ids = [cell.cell_id for cell in cells]
     listed = "cell_id IN (SELECT cell_id FROM going)"
     connection.execute(
@@ -135,6 +145,7 @@ def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> None:
         failpoint("retention.cells")
         connection.execute(f"DELETE FROM {table} WHERE {listed}")
     connection.execute("DROP TABLE temp.going")
+    return len(cells)
 
 
 def removed_ids(cursor: duckdb.DuckDBPyConnection) -> NDArray[np.uint64]:
@@ -145,7 +156,8 @@ def removed_ids(cursor: duckdb.DuckDBPyConnection) -> NDArray[np.uint64]:
 
 def removed_digests(cursor: duckdb.DuckDBPyConnection) -> list[str]:
     """Digests of all cells that were removed for good: those in the trash are not among them."""
-    return [digest for (digest,) in cursor.execute("SELECT digest FROM removed_cell WHERE number IS NULL").fetchall()]
+    found = cursor.execute("SELECT digest FROM removed_cell ANTI JOIN trash_cell USING (cell_id)").fetchall()
+    return [digest for (digest,) in found]
 
 
 def reason(cursor: duckdb.DuckDBPyConnection, cell_id: str) -> str | None:

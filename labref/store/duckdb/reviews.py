@@ -10,7 +10,7 @@ together with how far the list is, so that after a crash the row says what was w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -97,10 +97,11 @@ class Reviews:
         reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         reviewed: Callable[[Mapping[str, str]], None],
+        quiet: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """reading, transaction : the store's.  reviewed : called with the label, by cell id, of each cell that was
-        given one, after the commit."""
-        self._reading, self._transaction, self._reviewed = reading, transaction, reviewed
+        """reading, transaction, quiet : the store's.  reviewed : called with the label, by cell id, of each cell that
+        was given one, after the commit, before anybody else writes."""
+        self._reading, self._transaction, self._reviewed, self._quiet = reading, transaction, reviewed, quiet
         self._running: set[int] = set()
 
     def give(self, reviews: Sequence[Review], *, dry_run: bool = False, in_list: int | None = None) -> list[str | None]:
@@ -110,6 +111,16 @@ class Reviews:
         this one was given: that one stays), or None where there is no such cell.  dry_run : write nothing.  in_list :
         the list (`list_`) that these are a part of; how far it is is written with them.
         """
+        with nullcontext() if dry_run else self._quiet():
+            outcomes, given_to = self._give(reviews, dry_run, in_list)
+            if not dry_run:
+                self._reviewed(given_to)
+        return outcomes
+
+    def _give(
+        self, reviews: Sequence[Review], dry_run: bool, in_list: int | None
+    ) -> tuple[list[str | None], dict[str, str]]:
+        """What came of each, and the label, by cell id, of each cell that was given one."""
         at = rows.now()
         outcomes: list[str | None] = []
         given_to: dict[str, str] = {}
@@ -141,9 +152,7 @@ class Reviews:
                 if in_list is not None:
                     _count(connection, in_list, outcomes)
             failpoint("label.commit")
-        if not dry_run:
-            self._reviewed(given_to)
-        return outcomes
+        return outcomes, given_to
 
     @contextmanager
     def list_(self, digest: str, *, length: int, refused: int) -> Iterator[tuple[int, datetime | None]]:

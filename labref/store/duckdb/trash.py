@@ -1,8 +1,8 @@
 """Cells that retention removed, as they were, until the time in which they can be brought back is over.
 
 For each table with rows of cells there is one called `trash_…`, with the same columns: `trash_cell`, `trash_file`,
-`trash_embedding_1`, … A removed cell is in the trash as long as its row of `removed_cell` has a number. Its kept bytes
-stay where they are.
+`trash_embedding_1`, … A removed cell is in the trash as long as it has a row in `trash_cell`. Its kept bytes stay where
+they are.
 """
 
 from __future__ import annotations
@@ -53,14 +53,16 @@ class Trash:
         reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         returned: Callable[[], None],
+        quiet: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """reading, transaction : the store's.  returned : called after cells came back and that is committed."""
-        self._reading, self._transaction, self._returned = reading, transaction, returned
+        """reading, transaction, quiet : the store's.  returned : called after cells came back and that is committed,
+        before anybody else writes."""
+        self._reading, self._transaction, self._returned, self._quiet = reading, transaction, returned, quiet
 
     def __len__(self) -> int:
         """How many cells are in it. A millisecond."""
         with self._reading() as cursor:
-            row = cursor.execute("SELECT count(*) FROM removed_cell WHERE number IS NOT NULL").fetchone()
+            row = cursor.execute(f"SELECT count(*) FROM {TRASH}cell").fetchone()
         return 0 if row is None else int(row[0])
 
     def cells(self, days: int) -> list[Trashed]:
@@ -75,10 +77,11 @@ class Trash:
         unless they have others since; files with the same bytes that came meanwhile are copies of the cell. A cell
         counts for retention as if it had come now.
         """
-        with self._transaction() as connection:
-            back = _bring_back(connection, ids)
-        if back:
-            self._returned()
+        with self._quiet():
+            with self._transaction() as connection:
+                back = _bring_back(connection, ids)
+            if back:
+                self._returned()
         return back
 
     def empty(self, *, days: int | None = None) -> list[str]:
@@ -210,7 +213,6 @@ def _loosen(connection: duckdb.DuckDBPyConnection, back: Sequence[str]) -> None:
 
 def _empty(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
     chosen = "(SELECT unnest(?::VARCHAR[]))"
-    connection.execute(f"UPDATE removed_cell SET number = NULL WHERE cell_id IN {chosen}", [list(ids)])
     for table in _tables(connection):
         failpoint("trash.empty")
         if table == "resemblance":

@@ -106,12 +106,14 @@ class CellBook(Generic[_Value]):
             self._state = (merged[order], merged_codes[order], {})
 
     def change(self, number: int, value: _Value) -> None:
-        """Change the value of a cell that the book holds."""
+        """Change the value of a cell; one that the book does not hold is left alone."""
         ids, codes, recent = self._state
         if number in recent:
             recent[number] = self._code(value)
         else:
-            codes[np.searchsorted(ids, np.uint64(number))] = self._code(value)
+            at = int(np.searchsorted(ids, np.uint64(number)))
+            if at < len(ids) and int(ids[at]) == number:
+                codes[at] = self._code(value)
 
     def _code(self, value: _Value) -> int:
         code = self._codes.get(value)
