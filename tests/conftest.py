@@ -23,12 +23,30 @@ DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shar
 
 
 SLOW = {
+    "test_agent",
+    "test_api",
     "test_bundles_changing",
     "test_crash",
+    "test_decoding_limits",
+    "test_demo",
+    "test_docs",
     "test_exporters",
+    "test_folder_faults",
+    "test_label_faults",
+    "test_map",
     "test_map_benchmarks",
+    "test_no_tracebacks",
+    "test_optics",
+    "test_references",
     "test_report",
+    "test_retention",
     "test_scale",
+    "test_som",
+    "test_som_parts",
+    "test_store_check",
+    "test_store_model",
+    "test_store_opening",
+    "test_strangers",
     "test_svomen",
     "test_training",
     "test_training_adopt",
@@ -36,8 +54,11 @@ SLOW = {
     "test_training_devices",
     "test_training_neighbours",
     "test_training_optics",
+    "test_upkeep_ledger",
+    "test_upkeep_store",
+    "test_what_it_says",
 }
-"""Files whose tests train networks, measure or kill processes."""
+"""Files whose tests train networks, measure, or start and kill agents and commands: each takes a minute or more."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
