@@ -767,8 +767,7 @@ def test_either_number_tells_a_file_from_another(lab: Lab, equal: tuple[Path, Pa
 def test_a_share_that_numbers_its_files_anew_is_not_read_again(
     lab: Lab, equal: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("labref.agent.service", "labref.operations.ledger"):
-        monkeypatch.setattr(f"{module}.is_network_folder", lambda _: True)
+    monkeypatch.setattr("labref.export.roots.is_network_folder", lambda _: True)
     with duckdb.connect(str(lab.store_file)) as connection:
         connection.execute("UPDATE file SET inode = 7")
     assert once(lab).unchanged == FEW

@@ -97,8 +97,8 @@ def read_cell(
     place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  removed : why the
     cell with this digest was removed, or None; it may be brought back before the file is written down.  keep : keeps a
     usable image's bytes under their digest.  heal : the same for a cell that is stored, whose bytes may have been lost.
-    examine : what is stored of a picture; what it raises other than
-    `UnreadableImageError` is passed on.  max_bytes : largest file that is read.
+    examine : what is stored of a picture; what it raises other than `UnreadableImageError` is passed on.  max_bytes :
+    largest file that is read.
     Raises `StorageError` where the bytes cannot be kept.
     """
     if candidate.refusal is not None:

@@ -16,7 +16,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from rich.console import Console
@@ -33,7 +32,7 @@ from labref.cpus import usable_cpus
 from labref.errors import AgentError, LabError, StoreError
 from labref.export.layout import Layout
 from labref.export.paths import path_to_text
-from labref.export.roots import Roots, is_network_folder
+from labref.export.roots import FileNumbers, Roots
 from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, Signature, condition, left_alone, look, scan
 from labref.export.settle import Settling
 from labref.export.watch import Watcher
@@ -80,8 +79,7 @@ class Summary:
     met those of its last whole scan, and those that it took in.  embedded : cells that went through the networks.
     ignored : other files, and others : the same by their endings.  reserved : folders and files with a name of the
     system's, not looked at.  vanished : files deleted while they were still being written.  unreachable : watched
-    folders, and
-    folders in them, that could not be read.  interrupted : asked to end before the pass was whole.
+    folders, and folders in them, that could not be read.  interrupted : asked to end before the pass was whole.
     """
 
     found: int = 0
@@ -279,7 +277,7 @@ class _Agent:
         self._noted: list[Settled] | None = None  # while the ledger is read
         self._known: dict[str, FileState] = {}
         self._learnt: list[tuple[str, int, int | None]] = []
-        self._numbered: dict[str, bool] = {}
+        self._file_numbers = FileNumbers()
         self._revision = -1  # of the ledger that is remembered: none yet
         self._reasons: dict[str, str] = {}
         self._watcher: Watcher | None = None
@@ -490,7 +488,7 @@ class _Agent:
         started = time.perf_counter()
         self._remember_files()
         report = ScanReport()
-        self._numbered.clear()
+        self._file_numbers = FileNumbers()  # something else may be mounted there by now
         unchanged: array[int] = array("q")
         filled: set[str] = set()
         if not self._scanned:
@@ -572,7 +570,7 @@ class _Agent:
 
     def _is_as_known(self, name: str, state: FileState, root: str, seen: Signature) -> bool:
         """Whether a file looks as the ledger has it; learns what an older labref did not write down of it."""
-        inode = seen.inode if self._is_numbered(root) else None
+        inode = self._file_numbers.of(root, seen.inode)
         if not state.is_of(seen.size_bytes, seen.mtime_ns, seen.ctime_ns, inode):
             return False
         if state.ctime_ns is None:
@@ -581,12 +579,6 @@ class _Agent:
             if len(self._learnt) >= _LEARNT_AT_ONCE:
                 self._write_learnt()
         return True
-
-    def _is_numbered(self, root: str) -> bool:
-        """Whether the inode numbers of files in a watched folder stay."""
-        if root not in self._numbered:
-            self._numbered[root] = not is_network_folder(Path(root))
-        return self._numbered[root]
 
     def _write_learnt(self) -> None:
         learnt, self._learnt = self._learnt, []

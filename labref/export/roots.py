@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Roots", "file_system_of", "is_network_folder", "real_path"]
+__all__ = ["FileNumbers", "Roots", "file_system_of", "is_network_folder", "real_path"]
 
 _DRIVE_REMOTE: Final = 4  # GetDriveTypeW
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
@@ -90,6 +90,20 @@ class Roots:
 def real_path(path: str) -> str:
     """`path` without links, and in lower case where the system does not tell it from upper: equal for equal folders."""
     return os.path.normcase(os.path.realpath(path))
+
+
+class FileNumbers:
+    """The inode numbers of files, where they say that a file is the same: network shares number files anew. Each
+    watched folder is looked up once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bool] = {}
+
+    def of(self, root: str, inode: int) -> int | None:
+        """The number of a file in the watched folder `root`; None where numbers do not stay."""
+        if root not in self._kept:
+            self._kept[root] = not is_network_folder(Path(root))
+        return inode if self._kept[root] else None
 
 
 def is_network_folder(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from pydantic import Field
 from labref.asking.answer import ledger_json
 from labref.errors import BundleError, LabError, UnreadableImageError
 from labref.export.paths import path_from_text, path_to_text
-from labref.export.roots import is_network_folder
+from labref.export.roots import FileNumbers
 from labref.export.scan import ScanReport, scan
 from labref.failpoints import failpoint
 from labref.lab import Lab
@@ -282,7 +282,7 @@ def _compare_export(context: Context, found: dict[str, list[str]], *, digests: b
     by_bytes: dict[str, list[str]] = {"file_differs": [], "file_unreadable": []}
     with store.comparison() as comparison:
         part: list[tuple[str, int | None, int | None, int | None, int | None]] = []
-        numbered: dict[str, bool] = {}  # by watched folder: do the inode numbers of its files stay?
+        numbers = FileNumbers()
         for candidate in scan(
             lab.watched,
             extensions=lab.config.watch.extensions,
@@ -291,12 +291,10 @@ def _compare_export(context: Context, found: dict[str, list[str]], *, digests: b
             report=report,
         ):
             path, seen = path_to_text(candidate.path), candidate.signature
-            if candidate.root not in numbered:
-                numbered[candidate.root] = not is_network_folder(Path(candidate.root))
             if seen is None:
                 part.append((path, None, None, None, None))
             else:
-                inode = seen.inode if numbered[candidate.root] else None
+                inode = numbers.of(candidate.root, seen.inode)
                 part.append((path, seen.size_bytes, seen.mtime_ns, seen.ctime_ns, inode))
             looked += 1
             if len(part) == (_READ_AT_ONCE if digests else _AT_ONCE):

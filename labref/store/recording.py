@@ -66,8 +66,7 @@ class Comparing:
     """How new cells are compared with those that are there.
 
     judge : compares two cells, None where nobody can.  candidate_bits : in so many bits, at most, the fingerprints of
-    two cells
-    differ that are compared.  rejected : pairs of cell ids that a person called different.
+    two cells differ that are compared.  rejected : pairs of cell ids that a person called different.
     """
 
     judge: Judge | None = None
@@ -148,9 +147,8 @@ class Plan:
     """All that one transaction writes, and the ledger rows to hand back, in the order of the batch.
 
     numbers: of the new cells; the last value of a row of `cells` is its number. known_paths: the paths that have a row
-    in the ledger already. groups: of each new cell that repeats another, its
-    group. resemblances: the later cell of a pair, the earlier one, and what comparing them gave. linked: whether a new
-    cell is linked with another.
+    in the ledger already. groups: of each new cell that repeats another, its group. resemblances: the later cell of a
+    pair, the earlier one, and what comparing them gave. linked: whether a new cell is linked with another.
     """
 
     at: datetime
