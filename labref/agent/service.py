@@ -43,7 +43,7 @@ from labref.lab.presence import OwnFolder
 from labref.operations import perform
 from labref.operations.naming import NoCellError, id_of_cell
 from labref.printing import printable
-from labref.store import FileState, Store
+from labref.store import FileState, Person, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
 from labref.times import local, utc_now
@@ -717,12 +717,23 @@ class _Agent:
     def _make_server(self) -> Server:
         """The HTTP side, not serving yet; its modules load while the networks and the index do."""
         from labref.web.application import Answers, Server, make_app
+        from labref.web.visitors import IDLE, LASTS, Entrance, Visitor
 
+        def visitor(person: Person | None) -> Visitor | None:
+            return None if person is None else Visitor(person.name, person.role)
+
+        people = self._store.people
+        entrance = Entrance(
+            sign_in=lambda code, session: visitor(people.sign_in(code, session, LASTS)),
+            signed_in=lambda session: visitor(people.of_session(session, IDLE)),
+            sign_out=people.sign_out,
+        )
         answers = Answers(
             perform=lambda name, parameters, data: perform(self._context, name, parameters, data),
             image=self._kept_image,
             healthy=self._healthy,
             proof=lambda nonce, mark: self._own_folder.proofs(self._lab.token(), nonce, mark),
+            entrance=entrance,
         )
         app = make_app(
             answers,

@@ -5,7 +5,7 @@ May import tasks and below.
 The agent alone opens the store while it runs, so a command names an operation and its parameters, and gets JSON rows
 back; it does not know who did the work. An operation `group.verb` is a function of `labref.operations.<group>`:
 
-    @operation("label.set", LabelSet)
+    @operation("label.set", LabelSet, role=Role.REVIEW)
     def set_label(context: Context, *, cell: Annotated[Text, Field(description="...")]) -> Iterator[Row]: ...
 
 Its keyword parameters, with their types, descriptions and defaults, are its request; the models named with it are the
@@ -34,6 +34,7 @@ from labref.errors import LabrefError
 from labref.operations.models import Answer, Request
 from labref.progress import Row
 from labref.tasks.context import Context
+from labref.words import Role
 
 __all__ = ["PREFIX", "Operation", "every_operation", "explain", "find_operation", "operation", "perform"]
 
@@ -50,6 +51,7 @@ class Operation:
     function : (context, parameters by keyword) → rows; one that `takes_bytes` has them before the parameters.
     answers : models of its rows.  method : of HTTP.  single : the answer is one JSON object, not JSON lines.
     hurried : each row is sent as soon as it is there; else some hundred together, for operations with many rows.
+    role : what somebody who is signed in to the pages has to be at least; the lab's token may do everything.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Operation:
     single: bool = False
     hurried: bool = True
     takes_bytes: bool = False
+    role: Role = Role.ADMIN
 
     @property
     def path(self) -> str:
@@ -118,13 +121,17 @@ def operation(
     single: bool = False,
     hurried: bool = True,
     takes_bytes: bool = False,
+    role: Role = Role.ADMIN,
 ) -> Callable[[_Function], _Function]:
-    """Register a function as the operation `group.verb`, or `group`, in the module `labref.operations.<group>`."""
+    """Register a function as the operation `group.verb`, or `group`, in the module `labref.operations.<group>`.
+
+    The parameter `who` of a function is who asks: for somebody who is signed in it is their name, whatever they say.
+    """
 
     def register(function: _Function) -> _Function:
         if name in _REGISTRY:
             raise ValueError(f"operation {name} is there already")
-        _REGISTRY[name] = Operation(name, function, answers, method, single, hurried, takes_bytes)
+        _REGISTRY[name] = Operation(name, function, answers, method, single, hurried, takes_bytes, role)
         return function
 
     return register

@@ -24,6 +24,7 @@ from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Jobs, Running
 from labref.tasks.reembedding import catch_up, compare, installed, switch
 from labref.times import local, utc
+from labref.words import Role
 
 __all__ = [
     "JOB",
@@ -203,7 +204,7 @@ def verify(
             yield {"folder": folder.name, "problem": str(error)}
 
 
-@operation("bundle.list", BundleRow)
+@operation("bundle.list", BundleRow, role=Role.VIEW)
 def list_bundles(context: Context) -> Iterator[Row]:
     """List every bundle that is installed, or has latents in the store."""
     bundles: dict[str, Bundle | None] = {}
@@ -217,7 +218,7 @@ def list_bundles(context: Context) -> Iterator[Row]:
         yield _row(context, digest, bundle)
 
 
-@operation("bundle.show", BundleCard)
+@operation("bundle.show", BundleCard, role=Role.VIEW)
 def show(
     context: Context,
     *,

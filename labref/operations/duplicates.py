@@ -21,7 +21,7 @@ from labref.tasks.comparing import catch_up
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
 from labref.times import utc
-from labref.words import LabelSource
+from labref.words import LabelSource, Role
 
 __all__ = [
     "JOB",
@@ -129,7 +129,7 @@ _Cell = Annotated[Text, Field(description="The cell: its id, or a beginning of i
 _Who = Annotated[Text | None, Field(description="Who decides, as they are to be named.")]
 
 
-@operation("duplicates.list", DuplicatePair, ConflictOfFiles, ConflictOfCaptures, hurried=False)
+@operation("duplicates.list", DuplicatePair, ConflictOfFiles, ConflictOfCaptures, hurried=False, role=Role.VIEW)
 def list_(
     context: Context,
     *,
@@ -153,7 +153,7 @@ def list_(
         yield from _conflicts(context, found.conflicts(limit), found.conflicting_pairs(limit))
 
 
-@operation("duplicates.confirm", DuplicatePair)
+@operation("duplicates.confirm", DuplicatePair, role=Role.REVIEW)
 def confirm(
     context: Context,
     *,
@@ -170,19 +170,19 @@ def confirm(
     )
 
 
-@operation("duplicates.reject", DuplicatePair)
+@operation("duplicates.reject", DuplicatePair, role=Role.REVIEW)
 def reject(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
     """Say that a cell is another cell than the one it is linked with. They are never linked again."""
     yield from _described(context, [context.store.duplicates.reject(id_of_cell(context.store, cell), who)])
 
 
-@operation("duplicates.undo", DuplicatePair)
+@operation("duplicates.undo", DuplicatePair, role=Role.REVIEW)
 def undo(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
     """Take back the last decision on a cell. What labref found itself holds again."""
     yield from _described(context, [context.store.duplicates.undo(id_of_cell(context.store, cell), who)])
 
 
-@operation("duplicates.history", Decided)
+@operation("duplicates.history", Decided, role=Role.VIEW)
 def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
     """List what people decided of a cell, oldest first."""
     cell = id_of_cell(context.store, cell)

@@ -22,7 +22,7 @@ from labref.progress import Pace, Row, Steps, progress, rows_of
 from labref.store.duckdb.reviews import Review
 from labref.tasks.context import Context
 from labref.times import utc
-from labref.words import LabelSource
+from labref.words import LabelSource, Role
 
 __all__ = [
     "MOST_ROWS",
@@ -168,7 +168,7 @@ _Folder = Annotated[
 _New = Annotated[bool, Field(description="A class that the lab does not know becomes one.")]
 
 
-@operation("label.set", LabelSet)
+@operation("label.set", LabelSet, role=Role.REVIEW)
 def set_label(
     context: Context,
     *,
@@ -262,7 +262,7 @@ def imports(
         }
 
 
-@operation("label.history", LabelHistory)
+@operation("label.history", LabelHistory, role=Role.VIEW)
 def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterator[Row]:
     """Say how a cell came to its label: what it was stored as, each change since, and what its files and bundles
     say."""

@@ -26,7 +26,7 @@ from labref.operations.models import Answer, Limit, Progress, Text
 from labref.progress import Pace, Row, progress
 from labref.tasks.context import Context
 from labref.tasks.reembedding import embed
-from labref.words import LabelSource, Outcome
+from labref.words import LabelSource, Outcome, Role
 
 __all__ = [
     "REMEDIES",
@@ -189,7 +189,7 @@ class LedgerCheck(Answer):
     seconds: float | None = Field(description="How long it took.")
 
 
-@operation("ledger", LedgerEntry, method="GET", hurried=False)
+@operation("ledger", LedgerEntry, method="GET", hurried=False, role=Role.VIEW)
 def entries(
     context: Context,
     *,

@@ -23,7 +23,7 @@ from labref.tasks import mapping
 from labref.tasks.context import Context
 from labref.tasks.map_job import NAME, map_job
 from labref.times import utc
-from labref.words import LabelSource
+from labref.words import LabelSource, Role
 
 __all__ = [
     "CellsOnMap",
@@ -218,7 +218,7 @@ def train(
     yield _described(context, version)
 
 
-@operation("map.list", MapVersion)
+@operation("map.list", MapVersion, role=Role.VIEW)
 def versions(context: Context) -> Iterator[Row]:
     """List every version of the map, in the order they were trained."""
     for version in context.store.maps.every():
@@ -234,7 +234,7 @@ def use(
     yield _described(context, context.store.maps.use(number))
 
 
-@operation("map.status", MapState)
+@operation("map.status", MapState, role=Role.VIEW)
 def status(context: Context) -> Iterator[Row]:
     """Say which map is in use, how many cells lie on it, what goes on and what is due."""
     bundle = _bundle(context)
@@ -255,7 +255,7 @@ def status(context: Context) -> Iterator[Row]:
     }
 
 
-@operation("map.node", MapCellRow)
+@operation("map.node", MapCellRow, role=Role.VIEW)
 def node(
     context: Context,
     *,
@@ -279,7 +279,7 @@ def node(
             yield _cell(of[cell_id], active) | {"path": paths[cell_id]}
 
 
-@operation("map.cells", MapShown, CellsOnMap)
+@operation("map.cells", MapShown, CellsOnMap, role=Role.VIEW)
 def cells(
     context: Context,
     *,
@@ -305,7 +305,7 @@ def cells(
         yield _columns(part, of_patient)
 
 
-@operation("map.suspects", MapSuspect)
+@operation("map.suspects", MapSuspect, role=Role.VIEW)
 def suspects(
     context: Context,
     *,
@@ -338,7 +338,7 @@ def suspects(
         }
 
 
-@operation("map.classify", ClassOnMap)
+@operation("map.classify", ClassOnMap, role=Role.VIEW)
 def classify(context: Context, *, sources: _Sources = None) -> Iterator[Row]:
     """Say how well a cell's neighbourhood on the map tells its label. A row a class, largest first, and one for all."""
     _, active = _active(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import re
 import unicodedata
@@ -24,6 +25,7 @@ __all__ = [
     "cell_named",
     "find_cells",
     "id_of_cell",
+    "slide_key",
     "unprintable",
 ]
 
@@ -198,6 +200,16 @@ def _ignores_case(folder: Path) -> bool:
 # classes
 
 
+def slide_key(context: Context, slide: str) -> str:
+    """What stands for a slide in addresses, 20 hexadecimal characters: its name can identify a patient.
+
+    Without the lab's token it cannot be turned back, not even by trying names.
+    """
+    return hmac.new(
+        context.lab.token().encode(), b"slide:" + slide.encode("utf-8", "surrogatepass"), "sha256"
+    ).hexdigest()[:20]
+
+
 class Classes:
     """The classes of this lab, by any of their names."""
 
@@ -208,6 +220,10 @@ class Classes:
         own = context.lab.config.watch.labels
         self._names = ClassNames(bundle.labels, own)
         self._known = {*bundle.labels, *own.values(), *store.counts().by_label}
+
+    def all(self) -> set[str]:
+        """The labels that a cell can be given without `new`."""
+        return set(self._known)
 
     def label(self, name: str, *, new: bool) -> str:
         """The label that `name` stands for. Raises `LabrefError` where it is empty, holds what cannot be seen, or is no

@@ -21,6 +21,7 @@ from labref.progress import Row, progress
 from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
+from labref.words import Role
 
 __all__ = [
     "JOB",
@@ -84,7 +85,7 @@ class Measured(Answer):
     measured: int = Field(description="Cells that were measured.")
 
 
-@operation("optics.show", OpticsState)
+@operation("optics.show", OpticsState, role=Role.VIEW)
 def show(context: Context) -> Iterator[Row]:
     """Say what the cells of each analyser look like, and whether that has changed."""
     yield from overview(context.store, context.lab.bundle(context.store))

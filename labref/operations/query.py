@@ -12,7 +12,7 @@ from labref.operations import operation
 from labref.operations.models import Answer, Text
 from labref.progress import Row
 from labref.tasks.context import Context
-from labref.words import LabelSource
+from labref.words import LabelSource, Role
 
 __all__ = [
     "CellFound",
@@ -126,7 +126,7 @@ class QueryAnswer(Answer):
     timings_ms: Timings = Field(description="What the answer took, milliseconds.")
 
 
-@operation("query", QueryAnswer, single=True, takes_bytes=True)
+@operation("query", QueryAnswer, single=True, takes_bytes=True, role=Role.VIEW)
 def query(
     context: Context,
     data: bytes,

@@ -19,7 +19,7 @@ from labref.operations.models import Answer, BundleName, JobEnded, JobRunning
 from labref.operations.optics import OpticsState
 from labref.progress import Row
 from labref.tasks.context import Context
-from labref.words import LabelSource, Outcome
+from labref.words import LabelSource, Outcome, Role
 
 __all__ = ["AgentJobs", "AgentStatus", "Status", "WatchedFolder"]
 
@@ -85,7 +85,7 @@ class Status(Answer):
     )
 
 
-@operation("status", Status, method="GET", single=True)
+@operation("status", Status, method="GET", single=True, role=Role.VIEW)
 def status(context: Context) -> Iterator[Row]:
     """Say how the lab and its agent are: what is stored, which bundle, which device, what is watched."""
     embedder: Embedder | BundleError

@@ -6,6 +6,7 @@ pictures show one cell, and what finds a latent's node on a map, is handed in.
 
 from labref.store.duckdb.duplicates import Conflict, Pair
 from labref.store.duckdb.maps import ActiveMap, MapCell, Maps, StoredMap
+from labref.store.duckdb.people import Person
 from labref.store.duckdb.removal import Due
 from labref.store.memory.positions import OpenPlacer, Placed, Placer, Positions
 from labref.store.store import Store
@@ -43,6 +44,7 @@ __all__ = [
     "OpenPlacer",
     "Outcome",
     "Pair",
+    "Person",
     "Placed",
     "Placer",
     "Positions",

@@ -43,6 +43,7 @@ from labref.store.duckdb.duplicates import Duplicates, Learnt, load_book, load_g
 from labref.store.duckdb.exporting import Export
 from labref.store.duckdb.maps import Maps
 from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
+from labref.store.duckdb.people import People
 from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Reviews
 from labref.store.duckdb.trash import Trash
@@ -130,6 +131,8 @@ class Store:
         """Cells that repeat others, and what people decided of them; see labref.store.duckdb.duplicates."""
         self.trash = Trash(self._reading, self._transaction, self._came_back, self.quiet)
         """Cells that retention removed and that can be brought back; see labref.store.duckdb.trash."""
+        self.people = People(self._reading, self._transaction)
+        """Who may look at the lab's pages; see labref.store.duckdb.people."""
         self._optics_book: OpticsBook | None = None
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0

@@ -1,4 +1,4 @@
-"""The agent's HTTP side, on 127.0.0.1 only.
+"""The agent's HTTP side: what programs ask, and the pages that people look at.
 
     GET  /health                              no token; {status, version, proof?}: whether it runs, and (with ?nonce=)
                                               whose it is
@@ -10,44 +10,48 @@
     POST /api/v1/query?k=8                    the body is an image file; the answer of `labref query --json`
     GET  /api/v1/status, /api/v1/ledger       as `labref status --json` and `labref ledger --json`
 
-All under /api needs `Authorization: Bearer <content of LAB/token>`. A failure is {"error": {"kind", "message"}}; a
-failure after the first of many rows is a last line of this form. A request without the token gets one answer; its body
-is not kept, and its connection is closed; see `labref.web.connections`.
+    GET  /, /sign-in, /static/…               pages; see `labref.web.pages`
+
+All under /api needs `Authorization: Bearer <content of LAB/token>`, or the cookie of somebody who signed in and whose
+role allows it; see `labref.web.guard`. A failure is {"error": {"kind", "message"}}; a failure after the first of many
+rows is a last line of this form. A request of a stranger gets one answer; its body is not kept, and its connection is
+closed; see `labref.web.connections`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hmac
 import inspect
 import itertools
 import json
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Self
 
 import uvicorn
-from fastapi import Body, FastAPI, HTTPException, Query
+from fastapi import Body, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from labref import __version__
 from labref.errors import AgentError, LabrefError, UnreadableImageError
 from labref.lab.log import Log
 from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
-from labref.web.connections import BACKLOG, CONNECTION, HEADER_BYTES, Connection
+from labref.web.connections import BACKLOG, HEADER_BYTES, Connection
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
+from labref.web.failures import failure, told, unexpected
+from labref.web.guard import Guard
 from labref.web.metrics import Metrics
+from labref.web.pages import add_pages
+from labref.web.visitors import Entrance, Visitors, visitor_of
 
 __all__ = ["Answers", "Server", "make_app"]
 
@@ -56,11 +60,6 @@ _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 5
 _ROWS_AT_ONCE: Final = 500
 _WAITING: Final = 512  # callers that the system keeps until they are accepted
-_JSON_BYTES: Final = 64_000_000  # parameters; a list of 200,000 labels
-_PLAIN: Final = frozenset({"/health", "/metrics"})  # without the token
-_DRAINED_BYTES: Final = 1_000_000  # of the body of a refused request, so that its sender gets to read why
-_DRAINED_SECONDS: Final = 1.0
-_CLOSE: Final = (b"connection", b"close")
 
 _Endpoint = Callable[..., Awaitable[Response]]
 
@@ -73,12 +72,14 @@ class Answers:
     given.  perform : (operation, parameters, bytes) → rows.  image : cell id → original bytes, or None.
     healthy : → "ok", or the fault, without anything secret: "storage" where cells cannot be stored, "folder" where a
     watched folder is missing, "no progress" where one piece of work takes longer than any should.
+    entrance : who the people are that may look at the pages.
     """
 
     perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
     image: Callable[[str], bytes | None]
     healthy: Callable[[], str]
     proof: Callable[[str, str | None], str | None]
+    entrance: Entrance
 
 
 def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, log: Log) -> ASGIApp:
@@ -111,7 +112,10 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
 
     app.add_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
     of_images = {operation.path for operation in operations if operation.takes_bytes}
-    return _Guard(app, token, of_images, max_bytes, log)
+    visitors = Visitors(answers.entrance, token)
+    add_pages(app, answers.perform, answers.image, visitors)
+    roles = {operation.path: operation.role for operation in operations}
+    return Guard(app, visitors, hosts=_HOSTS, roles=roles, of_images=of_images, image_bytes=max_bytes, log=log)
 
 
 def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics) -> None:
@@ -131,7 +135,7 @@ def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics) -> None:
     async def image(cell_id: str) -> Response:
         data = await run_in_threadpool(answers.image, cell_id)
         if data is None:
-            return _failure(404, LabrefError("no image is kept for this cell"))
+            return failure(404, LabrefError("no image is kept for this cell"))
         return Response(data, media_type=_media_type(data), headers={"X-Content-Type-Options": "nosniff"})
 
     app.add_route("/health", health, include_in_schema=False)
@@ -150,8 +154,12 @@ def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics) -> None:
 def _endpoint(operation: Operation, answers: Answers, metrics: Metrics, log: Log) -> _Endpoint:
     """The function that FastAPI calls: its parameter `asked` is the operation's request."""
     in_query = operation.takes_bytes or operation.method == "GET"
+    names_asker = "who" in operation.request.model_fields
 
     async def endpoint(request: Request, asked: BaseModel) -> Response:
+        asker = visitor_of(request).name
+        if names_asker and asker is not None:
+            asked = asked.model_copy(update={"who": asker})
         if not operation.single:
             rows = answers.perform(operation.name, asked, None)
             return await _lines(rows, log, hurried=operation.hurried)
@@ -207,10 +215,10 @@ def _encoded(rows: Iterator[Row], log: Log, at_once: int) -> Iterator[bytes]:
                 yield ("\n".join(block) + "\n").encode()
                 block.clear()
     except LabrefError as error:
-        block.append(json.dumps({"error": _told(error)}))
+        block.append(json.dumps({"error": told(error)}))
     except Exception as error:
         log.error("an answer failed on its way", error=type(error).__name__)
-        block.append(json.dumps({"error": _told(_unexpected(error))}))
+        block.append(json.dumps({"error": told(unexpected(error))}))
     if block:
         yield ("\n".join(block) + "\n").encode()
 
@@ -222,7 +230,7 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
         assert isinstance(error, RequestValidationError)
         found = error.errors()
         if any(one["loc"] == ("body",) or one["type"] == "json_invalid" for one in found):
-            return _failure(
+            return failure(
                 400,
                 LabrefError(
                     "the body is no JSON object; send the operation's parameters as one, with Content-Type: application/json"
@@ -230,7 +238,7 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
             )
         operation = by_path.get(request.url.path)
         request_model = None if operation is None else operation.request
-        return _failure(400, LabrefError(explain([one | {"loc": one["loc"][1:]} for one in found], request_model)))
+        return failure(400, LabrefError(explain([one | {"loc": one["loc"][1:]} for one in found], request_model)))
 
     async def not_there(request: Request, error: Exception) -> Response:
         assert isinstance(error, AnyHTTPException)
@@ -243,16 +251,16 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
             operation = by_path.get(request.url.path)
             of_image = operation is not None and operation.takes_bytes
             told = (UnreadableImageError if of_image else LabrefError)(error.detail)
-        return _failure(error.status_code, told, error.headers)
+        return failure(error.status_code, told, error.headers)
 
     def failing(code: int) -> Callable[[Request, Exception], Awaitable[Response]]:
         async def answer(request: Request, error: Exception) -> Response:
-            return _failure(code, error)
+            return failure(code, error)
 
         return answer
 
     async def failed(request: Request, error: Exception) -> Response:
-        return _failure(500, _unexpected(error))
+        return failure(500, unexpected(error))
 
     app.add_exception_handler(Exception, failed)
     app.add_exception_handler(RequestValidationError, refused)
@@ -267,114 +275,6 @@ def _media_type(data: bytes) -> str:
         if data.startswith(start):
             return f"image/{kind}"
     return "application/octet-stream"
-
-
-def _failure(code: int, error: Exception, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": _told(error)}, status_code=code, headers=headers)
-
-
-def _told(error: Exception) -> dict[str, str]:
-    kind = next(base.__name__ for base in type(error).__mro__ if not base.__name__.startswith("_"))
-    return {"kind": kind, "message": str(error)}
-
-
-def _unexpected(error: Exception) -> AgentError:
-    return AgentError(f"the agent failed to answer ({type(error).__name__}); see its log")
-
-
-class _Guard:
-    """Admits only requests that name this computer as their host, and whose body is not too large; under /api only
-    those with the lab's token. The check of the host keeps out web pages that rebind their name in the DNS."""
-
-    def __init__(self, app: ASGIApp, token: str, of_images: Set[str], image_bytes: int, log: Log) -> None:
-        self._app = app
-        self._log = log
-        self._of_images = of_images
-        self._image_bytes = image_bytes
-        self._expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].lower()
-        if host not in _HOSTS:
-            await _turn_away(
-                421, AgentError("labref answers only to requests for 127.0.0.1 or localhost"), scope, receive, send
-            )
-            return
-        known = hmac.compare_digest(headers.get(b"authorization", b""), self._expected)
-        if not known and scope["path"] not in _PLAIN:
-            why: LabrefError = AgentError("this needs the lab's token: Authorization: Bearer <content of LAB/token>")
-            await _turn_away(401, why, scope, receive, send)
-            return
-        connection: Connection | None = scope.get(CONNECTION)
-        if known and connection is not None:
-            connection.admit()
-        of_image = scope["path"] in self._of_images
-        most = self._image_bytes if of_image else _JSON_BYTES
-        too_large = f"too large: at most {most / 1e6:.0f} MB are read"
-        announced = int(headers.get(b"content-length", b"0"))
-        if announced > most:
-            why = UnreadableImageError(too_large) if of_image else LabrefError(too_large)
-            await _turn_away(413, why, scope, receive, send, drained=announced if known else _DRAINED_BYTES)
-            return
-        size = 0
-        started = False
-
-        async def receive_limited() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > most:
-                raise HTTPException(413, too_large)
-            return message
-
-        async def watch_start(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                if not known or message["status"] == 413:
-                    message = {**message, "headers": [*message.get("headers", ()), _CLOSE]}
-            await send(message)
-
-        try:
-            await self._app(scope, receive_limited, watch_start)
-        except Exception as error:
-            # the message may name a file, and the server would print it with a traceback
-            self._log.error("a request failed", path=scope["path"].split("/")[1:3], error=type(error).__name__)
-            if not started:
-                await _failure(500, _unexpected(error))(scope, receive, send)
-
-
-async def _turn_away(
-    code: int, error: Exception, scope: Scope, receive: Receive, send: Send, *, drained: int = _DRAINED_BYTES
-) -> None:
-    """Answer a request that is not let in and close its connection, when its sender has had a moment to hear it.
-
-    drained : so many bytes of its body are read at most, and thrown away.
-    """
-    headers = dict(scope["headers"])
-    held: list[Message] = []
-
-    async def send_but_the_end(message: Message) -> None:
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            held.append({"type": "http.response.body", "body": b"", "more_body": False})
-            message = {**message, "more_body": True}
-        await send(message)
-
-    await _failure(code, error, {"Connection": "close"})(scope, receive, send_but_the_end)
-    if b"expect" not in headers:  # who asks first sends no body now
-        left, more = drained, True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAINED_SECONDS):
-                while more and left > 0:
-                    message = await receive()
-                    more = message.get("more_body", False)
-                    left -= len(message.get("body", b""))
-    for message in held:
-        await send(message)
 
 
 class Server:

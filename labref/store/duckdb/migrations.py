@@ -389,3 +389,25 @@ def _file_numbers(connection: duckdb.DuckDBPyConnection) -> None:
     for table in ("file", "file_history", *(name for (name,) in trash)):
         connection.execute(f"ALTER TABLE {table} ADD COLUMN ctime_ns BIGINT")
         connection.execute(f"ALTER TABLE {table} ADD COLUMN inode UBIGINT")
+
+
+@migration(17, "who may look at the pages, and who is signed in")
+def _people(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("""
+        CREATE TABLE person (
+            number     BIGINT PRIMARY KEY,
+            name       VARCHAR NOT NULL,
+            role       VARCHAR NOT NULL,
+            code_hash  VARCHAR NOT NULL,
+            created_at TIMESTAMP NOT NULL,
+            expires_at TIMESTAMP,
+            revoked_at TIMESTAMP
+        )""")
+    connection.execute("""
+        CREATE TABLE session (
+            token_hash VARCHAR PRIMARY KEY,
+            person     BIGINT NOT NULL,
+            created_at TIMESTAMP NOT NULL,
+            seen_at    TIMESTAMP NOT NULL,
+            expires_at TIMESTAMP NOT NULL
+        )""")

@@ -1,0 +1,270 @@
+"""The pages that people look at in a browser.
+
+A page is a function of a module of this package:
+
+    @page("/slides")
+    def slides(visit: Visit) -> Response:
+        return visit.show("slides.html", slides=list(visit.ask("slide.list")))
+
+It asks the operations of `labref.operations` and nothing else: never the store. Its template is in
+`labref/web/templates`, what it looks like in `labref/web/static`; every text goes through the catalogue of
+`labref.web.texts`. Buttons and keys call operations under /api/v1 from the browser (`labref.js`), so what a person may
+do is decided in one place, by the role of the operation. Everything works without script but what only script can do.
+
+Names of slides and files can identify a patient: they stand in pages, never in an address. A slide is addressed by
+`slide_key` of `labref.operations.naming`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import mimetypes
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from importlib import resources
+from typing import Any, Final
+
+from babel import dates, numbers
+from fastapi import FastAPI
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from labref import __version__
+from labref.errors import LabrefError
+from labref.progress import Row
+from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
+from labref.web.visitors import Visitor, Visitors
+from labref.words import Role
+
+__all__ = ["NAVIGATION", "Visit", "add_pages", "page"]
+
+Perform = Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
+
+NAVIGATION: Final[Sequence[tuple[str, str, str]]] = (
+    ("/", "Live", "l"),
+    ("/slides", "Slides", "s"),
+    ("/map", "Map", "m"),
+    ("/review", "Review", "r"),
+    ("/reading", "Reading", "b"),
+    ("/condition", "Condition", "h"),
+)
+"""Where the head of every page leads: address, text, and the key that goes there after `g`."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    path: str
+    function: Callable[..., Response]
+    methods: tuple[str, ...]
+    role: Role | None
+
+
+_PAGES: list[_Page] = []
+
+
+def page(
+    path: str, *, methods: Sequence[str] = ("GET",), role: Role | None = Role.VIEW
+) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
+    """Register a function as a page. It is called in a worker thread with the `Visit`, and the parts of the path in
+    braces by name. role : what a person has to be at least; None: anybody may see it."""
+
+    def register(function: Callable[..., Response]) -> Callable[..., Response]:
+        _PAGES.append(_Page(path, function, tuple(methods), role))
+        return function
+
+    return register
+
+
+class Visit:
+    """One request of a page: who asks, in which language, and the means to answer.
+
+    form : what a form sent, by the names of its fields.  body : the request's body.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        body: bytes,
+        perform: Perform,
+        image: Callable[[str], bytes | None],
+        visitors: Visitors,
+    ) -> None:
+        self.request = request
+        self.body = body
+        self.image = image
+        self.visitors = visitors
+        self.visitor: Visitor | None = request.scope["labref.visitor"]
+        self.texts: Texts = texts_in(
+            language_for(request.cookies.get("labref-language"), request.headers.get("accept-language", ""))
+        )
+        self._perform = perform
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Parameters in the address."""
+        return self.request.query_params
+
+    def ask(self, name: str, /, *, data: bytes | None = None, **parameters: Any) -> Iterator[Row]:
+        """Rows of an operation but those of its progress. Raises `LabrefError` as it does."""
+        for row in self._perform(name, parameters, data):
+            if set(row) != {"progress"}:
+                yield row
+
+    def one(self, name: str, /, *, data: bytes | None = None, **parameters: Any) -> Row:
+        """The only row of an operation."""
+        (row,) = self.ask(name, data=data, **parameters)
+        return row
+
+    def may(self, role: str) -> bool:
+        """Whether whoever asks may do what this role may."""
+        return self.visitor is not None and self.visitor.role.covers(Role(role))
+
+    def show(self, template: str, /, *, status: int = 200, **values: Any) -> Response:
+        """A page from a template."""
+        texts = self.texts
+        content = (
+            _environment(texts.language)
+            .get_template(template)
+            .render(
+                visit=self,
+                path=self.request.url.path,
+                languages=LANGUAGES,
+                language=texts.language,
+                navigation=NAVIGATION,
+                scripts=_script_texts(texts),
+                version=__version__,
+                **values,
+            )
+        )
+        return Response(content, status, media_type="text/html; charset=utf-8")
+
+    def go(self, address: str) -> Response:
+        """Send the browser to another page of this agent."""
+        return RedirectResponse(address, 303)
+
+
+def add_pages(
+    app: FastAPI,
+    perform: Perform,
+    image: Callable[[str], bytes | None],
+    visitors: Visitors,
+) -> None:
+    """Add every page, and what is in `labref/web/static`, to the application."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    for one in _PAGES:
+        app.add_route(
+            one.path, _endpoint(one, perform, image, visitors), methods=list(one.methods), include_in_schema=False
+        )
+    for name, data in _static().items():
+        app.add_route(f"/static/{name}", _file(name, data), include_in_schema=False)
+
+
+def _endpoint(
+    of: _Page, perform: Perform, image: Callable[[str], bytes | None], visitors: Visitors
+) -> Callable[[Request], Any]:
+    async def endpoint(request: Request) -> Response:
+        body = await request.body() if request.method == "POST" else b""
+        visit = Visit(request, body, perform, image, visitors)
+        return await run_in_threadpool(_answered, of, visit)
+
+    return endpoint
+
+
+def _answered(of: _Page, visit: Visit) -> Response:
+    """A page, or what is wrong, as a page."""
+    if of.role is not None and not visit.may(of.role):
+        if visit.visitor is None:
+            return visit.go("/sign-in")
+        return visit.show("problem.html", status=403, problem=visit.texts.gettext("Your role does not allow this."))
+    try:
+        return of.function(visit, **visit.request.path_params)
+    except LabrefError as error:
+        return visit.show("problem.html", status=getattr(error, "status", 400), problem=str(error))
+
+
+def _file(name: str, data: bytes) -> Callable[[Request], Any]:
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    if name.endswith((".js", ".mjs")):
+        kind = "text/javascript"  # Windows' registry may say otherwise
+
+    async def file(request: Request) -> Response:
+        # its address names its content, so it can be kept for ever
+        return Response(data, media_type=kind, headers={"Cache-Control": "public, max-age=31536000, immutable"})
+
+    return file
+
+
+@cache
+def _static() -> dict[str, bytes]:
+    """The files that pages load, by name: what a request names is looked up here, and never on the disk."""
+    found: dict[str, bytes] = {}
+    root = resources.files("labref.web").joinpath("static")
+    folders = [("", root)]
+    while folders:
+        prefix, folder = folders.pop()
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                folders.append((f"{prefix}{entry.name}/", entry))
+            else:
+                found[f"{prefix}{entry.name}"] = entry.read_bytes()
+    return found
+
+
+def _address_of(name: str) -> str:
+    """The address of a file of `labref/web/static`; it changes with the file's content."""
+    return f"/static/{name}?{hashlib.sha256(_static()[name]).hexdigest()[:12]}"
+
+
+@cache
+def _environment(language: str) -> Environment:
+    texts = texts_in(language)
+    made = Environment(
+        loader=PackageLoader("labref.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
+    )
+    made.install_gettext_callables(texts.gettext, texts.ngettext, newstyle=True)  # type: ignore[attr-defined]
+    made.globals.update(static=_address_of, has_static=lambda name: name in _static())
+    made.filters.update(
+        number=lambda value: numbers.format_decimal(value, locale=texts.locale),
+        share=lambda value, digits=0: numbers.format_percent(
+            value, format="#,##0" + ("." + "0" * digits if digits else "") + " %", locale=texts.locale
+        ),
+        moment=lambda value: _moment(value, texts, "short"),
+        day=lambda value: _moment(value, texts, None),
+    )
+    return made
+
+
+def _moment(value: str | None, texts: Texts, time: Any) -> str | Markup:
+    """A moment, as operations give it, in this computer's time and the language's way; its exact value on hover."""
+    if value is None:
+        return ""
+    try:
+        at = datetime.fromisoformat(value).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return value
+    shown = (
+        dates.format_date(at, "medium", texts.locale)
+        if time is None
+        else f"{dates.format_date(at, 'medium', texts.locale)} {dates.format_time(at, time, locale=texts.locale)}"
+    )
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(value, at.isoformat(sep=" "), shown)
+
+
+def _script_texts(texts: Texts) -> Markup:
+    """The texts that scripts show, as JSON that stands in a page."""
+    return Markup(json.dumps(texts.all(), ensure_ascii=True).replace("<", "\\u003c"))

@@ -1,0 +1,116 @@
+// What every page can do: ask the agent, say what happened, undo it, and be used by the keyboard alone.
+
+const texts = JSON.parse(document.getElementById("texts").textContent);
+
+/** A text in the language of the page; {name} in it is replaced by values.name. */
+export function text(english, values = {}) {
+  return (texts[english] ?? english).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
+
+/** Say something for a few seconds, to screen readers too. */
+export function say(message, { failed = false, seconds = 6 } = {}) {
+  const line = document.createElement("p");
+  line.textContent = message;
+  line.className = failed ? "failed" : "";
+  document.getElementById("said").append(line);
+  setTimeout(() => line.remove(), seconds * 1000);
+}
+
+/** Rows of an operation of /api/v1. What goes wrong is thrown as an Error with the agent's own words. */
+export async function ask(operation, parameters = {}) {
+  const response = await fetch(`/api/v1/${operation.replaceAll(".", "/")}`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(parameters),
+  });
+  return rowsOf(response);
+}
+
+/** Rows of an answer: one JSON object, or JSON lines. */
+export async function rowsOf(response) {
+  if (response.status === 401) location.assign(`/sign-in?next=${encodeURIComponent(location.pathname)}`);
+  const lines = (await response.text()).split("\n").filter(Boolean).map((line) => JSON.parse(line));
+  const failed = lines.find((row) => row.error);
+  if (failed || !response.ok) throw new Error(failed?.error.message ?? `${response.status}`);
+  return lines.filter((row) => !row.progress);
+}
+
+// undo: what was done last is undone first
+const done = [];
+
+/** Do something that can be undone. `make` does it and resolves to what is said; `unmake` takes it back. */
+export async function does(make, unmake) {
+  try {
+    const said = await make();
+    done.push(unmake);
+    if (said) say(said);
+    return true;
+  } catch (error) {
+    say(error.message, { failed: true, seconds: 12 });
+    return false;
+  }
+}
+
+/** Take back what was done last on this page. */
+export async function undo() {
+  const unmake = done.pop();
+  if (!unmake) return say(text("There is nothing to undo."));
+  try {
+    say((await unmake()) ?? text("Undone."));
+  } catch (error) {
+    say(error.message, { failed: true, seconds: 12 });
+  }
+}
+
+// keys
+const known = new Map();
+
+/** Let keys do things: {key: [what it does, function]}. A key is that of KeyboardEvent.key, or two after each other ("g s"). */
+export function keys(given) {
+  for (const [key, [about, action]] of Object.entries(given)) known.set(key, { about, action });
+}
+
+/** Let keys do nothing again. */
+export function withoutKeys(names) {
+  for (const name of names) known.delete(name);
+}
+
+let before = "";
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest?.("input:not([type=checkbox], [type=radio]), textarea, select, [contenteditable]");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  const both = `${before} ${event.key}`;
+  const found = known.get(both) ?? known.get(event.key);
+  before = event.key === "g" && !found ? "g" : "";
+  if (found) {
+    event.preventDefault();
+    found.action(event);
+  }
+});
+
+/** Show which keys do what. */
+export function showKeys() {
+  const list = document.getElementById("keys-list");
+  list.replaceChildren();
+  for (const [key, { about }] of known) {
+    const term = document.createElement("dt");
+    for (const part of key.split(" ")) {
+      const cap = document.createElement("kbd");
+      cap.textContent = { " ": text("Space"), ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" }[part] ?? part;
+      term.append(cap, " ");
+    }
+    const meaning = document.createElement("dd");
+    meaning.textContent = about;
+    list.append(term, meaning);
+  }
+  document.getElementById("keys").showModal();
+}
+
+keys({ "?": [text("Show the keys of this page"), showKeys] });
+for (const link of document.querySelectorAll("[data-go]")) {
+  keys({ [`g ${link.dataset.go}`]: [text("Go to {page}", { page: link.textContent }), () => link.click()] });
+}
+if (document.body.dataset.role && document.body.dataset.role !== "view") keys({ u: [text("Undo"), undo] });
+document.querySelector("[data-keys-help]")?.addEventListener("click", showKeys);
+for (const form of document.querySelectorAll("form[data-immediate]")) form.addEventListener("change", () => form.submit());

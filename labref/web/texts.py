@@ -1,0 +1,71 @@
+"""The words of the pages, in the language of whoever looks.
+
+English is in the code and the templates. `labref/web/locale/<language>.po` has what it is in other languages (gettext's
+format, edited with any tool for it, such as Poedit); `tests/test_texts.py` fails while one lacks a text. A text that
+is not translated is shown in English.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from io import BytesIO
+from typing import Final
+
+from babel.core import Locale, negotiate_locale
+from babel.messages.pofile import read_po
+
+__all__ = ["LANGUAGES", "Texts", "language_for", "texts_in"]
+
+LANGUAGES: Final = ("en", "sv", "de")
+"""Languages of the pages; the first is that of the code."""
+
+
+class Texts:
+    """The texts of one language. locale : how that language writes numbers and dates."""
+
+    def __init__(self, language: str, texts: Mapping[str, str | tuple[str, ...]]) -> None:
+        """texts : by the English text; a text with a plural has its forms."""
+        self.language = language
+        self.locale = Locale.parse(language)
+        self._texts = texts
+
+    def gettext(self, text: str) -> str:
+        """A text in this language."""
+        found = self._texts.get(text)
+        return found if isinstance(found, str) and found else text
+
+    def ngettext(self, one: str, several: str, number: int) -> str:
+        """A text about a number of things."""
+        found = self._texts.get(one)
+        if isinstance(found, tuple) and all(found):
+            return found[0 if number == 1 else -1]  # so far all languages here have two forms
+        return one if number == 1 else several
+
+    def all(self) -> dict[str, str]:
+        """Every text without a plural, by its English one."""
+        return {english: text for english, text in self._texts.items() if isinstance(text, str) and text}
+
+
+@cache
+def texts_in(language: str) -> Texts:
+    """The texts of one of `LANGUAGES`."""
+    if language == LANGUAGES[0]:
+        return Texts(language, {})
+    data = resources.files("labref.web").joinpath("locale", f"{language}.po").read_bytes()
+    found: dict[str, str | tuple[str, ...]] = {}
+    for message in read_po(BytesIO(data)):
+        if isinstance(message.id, tuple):
+            found[message.id[0]] = tuple(message.string)
+        elif message.id:
+            found[message.id] = str(message.string)
+    return Texts(language, found)
+
+
+def language_for(chosen: str | None, accepted: str) -> str:
+    """The language to show. chosen : what the person chose, if anything.  accepted : the header Accept-Language."""
+    if chosen in LANGUAGES:
+        return str(chosen)
+    wanted = [part.partition(";")[0].strip() for part in accepted[:500].split(",")]
+    return negotiate_locale([name for name in wanted if name], LANGUAGES, sep="-") or LANGUAGES[0]
