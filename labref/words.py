@@ -18,7 +18,6 @@ __all__ = [
     "LabelSource",
     "Landmark",
     "Outcome",
-    "Role",
     "Verdict",
     "cell_id_of",
     "hamming",
@@ -51,19 +50,6 @@ class Verdict(StrEnum):
     def is_one_cell(self) -> bool:
         """Whether the two are one cell, or may be."""
         return self in (Verdict.DUPLICATE, Verdict.POSSIBLE)
-
-
-class Role(StrEnum):
-    """What somebody may do: look; give labels and decide; all, such as letting others in. Each may do what those before
-    it may."""
-
-    VIEW = "view"
-    REVIEW = "review"
-    ADMIN = "admin"
-
-    def covers(self, least: Role) -> bool:
-        """Whether this role may do what `least` may."""
-        return list(Role).index(self) >= list(Role).index(least)
 
 
 class Fingerprint(NamedTuple):

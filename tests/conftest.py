@@ -25,6 +25,7 @@ DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shar
 SLOW = {
     "test_agent",
     "test_api",
+    "test_browser",
     "test_bundles_changing",
     "test_crash",
     "test_decoding_limits",
@@ -37,6 +38,7 @@ SLOW = {
     "test_map_benchmarks",
     "test_no_tracebacks",
     "test_optics",
+    "test_pages",
     "test_references",
     "test_report",
     "test_retention",

@@ -86,6 +86,11 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
         return found
 
     run("status")
+    run("classes.list")
+    run("user.add", name="A. Lind", role="review", days=30)
+    run("user.renew", name="a. lind")
+    run("user.revoke", name="A. Lind")
+    run("user.list")
     ledger = run("ledger")
     pairs = run("duplicates.list")
     run("duplicates.list", verdict="conflict")

@@ -21,7 +21,20 @@ from labref import __version__
 from labref.cli import app
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 
-COMMANDS = ["agent", "bundle", "demo", "duplicates", "init", "label", "ledger", "map", "query", "status", "store"]
+COMMANDS = [
+    "agent",
+    "bundle",
+    "demo",
+    "duplicates",
+    "init",
+    "label",
+    "ledger",
+    "map",
+    "query",
+    "status",
+    "store",
+    "user",
+]
 
 
 @pytest.fixture(autouse=True)

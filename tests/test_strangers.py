@@ -29,6 +29,7 @@ from labref.web.application import Answers, Server, make_app
 from labref.web.client import AgentClient
 from labref.web.desk import ledger_rows, run
 from labref.web.metrics import Metrics
+from labref.web.visitors import Entrance
 from tests.labs import make_lab, once, running_agent, wait_until
 
 TOKEN = "t" * 43
@@ -59,7 +60,10 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(connections, "SILENT_SECONDS", 1.0)
     monkeypatch.setattr(connections, "BODY_SECONDS", 3.0)
     log: Log = _NoLog()  # type: ignore[assignment]
-    answers = Answers(perform=perform, image=lambda _: None, healthy=lambda: "ok", proof=lambda *_: None)
+    nobody = Entrance(sign_in=lambda *_: None, signed_in=lambda _: None, sign_out=lambda _: None)
+    answers = Answers(
+        perform=perform, image=lambda _: None, healthy=lambda: "ok", proof=lambda *_: None, entrance=nobody
+    )
     with Server(make_app(answers, Metrics(), token=TOKEN, max_bytes=1_000_000, log=log), 0) as server:
         yield server.port
 

@@ -6,8 +6,8 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, perform, print_json
 from labref.printing import printable
+from labref.roles import Role
 from labref.times import local
-from labref.words import Role
 
 if TYPE_CHECKING:
     from labref.lab import Lab

@@ -33,8 +33,8 @@ from pydantic import BaseModel, ValidationError, create_model
 from labref.errors import LabrefError
 from labref.operations.models import Answer, Request
 from labref.progress import Row
+from labref.roles import Role
 from labref.tasks.context import Context
-from labref.words import Role
 
 __all__ = ["PREFIX", "Operation", "every_operation", "explain", "find_operation", "operation", "perform"]
 

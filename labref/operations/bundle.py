@@ -19,12 +19,12 @@ from labref.lab import Lab
 from labref.operations import operation
 from labref.operations.models import Answer, BundleName, FilePath, Progress, Text
 from labref.progress import Row, progress
+from labref.roles import Role
 from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Jobs, Running
 from labref.tasks.reembedding import catch_up, compare, installed, switch
 from labref.times import local, utc
-from labref.words import Role
 
 __all__ = [
     "JOB",

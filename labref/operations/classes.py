@@ -13,8 +13,8 @@ from labref.operations import operation
 from labref.operations.models import Answer
 from labref.operations.naming import Classes
 from labref.progress import Row
+from labref.roles import Role
 from labref.tasks.context import Context
-from labref.words import Role
 
 __all__ = ["CellClass"]
 

@@ -15,13 +15,14 @@ from labref.operations import operation
 from labref.operations.models import Answer, Limit, Progress, Text
 from labref.operations.naming import id_of_cell
 from labref.progress import Row, progress
+from labref.roles import Role
 from labref.store import Cell, Pair
 from labref.store.duckdb.duplicates import Conflict
 from labref.tasks.comparing import catch_up
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
 from labref.times import utc
-from labref.words import LabelSource, Role
+from labref.words import LabelSource
 
 __all__ = [
     "JOB",

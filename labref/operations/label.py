@@ -19,10 +19,11 @@ from labref.operations import operation
 from labref.operations.models import Answer, GivenLabel, Limit, Progress, Request, Text
 from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, unprintable
 from labref.progress import Pace, Row, Steps, progress, rows_of
+from labref.roles import Role
 from labref.store.duckdb.reviews import Review
 from labref.tasks.context import Context
 from labref.times import utc
-from labref.words import LabelSource, Role
+from labref.words import LabelSource
 
 __all__ = [
     "MOST_ROWS",

@@ -24,9 +24,10 @@ from labref.lab import Lab
 from labref.operations import operation
 from labref.operations.models import Answer, Limit, Progress, Text
 from labref.progress import Pace, Row, progress
+from labref.roles import Role
 from labref.tasks.context import Context
 from labref.tasks.reembedding import embed
-from labref.words import LabelSource, Outcome, Role
+from labref.words import LabelSource, Outcome
 
 __all__ = [
     "REMEDIES",

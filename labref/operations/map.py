@@ -17,13 +17,14 @@ from labref.operations import operation
 from labref.operations.models import Answer, JobEnded, JobRunning, Limit, Progress, Text
 from labref.operations.query import MapPlace
 from labref.progress import Row, progress
+from labref.roles import Role
 from labref.store import ActiveMap, MapCell, StoredMap
 from labref.store.memory.books import int_to_id
 from labref.tasks import mapping
 from labref.tasks.context import Context
 from labref.tasks.map_job import NAME, map_job
 from labref.times import utc
-from labref.words import LabelSource, Role
+from labref.words import LabelSource
 
 __all__ = [
     "CellsOnMap",

@@ -18,10 +18,10 @@ from labref.lab import Lab
 from labref.operations import operation
 from labref.operations.models import Answer, Progress
 from labref.progress import Row, progress
+from labref.roles import Role
 from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
-from labref.words import Role
 
 __all__ = [
     "JOB",

@@ -11,8 +11,9 @@ from labref.asking.answer import MOST_REFERENCES, answer
 from labref.operations import operation
 from labref.operations.models import Answer, Text
 from labref.progress import Row
+from labref.roles import Role
 from labref.tasks.context import Context
-from labref.words import LabelSource, Role
+from labref.words import LabelSource
 
 __all__ = [
     "CellFound",

@@ -18,8 +18,9 @@ from labref.operations.bundle import BundleChange
 from labref.operations.models import Answer, BundleName, JobEnded, JobRunning
 from labref.operations.optics import OpticsState
 from labref.progress import Row
+from labref.roles import Role
 from labref.tasks.context import Context
-from labref.words import LabelSource, Outcome, Role
+from labref.words import LabelSource, Outcome
 
 __all__ = ["AgentJobs", "AgentStatus", "Status", "WatchedFolder"]
 

@@ -14,10 +14,10 @@ from labref.operations import operation
 from labref.operations.models import Answer, Text
 from labref.operations.naming import unprintable
 from labref.progress import Row
+from labref.roles import Role
 from labref.store.duckdb.people import Person
 from labref.tasks.context import Context
 from labref.times import utc
-from labref.words import Role
 
 __all__ = ["User", "UserCode"]
 

@@ -22,7 +22,8 @@ LINES: Final = "application/x-ndjson"
 _TITLE: Final = "labref agent"
 _ABOUT: Final = """What the agent of one lab can be asked, by programs on the same computer.
 
-Every request needs the lab's token: `Authorization: Bearer <content of LAB/token>`. It has to name 127.0.0.1 or localhost
+Every request needs the lab's token, `Authorization: Bearer <content of LAB/token>`, or the cookie of somebody who signed
+in to the pages and whose role allows it. It has to name 127.0.0.1 or localhost
 as its host.
 
 An answer of type `application/x-ndjson` is JSON lines: one JSON object a line, each of the schema that is given. Lines
@@ -31,6 +32,7 @@ holds only `error`; one that fails before has a status of its own. Fields are on
 _WHY: Final = {
     400: "The request is not one that this lab can answer.",
     401: "The lab's token is missing or wrong.",
+    403: "Whoever is signed in may not do this, or a page of another site sent it.",
     404: "There is no such thing.",
     413: "The body is too large.",
     421: "The request names another host than 127.0.0.1 or localhost.",
@@ -56,7 +58,7 @@ IMAGE_RESPONSES: Final[Mapping[int | str, dict[str, Any]]] = {
             kind: {} for kind in ("image/jpeg", "image/png", "image/bmp", "image/tiff", "application/octet-stream")
         },
     },
-    **_failures(400, 401, 404, 421, 503),
+    **_failures(400, 401, 403, 404, 421, 503),
 }
 """Responses of the route that gives a cell's image."""
 
@@ -71,7 +73,7 @@ def responses(operation: Operation) -> dict[int | str, dict[str, Any]]:
     else:
         given = {LINES: {"schema": {"anyOf": [_ref(model.__name__) for model in models]}}}
         about = "JSON lines, each of them one of these. A line that holds only `error` is the last."
-    failures = [400, 401, 421, 503]
+    failures = [400, 401, 403, 421, 503]
     if operation.method == "POST":
         failures.append(413)
     if operation.takes_bytes:

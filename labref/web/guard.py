@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from labref.errors import AgentError, LabrefError, UnreadableImageError
 from labref.lab.log import Log
 from labref.operations import PREFIX
+from labref.roles import Role
 from labref.web.connections import CONNECTION, Connection
 from labref.web.failures import failure, unexpected
 from labref.web.visitors import VISITOR, Visitors, origin_is_own
-from labref.words import Role
 
 __all__ = ["Guard"]
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from starlette.requests import Request
 
-from labref.words import Role
+from labref.roles import Role
 
 __all__ = ["COOKIE", "IDLE", "LASTS", "VISITOR", "Entrance", "Visitor", "Visitors", "origin_is_own", "visitor_of"]
 

@@ -22,10 +22,10 @@ import duckdb
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
+from labref.roles import Role
 from labref.store.duckdb import rows, sequence
 from labref.store.recording import utc_naive
 from labref.store.text import from_column, to_column
-from labref.words import Role
 
 __all__ = ["People", "Person", "hashed"]
 

@@ -41,9 +41,9 @@ from starlette.responses import RedirectResponse, Response
 from labref import __version__
 from labref.errors import LabrefError
 from labref.progress import Row
+from labref.roles import Role
 from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
 from labref.web.visitors import Visitor, Visitors
-from labref.words import Role
 
 __all__ = ["NAVIGATION", "Visit", "add_pages", "page"]
 
