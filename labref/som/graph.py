@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.errors import LabrefError
-from labref.som.search import Check, Floats, Nodes, extend_nodes
+from labref.som.search import Check, Floats, Nodes, as_columns, extend, extend_nodes
 
 __all__ = ["Device", "NearestGraph", "open_graph"]
 
@@ -41,7 +41,7 @@ class NearestGraph:
         latents : float32[n, L + 1], and grid : float32[rows, cols, L], as in `labref.som.search.find`.  check : called
         before each block of latents, and may raise. The nodes are sent to the device once.
         """
-        nodes = np.ascontiguousarray(extend_nodes(grid).reshape(-1, grid.shape[2] + 1).T)
+        nodes = as_columns(extend_nodes(grid))
         nodes_on_device = self._runtime.OrtValue.ortvalue_from_numpy(nodes, self._device, 0)
         found = np.empty(len(latents), np.int64)
         step = max(1, _SCORES // nodes.shape[1])
@@ -88,5 +88,4 @@ def _agrees(graph: NearestGraph) -> bool:
     """Whether the graph finds the right node for latents that equal the nodes of a random map."""
     grid: NDArray[np.float32] = np.random.default_rng(0).standard_normal((12, 12, 20)).astype(np.float32)
     flat = grid.reshape(-1, 20)
-    latents = np.hstack([flat, np.ones((len(flat), 1), np.float32)])
-    return bool((graph.find(latents, grid, lambda: None) == np.arange(len(flat))).all())
+    return bool((graph.find(extend(flat), grid, lambda: None) == np.arange(len(flat))).all())

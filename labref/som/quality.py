@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.som.search import weights_of, winners
+from labref.som.search import centred, extend, find_dense, in_parts, weights_of, winners
 
 if TYPE_CHECKING:
     from minisom import MiniSom
@@ -70,20 +70,10 @@ def moved(before: MiniSom | NDArray[Any], after: MiniSom | NDArray[Any], latents
 
 def _second(weights: NDArray[Any], data: NDArray[np.float64], nodes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The second-best node of each latent: int64[n]. nodes : int64[n], the best nodes."""
-    flat = weights.reshape(-1, weights.shape[2])
-    if len(flat) == 1:
+    if weights.shape[0] * weights.shape[1] == 1:
         return nodes
-    centre = flat.mean(axis=0, dtype=np.float64)
-    moved_nodes = (flat - centre).astype(np.float32)
-    halves = 0.5 * np.einsum("ij,ij->i", moved_nodes, moved_nodes)
-    found = np.empty(len(data), np.int64)
-    step = max(16, 2**23 // len(flat))
-    for start in range(0, len(data), step):
-        part = slice(start, start + step)
-        scores = (data[part] - centre).astype(np.float32) @ moved_nodes.T - halves
-        scores[np.arange(len(scores)), nodes[part]] = -np.inf
-        found[part] = scores.argmax(axis=1)
-    return found
+    centre, grid = centred(weights)
+    return find_dense(extend((data - centre).astype(np.float32)), in_parts(grid), without=nodes)
 
 
 def _ranks(points: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -1,13 +1,16 @@
 """The search for the best-matching node of each latent, by float32 matrix products in blocks.
 
 The node m with the smallest ‖x − m‖ for a latent x has the largest score x·m − ‖m‖²/2. With x extended by 1, and m by
-−‖m‖²/2, one matrix product gives all scores of a block. The blocks of nodes are squares of the grid: neighbouring nodes
-are alike, so a whole square is near a latent or far from it.
+−‖m‖²/2, one matrix product gives all scores of a block (`_best`). Three searches choose the blocks:
+
+- `find_dense` looks at all nodes. Small maps are searched by it, and few latents on a map that is prepared (`Placer`).
+- `find` looks at squares of the grid: neighbouring nodes are alike, so a whole square is near a latent or far from it.
+- `find_near` looks only around the node that a latent had before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,12 +21,28 @@ from labref.som.products import product
 if TYPE_CHECKING:
     from minisom import MiniSom
 
-__all__ = ["Check", "Floats", "Nodes", "extend", "extend_nodes", "find", "find_near", "weights_of", "winners"]
+__all__ = [
+    "Check",
+    "Floats",
+    "Nodes",
+    "as_columns",
+    "centred",
+    "distances",
+    "extend",
+    "extend_nodes",
+    "find",
+    "find_dense",
+    "find_near",
+    "in_parts",
+    "weights_of",
+    "winners",
+]
 
 _LARGE: Final = 16  # nodes a side of the large squares that an exact search can leave out
 _SMALL: Final = 4  # nodes a side of the small squares within a large one
 _NEAR_TILE: Final = 16  # nodes a side of the squares whose latents `find_near` handles together
 _BLOCK: Final = 65536  # latents at once in an exact search
+_DENSE: Final = 1024  # nodes at once in `find_dense`; `product` is fastest with up to about a thousand columns
 _SLACK: Final = 1e-3  # relative error that a bound may have through rounding: far above that of float32
 
 Nodes = NDArray[np.int64]
@@ -54,20 +73,31 @@ def winners(som: MiniSom | NDArray[Any], latents: NDArray[Any]) -> tuple[Nodes, 
     weights = weights_of(som)
     if latents.ndim != 2 or latents.shape[1] != weights.shape[2]:
         raise ValueError(f"latents must be float[n, {weights.shape[2]}], not {list(latents.shape)}")
+    centre, grid = centred(weights)
     flat = weights.reshape(-1, weights.shape[2])
-    centre = flat.mean(axis=0, dtype=np.float64)
-    grid = (weights - centre).astype(np.float32)
     nodes = np.empty(len(latents), np.int64)
     errors = np.empty(len(latents))
-    step = _BLOCK
-    for start in range(0, len(latents), step):
-        part = latents[start : start + step].astype(np.float64)
-        found = find(extend((part - centre).astype(np.float32)), grid)
-        nodes[start : start + step] = found
-        for at in range(0, len(part), _BLOCK):
-            away = part[at : at + _BLOCK] - flat[found[at : at + _BLOCK]]
-            errors[start + at : start + at + len(away)] = np.sqrt(np.einsum("ij,ij->i", away, away))
+    for start in range(0, len(latents), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        some = latents[part].astype(np.float64)
+        nodes[part] = find(extend((some - centre).astype(np.float32)), grid)
+        errors[part] = distances(some, flat[nodes[part]])
     return nodes, errors
+
+
+def centred(weights: NDArray[Any]) -> tuple[NDArray[np.float64], Floats]:
+    """The mean of all nodes, float64[L], and the weights without it, float32[rows, cols, L]. Without the mean, float32
+    keeps more digits of the distances. weights : float[rows, cols, L]."""
+    centre = weights.reshape(-1, weights.shape[2]).mean(axis=0, dtype=np.float64)
+    return centre, (weights - centre).astype(np.float32)
+
+
+def distances(latents: NDArray[np.float64], nodes: NDArray[Any]) -> NDArray[np.float64]:
+    """The Euclidean distance of each latent from its node: float64[n]. latents : float64[n, L].  nodes : float[n, L],
+    the weights of the node of each latent."""
+    away = latents - nodes
+    found: NDArray[np.float64] = np.sqrt(np.einsum("ij,ij->i", away, away))
+    return found
 
 
 def extend(latents: Floats) -> Floats:
@@ -76,9 +106,33 @@ def extend(latents: Floats) -> Floats:
 
 
 def extend_nodes(grid: Floats) -> Floats:
-    """Weights float32[rows, cols, L] with −‖m‖²/2 behind each node m: float32[rows, cols, L + 1]."""
-    halves = -0.5 * np.einsum("rcl,rcl->rc", grid, grid)
-    return np.concatenate([grid, halves[:, :, None]], axis=2)
+    """Weights float32[..., L] with −‖m‖²/2 behind each node m: float32[..., L + 1]."""
+    halves = -0.5 * np.einsum("...l,...l->...", grid, grid)
+    return np.concatenate([grid, halves[..., None]], axis=-1)
+
+
+def as_columns(nodes: Floats) -> Floats:
+    """Nodes float32[..., L + 1] from `extend_nodes` as contiguous columns, float32[L + 1, k], as products take them."""
+    return np.ascontiguousarray(nodes.reshape(-1, nodes.shape[-1]).T)
+
+
+def in_parts(grid: Floats) -> list[Floats]:
+    """All nodes of a grid as `find_dense` takes them: float32[L + 1, k] with k up to 1024, in the order of the nodes.
+    grid : float32[rows, cols, L]."""
+    nodes = extend_nodes(grid).reshape(-1, grid.shape[2] + 1)
+    return [as_columns(nodes[start : start + _DENSE]) for start in range(0, len(nodes), _DENSE)]
+
+
+def _best(latents: Floats, nodes: Floats, without: tuple[Nodes, Nodes] | None = None) -> tuple[Nodes, Floats]:
+    """The column of the largest score of each latent, int64[n], and that score, float32[n].
+
+    latents : float32[n, L + 1].  nodes : float32[L + 1, k].  without : rows and columns of scores that do not count.
+    """
+    scores = product(latents, nodes)
+    if without is not None:
+        scores[without] = -np.inf
+    columns = scores.argmax(axis=1)
+    return columns, scores[np.arange(len(latents)), columns]
 
 
 def _by_group(keys: NDArray[np.int64], count: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -111,12 +165,10 @@ def find_near(latents: Floats, grid: Floats, last: Nodes, reach: int, check: Che
         first_row, first_col = max(top - reach, 0), max(left - reach, 0)
         window = extended[first_row : top + _NEAR_TILE + reach, first_col : left + _NEAR_TILE + reach]
         wide = window.shape[1]
-        candidates = np.ascontiguousarray(window.reshape(-1, window.shape[2]).T)
+        candidates = as_columns(window)
         for start in range(0, len(places), _BLOCK):
             some = places[start : start + _BLOCK]
-            products = product(latents[some], candidates)
-            best = products.argmax(axis=1)
-            scores[some] = products[np.arange(len(some)), best]
+            best, scores[some] = _best(latents[some], candidates)
             nodes[some] = (first_row + best // wide) * cols + first_col + best % wide
     return nodes, scores
 
@@ -128,9 +180,8 @@ def find(latents: Floats, grid: Floats, last: Nodes | None = None, check: Check 
     Squares of 16×16 nodes, and squares of 4×4 nodes within them, are left out by the triangle inequality: a square
     holds no better node where its centre is farther away than the best node so far plus the square's own radius.
     """
-    rows, cols, length = grid.shape
-    if rows * cols <= 4 * _LARGE * _LARGE:
-        return _find_dense(latents, np.ascontiguousarray(extend_nodes(grid).reshape(-1, length + 1).T), check)
+    if grid.shape[0] * grid.shape[1] <= 4 * _LARGE * _LARGE:
+        return find_dense(latents, in_parts(grid), check=check)
     tiles = _Tiles(grid)
     nodes = np.empty(len(latents), np.int64)
     for start in range(0, len(latents), _BLOCK):
@@ -139,12 +190,32 @@ def find(latents: Floats, grid: Floats, last: Nodes | None = None, check: Check 
     return nodes
 
 
-def _find_dense(latents: Floats, candidates: Floats, check: Check) -> Nodes:
-    nodes = np.empty(len(latents), np.int64)
-    step = max(256, 2**20 // candidates.shape[1])
+def find_dense(
+    latents: Floats, parts: Sequence[Floats], *, without: Nodes | None = None, check: Check = _go_on
+) -> Nodes:
+    """The best node of each latent among all nodes of a grid, without leaving any out: int64[n].
+
+    latents, check : as in `find_near`; `check` is called for each block of latents.  parts : the nodes, from
+    `in_parts`.  without : int64[n], for each latent a node that does not count, or None.
+    """
+    nodes = np.zeros(len(latents), np.int64)
+    step = max(256, 2**20 // parts[0].shape[1])
     for start in range(0, len(latents), step):
         check()
-        nodes[start : start + step] = product(latents[start : start + step], candidates).argmax(axis=1)
+        some = latents[start : start + step]
+        scores = np.full(len(some), -np.inf, np.float32)
+        first = 0
+        for part in parts:
+            left_out = None
+            if without is not None:
+                columns = without[start : start + step] - first
+                (rows,) = np.nonzero((columns >= 0) & (columns < part.shape[1]))
+                left_out = rows, columns[rows]
+            best, found = _best(some, part, left_out)
+            better = found > scores
+            scores[better] = found[better]
+            nodes[start : start + step][better] = best[better] + first
+            first += part.shape[1]
     return nodes
 
 
@@ -160,7 +231,7 @@ class _Balls:
             [np.sqrt(((group - mean) ** 2).sum(axis=1).max()) for group, mean in zip(groups, means, strict=True)],
             dtype=np.float32,
         )
-        self.centres = np.ascontiguousarray(np.hstack([means, -0.5 * np.einsum("ij,ij->i", means, means)[:, None]]).T)
+        self.centres = as_columns(extend_nodes(means))
 
     def away(self, latents: Floats, squares: Floats) -> Floats:
         """The distance of each latent from each centre: float32[n, k]. squares : float32[n], ‖x‖² of the latents."""
@@ -179,7 +250,7 @@ class _Tiles:
         extended = extend_nodes(grid).reshape(-1, length + 1)
         numbers = np.arange(rows * cols).reshape(rows, cols)
         self._members = [[part.ravel() for part in _squares(large, _SMALL)] for large in _squares(numbers, _LARGE)]
-        self._nodes = [[np.ascontiguousarray(extended[part].T) for part in parts] for parts in self._members]
+        self._nodes = [[as_columns(extended[part]) for part in parts] for parts in self._members]
         plain = [[extended[part, :length] for part in parts] for parts in self._members]
         self._large = _Balls([np.concatenate(parts) for parts in plain])
         self._small = [_Balls(parts) for parts in plain]
@@ -234,9 +305,7 @@ class _Best:
     def look(self, nodes: Floats, members: Nodes, places: NDArray[np.int64]) -> None:
         """Try nodes on the latents at `places`, and keep those that are better. nodes : float32[L + 1, k].  members :
         int64[k], their numbers."""
-        products = product(self.latents[places], nodes)
-        best = products.argmax(axis=1)
-        found = products[np.arange(len(places)), best]
+        best, found = _best(self.latents[places], nodes)
         better = found > self._scores[places]
         chosen = places[better]
         self._scores[chosen] = found = found[better]
