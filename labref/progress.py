@@ -6,7 +6,7 @@ import time
 from collections.abc import Generator
 from typing import Any, TypeVar
 
-__all__ = ["Pace", "Row", "Steps", "progress", "rows_of"]
+__all__ = ["Pace", "Row", "Steps", "progress", "rows_of", "waiting"]
 
 _T = TypeVar("_T")
 
@@ -35,6 +35,11 @@ class Pace:
 def progress(done: int, total: int, text: str) -> Row:
     """A row that says how far an operation is; the asker shows it and does not keep it."""
     return {"progress": {"done": done, "total": total, "text": text}}
+
+
+def waiting(text: str) -> Row:
+    """A row that says what else an operation waits for before it begins; people are told on a line of its own."""
+    return {"progress": {"done": 0, "total": 0, "text": text, "waits": True}}
 
 
 def rows_of(steps: Steps[_T]) -> Generator[Row, None, _T]:

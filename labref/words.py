@@ -21,6 +21,7 @@ __all__ = [
     "Verdict",
     "cell_id_of",
     "hamming",
+    "within_64_bits",
 ]
 
 VERSION: Final = 2
@@ -124,3 +125,8 @@ def cell_id_of(digest: str) -> str:
     bits keep the chance of two different files sharing a name below 3e-6 for ten million cells.
     """
     return digest[:16]
+
+
+def within_64_bits(number: int) -> int:
+    """A size or a time as the store keeps it: brought to the limits of 64 bits with a sign."""
+    return min(max(number, -(2**63)), 2**63 - 1)

@@ -42,7 +42,7 @@ from tests.labs import make_lab, once, running_agent
 
 OPERATIONS = {operation.name: operation for operation in every_operation()}
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-PACED = {"bundle.rollback", "duplicates.find", "label.import", "ledger.check", "optics.measure"}
+PACED = {"store.empty_trash", "bundle.rollback", "duplicates.find", "label.import", "ledger.check", "optics.measure"}
 """Operations whose rows of progress come only where there is enough to do."""
 
 Answered = dict[str, list[dict[str, Any]]]

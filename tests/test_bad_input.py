@@ -22,6 +22,7 @@ from labref.agent.service import Summary
 from labref.bundles.bundle import Bundle
 from labref.export.paths import path_from_text, path_to_text
 from labref.export.scan import Candidate
+from labref.export.settle import Settling
 from labref.lab import Lab
 from tests.labs import ledger, make_lab, once, wait_until
 
@@ -154,15 +155,21 @@ def bad(tmp_path_factory: pytest.TempPathFactory, starter: Bundle, drawn_cells: 
                 Path(candidate.path).unlink()
             return real_read(candidate, **how)
 
+        real_add = Settling.add
+
+        def add_then_delete(settling: Settling, candidate: Candidate, *, observe: bool = False) -> bool:
+            is_settled = real_add(settling, candidate, observe=observe)
+            if candidate.path.endswith("fleeting.jpg"):
+                Path(candidate.path).unlink(missing_ok=True)
+            return is_settled
+
         patch.setattr(pipeline, "read_cell", delete_then_read)
+        patch.setattr(Settling, "add", add_then_delete)
         growing = threading.Thread(target=grow, args=(export / "growing.jpg", cells[15]))
         growing.start()
         wait_until((export / "growing.jpg").exists)
-        fleeting = threading.Timer(1.0, (export / "fleeting.jpg").unlink)
-        fleeting.start()
         summary = without_rights_beyond_the_file_modes(lambda: once(lab))
         growing.join()
-        fleeting.join()
     yield Pass(lab, export, cells[12], summary, ledger(lab))
 
 

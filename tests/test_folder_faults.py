@@ -24,10 +24,11 @@ from typing import Any
 import duckdb
 import pytest
 import structlog
+from rich.console import Console
 from typer.testing import CliRunner
 
 from labref.agent import pipeline, reader, run
-from labref.agent.pipeline import Settled
+from labref.agent.pipeline import Pipeline, Settled
 from labref.agent.reader import Prepared, Refused, read_cell
 from labref.agent.service import _Agent
 from labref.bundles.bundle import Bundle
@@ -43,6 +44,7 @@ from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.printing import printable
 from labref.store import Rejected, Store
+from labref.tasks.context import Context
 from labref.web import desk
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 from tests.stores import BUNDLE, new_cell, new_store
@@ -105,6 +107,64 @@ def test_a_file_of_any_time_is_stored_with_the_others(
 
 def store_ids(store: Store) -> list[str]:
     return [row.cell_id for row in store.ledger() if row.cell_id is not None]
+
+
+def test_a_file_that_is_no_image_has_its_outcome_however_slow_the_reader_is(
+    lab: Lab, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given back, and offered again before the thread that read it goes on."""
+    for path in export.iterdir():
+        path.unlink()
+    (export / "bad.jpg").write_bytes(b"no image")
+    done = Pipeline._done
+
+    def late(self: Pipeline, *candidates: Candidate) -> None:
+        time.sleep(0.8)
+        done(self, *candidates)
+
+    monkeypatch.setattr(Pipeline, "_done", late)
+    assert once(lab).rejected == 1
+
+
+def test_a_store_that_cannot_be_read_for_a_moment_ends_no_agent_and_rejects_no_file(
+    lab: Lab, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger at the first scan, the housekeepers, the question whether a file is stored: each fails twice."""
+    for number in range(2, FEW):
+        (export / f"{number}.jpg").unlink()
+    left = {"known_files": 2, "has_digest": 2, "counts": 2}
+    told: list[str] = []
+
+    def failing(name: str) -> Callable[..., Any]:
+        real = getattr(Store, name)
+
+        def read(self: Store, *arguments: Any, **options: Any) -> Any:
+            if serving and left[name]:
+                left[name] -= 1
+                raise StoreError(f"{name} cannot be read") from OSError()
+            return real(self, *arguments, **options)
+
+        return read
+
+    def housekeep(context: Context) -> None:
+        serving.append(True)
+        assert context.agent_status is not None
+        agent = context.agent_status.__self__  # type: ignore[attr-defined]
+        told.append(str(agent._problem()))
+        context.store.counts()
+        if context.store.has_digest("0" * 64) is None and len(list(context.store.ledger())) == 2:
+            agent.stop()
+
+    serving: list[bool] = []
+    for name in left:
+        monkeypatch.setattr(Store, name, failing(name))
+    monkeypatch.setattr("labref.agent.housekeeping.housekeep", housekeep)
+    monkeypatch.setattr("labref.agent.housekeeping.SECONDS", 0.1)
+    monkeypatch.setattr("labref.agent.service._STORE_AGAIN_SECONDS", 0.1)
+    summary = run(lab, console=Console(file=io.StringIO()))
+    assert (summary.stored + summary.duplicate + summary.possible_duplicate, summary.rejected) == (2, 0)
+    assert not any(left.values()) and "known_files cannot be read" in told
+    assert "the store cannot be read" in lab.log_file.read_text()
 
 
 def spoil(changes: dict[str, dict[str, Any]]) -> Callable[..., Any]:

@@ -34,7 +34,7 @@ ROOMS = {
     "bundles": "errors failpoints cpus cells",
     "som": "errors failpoints processes bundles",
     "pictures": "cells",
-    "export": "errors printing config",
+    "export": "words errors printing config",
     "store.text": "",
     "store.memory": "words",
     "store.values": "words",

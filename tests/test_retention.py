@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ import pytest
 from typer.testing import CliRunner
 
 from labref import failpoints
+from labref.asking.answer import store_status
 from labref.bundles.bundle import Bundle
 from labref.cli import app
+from labref.cli.status import _text as status_text
 from labref.config import RetentionConfig
-from labref.errors import LabrefError, StoreError
+from labref.errors import BundleError, LabrefError, StoreError
 from labref.lab import Lab
+from labref.operations.status import TrashState
 from labref.som.placing import open_placer
 from labref.store import Due, SeenAgain, Store
 from labref.store.duckdb import rows
@@ -29,6 +32,7 @@ from labref.store.duckdb.reviews import Review
 from labref.store.memory.books import CellBook
 from labref.tasks import retention
 from labref.tasks.backup import restore, write
+from labref.times import local
 from labref.web import desk
 from tests.labs import ledger, make_lab, once
 from tests.stores import BUNDLE, JUDGED, activate, mark, new_cell, new_store, put_on_map
@@ -517,8 +521,9 @@ def run(lab: Lab, *arguments: str, fails: str = "") -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def sound(lab: Lab) -> bool:
-    return bool(list(desk.run(lab, "ledger.check"))[-1]["ok"])
+def sound(lab: Lab, latents: int = 0) -> bool:
+    """Whether `labref ledger --check` finds no fault; latents : of so many cells these are made anew."""
+    return bool(list(desk.run(lab, "ledger.check", latents=latents))[-1]["ok"])
 
 
 def test_the_commands_list_bring_back_and_empty(lab: Lab, made: Lab) -> None:
@@ -542,7 +547,7 @@ def test_the_commands_list_bring_back_and_empty(lab: Lab, made: Lab) -> None:
     assert {p: (row["outcome"], row["cell_id"], row["label"]) for p, row in ledger(lab).items()} == before
     again = once(lab)
     assert again.stored == again.embedded == 0, "its files are known"
-    assert sound(lab)
+    assert sound(lab, latents=100)
 
 
 def _cells(lab: Lab) -> list[dict[str, str]]:
@@ -562,6 +567,60 @@ def test_an_emptied_trash_gives_its_room_back(lab: Lab) -> None:
     run(lab, "bring-back", "--all")
     again = once(lab)
     assert again.stored == again.embedded == 0
+
+
+def test_the_status_says_what_can_come_back_and_until_when(lab: Lab) -> None:
+    with lab.open_store() as store:
+        embedder = BundleError("not asked for here")
+        assert store_status(lab, store, embedder)["trash"] is None
+        cells = retention.due(lab, store)[:2]
+        store.remove(cells)
+        found = store_status(lab, store, embedder)
+    trash = TrashState.model_validate(found["trash"])
+    assert trash.cells == 2 and trash.bytes == sum(lab.image_path(cell.digest).stat().st_size for cell in cells)
+    for until in (trash.first_until, trash.last_until):
+        left = datetime.fromisoformat(until) - datetime.now(UTC)
+        assert timedelta(days=29, hours=23) < left <= timedelta(days=30)
+    told = status_text(found | {"agent": None, "watch": []})
+    assert "2 removed cells can be brought back" in told and local(trash.last_until) in told
+
+
+@pytest.mark.parametrize("words", [["retain"], ["bring-back", "--all"], ["empty-trash", "--yes"], ["backup", "?"]])
+def test_who_waits_for_other_work_of_the_lab_says_for_which(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setattr(retention, "_SAID_SECONDS", 0.05)
+    words = [str(tmp_path / "backup") if word == "?" else word for word in words]
+    assert not list(retention.UPKEEP.take("a backup is written"))
+    threading.Timer(0.4, retention.UPKEEP.release).start()
+    done = CliRunner().invoke(app, ["store", *words, "--lab", str(lab.folder)])
+    assert done.exit_code == 0
+    assert done.stderr.count("waits until something else in this lab has ended: a backup is written") == 1
+    assert "waits until" not in done.stdout
+
+
+def test_who_waits_for_other_work_of_the_lab_can_be_interrupted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "_SAID_SECONDS", 0.05)
+    assert not list(retention.UPKEEP.take("a backup is written"))
+    try:
+        for name in ("store.retain", "store.bring_back", "store.empty_trash"):
+            rows = desk.run(lab, name, **({"every": True} if name == "store.bring_back" else {}))
+            assert next(rows)["progress"]["waits"]
+            rows.close()  # what a Ctrl-C comes to, or a connection that is closed
+        with lab.open_store() as store:
+            asked = iter([False, True])
+            assert retention.retain(lab, store, stopped=lambda: next(asked), report=lambda _: None) == 0
+    finally:
+        retention.UPKEEP.release()
+    assert run(lab, "bring-back", "--all") == [{"cells": [], "without_bytes": []}], "nobody else has it now"
+
+
+def test_who_waits_for_another_command_says_so(lab: Lab) -> None:
+    other = lab.open_store()
+    threading.Timer(1.5, other.close).start()
+    done = CliRunner().invoke(app, ["store", "trash", "--lab", str(lab.folder)])
+    assert done.exit_code == 0
+    assert done.stderr.startswith("waits for another command: ") and str(lab.store_file) in done.stderr
 
 
 def test_bytes_that_are_gone_are_said(lab: Lab) -> None:

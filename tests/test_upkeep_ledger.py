@@ -52,7 +52,7 @@ def lab(filled: tuple[Path, Path], tmp_path: Path) -> Lab:
     return Lab.open(tmp_path / "lab")
 
 
-def check(lab: Lab, **how: bool) -> tuple[bool, dict[str, int], dict[str, int]]:
+def check(lab: Lab, **how: int) -> tuple[bool, dict[str, int], dict[str, int]]:
     """Whether all is well, faults by kind, and repairs by kind."""
     rows = list(desk.run(lab, "ledger.check", **how))
     faults = {row["fault"]: row["count"] for row in rows if "fault" in row}
@@ -149,6 +149,52 @@ def test_damage_is_found_and_repaired(lab: Lab, kind: str, damage: Callable[[Lab
 
 def without_time(answer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in answer.items() if key != "timings_ms"}
+
+
+def test_a_cell_outlives_its_file(lab: Lab) -> None:
+    files = sorted(path for path in lab.watched[0].rglob("*.jpg") if path.parent.name in ("monocyte", "platelet"))[:6]
+    with closing(lab.open_store()) as store:
+        cells = store.cells_of_files(map(str, files))
+    by_new, by_stored, by_text, by_folder, gone, other = files
+    by_new.write_bytes(other.read_bytes() + b"\0")
+    by_stored.write_bytes(other.read_bytes())
+    by_text.write_bytes(b"no image any more")
+    by_folder.unlink()
+    by_folder.mkdir()
+    gone.unlink()
+    once(lab)
+    assert check(lab, latents=0, repair=True) == (True, {}, {})
+    with closing(lab.open_store()) as store:
+        assert all(cell is not None and store.cell(cell) is not None for cell in cells.values())
+
+
+def test_cells_that_the_ledger_does_not_know_come_back_once_a_path(lab: Lab) -> None:
+    """Two cells of one path: it was replaced. Nothing of the ledger is left of it."""
+    one, other = sorted((lab.watched[0] / "monocyte").iterdir())[:2]
+    one.write_bytes(other.read_bytes() + b"\0")
+    once(lab)
+    with duckdb.connect(str(lab.store_file)) as connection:
+        for table in ("file", "file_history"):
+            connection.execute(f"DELETE FROM {table} WHERE path = ?", [str(one)])
+    _, left, repaired = check(lab, repair=True, latents=0)
+    assert (left, repaired) == ({"file_changed": 1}, {"cell_without_file": 2})
+    once(lab)
+    assert check(lab, quick=True) == (True, {}, {})
+
+
+def test_a_repair_says_what_it_did_and_no_more(lab: Lab) -> None:
+    """A cell whose bytes are gone cannot be embedded again; an outcome that was its only one comes back."""
+    sql(f"UPDATE embedding_1 SET predicted_probability = 'nan' WHERE cell_id = {A_CELL}")(lab)
+    with duckdb.connect(str(lab.store_file)) as connection:
+        (found,) = connection.execute(f"SELECT digest FROM cell WHERE cell_id = {A_CELL}").fetchall()
+        paths = connection.execute(f"SELECT path FROM file WHERE cell_id = {A_CELL}").fetchall()
+    lab.image_path(found[0]).unlink()
+    for (path,) in paths:
+        Path(path).unlink()
+    sql("UPDATE file SET outcome = 'lost' WHERE cell_id = (SELECT max(cell_id) FROM cell)")(lab)
+    _, left, repaired = check(lab, repair=True, latents=0)
+    assert left.pop("image_missing") == 1 and set(repaired) == {"file_without_valid_outcome"}
+    assert set(left) == {"file_changed"}, "the outcome was forgotten, its cell was not"
 
 
 def test_bytes_that_are_nowhere_else_stay_a_fault(lab: Lab) -> None:

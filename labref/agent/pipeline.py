@@ -292,6 +292,15 @@ class Pipeline:
                 return source.get(timeout=0.5)
         return None
 
+    def _give_back(self, candidate: Candidate, result: NotYet) -> None:
+        # both at once: whoever waits for idleness finds it among the returned, and who takes it from there can offer it
+        # again
+        with self._idle:
+            self._returned.put(result)
+            self._paths.discard(candidate.path)
+            if not self._paths:
+                self._idle.notify_all()
+
     def _done(self, *candidates: Candidate) -> None:
         with self._idle:
             self._paths.difference_update(candidate.path for candidate in candidates)
@@ -315,9 +324,7 @@ class Pipeline:
             if result is None:
                 self._done(candidate)
             elif isinstance(result, NotYet):
-                # first returned, then no longer in flight: whoever waits for idleness finds it among the returned
-                self._returned.put(result)
-                self._done(candidate)
+                self._give_back(candidate, result)
             else:
                 self._put(self._ready, result)
 
@@ -341,6 +348,9 @@ class Pipeline:
                 return Refused(candidate, None, str(error))
             except StorageError as error:
                 if not self._try_again(f"the kept images: {error}", str(error), next(waits)):
+                    return None
+            except StoreError as error:  # the file is not at fault
+                if not self._try_again(str(error), type(error.__cause__ or error).__name__, next(waits)):
                     return None
             except Exception as error:
                 # one odd file must not end the agent; the message could hold the path, so it is not logged

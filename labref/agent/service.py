@@ -63,6 +63,7 @@ _RESCAN_LEAST_SECONDS: Final = 30.0
 _RESCAN_SHARE: Final = 200.0  # where a scan is quick it comes sooner than it must, for watchers that miss changes
 _FOLLOW_SECONDS: Final = 30.0  # after a scan, cells follow moved files even where the agent has no pause
 _FOLLOW_AGAIN_SECONDS: Final = 10.0  # until the next try, where the store could not be written
+_STORE_AGAIN_SECONDS: Final = 5.0  # until the next scan, where the store failed one
 _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
 _LEARNT_AT_ONCE: Final = 65_536
 _LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
@@ -292,6 +293,7 @@ class _Agent:
         self._last_report = ScanReport()
         self._last_scan: tuple[str, float] | None = None
         self._state = "starting"
+        self._unread: str | None = None  # why the store cannot be read
         self._moved_at = time.monotonic()
         self._metrics.stalled.set_function(lambda: self._stalled()[0])
         self._started_at = utc_now()
@@ -432,18 +434,19 @@ class _Agent:
                     self._metrics.unreachable.set(sum(how == "missing" for how in watcher.methods().values()))
                     roots_due = now + _ROOTS_SECONDS
                 if now >= housekeeping_due:
-                    housekeeping.housekeep(self._context)
+                    self._patiently(lambda: housekeeping.housekeep(self._context))
                     housekeeping_due = now + housekeeping.SECONDS
-                if self._revision != self._store.revision:
+                if self._revision != self._store.revision and self._patiently(self._remember_files):
                     next_scan = 0.0
-                    self._remember_files()
                 if self._take_hints(watcher):
                     next_scan = min(next_scan, now + 1.0)
                 if now >= next_scan:
                     self._state = "scanning"
-                    took = self._scan(watcher)
+                    took = self._scan_patiently(watcher)
                     self._state = "watching"
-                    if watcher.must_poll():
+                    if took is None:
+                        next_scan = time.monotonic() + _STORE_AGAIN_SECONDS
+                    elif watcher.must_poll():
                         # a slow share is not asked without pause
                         next_scan = time.monotonic() + max(self._watch.poll_seconds, 4 * took)
                     else:
@@ -457,6 +460,24 @@ class _Agent:
                     self._follow_moves_patiently()
                 self._wake.wait(_TICK_SECONDS if busy else min(1.0, max(next_scan - time.monotonic(), 0.05)))
         return self._summary(time.perf_counter() - started, interrupted=False)
+
+    def _patiently(self, work: Callable[[], object]) -> bool:
+        """Do work that reads the store; False where the store fails. The agent goes on, and does it again later."""
+        try:
+            work()
+        except StoreError as error:
+            if self._unread is None:
+                self._log.error("the store cannot be read; it is tried again", error=type(error.__cause__).__name__)
+            self._unread = str(error)
+            return False
+        self._unread = None
+        return True
+
+    def _scan_patiently(self, watcher: Watcher) -> float | None:
+        """Seconds that a scan took; None where the store failed it."""
+        took: list[float] = []
+        self._patiently(lambda: took.append(self._scan(watcher)))
+        return took[0] if took else None
 
     def _follow_moves(self) -> None:
         """Let cells be called as their files say that are still there, once a scan is whole and its files stored."""
@@ -666,12 +687,13 @@ class _Agent:
     def _remember_files(self) -> None:
         """Read what the ledger has of every file, for the first time or after rows were taken out of it."""
         if self._revision != self._store.revision:
-            self._revision = self._store.revision
+            revision = self._store.revision
             with self._noting:
                 self._noted = []
             # seconds for a million files, in which the storing thread goes on
             known = self._store.known_files()
             reasons = self._read_reasons(known)
+            self._revision = revision  # not before: what failed is done again
             with self._noting:
                 for path, state in self._known.items():
                     if isinstance(state, _Taken) and path in known:
@@ -752,7 +774,7 @@ class _Agent:
 
     def _healthy(self) -> str:
         """See `Answers`. Looks at no folder: a share that hangs must not keep the answer."""
-        if self._pipeline.problem is not None or self._pipeline.failure is not None:
+        if (self._pipeline.problem or self._pipeline.failure or self._unread) is not None:
             return "storage"
         if self._stalled()[0] > self._lab.config.agent.stalled_seconds:
             return "no progress"
@@ -770,7 +792,7 @@ class _Agent:
     def _problem(self) -> str | None:
         seconds, where = self._stalled()
         stalled = seconds > self._lab.config.agent.stalled_seconds
-        return self._pipeline.problem or (_no_progress(seconds, where) if stalled else None)
+        return self._pipeline.problem or self._unread or (_no_progress(seconds, where) if stalled else None)
 
     def _status(self) -> dict[str, Any]:
         methods = self._watcher.methods() if self._watcher is not None else {}

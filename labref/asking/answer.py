@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -146,12 +146,23 @@ def store_status(lab: Lab, store: Store, embedder: Embedder | BundleError) -> di
         "provider": provider,
         "provider_line": provider_line,
         "cells": counts.cells,
+        "trash": _trash(lab, store),
         "outcomes": {str(name): number for name, number in counts.outcomes.items()},
         "labels": dict(counts.by_label),
         "label_sources": {str(name): number for name, number in counts.by_label_source.items()},
         "slides": {name: number for name, number in counts.by_slide.items() if name is not None},
         "analysers": {name: number for name, number in counts.by_analyser.items() if name is not None},
     }
+
+
+def _trash(lab: Lab, store: Store) -> dict[str, Any] | None:
+    """The cells that retention removed and that can be brought back; None where there are none."""
+    cells, size, first, last = store.trash.summary(lab.config.retention.trash_days)
+    if not cells:
+        return None
+    now = datetime.now(UTC)
+    until = [utc(now + timedelta(days=days), timespec="seconds") for days in (first, last)]
+    return {"cells": cells, "bytes": size, "first_until": until[0], "last_until": until[1]}
 
 
 def ledger_json(row: LedgerRow) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from labref.printing import printable
+
 if TYPE_CHECKING:
     from labref.lab import Lab
 
@@ -51,7 +53,8 @@ def here() -> str | None:
 
 
 def without_progress(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows but those of progress, which a terminal shows on stderr meanwhile."""
+    """Rows but those of progress, which a terminal shows on stderr meanwhile. What they wait for is a line of its own
+    there, on a terminal or not."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -70,12 +73,15 @@ def without_progress(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]
         disable=not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),  # rows that go to a file must not land on stderr
     ) as shown:
-        task = None
+        task = waited_for = None
         for row in rows:
             if set(row) != {"progress"}:
                 yield row
                 continue
             said = row["progress"]
+            if said.get("waits") and said["text"] != waited_for:
+                waited_for = said["text"]
+                shown.console.print(printable(waited_for), markup=False, highlight=False, soft_wrap=True)
             values = {"completed": said["done"], "total": said["total"] or None, "description": said["text"]}
             if task is None:
                 task = shown.add_task(**values)

@@ -179,7 +179,8 @@ def _told(row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{summary['files']} files = {outcomes}"
         yield f"{summary['cells']} cells, {summary['embeddings']} embeddings in the active bundle's space"
     elif "repaired" in row:
-        yield f"repaired: {row['count']} x {row['repaired']}"
+        done = "will be read again" if row["repaired"] == "file_differs" else "repaired"
+        yield f"{done}: {row['count']} x {row['repaired']}"
     elif "fault" in row:
         yield f"FAULT: {row['count']} x {row['fault']}; {row['remedy']}"
         yield from (f"  {example}" for example in row["examples"])

@@ -85,6 +85,10 @@ def _text(found: Mapping[str, Any]) -> str:
     lines.append(("device", found["provider_line"]))
     lines.append(("files", _counted(found["outcomes"])))
     lines.append(("cells", str(found["cells"])))
+    if trash := found["trash"]:
+        first, last = local(trash["first_until"]), local(trash["last_until"])
+        until = f"until {first}" if first == last else f"the first until {first}, the last until {last}"
+        lines.append(("trash", f"{trash['cells']} removed cells can be brought back, {until} (`labref store trash`)"))
     if found["cells"]:
         lines.append(("classes", _counted(found["labels"])))
         lines.append(("given by", _counted(found["label_sources"])))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from labref.export.roots import Roots, real_path
+from labref.words import within_64_bits
 
 __all__ = [
     "GONE",
@@ -59,8 +60,9 @@ class Signature:
     def of(status: os.stat_result) -> Signature:
         return Signature(
             status.st_size,
-            _within_64_bits(status.st_mtime_ns),
-            _within_64_bits(status.st_ctime_ns),
+            # NTFS and Samba can say 1601, and a wrong clock the year 3000; what is compared must be what is stored
+            within_64_bits(status.st_mtime_ns),
+            within_64_bits(status.st_ctime_ns),
             status.st_ino & (2**64 - 1),  # ReFS has longer ones
         )
 
@@ -329,11 +331,6 @@ def _ending(name: str) -> str:
         return "hidden"
     ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
     return ending if len(ending) <= _LONGEST_ENDING else ""
-
-
-def _within_64_bits(nanoseconds: int) -> int:
-    # NTFS and Samba can say 1601, and a wrong clock the year 3000; what is compared must be what is stored
-    return min(max(nanoseconds, -(2**63)), 2**63 - 1)
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -445,29 +445,35 @@ def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
     before = store.faults()
     if before.found:
         store.remove_faults(before)
+        left = store.faults().found
         for kind, what in before.found.items():
-            if kind not in ("cell_without_embedding", "cell_misnamed", *_LATENTS):
-                yield {"repaired": kind, "count": len(what)}
+            yield from _put_right(kind, len(set(what) - set(left.get(kind, ()))))
     elif "index_differs" in found:
         store.reload()
-    if "index_differs" in found:
-        yield {"repaired": "index_differs", "count": 1}
+    active = store.active_bundle()
+    if "index_differs" in found and active is not None:
+        yield from _put_right("index_differs", int(store.index_agrees(active)))
     if "file_differs" in found:
         store.read_again(found["file_differs"])
-        yield {"repaired": "file_differs", "count": len(found["file_differs"])}
+        yield from _put_right("file_differs", len(found["file_differs"]))
     for kind in ("image_missing", "image_damaged"):
-        taken = sum(_take_back(context, digest) for digest in found.get(kind, ()))
-        if taken:
-            yield {"repaired": kind, "count": taken}
-    moved = sum(_set_aside(lab, name) for name in found.get("image_without_cell", ()))
-    if moved:
-        yield {"repaired": "image_without_cell", "count": moved}
-    active, wrong = store.active_bundle(), {kind: found[kind] for kind in _LATENTS if kind in found}
+        yield from _put_right(kind, sum(_take_back(context, digest) for digest in found.get(kind, ())))
+    yield from _put_right(
+        "image_without_cell", sum(_set_aside(lab, name) for name in found.get("image_without_cell", ()))
+    )
+    wrong = {kind: found[kind] for kind in _LATENTS if kind in found}
+    lost = store.faults().found.get("cell_without_embedding", ())
     if active is not None and wrong:
         store.forget_latents([cell_id for ids in wrong.values() for cell_id in ids], bundle=active)
-        for kind, ids in wrong.items():
-            yield {"repaired": kind, "count": len(ids)}
     yield from _embed_again(context, store.faults().found.get("cell_without_embedding", ()))
+    for kind, ids in (*wrong.items(), ("cell_without_embedding", lost)):
+        if active is not None and ids:
+            yield from _put_right(kind, len(store.latents(list(ids), bundle=active)))
+
+
+def _put_right(kind: str, count: int) -> Iterator[Row]:
+    if count:
+        yield {"repaired": kind, "count": count}
 
 
 def _take_back(context: Context, digest: str) -> bool:
@@ -509,5 +515,3 @@ def _embed_again(context: Context, ids: Sequence[str]) -> Iterator[Row]:
         done += embed(context.lab, store, embedder, ids[start : start + _EMBED_AT_ONCE])
         if pace.due():
             yield progress(done, len(ids), "cells embedded again")
-    if done:
-        yield {"repaired": "cell_without_embedding", "count": done}

@@ -54,6 +54,10 @@ class ProgressSaid(Answer):
     done: int = Field(description="How much is done.")
     total: int = Field(description="Of how much; 0 where that is not known.")
     text: str = Field(description="What is being done.")
+    waits: bool = Field(
+        default=False,
+        description="Whether nothing is done yet, as other work of the lab comes first; `text` says which.",
+    )
 
 
 class Progress(Answer):

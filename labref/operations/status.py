@@ -22,7 +22,7 @@ from labref.roles import Role
 from labref.tasks.context import Context
 from labref.words import LabelSource, Outcome
 
-__all__ = ["AgentJobs", "AgentStatus", "Status", "WatchedFolder"]
+__all__ = ["AgentJobs", "AgentStatus", "Status", "TrashState", "WatchedFolder"]
 
 
 class WatchedFolder(Answer):
@@ -62,6 +62,18 @@ class AgentStatus(Answer):
     jobs: AgentJobs = Field(description="Its background work.")
 
 
+class TrashState(Answer):
+    """The cells that retention removed and that `labref store bring-back` brings back."""
+
+    cells: int = Field(description="How many.")
+    bytes: int = Field(description="Size of their kept bytes.")
+    first_until: str = Field(
+        description="Until when the first of them to go can be brought back, ISO 8601, UTC; later where the lab stands "
+        "still meanwhile."
+    )
+    last_until: str = Field(description="The same of the last of them.")
+
+
 class Status(Answer):
     """How a lab and its agent are."""
 
@@ -74,6 +86,7 @@ class Status(Answer):
     provider: str = Field(description="Where the networks run: ONNX Runtime's name of the execution provider, or none.")
     provider_line: str = Field(description="The same in words, and why.")
     cells: int = Field(description="Cells stored.")
+    trash: TrashState | None = Field(description="Removed cells that can be brought back; null where there are none.")
     outcomes: dict[Outcome, int] = Field(description="Files by outcome.")
     labels: dict[str, int] = Field(description="Cells by class.")
     label_sources: dict[LabelSource, int] = Field(description="Cells by who gave their class.")

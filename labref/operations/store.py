@@ -218,8 +218,7 @@ def back_up(
     ],
 ) -> Iterator[Row]:
     """Copy the whole lab, as of one moment, to a safe place. See `labref store backup --help`."""
-    if not retention.UPKEEP.acquire(timeout=60):
-        raise LabrefError("the lab is being backed up, or old cells are being removed; try again later")
+    yield from retention.UPKEEP.take(f"a backup is written to {target}")
     try:
         written = yield from rows_of(backup.write(context.lab, context.store, absolute(Path(target))))
         yield {"ok": not written["missing"]} | written
@@ -332,8 +331,13 @@ def retain(
             "not_counted": [{"since": since, "until": until} for since, until in jumps[-_FEW:]],
         }
         return
-    yield progress(0, 0, "old cells are removed")
-    yield {"removed": retention.retain(context.lab, context.store, stopped=lambda: False, report=lambda _: None)}
+    yield from retention.UPKEEP.take(retention.REMOVAL)
+    try:
+        yield progress(0, 0, retention.REMOVAL)
+        removed = retention.remove(context.lab, context.store, stopped=lambda: False, report=lambda _: None)
+    finally:
+        retention.UPKEEP.release()
+    yield {"removed": removed}
 
 
 @operation("store.trash", CellInTrash)
@@ -363,7 +367,8 @@ def bring_back(
 ) -> Iterator[Row]:
     """Bring removed cells back as they were, with labels, latents and places; all that are named, or none."""
     lab, store = context.lab, context.store
-    with retention.UPKEEP:
+    yield from retention.UPKEEP.take("cells are brought back")
+    try:
         there = {cell.cell_id: cell for cell in store.trash.cells(lab.config.retention.trash_days)}
         if every == bool(cells):
             raise LabrefError(
@@ -372,6 +377,8 @@ def bring_back(
         ids = list(there) if every else [_in_trash(name, there) for name in cells]
         yield progress(0, len(ids), "cells are brought back")
         back = store.trash.bring_back(ids)
+    finally:
+        retention.UPKEEP.release()
     without = []
     for cell_id in back:
         try:
@@ -396,7 +403,12 @@ def _in_trash(name: str, there: Collection[str]) -> str:
     )
 
 
-@operation("store.empty_trash", TrashEmptied)
+@operation("store.empty_trash", Progress, TrashEmptied)
 def empty_trash(context: Context) -> Iterator[Row]:
     """Let go for good of all cells in the trash, with their kept bytes, so that the disk has their room."""
-    yield {"removed": retention.empty_trash(context.lab, context.store)}
+    yield from retention.UPKEEP.take("the trash is emptied")
+    try:
+        removed = retention.empty_trash(context.lab, context.store)
+    finally:
+        retention.UPKEEP.release()
+    yield {"removed": removed}

@@ -14,7 +14,7 @@ from labref.store.memory import distances
 from labref.store.memory.books import HashBook, HashChanges, id_to_int, int_to_id
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, Judge, LedgerRow, NewCell, Rejected, Resemblance, SeenAgain, StoredBundle
-from labref.words import STORED, Fingerprint, LabelSource, Landmark, Outcome, Verdict, cell_id_of
+from labref.words import STORED, Fingerprint, LabelSource, Landmark, Outcome, Verdict, cell_id_of, within_64_bits
 
 __all__ = [
     "CellState",
@@ -36,11 +36,6 @@ __all__ = [
 
 _MOST_CANDIDATES = 32  # cells that one is registered with because their fingerprints resemble its own
 _MOST_BESIDE = 4  # cells that one is registered with because of one landmark
-
-
-def whole(number: int | None) -> int | None:
-    """A size or a time as a BIGINT column keeps it: brought to the limits of 64 bits."""
-    return None if number is None else min(max(number, -(2**63)), 2**63 - 1)
 
 
 def utc_naive(moment: datetime) -> datetime:
@@ -100,8 +95,8 @@ class FileRow:
         """The columns of table `file`, in order."""
         return (
             to_column(self.path),
-            whole(self.size_bytes),
-            whole(self.mtime_ns),
+            None if self.size_bytes is None else within_64_bits(self.size_bytes),
+            None if self.mtime_ns is None else within_64_bits(self.mtime_ns),
             str(self.outcome),
             to_nullable(self.reason),
             self.cell_id,
@@ -110,7 +105,7 @@ class FileRow:
             to_nullable(self.slide),
             self.duplicate_of,
             self.recorded_at,
-            whole(self.ctime_ns),
+            None if self.ctime_ns is None else within_64_bits(self.ctime_ns),
             self.inode,
         )
 
@@ -382,7 +377,7 @@ def _add_cell(
             cell.cell_id,
             cell.digest,
             to_column(cell.path),
-            whole(cell.size_bytes),
+            within_64_bits(cell.size_bytes),
             cell.width,
             cell.height,
             to_column(label),

@@ -41,7 +41,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from labref import __version__
-from labref.errors import AgentError, LabrefError, UnreadableImageError
+from labref.errors import AgentError, LabrefError, StoreError, UnreadableImageError
 from labref.lab.log import Log
 from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
@@ -266,7 +266,13 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
     app.add_exception_handler(RequestValidationError, refused)
     app.add_exception_handler(AnyHTTPException, not_there)
     app.add_exception_handler(UnreadableImageError, failing(422))
+
+    async def unread(request: Request, error: Exception) -> Response:
+        # what the database itself failed at is not the asker's fault
+        return failure(400 if error.__cause__ is None else 503, error)
+
     app.add_exception_handler(AgentError, failing(503))
+    app.add_exception_handler(StoreError, unread)
     app.add_exception_handler(LabrefError, failing(400))
 
 

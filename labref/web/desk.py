@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -15,7 +15,7 @@ from labref.errors import StoreLockedError
 from labref.export.paths import path_from_text, path_to_text
 from labref.lab import Lab, absolute
 from labref.operations import perform
-from labref.progress import Row
+from labref.progress import Pace, Row, waiting
 from labref.store import Store
 from labref.tasks.context import Adoption, Context
 from labref.web.client import AgentClient
@@ -124,8 +124,10 @@ def status(lab: Lab) -> Row:
 
 
 def run(lab: Lab, name: str, /, **parameters: Any) -> Iterator[Row]:
-    """Rows of an operation, by the lab's agent where one runs, else here; see `Desk.run`."""
-    with Desk.open(lab) as desk:
+    """Rows of an operation, by the lab's agent where one runs, else here; see `Desk.run`. While another command has the
+    store, rows say so."""
+    store, agent = yield from _free_store(lab, lambda: AgentClient.find(lab), _PATIENCE_SECONDS)
+    with Desk(lab, agent, store) as desk:
         yield from desk.run(name, **parameters)
 
 
@@ -144,14 +146,29 @@ def open_free_store(
 
     Raises `StoreLockedError` after `patience_seconds`.
     """
-    deadline = time.monotonic() + patience_seconds
+    waits = _free_store(lab, or_agent, patience_seconds)
+    while True:
+        try:
+            next(waits)
+        except StopIteration as ended:
+            found: tuple[Store | None, AgentClient | None] = ended.value
+            return found
+
+
+def _free_store(
+    lab: Lab, or_agent: Callable[[], AgentClient | None], patience_seconds: float
+) -> Generator[Row, None, tuple[Store | None, AgentClient | None]]:
+    """The same; yields every second what it waits for."""
+    deadline, pace = time.monotonic() + patience_seconds, Pace()
     while True:
         agent = or_agent()
         if agent is not None:
             return None, agent
         try:
             return lab.open_store(), None
-        except StoreLockedError:
+        except StoreLockedError as error:
             if time.monotonic() > deadline:
                 raise
+            if pace.due():
+                yield waiting(f"waits for another command: {error}")
         time.sleep(0.1)

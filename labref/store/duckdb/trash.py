@@ -23,6 +23,13 @@ from labref.words import LabelSource, Outcome
 
 __all__ = ["Trash", "Trashed", "drop_table", "keep"]
 
+_AGED: Final = (
+    f"WITH seen AS ({clock.SEEN}) "
+    "SELECT cell_id, t.digest, t.label, t.label_source, t.analyser, r.reason, r.removed_at, t.size_bytes, r.number, "
+    f"{clock.age('r.removed_at')} / 86400 AS age FROM removed_cell r JOIN {TRASH}cell t USING (cell_id) "
+    "ASOF LEFT JOIN seen ON r.number >= seen.number WHERE r.number IS NOT NULL"
+)
+"""The cells in the trash, and for how many days each has been there, as the lab saw time pass."""
 _ALONE: Final = "the cell that it repeated is no longer there"
 
 
@@ -64,6 +71,19 @@ class Trash:
         with self._reading() as cursor:
             row = cursor.execute(f"SELECT count(*) FROM {TRASH}cell").fetchone()
         return 0 if row is None else int(row[0])
+
+    def summary(self, days: int) -> tuple[int, int, float, float]:
+        """How many cells are in it, bytes of their originals, and days for which the first and the last to go stay.
+
+        days : for which cells stay.
+        """
+        with self._reading() as cursor:
+            row = cursor.execute(
+                f"SELECT count(*), coalesce(sum(size_bytes), 0), max(age), min(age) FROM ({_AGED})", clock.values(days)
+            ).fetchone()
+        if row is None or not row[0]:
+            return 0, 0, 0.0, 0.0
+        return int(row[0]), int(row[1]), max(0.0, days - row[2]), max(0.0, days - row[3])
 
     def cells(self, days: int) -> list[Trashed]:
         """The cells in it, those first that were removed first. days : for which cells stay."""
@@ -112,10 +132,8 @@ def keep(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _cells(cursor: duckdb.DuckDBPyConnection, days: int) -> list[Trashed]:
     found = cursor.execute(
-        f"WITH seen AS ({clock.SEEN}) "
-        "SELECT cell_id, t.digest, t.label, t.label_source, t.analyser, r.reason, r.removed_at, t.size_bytes, "
-        f"{clock.age('r.removed_at')} / 86400 AS age FROM removed_cell r JOIN {TRASH}cell t USING (cell_id) "
-        "ASOF LEFT JOIN seen ON r.number >= seen.number WHERE r.number IS NOT NULL ORDER BY r.number",
+        "SELECT cell_id, digest, label, label_source, analyser, reason, removed_at, size_bytes, age "
+        f"FROM ({_AGED}) ORDER BY number",
         clock.values(days),
     ).fetchall()
     return [

@@ -44,6 +44,11 @@ _HISTORY = frozenset({"file_history", "label_change", "removed_cell"})
 """Tables that may name cells that are no longer there."""
 _DIGESTS: Final = f"SELECT digest, size_bytes FROM cell UNION ALL SELECT digest, size_bytes FROM {TRASH}cell"
 _STATES = 16_384
+_LOST: Final = (
+    "cell ANTI JOIN file USING (cell_id) WHERE cell.path NOT IN (SELECT path FROM file) AND cell.cell_id NOT IN "
+    "(SELECT cell_id FROM file_history SEMI JOIN file USING (path) WHERE cell_id IS NOT NULL)"
+)
+"""Cells that the ledger does not know. One whose file was replaced stays, and the file has another outcome since."""
 _IDS = "SELECT {table}.cell_id FROM {table} ANTI JOIN cell USING (cell_id) WHERE {table}.cell_id IS NOT NULL"
 
 
@@ -108,7 +113,7 @@ def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None) -> Iterator[tu
         "outcome_without_cell",
         ("SELECT file.path FROM file ANTI JOIN cell USING (cell_id) WHERE file.cell_id IS NOT NULL"),
     )
-    yield "cell_without_file", "SELECT cell.cell_id FROM cell ANTI JOIN file USING (cell_id)"
+    yield "cell_without_file", f"SELECT cell.cell_id FROM {_LOST}"
     yield "cell_misnamed", "SELECT cell_id FROM cell WHERE cell_id <> digest[1:16] OR length(digest) <> 64"
     yield (
         "duplicate_of_nothing",
@@ -215,7 +220,7 @@ def remove_faults(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Seq
     """Take out rows that stand for nothing: as `faults` found them. The files they belong to are taken in again.
 
     Outcomes without a cell go to the history of their path; rows of other tables whose cell is gone are deleted; a cell
-    that no file has gets back the outcome of the path it was stored from.
+    that the ledger does not know gets back the outcome of the path it was stored from.
     """
     for kind in ("outcome_without_cell", "file_without_valid_outcome"):
         paths = list(map(to_column, found.get(kind, ())))
@@ -231,14 +236,14 @@ def remove_faults(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Seq
         [list(found.get("duplicate_of_nothing", ()))],
     )
     failpoint("repair.cells")
-    # mtime 0 never equals a file's: the next scan looks at it again and finds the bytes it knows
+    # mtime 0 never equals a file's: the next scan looks at it again and finds the bytes it knows; asked anew, as the
+    # outcomes taken out above may have been a cell's only ones
     connection.execute(
         "INSERT INTO file (path, size_bytes, mtime_ns, outcome, cell_id, label, label_source, slide, duplicate_of, "
-        "recorded_at) SELECT path, size_bytes, 0, coalesce(duplicate_verdict, 'stored'), cell_id, "
+        "recorded_at) SELECT DISTINCT ON (path) path, size_bytes, 0, coalesce(duplicate_verdict, 'stored'), cell_id, "
         "CASE WHEN label_source <> 'predicted' THEN label END, CASE WHEN label_source <> 'predicted' THEN label_source END, "
-        "slide, duplicate_of, ? FROM cell WHERE cell_id IN (SELECT unnest(?::VARCHAR[])) "
-        "AND path NOT IN (SELECT path FROM file)",
-        [rows.now(), list(found.get("cell_without_file", ()))],
+        f"slide, duplicate_of, ? FROM {_LOST} ORDER BY path, number DESC",
+        [rows.now()],
     )
 
 
