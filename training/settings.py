@@ -72,7 +72,7 @@ class Setting:
             return None  # a limit that is itself not allowed has no nearest allowed number
         low, high = limits.get("ge", -math.inf), limits.get("le", math.inf)
         value = min(max(given, low), high)
-        if value in (-math.inf, math.inf) or (self.type == "number" and value == given):  # refused for something else
+        if value in (-math.inf, math.inf) or (self.type == "number" and value == given):  # refused for other reasons
             return None
         if self.type == "number":
             return f"{value}"
@@ -202,7 +202,7 @@ def _read(config: type[T], values: Any, problems: list[str], given: Mapping[str,
         problems += [_problem(one, known, values, given) for one in error.errors(include_url=False)]
     for group in _groups_of(config):
         outer, _, name = group.rpartition(".")
-        with contextlib.suppress(KeyError):  # said of the outer one
+        with contextlib.suppress(KeyError):  # the outer group is missing, and is reported itself
             inside = value_at(values, outer) if outer else values
             if isinstance(inside, Mapping) and name not in inside:
                 problems.append(f"{group}: missing; it holds a group of settings")

@@ -1,4 +1,4 @@
-"""`labref bundle`: bring in, check, activate, go back, drop."""
+"""`labref bundle`: install, verify, activate, roll back and drop bundles."""
 
 from __future__ import annotations
 
@@ -44,12 +44,10 @@ __all__ = [
 
 JOB: Final = "bundle"
 """Name of the agent's job that embeds cells again."""
-_LEAST_WAITING: Final = (
-    64  # new cells that an agent lets come together before it opens the networks of a bundle that waits
-)
+_LEAST_WAITING: Final = 64  # so many new cells have to come before an agent opens the networks of a bundle that waits
 _AFTER_FAILURE: Final = timedelta(seconds=60)
 _LEAST_SLICE_SECONDS: Final = 30.0
-_FRESH_SECONDS: Final = 10.0  # a batch in hand may still be recorded in the space before
+_FRESH_SECONDS: Final = 10.0  # a batch may still be recorded in the space of the bundle before
 _LEAST_DIGEST: Final = 4  # characters
 
 
@@ -66,13 +64,13 @@ class BundleRow(Answer):
     installed: bool = Field(description="False where its files are gone or cannot be used.")
     cells: int | None = Field(description="Cells with a latent in its space; null where it has no space yet.")
     failed: int = Field(description="Cells that cannot be embedded by it.")
-    active_since: str | None = Field(description="Since when it is active, ISO 8601, UTC; else null.")
+    active_since: str | None = Field(description="When it became active, ISO 8601, UTC; null where it is not active.")
     latent_size: int = Field(description="Numbers in a latent.")
     labels: list[str] = Field(description="Its classes.")
 
 
 class BundleSound(Answer):
-    """A bundle that is as it should be."""
+    """A bundle that passed the check."""
 
     bundle: BundleName
     provider_line: str = Field(description="Where the networks were run, and why.")
@@ -81,7 +79,7 @@ class BundleSound(Answer):
 
 
 class BundleFaulty(Answer):
-    """A bundle that is not as it should be: `bundle`, or `folder` where the folder holds none that can be read."""
+    """A bundle that failed the check: `bundle`, or `folder` where the folder holds no readable bundle."""
 
     bundle: BundleName | None = None
     folder: str | None = Field(None, description="Name of the folder.")
@@ -92,7 +90,7 @@ class BundleCard(Answer):
     """What a bundle says of itself."""
 
     bundle: BundleName
-    card: str = Field(description="Its model card, Markdown; what would steer a terminal is taken out.")
+    card: str = Field(description="Its model card, Markdown, without characters that a terminal would obey.")
 
 
 class CellNotEmbedded(Answer):
@@ -106,24 +104,26 @@ class ClassChange(Answer):
     """How the references of one class change."""
 
     cells: int = Field(description="Cells of the class.")
-    sampled: int = Field(description="Cells that were asked for.")
-    changed: float = Field(description="How many of eight references change, mean.")
-    same_class_before: float = Field(description="Share of the eight that carry the cell's own class, before.")
-    same_class_after: float = Field(description="The same, after.")
+    sampled: int = Field(description="Cells whose references were compared.")
+    changed: float = Field(description="How many of a cell's eight references change, mean over its cells.")
+    same_class_before: float = Field(
+        description="Share of the eight references that have the cell's own class, before."
+    )
+    same_class_after: float = Field(description="The same share, after.")
 
 
 class ChangeReport(Answer):
     """How the references of the lab's own cells change with another bundle."""
 
     cells: int = Field(description="Cells of the lab.")
-    sampled: int = Field(description="Cells that were asked for.")
+    sampled: int = Field(description="Cells whose references were compared.")
     changed: float | None = Field(
         None, description="How many of eight references change: mean over all cells, classes weighted by their size."
     )
     same_class_before: float | None = Field(
-        None, description="Share of the eight that carry the cell's own class, before."
+        None, description="Share of the eight references that have the cell's own class, before."
     )
-    same_class_after: float | None = Field(None, description="The same, after.")
+    same_class_after: float | None = Field(None, description="The same share, after.")
     classes: dict[str, ClassChange] = Field(description="The same of each class.")
     problem: str | None = Field(
         None, description="Why nothing could be compared: the bundle in use cannot be opened. Else absent."
@@ -164,7 +164,7 @@ class BundleDropped(Answer):
     cells: int = Field(description="Latents deleted.")
 
 
-_Wait = Annotated[bool, Field(description="Stay until it is done; without an agent that is always so.")]
+_Wait = Annotated[bool, Field(description="Wait until it is done. Without an agent the operation always waits.")]
 _Bundle = Annotated[
     Text, Field(description="Name, name/version, digest, or the beginning of a digest, 4 characters or more.")
 ]
@@ -174,7 +174,7 @@ _Bundle = Annotated[
 def install_bundle(
     context: Context, *, file: Annotated[FilePath, Field(description="The bundle file, its absolute path.")]
 ) -> Iterator[Row]:
-    """Bring a bundle file into the lab, verified. It is not used until it is activated."""
+    """Verify a bundle file and install it in the lab. It is not used until it is activated."""
     bundle = install(Path(file), context.lab.bundles)
     yield _row(context, bundle.digest, bundle)
 
@@ -190,7 +190,7 @@ def verify(
     """Verify a bundle file, or every installed bundle. Every file has its digest, and the networks give their golden
     outputs.
 
-    The networks are run on this computer. A row a bundle; one that is not as it should be has a `problem`.
+    The networks are run on this computer. There is a row for each bundle; a bundle that fails has a `problem`.
     """
     if file is not None:
         with unpacked(Path(file)) as bundle:
@@ -243,13 +243,13 @@ def activate(
     yes: Annotated[bool, Field(description="Switch as soon as all cells are embedded.")] = False,
     switch_now: Annotated[
         bool,
-        Field(description="The report was read: switch. An error where no change to the bundle is under way."),
+        Field(description="Switch: the report was read. It is an error where no change to the bundle is under way."),
     ] = False,
-    leave_out: Annotated[bool, Field(description="Switch though some cells cannot be embedded.")] = False,
+    leave_out: Annotated[bool, Field(description="Switch although some cells cannot be embedded.")] = False,
     wait: _Wait = False,
 ) -> Iterator[Row]:
-    """Change to a bundle. Every cell is embedded in its space, a report says what changes, and it is switched where
-    asked for.
+    """Change to a bundle. Every cell is embedded in its space, a report says how references change, and the lab
+    switches to it where that is asked for.
 
     The last row says how the change stands.
     """
@@ -271,7 +271,7 @@ def activate(
         store.changes.want_switch(chosen.digest, leave_out=leave_out)
     else:
         with open_embedder(context.lab, chosen):
-            pass  # it gives its golden outputs here; else nothing is begun
+            pass  # raises where it does not give its golden outputs on this computer: nothing is begun then
         manifest = chosen.manifest
         store.add_bundle(
             chosen.digest,
@@ -293,7 +293,7 @@ def rollback(context: Context, *, wait: _Wait = False) -> Iterator[Row]:
     """Give up the change that is under way; where none is, go back to the bundle that was active before, at once.
 
     Cells that came since the switch have no latent in the old space yet; they are embedded there afterwards. The first
-    row says what was done, the last how the change stands.
+    row says what was done. The last row says how the change stands.
     """
     store = context.store
     pending = store.changes.pending()
@@ -337,14 +337,14 @@ def drop(context: Context, *, bundle: _Bundle) -> Iterator[Row]:
 def find(context: Context, wanted: str, *, other: bool = False) -> Bundle:
     """The installed bundle of that name, name/version, digest or beginning of one (4 characters or more), verified.
 
-    other : of two such bundles, of which one is active, the other is meant.
+    other : where two bundles fit and one is active, the other one is returned.
     """
     digest, _, _ = _named(context, wanted, other=other)
     return installed(context.lab, digest)
 
 
 def due(context: Context) -> Job | None:
-    """The agent's job, where cells have to be embedded again, or a switch is wished for."""
+    """The agent's job where cells have to be embedded again, or a switch was asked for; else None."""
     assert context.jobs is not None
     if context.jobs.has(JOB) or context.jobs.failed_within(JOB, _AFTER_FAILURE):
         return None
@@ -371,7 +371,7 @@ def _job(context: Context, running: Running) -> None:
 
 
 def _work(context: Context, *, wait: bool) -> Iterator[Row]:
-    """Have the agent do what is due, or do it here. wait : stay until it is done."""
+    """Let the agent do what is due, or do it here where no agent runs. wait : return only when it is done."""
     if context.jobs is None:
         yield from _steps(context, None, shared=None)
         return
@@ -394,8 +394,8 @@ def _work(context: Context, *, wait: bool) -> Iterator[Row]:
 
 
 def _steps(context: Context, running: Running | None, *, shared: Jobs | None) -> Iterator[Row]:
-    """Do what is due, as far as it goes; yields progress. shared : leave off when other jobs wait; it is gone on with
-    later."""
+    """Do what is due, as far as possible, and yield progress. shared : stop when other jobs wait; a later job
+    continues."""
     lab, store = context.lab, context.store
     started = time.monotonic()
 
@@ -413,7 +413,7 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
     assert active is not None
     if store.changes.coverage(active).missing:
         yield progress(0, 0, "opening the networks")
-        with contextlib.suppress(BundleError):  # where it cannot be used, one can still change to another
+        with contextlib.suppress(BundleError):  # a bundle that cannot be used must not hinder the change to another one
             embedder = context.embedder()
             yield from catch_up(lab, store, embedder, stopped=stopped)
             store.changes.predict()
@@ -425,7 +425,7 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
     if store.changes.coverage(digest).missing:
         yield progress(0, 0, "opening the networks")
         with open_embedder(lab, bundle) as embedder:
-            embedder.golden_difference()  # a computer that runs it wrongly must not spend a night on it
+            embedder.golden_difference()  # raises before hours of work on a computer that runs the networks wrongly
             yield from catch_up(lab, store, embedder, stopped=given_up)
         if given_up():
             return
@@ -496,8 +496,8 @@ def _folders(lab: Lab) -> list[Path]:
 
 
 def _named(context: Context, wanted: str, *, other: bool = False) -> tuple[str, str, str]:
-    """Digest, name and version of the one bundle that `wanted` names. other : of two such bundles, of which one is
-    active, the other is meant. Raises `LabrefError` where it is none, or several."""
+    """Digest, name and version of the one bundle that `wanted` names. other : where two bundles fit and one of them is
+    active, the other one is returned. Raises `LabrefError` where no bundle fits, or several do."""
     known: dict[str, tuple[str, str]] = {}
     for folder in _folders(context.lab):
         with contextlib.suppress(BundleError):
@@ -530,7 +530,7 @@ def _named(context: Context, wanted: str, *, other: bool = False) -> tuple[str, 
 
 
 def _dated(context: Context, digest: str) -> str:
-    """Since when a bundle is there, and whether it is active, for people."""
+    """When a bundle was installed or became active, as words for people."""
     parts = []
     with contextlib.suppress(OSError):
         seconds = (context.lab.bundles / digest[:12]).stat().st_mtime

@@ -127,7 +127,7 @@ class Compared(Answer):
 
 
 _Cell = Annotated[Text, Field(description="The cell: its id, or a beginning of it.")]
-_Who = Annotated[Text | None, Field(description="Who decides, as they are to be named.")]
+_Who = Annotated[Text | None, Field(description="Name of the person who decides.")]
 
 
 @operation("duplicates.list", DuplicatePair, ConflictOfFiles, ConflictOfCaptures, hurried=False, role=Role.VIEW)
@@ -140,7 +140,7 @@ def list_(
             description="Only pairs of which this holds; `neighbour` pairs are in no other list. `conflict`: only conflicts."
         ),
     ] = None,
-    limit: Annotated[Limit | None, Field(description="At most so many of each kind.")] = None,
+    limit: Annotated[Limit | None, Field(description="How many pairs of each kind at most.")] = None,
 ) -> Iterator[Row]:
     """List pairs of cells that repeat each other, and cells that are said to be of different classes.
 
@@ -211,7 +211,7 @@ def find(context: Context) -> Iterator[Row]:
 
 
 def due(context: Context) -> Job | None:
-    """The agent's job, where cells have no fingerprint of the present kind. Milliseconds."""
+    """The agent's job where cells have no fingerprint of the present kind; else None. Takes milliseconds."""
     assert context.jobs is not None
     if context.jobs.has(JOB) or not context.store.duplicates.count_without_fingerprint():
         return None
@@ -231,7 +231,7 @@ def _thresholds(context: Context) -> Thresholds:
     try:
         return Thresholds.of(context.lab.bundle(context.store).manifest.duplicates)
     except (LabError, BundleError):
-        return DEFAULTS  # cells are compared by their pictures, whatever becomes of the networks
+        return DEFAULTS  # no networks are needed: cells are compared by their pictures
 
 
 def _described(context: Context, pairs: Sequence[Pair]) -> Iterator[Row]:

@@ -43,7 +43,7 @@ MOST_ROWS: Final = 200_000
 """Rows of one list."""
 _MOST_TEXT: Final = 4096  # characters
 _LOOKED_UP_AT_ONCE: Final = 10_000
-_WRITTEN_AT_ONCE: Final = 1000  # rows in one transaction, for which ingest waits
+_WRITTEN_AT_ONCE: Final = 1000  # rows in one transaction; ingest waits for its end
 _CLOCKS_DIFFER: Final = timedelta(minutes=10)
 _EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -68,7 +68,9 @@ class ImportRow(Request):
     cell_id: str | None = Field(None, description="The cell: its id, or a beginning of it.")
     label: str | None = Field(None, description="The class; a row without one is refused.")
     who: str | None = Field(None, description="Who gave it.")
-    when: str | None = Field(None, description="When, ISO 8601; without a zone, in that of the lab's computer.")
+    when: str | None = Field(
+        None, description="When they gave it, ISO 8601; a time without a zone is in that of the lab's computer."
+    )
 
 
 class ImportRefused(Answer):
@@ -86,7 +88,7 @@ class ImportBegun(Answer):
 
 
 class ImportState(Answer):
-    """How far a list is. The sum of `changed`, `same` and `older` is `done`."""
+    """How much of a list is written. The sum of `changed`, `same` and `older` is `done`."""
 
     number: int = Field(description="Its number.")
     digest: str = Field(description="SHA-256 of what the list says, in whatever order.")
@@ -99,17 +101,17 @@ class ImportState(Answer):
     done: int = Field(description="Rows that were written or needed no writing.")
     changed: int = Field(description="Cells whose label changed.")
     same: int = Field(description="Cells that were reviewed as this already.")
-    older: int = Field(description="Cells that were given their label later: that stays.")
+    older: int = Field(description="Cells that got their label later than the row says; that label stays.")
     unknown: int = Field(description="Rows that cannot be used.")
 
 
 class Imported(Answer):
-    """What importing came to."""
+    """The result of an import."""
 
     rows: int = Field(description="Rows of the list.")
     changed: int = Field(description="Cells whose label changed.")
     same: int = Field(description="Cells that were reviewed as this already.")
-    older: int = Field(description="Cells that were given their label later: that stays.")
+    older: int = Field(description="Cells that got their label later than the row says; that label stays.")
     unknown: int = Field(description="Rows that cannot be used.")
     dry_run: bool = Field(description="Whether nothing was written.")
 
@@ -166,7 +168,7 @@ _Folder = Annotated[
         description="The asker's folder: a path that is not absolute is looked for below it and the watched folders."
     ),
 ]
-_New = Annotated[bool, Field(description="A class that the lab does not know becomes one.")]
+_New = Annotated[bool, Field(description="Accept a class that the lab does not know; it becomes one of its classes.")]
 
 
 @operation("label.set", LabelSet, role=Role.REVIEW)
@@ -175,7 +177,7 @@ def set_label(
     *,
     cell: _Cell,
     label: Annotated[Text, Field(description="The class, by any of its names.")],
-    who: Annotated[Text | None, Field(description="Who gives it, as they are to be named.")] = None,
+    who: Annotated[Text | None, Field(description="Name of the person who gives it.")] = None,
     new: _New = False,
     folder: _Folder = None,
 ) -> Iterator[Row]:
@@ -201,17 +203,18 @@ def import_labels(
     context: Context,
     *,
     rows: Annotated[list[ImportRow], Field(description="The list.", max_length=MOST_ROWS)],
-    dry_run: Annotated[bool, Field(description="Only say what would come of it.")] = False,
+    dry_run: Annotated[bool, Field(description="Only say what would change; nothing is written.")] = False,
     new: _New = False,
     folder: _Folder = None,
 ) -> Iterator[Row]:
     """Give many cells people's labels. All rows are checked before any is written.
 
-    Each row that cannot be used is told of, and the others are written. Where rows contradict each other, name two
-    cells, or lie in the future, the whole list is refused: nothing of it is written. It is written in parts, so that
-    the agent takes in files meanwhile; what is written stays, whatever happens to the asker. `label.imports` tells how
-    far a list is. The same list again changes nothing that is written, nor what people said since it was first
-    imported. The last row says what became of all.
+    A row that cannot be used is reported, and the others are written. The whole list is refused, and nothing of it is
+    written, where rows contradict each other, where a row may mean several cells, where its reviewer is empty, where it
+    holds a character that cannot be seen, or where its review lies in the future. The list is written in parts, so that
+    the agent can take in files meanwhile. What is written stays, whatever happens to the process that asked.
+    `label.imports` says how much of a list is written. The same list again changes no label that is written already,
+    nor any that people gave since the first import. The last row counts the outcomes.
     """
     checked = yield from rows_of(_checked(context, rows, new=new, folder=folder))
     yield from checked.problems
@@ -230,11 +233,11 @@ def import_labels(
             for start in range(0, len(reviews), _WRITTEN_AT_ONCE):
                 began = time.monotonic()
                 part = reviews[start : start + _WRITTEN_AT_ONCE]
-                if first is not None:  # what people said since then stays
+                if first is not None:  # labels that people gave since then stay
                     part = [replace(review, given_at=review.given_at or first) for review in part]
                 counts.update(context.store.reviews.give(part, in_list=number))
                 yield progress(min(start + _WRITTEN_AT_ONCE, len(reviews)), len(reviews), "labels written")
-                if context.jobs is not None:  # the agent: whoever waits to write cells comes first
+                if context.jobs is not None:  # in an agent, threads that wait to write cells come first
                     time.sleep(min(1.0, time.monotonic() - began))
     told = {name: counts[name] for name in ("changed", "same", "older")}
     yield {"rows": len(rows), **told, "unknown": refused + counts[None], "dry_run": dry_run}
@@ -244,9 +247,9 @@ def import_labels(
 def imports(
     context: Context,
     *,
-    limit: Annotated[Limit, Field(description="At most so many.")] = 20,
+    limit: Annotated[Limit, Field(description="How many lists at most.")] = 20,
 ) -> Iterator[Row]:
-    """List the lists that were imported, the last first, and how far each is."""
+    """List the lists that were imported, the last first, and how much of each is written."""
     for made in context.store.reviews.lists(limit):
         yield {
             "number": made.number,
@@ -304,7 +307,8 @@ def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterato
 
 @dataclass
 class _Checked:
-    """What checking a list gave. problems : of single rows.  contradictions : those for which the list is refused."""
+    """The result of checking a list. problems : of single rows.  contradictions : the problems for which the whole list
+    is refused."""
 
     reviews: list[Review] = field(default_factory=list)
     problems: list[Row] = field(default_factory=list)
@@ -312,7 +316,7 @@ class _Checked:
 
 
 def _checked(context: Context, rows: Sequence[ImportRow], *, new: bool, folder: str | None) -> Steps[_Checked]:
-    """Look all rows of a list up, and through, before any of it is written."""
+    """Look up the cells of all rows, and check every row, before any row is written."""
     classes, found = Classes(context), dict[str, str | LabrefError]()
     names = list(dict.fromkeys(name for row in rows for name in (row.cell_id, row.path) if name))
     for start in range(0, len(names), _LOOKED_UP_AT_ONCE):
@@ -346,8 +350,8 @@ class _ContradictionError(LabrefError):
 def _review(
     row: ImportRow, found: Mapping[str, str | LabrefError], classes: Classes, *, new: bool, latest: datetime
 ) -> Review:
-    """What a row says. Raises `_ContradictionError` or `SeveralCellsError` where its list cannot be trusted,
-    `LabrefError` where only the row cannot be used."""
+    """The review that a row gives. Raises `_ContradictionError` or `SeveralCellsError` where the whole list must be
+    refused, and `LabrefError` where only this row cannot be used."""
     for column, text in (("label", row.label), ("who", row.who), ("cell_id", row.cell_id), ("when", row.when)):
         if text is not None and (character := unprintable(text)) is not None:
             raise _ContradictionError(f"{column} {text!r} holds the character {character}, which cannot be seen")

@@ -115,9 +115,9 @@ class CheckSummary(Answer):
 class Fault(Answer):
     """One kind of fault."""
 
-    fault: str = Field(description="Which kind; `labref.operations.ledger.REMEDIES` lists them.")
+    fault: str = Field(description="The kind; `labref.operations.ledger.REMEDIES` lists all kinds.")
     count: int = Field(description="How often.")
-    examples: list[str] = Field(description="The first of them: cells, digests or paths, which can name a patient.")
+    examples: list[str] = Field(description="The first faults: cells, digests or paths, which can name a patient.")
     remedy: str = Field(description="What to do about it.")
 
 
@@ -132,7 +132,7 @@ class CheckedExport(Answer):
     """The files in the export folders."""
 
     on_disk: int = Field(description="Files found.")
-    with_outcome: int = Field(description="Those that have their outcome and look as they did then.")
+    with_outcome: int = Field(description="Those that have an outcome and have not changed since.")
     without_outcome: int = Field(description="Those without.")
     changed: int = Field(description="Those that changed since.")
     gone: int = Field(description="Files with an outcome that are no longer there.")
@@ -152,9 +152,9 @@ class CheckedImages(Answer):
 
 
 class CheckedLatents(Answer):
-    """The latents of some cells, chosen at random, made anew from their kept bytes."""
+    """The latents of some cells, chosen at random, computed again from their kept bytes."""
 
-    compared: int = Field(description="Cells whose latent was made anew.")
+    compared: int = Field(description="Cells whose latent was computed again.")
     largest: float | None = Field(
         description="The largest difference of a number from the stored one, among latents that are their cell's."
     )
@@ -167,7 +167,7 @@ class Checked(Answer):
     export: CheckedExport | None = Field(description="The files in the export folders.")
     images: CheckedImages | None = Field(description="The kept bytes of cells.")
     latents: CheckedLatents | None = Field(
-        description="Some cells' latents, made anew; also null where the active bundle cannot be used."
+        description="The latents of some cells, computed again; also null where the active bundle cannot be used."
     )
 
 
@@ -186,7 +186,7 @@ class LedgerCheck(Answer):
     summary: LedgerCounts | None = Field(description="How much the store holds.")
     checked: Checked | None = Field(description="What was looked at.")
     faults: list[Fault] = Field(description="What is wrong.")
-    repaired: dict[str, int] = Field(description="What was put right: how often each kind of fault.")
+    repaired: dict[str, int] = Field(description="How many faults of each kind were repaired.")
     seconds: float | None = Field(description="How long it took.")
 
 
@@ -198,9 +198,9 @@ def entries(
     path: Annotated[
         Text | None, Field(description="Only this file: its absolute path, as the ledger writes it.")
     ] = None,
-    limit: Annotated[Limit | None, Field(description="Only so many, the newest.")] = None,
+    limit: Annotated[Limit | None, Field(description="How many files at most; the newest are given.")] = None,
 ) -> Iterator[Row]:
-    """Say what became of every file found in the export folders: a row a file, oldest first."""
+    """Say what became of every file found in the export folders: a row for each file, the oldest first."""
     yield from map(ledger_json, context.store.ledger(path=path, outcome=outcome, limit=limit))
 
 
@@ -215,7 +215,7 @@ def check(
             "the digest of every kept image."
         ),
     ] = False,
-    repair: Annotated[bool, Field(description="Put right what can be, and prove it again.")] = False,
+    repair: Annotated[bool, Field(description="Repair what can be repaired, and check again.")] = False,
     digests: Annotated[
         bool,
         Field(
@@ -232,9 +232,10 @@ def check(
         ),
     ] = 100,
 ) -> Iterator[Row]:
-    """Prove that ledger, cells, kept bytes and embeddings are one.
+    """Check that ledger, cells, kept bytes and embeddings agree.
 
-    A row for each kind of fault, one for each kind that was put right, and last whether all is well.
+    There is a row for each kind of fault, a row for each kind that was repaired, and a last row that says whether all
+    is well.
     """
     started = time.perf_counter()
     found: dict[str, list[str]] = {}
@@ -276,7 +277,8 @@ def _examine(
 
 
 def _compare_export(context: Context, found: dict[str, list[str]], *, digests: bool) -> Generator[Row, None, Row]:
-    """Every file in the export folders has its outcome, and looks as it did then."""
+    """Compare the files in the export folders with the ledger: every file has its outcome, and has not changed
+    since."""
     lab, store = context.lab, context.store
     report, pace = ScanReport(), Pace()
     looked = 0
@@ -351,11 +353,12 @@ def _compare_bytes(
 
 
 def _compare_images(context: Context, found: dict[str, list[str]]) -> Generator[Row, None, Row]:
-    """Every cell has its original bytes, with the right digest, and all kept bytes are a cell's."""
+    """Compare kept bytes with cells: every cell has its original bytes, with the right digest, and all kept bytes
+    belong to a cell."""
     lab, store, pace = context.lab, context.store, Pace()
     total = store.counts().cells
     read = size = 0
-    few = store.digests() if total <= _FEW_CELLS else None  # of many cells a part at a time
+    few = store.digests() if total <= _FEW_CELLS else None  # the digests of many cells are read in parts
     faults: dict[str, list[str]] = {"image_missing": [], "image_damaged": [], "image_without_cell": []}
     for number in range(256):
         prefix = f"{number:02x}"
@@ -382,8 +385,8 @@ def _compare_images(context: Context, found: dict[str, list[str]]) -> Generator[
 def _compare_latents(
     context: Context, found: dict[str, list[str]], bundle: str, most: int
 ) -> Generator[Row, None, Row | None]:
-    """Cells chosen at random have the latent that the networks make of their kept bytes; None where the bundle cannot
-    be used, as `labref store check` says."""
+    """Compare latents of cells chosen at random with those that the networks compute from the kept bytes. None where
+    the bundle cannot be used, which `labref store check` reports."""
     store, pace = context.store, Pace()
     try:
         embedder = context.embedder()
@@ -398,11 +401,11 @@ def _compare_latents(
         stored = store.latents(list(part), bundle=bundle)
         crops = {}
         for cell_id in stored:
-            with contextlib.suppress(LabError, UnreadableImageError):  # told of as image_missing or image_damaged
+            with contextlib.suppress(LabError, UnreadableImageError):  # reported as image_missing or image_damaged
                 crops[cell_id] = context.lab.decoder.prepare(context.lab.read_image(part[cell_id].digest)).crop
         for cell_id, made in zip(crops, embedder.describe(list(crops.values())), strict=True):
             if made is None or not np.isfinite(stored[cell_id]).all():
-                continue  # told of as latent_not_finite, where it is stored so
+                continue  # a stored latent that is not finite is reported as latent_not_finite
             compared += 1
             difference = float(np.abs(made.latent - stored[cell_id]).max())
             if difference > allowed:
@@ -417,7 +420,7 @@ def _compare_latents(
 
 
 def _kept(lab: Lab, prefix: str) -> Iterator[str]:
-    """Names below images/<prefix>/, where they lie where `Lab.image_path` says; others by their path from images/."""
+    """The files below images/<prefix>/: by name where they lie at `Lab.image_path`, else by their path from images/."""
     top = lab.images / prefix
     if not top.is_dir():
         return
@@ -429,7 +432,8 @@ def _kept(lab: Lab, prefix: str) -> Iterator[str]:
 
 
 def _is_being_stored(context: Context, name: str) -> bool:
-    """Bytes are kept before their cell is stored: where an agent runs, fresh ones are no fault yet."""
+    """Whether kept bytes may belong to a cell that is being stored: bytes are kept before their cell is stored, so
+    fresh bytes are no fault while an agent runs."""
     if len(name) == 64 and context.store.has_digest(name) is not None:
         return True
     if context.jobs is None:
@@ -477,7 +481,7 @@ def _put_right(kind: str, count: int) -> Iterator[Row]:
 
 
 def _take_back(context: Context, digest: str) -> bool:
-    """Keep the bytes of a cell again, from a file in the export that still is the same."""
+    """Keep the bytes of a cell again, from a file in the export folders that has not changed."""
     lab, store = context.lab, context.store
     cell = store.cell(digest[:16])
     for path in dict.fromkeys([*store.paths(digest[:16]), *([] if cell is None else [cell.path])]):

@@ -73,7 +73,7 @@ class MapVersion(Answer):
 
 
 class MapState(Answer):
-    """The lab's map, and what goes on."""
+    """The state of the lab's map."""
 
     bundle: str = Field(description="Digest of the bundle in use.")
     map: MapVersion | None = Field(description="The map in use; null where there is none.")
@@ -84,7 +84,7 @@ class MapState(Answer):
     due: str | None = Field(description="Why a training is due; else null.")
     last: JobEnded | None = Field(description="How the agent's last training ended.")
     config: MapConfig = Field(description="Section [map] of labref.toml.")
-    fewest_cells: int = Field(description="With fewer cells no map is trained.")
+    fewest_cells: int = Field(description="A lab with fewer cells gets no map.")
 
 
 class MapCellRow(Answer):
@@ -119,14 +119,14 @@ class MapShown(Answer):
 
 
 class PlacesOnMap(Answer):
-    """Cells on the map: lists of one length, a place a cell."""
+    """Cells on the map, as lists of equal length: the entries at one index are of one cell."""
 
     cell_id: list[str] = Field(description="The cell.")
     label: list[str] = Field(description="Its class.")
     label_source: list[LabelSource] = Field(description="Who gave it.")
     predicted: list[str] = Field(description="The bundle's class.")
     slide: list[str | None] = Field(description="Its slide; it can name a patient.")
-    patient: list[str | None] = Field(description="Which of the patients asked for.")
+    patient: list[str | None] = Field(description="Its patient, as named in `patients`; null for cells of others.")
     row: list[int] = Field(description="Row of its node, from 0.")
     column: list[int] = Field(description="Column of its node, from 0.")
 
@@ -148,7 +148,7 @@ class ImageOnMap(Answer):
 
 
 class CellsOnMap(Answer):
-    """Some thousand cells, column by column: a place a cell, all lists of one length."""
+    """Some thousand cells, as lists of equal length: the entries at one index are of one cell."""
 
     cell_id: list[str] = Field(description="The cells.")
     node: list[int] = Field(description="Their nodes, row * columns + column.")
@@ -156,7 +156,7 @@ class CellsOnMap(Answer):
     label_source: list[LabelSource] = Field(description="Who gave these.")
     predicted: list[str] = Field(description="The classes that the bundle's networks give.")
     slide: list[str | None] = Field(description="Their slides; a name can identify a patient.")
-    patient: list[str | None] = Field(description="Which of the patients asked for they are of.")
+    patient: list[str | None] = Field(description="Their patients, as named in `patients`; null for cells of others.")
 
 
 class ClassOnMap(Answer):
@@ -164,7 +164,9 @@ class ClassOnMap(Answer):
 
     label: str | None = Field(description="The class; null for all together.")
     cells: int = Field(description="Its labelled cells.")
-    agree: float = Field(description="Share of them whose neighbourhood, itself left out, has most of their own class.")
+    agree: float = Field(
+        description="Share of these cells whose neighbours on the map are mostly of the cell's own class."
+    )
     mistaken_for: dict[str, int] = Field(description="The other classes, and how many cells lie among each.")
 
 
@@ -315,7 +317,7 @@ def suspects(
 ) -> Iterator[Row]:
     """List cells whose label disagrees with the labels about them on the map, most surprising first.
 
-    The same labels are doubted and believed. The surprise is that of `labref.som.suspicion`.
+    The labels that are judged are also the evidence. The surprise is that of `labref.som.suspicion`.
     """
     _, active = _active(context)
     labelled = _labelled(context, sources)
@@ -341,7 +343,8 @@ def suspects(
 
 @operation("map.classify", ClassOnMap, role=Role.VIEW)
 def classify(context: Context, *, sources: _Sources = None) -> Iterator[Row]:
-    """Say how well a cell's neighbourhood on the map tells its label. A row a class, largest first, and one for all."""
+    """Say how well a cell's neighbourhood on the map tells its label. There is a row for each class, the largest first,
+    and one for all."""
     _, active = _active(context)
     labelled = _labelled(context, sources)
     if not labelled:

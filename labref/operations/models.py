@@ -52,7 +52,7 @@ class ProgressSaid(Answer):
     """How far an operation is."""
 
     done: int = Field(description="How much is done.")
-    total: int = Field(description="Of how much; 0 where that is not known.")
+    total: int = Field(description="The total; 0 where it is not known.")
     text: str = Field(description="What is being done.")
     waits: bool = Field(
         default=False,
@@ -99,7 +99,7 @@ class JobRunning(Answer):
 
     name: str = Field(description="Which job.")
     done: int = Field(description="How much is done.")
-    total: int = Field(description="Of how much; 0 where that is not known.")
+    total: int = Field(description="The total; 0 where it is not known.")
     text: str = Field(description="What is being done.")
     started_at: str = Field(description="Since when, ISO 8601, UTC.")
 

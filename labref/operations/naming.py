@@ -68,7 +68,8 @@ def cell_named(context: Context, name: str, *, folder: str | None = None) -> str
 
 
 def id_of_cell(store: Store, text: str) -> str:
-    """The id that begins with `text`, which may be upper case; a whole id as it is, there being such a cell or not.
+    """The id that begins with `text`, in upper or lower case. A whole id is returned as it is, whether there is such a
+    cell or not.
 
     Raises `LabrefError` where no cell's id begins so, or those of several do.
     """
@@ -87,8 +88,8 @@ def id_of_cell(store: Store, text: str) -> str:
 def find_cells(
     context: Context, names: Iterable[str], *, folder: str | None = None
 ) -> dict[str, str | NoCellError | SeveralCellsError]:
-    """The id of each cell that is called by its id, by the path of one of its files, or by a beginning of its id that
-    no other cell's has; else what is wrong, to be raised.
+    """The id of the cell that each name means, or the error to raise where it means no cell, or several. A name is the
+    cell's id, a beginning of it that no other id has, or the path of one of the cell's files.
 
     A path is absolute, or below a watched folder, or below `folder`, where the asker is. Where no file is written so,
     it may differ in the Unicode form, in a `\\` for `/`, and, on a folder that tells no upper from lower case, in case.
@@ -123,12 +124,13 @@ def _as_written(name: str) -> str:
 
 
 def _slashes(name: str) -> str:
-    """A path written on Windows, elsewhere; empty where that changes nothing."""
+    """A Windows path with slashes for its backslashes, on another system; empty where that changes nothing."""
     return name.replace("\\", "/") if os.name != "nt" and "\\" in name else ""
 
 
 def _paths(name: str, bases: Sequence[Path]) -> list[str]:
-    """As which paths of the ledger a path may be meant."""
+    """The absolute paths that `name` may mean: below each of `bases`, or below the current folder where there are
+    none."""
     path = Path(path_from_text(name))
     with contextlib.suppress(RuntimeError):  # ~ of somebody who has no home here
         path = path.expanduser()
@@ -186,7 +188,7 @@ def _by_id(store: Store, text: str) -> str | SeveralCellsError | None:
 
 
 def _ignores_case(folder: Path) -> bool:
-    """Whether a folder's file system tells no upper from lower case: `A` and `a` are one name there."""
+    """Whether a folder's file system ignores case: `A` and `a` are one name there."""
     for part in (folder, *folder.parents):
         other = part.with_name(part.name.swapcase()) if part.name else part
         if other != part:
@@ -201,9 +203,10 @@ def _ignores_case(folder: Path) -> bool:
 
 
 def slide_key(context: Context, slide: str) -> str:
-    """What stands for a slide in addresses, 20 hexadecimal characters: its name can identify a patient.
+    """The key that stands for a slide in web addresses, 20 hexadecimal characters, because a slide's name can identify
+    a patient.
 
-    Without the lab's token it cannot be turned back, not even by trying names.
+    Without the lab's token nobody can find the name from the key, not even by trying names.
     """
     return hmac.new(
         context.lab.token().encode(), b"slide:" + slide.encode("utf-8", "surrogatepass"), "sha256"
@@ -245,8 +248,8 @@ class Classes:
         return label
 
     def _hint(self, name: str) -> str:
-        """Which class may be meant. Only one that is clearly nearest is proposed alone: a wrong one would be
-        believed."""
+        """A hint which class may be meant. A single class is proposed only where it is clearly the nearest, because
+        people believe a proposal."""
         key = name_key(name)
         keys = dict(self._names.known()) | {name_key(label): label for label in self._known}
         keys = {known: label for known, label in keys.items() if label in self._known}

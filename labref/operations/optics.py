@@ -1,5 +1,5 @@
-"""Background, focus and colour of each optics: measured of cells that were stored without, told in `labref status`, and
-when they drift."""
+"""Background, focus and colour of each analyser's cells: shown with their drift, and measured where cells were stored
+without them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 JOB: Final = "optics"
-"""Name of the agent's job that measures cells which were stored without."""
+"""Name of the agent's job that measures cells that were stored without measures."""
 _AT_ONCE: Final = 256
 _LEAST_SLICE_SECONDS: Final = 30.0
 
@@ -55,7 +55,7 @@ class OpticsWarning(Answer):
 
     measure: str = Field(description="Which measure.")
     than: Literal["past", "training"] = Field(
-        description="Off what: the lab's own past, or the cells that the bundle was trained on."
+        description="What it is far from: the lab's own past, or the cells that the bundle was trained on."
     )
     shift: float = Field(description="By how many robust standard deviations of single cells.")
 
@@ -80,7 +80,7 @@ class OpticsState(Answer):
 
 
 class Measured(Answer):
-    """What measuring came to."""
+    """The result of measuring."""
 
     measured: int = Field(description="Cells that were measured.")
 
@@ -100,7 +100,7 @@ def measure_all(context: Context) -> Iterator[Row]:
 
 
 def due(context: Context) -> Job | None:
-    """The agent's job, where cells are without measures: those of a lab that an older labref filled."""
+    """The agent's job where cells have no measures, as in a lab that an older labref filled; else None."""
     cells, measured = context.store.optics.counts()
     if measured >= cells or (context.jobs is not None and context.jobs.has(JOB)):
         return None

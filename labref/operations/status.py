@@ -95,7 +95,7 @@ class Status(Answer):
     watch: list[WatchedFolder] = Field(description="The watched folders.")
     agent: AgentStatus | None = Field(description="The running agent; null while none runs.")
     attention: list[str] = Field(
-        description="What somebody has to see to, each with what to do; while there is some, `labref status` exits 1."
+        description="Problems for somebody to solve, each with what to do. While there is one, `labref status` exits 1."
     )
 
 
@@ -120,7 +120,7 @@ def status(context: Context) -> Iterator[Row]:
 
 
 def _attention(found: Row, config_file: Path) -> Iterator[str]:
-    """What in a status somebody has to see to."""
+    """The problems in a status that somebody has to solve, each with what to do."""
     if found["provider"] == "none":
         yield (
             f"{found['provider_line']} Until then no cell is taken in and no question answered; or change to another "

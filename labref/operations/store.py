@@ -1,4 +1,4 @@
-"""`labref store`: is it sound, take it to a safe place, take it to other programs, let go of what is old."""
+"""`labref store`: check, back up and export the store, and remove old cells."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class BundleChecked(Answer):
 
 
 class StoreChecked(Answer):
-    """What checking the store came to."""
+    """The result of checking the store."""
 
     ok: bool = Field(description="Whether all is sound.")
     labref: str = Field(description="Version of labref.")
@@ -80,7 +80,7 @@ class StoreChecked(Answer):
 
 
 class BackedUp(Answer):
-    """What backing up came to."""
+    """The result of a backup."""
 
     ok: bool = Field(description="Whether nothing is missing.")
     target: str = Field(description="Where the backup is.")
@@ -91,7 +91,7 @@ class BackedUp(Answer):
 
 
 class Exported(Answer):
-    """What exporting came to."""
+    """The result of an export."""
 
     target: str = Field(description="The file.")
     cells: int = Field(description="Cells in it.")
@@ -121,14 +121,14 @@ class CellsDue(Answer):
     """How many cells would go."""
 
     due: int = Field(description="All of them, in the days to come.")
-    now: int = Field(description="So many of them at once: no more than may go in a day.")
+    now: int = Field(description="Those that would go at once: no more than may go in a day.")
     not_counted: list[Jump] = Field(description="Steps of the clock that are not counted as time, the last ones.")
 
 
 class CellsRemoved(Answer):
-    """How many cells went."""
+    """How many cells were removed."""
 
-    removed: int = Field(description="So many were moved to the trash.")
+    removed: int = Field(description="Cells that were moved to the trash.")
 
 
 class CellInTrash(Answer):
@@ -140,7 +140,9 @@ class CellInTrash(Answer):
     analyser: str | None = Field(description="Its analyser.")
     reason: str = Field(description="Why it was removed, as the ledger says it.")
     removed_at: datetime = Field(description="When, UTC.")
-    days_left: float = Field(description="For so many days, of those that the lab sees pass, it can be brought back.")
+    days_left: float = Field(
+        description="How many more days it can be brought back; only days that the lab sees pass count."
+    )
     bytes: int = Field(description="Size of its kept bytes.")
 
 
@@ -152,9 +154,9 @@ class BroughtBack(Answer):
 
 
 class TrashEmptied(Answer):
-    """What emptying the trash came to."""
+    """The result of emptying the trash."""
 
-    removed: int = Field(description="So many cells are gone for good.")
+    removed: int = Field(description="Cells that were deleted for good.")
 
 
 @operation("store.check", Progress, StoreChecked)
@@ -189,7 +191,7 @@ def check(context: Context) -> Iterator[Row]:
         except BundleError as error:
             state, problem = ("damaged" if (lab.bundles / known.digest[:12]).exists() else "missing"), str(error)
         bundles.append({"digest": known.digest, "active": known.digest == active, "state": state, "problem": problem})
-    # a bundle that no longer answers may have been removed; one that answers may not
+    # a bundle that is not active may have been removed; the active one may not
     sound = all(
         bundle["state"] == "sound" or (bundle["state"] == "missing" and not bundle["active"]) for bundle in bundles
     )
@@ -245,7 +247,7 @@ def export(
     names = ClassNames(labels, context.lab.config.watch.labels)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # the file too is made in there: it is nobody else's until it is whole, and no name of the user's is taken
+        # the file is made in there as well: nobody else sees it before it is whole, and it takes no name of the user's
         with tempfile.TemporaryDirectory(prefix=".labref-export-", dir=path.parent) as scratch:
             part = Path(scratch) / "cells"
             with context.store.exporting(Path(scratch) / "thumbnails") as rows:
@@ -278,7 +280,7 @@ def export(
 
 
 def _thumbnails(context: Context, rows: Export, pixels: int) -> Iterator[tuple[int, int]]:
-    """Make and add them; yields how many cells are done and how many have none, every second."""
+    """Make the thumbnails and add them. Yields every second how many cells are done, and how many of them have none."""
     pace, without, done = Pace(), 0, 0
     made: list[tuple[str, bytes, str]] = []
     for digest in rows.digests():
@@ -342,7 +344,8 @@ def retain(
 
 @operation("store.trash", CellInTrash)
 def trash(context: Context) -> Iterator[Row]:
-    """Say which cells retention removed and can be brought back: a row a cell, those first that were removed first."""
+    """List the cells that retention removed and that can be brought back: a row for each cell, the first removed
+    first."""
     for cell in context.store.trash.cells(context.lab.config.retention.trash_days):
         yield {
             "cell_id": cell.cell_id,
@@ -405,7 +408,7 @@ def _in_trash(name: str, there: Collection[str]) -> str:
 
 @operation("store.empty_trash", Progress, TrashEmptied)
 def empty_trash(context: Context) -> Iterator[Row]:
-    """Let go for good of all cells in the trash, with their kept bytes, so that the disk has their room."""
+    """Delete all cells in the trash for good, with their kept bytes, which frees their room on the disk."""
     yield from retention.UPKEEP.take("the trash is emptied")
     try:
         removed = retention.empty_trash(context.lab, context.store)

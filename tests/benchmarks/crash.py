@@ -144,7 +144,7 @@ def _prepare(folder: Path) -> None:
 
 
 class _Life:
-    """One lab from its making, with the files that its analyser exports."""
+    """One lab, from its making to its deletion, with the files that its analyser exports."""
 
     def __init__(self, folder: Path, files: list[str], rng: random.Random) -> None:
         self.pool, self.rng = folder / "images", rng

@@ -105,7 +105,7 @@ def prepare_numbers(images: Path, bundles: list[Path], folder: Path) -> None:
 
 @contextmanager
 def _context(life: Path) -> Iterator[Context]:
-    """The lab of this life, its store open, its networks the known numbers."""
+    """The lab in this process: its store is open, and its networks return the numbers computed before."""
     lab = _lab(life)
     with lab.open_store() as store:
 
@@ -323,7 +323,7 @@ def check(life: Path, done: str, then: Counts) -> list[str]:
 
 
 def whole_backup(life: Path) -> None:
-    """Raise where the backup that was there before one was killed is no longer whole."""
+    """Raise where the earlier backup is no longer whole after a later backup was killed."""
     if (life / "backup" / "backup.json").exists():
         with backup.Backup.open(life / "backup") as found, _drained(found.verify()):
             pass
@@ -360,7 +360,8 @@ def _wrong_upgrades(life: Path) -> Iterator[str]:
 
 
 def main(life: Path, what: str, scenario: str) -> tuple[int, Any]:
-    """Do one thing here: exit code 0 done, 1 failed and said so; and what is to be told."""
+    """Do one thing in this process. Returns the exit code, 0 where it is done and 1 where it failed with an error of
+    labref, and what is to be told: the error, or the faults found."""
     chosen = SCENARIOS[scenario]
     if what == "before" and chosen.before is not None:
         chosen.before(life)

@@ -2,26 +2,34 @@
 thesis' rule.
 
     python -m tests.benchmarks.duplicates --json
-    python -m tests.benchmarks.duplicates --json --sheet pairs.png      every reported pair but identical files, to look
-    at
+    python -m tests.benchmarks.duplicates --json --sheet pairs.png
 
-Real cells of ../shared/data. Three things are measured in one run:
+The sheet shows every reported pair, except identical files, for a person to look at.
 
-`pairs`: every pair of all cells (class or optics do not matter) through the very stages of an ingest: fingerprints,
-then registration of the candidates. By verdict, and for each the lowest score; `highest_different`: the most alike pair
-that is called different, though its pictures' middles lie where they should. Whether a reported pair is one cell is for
-a person to say: look at the sheet. `recaptures`: cells captured again, simulated: `mild` with shift up to 4 px, gain ±5
-% a channel, blur 0.7 px, JPEG 90; `strong` with 8 px, ±8 %, 1 px, ±1° of rotation. Shares that are `duplicate` and
-`duplicate_or_possible` of the cell they were made from; `candidate`: that the search finds it at all,
-`candidate_by_fingerprint`: without landmarks, as in a lab with much that came in between. --edge: what stands where the
-image was shifted from, nearest or black. `neighbours`: fields with two cells of pbc, 60 to 130 px apart (the darker
-pixel of two pictures), of which a picture was taken around each cell. `ruling`: shares by verdict of the two pictures
-alone; `end_to_end`: when one is stored, among those of all other fields, and the other comes; `not_compared`: the
-search did not bring them together. Once as two pieces of one capture (`one_capture`), once captured apart with changes
+Real cells of ../shared/data. One run measures:
+
+`pairs`: every pair of all cells, of any class and optics, through the stages of an ingest: fingerprints, then
+registration of the candidates. Counts by verdict, and the lowest score of each. `highest_different`: the most alike
+pair that is called different although the middles of its pictures lie where they should. Only a person can say whether
+a reported pair is one cell: see the sheet.
+
+`recaptures`: simulated captures of the same cells. `mild`: shift up to 4 px, gain ±5 % for each channel, blur 0.7 px,
+JPEG 90. `strong`: 8 px, ±8 %, 1 px, ±1° of rotation. Shares that are called `duplicate` and `duplicate_or_possible` of
+the cell that they were made from. `candidate`: the share that the search finds at all. `candidate_by_fingerprint`: the
+share that it finds without landmarks, as in a lab where many cells came in between. --edge: what fills the border that
+a shift leaves, the nearest pixels or black.
+
+`neighbours`: fields with two cells of pbc, 60 to 130 px apart; of two pictures laid over each other, the darker pixel
+is taken. A picture is taken around each cell. `ruling`: shares by verdict of the two pictures alone. `end_to_end`: the
+same where one is stored among those of all other fields, and then the other comes. `not_compared`: the search did not
+bring them together. Each is measured for two pieces of one capture (`one_capture`), and for two captures with changes
 as in `mild` (`captured_apart`).
-`thesis`: average hash, same class, Hamming < 2 duplicate, up to 3 by hand (section 4.2), on the same cells and
-recaptures. `look_up`: candidates for one cell among `cells` made-up fingerprints, milliseconds; `cpu_`: of the thread's
-own time, which what else the computer does (`load`) does not lengthen.
+
+`thesis`: its rule, on the same cells and recaptures: average hash and same class; a Hamming distance below 2 is a
+duplicate, up to 3 is judged by hand (section 4.2).
+
+`look_up`: milliseconds to find the candidates of one cell among `cells` made-up fingerprints. `cpu_`: the thread's own
+CPU time, which other work on the computer (`load`) does not lengthen.
 """
 
 from __future__ import annotations
@@ -75,7 +83,7 @@ KINDS: Final = {"mild": Recapture(4, 0.05, 0.7, 0), "strong": Recapture(8, 0.08,
 
 @dataclass(frozen=True)
 class Seen:
-    """What a cell is compared by."""
+    """The fingerprints, landmarks and picture by which a cell is compared."""
 
     path: Path | None
     digest: str
@@ -348,7 +356,7 @@ def measure_look_up(cells: int, queries: int, marks: Sequence[Sequence[Fingerpri
 
 
 def draw(cells: Sequence[Seen], reported: Sequence[tuple[int, int, Alignment]], out: Path) -> None:
-    """A sheet of the reported pairs, least alike first: those are to be looked at."""
+    """A sheet of the reported pairs, least alike first, because those need a person's look most."""
     tiles = []
     for i, j, found in sorted(reported, key=lambda pair: pair[2].score)[:_MOST_ON_SHEET]:
         for cell, second in ((cells[i], str(ruling(found, DEFAULTS))), (cells[j], f"agree to {found.score:.3f}")):
@@ -371,7 +379,7 @@ def measure(
     threads: int = 2,
     sheet: Path | None = None,
 ) -> dict[str, Any]:
-    """All of it; see this module."""
+    """Measure everything that this module's docstring describes."""
     with ThreadPoolExecutor(threads) as pool:
         files = files_of(data, limit)
         note(f"{len(files):,} images are prepared")

@@ -1,16 +1,16 @@
-"""Does the agent keep up with the networks: `python -m tests.benchmarks.ingest --json`.
+"""Whether the agent keeps up with the networks: `python -m tests.benchmarks.ingest --json`.
 
-Two ways to embed the same cells, in turn, `--repeats` times in one run, each as the median of its cells per second:
+The same cells are embedded in two ways, in turn, `--repeats` times in one run. The figure of each way is the median of
+its cells per second:
 
-- bare ONNX Runtime: the bundle's two graphs, fed crops that lie ready in memory, in the batch size that is fastest
-here;
+- bare ONNX Runtime: the bundle's two graphs, fed with crops that are ready in memory, in the batch size that is fastest
+  on this computer;
 - the agent: `labref agent --once` in a process of its own and a new lab, over the files: scan, read, digest, decode,
-crop, hash,
-  embed, duplicate verdict, original bytes kept and flushed to the disk, transactions committed.
+  crop, hash, embed, duplicate verdict, original bytes kept and flushed to the disk, transactions committed.
 
-Of neither the start of the process counts: ONNX Runtime's graphs are loaded before its clock starts, and the agent's is
-the clock of its pass, which begins when the store is open and ends when all is committed; the agent loads its graphs
-within it. The figures also hold the agent's speed with its whole process counted.
+The start of the process counts for neither. ONNX Runtime's graphs are loaded before its clock starts. The agent's clock
+is that of its pass: it starts when the store is open and ends when all is committed, and the agent loads its graphs
+within it. The figures also hold the agent's speed over its whole process.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _never(*_: object) -> NoReturn:
 
 
 class _Ingest:
-    """Stores cells, one at a time, in a thread. took : seconds of each."""
+    """Stores cells, one at a time, in a thread. took : seconds that each cell took."""
 
     def __init__(self, store: Store, bundle: str, cells: list[NewCell]) -> None:
         self.took: list[float] = []

@@ -1,12 +1,11 @@
-"""Does training the map hold the agent up: `python -m tests.benchmarks.map --json`.
+"""Whether training the map slows the agent down: `python -m tests.benchmarks.map --json`.
 
 A lab gets `--cells` made-up cells (latents of a mixture of 12 clusters), so that its map has as many nodes as the
-thesis recommends. Its agent runs in a process of its own, watching an empty export folder. Then, `--rounds` times in
-turn, `--files` real cells (else drawn ones) are copied into the folder while the agent does nothing else, and again as
-many while it trains the map from the start; each time the clock runs from when
-the agent has the first of them in hand until the last is embedded. Trainings follow each other until the cells are in.
-Queries, references by map, are asked one after the other, at rest, while it trains, and while it trains and takes cells
-in.
+thesis recommends. Its agent runs in a process of its own and watches an empty export folder. `--rounds` times in turn,
+`--files` real cells (else drawn ones) are copied into the folder while the agent does nothing else, and as many again
+while it trains the map from the start. Each time the clock runs from the moment when the agent takes the first of them
+until the last is embedded. Trainings follow each other until all cells are embedded. Queries for references by map are
+asked one after the other: at rest, while the agent trains, and while it trains and takes in cells.
 """
 
 from __future__ import annotations

@@ -96,7 +96,8 @@ def distances(moved: Sequence[float]) -> dict[str, Any]:
 def measure(
     data: Path, *, cells: int, seed: int, bundle: Path | None, fields: int, threads: int, sheet: Path | None
 ) -> dict[str, Any]:
-    """All of it; see this module. cells : at most so many of each kind.  bundle : None measures no precision."""
+    """Measure everything that this module's docstring describes. cells : the most of each kind.  bundle : None measures
+    no precision."""
     pbc = data / "pbc"
     split = make_split(list_images(pbc), holdout=0.2, validation=0.0)
     items = judged(split.holdout)

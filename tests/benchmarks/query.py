@@ -150,7 +150,7 @@ class NumPyScan:
 
 
 def measure(folder: Path, kind: str, cells: int, size: int, queries: int) -> dict[str, Any]:
-    """Build, ask, and return the fields described above."""
+    """Make the store, ask the queries, and return the fields that this module's docstring describes."""
     path = folder / "store.duckdb"
     started = time.perf_counter()
     build(path, kind, cells, size)

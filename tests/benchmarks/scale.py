@@ -1,20 +1,18 @@
 """What people wait for in a lab of a million cells: `python -m tests.benchmarks.scale --json`.
 
-A lab is made with the starter bundle and made-up cells in its space (no images: what reads kept bytes is measured by
-itself, on as many as --images). Then, in this order:
+A lab is made with the starter bundle and made-up cells in its space. They have no images: the reading of kept bytes is
+measured apart, on --images files. Then, in this order:
 
 agent           a real `labref agent` is started: seconds until it is ready, and until it has answered its first query
-with
-                an image, embedded and searched; memory (RSS, MB) after ten; ended again
+                with an image, embedded and searched; memory (RSS, MB) after ten queries; then the agent is ended
 check           `labref ledger --check --quick`: seconds until the store's own summary, and until the end
 store_check     `labref store check`: every block read
-query           references for a latent (search, spread, novelty, rows), without inference: alone, while cells are
-recorded as fast
-                as a microscope delivers (--rate cells a second), and while they are recorded as fast as the store takes
-                them
-record          milliseconds a cell, in batches of 32, beside those queries, and alone
-digests         kept images read and compared with their digests, a second
-backup          seconds to copy the store, and all its values compared, while it is open
+query           references for a latent (search, spread, novelty, rows), without inference: alone; while cells are
+                recorded as fast as a microscope delivers (--rate cells a second); and while they are recorded as fast
+                as the store takes them
+record          milliseconds for each cell, in batches of 32, beside those queries and alone
+digests         kept images per second that are read and compared with their digests
+backup          seconds to copy the store while it is open, and to compare all values of the copy
 """
 
 from __future__ import annotations
@@ -149,8 +147,9 @@ def _checks(lab: Lab, store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @contextlib.contextmanager
 def _recording(store: Store, bundle: Bundle, rate: float | None) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Record new cells in a thread until the block ends; what it gives says how that went. rate : cells a second; None
-    all it takes."""
+    """Record new cells in a thread until the block ends. The block gets a function that returns how many cells were
+    recorded, the mean milliseconds for each, and the longest for a batch. rate : cells per second; None for as many as
+    the store takes."""
     ended = threading.Event()
     took: list[float] = []
     manifest = bundle.manifest

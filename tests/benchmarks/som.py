@@ -1,14 +1,13 @@
 """The map against MiniSom, on real latents: `python -m tests.benchmarks.som --json`.
 
-- `seconds`: a map of `--side` squared nodes, trained on real latents repeated with noise up to `--cells`; the median of
-`--repeats`.
-- `speedup_over_minisom`: seconds of one MiniSom step at that size, measured in turn with the trainings, × 500 steps a
-node (the
-  thesis, 4.5), over `seconds`. `speedup_by_cpu`: the same of CPU seconds, which other work on the computer disturbs
-  less.
-- `equal_terms`: both on plain real latents, the same size, the same final radius; MiniSom is given ten times our time.
-- `warm`: after 5 % more cells, from the last map; how far the old cells moved, and how far a training anew would have
-moved them.
+- `seconds`: to train a map of `--side` squared nodes on real latents, repeated with noise up to `--cells`; the median
+  of `--repeats`.
+- `speedup_over_minisom`: seconds of one MiniSom step at that size, measured in turn with the trainings, × 500 steps for
+  each node (the thesis, 4.5), divided by `seconds`. `speedup_by_cpu`: the same in CPU seconds, which other work on the
+  computer disturbs less.
+- `equal_terms`: both on plain real latents, with the same size and final radius; MiniSom is given ten times our time.
+- `warm`: training from the last map after 5 % more cells came: how far the earlier cells moved, and how far they would
+  have moved in a training from the start.
 - `memory_mib`: the most the process grew while it trained.
 - `mislabels`: 2 % of labels are changed; how many of those are among the first 4 % of suspects. `chance` is 4 %.
 - `svomen`: the automatic SVOMEN (training.measure.triplets) of the latent space and of the map of plain real latents.
@@ -85,8 +84,8 @@ def tiled(latents: Floats, cells: int, *, seed: int) -> Floats:
 
 @contextmanager
 def _growth() -> Iterator[list[float]]:
-    """Most MiB by which this process grows in the block, in the list's only element once it ends; looked at every 5
-    ms."""
+    """The most MiB by which this process grows in the block, measured every 5 ms. It is the list's only element once
+    the block ends."""
     process = psutil.Process()
     before = most = process.memory_info().rss
     ended = threading.Event()

@@ -231,7 +231,7 @@ def adopt(
 def overlook(
     run: Annotated[Path, typer.Argument(help="Folder of a trained or adopted run; it is only read.")],
     new: Annotated[Path, typer.Option("--run", help="Folder of the run to make.")],
-    cells: Annotated[int, typer.Option(help="So many of the cells trained on are laid beside others.")] = 3000,
+    cells: Annotated[int, typer.Option(help="How many of the cells trained on get neighbours.")] = 3000,
     data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
 ) -> None:
     """Teach a run's encoder to overlook what neighbours leave in a crop: about as long as embedding twice as many

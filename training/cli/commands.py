@@ -140,9 +140,9 @@ def folds(
     """Choose settings by cross-validation over the cells that a run trains on; those it holds out are not looked at.
 
     Each fold trains the whole network from scratch, and a VAE for each row: make them small, as `--set
-    classifier.input_size=64
-    --set classifier.width=0.25 --set classifier.epochs=4`, which the table then says. Rows that are done are kept, so
-    the same command goes on after a stop, and later ones add rows; `python -m training report` shows them.
+    classifier.input_size=64 --set classifier.width=0.25 --set classifier.epochs=4`, which the table then says. Rows
+    that are done are kept, so the same command goes on after a stop, and later ones add rows; `python -m training
+    report` shows them.
 
     JSON: `folds`, `size`, `split`, `command`, `rows` [{`row`, `cells`, `done`, `precision_at_8` {`macro`, `micro`},
     `share_of_the_way`, `accuracy`, `won` {`micro`, `share_of_the_way`}}], estimates over the cells of all folds.

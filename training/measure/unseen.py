@@ -49,7 +49,8 @@ VARIANTS: dict[str, Variant] = {
 def leave_out(
     run: Run, left: Sequence[str], variants: Sequence[str], settings: Sequence[str], progress: Progress
 ) -> list[dict[str, Any]]:
-    """For each variant and each domain of `left`: train on all the others, measure on it; returns all that is there.
+    """For each variant and each domain of `left`: train on all other domains and measure on this one. Returns the
+    figures of all finished rows.
 
     The domains are those of the run and those of `left`, folders among the run's images. Rows lie in
     `RUN/unseen/<variant>-<left>/` and are kept, so the same call goes on after a stop. Raises ValueError for an unknown

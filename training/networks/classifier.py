@@ -61,7 +61,8 @@ def predict(
 class _Checkpoint(keras.callbacks.Callback):
     """Writes model, optimiser and place within the epoch every few minutes, so that a stop costs at most that.
 
-    left : steps to the end of training, where this is the first epoch: after a few steps it says how long they take.
+    left : steps to the end of training, or None. Where it is given, a message after a few steps says how long they will
+    take.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class _Checkpoint(keras.callbacks.Callback):
         self.first, self.began = first_step, self.last
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Count, show, and write when it is time."""
+        """Count the step, show the losses, and write a checkpoint when it is time."""
         self.done += 1
         values = logs or {}
         self.progress.update(

@@ -43,8 +43,8 @@ class Graph:
         }
 
     def maker(self, value: str, *kinds: str, through: frozenset[str] = frozenset()) -> Any:
-        """The node of one of `kinds` that makes `value`, but for layout and operators of `through` (their first
-        inputs)."""
+        """The node of one of `kinds` that makes `value`. Operators of layout, and those of `through`, are skipped: the
+        search follows their first input."""
         node = self.makers.get(value)
         while node is not None and node.op_type not in kinds and node.op_type in _LAID_OUT | through:
             node = self.makers.get(node.input[0])
@@ -56,7 +56,7 @@ class Graph:
         return node
 
     def kind(self, value: str) -> str:
-        """Operator that makes `value`, but for layout; empty for an input."""
+        """The operator that makes `value`; operators of layout are skipped. Empty for an input of the graph."""
         node = self.makers.get(value)
         while node is not None and node.op_type in _LAID_OUT:
             node = self.makers.get(node.input[0])
@@ -70,8 +70,9 @@ class Graph:
         return np.asarray(found, np.float32)
 
     def peel(self, value: str, kind: str, size: int, neutral: float) -> tuple[str, NDArray[np.float32]]:
-        """What `kind` (Add, Sub, Mul) was done to with a vector float32[size], and that vector; `value` itself and
-        `neutral` where it was not done, as tf2onnx leaves out what changes nothing."""
+        """The input of the operator `kind` (Add, Sub, Mul) that makes `value` with a vector, and that vector
+        float32[size]. Where there is no such operator, `value` itself and `neutral`: tf2onnx leaves out an operator
+        that changes nothing."""
         node = self.makers.get(value)
         if node is not None and node.op_type == kind:
             for place in (1, 0):
