@@ -39,6 +39,8 @@ SLOW = {
     "test_no_tracebacks",
     "test_optics",
     "test_pages",
+    "test_browser_cell",
+    "test_pages_cell",
     "test_references",
     "test_report",
     "test_retention",

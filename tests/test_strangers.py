@@ -23,6 +23,7 @@ from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.lab.log import Log
+from labref.lab.pictures import Pictures
 from labref.progress import Row
 from labref.web import client, connections
 from labref.web.application import Answers, Server, make_app
@@ -62,7 +63,12 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     log: Log = _NoLog()  # type: ignore[assignment]
     nobody = Entrance(sign_in=lambda *_: None, signed_in=lambda _: None, sign_out=lambda _: None)
     answers = Answers(
-        perform=perform, image=lambda _: None, healthy=lambda: "ok", proof=lambda *_: None, entrance=nobody
+        perform=perform,
+        image=lambda _: None,
+        healthy=lambda: "ok",
+        proof=lambda *_: None,
+        entrance=nobody,
+        pictures=Pictures(None, lambda _: False),  # type: ignore[arg-type]
     )
     with Server(make_app(answers, Metrics(), token=TOKEN, max_bytes=1_000_000, log=log), 0) as server:
         yield server.port

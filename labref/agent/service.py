@@ -39,6 +39,7 @@ from labref.export.watch import Watcher
 from labref.files import new_files
 from labref.lab import Lab
 from labref.lab.log import Log, open_log
+from labref.lab.pictures import Pictures
 from labref.lab.presence import OwnFolder
 from labref.operations import perform
 from labref.operations.naming import NoCellError, id_of_cell
@@ -756,6 +757,7 @@ class _Agent:
             healthy=self._healthy,
             proof=lambda nonce, mark: self._own_folder.proofs(self._lab.token(), nonce, mark),
             entrance=entrance,
+            pictures=Pictures(self._lab, lambda cell: bool(self._store.labelled([cell]))),
         )
         app = make_app(
             answers,

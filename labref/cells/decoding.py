@@ -273,6 +273,10 @@ class Decoder:
         """See `labref.cells.sameness.seen`."""
         return cast("View", self._run("view", data))
 
+    def show(self, data: bytes, view: str) -> bytes:
+        """A picture for a browser, JPEG or PNG. view : a name in `labref.cells.display.RENDERERS`."""
+        return cast("bytes", self._run(f"show {view}", data))
+
     def warm(self) -> None:
         """Have a process started, without waiting for it, where there is none yet."""
         with self._changed:

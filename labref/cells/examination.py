@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.cells.display import RENDERERS
 from labref.cells.image import U8, CellImage, decode, prepare, prepare_pixels, require_content
 from labref.cells.optics import measure
 from labref.cells.registration import View, view
@@ -73,5 +74,6 @@ TASKS: Final[dict[str, Callable[[bytes, int], Any]]] = {
     "examine": _examine,
     "search": _search,
     "view": _view,
+    **{f"show {name}": renderer for name, renderer in RENDERERS.items()},
 }
 """By name: (bytes of a file, most pixels) → what is made of them. Each raises `UnreadableImageError`."""

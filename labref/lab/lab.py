@@ -9,6 +9,7 @@ LAB/token                         secret of this lab's agent, readable by its ow
 LAB/agent.json                    where the running agent listens; gone when none runs
 LAB/logs/proven.json              which bundles this computer was seen to run rightly (labref.bundles.proof)
 LAB/logs/labref.log               JSON lines, rotated
+LAB/thumbnails/<ab>/              small pictures for pages, made again where they are missing (labref.lab.pictures)
 
 All of it is for its owner alone, or for its group where labref.toml says so (labref.files).
 """
@@ -46,7 +47,7 @@ __all__ = ["Lab", "absolute", "new_token"]
 _CONFIG = "labref.toml"
 _STORE = "store.duckdb"
 _INCOMING = ".incoming"  # inside images/: bytes on their way to their name
-_OWN_NAMES = (_CONFIG, _STORE, "images", "bundles", "maps", "logs", "token", "agent.json")
+_OWN_NAMES = (_CONFIG, _STORE, "images", "bundles", "maps", "logs", "thumbnails", "token", "agent.json")
 _CELL_ID = re.compile(r"[0-9a-f]{16}")
 _sequence = itertools.count()
 
@@ -164,6 +165,11 @@ class Lab:
     def log_file(self) -> Path:
         """LAB/logs/labref.log, JSON lines."""
         return self.folder / "logs" / "labref.log"
+
+    @property
+    def thumbnails(self) -> Path:
+        """LAB/thumbnails, small pictures for pages; it may be deleted at any time."""
+        return self.folder / "thumbnails"
 
     @property
     def agent_file(self) -> Path:
@@ -365,7 +371,7 @@ class Lab:
 
     def own_folders(self) -> Iterator[Path]:
         """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
-        yield from (self.images, self.bundles, self.folder / "logs")
+        yield from (self.images, self.bundles, self.folder / "logs", self.thumbnails)
 
 
 def _holds_others(folder: Path, watched: Iterable[Path]) -> bool:
@@ -419,7 +425,7 @@ def _watchable(path: Path, lab_folder: Path) -> Path:
         what = "is no folder" if os.path.exists(path) else "does not exist, or cannot be reached"  # noqa: PTH110
         raise LabError(f"the folder to watch, {path}, {what}. Make it first, or correct --watch.")
     real, lab_real = path.resolve(), lab_folder.resolve()
-    own = [lab_real, *(lab_real / name for name in ("images", "bundles", "logs"))]
+    own = [lab_real, *(lab_real / name for name in ("images", "bundles", "logs", "thumbnails"))]
     if real in own:
         raise LabError(f"{path} is the lab's own folder and cannot be watched. Choose the analyser's export folder.")
     return path

@@ -71,7 +71,7 @@ _SPARE: Final = "123456789z0"
 @operation("classes.list", CellClass, role=Role.VIEW)
 def list_(context: Context) -> Iterator[Row]:
     """List the classes that cells of this lab can be given, with the key of each."""
-    counts = context.store.counts().by_label
+    counts = context.store.label_counts()
     taken: set[str] = set()
     spare = iter(_SPARE)
     rows: list[Row] = []

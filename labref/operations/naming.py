@@ -222,7 +222,7 @@ class Classes:
         bundle = next(bundle for bundle in store.bundles() if bundle.digest == active)
         own = context.lab.config.watch.labels
         self._names = ClassNames(bundle.labels, own)
-        self._known = {*bundle.labels, *own.values(), *store.counts().by_label}
+        self._known = {*bundle.labels, *own.values(), *store.label_counts()}
 
     def all(self) -> set[str]:
         """The labels that a cell can be given without `new`."""

@@ -6,15 +6,14 @@ the font built into Pillow. A character that no font has is set without its acce
 
 from __future__ import annotations
 
-import colorsys
-import hashlib
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont
+
+from labref.pictures.colours import colour_of
 
 __all__ = ["INK", "LINE", "PAPER", "SOFT", "Page", "class_colour", "faces", "fit", "length"]
 
@@ -23,31 +22,10 @@ INK: Final = "#1b1f24"
 SOFT: Final = "#5d6670"
 LINE: Final = "#d5dade"
 
-_COLOURS: Final[Mapping[str, str]] = {
-    "basophil": "#4b3fa0",
-    "eosinophil": "#d9573c",
-    "erythroblast": "#8c4a3a",
-    "ig": "#b3418c",
-    "lymphocyte": "#2f8f4e",
-    "monocyte": "#c79a17",
-    "neutrophil": "#3b78c4",
-    "platelet": "#4fb3bf",
-    "blast": "#222b35",
-    "promyelocyte": "#7d5ba6",
-    "segmented_neutrophil": "#3b78c4",
-    "segmented neutrophils": "#3b78c4",
-    "band neutrophils": "#7ba7dd",
-}
-
 
 def class_colour(label: str) -> str:
-    """The colour of a class, "#rrggbb". It is the same in every picture, and every name has one."""
-    listed = _COLOURS.get(label.casefold())
-    if listed is not None:
-        return listed
-    seed = hashlib.sha256(label.casefold().encode()).digest()
-    r, g, b = colorsys.hls_to_rgb(seed[0] / 256, 0.36 + seed[1] / 256 * 0.2, 0.42 + seed[2] / 256 * 0.3)
-    return f"#{round(r * 255):02x}{round(g * 255):02x}{round(b * 255):02x}"
+    """The colour of a class in pictures on paper, "#rrggbb"; see `labref.pictures.colours`."""
+    return colour_of(label).light
 
 
 @dataclass

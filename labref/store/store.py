@@ -641,6 +641,13 @@ class Store:
         found = self._in_memory().labels.of([id_to_int(cell_id) for cell_id in ids])
         return {cell_id: label for cell_id, label in zip(ids, found, strict=True) if label is not None}
 
+    def label_counts(self) -> dict[str, int]:
+        """How many cells carry each label; from memory."""
+        counts: dict[str, int] = {}
+        for (label, _), number in self._in_memory().labels.counts().items():
+            counts[label] = counts.get(label, 0) + number
+        return counts
+
     def given_classes(self) -> set[str]:
         """The classes that people or the analyser gave to cells; from memory."""
         return {label for label, source in list(self._in_memory().labels.values) if source is not LabelSource.PREDICTED}

@@ -11,6 +11,7 @@ from typing import Final
 
 from labref.failpoints import failpoint
 from labref.lab import Lab
+from labref.lab.pictures import forget_thumbnail
 from labref.progress import Row, waiting
 from labref.store import Due, Store
 
@@ -101,6 +102,7 @@ def empty_trash(lab: Lab, store: Store, *, days: int | None = None) -> int:
 
 
 def _delete(lab: Lab, digest: str) -> None:
+    forget_thumbnail(lab, digest)
     path: Path = lab.image_path(digest)
     with contextlib.suppress(OSError):
         path.unlink()

@@ -43,6 +43,7 @@ from starlette.types import ASGIApp
 from labref import __version__
 from labref.errors import AgentError, LabrefError, StoreError, UnreadableImageError
 from labref.lab.log import Log
+from labref.lab.pictures import Pictures
 from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
 from labref.web.connections import BACKLOG, HEADER_BYTES, Connection
@@ -72,7 +73,7 @@ class Answers:
     given.  perform : (operation, parameters, bytes) → rows.  image : cell id → original bytes, or None.
     healthy : → "ok", or the fault, without anything secret: "storage" where cells cannot be stored, "folder" where a
     watched folder is missing, "no progress" where one piece of work takes longer than any should.
-    entrance : who the people are that may look at the pages.
+    entrance : who the people are that may look at the pages.  pictures : of cells, for pages.
     """
 
     perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
@@ -80,6 +81,7 @@ class Answers:
     healthy: Callable[[], str]
     proof: Callable[[str, str | None], str | None]
     entrance: Entrance
+    pictures: Pictures
 
 
 def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, log: Log) -> ASGIApp:
@@ -113,7 +115,7 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
     app.add_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
     of_images = {operation.path for operation in operations if operation.takes_bytes}
     visitors = Visitors(answers.entrance, token)
-    add_pages(app, answers.perform, answers.image, visitors)
+    add_pages(app, answers.perform, answers.image, visitors, answers.pictures)
     roles = {operation.path: operation.role for operation in operations}
     return Guard(app, visitors, hosts=_HOSTS, roles=roles, of_images=of_images, image_bytes=max_bytes, log=log)
 

@@ -88,6 +88,14 @@ class CellBook(Generic[_Value]):
         """All that a cell carries or carried since the book was made, each once."""
         return self._values
 
+    def counts(self) -> dict[_Value, int]:
+        """How many cells have each value; a value that none has is left out. Milliseconds for a million cells."""
+        _, codes, recent = self._state
+        counts = dict(enumerate(np.bincount(codes).tolist()))
+        for code in list(recent.values()):
+            counts[code] = counts.get(code, 0) + 1
+        return {self._values[code]: count for code, count in counts.items() if count}
+
     def between(self, first: int, last: int, most: int) -> list[int]:
         """Cells with ids from `first` to `last`, in order, at most so many. Microseconds."""
         ids, _, recent = self._state

@@ -40,6 +40,7 @@ from starlette.responses import RedirectResponse, Response
 
 from labref import __version__
 from labref.errors import LabrefError
+from labref.lab.pictures import Pictures
 from labref.progress import Row
 from labref.roles import Role
 from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
@@ -87,7 +88,7 @@ def page(
 class Visit:
     """One request of a page: who asks, in which language, and the means to answer.
 
-    form : what a form sent, by the names of its fields.  body : the request's body.
+    body : the request's body.  image : cell id → the kept bytes.  pictures : of cells, as a browser shows them.
     """
 
     def __init__(
@@ -97,9 +98,11 @@ class Visit:
         perform: Perform,
         image: Callable[[str], bytes | None],
         visitors: Visitors,
+        pictures: Pictures,
     ) -> None:
         self.request = request
         self.body = body
+        self.pictures = pictures
         self.image = image
         self.visitors = visitors
         self.visitor: Visitor | None = request.scope["labref.visitor"]
@@ -157,24 +160,28 @@ def add_pages(
     perform: Perform,
     image: Callable[[str], bytes | None],
     visitors: Visitors,
+    pictures: Pictures,
 ) -> None:
     """Add every page, and what is in `labref/web/static`, to the application."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     for one in _PAGES:
         app.add_route(
-            one.path, _endpoint(one, perform, image, visitors), methods=list(one.methods), include_in_schema=False
+            one.path,
+            _endpoint(one, perform, image, visitors, pictures),
+            methods=list(one.methods),
+            include_in_schema=False,
         )
     for name, data in _static().items():
         app.add_route(f"/static/{name}", _file(name, data), include_in_schema=False)
 
 
 def _endpoint(
-    of: _Page, perform: Perform, image: Callable[[str], bytes | None], visitors: Visitors
+    of: _Page, perform: Perform, image: Callable[[str], bytes | None], visitors: Visitors, pictures: Pictures
 ) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         body = await request.body() if request.method == "POST" else b""
-        visit = Visit(request, body, perform, image, visitors)
+        visit = Visit(request, body, perform, image, visitors, pictures)
         return await run_in_threadpool(_answered, of, visit)
 
     return endpoint

@@ -1,0 +1,98 @@
+"""Pictures of a lab's cells for pages. They are decoded in the decoding processes, never here.
+
+Thumbnails are kept in LAB/thumbnails: a gallery shows hundreds. At most some 100,000 are kept, about 600 MB; the oldest
+go first. They are no more than a cache: whatever is missing or damaged is made again, and where they cannot be written
+they are not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from labref.errors import LabrefError
+from labref.lab.lab import Lab
+from labref.words import cell_id_of
+
+__all__ = ["VIEWS", "Pictures", "View", "forget_thumbnail"]
+
+View = Literal["captured", "cell", "thumb", "normalised", "nucleus"]
+"""See `labref.cells.display.RENDERERS`."""
+VIEWS: Final[tuple[View, ...]] = get_args(View)
+_CELL_ID: Final = re.compile("[0-9a-f]{16}")
+_VERSION: Final = 1  # grows when a view comes to look otherwise
+_MOST: Final = 400  # thumbnails in one of the 256 folders
+_GO_AT_ONCE: Final = 50
+_JPEG: Final = (b"\xff\xd8", b"\xff\xd9")  # its first and last bytes
+
+
+class Pictures:
+    """The pictures of one lab's cells. Methods may be called from any thread."""
+
+    def __init__(self, lab: Lab, is_stored: Callable[[str], bool]) -> None:
+        """is_stored : whether a cell of this id is in the store."""
+        self._lab, self._is_stored = lab, is_stored
+
+    def mark(self, cell_id: str, view: View) -> str | None:
+        """What stands for a picture: it is another where the picture would be. None where there is no such cell."""
+        if not _CELL_ID.fullmatch(cell_id) or not self._is_stored(cell_id):
+            return None
+        return f"{cell_id}-{view}-{_VERSION}"
+
+    def of_cell(self, cell_id: str, view: View) -> bytes | None:
+        """JPEG or PNG of a stored cell; None where there is no such cell, or its bytes are missing. Raises
+        `UnreadableImageError` where they cannot be decoded any more, within the limits of labref.toml."""
+        if self.mark(cell_id, view) is None:
+            return None
+        path = _thumbnail(self._lab, cell_id)
+        if view == "thumb":
+            with contextlib.suppress(OSError):
+                made = path.read_bytes()
+                if made.startswith(_JPEG[0]) and made.endswith(_JPEG[1]):
+                    return made
+        data = self._lab.kept_image(cell_id)
+        if data is None:
+            return None
+        made = self.of_bytes(data, view)
+        if view == "thumb":
+            with contextlib.suppress(OSError):
+                _keep(path, made)
+        return made
+
+    def of_bytes(self, data: bytes, view: View) -> bytes:
+        """JPEG or PNG of a picture that is not stored. Raises `UnreadableImageError`."""
+        if view not in VIEWS:
+            raise LabrefError(f"there is no view {view!r} of a cell; there is {', '.join(VIEWS)}")
+        return self._lab.decoder.show(data, view)
+
+
+def forget_thumbnail(lab: Lab, digest: str) -> None:
+    """Delete the thumbnail of a cell that is gone. digest : of its bytes."""
+    with contextlib.suppress(OSError):
+        _thumbnail(lab, cell_id_of(digest)).unlink()
+
+
+def _thumbnail(lab: Lab, cell_id: str) -> Path:
+    return lab.thumbnails / cell_id[:2] / f"{cell_id}-{_VERSION}.jpg"
+
+
+def _keep(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.scandir(path.parent) as entries:
+        there = list(entries)
+    if len(there) >= _MOST:
+        oldest = sorted(there, key=lambda entry: entry.stat().st_mtime_ns)
+        for entry in oldest[: len(there) - _MOST + _GO_AT_ONCE]:
+            with contextlib.suppress(OSError):
+                Path(entry).unlink()
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        draft.write_bytes(data)
+        os.replace(draft, path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise

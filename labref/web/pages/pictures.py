@@ -1,0 +1,62 @@
+"""Pictures of cells, and the colours of their classes."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, get_args
+
+from starlette.responses import Response
+
+from labref.errors import UnreadableImageError
+from labref.lab.pictures import View
+from labref.pictures.colours import colour_of
+from labref.web.pages import Visit, page
+
+_VIEWS: Final = {name: name for name in get_args(View)}
+_KEPT_SECONDS: Final = 3600  # what a cell looks like does not change, but it may be removed
+
+
+@page("/cell/{cell_id}/picture")
+def picture(visit: Visit, cell_id: str) -> Response:
+    view: View | None = _VIEWS.get(visit.query.get("view", "captured"))
+    if view is None:
+        return _none(f"there is no such view; there is {', '.join(_VIEWS)}", 400)
+    mark = visit.pictures.mark(cell_id, view)
+    if mark is None:
+        return _none("there is no such cell", 404)
+    headers = {"ETag": f'"{mark}"', "Cache-Control": f"private, max-age={_KEPT_SECONDS}"}
+    if _has(visit, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    try:
+        made = visit.pictures.of_cell(cell_id, view)
+    except UnreadableImageError as error:
+        return _none(str(error), 422)
+    if made is None:
+        return _none("no picture is kept of this cell", 404)
+    return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
+
+
+@page("/classes.css")
+def colours(visit: Visit) -> Response:
+    light, dark = [], []
+    for row in visit.ask("classes.list"):
+        colour = colour_of(row["label"])
+        light.append(f".{row['style']} {{ --class: {colour.light}; }}\n")
+        dark.append(f".{row['style']} {{ --class: {colour.dark}; }}\n")
+    text = "".join(light) + "@media (prefers-color-scheme: dark) {\n" + "".join(dark) + "}\n"
+    made = text.encode()
+    # it changes with the lab's classes: asked for each time, and then mostly not sent
+    headers = {"ETag": f'"{hashlib.sha256(made).hexdigest()[:20]}"', "Cache-Control": "private, no-cache"}
+    if _has(visit, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(made, media_type="text/css", headers=headers)
+
+
+def _has(visit: Visit, mark: str) -> bool:
+    """Whether the browser has what this mark stands for."""
+    known = visit.request.headers.get("if-none-match", "").split(",")
+    return mark in {one.strip().removeprefix("W/") for one in known}
+
+
+def _none(why: str, status: int) -> Response:
+    return Response(why, status, media_type="text/plain; charset=utf-8")

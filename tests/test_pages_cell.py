@@ -1,0 +1,251 @@
+"""Pictures of cells for pages, the colours of their classes, and the page of one cell."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from labref.bundles.bundle import Bundle
+from labref.cells.display import THUMB_SIZE, nucleus_brightened
+from labref.lab import Lab
+from labref.lab import pictures as lab_pictures
+from labref.lab.pictures import VIEWS, Pictures, forget_thumbnail
+from labref.pictures.colours import LISTED, Colour, colour_of
+from labref.web.desk import run
+from tests.labs import ledger, make_lab, once, running_agent
+from tests.pages import Browser, let_in
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path, starter: Bundle) -> Iterator[Lab]:
+    """Drawn cells of the eight classes; three of them are also there as BMP, TIFF and PNG with transparency."""
+    export = tmp_path_factory.mktemp("export")
+    shutil.copytree(drawn_cells, export, dirs_exist_ok=True)
+    drawn = sorted(drawn_cells.glob("monocyte/*.jpg"))
+    with Image.open(drawn[0]) as opened:
+        opened.rotate(90).save(export / "monocyte" / "turned.bmp")
+    with Image.open(drawn[1]) as opened:
+        opened.rotate(90).save(export / "monocyte" / "turned.tif")
+    with Image.open(drawn[2]) as opened:
+        clear = opened.rotate(90).convert("RGBA")
+        clear.putalpha(200)
+        clear.save(export / "monocyte" / "clear.png")
+    lab = make_lab(tmp_path_factory.mktemp("lab") / "lab", export, starter)
+    once(lab)
+    with running_agent(lab):
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def cells(lab: Lab) -> dict[str, str]:
+    """The cell of each file, by its path below the export folder."""
+    return {path: row["cell_id"] for path, row in ledger(lab).items() if row["cell_id"]}
+
+
+@pytest.fixture(scope="module")
+def reviewer(lab: Lab) -> Browser:
+    return let_in(lab, "Åsa Lind", "review")
+
+
+def picture(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.load()
+        return opened.convert("RGB")
+
+
+# pictures
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_each_view_of_each_format_is_a_picture_that_browsers_show(
+    lab: Lab, cells: dict[str, str], reviewer: Browser, view: str
+) -> None:
+    jpeg = next(path for path in cells if path.endswith(".jpg"))
+    for path in (jpeg, "monocyte/turned.bmp", "monocyte/turned.tif", "monocyte/clear.png"):
+        got = reviewer.get(f"/cell/{cells[path]}/picture?view={view}")
+        assert got.status == 200, (path, got.text)
+        assert got.headers["content-type"] in ("image/jpeg", "image/png")
+        assert got.headers["cache-control"].startswith("private")
+        shown = picture(got.body)
+        kept = (lab.watched[0] / path).read_bytes()
+        whole = picture(kept).size
+        assert shown.size == {"captured": whole, "thumb": (THUMB_SIZE, THUMB_SIZE)}.get(view, (256, 256))
+        if view == "captured":
+            assert (got.body == kept) == path.endswith(".jpg")
+        again = reviewer.get(f"/cell/{cells[path]}/picture?view={view}", If_None_Match=f"W/{got.headers['etag']}")
+        assert (again.status, again.body) == (304, b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/cell/0000000000000000/picture", 404),
+        ("/cell/..%2F..%2Ftoken/picture", 404),
+        ("/cell/%00/picture?view=thumb", 404),
+        ("/cell/ABCDEF0123456789/picture?view=thumb", 404),
+        ("/cell/<script>/picture", 404),
+        ("/cell/{cell}/picture?view=../token", 400),
+        ("/cell/{cell}/picture?view=", 400),
+    ],
+)
+def test_what_is_no_cell_or_no_view_has_no_picture(
+    cells: dict[str, str], reviewer: Browser, path: str, status: int
+) -> None:
+    got = reviewer.get(path.replace("{cell}", next(iter(cells.values()))))
+    assert got.status == status
+    assert b"<script>" not in got.body
+
+
+def test_a_stranger_sees_no_picture(lab: Lab, cells: dict[str, str]) -> None:
+    stranger = Browser.of(lab)
+    address = f"/cell/{next(iter(cells.values()))}/picture?view=thumb"
+    assert stranger.get(address).status == 303
+    assert stranger.get(address, Accept="image/*").status == 401
+    assert stranger.get("/classes.css", Accept="text/css").status == 401
+
+
+def test_a_thumbnail_is_kept_made_again_where_damaged_and_goes_with_its_cell(
+    lab: Lab, cells: dict[str, str], reviewer: Browser
+) -> None:
+    cell = cells["monocyte/turned.bmp"]
+    address = f"/cell/{cell}/picture?view=thumb"
+    first = reviewer.get(address).body
+    (kept,) = lab.thumbnails.glob(f"*/{cell}*")
+    assert kept.read_bytes() == first
+    if os.name != "nt":
+        assert kept.stat().st_mode & 0o077 == 0
+    kept.write_bytes(first[: len(first) // 2])
+    assert reviewer.get(address).body == first == kept.read_bytes()
+    digest = next(path.name for path in lab.images.glob(f"*/*/{cell}*"))
+    forget_thumbnail(lab, digest)
+    assert not kept.exists()
+
+
+def test_only_so_many_thumbnails_are_kept_and_a_folder_that_cannot_be_written_costs_no_picture(
+    lab: Lab, cells: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_pictures, "_MOST", 4)
+    monkeypatch.setattr(lab_pictures, "_GO_AT_ONCE", 2)
+    here = lab.thumbnails / "zz"
+    for number in range(9):
+        lab_pictures._keep(here / f"{number}.jpg", b"x")
+        os.utime(here / f"{number}.jpg", (number, number))
+    assert len(list(here.iterdir())) <= 4
+    assert (here / "8.jpg").exists()
+    shutil.rmtree(here)
+    cell = next(iter(cells.values()))
+    shown = Pictures(lab, lambda _: True)
+    monkeypatch.setattr(lab_pictures, "_keep", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(Lab, "thumbnails", lab.folder / "token")  # a file, no folder
+    made = shown.of_cell(cell, "thumb")
+    assert made is not None and picture(made).size == (THUMB_SIZE, THUMB_SIZE)
+    assert shown.of_cell("f" * 16, "thumb") is None
+
+
+def test_thumbnails_are_never_taken_in_as_cells(lab: Lab) -> None:
+    assert lab.thumbnails in list(lab.own_folders())
+
+
+def test_a_dark_nucleus_becomes_brighter_and_keeps_its_texture_and_all_else() -> None:
+    crop = np.full((256, 256, 3), 240, np.uint8)
+    rows, columns = np.indices((256, 256)) - 128
+    away = np.hypot(rows, columns)
+    crop[away < 90] = (200, 180, 215)  # cytoplasm
+    crop[away < 60] = (70, 30, 110)
+    crop[(away < 60) & (rows % 8 < 3)] = (95, 50, 135)  # chromatin
+    bright = nucleus_brightened(crop)
+    inside, outside = away < 50, away > 64
+    assert (bright[outside] == crop[outside]).all()
+    assert (bright[inside].mean(axis=0) > crop[inside].mean(axis=0) + 40).all()
+    assert bright[inside][:, 0].std() > 0.8 * crop[inside][:, 0].std()
+    # the hue of the stain stays: red between green and blue
+    assert (bright[inside][:, 2] > bright[inside][:, 0]).all() and (bright[inside][:, 0] > bright[inside][:, 1]).all()
+    # no bright rim where the nucleus ends
+    assert bright[(away > 55) & (away < 62)].max() <= 215
+
+
+# colours
+
+
+def test_the_stylesheet_has_a_colour_for_every_class_in_light_and_in_dark(lab: Lab, reviewer: Browser) -> None:
+    got = reviewer.get("/classes.css", Accept="text/css")
+    assert (got.status, got.headers["content-type"].partition(";")[0]) == (200, "text/css")
+    light, dark = got.text.split("@media (prefers-color-scheme: dark)")
+    rows = list(run(lab, "classes.list"))
+    assert len(rows) >= 8
+    for row in rows:
+        colour = colour_of(row["label"])
+        assert f".{row['style']} {{ --class: {colour.light}; }}" in light
+        assert f".{row['style']} {{ --class: {colour.dark}; }}" in dark
+        assert row["label"] not in got.text
+    assert reviewer.get("/classes.css", If_None_Match=got.headers["etag"]).status == 304
+    assert sum(row["cells"] for row in rows) == len(set(ledger_cells(lab)))
+
+
+def ledger_cells(lab: Lab) -> list[str]:
+    return [row["cell_id"] for row in ledger(lab).values() if row["cell_id"]]
+
+
+_SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
+
+
+def linear(colour: str) -> np.ndarray:
+    values = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def oklab(values: np.ndarray) -> np.ndarray:
+    cones = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    axes = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    return axes @ np.cbrt(cones @ values)
+
+
+@pytest.mark.parametrize("sight", _SIGHT)
+@pytest.mark.parametrize("ground", Colour._fields)
+def test_classes_are_told_apart_by_those_who_do_not_see_all_colours(sight: str, ground: str) -> None:
+    def least(names: Sequence[str]) -> float:
+        seen = [oklab(np.clip(_SIGHT[sight] @ linear(getattr(LISTED[name], ground)), 0, 1)) for name in names]
+        return min(float(np.linalg.norm(one - other)) for one, other in itertools.combinations(seen, 2))
+
+    names = list(LISTED)
+    assert least(names[:8]) > 0.12
+    assert least(names) > 0.05
+    paper = {"light": "#f7f7f5", "dark": "#14161a"}[ground]
+    for name in names:
+        bright = [float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (getattr(LISTED[name], ground), paper)]
+        assert (max(bright) + 0.05) / (min(bright) + 0.05) >= 3.0, name
+
+
+def test_a_class_has_its_colour_by_any_of_its_names() -> None:
+    assert colour_of("Segmented_Neutrophils") == LISTED["segmented neutrophil"]
+    assert colour_of("Blast, no lineage spec") == LISTED["blast"]
+    assert colour_of("Arifact") == LISTED["artefact"]
+    assert colour_of("Zelle Ü") == colour_of("zelle  ü")
