@@ -3,16 +3,24 @@ with the reason, and never other pixels without a word.
 
 | kind | decision |
 |---|---|
-| BMP or TIFF with alpha that is 0 everywhere | the alpha is ignored |
-| other alpha, `tRNS`, PNG with any alpha | laid over white |
-| TIFF grey of 12 bits | 4095 is white |
-| grey of 16 bits, TIFF or PNG | white is MaxSampleValue, else the least of 8, 10 … 16 bits that holds the maximum |
+| BMP with any alpha | the alpha is ignored: Windows shows none, and cameras leave anything in it |
+| TIFF with alpha | laid over white, but ignored where it hides a picture (more than 2 % of it, not of one colour) |
+| PNG with any alpha, `tRNS` | laid over white; refused where all but a single colour is transparent |
+| TIFF grey of 10, 12, 14 bits | 1023, 4095, 16383 are white, if Pillow reads it |
+| grey of 16 bits, TIFF or PNG | white is MaxSampleValue, else the least of 8, 10 … 16 bits that holds the values |
+| what lies above it | hot pixels, a scale bar, writing: white, up to a fifth of the pixels |
+| MaxSampleValue of 65535, or one that makes the background dark | says nothing |
 | grey that is signed, of 32 bits or float | likewise, and for floats 1; refused below 0, above 65535, and no numbers |
-| MINISWHITE | inverted, of 8 bits by Pillow, of more bits here |
+| almost black all the same | refused |
+| MINISWHITE | inverted, of 8 bits by Pillow, of more bits here; refused where hot pixels leave the depth open |
 | colour of 16 bits, TIFF or PNG | the upper 8 bits; refused where only the lower are used (10, 12, 14-bit cameras) |
-| TIFF of several frames | the first that is no reduced copy and no mask |
-| palette, CMYK, YCbCr, one bit | as Pillow converts them |
-| of a single colour, or noise alone | refused by ingest and query |
+| CMYK of 16 bits | refused |
+| TIFF of several pages | the largest that is no reduced copy and no mask, in colour before grey; two such: refused |
+| one bit a pixel | refused: a mask |
+| palette, CMYK, YCbCr | as Pillow converts them |
+| of a single colour, or of noise alone | refused by ingest and query |
+| of brightness that changes evenly: a gradient, an empty field with vignetting | likewise; a blurred spot is not |
+| zeros where a copy has not arrived yet | refused; a black frame, letterbox or eyepiece is not |
 """
 
 from __future__ import annotations
@@ -46,9 +54,20 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def tiff(
-    values: np.ndarray, *, photometric: int, bits: int, sample_format: int = 1, maximum: int | None = None
+    values: np.ndarray,
+    *,
+    photometric: int,
+    bits: int,
+    sample_format: int = 1,
+    maximum: int | None = None,
+    order: str = "<",
+    **more: int,
 ) -> bytes:
-    """An uncompressed little-endian TIFF with these very tags and the bytes of `values`."""
+    """An uncompressed TIFF with these very tags and the values; the names of `more` end in the number of a tag.
+
+    order : "<" puts the lowest byte first, ">" the highest.
+    """
+    values = values.astype(values.dtype.newbyteorder(order))
     samples = 1 if values.ndim == 2 else values.shape[2]
     entries = [
         (256, 3, [values.shape[1]]),
@@ -63,25 +82,29 @@ def tiff(
         *([] if maximum is None else [(281, 3, [maximum] * samples)]),
         (339, 3, [sample_format] * samples),
     ]
+    entries += [(int(name[1:]), 3, [value]) for name, value in more.items()]
+    entries.sort()
     after = 8 + 2 + 12 * len(entries) + 4
     extra, rows = b"", []
     for tag, kind, found in entries:
-        packed = struct.pack("<" + {3: "H", 4: "I"}[kind] * len(found), *found)
+        packed = struct.pack(order + {3: "H", 4: "I"}[kind] * len(found), *found)
         if len(packed) > 4:
-            rows.append((tag, kind, len(found), struct.pack("<I", after + len(extra))))
+            rows.append((tag, kind, len(found), struct.pack(order + "I", after + len(extra))))
             extra += packed
         else:
             rows.append((tag, kind, len(found), packed.ljust(4, b"\0")))
     start = after + len(extra)
-    head = b"II*\0" + struct.pack("<IH", 8, len(rows))
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(rows))
     for tag, kind, count, value in rows:
-        head += struct.pack("<HHI", tag, kind, count) + (struct.pack("<I", start) if tag == 273 else value)
+        head += struct.pack(order + "HHI", tag, kind, count)
+        head += struct.pack(order + "I", start) if tag == 273 else value
     return head + bytes(4) + extra + values.tobytes()
 
 
-def bmp_with_alpha(alpha: int) -> bytes:
+def bmp_with_alpha(alpha: int | np.ndarray) -> bytes:
     """A 32-bit BMP with masks for all four channels."""
-    pixels = np.dstack([COLOUR[::-1, :, ::-1], np.full((64, 64), alpha, np.uint8)]).tobytes()
+    plane = np.broadcast_to(np.asarray(alpha, np.uint8), (64, 64))
+    pixels = np.dstack([COLOUR[::-1, :, ::-1], plane[::-1]]).tobytes()
     head = struct.pack("<IiiHHIIiiII", 108, 64, 64, 1, 32, 3, len(pixels), 2835, 2835, 0, 0)
     head += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
     return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(pixels), 0, 0, 14 + len(head)) + head + pixels
@@ -102,6 +125,15 @@ def of_bits(grey: np.ndarray, bits: int, kind: Any = np.uint16) -> np.ndarray:
     return np.rint(grey / 255.0 * (2**bits - 1)).astype(kind)
 
 
+def spoiled(values: np.ndarray, *, hot: int = 9, bar: bool = False) -> np.ndarray:
+    """With hot pixels at 65535, and a scale bar of 6 % of the picture as bright as that."""
+    made = values.copy()
+    made.reshape(64, 64, -1)[1:63:7, 5][:hot] = 65535
+    if bar:
+        made[54:58, 2:62] = 65535
+    return made
+
+
 SEEN_GREY = {
     "12 bits in 16": tiff(of_bits(GREY, 12), photometric=1, bits=16),
     "10 bits in 16": tiff(of_bits(GREY, 10), photometric=1, bits=16),
@@ -118,6 +150,8 @@ SEEN_GREY = {
     "float to 255": tiff(GREY.astype(np.float32), photometric=1, bits=32, sample_format=3),
     "PNG 12 bits in 16": png16(of_bits(GREY, 12)),
     "PNG 16 bits": png16(of_bits(GREY, 16)),
+    "12 bits in 16, highest byte first": tiff(of_bits(GREY, 12), photometric=1, bits=16, order=">"),
+    "12 bits in 16, tag of the largest there is": tiff(of_bits(GREY, 12), photometric=1, bits=16, maximum=65535),
 }
 
 
@@ -128,7 +162,45 @@ def test_grey_of_any_depth_is_as_bright_as_it_was_taken(kind: str) -> None:
     assert (seen[..., 0] == seen[..., 1]).all()
 
 
+@pytest.mark.parametrize("bar", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_hot_pixels_and_a_scale_bar_do_not_say_how_bright_a_picture_is(bits: int, order: str, bar: bool) -> None:
+    values = spoiled(of_bits(GREY, bits), bar=bar)
+    own = values < 65535
+    for data in (
+        tiff(values, photometric=1, bits=16, order=order),
+        tiff(values, photometric=1, bits=16, order=order, maximum=2**bits - 1),
+        tiff(values, photometric=1, bits=16, order=order, maximum=60_000 if bits < 14 else None),
+        tiff(values.astype(np.uint32), photometric=1, bits=32),
+        tiff((values / (2**bits - 1)).astype(np.float32), photometric=1, bits=32, sample_format=3),
+        png16(values),
+    ):
+        seen = decode(data)[..., 0].astype(int)
+        assert np.abs(seen - GREY)[own].max() <= 3
+        assert (seen[~own] == 255).all()
+
+
+def test_real_cells_from_a_camera_of_12_bits_are_as_bright_as_they_were_taken(real_cells: Path) -> None:
+    for folder in ("pbc", "chula", "bccd", "bonemarrow", "raabin"):
+        for path in sorted((real_cells / folder).rglob("*.jpg"))[::700]:
+            grey = np.asarray(Image.open(path).convert("L"))
+            values = of_bits(grey, 12)
+            values[:12] = 65535
+            seen = decode(tiff(values, photometric=1, bits=16))
+            assert np.abs(seen[12:, :, 0].astype(int) - grey[12:]).max() <= 1
+
+
 SEEN_COLOUR = {
+    "BMP, alpha that is a bar": bmp_with_alpha(np.where(ROWS < 8, 255, 0)),
+    "BMP, alpha but for a bar": bmp_with_alpha(np.where(ROWS < 8, 0, 255)),
+    "BMP, alpha half written": bmp_with_alpha(np.where(ROWS < 32, 0, 255)),
+    "BMP, alpha 128": bmp_with_alpha(128),
+    "BMP, alpha of noise": bmp_with_alpha(np.random.default_rng(1).integers(0, 256, (64, 64))),
+    "TIFF, alpha that is a bar": encoded(
+        Image.fromarray(np.dstack([COLOUR, np.where(ROWS < 8, 255, 0).astype(np.uint8)]), "RGBA"), "TIFF"
+    ),
+    "TIFF of 16 bits, highest byte first": tiff(COLOUR.astype(np.uint16) * 257, photometric=2, bits=16, order=">"),
     "BMP, alpha all 0": bmp_with_alpha(0),
     "BMP, alpha all 255": bmp_with_alpha(255),
     "TIFF, alpha all 0": encoded(Image.fromarray(np.dstack([COLOUR, np.zeros_like(GREY)]), "RGBA"), "TIFF"),
@@ -160,6 +232,48 @@ REFUSED = {
     "10 bits in colour of 16": (tiff(of_bits(COLOUR, 10), photometric=2, bits=16), "only the lower ones are used"),
     "14 bits in colour of 16": (tiff(of_bits(COLOUR, 14), photometric=2, bits=16), "only the lower ones are used"),
     "PNG, 12 bits in colour": (png16(of_bits(COLOUR, 12)), "only the lower ones are used"),
+    "12 bits in colour of 16, highest byte first": (
+        tiff(of_bits(COLOUR, 12), photometric=2, bits=16, order=">"),
+        "only the lower ones are used",
+    ),
+    "12 bits in colour of 16, hot pixels": (
+        tiff(spoiled(of_bits(COLOUR, 12)), photometric=2, bits=16),
+        "only the lower ones are used",
+    ),
+    "14 bits in colour of 16, scale bar": (
+        tiff(spoiled(of_bits(COLOUR, 14), bar=True), photometric=2, bits=16),
+        "only the lower ones are used",
+    ),
+    "PNG, 12 bits in colour, scale bar": (
+        png16(spoiled(of_bits(COLOUR, 12), bar=True)),
+        "only the lower ones are used",
+    ),
+    "CMYK of 16 bits": (
+        tiff(np.dstack([of_bits(COLOUR, 12), of_bits(GREY, 12)]), photometric=5, bits=16),
+        "CMYK of 16 bits",
+    ),
+    "16 bits, dark": (tiff(GREY.astype(np.uint16) // 8, photometric=1, bits=16), "almost black"),
+    "16 bits, dark, with a bar": (
+        tiff(spoiled(GREY.astype(np.uint16) // 8, bar=True), photometric=1, bits=16),
+        "almost black",
+    ),
+    "PNG of 16 bits, dark": (png16(GREY.astype(np.uint16) // 8), "almost black"),
+    "12 bits, inverted, hot pixels": (
+        tiff(spoiled(of_bits(255 - GREY, 12), hot=9), photometric=0, bits=16),
+        "no full brightness is known",
+    ),
+    "PNG of which a bar alone is to be seen": (
+        encoded(Image.fromarray(np.dstack([COLOUR, np.where(ROWS < 8, 255, 0).astype(np.uint8)]), "RGBA"), "PNG"),
+        "all but a single colour is transparent",
+    ),
+    **{
+        f"{kind} of one bit": (encoded(Image.fromarray(GREY > 100), kind), "two colours alone")
+        for kind in ("PNG", "BMP", "TIFF")
+    },
+    "PNG palette of one bit": (
+        encoded(Image.fromarray(COLOUR).quantize(2), "PNG", bits=1),
+        "two colours alone",
+    ),
     "values below 0": (
         tiff(of_bits(GREY, 12, np.int16) - np.int16(2000), photometric=1, bits=16, sample_format=2),
         "values below 0",
@@ -179,26 +293,173 @@ def test_values_of_which_no_brightness_is_known_are_refused_with_the_reason(kind
         decode(data)
 
 
-def test_a_reduced_copy_or_a_mask_before_the_picture_is_passed_over() -> None:
-    for kind in (1, 4):
-        tags = TiffImagePlugin.ImageFileDirectory_v2()
-        tags[254] = kind
-        small, file = Image.new("RGB", (40, 40), (9, 9, 9)), io.BytesIO()
-        small.encoderinfo = {"tiffinfo": tags}
-        whole = Image.fromarray(COLOUR)
-        whole.encoderinfo = {}
-        small.save(file, "TIFF", save_all=True, append_images=[whole], tiffinfo=tags)
-        frames = Image.open(io.BytesIO(file.getvalue()))
-        frames.seek(1)
-        if frames.tag_v2.get(254, 0):  # this Pillow writes the tag into every frame
-            frames.seek(0)
-            data = bytearray(file.getvalue())
-            at = data.rindex(struct.pack("<HHI", 254, 4, 1))
-            data[at + 8 : at + 12] = bytes(4)
-            file = io.BytesIO(bytes(data))
-        seen = decode(file.getvalue())
-        assert seen.shape == (64, 64, 3)
-        assert np.array_equal(seen, COLOUR)
+SMALL = tiff(COLOUR[::2, ::2], photometric=2, bits=8)
+LARGE = tiff(COLOUR, photometric=2, bits=8)
+
+
+def pages(*single: bytes) -> bytes:
+    """One TIFF of the pages of several, all little-endian."""
+    data, link = b"II*\0" + bytes(4), 4
+    for page in single:
+        count = struct.unpack_from("<H", page, 8)[0]
+        moved = bytearray(page[8:])
+        for entry in range(2, 2 + 12 * count, 12):
+            tag, kind, number = struct.unpack_from("<HHI", moved, entry)
+            if tag == 273 or {3: 2, 4: 4}[kind] * number > 4:
+                at = struct.unpack_from("<I", moved, entry + 8)[0]
+                struct.pack_into("<I", moved, entry + 8, at + len(data) - 8)
+        data = data[:link] + struct.pack("<I", len(data)) + data[link + 4 :] + moved
+        link = len(data) - len(moved) + 2 + 12 * count
+    return data
+
+
+PAGES = {
+    "alone": [LARGE],
+    "reduced copy first": [tiff(COLOUR[::2, ::2], photometric=2, bits=8, t254=1), LARGE],
+    "reduced copy of the same size first": [tiff(COLOUR // 2, photometric=2, bits=8, t254=1), LARGE],
+    "reduced copy first, by the older tag": [tiff(COLOUR // 2, photometric=2, bits=8, t255=2), LARGE],
+    "mask first": [tiff(GREY, photometric=1, bits=8, t254=4), LARGE],
+    "mask without a tag first": [tiff(GREY, photometric=1, bits=8), LARGE],
+    "thumbnail without a tag first": [SMALL, LARGE],
+    "thumbnail without a tag after": [LARGE, SMALL],
+    "larger copies between": [SMALL, LARGE, tiff(COLOUR[::4, ::4], photometric=2, bits=8)],
+    "page of a report": [tiff(COLOUR, photometric=2, bits=8, t254=2)],
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_of_the_pages_of_a_tiff_the_picture_is_taken(kind: str) -> None:
+    assert np.array_equal(decode(pages(*PAGES[kind])), COLOUR)
+
+
+@pytest.mark.parametrize("after", [2, 11, len(LARGE), 2**31])
+def test_a_damaged_page_after_the_picture_does_no_harm(after: int) -> None:
+    link = 10 + 12 * struct.unpack_from("<H", LARGE, 8)[0]
+    assert np.array_equal(decode(LARGE[:link] + struct.pack("<I", after) + LARGE[link + 4 :] + b"\xff" * 99), COLOUR)
+
+
+@pytest.mark.parametrize(
+    ("number", "several"),
+    [
+        (2, [LARGE, LARGE]),
+        (2, [SMALL, LARGE, tiff(COLOUR[:60], photometric=2, bits=8)]),
+        (3, [tiff(band, photometric=1, bits=8) for band in np.moveaxis(COLOUR, 2, 0)]),
+    ],
+    ids=["stack", "two cells", "channels"],
+)
+def test_a_tiff_of_several_pictures_is_refused(number: int, several: list[bytes]) -> None:
+    with pytest.raises(UnreadableImageError, match=f"holds {number} pictures"):
+        decode(pages(*several))
+
+
+# what a copy has not brought yet
+
+CUT = 0.501  # in the middle of a row
+REAL = np.clip(
+    COLOUR.repeat(3, 0).repeat(3, 1).astype(int) + np.random.default_rng(2).integers(-9, 9, (192, 192, 3)), 1, 255
+)
+FIELD = REAL.astype(np.uint8)
+"""A disc of 192×192 pixels with the noise of a camera, in which nothing is 0."""
+
+
+def bmp(pixels: np.ndarray, *, from_top: bool = False) -> bytes:
+    data = encoded(Image.fromarray(pixels if not from_top else pixels[::-1]), "BMP")
+    return data[:22] + struct.pack("<i", -len(pixels)) + data[26:] if from_top else data
+
+
+def strip_of(data: bytes) -> bytes:
+    """The bytes of the one strip of a TIFF."""
+    with Image.open(io.BytesIO(data)) as image:
+        assert isinstance(image, TiffImagePlugin.TiffImageFile)
+        tags = image.tag_v2
+        assert len(tags[273]) == 1
+        return data[tags[273][0] :][: tags[279][0]]
+
+
+def packed_tiff(compression: int, strip: bytes) -> bytes:
+    """`FIELD` as a TIFF with its tags before its strip, as most writers make them."""
+    data = tiff(FIELD, photometric=2, bits=8)[: -FIELD.nbytes]
+    for tag, kind, value in ((259, 3, compression), (279, 4, len(strip))):
+        at = data.index(struct.pack("<HHI", tag, kind, 1))
+        data = data[: at + 8] + struct.pack("<I", value) + data[at + 12 :]
+    return data + strip
+
+
+WHOLE = {
+    "BMP": bmp(FIELD),
+    "BMP from the top": bmp(FIELD, from_top=True),
+    "BMP of grey": bmp(FIELD[..., 0]),
+    "TIFF": tiff(FIELD, photometric=2, bits=8),
+    "TIFF, highest byte first": tiff(FIELD, photometric=2, bits=8, order=">"),
+    "TIFF of 12 bits": tiff(of_bits(FIELD[..., 0], 12), photometric=1, bits=16),
+    "TIFF of planes": tiff(FIELD, photometric=2, bits=8, t284=2),
+    "TIFF, LZW": encoded(Image.fromarray(FIELD), "TIFF", compression="tiff_lzw"),
+    "TIFF, deflate": encoded(Image.fromarray(FIELD), "TIFF", compression="tiff_adobe_deflate"),
+    "TIFF, deflate, tags first": packed_tiff(8, zlib.compress(FIELD.tobytes())),
+    "TIFF, LZW, tags first": packed_tiff(
+        5, strip_of(encoded(Image.fromarray(FIELD), "TIFF", compression="tiff_lzw", strip_size=1 << 20))
+    ),
+    "PNG": encoded(Image.fromarray(FIELD), "PNG"),
+    "JPEG": encoded(Image.fromarray(FIELD), "JPEG", quality=98),
+}
+
+
+def cut_to(data: bytes, share: float) -> bytes:
+    return data[: int(share * len(data))].ljust(len(data), b"\0")
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_what_a_copy_has_not_brought_yet_is_no_picture(kind: str) -> None:
+    data = WHOLE[kind]
+    decode(data)
+    half = int(CUT * len(data))
+    for unfinished in (
+        *(cut_to(data, share) for share in (0.1, 0.3, CUT, 0.9)),
+        cut_to(data, 512 * (len(data) // 1024) / len(data)),
+        bytes(half) + data[half:],
+        data[:700] + bytes(half - 700) + data[half:],
+        data[: half // 2] + bytes(half // 2) + data[half // 2 * 2 :],
+    ):
+        with pytest.raises(UnreadableImageError, match="written|truncated|damaged|not an image|not read"):
+            decode(unfinished)
+
+
+def test_a_jpeg_that_zeros_would_complete_is_no_picture_yet() -> None:
+    data = WHOLE["JPEG"]
+    cut = cut_to(data, 0.5) + bytes(200_000)
+    with pytest.raises(UnreadableImageError, match="not completely written"):
+        decode(cut)
+    decode(data + bytes(4096))  # cameras fill up the last block of a disk
+
+
+def framed(top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> np.ndarray:
+    made = FIELD.copy()
+    made[:top], made[192 - bottom :], made[:, :left], made[:, 192 - right :] = 0, 0, 0, 0
+    return made
+
+
+OVAL = np.where(np.hypot(*(np.mgrid[:192, :192] - 95.5))[..., None] < 90, FIELD, 0).astype(np.uint8)
+BAR = FIELD.copy()
+BAR[170:176, 20:] = 0
+STRIP = framed(bottom=24)
+STRIP[178:182, 10:40] = 255
+BLACK = {
+    "band above": framed(top=30),
+    "band below": framed(bottom=30),
+    "letterbox": framed(top=60, bottom=60),
+    "at the sides": framed(left=30, right=50),
+    "frame": framed(20, 20, 20, 20),
+    "eyepiece": OVAL,
+    "scale bar": BAR,
+    "strip with writing": STRIP,
+}
+
+
+@pytest.mark.parametrize("kind", BLACK)
+def test_black_that_belongs_to_a_picture_is_kept(kind: str) -> None:
+    pixels = BLACK[kind]
+    for data in (bmp(pixels), bmp(pixels, from_top=True), tiff(pixels, photometric=2, bits=8)):
+        assert np.array_equal(decode(data), pixels)
 
 
 NOISE = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
@@ -220,6 +481,33 @@ def test_a_picture_of_one_colour_or_of_noise_holds_nothing(pixels: np.ndarray, r
             require_content(decode(data))
 
 
+ACROSS = np.linspace(0.0, 1.0, 300)
+GRADIENTS = {
+    "linear": np.tile(255 * ACROSS, (300, 1)),
+    "diagonal": 127 * (ACROSS + ACROSS[:, None]),
+    "faint": np.tile(200 + 40 * ACROSS, (300, 1)),
+    "waves": np.tile(128 + 100 * np.sin(2 * np.pi * ACROSS), (300, 1)),
+    "vignetting": 240 * np.cos(np.hypot(ACROSS - 0.5, ACROSS[:, None] - 0.5)) ** 4,
+    "noisy": np.tile(20 + 200 * ACROSS, (300, 1)) + NOISE[..., 0] / 16,
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_a_brightness_that_changes_evenly_is_no_cell(kind: str) -> None:
+    grey = GRADIENTS[kind].astype(np.uint8)
+    for pixels in (np.dstack([grey] * 3), np.dstack([grey, grey // 2, 255 - grey // 4])):
+        for turned in (pixels, pixels.swapaxes(0, 1)):
+            with pytest.raises(UnreadableImageError, match="changes evenly"):
+                require_content(np.ascontiguousarray(turned))
+
+
+def test_a_small_cell_in_a_large_empty_field_is_something() -> None:
+    rows, columns = np.mgrid[:1200, :1200]
+    for ground in (240, 150 + columns // 20):
+        grey = np.where(np.hypot(rows - 600, columns - 700) < 30, 90, ground).astype(np.uint8)
+        require_content(np.dstack([grey] * 3))
+
+
 def test_no_real_and_no_drawn_cell_is_refused_as_nothing(real_cells: Path, drawn_cells: Path) -> None:
     every = [path for folder in sorted(real_cells.iterdir()) for path in sorted(folder.rglob("*.jpg"))[::60]]
     drawn = sorted(drawn_cells.rglob("*.jpg"))
@@ -236,6 +524,8 @@ def test_a_lab_rejects_what_holds_nothing_and_a_question_is_told(
     (export / "flat.png").write_bytes(encoded(Image.new("RGB", (300, 300), (230, 220, 230)), "PNG"))
     (export / "noise.png").write_bytes(encoded(Image.fromarray(NOISE), "PNG"))
     (export / "bmp.bmp").write_bytes(bmp_with_alpha(0))
+    copied = export / "copied.bmp"
+    copied.write_bytes(cut_to(WHOLE["BMP"], CUT))
     (export / "cell.jpg").write_bytes(next(drawn_cells.rglob("*.jpg")).read_bytes())
     lab = make_lab(tmp_path / "lab", export, starter)
     once(lab)
@@ -243,5 +533,9 @@ def test_a_lab_rejects_what_holds_nothing_and_a_question_is_told(
     assert rows["flat.png"]["reason"] == "holds nothing: the picture is of a single colour"
     assert rows["noise.png"]["reason"].startswith("holds nothing: the picture is noise")
     assert [rows[name]["outcome"] for name in ("bmp.bmp", "cell.jpg")] == ["stored", "stored"]
+    assert rows["copied.bmp"]["reason"].startswith("not completely written: of its 110646 bytes, those from byte 55433")
+    copied.write_bytes(WHOLE["BMP"])
+    once(lab)
+    assert ledger(lab)["copied.bmp"]["outcome"] == "stored"
     with pytest.raises(UnreadableImageError, match="holds nothing"):
         ask(lab, (export / "flat.png").read_bytes(), name="x")

@@ -14,12 +14,15 @@ import io
 import struct
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from labref.cells.completeness import require_complete
+from labref.cells.meaning import choose_page, depth_of, to_rgb
 from labref.cells.segmentation import segment
 from labref.errors import DecodingLimitError, UnreadableImageError
 
@@ -53,12 +56,13 @@ PREPARATION = {"version": 3, "crop_size": CROP_SIZE, "background": BACKGROUND}
 
 _ORIENTATION = 0x0112  # EXIF
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _REDUCE = 4  # background and nucleus are looked for in the image at a quarter of its scale
 _GAIN_LIMITS = (0.75, 4.0)
 _COEFFICIENT_BYTES = 6  # of a pixel
-_MOST_FRAMES = 64  # of a TIFF are looked at
-_LEAST_HIGH_BYTE = 64  # of 16 bits: the picture of a 14-bit camera lies below
 _LEAST_RANGE = 12.0  # grey values
+_LEAST_RANGE_AROUND = 9.0  # grey values, around the best polynomials of `_EVEN_DEGREE`
+_EVEN_DEGREE = 5
 _LEAST_ALIKE = 0.5  # correlation of neighbouring pixels
 
 # Pillow warns of damaged EXIF on stderr, once a file; the picture is used all the same
@@ -99,7 +103,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> U8:
     """Decode JPEG, PNG, BMP or TIFF bytes to RGB as a person would see them.
 
     EXIF orientation is applied, transparency laid over white, 16-bit and grey brought to 8-bit RGB, CMYK converted; of
-    several frames the first is taken.
+    the pages of a TIFF the largest is taken. What was not completely written is refused, see
+    `labref.cells.completeness`.
 
     max_pixels : a larger image is refused by `DecodingLimitError`. Returns uint8[height, width, 3]. Raises
     `UnreadableImageError` whose message is a reason fit for the ledger, and MemoryError.
@@ -112,7 +117,7 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         raise UnreadableImageError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-            _choose_frame(opened)
+            choose_page(opened, data)
             width, height = opened.size
             if width * height > max_pixels:
                 raise _too_large(width, height, max_pixels)
@@ -127,13 +132,18 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
                 if "broken data stream" in str(error) and opened.info.get("progressive"):
                     bytearray(_COEFFICIENT_BYTES * width * height)
                 raise
-            depth = _depth(opened, data)
-            return _to_rgb(ImageOps.exif_transpose(opened) if _lies_turned(opened) else opened, depth)
+            require_complete(data, opened)
+            depth = depth_of(opened, data)
+            return to_rgb(ImageOps.exif_transpose(opened) if _lies_turned(opened) else opened, depth)
     except UnreadableImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(*_png_or_unknown_size(data), max_pixels) from None
     except UnidentifiedImageError:
+        if data[:4] in _TIFF:
+            raise UnreadableImageError(
+                "a TIFF of a kind that is not read, or damaged; export it as one of 8 bits"
+            ) from None
         raise UnreadableImageError(
             "not an image: the content is no JPEG, PNG, BMP or TIFF, whatever its name says"
         ) from None
@@ -176,107 +186,13 @@ def _png_or_unknown_size(data: bytes) -> tuple[int | None, int | None]:
     return None, None
 
 
-@dataclass(frozen=True)
-class _Depth:
-    """bits : of each value, as the file says.  largest : value that means full intensity, None where it does not say.
-    inverted : 0 is white, and Pillow has not seen to it.  format : as Pillow names it."""
-
-    bits: int
-    largest: float | None
-    inverted: bool
-    format: str | None
-
-
-def _choose_frame(image: Image.Image) -> None:
-    """Go to the first frame of a TIFF that is neither a reduced copy of another nor a mask of transparency."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return
-    for frame in range(_MOST_FRAMES):
-        try:
-            image.seek(frame)
-        except EOFError:
-            break
-        tags = image.tag_v2
-        # NewSubfileType: bit 0 is a reduced copy, bit 2 a mask; SubfileType: 2 is a reduced copy
-        if not int(tags.get(254, 0)) & 0b101 and tags.get(255) != 2:
-            return
-    image.seek(0)
-
-
-def _depth(image: Image.Image, data: bytes) -> _Depth:
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _Depth(data[24] if image.format == "PNG" else 8, None, False, image.format)
-    tags = image.tag_v2
-    bits = max(int(value) for value in tags.get(258, (1,)))
-    stated = tags.get(281, tags.get(341))  # MaxSampleValue, SMaxSampleValue
-    stated = stated[0] if isinstance(stated, tuple) else stated
-    largest = float(stated) if stated is not None and 1 < float(stated) < 2**bits else None
-    inverted = tags.get(262) == 0 and bits > 8
-    return _Depth(bits, largest if largest is not None else 4095.0 if bits == 12 else None, inverted, image.format)
-
-
-def _to_rgb(image: Image.Image, depth: _Depth) -> Image.Image:
-    """The picture as RGB of 8 bits. What is decided here is listed in tests/test_picture_meaning.py."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _grey_of_wide(np.asarray(image).astype(np.float64), image.mode == "F", depth)
-    has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
-    # a camera's values beside an alpha that nobody set; in a PNG alpha means what it says
-    if has_alpha and depth.format != "PNG" and image.getchannel(image.getbands()[-1]).getextrema() == (0, 0):
-        image = _without_alpha(image)
-        has_alpha = False
-    if depth.bits > 8 and image.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
-        # Pillow has kept the upper 8 of 16 bits
-        bands = image.getbands()[: -1 if has_alpha else None]
-        if image.mode != "CMYK" and max(_brightest(image, band) for band in bands) < _LEAST_HIGH_BYTE:
-            raise UnreadableImageError(
-                "its colours have 16 bits, of which only the lower ones are used (a 10, 12 or 14-bit camera?): it would "
-                "be almost black; export it with 8 bits"
-            )
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if has_alpha or "transparency" in image.info:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, over).convert("RGB")
-    return image.convert("RGB")
-
-
-def _brightest(image: Image.Image, band: str) -> int:
-    return int(np.asarray(image.getchannel(band)).max(initial=0))
-
-
-def _without_alpha(image: Image.Image) -> Image.Image:
-    bands = image.split()[:-1]
-    return Image.merge("RGB", bands) if len(bands) == 3 else bands[0].convert("RGB")
-
-
-def _grey_of_wide(values: NDArray[np.float64], is_float: bool, depth: _Depth) -> Image.Image:
-    """Grey values of more than 8 bits as RGB. Full intensity is what the file says, or else the least of 8, 10, 12, 14
-    and 16 bits that holds the largest value (of floats also 1): a smear's background is bright."""
-    if not np.isfinite(values).all():
-        raise UnreadableImageError("damaged image: pixel values that are no numbers")
-    if values.min(initial=0.0) < 0:
-        raise UnreadableImageError(
-            "its pixels have values below 0, of which no brightness is known; export it with 8 bits"
-        )
-    top = float(values.max(initial=0.0))
-    full = depth.largest
-    if full is None or top > full:
-        steps = [1.0] * is_float + [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
-        full = next((step for step in steps if top <= step), None)
-    if full is None:
-        raise UnreadableImageError(
-            f"its pixels have values up to {top:.6g}, of which no full brightness is known; export it with 8 bits"
-        )
-    grey = np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8)
-    return Image.fromarray(255 - grey if depth.inverted else grey).convert("RGB")
-
-
 def require_content(pixels: U8) -> None:
-    """Raise `UnreadableImageError` where a decoded picture uint8[h, w, 3] is of one colour, or of noise alone.
+    """Raise `UnreadableImageError` where a decoded picture uint8[h, w, 3] is of one colour, changes its brightness
+    evenly without anything in it, or is of noise alone.
 
-    It is looked at in grey, at a quarter of its scale. None of the 10,694 pictures of the five real sets is near either
-    limit: they span 35.7 grey values and more, and their neighbouring pixels correlate by 0.806 and more.
+    It is looked at in grey, at a quarter of its scale. None of the 10,694 pictures of the five real sets is near a
+    limit: they span 35.7 grey values and more, 17.2 and more around the best even change, and their neighbouring pixels
+    correlate by 0.806 and more.
     """
     height, width = pixels.shape[:2]
     small = Image.fromarray(pixels).resize((round(width / _REDUCE), round(height / _REDUCE)), Image.Resampling.BOX)
@@ -288,6 +204,17 @@ def require_content(pixels: U8) -> None:
     alike = min(float((off[1:] * off[:-1]).mean()), float((off[:, 1:] * off[:, :-1]).mean())) / variance
     if alike < _LEAST_ALIKE:
         raise UnreadableImageError("holds nothing: the picture is noise, without anything in it")
+    rows, columns = _even_changes(grey.shape[0]), _even_changes(grey.shape[1])
+    around = scipy.ndimage.uniform_filter(grey - rows @ (rows.T @ grey @ columns) @ columns.T, 3)
+    if float(around.max() - around.min()) < _LEAST_RANGE_AROUND:
+        raise UnreadableImageError("holds nothing: the picture's brightness changes evenly, without anything in it")
+
+
+@lru_cache
+def _even_changes(length: int) -> F32:
+    """Polynomials along so many pixels, float32[length, 6], orthonormal."""
+    powers = np.vander(np.linspace(-1.0, 1.0, length), _EVEN_DEGREE + 1)
+    return np.linalg.qr(powers).Q.astype(np.float32)
 
 
 def measure_background(small: U8) -> tuple[float, float, float]:

@@ -68,7 +68,10 @@ class Settling:
 
     def unfinished(self, candidate: Candidate) -> bool:
         """Take back a settled file that is no usable image; False where it stood still for `complete_seconds`
-        already."""
+        already.
+
+        A copy that stalls, of a file made in its full size before, is such a file too (`labref.cells.completeness`).
+        """
         if candidate.signature is None:
             return False
         age = candidate.signature.age_seconds()
