@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,21 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from labref import failpoints
+from labref.agent.moves import Moves
 from labref.agent.service import _Agent
 from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.errors import AgentError
+from labref.export.roots import Roots
 from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.operations import naming
-from labref.store import SeenAgain, Store
+from labref.store import NewCell, Rejected, SeenAgain, Store
+from labref.store.duckdb.reviews import Review
 from labref.web.desk import Desk, ledger_rows
 from tests.benchmarks.exports import labref_process
 from tests.labs import make_lab, once, running_agent, wait_until
-from tests.stores import new_cell
+from tests.stores import BUNDLE, digest_of, new_cell, new_store
 
 COUNT = 12
 
@@ -576,7 +581,7 @@ def test_a_correction_outlasts_a_full_disk(analysed: tuple[Lab, Path], by: str) 
         agent._filled = {str(export)}
         if by == "copy":
             agent._follow_moves()
-            agent._moves.copied.append(str(second))
+            agent._moves.changed.append(str(second))
         first.unlink()
         failpoints.arm("moves.write=enospc@1")
         try:
@@ -588,7 +593,7 @@ def test_a_correction_outlasts_a_full_disk(analysed: tuple[Lab, Path], by: str) 
         finally:
             failpoints.disarm()
         assert store.labels([cell]) == {cell: "basophil"}
-        assert agent._filled is None and not agent._moves.copied
+        assert agent._filled is None and not agent._moves.changed
 
 
 def test_an_agent_that_runs_follows_at_once(analysed: tuple[Lab, Path]) -> None:
@@ -599,3 +604,140 @@ def test_an_agent_that_runs_follows_at_once(analysed: tuple[Lab, Path]) -> None:
         wait_until(lambda: desk.status()["agent"]["last_scan_at"] is not None)
         move(file, export / SIGNED / "Basophil" / "BA_0.jpg")
         wait_until(lambda: next(desk.run("label.history", cell=cell))["label"] == "basophil", 60)
+
+
+# another cell where a cell was
+
+CLASSES = {"B": "basophil", "E": "eosinophil", "M": "monocyte"}
+MOVED: dict[str, tuple[list[dict[str, str]], dict[str, str]]] = {
+    "its number is another's now": ([{"M/1": "a"}, {"M/1": "b", "B/1": "a"}], {"a": "S1/B/1", "b": "S1/M/1"}),
+    "two change places": ([{"M/1": "a", "B/1": "b"}, {"M/1": "b", "B/1": "a"}], {"a": "S1/B/1", "b": "S1/M/1"}),
+    "three change places": (
+        [{"B/1": "a", "E/1": "b", "M/1": "c"}, {"B/1": "c", "E/1": "a", "M/1": "b"}],
+        {"a": "S1/E/1", "b": "S1/M/1", "c": "S1/B/1"},
+    ),
+    "all numbers move up": (
+        [{"M/1": "a", "M/2": "b"}, {"M/2": "a", "B/1": "b"}, {"B/1": "a", "E/1": "b", "M/2": "c"}],
+        {"a": "S1/B/1", "b": "S1/E/1", "c": "S1/M/2"},
+    ),
+    "replaced and moved back": (
+        [{"M/1": "a"}, {"M/1": "b", "B/1": "a"}, {"M/1": "a", "B/1": "b"}],
+        {"a": "S1/M/1", "b": "S1/B/1"},
+    ),
+    "away, and back later": ([{"M/1": "a"}, {"M/1": "b"}, {"M/1": "b", "B/1": "a"}], {"a": "S1/B/1", "b": "S1/M/1"}),
+    "one of two copies replaced": ([{"B/1": "a", "M/1": "a"}, {"B/1": "b", "M/1": "a"}], {"a": "S1/M/1"}),
+    "in both places": ([{"M/1": "a"}, {"B/1": "a", "M/1": "a"}], {"a": "S1/M/1"}),
+    "replaced, and nowhere else": ([{"M/1": "a"}, {"M/1": "b"}], {"a": "S1/M/1", "b": "S1/M/1"}),
+    "replaced by no picture": ([{"M/1": "a"}, {"M/1": "?", "B/1": "a"}], {"a": "S1/B/1"}),
+    "the number of another slide": ([{"M/1": "a"}, {"M/1": "b", "S2/M/1": "a"}], {"a": "S2/M/1", "b": "S1/M/1"}),
+    "slides change places": ([{"M/1": "a", "S2/B/1": "b"}, {"M/1": "b", "S2/B/1": "a"}], {"a": "S2/B/1", "b": "S1/M/1"}),
+    "two others disagree": ([{"B/1": "a"}, {"B/1": "b", "E/1": "a", "M/1": "a"}], {"a": "S1/E/1 B"}),
+    "two others disagreed": (
+        [{"B/1": "a"}, {"B/1": "b", "E/1": "a", "M/1": "a"}, {"B/1": "b", "E/1": "c", "M/1": "a"}],
+        {"a": "S1/M/1"},
+    ),
+    "a person said otherwise": ([{"M/1": "a", "M/2": "p"}, {"M/2": "a", "B/1": "p"}], {"a": "S1/M/2", "p": "S1/B/1 E"}),
+}  # fmt: skip
+"""Which cell each file `[<slide>/]<class>/<number>` holds, at one time after another; ? is no picture. And where each
+cell is said to be in the end, with its class where that is another's than the file's."""
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Path]]:
+    """A store of made-up cells, and a folder for their files."""
+    folder = tmp_path_factory.mktemp("moving")
+    with new_store(folder) as store:
+        yield store, folder
+
+
+def placed(store: Store, slides: Path, files: Mapping[str, str], ending: str = ".jpg") -> tuple[list[str], array[int]]:
+    """Let these slides hold these files, and no other, and the ledger what reading them gives; the paths of files that
+    hold something else now, and the hashes of those that stayed as they were."""
+    wanted = {}
+    for name, cell in files.items():
+        *slide, of, number = name.split("/")
+        wanted[slides / (slide or ["S1"])[0] / CLASSES[of] / f"{number}{ending}"] = cell, CLASSES[of]
+    for path in slides.rglob("*.jpg"):
+        if path not in wanted:
+            path.unlink()
+    read: list[NewCell | SeenAgain | Rejected] = []
+    stayed = array("q")
+    for path, (cell, label) in wanted.items():
+        if path.exists() and path.read_text() == cell:
+            stayed.append(hash(str(path)))
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(cell)
+        slide, name = f"{slides.name} {path.parts[-3]}", f"{slides.name} {cell}"
+        said: dict[str, Any] = {"path": str(path), "label": label, "label_source": "reviewed", "slide": slide}
+        if cell == "?":
+            read.append(Rejected(str(path), 1, 1, "no picture"))
+        elif store.has_digest(digest_of(name)) or any(
+            isinstance(r, NewCell) and r.digest == digest_of(name) for r in read
+        ):
+            read.append(SeenAgain(size_bytes=1, mtime_ns=1, digest=digest_of(name), **said))
+        else:
+            read.append(new_cell(name, **said))
+    store.record(read, bundle=BUNDLE)
+    return [item.path for item in read], stayed
+
+
+def called(store: Store, slides: Path, cell: str) -> tuple[str, str | None, str]:
+    """Label, slide, and path below its slides of a cell."""
+    found = store.cell(new_cell(f"{slides.name} {cell}").cell_id)
+    assert found is not None
+    return found.label, found.slide, Path(found.path).relative_to(slides).as_posix()
+
+
+@pytest.mark.parametrize("agent", ["off", "scans", "hears"])
+@pytest.mark.parametrize("kind", MOVED)
+def test_a_cell_is_called_as_the_files_say_that_hold_it_now(moving: tuple[Store, Path], kind: str, agent: str) -> None:
+    """Whether the agent was off meanwhile, or scanned, or heard of the files that changed."""
+    store, folder = moving
+    slides = folder / f"{list(MOVED).index(kind)} {agent}"
+    stages, ends = MOVED[kind]
+    moves = Moves(store, Roots([folder]), [".jpg"])
+    for time, files in enumerate(stages):
+        changed, stayed = placed(store, slides, files)
+        if agent == "off":
+            moves = Moves(store, Roots([folder]), [".jpg"])
+        if agent == "hears" and time > 0:
+            moves.changed.extend(changed)
+            moves.follow_changed()
+        else:
+            moves.follow_scan(stayed, {str(folder)})
+        if time == 0 and "p" in files.values():
+            store.reviews.give([Review(new_cell(f"{slides.name} p").cell_id, "eosinophil", "A", None)])
+    for cell, where in ends.items():
+        place, _, other = where.partition(" ")
+        slide, of, number = place.split("/")
+        end = CLASSES[other or of], f"{slides.name} {slide}", f"{slide}/{CLASSES[of]}/{number}.jpg"
+        assert called(store, slides, cell) == end, cell
+        history = store.reviews.history(new_cell(f"{slides.name} {cell}").cell_id)
+        labels = [change.previous for change in history[:1]] + [change.label for change in history]
+        assert labels[-1:] in ([], [end[0]]) and all(one != other for one, other in pairwise(labels)), "each once"
+
+
+@pytest.mark.parametrize("how", ["renamed", "copied", "system", "ending"])
+def test_a_path_that_is_not_watched_any_more_holds_no_label(tmp_path: Path, how: str) -> None:
+    """Its folder was the watched one, has a name of the system's by now, or its ending is none of a picture's."""
+    before, after = {"M/1": "a", "M/2": "b", "M/3": "c", "M/4": "p"}, {"B/1": "a", "M/2": "b", "B/4": "p"}
+    old, new = tmp_path / "old" / "x", tmp_path / "new" / "x"
+    watched, ending = (tmp_path, ".bmp") if how == "ending" else (tmp_path / "new", ".jpg")
+    if how == "system":
+        old = watched / "#recycle" / "x"
+    with new_store(tmp_path) as store:
+        placed(store, old, before, ending)
+        store.reviews.give([Review(new_cell("x p").cell_id, "eosinophil", "A", None)])
+        placed(store, new, after)
+        if how == "renamed":
+            shutil.rmtree(tmp_path / "old")
+        for _ in range(2):
+            moves = Moves(store, Roots([watched], reserved=["#recycle"]), [".jpg"])
+            moves.follow_scan(array("q"), {str(watched)})
+        assert {cell: called(store, new, cell)[::2] for cell in "abp"} == {
+            "a": ("basophil", "S1/basophil/1.jpg"),
+            "b": ("monocyte", "S1/monocyte/2.jpg"),
+            "p": ("eosinophil", "S1/basophil/4.jpg"),
+        }
+        assert called(store, old, "c") == ("monocyte", "x S1", f"S1/monocyte/3{ending}"), "nothing else holds it"

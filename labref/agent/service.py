@@ -284,7 +284,7 @@ class _Agent:
         self._reasons: dict[str, str] = {}
         self._watcher: Watcher | None = None
         self._look_due = 0.0
-        self._moves = Moves(store, lab.watched)
+        self._moves = Moves(store, Roots(lab.watched, lab.excluded(), self._watch.system_names), self._watch.extensions)
         self._filled: set[str] | None = None  # by the last scan, until cells follow it
         self._follow_due = 0.0
         self._scan_ended = time.monotonic()
@@ -486,8 +486,8 @@ class _Agent:
         if self._filled is not None:
             changed = self._moves.follow_scan(self._unchanged, self._filled)
             self._filled = None
-        if self._moves.copied:
-            changed += self._moves.follow_copies()
+        if self._moves.changed:
+            changed += self._moves.follow_changed()
         if changed:
             self._log.info("cells followed files that were moved", cells=changed)
 
@@ -658,11 +658,12 @@ class _Agent:
     def _note(self, settled: Sequence[Settled]) -> None:
         """Remember what the store now has; called by the storing thread."""
         with self._noting:
+            changed = [file.path for file in settled if file.outcome == "duplicate" or file.path in self._known]
             for file in settled:
                 self._remember(file)
             if self._noted is not None:
                 self._noted.extend(settled)
-        self._moves.copied.extend(file.path for file in settled if file.outcome == "duplicate")
+        self._moves.changed.extend(changed)
 
     def _remember(self, file: Settled) -> None:
         seen = file.signature

@@ -112,15 +112,26 @@ class FileRow:
 
 @dataclass(frozen=True, slots=True)
 class LabelChange:
-    """A path with a label that counts more than the one its cell carried."""
+    """What a cell is called from now on, and was before (previous, previous_source).
+
+    path : the file that says so, which the cell goes by from now on, with its slide. None where a person said it: path
+    and slide stay, `who` and `given_at` (UTC, without a zone) are what the person said.
+    """
 
     cell_id: str
-    path: str
+    path: str | None
     slide: str | None
     label: str
     label_source: LabelSource
     previous: str
     previous_source: LabelSource
+    who: str | None = None
+    given_at: datetime | None = None
+
+    @property
+    def is_history(self) -> bool:
+        """Whether its label, or who gave it, changed, or a person confirmed it: not where only the file moved."""
+        return self.path is None or (self.label, self.label_source) != (self.previous, self.previous_source)
 
 
 @dataclass(slots=True)

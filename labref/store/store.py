@@ -48,7 +48,7 @@ from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Reviews
 from labref.store.duckdb.trash import Trash
 from labref.store.duckdb.upkeep import Comparison, Faults
-from labref.store.duckdb.writing import write, write_embeddings
+from labref.store.duckdb.writing import write, write_embeddings, write_labels
 from labref.store.memory import distances
 from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
 from labref.store.memory.index import BLOCK_ROWS, Index
@@ -59,6 +59,7 @@ from labref.store.values import (
     Cell,
     CellEmbedding,
     Counts,
+    FileOfCell,
     FileState,
     Judge,
     LedgerRow,
@@ -354,23 +355,30 @@ class Store:
 
     # files that were moved: see labref.store.duckdb.moves
 
-    def shared_files(self, cells: Collection[str] | None = None) -> list[tuple[str, str]]:
-        """Cell and path of the files of these cells; by default of all cells that came from several files."""
+    def shared_files(self, cells: Collection[str] | None = None) -> list[FileOfCell]:
+        """The files of these cells; by default of all that came from several files, or whose own path holds something
+        else by now while another holds them."""
         with self._reading() as cursor:
-            return moves.shared_files(cursor) if cells is None else moves.files_of(cursor, list(cells))
+            return moves.shared_files(cursor, None if cells is None else list(cells))
+
+    def cells_at(self, paths: Collection[str]) -> list[str]:
+        """The cells that these files hold, or held before."""
+        with self._reading() as cursor:
+            return moves.cells_at(cursor, list(paths))
 
     def follow(self, gone: Mapping[str, Set[str]]) -> int:
-        """Let cells be called as their files say that are still there; returns how many changed.
+        """Let cells be called as the files say that hold them; returns how many changed.
 
-        gone : by cell, its paths at which nothing is any more. What a person said to labref stays, and so does the
-        label of a cell whose files are all gone, or there.
+        gone : by cell, the paths that do not hold it any more. What a person said to labref stays, and so does the
+        label of a cell that no file holds, or whose files all do.
         """
         with self._writing:
             with self._reading() as cursor:
-                changes = moves.moved(cursor, gone)
+                changes = moves.followed(cursor, gone)
             if changes:
                 with self._transaction() as connection:
-                    moves.write(connection, changes, rows.now())
+                    failpoint("moves.write")
+                    write_labels(connection, changes, rows.now())
                 labels = self._in_memory().labels
                 for change in changes:
                     labels.change(id_to_int(change.cell_id), (change.label, change.label_source))

@@ -16,6 +16,7 @@ __all__ = [
     "Cell",
     "CellEmbedding",
     "Counts",
+    "FileOfCell",
     "FileState",
     "Judge",
     "LedgerRow",
@@ -132,6 +133,20 @@ class LedgerRow:
     duplicate_of: str | None
     conflict: tuple[str, ...] | None = None
     neighbours: tuple[str, ...] = ()
+
+
+class FileOfCell(NamedTuple):
+    """A file that holds a cell, or the one that the cell goes by.
+
+    holds : False where the ledger knows that something else is at this path by now.  own : whether it is the one that
+    the cell goes by.  agrees : whether it says the label that the cell carries; None where it says none.
+    """
+
+    cell_id: str
+    path: str
+    holds: bool
+    own: bool
+    agrees: bool | None
 
 
 class FileState(NamedTuple):

@@ -1,24 +1,27 @@
-"""What cells are called after their files were moved: where the file that gave a label is gone, those that are there
-count."""
+"""What cells are called after their files were moved: the files count that hold the cell now."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 import duckdb
 
-from labref.failpoints import failpoint
-from labref.store.duckdb import sequence
-from labref.store.duckdb.writing import insert
-from labref.store.text import from_column, from_nullable, to_column, to_nullable
+from labref.store.recording import LabelChange
+from labref.store.text import from_column, from_nullable, to_column
+from labref.store.values import FileOfCell
 from labref.words import LabelSource
 
-__all__ = ["Moved", "files_of", "moved", "shared_files", "write"]
+__all__ = ["cells_at", "followed", "shared_files"]
 
 _IDS: Final = "SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS cell_id) USING (cell_id)"
+_STRAYED: Final = """
+    SELECT c.cell_id, c.path, f.cell_id IS NULL AND f.size_bytes IS NULL AS may_hold
+    FROM cell c SEMI JOIN (SELECT cell_id, path FROM file_history {ids}) h ON h.cell_id = c.cell_id AND h.path = c.path
+    LEFT JOIN file f ON f.path = c.path WHERE f.cell_id IS DISTINCT FROM c.cell_id"""
+"""Cells whose own path holds something else by now, or (may_hold) could not be read any more, or is forgotten. The path
+said something else since, so it is in the history: asking that costs a tenth of comparing the paths of all cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,45 +34,45 @@ class _Said:
     slide: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """A cell whose file, slide or label is another from now on. previous, previous_source : its label before."""
-
-    cell_id: str
-    path: str
-    slide: str | None
-    label: str
-    label_source: LabelSource
-    previous: str
-    previous_source: LabelSource
-
-    @property
-    def relabelled(self) -> bool:
-        """Whether its label, or who gave it, changed."""
-        return (self.label, self.label_source) != (self.previous, self.previous_source)
-
-
-def shared_files(cursor: duckdb.DuckDBPyConnection) -> list[tuple[str, str]]:
-    """Cell and path of all files whose cell came from several."""
+def shared_files(cursor: duckdb.DuckDBPyConnection, cells: Sequence[str] | None = None) -> list[FileOfCell]:
+    """The files of these cells; by default of all that came from several files, or whose own path holds something else
+    by now while another holds them."""
+    ids = [] if cells is None else [list(cells)]
+    strayed = _STRAYED.format(ids="WHERE cell_id IS NOT NULL" if cells is None else _IDS)
+    asked = (
+        "SELECT cell_id FROM file WHERE cell_id IS NOT NULL GROUP BY cell_id HAVING count(*) > 1 UNION SELECT cell_id "
+        "FROM strayed"
+        if cells is None
+        else "SELECT unnest(?::VARCHAR[]) AS cell_id"
+    )
     found = cursor.execute(
-        "SELECT cell_id, path FROM file SEMI JOIN (SELECT cell_id FROM file WHERE cell_id IS NOT NULL GROUP BY cell_id "
-        "HAVING count(*) > 1) USING (cell_id)"
+        f"WITH strayed AS MATERIALIZED ({strayed}), asked AS ({asked}) "
+        "SELECT cell_id, f.path, TRUE, f.path = c.path, f.label = c.label "
+        "FROM file f JOIN cell c USING (cell_id) SEMI JOIN asked USING (cell_id) "
+        "UNION ALL SELECT cell_id, path, may_hold, TRUE, NULL FROM strayed SEMI JOIN file USING (cell_id)",
+        2 * ids,
     ).fetchall()
-    return [(cell_id, from_column(path)) for cell_id, path in found]
+    return [FileOfCell(cell_id, from_column(path), *flags) for cell_id, path, *flags in found]
 
 
-def files_of(cursor: duckdb.DuckDBPyConnection, cells: Sequence[str]) -> list[tuple[str, str]]:
-    """Cell and path of all files of these cells."""
-    found = cursor.execute(f"SELECT cell_id, path FROM file {_IDS}", [list(cells)]).fetchall()
-    return [(cell_id, from_column(path)) for cell_id, path in found]
+def cells_at(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> list[str]:
+    """The cells that these files hold, or held before."""
+    found = cursor.execute(
+        "WITH asked AS (SELECT unnest(?::VARCHAR[]) AS path) SELECT cell_id FROM file SEMI JOIN asked USING (path) "
+        "WHERE cell_id IS NOT NULL UNION SELECT cell_id FROM file_history SEMI JOIN asked USING (path) "
+        "WHERE cell_id IS NOT NULL",
+        [list(map(to_column, paths))],
+    ).fetchall()
+    return [cell_id for (cell_id,) in found]
 
 
-def moved(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) -> list[Moved]:
-    """What becomes of cells some of whose files are gone. gone : the paths that are, by cell.
+def followed(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) -> list[LabelChange]:
+    """What becomes of cells some of whose paths do not hold them any more. gone : those paths, by cell.
 
-    A label that no file there says any more, and no person gave to labref, gives way to the one that the files there
-    say, if they agree: the reviewed ones among them before the others. A file that says nothing takes no label away.
-    Where the cell's own file is gone, another one that is there takes its place, and gives the slide.
+    A label that no file with the cell says any more, and no person gave to labref, gives way to the one that the files
+    with the cell say, if they agree: the reviewed ones among them before the others. A file that says nothing takes no
+    label away. Where the cell's own path does not hold it any more, another one that does takes its place, and gives
+    the slide.
     """
     ids = [list(gone)]
     files: dict[str, list[_Said]] = {}
@@ -89,10 +92,14 @@ def moved(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) -> li
     ).fetchall():
         cell = _said(*said)
         there = [file for file in files.get(cell_id, ()) if file.path not in gone[cell_id]]
+        if cell.path not in gone[cell_id] and all(file.path != cell.path for file in there):
+            continue  # nobody knows what is there
         other = _followed(cell, there, by_person=cell_id in by_person)
         if other is not None:
             assert cell.label is not None and other.label is not None
-            found.append(Moved(cell_id, other.path, other.slide, other.label, other.source, cell.label, cell.source))
+            found.append(
+                LabelChange(cell_id, other.path, other.slide, other.label, other.source, cell.label, cell.source)
+            )
     return found
 
 
@@ -113,42 +120,3 @@ def _followed(cell: _Said, there: Sequence[_Said], *, by_person: bool) -> _Said 
     same = [file for file in labelled if file.label == cell.label]
     place = (same or labelled or list(there))[0]
     return _Said(place.path, cell.label, cell.source, place.slide or cell.slide)
-
-
-def write(connection: duckdb.DuckDBPyConnection, changes: Sequence[Moved], at: datetime) -> None:
-    """Write what became of cells, and the history of their labels."""
-    failpoint("moves.write")
-    connection.execute(
-        "UPDATE cell SET label = m.label, label_source = m.source, path = m.path, slide = m.slide FROM (SELECT "
-        "unnest($1::VARCHAR[]) AS cell_id, unnest($2::VARCHAR[]) AS label, unnest($3::VARCHAR[]) AS source, "
-        "unnest($4::VARCHAR[]) AS path, unnest($5::VARCHAR[]) AS slide) m WHERE cell.cell_id = m.cell_id",
-        [
-            [change.cell_id for change in changes],
-            [to_column(change.label) for change in changes],
-            [str(change.label_source) for change in changes],
-            [to_column(change.path) for change in changes],
-            [to_nullable(change.slide) for change in changes],
-        ],
-    )
-    numbers = sequence.begin(connection)
-    columns = ("cell_id", "path", "label", "label_source", "previous", "previous_source")
-    insert(
-        connection,
-        "INSERT INTO label_change",
-        dict.fromkeys(columns, "VARCHAR") | {"changed_at": "TIMESTAMP", "number": "BIGINT"},
-        [
-            (
-                change.cell_id,
-                to_column(change.path),
-                to_column(change.label),
-                str(change.label_source),
-                to_column(change.previous),
-                str(change.previous_source),
-                at,
-                numbers.take(),
-            )
-            for change in changes
-            if change.relabelled
-        ],
-    )
-    sequence.keep(connection, numbers)

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 
 import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import duplicates, optics, rows, sequence
-from labref.store.recording import Plan
+from labref.store.recording import LabelChange, Plan
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, NewCell, StoredBundle
 
-__all__ = ["insert", "write", "write_embeddings"]
+__all__ = ["insert", "write", "write_embeddings", "write_labels"]
 
 _NUMBER: Final = {"number": "BIGINT"}
+_LABEL_CHANGE: Final = {
+    "cell_id": "VARCHAR",
+    "changed_at": "TIMESTAMP",
+    "path": "VARCHAR",
+    "label": "VARCHAR",
+    "label_source": "VARCHAR",
+    "previous": "VARCHAR",
+    "previous_source": "VARCHAR",
+    "who": "VARCHAR",
+    "given_at": "TIMESTAMP",
+    "number": "BIGINT",
+}
 
 
 def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
@@ -36,35 +49,62 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
     duplicates.write_fingerprints(connection, plan.fingerprints)
     duplicates.write_landmarks(connection, plan.landmarks)
     duplicates.write_resemblances(connection, plan.resemblances, plan.at)
-    numbers = sequence.begin(connection)
     failpoint("record.labels")
-    for change in plan.label_changes:
-        path, label = to_column(change.path), to_column(change.label)
-        connection.execute(
-            "UPDATE cell SET label = ?, label_source = ?, path = ?, slide = ? WHERE cell_id = ?",
-            [label, str(change.label_source), path, to_nullable(change.slide), change.cell_id],
-        )
-        connection.execute(
-            "INSERT INTO label_change (cell_id, changed_at, path, label, label_source, previous, previous_source, number) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                change.cell_id,
-                plan.at,
-                path,
-                label,
-                str(change.label_source),
-                to_column(change.previous),
-                str(change.previous_source),
-                numbers.take(),
-            ],
-        )
+    write_labels(connection, plan.label_changes, plan.at)
     failpoint("record.files")
+    numbers = sequence.begin(connection)
     replaced = [(*row.values(), plan.at, numbers.take()) for row in plan.replaced]
     insert(connection, "INSERT INTO file_history", rows.FILE | {"replaced_at": "TIMESTAMP"} | _NUMBER, replaced)
     # replacing costs ten times what inserting does, so only paths that have a row are replaced
     for into, known in (("INSERT INTO file", False), ("INSERT OR REPLACE INTO file", True)):
         written = [row.values() for path, row in plan.files.items() if (path in plan.known_paths) is known]
         insert(connection, into, rows.FILE, written)
+    sequence.keep(connection, numbers)
+
+
+def write_labels(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelChange], at: datetime) -> None:
+    """Let cells be called as these changes say, the last one of several of a cell, and write the history of all.
+
+    at : now, UTC, without a zone.
+    """
+    last = {change.cell_id: change for change in changes}.values()
+    if not last:
+        return
+    connection.execute(
+        "UPDATE cell SET label = said.label, label_source = said.source, path = coalesce(said.path, cell.path), "
+        "slide = CASE WHEN said.path IS NULL THEN cell.slide ELSE said.slide END FROM (SELECT "
+        "unnest($1::VARCHAR[]) AS cell_id, unnest($2::VARCHAR[]) AS label, unnest($3::VARCHAR[]) AS source, "
+        "unnest($4::VARCHAR[]) AS path, unnest($5::VARCHAR[]) AS slide) said WHERE cell.cell_id = said.cell_id",
+        [
+            [change.cell_id for change in last],
+            [to_column(change.label) for change in last],
+            [str(change.label_source) for change in last],
+            [to_nullable(change.path) for change in last],
+            [to_nullable(change.slide) for change in last],
+        ],
+    )
+    numbers = sequence.begin(connection)
+    insert(
+        connection,
+        "INSERT INTO label_change",
+        _LABEL_CHANGE,
+        [
+            (
+                change.cell_id,
+                at,
+                to_column(change.path or ""),
+                to_column(change.label),
+                str(change.label_source),
+                to_column(change.previous),
+                str(change.previous_source),
+                to_nullable(change.who),
+                change.given_at,
+                numbers.take(),
+            )
+            for change in changes
+            if change.is_history
+        ],
+    )
     sequence.keep(connection, numbers)
 
 
