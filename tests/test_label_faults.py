@@ -24,7 +24,7 @@ from labref.agent.moves import Moves
 from labref.agent.service import _Agent
 from labref.bundles.bundle import Bundle
 from labref.cli import app
-from labref.errors import AgentError
+from labref.errors import AgentError, LabrefError
 from labref.export.roots import Roots
 from labref.lab import Lab
 from labref.lab.log import open_log
@@ -122,6 +122,27 @@ REFUSED: dict[str, tuple[Callable[[list[str]], str | bytes], str]] = {
         lambda ids: f"cell_id,path,label\n{ids[0]},,monocyte\n,P1/0.jpg,basophil\n",
         ":3: cell {0} is called 'basophil'",
     ),
+    "two classes of one cell, one on a day that there is not": (
+        lambda ids: f"cell_id,label,when\n{ids[1]},monocyte,\n{ids[0]},monocyte,2026-02-30\n{ids[0]},basophil,2026-02-28\n",
+        ":4: cell {0} is called 'basophil' here and 'monocyte' in line 3",
+    ),
+    "two classes of one cell, one of them none": (
+        lambda ids: f"cell_id,label\n{ids[0]},basophil\n{ids[0]},basophagus\n",
+        ":3: cell {0} is called 'basophagus' here and 'basophil' in line 2",
+    ),
+    "two classes of one cell, both of no use": (
+        lambda ids: f"cell_id,label,when\n{ids[0]},basophagus,\n{ids[1]},blast,\n{ids[0]},blast,1066-10-14\n",
+        ":4: cell {0} is called 'blast'",
+    ),
+    "two classes of one cell, one row with the path of none": (
+        lambda ids: f"cell_id,path,label\n{ids[0]},,monocyte\n{ids[0]},P1/none.jpg,blast\n",
+        ":3: cell {0} is called 'blast'",
+    ),
+    "two classes of a cell that is not there": (
+        lambda ids: "path,label\nP1/0.jpg,monocyte\nP1/none.jpg,monocyte\nP1/none.jpg,blast\n",
+        ":4: cell P1/none.jpg is called 'blast'",
+    ),
+    "a name that is a letter": (lambda ids: f"cell_id,label,who\n{ids[0]},monocyte,{'A' * 201}\n", ":2: who has at most 200"),
     "an id and a path that are two cells": (
         lambda ids: f"cell_id,path,label\n{ids[0]},P1/1.jpg,monocyte\n",
         ":2: cell_id and path are of two cells",
@@ -199,11 +220,151 @@ def test_clocks_may_differ_a_little(lab: Lab, ids: list[str]) -> None:
         assert (labels(lab)[cell] == "monocyte") is changed
 
 
-@pytest.mark.parametrize("who", ["", "  ", "A\x07"])
-def test_a_label_needs_a_name_that_can_be_read(lab: Lab, ids: list[str], who: str) -> None:
-    assert labref(lab, "set", ids[0], "monocyte", "--who", who).exit_code == 1
+@pytest.mark.parametrize(
+    ("who", "told"),
+    [
+        ("  ", "who is empty"),
+        ("A\x07", "U+0007"),
+        ("\u202eA", "U+202E"),
+        ("A" * 100_001, "at most 200 characters, this one has 100001"),
+    ],
+)
+def test_who_says_something_is_a_name_that_can_be_read(lab: Lab, ids: list[str], who: str, told: str) -> None:
+    """In the command, and as the agent is asked over HTTP."""
+    words = ("label set", "monocyte"), ("duplicates confirm",), ("duplicates reject",), ("duplicates undo",)
+    for verb, *rest in words:
+        refused = CliRunner().invoke(app, [*verb.split(), ids[0], *rest, "--who", who, "--lab", str(lab.folder)])
+        assert refused.exit_code == 1 and told in refused.output and len(refused.output) < 1000, verb
+    refused = imported(lab, f"cell_id,label\n{ids[0]},monocyte\n", "--who", who)
+    assert refused.exit_code == 1 and told in refused.output
+    asked: dict[str, dict[str, Any]] = {
+        "label.set": {"cell": ids[0], "label": "monocyte", "who": who},
+        "label.import": {"rows": [{"line": 7, "cell_id": ids[0], "label": "monocyte", "who": who}]},
+        "duplicates.confirm": {"cell": ids[1], "of": ids[0], "who": who},
+        "duplicates.reject": {"cell": ids[1], "who": who},
+        "duplicates.undo": {"cell": ids[1], "who": who},
+    }
+    with Desk.open(lab) as desk:
+        for name, parameters in asked.items():
+            said = ""
+            with pytest.raises(LabrefError) as error:
+                for row in desk.run(name, **parameters):
+                    said += row.get("problem", "")
+            assert told in said + str(error.value) and len(said + str(error.value)) < 1000, name
+    assert labels(lab)[ids[0]] == "neutrophil"
+
+
+def test_a_name_is_kept_without_space_around_it_and_a_label_can_be_read(lab: Lab, ids: list[str]) -> None:
     assert labref(lab, "set", ids[0], "mono\x1b[0m", "--new").exit_code == 1
     assert labels(lab)[ids[0]] == "neutrophil"
+    assert labref(lab, "set", ids[0], "monocyte", "--who", f" {'Å' * 200} ").exit_code == 0
+    (row,) = rows(labref(lab, "history", ids[0], "--json"))
+    assert [change["who"] for change in row["changes"]] == ["Å" * 200]
+
+
+# reviews that confirm
+
+
+@pytest.fixture(scope="module")
+def asking(
+    made: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Store, Callable[..., dict[str, Any]]]]:
+    """The store of a lab, and how to ask for an operation there: its last row. Each test has cells of its own."""
+    folder = tmp_path_factory.mktemp("asking") / "lab"
+    shutil.copytree(made / "lab", folder)
+    lab = Lab.open(folder)
+    with lab.open_store() as store:
+        desk = Desk(lab, None, store)
+        yield store, lambda name, **asked: list(desk.run(name, **asked))[-1]
+
+
+def reviewed(store: Store, name: str, label: str = "monocyte") -> str:
+    """A cell that a file in `Signed slides` calls so."""
+    active = store.active_bundle()
+    assert active is not None
+    (space,) = (bundle for bundle in store.bundles() if bundle.digest == active)
+    values = {
+        "latent": np.zeros(space.latent_size, np.float32),
+        "probabilities": np.full(len(space.labels), 0.1, np.float32),
+    }
+    path = f"/export/P1/Signed slides/{label}/{name}.jpg"
+    cell = new_cell(name, path=path, label=label, label_source="reviewed", fingerprints=(), **values)
+    store.record([cell], bundle=active)
+    return cell.cell_id
+
+
+def said_of(store: Store, cell: str) -> list[tuple[str, str, str | None]]:
+    """The history of a cell: previous label, label, who."""
+    return [(change.previous, change.label, change.who) for change in store.reviews.history(cell)]
+
+
+def listed_row(cell: str, label: str, who: str | None, when: str | None = None) -> dict[str, Any]:
+    return {"line": 2, "cell_id": cell, "label": label, "who": who, "when": when}
+
+
+@pytest.mark.parametrize("how", ["set", "list", "dated list"])
+def test_a_person_who_confirms_a_label_stands_above_files_and_older_lists(
+    asking: tuple[Store, Callable[..., dict[str, Any]]], how: str
+) -> None:
+    store, ask = asking
+    cell = reviewed(store, how)
+    for who in ("A", "B"):
+        if how == "set":
+            assert ask("label.set", cell=cell, label="monocyte", who=who)["outcome"] == "same"
+        else:
+            row = listed_row(cell, "monocyte", who, "2026-03-05" if how == "dated list" else None)
+            told = ask("label.import", rows=[row])
+            assert (told["same"], told["changed"]) == (1, 0)
+    assert said_of(store, cell) == [("monocyte", "monocyte", "A"), ("monocyte", "monocyte", "B")]
+    assert ask("label.import", rows=[listed_row(cell, "basophil", "C", "2026-03-01")])["older"] == 1
+    found, active = store.cell(cell), store.active_bundle()
+    assert found is not None and active is not None
+    elsewhere = f"/export/P1/Signed slides/Basophil/{how}.jpg"
+    store.record([SeenAgain(elsewhere, 1, 1, found.digest, "basophil", "reviewed", "P1")], bundle=active)
+    store.follow({cell: {found.path}})
+    moved = store.cell(cell)
+    assert moved is not None and (moved.label, moved.path) == ("monocyte", elsewhere)
+    assert len(said_of(store, cell)) == 2
+    assert ask("label.import", rows=[listed_row(cell, "basophil", "C")])["changed"] == 1
+
+
+@pytest.mark.parametrize("when", [None, "2026-03-05", "2026-03-05T14:05"])
+def test_the_same_list_again_does_not_grow_the_history(
+    asking: tuple[Store, Callable[..., dict[str, Any]]], when: str | None
+) -> None:
+    store, ask = asking
+    cell, other, third = (reviewed(store, f"{when} {number}") for number in range(3))
+    row, changed = listed_row(cell, "monocyte", "A", when), listed_row(other, "basophil", "A", when)
+    for rows in (
+        [row, row, changed],
+        [row, row, changed],
+        [row, listed_row(third, "blast", "A", when)],
+        [changed, row],
+    ):
+        ask("label.import", rows=rows)
+    assert said_of(store, cell) == [("monocyte", "monocyte", "A")]
+    assert said_of(store, other) == [("monocyte", "basophil", "A")]
+    ask("label.import", rows=[listed_row(cell, "monocyte", "B", when)], dry_run=True)
+    assert len(said_of(store, cell)) == 1, "a dry run writes nothing"
+    ask("label.set", cell=cell, label="monocyte", who="A")
+    assert len(said_of(store, cell)) == 2, "a person who says it today says it anew"
+
+
+def test_a_confirmation_with_an_older_date_is_kept_and_takes_nothing_back(
+    asking: tuple[Store, Callable[..., dict[str, Any]]],
+) -> None:
+    store, ask = asking
+    cell = reviewed(store, "older", "blast")
+
+    def dated(label: str, who: str, day: int) -> dict[str, Any]:
+        return ask("label.import", rows=[listed_row(cell, label, who, f"2026-03-{day:02d}")])
+
+    assert dated("monocyte", "A", 20)["changed"] == 1
+    assert dated("monocyte", "B", 10)["same"] == 1
+    assert dated("basophil", "C", 15)["older"] == 1, "B's older review does not make A's older"
+    assert [who for *_, who in said_of(store, cell)] == ["A", "B"]
+    assert dated("basophil", "C", 25)["changed"] == 1
+    assert dated("monocyte", "B", 22)["older"] == 1
 
 
 # large lists, and lists that are cut off

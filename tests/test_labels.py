@@ -3,6 +3,7 @@ first."""
 
 from __future__ import annotations
 
+import getpass
 import json
 import shutil
 from collections.abc import Sequence
@@ -97,6 +98,7 @@ def test_a_persons_label_is_kept_with_who_gave_it_and_what_it_was(lab: Lab) -> N
     after = history(lab, cell)
     assert [(c["label"], c["who"], c["previous"]) for c in after["changes"]] == [
         (other, "A. Lind", before["label"]),
+        (other, getpass.getuser(), other),
         ("lymphocyte", "B. Ek", other),
     ]
     assert after["stored_as"] == {"label": before["label"], "label_source": "predicted"}
@@ -120,14 +122,14 @@ def test_a_misspelt_class_is_refused_unless_it_is_meant(lab: Lab) -> None:
 def test_a_list_is_written_as_far_as_it_can_be_used_and_the_rest_is_named_by_line(
     lab: Lab, tmp_path: Path, separator: str
 ) -> None:
-    cells = [history(lab, str(an_unsigned(lab, number)))["cell_id"] for number in range(4)]
+    cells = [history(lab, str(an_unsigned(lab, number)))["cell_id"] for number in range(5)]
     lines: Sequence[Sequence[str]] = [
         ("Path", "cell_id", "Label", "who", "when"),
         (str(an_unsigned(lab, 0)), "", "Basophil", "Eva", "2026-01-02"),
         (f"{PATIENT}/{UNSIGNED}/S1_001.jpg", "", "eosinophil", "", ""),  # below the watched folder
         ("", cells[2], "monocyte", "", "2026-01-02T10:30"),
         ("nowhere.jpg", "", "monocyte", "", ""),
-        ("", cells[3], "monocyt", "", ""),
+        ("", cells[4], "monocyt", "", ""),
         ("", cells[3], "monocyte", "", "soon"),
         ("", "", "monocyte", "", ""),
     ]

@@ -1,5 +1,6 @@
 """Options and output that several commands share."""
 
+import getpass
 import json
 import os
 import shlex
@@ -16,7 +17,7 @@ from labref.printing import printable
 if TYPE_CHECKING:
     from labref.lab import Lab
 
-__all__ = ["JsonOption", "LabOption", "here", "perform", "print_json", "program", "quoted", "without_progress"]
+__all__ = ["JsonOption", "LabOption", "here", "named", "perform", "print_json", "program", "quoted", "without_progress"]
 
 LabOption = Annotated[
     Path | None,
@@ -43,6 +44,21 @@ def perform(lab: "Lab", name: str, /, **parameters: Any) -> Iterator[dict[str, A
     from labref.web import desk
 
     yield from without_progress(desk.run(lab, name, **parameters))
+
+
+def named(who: str | None) -> str:
+    """The name of the person who calls the command: what --who says, else the login name. Raises `LabrefError` for a
+    name that nobody could read."""
+    from labref.operations.naming import person
+
+    if who is None:
+        try:
+            who = getpass.getuser()
+        except (OSError, KeyError, ImportError):  # a service account without a name
+            who = "unknown"
+    name = person(who)
+    assert name is not None
+    return name
 
 
 def here() -> str | None:

@@ -1,6 +1,5 @@
 """`labref duplicates`: cells captured twice, and what people decide of them."""
 
-import getpass
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json
+from labref.cli._shared import JsonOption, LabOption, named, perform, print_json
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -158,17 +157,17 @@ def confirm(
     who: WhoOption = None,
     json: JsonOption = False,
 ) -> None:
-    _decide(lab, "duplicates.confirm", json, cell=cell, who=who or _login(), of=of)
+    _decide(lab, "duplicates.confirm", json, cell=cell, who=named(who), of=of)
 
 
 @app.command(help=_REJECT, short_help="Say that two cells are not the same.")
 def reject(cell: CellArgument, lab: LabOption = None, who: WhoOption = None, json: JsonOption = False) -> None:
-    _decide(lab, "duplicates.reject", json, cell=cell, who=who or _login())
+    _decide(lab, "duplicates.reject", json, cell=cell, who=named(who))
 
 
 @app.command(help=_UNDO, short_help="Take back the last decision.")
 def undo(cell: CellArgument, lab: LabOption = None, who: WhoOption = None, json: JsonOption = False) -> None:
-    _decide(lab, "duplicates.undo", json, cell=cell, who=who or _login())
+    _decide(lab, "duplicates.undo", json, cell=cell, who=named(who))
 
 
 @app.command(help=_HISTORY, short_help="What was decided of a cell, by whom.")
@@ -206,13 +205,6 @@ def _decide(lab: Path | None, operation: str, json: bool, **parameters: Any) -> 
         print_json(row)
     else:
         typer.echo(_pair(printable(row)))
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a service account without a name
-        return "unknown"
 
 
 def _once(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

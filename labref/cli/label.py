@@ -3,7 +3,6 @@
 import codecs
 import contextlib
 import csv
-import getpass
 import io
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, here, perform, print_json
+from labref.cli._shared import JsonOption, LabOption, here, named, perform, print_json
 from labref.errors import AgentError, LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -44,6 +43,9 @@ CELL is the cell's id or its first characters (4 or more), or the path of its fi
 lab's cells or CellaVision call them; a class that is new to the lab needs --new, so that a slip of the keyboard does not
 become one.
 
+To say what the cell was reviewed as already is a review as well: it is kept in the history, and stands above what files and
+older lists say. A name (--who) has at most 200 characters.
+
 With --json, one object.
 
 @label.LabelSet
@@ -58,6 +60,10 @@ The whole list is checked first. It is refused, and nothing of it is written, wh
 fewer values than the header, a column is named twice, two rows (or the path and the cell_id of one) contradict each other,
 a path or the beginning of an id is that of several cells, a review is more than 10 minutes in the future, a row names no
 reviewer although there is a column who (and no --who), or a character cannot be seen.
+
+Of the rows that contradict each other one or both may be of no use by themselves (no date, no such class): the list is
+refused all the same. A row that confirms what its cell was reviewed as already is kept in the cell's history, once for each
+person and date.
 
 A row that cannot be used by itself (no such cell, no such class, no date) is named by its line, with the reason; the
 others are written, and the exit code is 1. A label older than the one a person gave since does not replace it. --dry-run
@@ -107,14 +113,13 @@ def set_(
 ) -> None:
     from labref.lab import Lab
 
-    by = _named(who) or _login()
-    (row,) = perform(Lab.find(lab), "label.set", cell=cell, label=label, who=by, new=new, folder=here())
+    (row,) = perform(Lab.find(lab), "label.set", cell=cell, label=label, who=named(who), new=new, folder=here())
     if json:
         print_json(row)
         return
     row = printable(row)
     if row["outcome"] == "same":
-        typer.echo(f"{row['cell_id']} is reviewed as {row['label']} already")
+        typer.echo(f"{row['cell_id']} was reviewed as {row['label']} already; its history has your review too")
     else:
         typer.echo(f"{row['cell_id']}: {row['label']} (was {row['previous']}, {row['previous_source']})")
 
@@ -143,7 +148,7 @@ def import_(
             typer.echo(printable(f"{file}:{problem['line']}: {problem['problem']}"), err=True)
 
     try:
-        rows = _read(file, _named(who))
+        rows = _read(file, named(who), chosen=who is not None)
     except _RefusedError as refused:
         for problem in refused.problems:
             tell(problem)
@@ -241,8 +246,9 @@ class _RefusedError(LabrefError):
         self.problems = problems
 
 
-def _read(file: Path, who: str | None) -> list[dict[str, Any]]:
-    """The rows of a list, each with the line it begins on. who : gave the labels, where a row does not say.
+def _read(file: Path, who: str, *, chosen: bool) -> list[dict[str, Any]]:
+    """The rows of a list, each with the line it begins on. who : gave the labels, where a row does not say.  chosen :
+    whether somebody chose this name for them: else a row of a list with such a column has to say it.
 
     Raises `LabrefError` where it is no list, `_RefusedError` where it is not clear which value is of which column, or
     who gave a label.
@@ -263,7 +269,7 @@ def _read(file: Path, who: str | None) -> list[dict[str, Any]]:
         line = reader.line_num + 1
         for values in reader:
             try:
-                row = _row(columns, [value.strip() for value in values], who)
+                row = _row(columns, [value.strip() for value in values], who, chosen=chosen)
             except LabrefError as error:
                 problems.append({"line": before + line, "problem": str(error)})
             else:
@@ -324,7 +330,7 @@ def _check_columns(file: Path, columns: list[str]) -> None:
         typer.echo(f"{file}: the columns {', '.join(unknown)} are not used", err=True)
 
 
-def _row(columns: list[str], values: list[str], who: str | None) -> dict[str, str]:
+def _row(columns: list[str], values: list[str], who: str, *, chosen: bool) -> dict[str, str]:
     """A row by column; empty where it says nothing. Raises `LabrefError` where that is not clear."""
     if not any(values):
         return {}
@@ -336,24 +342,10 @@ def _row(columns: list[str], values: list[str], who: str | None) -> dict[str, st
     row = dict(zip(columns, values, strict=True))
     if "\0" in "".join(values):
         raise LabrefError("it holds the character NUL; perhaps this is no CSV file")
-    if "who" in columns and not row["who"] and who is None:
+    if "who" in columns and not row["who"] and not chosen:
         raise LabrefError("it names no reviewer; fill in who, or say --who")
-    row["who"] = row.get("who") or who or _login()
+    row["who"] = row.get("who") or who
     return row
-
-
-def _named(who: str | None) -> str | None:
-    """Who is named by --who; None where it was not given. Raises `LabrefError` for an empty name."""
-    if who is not None and not who.strip():
-        raise LabrefError("--who is empty; give the name of the person who gave the labels, or leave it out.")
-    return who
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a service account without a name
-        return "unknown"
 
 
 def add_to(app: typer.Typer) -> None:

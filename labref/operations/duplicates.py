@@ -12,8 +12,8 @@ from pydantic import Field
 from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import BundleError, LabError, LabrefError
 from labref.operations import operation
-from labref.operations.models import Answer, Limit, Progress, Text
-from labref.operations.naming import id_of_cell
+from labref.operations.models import Answer, Limit, Progress, Text, Who
+from labref.operations.naming import id_of_cell, person
 from labref.progress import Row, progress
 from labref.roles import Role
 from labref.store import Cell, Pair
@@ -127,7 +127,6 @@ class Compared(Answer):
 
 
 _Cell = Annotated[Text, Field(description="The cell: its id, or a beginning of it.")]
-_Who = Annotated[Text | None, Field(description="Name of the person who decides.")]
 
 
 @operation("duplicates.list", DuplicatePair, ConflictOfFiles, ConflictOfCaptures, hurried=False, role=Role.VIEW)
@@ -159,7 +158,7 @@ def confirm(
     context: Context,
     *,
     cell: _Cell,
-    who: _Who = None,
+    who: Who = None,
     of: Annotated[
         Text | None, Field(description="The cell that it repeats; by default the one it is linked with.")
     ] = None,
@@ -167,20 +166,20 @@ def confirm(
     """Say that a cell is the same cell as the one it is linked with, or as another."""
     found = context.store
     yield from _described(
-        context, [found.duplicates.confirm(id_of_cell(found, cell), who, of and id_of_cell(found, of))]
+        context, [found.duplicates.confirm(id_of_cell(found, cell), person(who), of and id_of_cell(found, of))]
     )
 
 
 @operation("duplicates.reject", DuplicatePair, role=Role.REVIEW)
-def reject(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
+def reject(context: Context, *, cell: _Cell, who: Who = None) -> Iterator[Row]:
     """Say that a cell is another cell than the one it is linked with. They are never linked again."""
-    yield from _described(context, [context.store.duplicates.reject(id_of_cell(context.store, cell), who)])
+    yield from _described(context, [context.store.duplicates.reject(id_of_cell(context.store, cell), person(who))])
 
 
 @operation("duplicates.undo", DuplicatePair, role=Role.REVIEW)
-def undo(context: Context, *, cell: _Cell, who: _Who = None) -> Iterator[Row]:
+def undo(context: Context, *, cell: _Cell, who: Who = None) -> Iterator[Row]:
     """Take back the last decision on a cell. What labref found itself holds again."""
-    yield from _described(context, [context.store.duplicates.undo(id_of_cell(context.store, cell), who)])
+    yield from _described(context, [context.store.duplicates.undo(id_of_cell(context.store, cell), person(who))])
 
 
 @operation("duplicates.history", Decided, role=Role.VIEW)

@@ -15,9 +15,10 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from labref.errors import LabrefError
+from labref.export.layout import name_key
 from labref.operations import operation
-from labref.operations.models import Answer, GivenLabel, Limit, Progress, Request, Text
-from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, unprintable
+from labref.operations.models import Answer, GivenLabel, Limit, Progress, Request, Text, Who
+from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, person, unprintable
 from labref.progress import Pace, Row, Steps, progress, rows_of
 from labref.roles import Role
 from labref.store.duckdb.reviews import Review
@@ -56,7 +57,8 @@ class LabelSet(Answer):
     previous: str = Field(description="The class that it carried before.")
     previous_source: LabelSource = Field(description="Who had given that class.")
     outcome: Literal["changed", "same", "older"] = Field(
-        description="`same`: the cell was reviewed as this already; `older`: the cell was given its label later."
+        description="`same`: the cell was reviewed as this already, which this review confirms; `older`: the cell was "
+        "given its label later."
     )
 
 
@@ -67,7 +69,7 @@ class ImportRow(Request):
     path: str | None = Field(None, description="A file that the cell came from.")
     cell_id: str | None = Field(None, description="The cell: its id, or a beginning of it.")
     label: str | None = Field(None, description="The class; a row without one is refused.")
-    who: str | None = Field(None, description="Who gave it.")
+    who: str | None = Field(None, description="Who gave it, at most 200 characters.")
     when: str | None = Field(
         None, description="When they gave it, ISO 8601; a time without a zone is in that of the lab's computer."
     )
@@ -100,7 +102,7 @@ class ImportState(Answer):
     rows: int = Field(description="Rows of the list.")
     done: int = Field(description="Rows that were written or needed no writing.")
     changed: int = Field(description="Cells whose label changed.")
-    same: int = Field(description="Cells that were reviewed as this already.")
+    same: int = Field(description="Cells that were reviewed as this already, which the list confirms.")
     older: int = Field(description="Cells that got their label later than the row says; that label stays.")
     unknown: int = Field(description="Rows that cannot be used.")
 
@@ -110,14 +112,14 @@ class Imported(Answer):
 
     rows: int = Field(description="Rows of the list.")
     changed: int = Field(description="Cells whose label changed.")
-    same: int = Field(description="Cells that were reviewed as this already.")
+    same: int = Field(description="Cells that were reviewed as this already, which the list confirms.")
     older: int = Field(description="Cells that got their label later than the row says; that label stays.")
     unknown: int = Field(description="Rows that cannot be used.")
     dry_run: bool = Field(description="Whether nothing was written.")
 
 
 class LabelChange(Answer):
-    """A change of a cell's label."""
+    """A change of a cell's label, or a person's confirmation of it: then the class is the one before."""
 
     at: str = Field(description="When it was written down, ISO 8601, UTC.")
     given_at: str | None = Field(description="When the person gave it, where that is known.")
@@ -153,7 +155,7 @@ class LabelHistory(Answer):
     label_source: LabelSource = Field(description="Who gave it.")
     stored_at: str = Field(description="When the cell was stored, ISO 8601, UTC.")
     stored_as: GivenLabel = Field(description="The class that it was stored with.")
-    changes: list[LabelChange] = Field(description="Each change since, oldest first.")
+    changes: list[LabelChange] = Field(description="Each change and confirmation since, oldest first.")
     paths: list[LabelOfFile] = Field(description="What its files say.")
     predictions: list[LabelPredicted] = Field(description="What each bundle calls it.")
 
@@ -177,13 +179,16 @@ def set_label(
     *,
     cell: _Cell,
     label: Annotated[Text, Field(description="The class, by any of its names.")],
-    who: Annotated[Text | None, Field(description="Name of the person who gives it.")] = None,
+    who: Who = None,
     new: _New = False,
     folder: _Folder = None,
 ) -> Iterator[Row]:
-    """Give a cell a person's label."""
-    if who is not None and (not who.strip() or unprintable(who) is not None):
-        raise LabrefError(f"{who!r} names nobody; say who gives the label, in characters that can be seen.")
+    """Give a cell a person's label.
+
+    Where a person says what the cell was reviewed as already, that is a review too: it is kept in the history, and
+    stands above what files and older lists say.
+    """
+    who = person(who)
     cell_id = cell_named(context, cell, folder=folder)
     before = context.store.cell(cell_id)
     assert before is not None
@@ -210,11 +215,11 @@ def import_labels(
     """Give many cells people's labels. All rows are checked before any is written.
 
     A row that cannot be used is reported, and the others are written. The whole list is refused, and nothing of it is
-    written, where rows contradict each other, where a row may mean several cells, where its reviewer is empty, where it
-    holds a character that cannot be seen, or where its review lies in the future. The list is written in parts, so that
-    the agent can take in files meanwhile. What is written stays, whatever happens to the process that asked.
-    `label.imports` says how much of a list is written. The same list again changes no label that is written already,
-    nor any that people gave since the first import. The last row counts the outcomes.
+    written, where rows contradict each other (usable or not), where a row may mean several cells, where its reviewer is
+    empty, where it holds a character that cannot be seen, or where its review lies in the future. The list is written
+    in parts, so that the agent can take in files meanwhile. What is written stays, whatever happens to the process that
+    asked. `label.imports` says how much of a list is written. The same list again changes no label that is written
+    already, nor any that people gave since the first import. The last row counts the outcomes.
     """
     checked = yield from rows_of(_checked(context, rows, new=new, folder=folder))
     yield from checked.problems
@@ -268,8 +273,8 @@ def imports(
 
 @operation("label.history", LabelHistory, role=Role.VIEW)
 def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterator[Row]:
-    """Say how a cell came to its label: what it was stored as, each change since, and what its files and bundles
-    say."""
+    """Say how a cell came to its label: what it was stored as, each change and confirmation since, and what its files
+    and bundles say."""
     cell_id = cell_named(context, cell, folder=folder)
     found = context.store.cell(cell_id)
     assert found is not None
@@ -323,17 +328,16 @@ def _checked(context: Context, rows: Sequence[ImportRow], *, new: bool, folder: 
         found |= find_cells(context, names[start : start + _LOOKED_UP_AT_ONCE], folder=folder)
         yield min(start + _LOOKED_UP_AT_ONCE, len(names)), len(names), "cells looked up"
     checked, pace = _Checked(), Pace()
-    said: dict[str, tuple[int, str]] = {}
+    said = _Said(found)
     latest = datetime.now(UTC) + _CLOCKS_DIFFER
     for number, row in enumerate(rows):
         try:
-            review = _review(row, found, classes, new=new, latest=latest)
-            line, label = said.setdefault(review.cell_id, (row.line, review.label))
-            if label != review.label:
-                raise _ContradictionError(
-                    f"cell {review.cell_id} is called {review.label!r} here and {label!r} in line {line}"
-                )
-            checked.reviews.append(review)
+            label: str | LabrefError = classes.label(row.label or "", new=new)
+        except LabrefError as error:
+            label = error
+        try:
+            said.add(row, label)
+            checked.reviews.append(_review(row, found, label, latest=latest))
         except (_ContradictionError, SeveralCellsError) as error:
             checked.contradictions.append({"line": row.line, "problem": str(error)})
         except LabrefError as error:
@@ -347,16 +351,48 @@ class _ContradictionError(LabrefError):
     """A row for which its whole list is refused."""
 
 
+class _Said:
+    """What the rows of a list call each cell, whether or not they can be used."""
+
+    def __init__(self, found: Mapping[str, str | LabrefError]) -> None:
+        """found : the cells by the names that the rows give them; an error where there is none."""
+        self._found = found
+        self._labels: dict[str, tuple[int, str]] = {}
+
+    def add(self, row: ImportRow, label: str | LabrefError) -> None:
+        """Raises `_ContradictionError` where an earlier row gave the cell another class.
+
+        label : what the row's class is in this lab. Of one that is none here, and of a cell that is not there, what
+        the row calls it counts.
+        """
+        written = name_key(row.label or "") or (row.label or "").strip()
+        if not written:
+            return
+        called = f"? {written}" if isinstance(label, LabrefError) else label
+        for name in filter(None, (row.cell_id, row.path)):
+            found = self._found[name]
+            cell = name if isinstance(found, LabrefError) else found
+            line, other = self._labels.setdefault(cell, (row.line, called))
+            if other != called:
+                here, there = called.removeprefix("? "), other.removeprefix("? ")
+                raise _ContradictionError(f"cell {cell} is called {here!r} here and {there!r} in line {line}")
+
+
 def _review(
-    row: ImportRow, found: Mapping[str, str | LabrefError], classes: Classes, *, new: bool, latest: datetime
+    row: ImportRow, found: Mapping[str, str | LabrefError], label: str | LabrefError, *, latest: datetime
 ) -> Review:
-    """The review that a row gives. Raises `_ContradictionError` or `SeveralCellsError` where the whole list must be
-    refused, and `LabrefError` where only this row cannot be used."""
-    for column, text in (("label", row.label), ("who", row.who), ("cell_id", row.cell_id), ("when", row.when)):
+    """The review that a row gives. label : its class in this lab.
+
+    Raises `_ContradictionError` or `SeveralCellsError` where the whole list must be refused, and `LabrefError` where
+    only this row cannot be used.
+    """
+    for column, text in (("label", row.label), ("cell_id", row.cell_id), ("when", row.when)):
         if text is not None and (character := unprintable(text)) is not None:
             raise _ContradictionError(f"{column} {text!r} holds the character {character}, which cannot be seen")
-    if row.who is not None and not row.who.strip():
-        raise _ContradictionError("it names no reviewer: who is empty")
+    try:
+        who = person(row.who)
+    except LabrefError as error:
+        raise _ContradictionError(str(error)) from None
     given_at = _moment(row.when)
     if given_at is not None and given_at > latest:
         raise _ContradictionError(
@@ -371,8 +407,9 @@ def _review(
             raise cell
     if len(set(cells)) > 1:
         raise _ContradictionError(f"cell_id and path are of two cells: {row.cell_id}, and {row.path} is {cells[1]}")
-    label = classes.label(row.label or "", new=new)
-    return Review(str(cells[0]), label, None if row.who is None else row.who.strip(), given_at)
+    if isinstance(label, LabrefError):
+        raise label
+    return Review(str(cells[0]), label, who, given_at)
 
 
 def _moment(when: str | None) -> datetime | None:

@@ -26,12 +26,21 @@ __all__ = [
     "ProgressSaid",
     "Request",
     "Text",
+    "Who",
 ]
 
 Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """A text without the character NUL, which neither a path nor the store can hold."""
 FilePath = Annotated[str, Field(pattern=r"^[^\x00]*$", min_length=1, max_length=4096)]
 """A path on the computer of the lab, absolute."""
+Who = Annotated[
+    Text | None,
+    Field(
+        description="Who says so, as they are to be named: at most 200 characters, each of which can be seen; see "
+        "`labref.operations.naming.person`."
+    ),
+]
+"""The name of a person."""
 Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
 """At most so many rows."""
 

@@ -25,6 +25,7 @@ __all__ = [
     "cell_named",
     "find_cells",
     "id_of_cell",
+    "person",
     "slide_key",
     "unprintable",
 ]
@@ -33,6 +34,7 @@ LEAST_ID: Final = 4
 """Characters of a cell's id, at least, that stand for the whole."""
 _ID: Final = re.compile(f"[0-9a-fA-F]{{{LEAST_ID},16}}")
 _MOST_LABEL: Final = 200  # characters
+_MOST_NAME: Final = 200  # characters of a person's name
 _JOINERS: Final = "\u200c\u200d"  # Persian and Indian scripts need them
 _SHOWN: Final = 5  # cells or files that a message names
 
@@ -53,6 +55,23 @@ def unprintable(text: str) -> str | None:
         if kind in ("Cc", "Zl", "Zp", "Cs") or (kind == "Cf" and character not in _JOINERS) or character == "\ufffd":
             return f"U+{ord(character):04X}"
     return None
+
+
+def person(who: str | None) -> str | None:
+    """The name of a person, as they are to be named, without spaces around it; None for None.
+
+    Raises `LabrefError` where it is empty, longer than 200 characters, or holds what cannot be seen.
+    """
+    if who is None:
+        return None
+    name = unicodedata.normalize("NFC", who.strip())
+    if not name:
+        raise LabrefError("who is empty; give the name of the person, or leave it out.")
+    if len(name) > _MOST_NAME:
+        raise LabrefError(f"who has at most {_MOST_NAME} characters, this one has {len(name)}; give a person's name.")
+    if (character := unprintable(name)) is not None:
+        raise LabrefError(f"who {name!r} holds the character {character}, which cannot be seen; write it anew.")
+    return name
 
 
 # cells

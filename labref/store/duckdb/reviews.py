@@ -1,7 +1,8 @@
 """Labels that people give to cells after they are stored, and what every cell was called before.
 
-Table `label_change`: a row each time a cell carries another label, or the same one from another source. `path` is empty
-where no file brought it; `who` and `given_at` are what the person, or the list that was imported, says.
+Table `label_change`: a row each time a cell carries another label, or the same one from another source, and each time a
+person confirms the label that it carries. `path` is empty where no file brought it; `who` and `given_at` are what the
+person, or the list that was imported, says.
 
 Table `label_list`: a row for each list that was imported. A list is written in parts, each in a transaction of its own
 together with how far the list is, so that after a crash the row says what was written.
@@ -18,10 +19,10 @@ from typing import Final
 import duckdb
 
 from labref.failpoints import failpoint
-from labref.store.duckdb import bundles, rows, sequence
-from labref.store.duckdb.writing import insert
-from labref.store.recording import utc_naive
-from labref.store.text import from_column, from_nullable, to_column, to_nullable
+from labref.store.duckdb import bundles, rows
+from labref.store.duckdb.writing import write_labels
+from labref.store.recording import LabelChange, utc_naive
+from labref.store.text import from_column, from_nullable
 from labref.words import LabelSource
 
 __all__ = ["LabelGiven", "ListImported", "Prediction", "Review", "Reviews"]
@@ -29,6 +30,7 @@ __all__ = ["LabelGiven", "ListImported", "Prediction", "Review", "Reviews"]
 CHANGED: Final = "changed"
 SAME: Final = "same"
 OLDER: Final = "older"
+_IDS: Final = "SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS cell_id) USING (cell_id)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,11 @@ class Review:
 
 @dataclass(frozen=True, slots=True)
 class LabelGiven:
-    """A change of a cell's label. at : when it was written down, UTC.  given_at : when the person gave it, where that
-    is known.
-    who : the person, where known.  path : the file that brought it, or None."""
+    """A change of a cell's label, or a person's confirmation of it.
+
+    at : when it was written down, UTC.  given_at : when the person gave it, where that is known.  who : the person,
+    where known.  path : the file that brought it, or None.
+    """
 
     at: datetime
     given_at: datetime | None
@@ -107,9 +111,12 @@ class Reviews:
     def give(self, reviews: Sequence[Review], *, dry_run: bool = False, in_list: int | None = None) -> list[str | None]:
         """Write people's labels down, all or none, and say of each what came of it, in the same order:
 
-        "changed", "same" (the cell was reviewed as this already), "older" (somebody gave the cell its label later than
-        this one was given: that one stays), or None where there is no such cell.  dry_run : write nothing.  in_list :
-        the list (`list_`) that these are a part of; how far it is is written with them.
+        "changed", "same" (the cell was reviewed as this already; that this person says so too is kept in its history),
+        "older" (somebody gave the cell its label later than this one was given: that one stays), or None where there is
+        no such cell.  dry_run : write nothing.  in_list : the list (`list_`) that these are a part of; how far it is is
+        written with them.
+
+        What the same person said then or later already is not written again; nor is what a list says without a date.
         """
         with nullcontext() if dry_run else self._quiet():
             outcomes, given_to = self._give(reviews, dry_run, in_list)
@@ -124,31 +131,37 @@ class Reviews:
         at = rows.now()
         outcomes: list[str | None] = []
         given_to: dict[str, str] = {}
-        written: list[_Written] = []
+        written: list[LabelChange] = []
         with self._changing(dry_run) as connection:
             ids = list({review.cell_id for review in reviews})
             carried = _carried(connection, ids)
-            decided = _decided(connection, [i for i in ids if i in carried and carried[i][1] == LabelSource.REVIEWED])
+            said = _said(connection, [i for i in ids if i in carried and carried[i][1] == LabelSource.REVIEWED])
             for review in reviews:
                 before = carried.get(review.cell_id)
                 if before is None:
                     outcomes.append(None)
                     continue
                 given = None if review.given_at is None else utc_naive(review.given_at)
+                by = said.get(review.cell_id, {}) if before[1] == LabelSource.REVIEWED else {}
                 if before == (review.label, LabelSource.REVIEWED):
                     outcomes.append(SAME)
-                    continue
-                since = decided.get(review.cell_id) if before[1] == LabelSource.REVIEWED else None
-                if given is not None and since is not None and given < since:
+                    if review.who in by and (by[review.who] >= given if given else in_list is not None):
+                        continue
+                elif given is not None and by and given < max(by.values()):
                     outcomes.append(OLDER)
                     continue
-                outcomes.append(CHANGED)
+                else:
+                    outcomes.append(CHANGED)
+                    given_to[review.cell_id] = review.label
+                    by = {}
                 carried[review.cell_id] = (review.label, LabelSource.REVIEWED)
-                decided[review.cell_id] = given or at
-                given_to[review.cell_id] = review.label
-                written.append((review.cell_id, review.label, *before, review.who, given))
+                said[review.cell_id] = by | {review.who: max(given or at, by.get(review.who, datetime.min))}
+                reviewed = LabelSource.REVIEWED
+                written.append(
+                    LabelChange(review.cell_id, None, None, review.label, reviewed, *before, review.who, given)
+                )
             if not dry_run:
-                _write(connection, written, given_to, at)
+                write_labels(connection, written, at)
                 if in_list is not None:
                     _count(connection, in_list, outcomes)
             failpoint("label.commit")
@@ -239,73 +252,29 @@ class Reviews:
             yield connection
 
 
-def _decided(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, datetime]:
-    """When the label that each of these reviewed cells carries was given; those that a file brought do not say."""
+def _said(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, dict[str | None, datetime]]:
+    """Who gave each of these reviewed cells the label that it carries, or confirmed it, and when last, by cell; those
+    that files brought do not say."""
     found = connection.execute(
-        "SELECT cell_id, arg_max(coalesce(given_at, changed_at), number) FROM label_change "
-        "WHERE label_source = 'reviewed' AND path = '' AND cell_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY cell_id",
+        f"""
+        WITH change AS (SELECT * FROM label_change {_IDS}), given AS (
+            SELECT cell_id, max(number) AS number FROM change
+            WHERE label <> previous OR label_source <> previous_source GROUP BY cell_id
+        )
+        SELECT cell_id, who, max(coalesce(given_at, changed_at)) FROM change LEFT JOIN given USING (cell_id)
+        WHERE path = '' AND change.number >= coalesce(given.number, 0) GROUP BY cell_id, who""",
         [list(ids)],
     ).fetchall()
-    return dict(found)
+    said: dict[str, dict[str | None, datetime]] = {}
+    for cell_id, who, at in found:
+        said.setdefault(cell_id, {})[from_nullable(who)] = at
+    return said
 
 
-_Written = tuple[str, str, str, str, str | None, datetime | None]
-"""cell, label, the label before, who had given that, who, when"""
-
-
-def _carried(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+def _carried(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, tuple[str, LabelSource]]:
     """Label and source of each of these cells, by id."""
-    found = connection.execute(
-        "SELECT cell_id, label, label_source FROM cell SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS cell_id) USING (cell_id)",
-        [list(ids)],
-    ).fetchall()
-    return {cell_id: (from_column(label), source) for cell_id, label, source in found}
-
-
-def _write(
-    connection: duckdb.DuckDBPyConnection, written: Sequence[_Written], given_to: Mapping[str, str], at: datetime
-) -> None:
-    """Write changes of labels, by two statements. given_to : the label that each cell has in the end."""
-    if not written:
-        return
-    connection.execute(
-        "UPDATE cell SET label = given.label, label_source = 'reviewed' FROM "
-        "(SELECT unnest(?::VARCHAR[]) AS cell_id, unnest(?::VARCHAR[]) AS label) given WHERE cell.cell_id = given.cell_id",
-        [list(given_to), [to_column(label) for label in given_to.values()]],
-    )
-    numbers = sequence.begin(connection)
-    insert(
-        connection,
-        "INSERT INTO label_change",
-        {
-            "cell_id": "VARCHAR",
-            "changed_at": "TIMESTAMP",
-            "path": "VARCHAR",
-            "label": "VARCHAR",
-            "label_source": "VARCHAR",
-            "previous": "VARCHAR",
-            "previous_source": "VARCHAR",
-            "who": "VARCHAR",
-            "given_at": "TIMESTAMP",
-            "number": "BIGINT",
-        },
-        [
-            (
-                cell_id,
-                at,
-                "",
-                to_column(label),
-                "reviewed",
-                to_column(previous),
-                source,
-                to_nullable(who),
-                given,
-                numbers.take(),
-            )
-            for cell_id, label, previous, source, who, given in written
-        ],
-    )
-    sequence.keep(connection, numbers)
+    found = connection.execute(f"SELECT cell_id, label, label_source FROM cell {_IDS}", [list(ids)]).fetchall()
+    return {cell_id: (from_column(label), LabelSource(source)) for cell_id, label, source in found}
 
 
 def _count(connection: duckdb.DuckDBPyConnection, number: int, outcomes: Sequence[str | None]) -> None:
