@@ -370,11 +370,20 @@ def test_a_confirmation_with_an_older_date_is_kept_and_takes_nothing_back(
 # large lists, and lists that are cut off
 
 
-@pytest.fixture
-def large(lab: Lab) -> list[str]:
-    """Three thousand cells more."""
+@pytest.fixture(scope="module")
+def made_large(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, list[str]]:
+    folder = tmp_path_factory.mktemp("large") / "lab"
+    shutil.copytree(made / "lab", folder)
+    lab = Lab.open(folder)
     with lab.open_store() as store:
-        return filled_with(store, lab, range(100, 3100))
+        return lab, filled_with(store, lab, range(100, 3100))
+
+
+@pytest.fixture
+def large(lab: Lab, made_large: tuple[Lab, list[str]]) -> list[str]:
+    """Three thousand cells more."""
+    shutil.copy(made_large[0].store_file, lab.store_file)
+    return made_large[1]
 
 
 def listed(cells: Sequence[str], label: str) -> str:
@@ -434,8 +443,9 @@ def test_a_disk_that_fills_in_between_is_told_with_what_was_written(lab: Lab, la
 
 
 def test_a_list_has_a_limit_of_its_own(lab: Lab, ids: list[str]) -> None:
-    refused = imported(lab, listed([ids[0]] * 200_001, "monocyte"))
-    assert refused.exit_code == 1 and "at most 200000 entries, not 200001" in refused.output
+    row = {"line": 2, "cell_id": ids[0], "label": "monocyte"}
+    with Desk.open(lab) as desk, pytest.raises(LabrefError, match="at most 200000 entries, not 200001"):
+        list(desk.run("label.import", rows=[row] * 200_001))
     assert labels(lab)[ids[0]] == "neutrophil"
 
 
@@ -765,6 +775,14 @@ def test_an_agent_that_runs_follows_at_once(analysed: tuple[Lab, Path]) -> None:
         wait_until(lambda: desk.status()["agent"]["last_scan_at"] is not None)
         move(file, export / SIGNED / "Basophil" / "BA_0.jpg")
         wait_until(lambda: next(desk.run("label.history", cell=cell))["label"] == "basophil", 60)
+        # and two files that change places, of which no path is new
+        basophil, monocyte = export / SIGNED / "Basophil" / "BA_0.jpg", export / SIGNED / "Monocyte" / "MO_1.jpg"
+        other = next(desk.run("label.history", cell=str(monocyte)))["cell_id"]
+        move(basophil, export / "between")
+        move(monocyte, basophil)
+        move(export / "between", monocyte)
+        for one, label in ((cell, "monocyte"), (other, "basophil")):
+            wait_until(lambda one=one, label=label: next(desk.run("label.history", cell=one))["label"] == label, 60)
 
 
 # another cell where a cell was
