@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from labref.errors import ConfigError
-from labref.printing import printable
+from labref.printing import printable, unprintable
 
 __all__ = [
     "SYSTEM_NAMES",
@@ -153,7 +153,7 @@ class WatchConfig(_Section):
     @classmethod
     def _shown(cls, value: dict[str, str]) -> dict[str, str]:
         for label in value.values():
-            if printable(label) != label:
+            if unprintable(label) is not None:
                 raise ValueError(f"holds the label {printable(label)!r}, with a character that cannot be shown")
         return value
 
@@ -382,13 +382,9 @@ def _refuse_control_characters(value: Any, where: str, lab: Path, key: str = "")
             meant = f"\\{meant}"  # of a network share's two, double quotes left one
         what = f"a backslash and {_ESCAPES[control[0]]!r}" if control[0] in _ESCAPES else "an escape code"
         raise ConfigError(
-            f"{where}: {_printable(key)} holds the control character {control[0]!r} in {value!r}, which double quotes make of "
+            f"{where}: {printable(key)} holds the control character {control[0]!r} in {value!r}, which double quotes make of "
             f"{what}; in labref.toml write it in single quotes: {_toml_string(meant)}, in a variable double each backslash"
         )
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _refuse_unknown_variables() -> None:
@@ -456,7 +452,7 @@ def _shown(value: Any) -> str:
 
 
 def _toml_string(value: str) -> str:
-    if "'" not in value and value.isprintable():
+    if "'" not in value and unprintable(value) is None:
         return f"'{value}'"  # literal: a Windows path stays readable
     return json.dumps(value, ensure_ascii=False)
 

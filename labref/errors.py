@@ -44,7 +44,7 @@ class BundleError(LabrefError):
 
 
 class LayoutError(LabrefError):
-    """A pattern of `[[watch.layout]]` takes too long on a path."""
+    """A pattern of the layout takes too long on a path."""
 
 
 class StoreError(LabrefError):

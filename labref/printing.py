@@ -1,26 +1,36 @@
-"""Text for people: what a terminal would obey instead of showing it is written as its code."""
+"""Text for people: what cannot be seen, and what a terminal would obey instead of showing it, is written as its
+code."""
 
 from __future__ import annotations
 
-import re
-from typing import TypeVar
+from typing import Final, TypeVar
 
-__all__ = ["UNPRINTABLE", "printable"]
+import regex
+
+__all__ = ["printable", "unprintable"]
 
 _T = TypeVar("_T")
 
-UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
-"""Control characters of C0 (line breaks, escape codes) and C1, of line and text direction, and invisible tags: a class
-of characters, as regular expressions write it."""
-_FOUND = re.compile(f"[{UNPRINTABLE}\ud800-\udfff]")
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ABOVE: Final = r"[\u0590-\u200b\u200e-\U0010ffff]"  # the scripts that need joiners, and pictures
+_VISIBLE: Final = (
+    r"\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"  # signs around Arabic and other numbers
+)
+_FOUND: Final = regex.compile(
+    # controls, line and text direction, what has no width, invisible letters and tags, halves of characters
+    rf"[[\p{{Cc}}\p{{Cf}}\p{{Cs}}\p{{Zl}}\p{{Zp}}\p{{Default_Ignorable_Code_Point}}]--[\u200c\u200d\ufe0e\ufe0f{_VISIBLE}]]"
+    # joiners and variation selectors, where they join nothing and vary nothing
+    rf"|(?<!{_ABOVE})[\u200c\u200d]|[\u200c\u200d](?!{_ABOVE})|(?<![0-9#*©®]|{_ABOVE})[\ufe0e\ufe0f]",
+    regex.VERSION1,
+)
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_LOST: Final = "\ufffd"  # stands for a character that could not be read
 
 
 def printable(value: _T) -> _T:
     """`value` with each text in it, names in dictionaries too, as a terminal can show it on one line.
 
-    A character of `UNPRINTABLE`, or one that is no UTF-8, becomes its code as Python writes it (`\\n`, `\\x1b`,
-    `\\u202e`); all else stays, other values too.
+    A character that cannot be seen or changes how others are shown becomes its code as Python writes it (`\\n`,
+    `\\x1b`, `\\u200b`, `\\u202e`); all else stays, other values too.
     """
     made: object = value
     if isinstance(value, str):
@@ -32,7 +42,16 @@ def printable(value: _T) -> _T:
     return made  # type: ignore[return-value]
 
 
-def _code(found: re.Match[str]) -> str:
+def unprintable(text: str) -> str | None:
+    """The first character of a text that `printable` would write as its code, or that stands for one that was lost, as
+    `U+0007`; None where there is none. Names and labels hold none."""
+    at = [found.start()] if (found := _FOUND.search(text)) else []
+    if _LOST in text:
+        at.append(text.index(_LOST))
+    return f"U+{ord(text[min(at)]):04X}" if at else None
+
+
+def _code(found: regex.Match[str]) -> str:
     character, number = found[0], ord(found[0])
     short = f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
     return _SHORT.get(character, short)

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from labref.cells.decoding import Limits, decoder
 from labref.config import LayoutPattern, WatchConfig
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_from_text, path_to_text
-from labref.export.roots import file_system_of, is_network_folder
+from labref.export.roots import FileNumbers, file_system_of, is_network_folder, kind_of
 from labref.export.scan import GONE, Candidate, ScanReport, look, scan
 from labref.export.settle import Settling
 
@@ -323,3 +324,28 @@ def test_the_file_system_of_a_folder_is_that_of_the_nearest_mount(folder: str, k
 
 def test_memory_is_no_network_share() -> None:
     assert not is_network_folder(Path("/dev") if os.name != "nt" else Path("C:/"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [("ext4", 7), ("xfs", 7), ("ntfs", 7), ("tmpfs", 7)]
+    + [
+        (kind, None) for kind in ("vfat", "exfat", "msdos", "fat32", "fuseblk", "cifs", "nfs4", "fuse.sshfs", "", "odd")
+    ],
+)
+def test_the_numbers_of_files_count_only_where_they_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, kept: int | None
+) -> None:
+    monkeypatch.setattr("labref.export.roots.kind_of", lambda _: kind)
+    assert FileNumbers().of(str(tmp_path), 7) == kept
+
+
+def test_the_kind_of_a_file_system_is_found_without_proc_mounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows and a Mac."""
+    mounts = [SimpleNamespace(mountpoint=place, fstype=fs) for place, fs in (("/", "APFS"), (str(tmp_path), "ExFAT"))]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+    monkeypatch.setattr("labref.export.roots._MOUNTS", tmp_path / "none")
+    assert kind_of(tmp_path / "a" / "b") == "exfat"
+    assert kind_of(tmp_path.parent) == "apfs"

@@ -34,7 +34,7 @@ from labref.agent.service import _Agent
 from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.config import LayoutPattern, WatchConfig
-from labref.errors import AgentError, StoreError, UnstorableError
+from labref.errors import AgentError, LayoutError, StoreError, UnstorableError
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_to_text
 from labref.export.roots import Roots
@@ -42,7 +42,8 @@ from labref.export.scan import UNREACHABLE, Candidate, ScanReport, Signature, le
 from labref.export.watch import Watcher
 from labref.lab import Lab
 from labref.lab.log import open_log
-from labref.printing import printable
+from labref.pictures import lettering
+from labref.printing import printable, unprintable
 from labref.store import Rejected, Store
 from labref.tasks.context import Context
 from labref.web import desk
@@ -960,6 +961,13 @@ OBEYED = [
     "\u2028x",
     "\ufeffx",
     "\u2066y",
+    "zero\u200bwidth",
+    "word\u2060joiner",
+    "soft\u00adhyphen",
+    "hangul\u3164filler",
+    "mono\u200dcyte",
+    "blast\ufe0f",
+    "tag\U000e0041",
 ]
 
 
@@ -970,9 +978,29 @@ def test_what_a_terminal_would_obey_is_written_as_its_code(name: str) -> None:
     assert printable({name: [name, 1, None]}) == {shown: [shown, 1, None]}
 
 
-@pytest.mark.parametrize("name", ["Å.jpg", "日本", "דם", "👩\u200d🔬", "C:\\x\\n", "می\u200cخواهم"])
+@pytest.mark.parametrize(
+    "name", ["Å.jpg", "日本", "דם", "👩\u200d🔬", "C:\\x\\n", "می\u200cخواهم", "❤\ufe0f\u200d🔥", "1\ufe0f\u20e3"]
+)
 def test_what_is_only_unusual_is_shown_as_it_is(name: str) -> None:
-    assert printable(name) == name
+    assert printable(name) == name and unprintable(name) is None
+
+
+@pytest.mark.parametrize("name", OBEYED)
+def test_a_picture_shows_what_a_terminal_would_obey_as_its_code(name: str) -> None:
+    assert lettering.length(name, 20, False) == lettering.length(printable(name), 20, False)
+
+
+@POSIX
+def test_a_summary_line_gives_no_command_to_the_terminal(tmp_path: Path, starter: Bundle) -> None:
+    odd = tmp_path / "a\x1b[31mb"
+    odd.mkdir()
+    (tmp_path / "export").mkdir()
+    lab = make_lab(tmp_path / "lab", tmp_path / "export", starter)
+    for words in (["export", odd / "x.parquet"], ["backup", odd / "backup"], ["backup", odd / "b.zip"]):
+        done = CliRunner().invoke(app, ["store", *map(str, words), "--lab", str(lab.folder)])
+        assert done.exit_code == 0 and "\x1b" not in done.stdout and "a\\x1b[31mb" in done.stdout
+    done = CliRunner().invoke(app, ["store", "restore", str(odd / "backup"), str(odd / "lab")])
+    assert done.exit_code == 0 and "\x1b" not in done.output
 
 
 @POSIX
@@ -1086,6 +1114,34 @@ def test_a_repeat_inside_a_repeat_does_not_hold_the_agent_up(pattern: str) -> No
     assert time.process_time() - started < 0.9, "less than the time limit: the pattern itself is found not to match"
 
 
+FOR_EVER = r"(q*)(q*)(q*)(q*)(q*)\5\4\3\2\1[.]jpg"
+
+
+@pytest.mark.parametrize("built_in", [False, True])
+def test_a_pattern_that_takes_for_ever_costs_little_once_that_is_known(
+    monkeypatch: pytest.MonkeyPatch, built_in: bool
+) -> None:
+    monkeypatch.setattr("labref.export.layout._MOST_SECONDS", 0.1)
+    monkeypatch.setattr("labref.export.layout._SLOW_SECONDS", 0.01)
+    pattern = LayoutPattern(pattern=FOR_EVER)
+    if built_in:
+        monkeypatch.setattr("labref.export.layout.BUILT_IN", (pattern,))
+    layout = Layout(WatchConfig(layout=() if built_in else (pattern,)), [])
+    paths = [f"{'q' * 120}{number}z.jpg" for number in range(20)]
+    started = time.process_time()
+    for path in paths + 50 * paths:
+        with pytest.raises(LayoutError, match="labref's own" if built_in else r"of \[\[watch.layout\]\]"):
+            layout.place(path)
+    assert time.process_time() - started < 1.5, "not a second for each of 1020"
+    assert layout.place("qq.jpg").label is None, "other paths are placed"
+    (told,) = layout.slow
+    assert (
+        FOR_EVER.replace("\\", "\\\\") in told
+        and "20 paths" in told
+        and ("[[watch.layout]] takes" in told) is not built_in
+    )
+
+
 def test_a_pattern_that_takes_for_ever_on_one_path_costs_that_file_alone(
     lab: Lab, export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1096,5 +1152,6 @@ def test_a_pattern_that_takes_for_ever_on_one_path_costs_that_file_alone(
     once(Lab.open(lab.folder))
     rows = ledger(lab)
     (refused,) = [row for row in rows.values() if row["outcome"] == "rejected"]
-    assert "of [[watch.layout]] takes longer than" in refused["reason"]
+    assert "of [[watch.layout]] takes too long on this path" in refused["reason"]
     assert len(rows) == FEW and {row["outcome"] for row in rows.values()} == {"rejected", "stored"}
+    assert "a pattern of the layout takes too long" in lab.log_file.read_text()

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, WrapValidator, field_validator
 from pydantic.dataclasses import dataclass
 
+from labref.printing import unprintable
 from training.settings import override_settings, read_settings
 
 __all__ = ["PRESETS", "Augmentation", "ClassifierConfig", "RunConfig", "VaeConfig", "override"]
@@ -312,7 +313,13 @@ class RunConfig:
     @field_validator("name")
     @classmethod
     def _one_line(cls, value: str) -> str:
-        if not value.isprintable() or value != value.strip() or len(value) > 100 or "/" in value or "\\" in value:
+        if (
+            unprintable(value) is not None
+            or value != value.strip()
+            or len(value) > 100
+            or "/" in value
+            or "\\" in value
+        ):
             raise ValueError("must be one line of up to 100 characters, without slashes and without spaces around it")
         return value
 

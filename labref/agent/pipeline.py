@@ -139,6 +139,7 @@ class Pipeline:
         self._on_settled = on_settled
         self._log, self._metrics, self._patient = log, metrics, patient
         self._judge: Judge | None = None
+        self._layout_told = False
         self.tally = Tally()
         self.problem: str | None = None
         self.failure: BaseException | None = None
@@ -161,6 +162,11 @@ class Pipeline:
         self._storing = threading.Thread(target=self._run, args=(self._store_all,), name="labref-store", daemon=True)
         for thread in (*self._readers, self._embedding, self._storing):
             thread.start()
+
+    @property
+    def slow_patterns(self) -> list[str]:
+        """What people are told of the layout's patterns that take too long."""
+        return self._layout.slow
 
     def use(self, layout: Layout) -> None:
         """Say by this layout from now on what paths say: another bundle may know other classes."""
@@ -345,6 +351,9 @@ class Pipeline:
             except StoppedError:
                 return None  # the next scan finds it again
             except LayoutError as error:
+                if not self._layout_told:
+                    self._layout_told = True
+                    self._log.warning("a pattern of the layout takes too long", pattern=self.slow_patterns)
                 return Refused(candidate, None, str(error))
             except StorageError as error:
                 if not self._try_again(f"the kept images: {error}", str(error), next(waits)):

@@ -103,6 +103,7 @@ def read_cell(
     """
     if candidate.refusal is not None:
         return Refused(candidate, candidate.signature, candidate.refusal)
+    where = place(candidate)  # before it is read: where this fails, it fails at each scan
     try:
         data, signature = _read_whole(candidate.path, max_bytes)
     except _TooLargeError as error:
@@ -112,7 +113,6 @@ def read_cell(
     if data is None:
         return NotYet(candidate, True, "changed while it was read")
     name = digest(data)
-    where = place(candidate)
     if is_stored(name):
         _keep(heal, data, name)
         return Known(candidate, signature, name, where)

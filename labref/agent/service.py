@@ -819,6 +819,7 @@ class _Agent:
             "unreadable": [path_to_text(folder) for folder in self._last_report.unreadable],
             "others": dict(self._last_report.others.most_common()),
             "reserved": self._last_report.reserved,
+            "slow_patterns": self._pipeline.slow_patterns,
             "jobs": self._jobs.status(),
         }
         return {"watch": watch, "agent": agent}

@@ -33,6 +33,7 @@ from labref.bundles.schema import MAX_MANIFEST_BYTES, check_manifest, parse_json
 from labref.cells.image import PREPARATION
 from labref.errors import BundleError
 from labref.failpoints import failpoint
+from labref.printing import printable
 
 __all__ = [
     "FORMAT_VERSION",
@@ -349,11 +350,9 @@ class Bundle:
                 check_graph(self.folder / name)
 
     def model_card(self) -> str:
-        """The text of its model card, without characters that would steer a terminal. Raises `BundleError`."""
+        """The text of its model card, characters that would steer a terminal as their codes. Raises `BundleError`."""
         text = _read_small(self.folder, "MODEL_CARD.md").decode("utf-8", "replace")
-        return "".join(
-            c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text.replace("\r\n", "\n")
-        )
+        return "\n".join(map(printable, text.replace("\r\n", "\n").split("\n")))
 
     def golden(self, precision: Precision = "full") -> Golden:
         """The golden inputs, and the outputs that the trunk of that precision gave. Raises `BundleError` where the file

@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from labref.errors import BundleError
+from labref.printing import printable
 
 __all__ = ["OPERATORS", "check_graph"]
 
@@ -131,4 +132,4 @@ def _fault(raw: bytes) -> str | None:
 
 def _text(raw: bytes) -> str:
     """A name in a file, for a message."""
-    return "".join(c if c.isprintable() else "?" for c in raw[:60].decode("utf-8", "replace"))
+    return printable(raw[:60].decode("utf-8", "replace"))

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from labref.printing import unprintable
+
 __all__ = ["MAX_MANIFEST_BYTES", "check_manifest", "parse_json"]
 
 MAX_MANIFEST_BYTES: Final = 4_000_000
@@ -73,7 +75,7 @@ def _shown(value: Any) -> str:
 
 
 def _line(text: str) -> str:
-    if not text.isprintable() or text != text.strip():
+    if unprintable(text) is not None or text != text.strip():
         raise ValueError("must be one line of printable text without spaces around it")
     return text
 
@@ -85,7 +87,7 @@ def _nameable(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    if not all(c.isprintable() or c == "\n" for c in text):
+    if unprintable(text.replace("\n", "")) is not None:
         raise ValueError("must hold printable text only")
     return text
 

@@ -17,7 +17,18 @@ from labref.printing import printable
 if TYPE_CHECKING:
     from labref.lab import Lab
 
-__all__ = ["JsonOption", "LabOption", "here", "named", "perform", "print_json", "program", "quoted", "without_progress"]
+__all__ = [
+    "JsonOption",
+    "LabOption",
+    "here",
+    "named",
+    "perform",
+    "print_json",
+    "program",
+    "quoted",
+    "say",
+    "without_progress",
+]
 
 LabOption = Annotated[
     Path | None,
@@ -37,6 +48,11 @@ JsonOption = Annotated[
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on one line, in ASCII: any path and any label survives any console and pipe."""
     typer.echo(json.dumps(value, allow_nan=False))
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """One line for people, on stdout, or on stderr; what a terminal would obey is written as its code."""
+    typer.echo(printable(line), err=err)
 
 
 def perform(lab: "Lab", name: str, /, **parameters: Any) -> Iterator[dict[str, Any]]:

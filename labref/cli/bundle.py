@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json
+from labref.cli._shared import JsonOption, LabOption, perform, print_json, say
+from labref.printing import printable
 from labref.times import local
 
 __all__ = ["add_to"]
@@ -120,9 +121,7 @@ def install(
     if json:
         print_json(row)
     else:
-        typer.echo(
-            f"{_name(row)} is installed; it is used after `labref bundle activate {row['name']}/{row['version']}`."
-        )
+        say(f"{_name(row)} is installed; it is used after `labref bundle activate {row['name']}/{row['version']}`.")
 
 
 def verify(
@@ -142,9 +141,9 @@ def verify(
         if json:
             print_json(row)
         elif "problem" in row:
-            typer.echo(row["problem"], err=True)
+            say(row["problem"], err=True)
         else:
-            typer.echo(
+            say(
                 f"{_name(row['bundle'])} is sound; golden outputs differ by {row['difference']:.2g}, "
                 f"{row['allowed']:.2g} is allowed ({row['provider_line']})"
             )
@@ -163,7 +162,7 @@ def list_(lab: LabOption = None, json: JsonOption = False) -> None:
         failed = f", {row['failed']} cannot be embedded" if row["failed"] else ""
         since = f" since {local(row['active_since'])}" if row["active_since"] else ""
         gone = "" if row["installed"] else "  CANNOT BE USED: labref bundle verify says why"
-        typer.echo(f"{row['state'] + since:<10}  {_name(row)}  {cells}{failed}, {row['latent_size']} latents{gone}")
+        say(f"{row['state'] + since:<10}  {_name(row)}  {cells}{failed}, {row['latent_size']} latents{gone}")
 
 
 def show(
@@ -184,7 +183,7 @@ def show(
     if json:
         print_json(row)
     else:
-        typer.echo(f"{_name(row['bundle'])}\n\n{row['card']}")
+        typer.echo(f"{printable(_name(row['bundle']))}\n\n{row['card']}")
 
 
 def activate(
@@ -216,14 +215,14 @@ def rollback(lab: LabOption = None, wait: WaitOption = False, json: JsonOption =
     last: dict[str, Any] = {}
     for row in perform(Lab.find(lab), "bundle.rollback", wait=wait):
         if "cancelled" in row and not json:
-            typer.echo(f"The change to {_name(row['cancelled']['bundle'])} is given up; its latents are kept.")
+            say(f"The change to {_name(row['cancelled']['bundle'])} is given up; its latents are kept.")
         elif "switched" in row and not json:
-            typer.echo(f"{_name(row['switched']['bundle'])} answers again.")
+            say(f"{_name(row['switched']['bundle'])} answers again.")
         last = row
     if json:
         print_json(last)
     elif last["cells"] > last["embedded"] + last["failed"] and last["state"] == "active":
-        typer.echo(f"{last['cells'] - last['embedded'] - last['failed']} newer cells are being embedded in its space.")
+        say(f"{last['cells'] - last['embedded'] - last['failed']} newer cells are being embedded in its space.")
 
 
 def drop(bundle: BundleArgument, lab: LabOption = None, json: JsonOption = False) -> None:
@@ -233,7 +232,7 @@ def drop(bundle: BundleArgument, lab: LabOption = None, json: JsonOption = False
     if json:
         print_json(row)
     else:
-        typer.echo(f"{_name(row['dropped'])} is gone, with the latents of {row['cells']} cells.")
+        say(f"{_name(row['dropped'])} is gone, with the latents of {row['cells']} cells.")
 
 
 def change_lines(change: Mapping[str, Any]) -> list[str]:
@@ -278,7 +277,7 @@ def _show(change: Mapping[str, Any], json: bool) -> None:
         print_json(change)
         return
     for line in change_lines(change):
-        typer.echo(line)
+        say(line)
 
 
 def _last(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, named, perform, print_json
+from labref.cli._shared import JsonOption, LabOption, named, perform, print_json, say
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -142,7 +142,7 @@ def duplicates(
             said = printable(row)
             typer.echo(_pair(said) if said["kind"] == "pair" else _conflict(said))
     if not rows and not json:
-        typer.echo("no duplicates" if only is None else f"none that is {only.value}")
+        say("no duplicates" if only is None else f"none that is {only.value}")
     if grid is not None:
         _draw(where, [row for row in _once(rows) if row.get("duplicate_of")], grid, only)
 
@@ -181,9 +181,9 @@ def history(cell: CellArgument, lab: LabOption = None, json: JsonOption = False)
         else:
             row = printable(row)
             by = f" by {row['who']}" if row["who"] else ""
-            typer.echo(f"{local(row['at'])}  {row['cell_id']} of {row['duplicate_of']}: {row['decision']}{by}")
+            say(f"{local(row['at'])}  {row['cell_id']} of {row['duplicate_of']}: {row['decision']}{by}")
     if not rows and not json:
-        typer.echo(f"nobody has decided on {cell}")
+        say(f"nobody has decided on {cell}")
 
 
 @app.command(help=_FIND, short_help="Compare cells that an earlier labref stored.")
@@ -194,7 +194,7 @@ def find(lab: LabOption = None, json: JsonOption = False) -> None:
     if json:
         print_json(row)
     else:
-        typer.echo(f"{row['compared']} cells compared with all others")
+        say(f"{row['compared']} cells compared with all others")
 
 
 def _decide(lab: Path | None, operation: str, json: bool, **parameters: Any) -> None:

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from labref.cli._shared import JsonOption, print_json, program, quoted
-from labref.printing import printable
+from labref.cli._shared import JsonOption, print_json, program, quoted, say
 
 __all__ = ["add_to"]
 
@@ -83,11 +82,11 @@ def init(
         )
         return
     classes = ", ".join(installed.manifest.labels)
-    typer.echo(f"lab     {printable(str(lab.folder))}")
-    typer.echo(f"watches {', '.join(printable(str(f)) for f in lab.watched)}")
-    typer.echo(f"bundle  {installed.manifest.name} {installed.manifest.version} ({installed.short}): {classes}")
+    say(f"lab     {lab.folder}")
+    say(f"watches {', '.join(map(str, lab.watched))}")
+    say(f"bundle  {installed.manifest.name} {installed.manifest.version} ({installed.short}): {classes}")
     typer.echo("\nNext, take in what is there and keep watching (Ctrl-C ends it):")
-    typer.echo(f"  {program()} agent --lab {quoted(lab.folder)}")
+    say(f"  {program()} agent --lab {quoted(lab.folder)}")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, here, named, perform, print_json
+from labref.cli._shared import JsonOption, LabOption, here, named, perform, print_json, say
 from labref.errors import AgentError, LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -119,9 +119,9 @@ def set_(
         return
     row = printable(row)
     if row["outcome"] == "same":
-        typer.echo(f"{row['cell_id']} was reviewed as {row['label']} already; its history has your review too")
+        say(f"{row['cell_id']} was reviewed as {row['label']} already; its history has your review too")
     else:
-        typer.echo(f"{row['cell_id']}: {row['label']} (was {row['previous']}, {row['previous_source']})")
+        say(f"{row['cell_id']}: {row['label']} (was {row['previous']}, {row['previous_source']})")
 
 
 def import_(
@@ -145,7 +145,7 @@ def import_(
         if json:
             print_json(problem)
         else:
-            typer.echo(printable(f"{file}:{problem['line']}: {problem['problem']}"), err=True)
+            say(f"{file}:{problem['line']}: {problem['problem']}", err=True)
 
     try:
         rows = _read(file, named(who), chosen=who is not None)
@@ -174,7 +174,7 @@ def import_(
         raise AgentError(f"the agent's answer ended early. {_how_far(found, number)}")
     if not json:
         done = "would change" if dry_run else "changed"
-        typer.echo(
+        say(
             f"{summary['rows']} rows: {summary['changed']} {done}, {summary['same']} were so already, {summary['older']} "
             f"older than the label the cell has, {summary['unknown']} cannot be used"
         )
@@ -189,7 +189,7 @@ def imports(lab: LabOption = None, json: JsonOption = False) -> None:
         if json:
             print_json(row)
             continue
-        typer.echo(
+        say(
             f"{row['number']}  {local(row['began_at'])}  {row['state']}  {row['done'] + row['unknown']} of {row['rows']} rows: "
             f"{row['changed']} changed, {row['same']} were so already, {row['older']} older, {row['unknown']} cannot be used"
         )
@@ -215,14 +215,12 @@ def history(cell: CellArgument, lab: LabOption = None, json: JsonOption = False)
         print_json(row)
         return
     row = printable(row)
-    typer.echo(f"{row['cell_id']}: {row['label']} ({row['label_source']})")
-    typer.echo(
-        f"  {local(row['stored_at'])}  stored as {row['stored_as']['label']} ({row['stored_as']['label_source']})"
-    )
+    say(f"{row['cell_id']}: {row['label']} ({row['label_source']})")
+    say(f"  {local(row['stored_at'])}  stored as {row['stored_as']['label']} ({row['stored_as']['label_source']})")
     for change in row["changes"]:
         by = f" by {change['who']}" if change["who"] else f" from {change['path']}" if change["path"] else ""
         when = f", given {local(change['given_at'])}" if change["given_at"] else ""
-        typer.echo(
+        say(
             f"  {local(change['at'])}  {change['label']} ({change['label_source']}){by}{when}; was {change['previous']} "
             f"({change['previous_source']})"
         )
@@ -230,9 +228,9 @@ def history(cell: CellArgument, lab: LabOption = None, json: JsonOption = False)
         says = (
             "says nothing of the class" if path["label"] is None else f"says {path['label']} ({path['label_source']})"
         )
-        typer.echo(f"  {path['path']} {says}")
+        say(f"  {path['path']} {says}")
     for made in row["predictions"]:
-        typer.echo(f"  bundle {made['bundle'][:12]} predicts {made['label']} {made['probability']:.1%}")
+        say(f"  bundle {made['bundle'][:12]} predicts {made['label']} {made['probability']:.1%}")
 
 
 class _RefusedError(LabrefError):
@@ -327,7 +325,7 @@ def _check_columns(file: Path, columns: list[str]) -> None:
         raise LabrefError(f"{file} names the column {twice[0]} twice, so it is refused; nothing was written.")
     unknown = [name for name in columns if name and name not in _COLUMNS]
     if unknown:
-        typer.echo(f"{file}: the columns {', '.join(unknown)} are not used", err=True)
+        say(f"{file}: the columns {', '.join(unknown)} are not used", err=True)
 
 
 def _row(columns: list[str], values: list[str], who: str, *, chosen: bool) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json
+from labref.cli._shared import JsonOption, LabOption, perform, print_json, say
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -259,7 +259,7 @@ def show(
     if json:
         print_json(_located(first, cells, out))
     else:
-        typer.echo(f"{out}: map {first['map']['number']}, {len(cells.get('node', [])):,} cells")
+        say(f"{out}: map {first['map']['number']}, {len(cells.get('node', [])):,} cells")
 
 
 @app.command(help=_NODE_HELP, short_help="The cells on one node.")
@@ -334,7 +334,7 @@ def _classify_images(lab: "Lab", images: Sequence[Path], json: bool) -> None:
                 answer = desk.ask(image.read_bytes(), name=str(image), k=1, by="map")
             except (OSError, LabrefError) as error:
                 what = error if isinstance(error, LabrefError) else f"cannot be read: {error.strerror or error}"
-                typer.echo(printable(f"error: {image}: {what}"), err=True)
+                say(f"error: {image}: {what}", err=True)
                 failed = True
                 continue
             place = answer["map"]
@@ -346,7 +346,7 @@ def _classify_images(lab: "Lab", images: Sequence[Path], json: bool) -> None:
                     if place["label"] is None
                     else f"{place['label']} {place['share']:.1%} of {place['cells']} cells"
                 )
-                typer.echo(f"{printable(answer['image'])}: {printable(said)}, node {place['row']} {place['column']}")
+                say(f"{answer['image']}: {said}, node {place['row']} {place['column']}")
     if failed:
         raise typer.Exit(1)
 
@@ -364,7 +364,7 @@ def _tell(rows: Iterable[Mapping[str, Any]], json: bool, line: Any, *, otherwise
         else:
             typer.echo(line(printable(row)))
     if not told and not json and otherwise is not None:
-        typer.echo(otherwise)
+        say(otherwise)
 
 
 def _version(row: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json, without_progress
+from labref.cli._shared import JsonOption, LabOption, perform, print_json, say, without_progress
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -158,21 +158,21 @@ def check(lab: LabOption = None, json: JsonOption = False) -> None:
     if json:
         print_json(row)
     else:
-        typer.echo(
+        say(
             f"{row['file']}: schema {row['schema']}, {row['bytes'] / 1e6:.1f} MB, {row['free_bytes'] / 1e9:.1f} GB free"
         )
         if row["blocks"] is None:
-            typer.echo("  its blocks cannot be read from the disk here while it is open; indexes were not looked at")
+            say("  its blocks cannot be read from the disk here while it is open; indexes were not looked at")
         else:
-            typer.echo(f"  {'blocks':<20} {row['blocks']:>10} read from the disk")
+            say(f"  {'blocks':<20} {row['blocks']:>10} read from the disk")
         for what, n in row["damaged"].items():
-            typer.echo(f"  DAMAGED: {n} blocks, of {what}")
+            say(f"  DAMAGED: {n} blocks, of {what}")
         for name, rows in row["tables"].items():
-            typer.echo(f"  {name:<20} {rows:>10} rows read")
+            say(f"  {name:<20} {rows:>10} rows read")
         for bundle in row["bundles"]:
             active = ", active" if bundle["active"] else ""
-            typer.echo(f"  bundle {bundle['digest'][:12]}{active}: {bundle['state']}")
-        typer.echo("All is sound." if row["ok"] else "Not all is sound.")
+            say(f"  bundle {bundle['digest'][:12]}{active}: {bundle['state']}")
+        say("All is sound." if row["ok"] else "Not all is sound.")
     if not row["ok"]:
         wrong = [f"{n} x {kind}" for kind, n in row["faults"].items()]
         wrong += [str(bundle["problem"]) for bundle in row["bundles"] if bundle["problem"]]
@@ -198,7 +198,7 @@ def backup(
     if json:
         print_json(row)
     else:
-        typer.echo(
+        say(
             f"{row['cells']} cells, {row['bytes'] / 1e6:.1f} MB, are in {row['target']}; {row['images_copied']} images were "
             "copied, the others were there. All was read back."
         )
@@ -250,15 +250,15 @@ def restore(
     if json:
         print_json(row)
     else:
-        typer.echo(
+        say(
             f"{row['cells']} cells are in {row['lab']}, as they were at {local(row['made_at'])} (labref {row['made_by']})."
         )
         for watched in row["watch"]:
             analyser = f" (analyser {watched['analyser']})" if watched["analyser"] else ""
             gone = "" if watched["there"] else f", which is not here; change [watch] folders in {lab.config_file}"
-            typer.echo(f"It watches {watched['folder']}{analyser}{gone}.")
+            say(f"It watches {watched['folder']}{analyser}{gone}.")
         for before, analyser in row["without_folder"].items():
-            typer.echo(
+            say(
                 f"The analyser of {before}, {analyser}, has no folder any more; name its new one in [watch.analysers] of "
                 f"{lab.config_file}."
             )
@@ -285,9 +285,9 @@ def export(
     if json:
         print_json(row)
     else:
-        typer.echo(f"{row['cells']} cells, {row['bytes'] / 1e6:.1f} MB, are in {row['target']}.")
+        say(f"{row['cells']} cells, {row['bytes'] / 1e6:.1f} MB, are in {row['target']}.")
         if row["without_label"]:
-            typer.echo(
+            say(
                 f"{row['without_label']} of them without a label: only the name of a folder says it, which can be a patient's. "
                 "To write it, name the class in [watch.labels]."
             )
@@ -305,17 +305,15 @@ def retain(
         if json:
             print_json(row)
         elif "why" in row:
-            typer.echo(
-                f"{row['cell_id']}  {row['label']} ({row['label_source']}), {row['analyser'] or '-'}: {row['why']}"
-            )
+            say(f"{row['cell_id']}  {row['label']} ({row['label_source']}), {row['analyser'] or '-'}: {row['why']}")
         elif "due" in row:
             for jump in row["not_counted"]:
-                typer.echo(
+                say(
                     f"Not counted as time, because nobody saw it pass: {local(jump['since'])} to {local(jump['until'])}."
                 )
-            typer.echo(f"{row['due']} cells would go, {row['now']} of them today.")
+            say(f"{row['due']} cells would go, {row['now']} of them today.")
         else:
-            typer.echo(f"{row['removed']} cells were removed; `labref store trash` lists what can be brought back.")
+            say(f"{row['removed']} cells were removed; `labref store trash` lists what can be brought back.")
 
 
 @store.command(help=_TRASH, short_help="List the removed cells that can be brought back.")
@@ -328,12 +326,12 @@ def trash(lab: LabOption = None, json: JsonOption = False) -> None:
             print_json(row)
         else:
             row = printable(row)
-            typer.echo(
+            say(
                 f"{row['cell_id']}  {row['label']} ({row['label_source']}), {row['analyser'] or '-'}: {row['reason']}; "
                 f"for {row['days_left']:.0f} more days"
             )
     if not json:
-        typer.echo(f"{len(rows)} cells, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB, can be brought back.")
+        say(f"{len(rows)} cells, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB, can be brought back.")
 
 
 @store.command("bring-back", help=_BRING_BACK, short_help="Bring removed cells back.")
@@ -351,7 +349,7 @@ def bring_back(
     if json:
         print_json(row)
     else:
-        typer.echo(f"{len(row['cells'])} cells are back.")
+        say(f"{len(row['cells'])} cells are back.")
     if row["without_bytes"]:
         raise LabrefError(
             f"{len(row['without_bytes'])} of them have lost their original bytes: {', '.join(row['without_bytes'][:5])}. See "
@@ -374,7 +372,7 @@ def empty_trash(
     if json:
         print_json(row)
     else:
-        typer.echo(f"{row['removed']} cells are gone for good.")
+        say(f"{row['removed']} cells are gone for good.")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import regex
 
 from labref.config import LabelSourceName, LayoutPattern, WatchConfig
 from labref.errors import LayoutError
-from labref.printing import printable
+from labref.printing import unprintable
 
 __all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning", "name_key"]
 
@@ -31,7 +31,10 @@ BUILT_IN: Final = (
 )
 """The built-in layouts, tried in this order after the lab's own ones."""
 
-_MOST_SECONDS: Final = 1.0  # of processor time for one pattern and one path; milliseconds are usual
+_MOST_SECONDS: Final = 1.0  # of processor time for one pattern and one path; microseconds are usual
+_SLOW_SECONDS: Final = 0.1  # the same, for a pattern that took too long a few times
+_FEW: Final = 3
+_MOST_REMEMBERED: Final = 100_000
 
 # CellaVision's class names and codes, each with the wider classes that a bundle may know instead, narrowest first
 _CELLAVISION: Final[tuple[tuple[str, ...], ...]] = (
@@ -112,6 +115,34 @@ class ClassNames:
         return self._known | self._own
 
 
+@dataclass(eq=False)
+class _Pattern:
+    """A pattern, and how it has done. declared_only : it says only classes that are known.  name, remedy : for
+    people.  late : how often it took too long.  refused : paths on which it did."""
+
+    expression: regex.Pattern[str]
+    source: LabelSourceName
+    declared_only: bool
+    name: str
+    remedy: str
+    late: int = 0
+    refused: set[str] = field(default_factory=set)
+
+    def match(self, path: str) -> regex.Match[str] | None:
+        """Its match with the whole path. Raises `LayoutError` where that takes too long: a second, but once it did so a
+        few times only a tenth of that, and none for the same path again."""
+        if path not in self.refused:
+            limit = _SLOW_SECONDS if self.late >= _FEW else _MOST_SECONDS
+            try:
+                # the other threads, and a signal, need not wait for it
+                return self.expression.fullmatch(path, timeout=limit, concurrent=True)
+            except TimeoutError:
+                self.late += 1
+                if len(self.refused) < _MOST_REMEMBERED:
+                    self.refused.add(path)
+        raise LayoutError(f"{self.name} takes too long on this path. {self.remedy}, and start the agent again.")
+
+
 class Layout:
     """The patterns of one lab, and its class names."""
 
@@ -127,41 +158,51 @@ class Layout:
         self._given = given
         self._analysers = analysers or {}
         self._patterns = [
-            (
+            _Pattern(
                 regex.compile(layout.pattern, regex.IGNORECASE | regex.DOTALL),
                 layout.label_source,
                 layout is _CLASS_FOLDERS,
+                f"the pattern {layout.pattern!r} of [[watch.layout]]"
+                if layout in watch.layout
+                else f"labref's own pattern {layout.pattern!r}",
+                "Write it with fewer repeats and references back to groups"
+                if layout in watch.layout
+                else "Give the path shorter names, or this layout a pattern of its own in [[watch.layout]]",
             )
             for layout in (*watch.layout, *BUILT_IN)
         ]
         self._names = ClassNames(bundle_labels, watch.labels)
         self._analyser = watch.analyser
 
+    @property
+    def slow(self) -> list[str]:
+        """The patterns that took too long on some paths, each with how many these are and what to do, for people."""
+        return [
+            f"{pattern.name} takes too long on {pattern.late} paths, whose files are not taken in. {pattern.remedy}, and start "
+            "the agent again"
+            for pattern in self._patterns
+            if pattern.late
+        ]
+
     def place(self, relative: str, root: str = "") -> PathMeaning:
         """What `relative`, a path below its watched folder `root` with `/` between folders, says of its cell.
 
-        Raises `LayoutError` where a pattern of the lab's own takes too long on this path.
+        Raises `LayoutError` where a pattern takes too long on this path.
         """
         analyser = self._analysers.get(root, self._analyser)
-        for pattern, source, declared_only in self._patterns:
-            try:
-                # the other threads, and a signal, need not wait for it
-                match = pattern.fullmatch(relative, timeout=_MOST_SECONDS, concurrent=True)
-            except TimeoutError:
-                raise LayoutError(
-                    f"the pattern {pattern.pattern!r} of [[watch.layout]] takes longer than {_MOST_SECONDS:.0f} s on this "
-                    "path. Write it with fewer repeats and references back to groups, and start the agent again."
-                ) from None
+        for pattern in self._patterns:
+            match = pattern.match(relative)
             if match is None:
                 continue
+            source = pattern.source
             groups = match.groupdict()
             label, slide, own = (_composed(groups.get(part)) for part in ("label", "slide", "analyser"))
-            if declared_only and label is not None and not self._names.is_class(label):
+            if pattern.declared_only and label is not None and not self._names.is_class(label):
                 label = self._given_class(label)
                 if label is None:
                     continue
             # a name that a terminal would obey instead of showing it is no class
-            named = label is not None and source != "predicted" and printable(label) == label
+            named = label is not None and source != "predicted" and unprintable(label) is None
             return PathMeaning(
                 slide=slide,
                 label=self._names.label(label) if label is not None and named else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fnmatch
 import os
@@ -11,9 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["FileNumbers", "Roots", "file_system_of", "is_network_folder", "real_path"]
+import psutil
+
+__all__ = ["FileNumbers", "Roots", "file_system_of", "is_network_folder", "kind_of", "real_path"]
 
 _DRIVE_REMOTE: Final = 4  # GetDriveTypeW
+_MOUNTS: Final = Path("/proc/mounts")
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
         "9p",
@@ -33,6 +37,29 @@ _NETWORK_FILE_SYSTEMS: Final = frozenset(
     }
     | {"vboxsf", "virtiofs", "vmhgfs"}
 )
+
+
+_NUMBERS_STAY: Final = frozenset(
+    {
+        "apfs",
+        "bcachefs",
+        "btrfs",
+        "ext2",
+        "ext3",
+        "ext4",
+        "f2fs",
+        "hfs",
+        "jfs",
+        "nilfs2",
+        "ntfs",
+        "ntfs3",
+        "refs",
+        "reiserfs",
+    }
+    | {"tmpfs", "ubifs", "ufs", "xfs", "zfs"}
+)
+"""File systems that write a file's number on the disk. FAT has none and makes them up at each mount; of those that are
+not listed nobody knows."""
 
 
 class Roots:
@@ -93,8 +120,8 @@ def real_path(path: str) -> str:
 
 
 class FileNumbers:
-    """The inode numbers of files, where they say that a file is the same: network shares number files anew. Each
-    watched folder is looked up once."""
+    """The inode numbers of files, where they say that a file is the same: network shares, FAT and others number files
+    anew. Each watched folder is looked up once."""
 
     def __init__(self) -> None:
         self._kept: dict[str, bool] = {}
@@ -102,7 +129,8 @@ class FileNumbers:
     def of(self, root: str, inode: int) -> int | None:
         """The number of a file in the watched folder `root`; None where numbers do not stay."""
         if root not in self._kept:
-            self._kept[root] = not is_network_folder(Path(root))
+            folder = Path(root)
+            self._kept[root] = not is_network_folder(folder) and kind_of(folder) in _NUMBERS_STAY
         return inode if self._kept[root] else None
 
 
@@ -114,13 +142,19 @@ def is_network_folder(folder: Path) -> bool:
         if drive.startswith("\\\\"):
             return True
         return bool(ctypes.windll.kernel32.GetDriveTypeW(drive + "\\") == _DRIVE_REMOTE)
-    try:
-        mounts = Path("/proc/mounts").read_bytes().decode("utf-8", "surrogateescape")
-    except OSError:
-        return False
+    kind = kind_of(folder)
     # sshfs and its like; a local disk through FUSE (ntfs-3g) is "fuseblk"
-    kind = file_system_of(os.path.realpath(folder), mounts)
     return kind in _NETWORK_FILE_SYSTEMS or kind.startswith("fuse.")
+
+
+def kind_of(folder: Path) -> str:
+    """The kind of file system that `folder` lies on, in lower case; "" where it cannot be found out."""
+    place = os.path.realpath(folder)
+    with contextlib.suppress(FileNotFoundError):  # Linux has it
+        return file_system_of(place, _MOUNTS.read_bytes().decode("utf-8", "surrogateescape"))
+    mounted = {os.path.normcase(one.mountpoint): one.fstype.lower() for one in psutil.disk_partitions(all=True)}
+    above = [os.path.normcase(str(one)) for one in (Path(place), *Path(place).parents)]
+    return next((mounted[one] for one in above if one in mounted), "")
 
 
 def file_system_of(folder: str, mounts: str) -> str:

@@ -18,7 +18,8 @@ from labref.errors import LabrefError
 from labref.export.layout import name_key
 from labref.operations import operation
 from labref.operations.models import Answer, GivenLabel, Limit, Progress, Request, Text, Who
-from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, person, unprintable
+from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, person
+from labref.printing import unprintable
 from labref.progress import Pace, Row, Steps, progress, rows_of
 from labref.roles import Role
 from labref.store.duckdb.reviews import Review

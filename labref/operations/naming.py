@@ -14,6 +14,7 @@ from typing import Final
 from labref.errors import LabrefError
 from labref.export.layout import ClassNames, name_key
 from labref.export.paths import path_from_text, path_to_text
+from labref.printing import unprintable
 from labref.store import Store
 from labref.tasks.context import Context
 
@@ -27,7 +28,6 @@ __all__ = [
     "id_of_cell",
     "person",
     "slide_key",
-    "unprintable",
 ]
 
 LEAST_ID: Final = 4
@@ -35,7 +35,6 @@ LEAST_ID: Final = 4
 _ID: Final = re.compile(f"[0-9a-fA-F]{{{LEAST_ID},16}}")
 _MOST_LABEL: Final = 200  # characters
 _MOST_NAME: Final = 200  # characters of a person's name
-_JOINERS: Final = "\u200c\u200d"  # Persian and Indian scripts need them
 _SHOWN: Final = 5  # cells or files that a message names
 
 
@@ -45,16 +44,6 @@ class NoCellError(LabrefError):
 
 class SeveralCellsError(LabrefError):
     """Several cells or files have this name."""
-
-
-def unprintable(text: str) -> str | None:
-    """The first character of a text that cannot be seen, or changes how others are shown, as `U+0007`; None where there
-    is none."""
-    for character in text:
-        kind = unicodedata.category(character)
-        if kind in ("Cc", "Zl", "Zp", "Cs") or (kind == "Cf" and character not in _JOINERS) or character == "\ufffd":
-            return f"U+{ord(character):04X}"
-    return None
 
 
 def person(who: str | None) -> str | None:

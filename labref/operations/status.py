@@ -59,6 +59,7 @@ class AgentStatus(Answer):
     unreadable: list[str] = Field(description="Folders in the watched ones that the last scan could not read.")
     others: dict[str, int] = Field(description="Files that are no images by their names, by ending, at the last scan.")
     reserved: int = Field(description="Folders and files with a name of the system's own, not looked at.")
+    slow_patterns: list[str] = Field(description="Patterns of the layout that take too long on some paths, in words.")
     jobs: AgentJobs = Field(description="Its background work.")
 
 
@@ -144,6 +145,7 @@ def _attention(found: Row, config_file: Path) -> Iterator[str]:
     if agent is not None:
         if agent["problem"] is not None:
             yield f"the agent stores nothing: {agent['problem']}"
+        yield from agent["slow_patterns"]
         if agent["unreadable"]:
             named = ", ".join(agent["unreadable"][:3])
             yield f"{len(agent['unreadable'])} folders in the watched ones cannot be read: {named}; give labref's user access"

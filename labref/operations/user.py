@@ -12,7 +12,7 @@ from pydantic import Field
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Text
-from labref.operations.naming import unprintable
+from labref.printing import unprintable
 from labref.progress import Row
 from labref.roles import Role
 from labref.store.duckdb.people import Person

@@ -14,6 +14,7 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 from labref.pictures.colours import colour_of
+from labref.printing import printable
 
 __all__ = ["INK", "LINE", "PAPER", "SOFT", "Page", "class_colour", "faces", "fit", "length"]
 
@@ -151,7 +152,8 @@ def _runs(text: str, size: int, bold: bool) -> list[tuple[_Face | None, str]]:
     """The text in parts, each with its face: a single part where one face has all glyphs. The face is None for a
     character that no face has."""
     fonts = faces(size, bold)
-    text = "".join(c if c.isprintable() else " " for c in unicodedata.normalize("NFC", text))
+    # joiners have no picture of their own
+    text = "".join(c for c in printable(unicodedata.normalize("NFC", text)) if c.isprintable() or c == "\u00a0")
     for face in fonts:
         if all(face.has(c) for c in text):
             return [(face, text)]

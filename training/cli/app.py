@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from labref.errors import LabrefError
+from labref.printing import unprintable
 from training.cli import commands
 from training.cli.svomen import app as svomen_app
 from training.cli.svomen import embed
@@ -92,7 +93,7 @@ def _name_of(folder: Path, otherwise: str) -> str:
     if (folder / "run.json").exists():
         return Run.open(folder).config.name
     name = folder.resolve().name
-    return name if name.isprintable() and name.strip() == name and 0 < len(name) <= 100 else otherwise
+    return name if unprintable(name) is None and name.strip() == name and 0 < len(name) <= 100 else otherwise
 
 
 def _to_its_end(folder: Path, open_run: Callable[[], Run]) -> None:
