@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from labref.bundles.bundle import Bundle
 from labref.lab import Lab
 from labref.web.desk import run
-from tests.labs import make_lab, once, running_agent
+from tests.labs import make_lab, once, running_agent, wait_until
 from tests.pages import Browser, let_in
 
 
@@ -123,3 +124,32 @@ def test_pages_speak_the_browser_s_language(lab: Lab, reviewer: Browser) -> None
     assert reviewer.post("/language", {"language": "de", "next": "/"}).status == 303
     assert '<html lang="de"' in reviewer.get("/", Accept_Language="sv").text
     reviewer.cookies.pop("labref-language")
+
+
+def test_the_condition_is_told_with_what_was_rejected_and_why(lab: Lab, reviewer: Browser) -> None:
+    (lab.watched[0] / "basophil" / "broken <b>.jpg").write_bytes(b"\xff\xd8 no picture")
+    wait_until(lambda: list(run(lab, "ledger", outcome="rejected")))
+    page = reviewer.get("/condition")
+    assert page.status == 200
+    assert "broken &lt;b&gt;.jpg" in page.text and "<b>.jpg" not in page.text
+    (row,) = run(lab, "ledger", outcome="rejected")
+    assert html.escape(row["reason"]) in page.text.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
+    assert str(lab.watched[0]) in page.text
+    assert 'href="/users"' not in page.text
+
+
+def test_an_admin_lets_people_in_on_a_page_and_others_do_not(lab: Lab, reviewer: Browser) -> None:
+    assert reviewer.get("/users").status == 403
+    assert reviewer.post("/users", {"what": "add", "name": "Sneak", "role": "admin"}).status == 403
+    admin = let_in(lab, "Chief", "admin")
+    made = admin.post("/users", {"what": "add", "name": "New <i>One</i>", "role": "view", "days": "3"})
+    assert made.status == 200 and "New &lt;i&gt;One" in made.text
+    code = re.search(r'class="code">([^<]+)<', made.text)
+    assert code is not None
+    newcomer = Browser.of(lab)
+    assert newcomer.sign_in(code[1]).status == 303
+    assert "let in already" in admin.post("/users", {"what": "add", "name": "new <i>one</i>", "role": "view"}).text
+    assert admin.post("/users", {"what": "revoke", "name": "New <i>One</i>"}).status == 200
+    assert newcomer.get("/").status == 303
+    assert admin.post("/users", {"what": "nonsense"}).status == 400
+    assert "Sneak" not in admin.get("/users").text

@@ -1,0 +1,66 @@
+"""How the lab and its agent are, and who may look at its pages."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from starlette.responses import Response
+
+from labref.errors import LabrefError
+from labref.export.paths import path_from_text
+from labref.roles import Role
+from labref.web.pages import Visit, page
+
+_REJECTED: Final = 20  # files shown, the newest
+
+
+@page("/condition")
+def condition(visit: Visit) -> Response:
+    state = visit.one("status")
+    rejected = list(visit.ask("ledger", outcome="rejected", limit=_REJECTED))
+    rejected.reverse()
+    return visit.show(
+        "condition.html", state=state, map=visit.one("map.status"), rejected=rejected, disk=_disk(state["lab"])
+    )
+
+
+@page("/users", role=Role.ADMIN)
+def users(visit: Visit) -> Response:
+    return _users(visit)
+
+
+@page("/users", methods=("POST",), role=Role.ADMIN)
+def change_users(visit: Visit) -> Response:
+    form = {
+        name: values[0] for name, values in parse_qs(visit.body.decode("utf-8", "replace"), max_num_fields=10).items()
+    }
+    name, what = form.get("name", "").strip(), form.get("what", "")
+    try:
+        if what == "add":
+            days = int(form["days"]) if form.get("days", "").isdecimal() else None
+            return _users(visit, made=visit.one("user.add", name=name, role=form.get("role", "view"), days=days))
+        if what == "renew":
+            return _users(visit, made=visit.one("user.renew", name=name))
+        if what == "revoke":
+            return _users(visit, revoked=visit.one("user.revoke", name=name))
+    except LabrefError as error:
+        return _users(visit, status=400, problem=str(error))
+    return _users(visit, status=400, problem=visit.texts.gettext("This form is of another version of labref."))
+
+
+def _users(visit: Visit, *, status: int = 200, **told: Any) -> Response:
+    values = {"made": None, "revoked": None, "problem": None} | told
+    link = "" if values["made"] is None else f"{visit.request.base_url}sign-in#{values['made']['code']}"
+    return visit.show("users.html", status=status, people=list(visit.ask("user.list")), link=link, **values)
+
+
+def _disk(lab: str) -> tuple[int, int] | None:
+    """Free and total bytes where the lab is; None where that cannot be said."""
+    try:
+        found = shutil.disk_usage(Path(path_from_text(lab)))
+    except (OSError, ValueError):
+        return None
+    return found.free, found.total
