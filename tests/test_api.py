@@ -63,11 +63,17 @@ def draw(folder: Path, each: int) -> None:
 
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answered:
-    """Every operation done on a lab of 72 cells, a copy under another class, a cell captured again, and no image; its
+    """Every operation done on a lab of 74 cells, a copy under another class, a cell captured again, and no image; its
     rows."""
     folder = tmp_path_factory.mktemp("api")
     export = folder / "export"
     draw(export, 9)
+    for number, order in enumerate(("", "2")):  # two slides of a patient
+        signed = export / "P1" / order / "Signed slides" / LABELS[0]
+        signed.mkdir(parents=True)
+        slide = make_slides(1, seed=5)[0]
+        picture = draw_cell(LABELS[0], OPTICS[slide.optics], slide, np.random.default_rng([8, number]))
+        (signed / "1.jpg").write_bytes(encode_jpeg(picture))
     first = sorted((export / LABELS[0]).iterdir())[0]
     shutil.copy(first, export / LABELS[1] / "copy.jpg")
     with Image.open(first) as picture:
@@ -105,6 +111,11 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("label.set", cell=cell["cell_id"], label=LABELS[3], who="A")
     listed = [{"line": 2, "path": cell["path"], "label": LABELS[0], "when": "2026-03-31"}, {"line": 3, "label": "x"}]
     run("label.import", rows=listed)
+    run("label.undo", cell=cell["cell_id"])
+    slide = run("slide.list")[1]["slide"]
+    run("slide.approve", slide=slide, who="A")
+    run("slide.show", slide=slide)
+    run("slide.unapprove", slide=slide, who="A")
     run("label.imports")
     run("label.history", cell=cell["path"])
     run("query", data=first.read_bytes(), name="before there is a map")

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from pydantic import Field
 
+from labref.asking.differential import Kind, kind_of
 from labref.export.layout import name_key
 from labref.operations import operation
 from labref.operations.models import Answer
@@ -27,6 +28,7 @@ class CellClass(Answer):
     key: str | None = Field(description="The key that gives a cell this class on the pages; null where all are taken.")
     style: str = Field(description="Name of its style on the pages: the same for the same label.")
     cells: int = Field(description="How many stored cells carry it.")
+    kind: Kind = Field(description="How a differential counts it: `leukocyte`; `erythroblast` and `other`, apart.")
 
 
 class _Known(NamedTuple):
@@ -83,5 +85,6 @@ def list_(context: Context) -> Iterator[Row]:
             taken.add(key)
         code = known.code if known is not None else "".join(filter(str.isalnum, label))[:4].upper() or "?"
         style = f"c-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
-        rows.append({"label": label, "code": code, "key": key, "style": style, "cells": counts.get(label, 0)})
+        row = {"label": label, "code": code, "key": key, "style": style, "cells": counts.get(label, 0)}
+        rows.append(row | {"kind": str(kind_of(label))})
     yield from sorted(rows, key=lambda row: str(row["label"]))

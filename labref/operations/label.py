@@ -39,6 +39,7 @@ __all__ = [
     "LabelOfFile",
     "LabelPredicted",
     "LabelSet",
+    "LabelUndone",
 ]
 
 MOST_ROWS: Final = 200_000
@@ -61,6 +62,15 @@ class LabelSet(Answer):
         description="`same`: the cell was reviewed as this already, which this review confirms; `older`: the cell was "
         "given its label later."
     )
+
+
+class LabelUndone(Answer):
+    """A label that was taken back."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="The class that it carries from now on.")
+    label_source: LabelSource = Field(description="Who gave that.")
+    previous: str = Field(description="The class that was taken back.")
 
 
 class ImportRow(Request):
@@ -130,6 +140,7 @@ class LabelChange(Answer):
     label_source: LabelSource = Field(description="Who gave it.")
     previous: str = Field(description="The class before.")
     previous_source: LabelSource = Field(description="Who had given that.")
+    undo: bool = Field(description="Whether it took back a label that a person gave.")
 
 
 class LabelOfFile(Answer):
@@ -202,6 +213,29 @@ def set_label(
         "previous_source": str(before.label_source),
         "outcome": outcome,
     }
+
+
+@operation("label.undo", LabelUndone, role=Role.REVIEW)
+def undo(
+    context: Context,
+    *,
+    cell: _Cell,
+    label: Annotated[
+        Text | None, Field(description="The class to take back: where the cell carries another by now, that one stays.")
+    ] = None,
+    who: Who = None,
+    folder: _Folder = None,
+) -> Iterator[Row]:
+    """Take back the label that a person gave a cell last: it carries what it carried before. Once more takes back the
+    one before that. All of it stays in the history."""
+    who = person(who)
+    cell_id = cell_named(context, cell, folder=folder)
+    with context.store.quiet():  # nobody gives another between the look and the change
+        previous = context.store.labels([cell_id])[cell_id]
+        if label is not None and label != previous:
+            raise LabrefError(f"cell {cell_id} is called {previous!r} by now, not {label!r}: that stays.")
+        carried, source = context.store.reviews.undo(cell_id, who)
+    yield {"cell_id": cell_id, "label": carried, "label_source": str(source), "previous": previous}
 
 
 @operation("label.import", Progress, ImportRefused, ImportBegun, Imported)
@@ -297,6 +331,7 @@ def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterato
                 "label_source": str(change.label_source),
                 "previous": change.previous,
                 "previous_source": str(change.previous_source),
+                "undo": change.undo,
             }
             for change in changes
         ],

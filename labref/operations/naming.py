@@ -28,6 +28,7 @@ __all__ = [
     "id_of_cell",
     "person",
     "slide_key",
+    "slide_keys",
 ]
 
 LEAST_ID: Final = 4
@@ -216,9 +217,16 @@ def slide_key(context: Context, slide: str) -> str:
 
     Without the lab's token nobody can find the name from the key, not even by trying names.
     """
-    return hmac.new(
-        context.lab.token().encode(), b"slide:" + slide.encode("utf-8", "surrogatepass"), "sha256"
-    ).hexdigest()[:20]
+    return slide_keys(context, [slide])[slide]
+
+
+def slide_keys(context: Context, slides: Iterable[str]) -> dict[str, str]:
+    """What stands for each of these slides; see `slide_key`."""
+    token = context.lab.token().encode()
+    return {
+        slide: hmac.new(token, b"slide:" + slide.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:20]
+        for slide in slides
+    }
 
 
 class Classes:

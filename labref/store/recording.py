@@ -115,7 +115,8 @@ class LabelChange:
     """What a cell is called from now on, and was before (previous, previous_source).
 
     path : the file that says so, which the cell goes by from now on, with its slide. None where a person said it: path
-    and slide stay, `who` and `given_at` (UTC, without a zone) are what the person said.
+    and slide stay, `who` and `given_at` (UTC, without a zone) are what the person said.  undoes : the number of the
+    change that this one takes back.
     """
 
     cell_id: str
@@ -127,11 +128,16 @@ class LabelChange:
     previous_source: LabelSource
     who: str | None = None
     given_at: datetime | None = None
+    undoes: int | None = None
 
     @property
     def is_history(self) -> bool:
         """Whether its label, or who gave it, changed, or a person confirmed it: not where only the file moved."""
-        return self.path is None or (self.label, self.label_source) != (self.previous, self.previous_source)
+        return (
+            self.path is None
+            or self.undoes is not None
+            or (self.label, self.label_source) != (self.previous, self.previous_source)
+        )
 
 
 @dataclass(slots=True)

@@ -46,6 +46,7 @@ from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
 from labref.store.duckdb.people import People
 from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Reviews
+from labref.store.duckdb.slides import Slides
 from labref.store.duckdb.trash import Trash
 from labref.store.duckdb.upkeep import Comparison, Faults
 from labref.store.duckdb.writing import write, write_embeddings, write_labels
@@ -59,6 +60,7 @@ from labref.store.values import (
     Cell,
     CellEmbedding,
     Counts,
+    Embedded,
     FileOfCell,
     FileState,
     Judge,
@@ -134,6 +136,8 @@ class Store:
         """Cells that retention removed and that can be brought back; see labref.store.duckdb.trash."""
         self.people = People(self._reading, self._transaction)
         """Who may look at the lab's pages; see labref.store.duckdb.people."""
+        self.slides = Slides(self._reading, self._transaction, self.quiet)
+        """The cells of each slide, and who approved it; see labref.store.duckdb.slides."""
         self._optics_book: OpticsBook | None = None
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
@@ -382,6 +386,7 @@ class Store:
                 labels = self._in_memory().labels
                 for change in changes:
                     labels.change(id_to_int(change.cell_id), (change.label, change.label_source))
+                self.slides.moved((id_to_int(change.cell_id), change.slide) for change in changes)
             return len(changes)
 
     # upkeep: see labref.store.duckdb.upkeep
@@ -508,6 +513,7 @@ class Store:
         with self._writing:
             self._known = self._removed = self._optics_book = None
             self.duplicates.drop_cached()
+            self.slides.drop_cached()
             self.maps.drop_cached()
             indexed = list(self._indexes)
             self._indexes.clear()
@@ -567,6 +573,10 @@ class Store:
             labels.change(id_to_int(change.cell_id), (change.label, change.label_source))
         for cell_id, group in plan.groups.items():
             groups.add(id_to_int(cell_id), id_to_int(group))
+        self.slides.came(
+            (id_to_int(cell.cell_id), cell.slide, row[-1]) for cell, row in zip(plan.embedded, plan.cells, strict=True)
+        )
+        self.slides.moved((id_to_int(change.cell_id), change.slide) for change in plan.label_changes)
         if self._optics_book is not None:  # read first after this commit, it has them
             for cell in plan.embedded:
                 self._optics_book.add(cell.cell_id, cell.analyser)
@@ -738,6 +748,16 @@ class Store:
 
     # latents
 
+    def embedded(self, ids: Collection[str], *, bundle: str) -> dict[str, Embedded]:
+        """What the networks of a bundle say of these cells, by id; cells without a latent in its space are left out."""
+        with self._reading() as cursor:
+            table, _ = bundles.space(cursor, bundle)
+            columns = ["cell_id", "latent", "predicted_label", "predicted_probability"]
+            return {
+                cell_id: Embedded(np.array(latent, np.float32), from_column(label), probability)
+                for cell_id, latent, label, probability in rows.look_up(cursor, table, columns, "cell_id", list(ids))
+            }
+
     def latents(self, ids: Collection[str], *, bundle: str) -> dict[str, NDArray[np.float32]]:
         """Latents float32[L] of these cells in the space of a bundle, by id; cells without one are left out."""
         with self._reading() as cursor:
@@ -826,12 +846,12 @@ class Store:
                 book = self._optics_book
         return book
 
-    def _reviewed(self, given: Mapping[str, str]) -> None:
-        """People gave some cells these labels, by id."""
+    def _reviewed(self, carried: Mapping[str, tuple[str, LabelSource]]) -> None:
+        """Some cells carry these labels, by id, because people gave them or took them back."""
         with self._writing:
             labels = self._in_memory().labels
-            for cell_id, label in given.items():
-                labels.change(id_to_int(cell_id), (label, LabelSource.REVIEWED))
+            for cell_id, label in carried.items():
+                labels.change(id_to_int(cell_id), label)
 
     def _relabelled(self) -> None:
         """Read again which labels cells carry; readers see all of them changed at once."""

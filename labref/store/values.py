@@ -16,6 +16,7 @@ __all__ = [
     "Cell",
     "CellEmbedding",
     "Counts",
+    "Embedded",
     "FileOfCell",
     "FileState",
     "Judge",
@@ -82,6 +83,16 @@ class CellEmbedding:
     probabilities: NDArray[np.float32]
     predicted_label: str
     predicted_probability: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedded:
+    """What the networks of a bundle say of a cell. latent : float32[L].  label, probability : the most probable
+    class."""
+
+    latent: NDArray[np.float32]
+    label: str
+    probability: float
 
 
 @dataclass(frozen=True, slots=True)

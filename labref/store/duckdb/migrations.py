@@ -411,3 +411,20 @@ def _people(connection: duckdb.DuckDBPyConnection) -> None:
             seen_at    TIMESTAMP NOT NULL,
             expires_at TIMESTAMP NOT NULL
         )""")
+
+
+@migration(18, "who approved which slide, and labels that were taken back")
+def _slide_approvals(connection: duckdb.DuckDBPyConnection) -> None:
+    # the last row of a slide holds
+    connection.execute("""
+        CREATE TABLE slide_approval (
+            number     BIGINT PRIMARY KEY,
+            slide      VARCHAR NOT NULL,
+            decision   VARCHAR NOT NULL,
+            who        VARCHAR,
+            decided_at TIMESTAMP NOT NULL,
+            cells      BIGINT NOT NULL,
+            bundle     VARCHAR
+        )""")
+    # the number of the change that this one takes back
+    connection.execute("ALTER TABLE label_change ADD COLUMN undoes BIGINT")

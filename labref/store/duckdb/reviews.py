@@ -2,7 +2,8 @@
 
 Table `label_change`: a row each time a cell carries another label, or the same one from another source, and each time a
 person confirms the label that it carries. `path` is empty where no file brought it; `who` and `given_at` are what the
-person, or the list that was imported, says.
+person, or the list that was imported, says. A row that takes another one back has its number in `undoes`; its path is
+empty only where a person gave the label that the cell carries again.
 
 Table `label_list`: a row for each list that was imported. A list is written in parts, each in a transaction of its own
 together with how far the list is, so that after a crash the row says what was written.
@@ -18,6 +19,7 @@ from typing import Final
 
 import duckdb
 
+from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows
 from labref.store.duckdb.writing import write_labels
@@ -49,7 +51,7 @@ class LabelGiven:
     """A change of a cell's label, or a person's confirmation of it.
 
     at : when it was written down, UTC.  given_at : when the person gave it, where that is known.  who : the person,
-    where known.  path : the file that brought it, or None.
+    where known.  path : the file that brought it, or None.  undo : whether it took back what a person said.
     """
 
     at: datetime
@@ -60,6 +62,7 @@ class LabelGiven:
     label_source: LabelSource
     previous: str
     previous_source: LabelSource
+    undo: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +103,11 @@ class Reviews:
         self,
         reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        reviewed: Callable[[Mapping[str, str]], None],
+        reviewed: Callable[[Mapping[str, tuple[str, LabelSource]]], None],
         quiet: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """reading, transaction, quiet : the store's.  reviewed : called with the label, by cell id, of each cell that
-        was given one, after the commit, before anybody else writes."""
+        """reading, transaction, quiet : the store's.  reviewed : called with label and source, by cell id, of each cell
+        whose label changed, after the commit, before anybody else writes."""
         self._reading, self._transaction, self._reviewed, self._quiet = reading, transaction, reviewed, quiet
         self._running: set[int] = set()
 
@@ -121,8 +124,23 @@ class Reviews:
         with nullcontext() if dry_run else self._quiet():
             outcomes, given_to = self._give(reviews, dry_run, in_list)
             if not dry_run:
-                self._reviewed(given_to)
+                self._reviewed({cell_id: (label, LabelSource.REVIEWED) for cell_id, label in given_to.items()})
         return outcomes
+
+    def undo(self, cell_id: str, who: str | None) -> tuple[str, LabelSource]:
+        """Take back the label that a person gave a cell last; returns what it carries from now on, and from whom.
+
+        It carries what it carried before: of a predicted label, what the active bundle calls it now. Once more takes
+        back the label before that.  who : who takes it back.
+
+        Raises StoreError where no person gave the label that the cell carries, or a file has brought one since.
+        """
+        with self._quiet():
+            with self._transaction() as connection:
+                carried = _undo(connection, cell_id, who)
+                failpoint("label.undo")
+            self._reviewed({cell_id: carried})
+        return carried
 
     def _give(
         self, reviews: Sequence[Review], dry_run: bool, in_list: int | None
@@ -217,8 +235,8 @@ class Reviews:
         """How a cell's label changed, oldest first."""
         with self._reading() as cursor:
             found = cursor.execute(
-                "SELECT changed_at, given_at, who, path, label, label_source, previous, previous_source FROM label_change "
-                "WHERE cell_id = ? ORDER BY number",
+                "SELECT changed_at, given_at, who, path, label, label_source, previous, previous_source, "
+                "undoes IS NOT NULL FROM label_change WHERE cell_id = ? ORDER BY number",
                 [cell_id],
             ).fetchall()
         return [
@@ -231,8 +249,9 @@ class Reviews:
                 LabelSource(source),
                 from_column(previous),
                 LabelSource(previous_source),
+                undo,
             )
-            for at, given, who, path, label, source, previous, previous_source in found
+            for at, given, who, path, label, source, previous, previous_source, undo in found
         ]
 
     def predictions(self, cell_id: str) -> list[Prediction]:
@@ -275,6 +294,40 @@ def _carried(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[
     """Label and source of each of these cells, by id."""
     found = connection.execute(f"SELECT cell_id, label, label_source FROM cell {_IDS}", [list(ids)]).fetchall()
     return {cell_id: (from_column(label), LabelSource(source)) for cell_id, label, source in found}
+
+
+def _undo(connection: duckdb.DuckDBPyConnection, cell_id: str, who: str | None) -> tuple[str, LabelSource]:
+    found = connection.execute(
+        "SELECT number, path, previous, previous_source, undoes FROM label_change WHERE cell_id = ? ORDER BY number",
+        [cell_id],
+    ).fetchall()
+    undone = {undoes for *_, undoes in found}
+    standing = [row[:4] for row in found if row[4] is None and row[0] not in undone]
+    carried = rows.cells(connection, [cell_id]).get(cell_id)
+    if not standing or standing[-1][1] or carried is None or carried.label_source is not LabelSource.REVIEWED:
+        raise StoreError(
+            f"there is nothing to take back: cell {cell_id} does not carry a label that a person gave to labref."
+        )
+    undoes, _, label, source = standing[-1]
+    by_person = len(standing) > 1 and not standing[-2][1]
+    active = bundles.active(connection)
+    if source == LabelSource.PREDICTED and active is not None:
+        table, _ = bundles.space(connection, active)
+        made = rows.look_up(connection, table, ["predicted_label"], "cell_id", [cell_id])
+        label = next((now for (now,) in made), label)
+    change = LabelChange(
+        cell_id,
+        None if by_person else carried.path,
+        carried.slide,
+        from_column(label),
+        LabelSource(source),
+        carried.label,
+        carried.label_source,
+        who,
+        undoes=undoes,
+    )
+    write_labels(connection, [change], rows.now())
+    return change.label, change.label_source
 
 
 def _count(connection: duckdb.DuckDBPyConnection, number: int, outcomes: Sequence[str | None]) -> None:

@@ -27,6 +27,7 @@ _LABEL_CHANGE: Final = {
     "previous_source": "VARCHAR",
     "who": "VARCHAR",
     "given_at": "TIMESTAMP",
+    "undoes": "BIGINT",
     "number": "BIGINT",
 }
 
@@ -99,6 +100,7 @@ def write_labels(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelC
                 str(change.previous_source),
                 to_nullable(change.who),
                 change.given_at,
+                change.undoes,
                 numbers.take(),
             )
             for change in changes

@@ -22,6 +22,7 @@ import importlib
 import json
 import mimetypes
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -59,6 +60,10 @@ NAVIGATION: Final[Sequence[tuple[str, str, str]]] = (
     ("/condition", "Condition", "h"),
 )
 """Where the head of every page leads: address, text, and the key that goes there after `g`."""
+
+
+_IMPORT: Final = re.compile(rb"""(^import [^;]*?["'])\./([\w./-]+\.js)(["'])""", re.MULTILINE)
+"""What a script imports from beside it."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,28 @@ def _file(name: str, data: bytes) -> Callable[[Request], Any]:
 
 @cache
 def _static() -> dict[str, bytes]:
-    """The files that pages load, by name: what a request names is looked up here, and never on the disk."""
+    """The files that pages load, by name: what a request names is looked up here, and never on the disk.
+
+    What a script imports from beside it is named by the address of its content, as in a template: a browser would load
+    a module twice that has two addresses, and would keep one without for ever.
+    """
+    found = _files()
+    done: dict[str, bytes] = {}
+
+    def addressed(name: str) -> bytes:
+        if name not in done:
+            done[name] = _IMPORT.sub(
+                lambda imported: imported[1] + address(imported[2].decode()) + imported[3], found[name]
+            )
+        return done[name]
+
+    def address(name: str) -> bytes:
+        return _address(name, addressed(name)).encode()
+
+    return {name: addressed(name) if name.endswith(".js") else data for name, data in found.items()}
+
+
+def _files() -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     root = resources.files("labref.web").joinpath("static")
     folders = [("", root)]
@@ -229,7 +255,11 @@ def _static() -> dict[str, bytes]:
 
 def _address_of(name: str) -> str:
     """The address of a file of `labref/web/static`; it changes with the file's content."""
-    return f"/static/{name}?{hashlib.sha256(_static()[name]).hexdigest()[:12]}"
+    return _address(name, _static()[name])
+
+
+def _address(name: str, data: bytes) -> str:
+    return f"/static/{name}?{hashlib.sha256(data).hexdigest()[:12]}"
 
 
 @cache

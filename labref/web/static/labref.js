@@ -79,7 +79,9 @@ let before = "";
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest?.("input:not([type=checkbox], [type=radio]), textarea, select, [contenteditable]");
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  // Enter and Space press what has the focus
+  const pressing = (event.key === "Enter" || event.key === " ") && event.target.closest?.("a[href], button, summary, input");
+  if (typing || pressing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const both = `${before} ${event.key}`;
   const found = known.get(both) ?? known.get(event.key);
   before = event.key === "g" && !found ? "g" : "";

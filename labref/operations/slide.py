@@ -1,0 +1,335 @@
+"""The slides of a lab: which there are, what is on one, who approved it.
+
+A slide is named by its key (`slide_key`), since its name can identify a patient.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Final, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from labref.asking.differential import Kind, differential, kind_of
+from labref.errors import LabrefError
+from labref.operations import operation
+from labref.operations.models import Answer, Text, Who
+from labref.operations.naming import person, slide_keys
+from labref.progress import Row
+from labref.roles import Role
+from labref.store import Cell, Store
+from labref.store.duckdb.slides import Approval
+from labref.store.memory import distances
+from labref.store.memory.books import int_to_id
+from labref.tasks.context import Context
+from labref.times import utc
+from labref.words import LabelSource, Outcome
+
+__all__ = ["SlideApproval", "SlideCell", "SlideClass", "SlideKin", "SlideListed", "SlideShown", "SlidesFound"]
+
+_MOST_ALIKE: Final = 3000
+"""Cells of a slide whose distances are reckoned, at most: a smear has hundreds."""
+_FEWEST: Final = 5  # cells of a class among which one can be odd
+_ODD: Final = 3.0  # robust standard deviations above the median
+_NORMAL: Final = 1.4826  # of the median absolute deviation to a standard deviation
+
+
+class SlideApproval(Answer):
+    """Somebody approved a slide."""
+
+    who: str | None = Field(description="Who.")
+    at: str = Field(description="When, ISO 8601, UTC.")
+    cells: int = Field(description="How many cells the slide had then.")
+    standing: Literal["approved", "cells came", "labels changed"] = Field(
+        description="`approved`: it holds; else why it ended by itself."
+    )
+
+
+class SlidesFound(Answer):
+    """How many slides there are."""
+
+    slides: int = Field(description="How many were found, of which the rows are a part.")
+
+
+class SlideListed(Answer):
+    """A slide."""
+
+    slide: str = Field(description="Its key, 20 characters: it stands for the slide in addresses.")
+    name: str = Field(description="Its name; it can name a patient.")
+    cells: int = Field(description="How many of its cells are stored.")
+    awaiting: int = Field(description="How many of them no person has reviewed.")
+    latest_at: str = Field(description="When its last cell was stored, ISO 8601, UTC.")
+    approval: SlideApproval | None = Field(description="Who approved it; null where nobody did.")
+
+
+class SlideShown(SlideListed):
+    """A slide, and its differential."""
+
+    leukocytes: int = Field(description="Cells that the differential counts.")
+    erythroblasts: float | None = Field(description="Erythroblasts for a hundred leukocytes; null without leukocytes.")
+    order: Literal["similarity", "arrival"] = Field(
+        description="How the cells of a class are ordered: those least like their class first, or the last that came first."
+    )
+
+
+class SlideClass(Answer):
+    """A class of cells on a slide."""
+
+    label: str = Field(description="The class.")
+    cells: int = Field(description="How many cells of the slide carry it.")
+    awaiting: int = Field(description="How many of them no person has reviewed.")
+    kind: Kind = Field(
+        description="How it counts: `leukocyte`, in the differential; `erythroblast` and `other`, apart."
+    )
+    share: float | None = Field(description="Its share of the leukocytes, 0 to 1; null where it is none of them.")
+
+
+class SlideCell(Answer):
+    """A cell of a slide."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="The class that it carries.")
+    label_source: LabelSource = Field(description="Who gave it.")
+    confidence: float | None = Field(description="Probability of a predicted label; null for one that somebody gave.")
+    stored_at: str = Field(description="When it was stored, ISO 8601, UTC.")
+    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC, where that is known.")
+    distance: float | None = Field(
+        description="From the middle (median) of its class on this slide, mean squared error; null where it is not known."
+    )
+    odd: bool = Field(description="Whether it is far less like its class than the others of the slide.")
+    possible_duplicate: bool = Field(description="Whether it may repeat an earlier cell, and nobody has decided.")
+
+
+class SlideKin(Answer):
+    """Another slide of the same patient, where the folders say so."""
+
+    slide: str = Field(description="Its key.")
+    name: str = Field(description="Its name; it can name a patient.")
+    cells: int = Field(description="How many of its cells are stored.")
+    latest_at: str = Field(description="When its last cell was stored, ISO 8601, UTC.")
+
+
+_Slide = Annotated[
+    Text, Field(description="The slide: its key, as `slide.list` gives it, or its name.", max_length=4096)
+]
+_Limit = Annotated[int, Field(ge=1, le=1000, description="At most so many.")]
+_Offset = Annotated[int, Field(ge=0, le=1_000_000_000, description="So many are passed over.")]
+
+
+@operation("slide.list", SlidesFound, SlideListed, role=Role.VIEW)
+def list_(
+    context: Context,
+    *,
+    search: Annotated[Text, Field(description="Only slides whose name has this in it.", max_length=200)] = "",
+    limit: _Limit = 50,
+    offset: _Offset = 0,
+) -> Iterator[Row]:
+    """List the slides; first the one whose last cell came last."""
+    wanted = search.strip().casefold()
+    found = [slide for slide in context.store.slides.book.newest() if wanted in slide.name.casefold()]
+    yield {"slides": len(found)}
+    shown = found[offset : offset + limit]
+    yield from _listed(context, [slide.name for slide in shown])
+
+
+@operation("slide.show", SlideShown, SlideClass, SlideCell, SlideKin, role=Role.VIEW, hurried=False)
+def show(
+    context: Context,
+    *,
+    slide: _Slide,
+    order: Annotated[
+        Literal["similarity", "arrival"],
+        Field(description="Of the cells of a class: those least like it first, or the last that came first."),
+    ] = "similarity",
+    limit: Annotated[int, Field(ge=0, le=3000, description="At most so many cells.")] = 1000,
+    offset: _Offset = 0,
+) -> Iterator[Row]:
+    """Show a slide: its classes with counts and differential, and its cells, class by class.
+
+    Classes stand in the order of the differential: leukocytes by their number, then erythroblasts, then what is not
+    counted. A slide of more than 3000 cells is not ordered by similarity.
+    """
+    store, name = context.store, slide_named(context, slide)
+    ids = [int_to_id(number) for number in store.slides.book.cells(name)]
+    labelled = store.labelled(ids)
+    ids = [cell_id for cell_id in ids if cell_id in labelled]
+    counts = Counter(label for label, _ in labelled.values())
+    awaiting = Counter(label for label, source in labelled.values() if source is not LabelSource.REVIEWED)
+    made = differential(counts)
+    by_similarity = order == "similarity" and len(ids) <= _MOST_ALIKE
+    (listed,) = _listed(context, [name])
+    yield listed | {
+        "leukocytes": made.leukocytes,
+        "erythroblasts": made.erythroblasts,
+        "order": "similarity" if by_similarity else "arrival",
+    }
+    kinds = list(Kind)
+    classes = sorted(counts, key=lambda label: (kinds.index(kind_of(label)), -counts[label], label))
+    for label in classes:
+        yield {
+            "label": label,
+            "cells": counts[label],
+            "awaiting": awaiting[label],
+            "kind": str(kind_of(label)),
+            "share": made.shares.get(label),
+        }
+    ids.reverse()  # the last that came first
+    away: Mapping[str, tuple[float, bool]] = {}
+    bundle = store.active_bundle()
+    if by_similarity and bundle is not None:
+        latents = {cell_id: one.latent for cell_id, one in store.embedded(ids, bundle=bundle).items()}
+        away = _away(latents, {cell_id: label for cell_id, (label, _) in labelled.items()})
+    places = {label: place for place, label in enumerate(classes)}
+    ids.sort(key=lambda cell_id: (places[labelled[cell_id][0]], -away.get(cell_id, (0.0, False))[0]))
+    yield from _cells(context, ids[offset : offset + limit], away)
+    yield from _kin(context, name)
+
+
+@operation("slide.approve", SlideListed, role=Role.REVIEW)
+def approve(
+    context: Context,
+    *,
+    slide: _Slide,
+    cells: Annotated[
+        int | None, Field(ge=0, description="How many cells the approver saw: with others meanwhile, it is refused.")
+    ] = None,
+    who: Who = None,
+) -> Iterator[Row]:
+    """Approve a slide as it is now.
+
+    The approval ends by itself when a cell comes to the slide, or one of its cells gets another label.
+    """
+    who = person(who)
+    store, name = context.store, slide_named(context, slide)
+    with store.quiet():
+        there = len(store.slides.book.cells(name))
+        if cells is not None and cells != there:
+            raise LabrefError(f"the slide has {there} cells by now, not {cells}: look at it again, then approve it.")
+        store.slides.approve(name, who)
+    yield from _listed(context, [name])
+
+
+@operation("slide.unapprove", SlideListed, role=Role.REVIEW)
+def unapprove(context: Context, *, slide: _Slide, who: Who = None) -> Iterator[Row]:
+    """Take the approval of a slide back."""
+    who = person(who)
+    name = slide_named(context, slide)
+    if name not in context.store.slides.approvals([name]):
+        raise LabrefError("nobody has approved this slide; there is nothing to take back.")
+    context.store.slides.unapprove(name, who)
+    yield from _listed(context, [name])
+
+
+# slides by their keys
+
+_KEYS: WeakKeyDictionary[Store, dict[str, str]] = WeakKeyDictionary()
+"""By store, the name of each slide by its key."""
+
+
+def slide_named(context: Context, slide: str) -> str:
+    """The name of the slide with this key, or this name. Raises `LabrefError` where there is none."""
+    store = context.store
+    known = _KEYS.setdefault(store, {})
+    if slide not in known and len(slide) == 20:
+        names = {found.name for found in store.slides.book.newest()} - set(known.values())
+        known.update((key, name) for name, key in slide_keys(context, names).items())
+    name = known.get(slide, slide)
+    if not store.slides.book.cells(name):
+        raise LabrefError("no slide of this lab has this key or name; perhaps its cells were removed.")
+    return name
+
+
+def _listed(context: Context, names: Sequence[str]) -> Iterator[Row]:
+    store = context.store
+    keys, approvals = slide_keys(context, names), store.slides.approvals(names)
+    of_each = {name: store.slides.book.cells(name) for name in names}
+    last = store.cells([int_to_id(cells[-1]) for cells in of_each.values() if cells])
+    for name, cells in of_each.items():
+        if not cells or (latest := last.get(int_to_id(cells[-1]))) is None:
+            continue  # removed at this moment
+        sources = [source for _, source in store.labelled([int_to_id(cell) for cell in cells]).values()]
+        yield {
+            "slide": keys[name],
+            "name": name,
+            "cells": len(cells),
+            "awaiting": sum(source is not LabelSource.REVIEWED for source in sources),
+            "latest_at": utc(latest.added_at, timespec="seconds"),
+            "approval": _approval(approvals.get(name)),
+        }
+
+
+def _approval(given: Approval | None) -> Row | None:
+    if given is None:
+        return None
+    return {
+        "who": given.who,
+        "at": utc(given.at, timespec="seconds"),
+        "cells": given.cells,
+        "standing": given.standing,
+    }
+
+
+def _cells(context: Context, ids: Sequence[str], away: Mapping[str, tuple[float, bool]]) -> Iterator[Row]:
+    store = context.store
+    found, labelled = store.cells(ids), store.labelled(ids)
+    predicted = [cell_id for cell_id in ids if cell_id in labelled and labelled[cell_id][1] is LabelSource.PREDICTED]
+    bundle = store.active_bundle()
+    confidences = {} if bundle is None else store.embedded(predicted, bundle=bundle)
+    for cell_id in ids:
+        cell = found.get(cell_id)
+        if cell is None:
+            continue
+        distance, odd = away.get(cell_id, (None, False))
+        yield {
+            "cell_id": cell_id,
+            "label": cell.label,
+            "label_source": str(cell.label_source),
+            "confidence": confidences[cell_id].probability if cell_id in confidences else None,
+            "stored_at": utc(cell.added_at, timespec="seconds"),
+            "captured_at": _captured(cell),
+            "distance": distance,
+            "odd": odd,
+            "possible_duplicate": cell.duplicate_verdict is Outcome.POSSIBLE_DUPLICATE,
+        }
+
+
+def _captured(cell: Cell) -> str | None:
+    return None if cell.captured_at is None else utc(cell.captured_at, timespec="seconds")
+
+
+def _kin(context: Context, name: str) -> Iterator[Row]:
+    patient, nested, _ = name.partition("/")
+    if not nested and not any(slide.name.startswith(f"{patient}/") for slide in context.store.slides.book.newest()):
+        return
+    others = [
+        slide.name
+        for slide in context.store.slides.book.newest()
+        if slide.name != name and slide.name.partition("/")[0] == patient
+    ]
+    for row in _listed(context, others[:20]):
+        yield {part: row[part] for part in ("slide", "name", "cells", "latest_at")}
+
+
+def _away(latents: Mapping[str, NDArray[np.float32]], labels: Mapping[str, str]) -> dict[str, tuple[float, bool]]:
+    """Of each cell the distance from the middle of its class, and whether it is odd: more than three robust standard
+    deviations (1.4826 times the median absolute deviation) farther than the median of its class.
+
+    latents : float32[L] of each cell.  labels : the class of each.
+    """
+    classes: dict[str, list[str]] = {}
+    for cell_id in latents:
+        classes.setdefault(labels[cell_id], []).append(cell_id)
+    found: dict[str, tuple[float, bool]] = {}
+    for cells in classes.values():
+        of_class = np.stack([latents[cell_id] for cell_id in cells])
+        away = distances.exact(of_class, np.median(of_class, axis=0).astype(np.float32))
+        spread = _NORMAL * np.median(np.abs(away - np.median(away)))
+        odd = (away > np.median(away) + _ODD * spread) & (len(cells) >= _FEWEST)
+        found |= {
+            cell_id: (float(distance), bool(is_odd)) for cell_id, distance, is_odd in zip(cells, away, odd, strict=True)
+        }
+    return found

@@ -1,0 +1,200 @@
+"""Slides, and who approved them.
+
+Table `slide_approval`: a row each time somebody approves a slide or takes that back; the last row of a slide holds. The
+row says how many cells the slide had, and which bundle answered. `number` is that of the store's sequence: what has a
+larger one came later. So an approval ends by itself when a cell comes to the slide, or one of its cells gets another
+label; nothing has to be written for that.
+
+Which cells a slide has is kept in memory (`labref.store.memory.slides`), once it was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+import duckdb
+import numpy as np
+
+from labref.failpoints import failpoint
+from labref.store.duckdb import bundles, rows, sequence
+from labref.store.memory.books import int_to_id
+from labref.store.memory.slides import SlideBook
+from labref.store.text import from_column, from_nullable, to_column, to_nullable
+
+__all__ = ["Approval", "Slides"]
+
+APPROVED: Final = "approved"
+WITHDRAWN: Final = "withdrawn"
+
+Standing = Literal["approved", "cells came", "labels changed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """Somebody approved a slide. at : UTC.  cells : how many it had then.  standing : "approved", or why the approval
+    ended by itself."""
+
+    who: str | None
+    at: datetime
+    cells: int
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    number: int
+    who: str | None
+    at: datetime
+    cells: int
+    bundle: str | None
+
+
+class Slides:
+    """The slides of one store; `Store.slides`. Methods may be called from any thread."""
+
+    def __init__(
+        self,
+        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+        quiet: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """reading, transaction, quiet : the store's."""
+        self._reading, self._transaction, self._quiet = reading, transaction, quiet
+        self._book: SlideBook | None = None
+        self._approvals: dict[str, _Given] | None = None
+
+    @property
+    def book(self) -> SlideBook:
+        """Which cells each slide has; read from the database when it is first asked for, a second for a million
+        cells."""
+        book = self._book
+        if book is None:
+            with self._quiet(), self._reading() as cursor:
+                if self._book is None:
+                    self._book = _load(cursor)
+                book = self._book
+        return book
+
+    # what the store says of its cells, after the commit and before anybody else writes
+
+    def came(self, cells: Iterable[tuple[int, str | None, int]]) -> None:
+        """Cells were stored: id, slide, number. A book that is read later has them."""
+        if self._book is not None:
+            for number, slide, came in cells:
+                self._book.add(number, slide, came)
+
+    def moved(self, cells: Iterable[tuple[int, str | None]]) -> None:
+        """Cells are of another slide from now on: id, slide."""
+        if self._book is not None:
+            for number, slide in cells:
+                self._book.move(number, slide)
+
+    def drop_cached(self) -> None:
+        """Read again what is kept in memory, when it is next asked for."""
+        self._book = self._approvals = None
+
+    # approval
+
+    def approve(self, slide: str, who: str | None) -> None:
+        """Write down that somebody approves a slide as it is now."""
+        self._decide(slide, APPROVED, who)
+
+    def unapprove(self, slide: str, who: str | None) -> None:
+        """Write down that a slide is no longer approved."""
+        self._decide(slide, WITHDRAWN, who)
+
+    def approvals(self, slides: Sequence[str]) -> dict[str, Approval]:
+        """Who approved these slides, and whether that still holds; slides that nobody approved, or whose approval was
+        taken back, are left out. Milliseconds."""
+        known = self._known_approvals()
+        given = {slide: known[slide] for slide in slides if slide in known}
+        if not given:
+            return {}
+        book = self.book
+        cells = {slide: book.cells(slide) for slide in given}
+        of_cell = {int_to_id(number): slide for slide, numbers in cells.items() for number in numbers}
+        first = min(approval.number for approval in given.values())
+        with self._reading() as cursor:
+            active = bundles.active(cursor)
+            # few rows are later than an approval, and DuckDB skips the blocks of those that are earlier
+            changed = cursor.execute(
+                "SELECT cell_id, max(number) FROM label_change WHERE number > ? AND label <> previous GROUP BY cell_id",
+                [first],
+            ).fetchall()
+            predicted = self._predicted(cursor, [slide for slide, one in given.items() if one.bundle != active], cells)
+        latest: dict[str, int] = {}
+        for cell_id, number in changed:
+            if (slide := of_cell.get(cell_id)) is not None:
+                latest[slide] = max(number, latest.get(slide, 0))
+        found = {}
+        for slide, approval in given.items():
+            standing: Standing = APPROVED
+            if book.last(slide) > approval.number or len(cells[slide]) > approval.cells:
+                standing = "cells came"
+            elif latest.get(slide, 0) > approval.number or slide in predicted:
+                standing = "labels changed"
+            found[slide] = Approval(approval.who, approval.at.replace(tzinfo=UTC), approval.cells, standing)
+        return found
+
+    def _predicted(
+        self, cursor: duckdb.DuckDBPyConnection, slides: Sequence[str], cells: dict[str, list[int]]
+    ) -> set[str]:
+        """Which of these slides have cells with a predicted label: another bundle may call them otherwise."""
+        ids = {int_to_id(number): slide for slide in slides for number in cells[slide]}
+        found = rows.look_up(cursor, "cell", ["cell_id", "label_source"], "cell_id", list(ids))
+        return {ids[cell_id] for cell_id, source in found if source == "predicted"}
+
+    def _decide(self, slide: str, decision: str, who: str | None) -> None:
+        with self._quiet():
+            cells = len(self.book.cells(slide))
+            with self._transaction() as connection:
+                numbers = sequence.begin(connection)
+                at, bundle = rows.now(), bundles.active(connection)
+                number = numbers.take()
+                connection.execute(
+                    "INSERT INTO slide_approval (number, slide, decision, who, decided_at, cells, bundle) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [number, to_column(slide), decision, to_nullable(who), at, cells, bundle],
+                )
+                sequence.keep(connection, numbers)
+                failpoint("slide.approve")
+            if self._approvals is not None:
+                if decision == APPROVED:
+                    self._approvals[slide] = _Given(number, who, at, cells, bundle)
+                else:
+                    self._approvals.pop(slide, None)
+
+    def _known_approvals(self) -> dict[str, _Given]:
+        known = self._approvals
+        if known is None:
+            with self._quiet(), self._reading() as cursor:
+                found = cursor.execute(
+                    "SELECT slide, number, who, decided_at, cells, bundle FROM slide_approval "
+                    "QUALIFY row_number() OVER (PARTITION BY slide ORDER BY number DESC) = 1 AND decision = ?",
+                    [APPROVED],
+                ).fetchall()
+                known = self._approvals = {
+                    from_column(slide): _Given(number, from_nullable(who), at, cells, bundle)
+                    for slide, number, who, at, cells, bundle in found
+                }
+        return known
+
+
+def _load(cursor: duckdb.DuckDBPyConnection) -> SlideBook:
+    names = [name for (name,) in cursor.execute("SELECT DISTINCT slide FROM cell ORDER BY slide").fetchall()]
+    found = cursor.execute(
+        "SELECT ('0x' || cell_id)::UBIGINT AS id, number, code FROM cell JOIN "
+        "(SELECT unnest($1::VARCHAR[]) AS slide, unnest(range(len($1::VARCHAR[])))::UINTEGER AS code) named "
+        "ON cell.slide IS NOT DISTINCT FROM named.slide",
+        [names],
+    ).fetchnumpy()
+    return SlideBook(
+        np.asarray(found["id"], np.uint64),
+        np.asarray(found["number"], np.int64),
+        np.asarray(found["code"], np.uint32),
+        [from_nullable(name) for name in names],
+    )

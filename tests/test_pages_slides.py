@@ -1,0 +1,281 @@
+"""Slides: what the store knows of them, their operations, and their pages over HTTP."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labref.asking.differential import Kind, differential, kind_of
+from labref.bundles.bundle import Bundle
+from labref.errors import LabrefError, StoreError
+from labref.lab import Lab
+from labref.operations.slide import _away
+from labref.store import Store
+from labref.store.duckdb.reviews import Review
+from labref.store.values import SeenAgain
+from labref.web.desk import run
+from labref.words import LabelSource
+from tests.labs import make_lab, once, running_agent
+from tests.pages import Browser, let_in
+from tests.stores import BUNDLE, activate, digest_of, new_cell, new_store
+
+NAMES = ("Ålund <b>&amp; 1", "Ålund 2")
+"""Names of slides that a page has to show as they are."""
+
+
+def lay_out(cells: Path, export: Path) -> None:
+    """The drawn cells as an analyser's export: those of one slide signed, the others of two slides unsigned."""
+    for number, picture in enumerate(sorted(cells.glob("*/*.jpg"))):
+        if number % 4 < 2:
+            place = export / "order" / "Unsigned slides" / f"{NAMES[number % 2]}_{number:03d}.jpg"
+        else:
+            place = export / "Signed" / "Signed slides" / picture.parent.name / f"{number:03d}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, place)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path, starter: Bundle) -> Iterator[Lab]:
+    export = tmp_path_factory.mktemp("export")
+    lay_out(drawn_cells, export)
+    lab = make_lab(tmp_path_factory.mktemp("lab") / "lab", export, starter)
+    once(lab)
+    with running_agent(lab):
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def reviewer(lab: Lab) -> Browser:
+    return let_in(lab, "Reviewer", "review")
+
+
+def keys(lab: Lab) -> dict[str, str]:
+    return {row["name"]: row["slide"] for row in run(lab, "slide.list") if "name" in row}
+
+
+def shown(lab: Lab, key: str, **asked: Any) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is said of a slide, its classes, its cells."""
+    about, *rows = run(lab, "slide.show", slide=key, **asked)
+    return about, [row for row in rows if "kind" in row], [row for row in rows if "cell_id" in row]
+
+
+# the store
+
+
+def test_a_slide_has_the_cells_that_the_store_has_whatever_became_of_them(tmp_path: Path) -> None:
+    with new_store(tmp_path) as store:
+        store.record([new_cell(i, slide=f"s{i % 2}") for i in range(6)], bundle=BUNDLE)
+        assert [(slide.name, slide.cells) for slide in store.slides.book.newest()] == [("s1", 3), ("s0", 3)]
+        store.record([new_cell(6, slide="s0"), new_cell(7, slide=None), new_cell(8, slide="new")], bundle=BUNDLE)
+        # a person's file says more than the analyser's, and where the cell is
+        again = SeenAgain("/export/r.jpg", 1, 1, digest_of(0), "monocyte", "reviewed", "s1")
+        store.record([again], bundle=BUNDLE)
+        # a folder was renamed: cells follow their files
+        moved = SeenAgain("/export/moved.jpg", 1, 1, digest_of(1), None, "predicted", "renamed")
+        store.record([moved], bundle=BUNDLE)
+        store.follow({new_cell(1).cell_id: {"/export/1.jpg"}})
+        lived = {slide.name: store.slides.book.cells(slide.name) for slide in store.slides.book.newest()}
+        order = [slide.name for slide in store.slides.book.newest()]
+        store.reload()
+        assert {slide.name: store.slides.book.cells(slide.name) for slide in store.slides.book.newest()} == lived
+        assert [slide.name for slide in store.slides.book.newest()] == order
+        assert set(lived) == {"s0", "s1", "new", "renamed"} and sum(map(len, lived.values())) == 8
+        assert int(new_cell(0).cell_id, 16) == lived["s1"][0], "in the order the cells came"
+
+
+@pytest.mark.parametrize(
+    ("what", "standing"),
+    [
+        ("nothing", "approved"),
+        ("a cell elsewhere", "approved"),
+        ("a cell", "cells came"),
+        ("a label", "labels changed"),
+        ("a label that was taken back", "labels changed"),
+        ("a file with a label", "labels changed"),
+        ("another bundle", "labels changed"),
+        ("approved again", "approved"),
+        ("taken back", None),
+    ],
+)
+def test_an_approval_ends_by_itself_when_cells_come_or_labels_change(
+    tmp_path: Path, what: str, standing: str | None
+) -> None:
+    with new_store(tmp_path) as store:
+        cells = [new_cell(i, slide="s", label=None, label_source="predicted") for i in range(3)]
+        store.record(cells, bundle=BUNDLE)
+        store.slides.approve("s", "A")
+        assert store.slides.approvals(["s"])["s"].standing == "approved"
+        first = cells[0].cell_id
+        if what == "a cell elsewhere":
+            store.record([new_cell(9, slide="t")], bundle=BUNDLE)
+        elif what == "a cell":
+            store.record([new_cell(9, slide="s")], bundle=BUNDLE)
+        elif what.startswith("a label"):
+            store.reviews.give([Review(first, "monocyte", "B", None)])
+            if "back" in what:
+                store.reviews.undo(first, "B")
+        elif what == "a file with a label":
+            store.record([SeenAgain("/r.jpg", 1, 1, digest_of(0), "monocyte", "reviewed", "s")], bundle=BUNDLE)
+        elif what == "another bundle":
+            activate(store, "cd" * 32)
+        elif what == "approved again":
+            store.reviews.give([Review(first, "monocyte", "B", None)])
+            store.slides.approve("s", "B")
+        elif what == "taken back":
+            store.slides.unapprove("s", "B")
+        before = store.slides.approvals(["s", "t"])
+    with Store.open(tmp_path / "store.duckdb") as store:
+        found = store.slides.approvals(["s", "t"])
+        assert found == before, "and so it is for who opens the store again"
+        assert (found["s"].standing if found else None) == standing
+        if what == "approved again":
+            assert found["s"].who == "B" and found["s"].cells == 3
+
+
+def test_a_label_is_taken_back_step_by_step_to_what_the_cell_carried_before(tmp_path: Path) -> None:
+    with new_store(tmp_path) as store:
+        store.record([new_cell(1, label=None, label_source="predicted"), new_cell(2)], bundle=BUNDLE)
+        one, two = new_cell(1).cell_id, new_cell(2).cell_id
+        for label in ("monocyte", "basophil"):
+            store.reviews.give([Review(one, label, "A", None)])
+        assert store.reviews.undo(one, "A") == ("monocyte", LabelSource.REVIEWED)
+        assert store.reviews.undo(one, "A") == ("neutrophil", LabelSource.PREDICTED)
+        with pytest.raises(StoreError, match="nothing to take back"):
+            store.reviews.undo(one, "A")
+        with pytest.raises(StoreError, match="nothing to take back"):
+            store.reviews.undo(two, "A")
+        store.reviews.give([Review(two, "monocyte", "A", None)])
+        assert store.reviews.undo(two, "B") == ("neutrophil", LabelSource.ANALYSER)
+        assert store.labelled([one, two]) == {
+            one: ("neutrophil", LabelSource.PREDICTED),
+            two: ("neutrophil", LabelSource.ANALYSER),
+        }
+        history = store.reviews.history(one)
+        assert [change.undo for change in history] == [False, False, True, True]
+        assert [change.who for change in store.reviews.history(two)] == ["A", "B"]
+        # a file that brings a label afterwards stays what it is
+        store.reviews.give([Review(two, "monocyte", "A", None)])
+        store.record([SeenAgain("/r.jpg", 1, 1, digest_of(2), "basophil", "reviewed", None)], bundle=BUNDLE)
+        # nothing said that it is a person's: files that move are followed again
+        store.record([SeenAgain("/other.jpg", 1, 1, digest_of(1), "eosinophil", "analyser", None)], bundle=BUNDLE)
+        assert store.labelled([one])[one] == ("eosinophil", LabelSource.ANALYSER)
+
+
+# the differential
+
+
+def test_a_differential_counts_leukocytes_alone() -> None:
+    made = differential(
+        {"neutrophil": 60, "Lymphocytes": 39, "hairy cell": 1, "NRBC": 5, "platelet": 50, "Artefact": 3}
+    )
+    assert made.leukocytes == 100 and made.erythroblasts == 5.0
+    assert made.shares == {"neutrophil": 0.6, "Lymphocytes": 0.39, "hairy cell": 0.01}
+    assert differential({"erythroblast": 3}).erythroblasts is None
+    for label in ("Smudge cells", "Giant thrombocyte", "Thrombocyte aggregation", "Arifact", "Unidentified", "no cell"):
+        assert kind_of(label) is Kind.OTHER
+    assert kind_of("Erythroblast") is Kind.ERYTHROBLAST
+
+
+def test_a_cell_unlike_its_class_is_odd() -> None:
+    rng = np.random.default_rng(0)
+    latents = {str(i): rng.normal(size=8).astype(np.float32) for i in range(30)}
+    latents["far"] = np.full(8, 9, np.float32)
+    found = _away(latents, dict.fromkeys(latents, "monocyte"))
+    assert max(found, key=lambda cell: found[cell][0]) == "far" and found["far"][1]
+    assert sum(odd for _, odd in found.values()) <= 3
+    alone = _away({"a": latents["far"], "b": latents["0"]}, {"a": "x", "b": "y"})
+    assert alone == {"a": (0.0, False), "b": (0.0, False)}
+
+
+# operations and pages
+
+
+def test_slides_are_listed_and_found_by_their_name_which_stands_in_no_address(lab: Lab, reviewer: Browser) -> None:
+    found = list(run(lab, "slide.list"))
+    assert found[0] == {"slides": 3}
+    assert {row["name"]: (row["cells"], row["awaiting"]) for row in found[1:]} == {
+        NAMES[0]: (8, 8),
+        NAMES[1]: (8, 8),
+        "Signed": (16, 0),
+    }
+    page = reviewer.get("/slides")
+    assert "Ålund &lt;b&gt;&amp;amp; 1" in page.text and "<b>&" not in page.text
+    for address in re.findall(r'(?:href|src|action)="([^"]*)"', page.text):
+        assert "lund" not in address
+    searched = reviewer.post("/slides", {"search": " ålund <B>"})
+    assert searched.status == 200 and "1 slide<" in searched.text and "Signed" not in searched.text
+    assert "No slide has this" in reviewer.post("/slides", {"search": "%_nobody"}).text
+    for number in ("2", "0", "-1", "x", "999999999999", "%D9%A3"):
+        assert "Signed" in reviewer.get(f"/slides?page={number}").text
+    assert [row["name"] for row in run(lab, "slide.list", limit=1, offset=1) if "name" in row] == [found[2]["name"]]
+
+
+def test_a_slide_is_a_gallery_by_class_with_its_differential(lab: Lab, reviewer: Browser) -> None:
+    key = keys(lab)["Signed"]
+    about, classes, cells = shown(lab, key)
+    assert (about["cells"], about["leukocytes"], about["erythroblasts"]) == (16, 12, pytest.approx(100 * 2 / 12))
+    assert sum(row["share"] or 0 for row in classes) == pytest.approx(1)
+    assert [row["kind"] for row in classes] == ["leukocyte"] * 6 + ["erythroblast", "other"]
+    assert {row["cell_id"] for row in cells} == set(
+        re.findall(r'data-cell="(\w+)"', reviewer.get(f"/slide/{key}").text)
+    )
+    distances = [row["distance"] for row in cells if row["label"] == cells[0]["label"]]
+    assert distances == sorted(distances, reverse=True)
+    assert all(row["confidence"] is None for row in cells)
+    *_, unsigned = shown(lab, keys(lab)[NAMES[0]])
+    assert all(0 < row["confidence"] <= 1 for row in unsigned)
+    first, second = shown(lab, key, limit=10)[2], shown(lab, key, limit=10, offset=10)[2]
+    assert [row["cell_id"] for row in first + second] == [row["cell_id"] for row in cells]
+    newest = shown(lab, key, order="arrival")
+    assert newest[0]["order"] == "arrival" and newest[2][0]["distance"] is None
+    page = reviewer.get(f"/slide/{key}").text
+    assert page.count('role="option"') == 16 and "12 leukocytes counted." in page
+    two = reviewer.get(f"/slides/beside?slide={key}&slide={keys(lab)[NAMES[0]]}")
+    assert two.status == 200 and "12 leukocytes" in two.text and "&lt;b&gt;" in two.text
+    assert "Choose two slides" in reviewer.get(f"/slides/beside?slide={key}").text
+
+
+@pytest.mark.parametrize("key", ["0" * 20, "x", "..%2F..%2Fetc", "%00", "%3Cscript%3E", "a" * 5000])
+def test_an_address_without_a_slide_says_so(reviewer: Browser, key: str) -> None:
+    page = reviewer.get(f"/slide/{key}")
+    assert page.status in (400, 404) and "<script>" not in page.text.replace("<script type", "")
+
+
+def test_a_viewer_looks_and_a_reviewer_approves_under_their_own_name(lab: Lab, reviewer: Browser) -> None:
+    key = keys(lab)[NAMES[1]]
+    viewer = let_in(lab, "Viewer", "view")
+    assert "data-give" not in viewer.get(f"/slide/{key}").text and "data-give" in reviewer.get(f"/slide/{key}").text
+    json, asked = {"Content_Type": "application/json"}, b'{"slide": "%s", "cells": 8, "who": "Else"}' % key.encode()
+    for operation in ("slide/approve", "slide/unapprove", "label/undo"):
+        assert viewer.ask("POST", f"/api/v1/{operation}", asked, **json).status == 403
+    wrong = reviewer.ask("POST", "/api/v1/slide/approve", asked.replace(b": 8", b": 7"), **json)
+    assert wrong.status == 400 and "has 8 cells by now" in wrong.text
+    assert reviewer.ask("POST", "/api/v1/slide/approve", asked, **json).status == 200
+    assert "approved by Reviewer" in viewer.get(f"/slide/{key}").text
+    assert "approved by Reviewer" in viewer.get("/slides").text
+    *_, cells = shown(lab, key)
+    (given,) = run(lab, "label.set", cell=cells[0]["cell_id"], label="blast", new=True)
+    assert given["outcome"] == "changed"
+    assert "labels changed since it was approved" in viewer.get(f"/slide/{key}").text
+    with pytest.raises(LabrefError, match="by now"):
+        list(run(lab, "label.undo", cell=cells[0]["cell_id"], label="monocyte"))
+    (back,) = run(lab, "label.undo", cell=cells[0]["cell_id"], label="blast", who="A")
+    assert (back["label"], back["label_source"]) == (cells[0]["label"], "predicted")
+    (history,) = run(lab, "label.history", cell=cells[0]["cell_id"])
+    assert [change["undo"] for change in history["changes"]] == [False, True]
+    list(run(lab, "slide.unapprove", slide=key))
+    with pytest.raises(LabrefError, match="nobody has approved"):
+        list(run(lab, "slide.unapprove", slide=key))
+
+
+def test_a_script_imports_another_by_the_address_of_its_content(reviewer: Browser) -> None:
+    page = reviewer.get("/slides").text
+    (base,) = re.findall(r'src="(/static/labref\.js\?\w+)"', page)
+    (own,) = re.findall(r'src="(/static/slides\.js\?\w+)"', page)
+    assert f'from "{base}"' in reviewer.get(own).text, "else a browser loads it twice"
