@@ -25,7 +25,7 @@ function show(tile, { scroll = false, focus = false } = {}) {
   if (focus) tile.focus({ preventScroll: true });
   if (scroll) tile.scrollIntoView({ block: "nearest" });
   const picture = document.getElementById("now-picture");
-  picture.src = tile.querySelector("img").src;
+  picture.src = `/cell/${tile.dataset.cell}/picture?view=captured`;
   const says = document.getElementById("now-says");
   says.textContent = tile.dataset.label;
   const by = { reviewed: text("reviewed"), analyser: text("by the analyser"), predicted: text("predicted") }[tile.dataset.source];
