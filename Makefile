@@ -4,14 +4,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check lint types bench constraints clean
+.PHONY: demo web test test-fast check lint types bench constraints clean
 
-demo: $(VENV)/.labref
+demo: $(VENV)/.labref web
 	$(BIN)/labref demo
 
 # on all cores; the tests of one file share what they set up, so they stay together, long files first
-test: $(VENV)/.test
+test: $(VENV)/.test web
 	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
+
+# other people's scripts for the pages, where Node is there to get them; without them the map is one picture
+web: $(VENV)/bin/python
+	@$(BIN)/python labref/web/build_backend.py
 
 # without what trains networks, measures or kills: for the work in between
 test-fast: $(VENV)/.test

@@ -43,6 +43,7 @@ SLOW = {
     "test_browser_cell",
     "test_pages_cell",
     "test_pages_slides",
+    "test_pages_map",
     "test_references",
     "test_report",
     "test_retention",

@@ -99,16 +99,21 @@ def brute_force(
 
 def put_on_map(store: Store, bundle: str, nodes: Sequence[NDArray[np.float32]]) -> None:
     """Put a map of one row with these nodes, float32[L] each, in use, and the store's cells on it."""
-    made = MiniSom(1, len(nodes), len(nodes[0]))
-    made._weights = np.stack(nodes)[None].astype(np.float64)
+    use_map(store, bundle, np.stack(nodes)[None])
+
+
+def use_map(store: Store, bundle: str, weights: NDArray[np.floating[Any]]) -> None:
+    """Put the map with these weights float[rows, columns, L] in use, and the store's cells on it."""
+    made = MiniSom(*weights.shape)
+    made._weights = weights.astype(np.float64)
     parts = list(store.maps.latents(bundle))
     ids, latents = np.concatenate([i for i, _ in parts]), np.concatenate([x for _, x in parts])
     where, errors = som.winners(made, latents)
     version = StoredMap(
         number=0,
         bundle=bundle,
-        rows=1,
-        columns=len(nodes),
+        rows=weights.shape[0],
+        columns=weights.shape[1],
         sigma=1.5,
         seed=0,
         trainer="batch",

@@ -213,8 +213,8 @@ def test_what_is_where_can_be_had_as_json(mapped: Lab) -> None:
 def test_the_u_matrix_is_minisoms_distance_map() -> None:
     latents = np.random.default_rng(0).standard_normal((300, 9)).astype(np.float32)
     made = som.train(latents, rows=11, cols=8, seed=0)
-    assert picture.u_matrix(made.get_weights()) == pytest.approx(made.distance_map("mean"))
-    assert picture.u_matrix(np.zeros((1, 1, 3))).tolist() == [[0.0]]
+    assert som.u_matrix(made.get_weights()) == pytest.approx(made.distance_map("mean"))
+    assert som.u_matrix(np.zeros((1, 1, 3))).tolist() == [[0.0]]
 
 
 def test_a_large_map_with_many_classes_is_drawn(tmp_path: Path) -> None:

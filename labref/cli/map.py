@@ -433,11 +433,11 @@ def _picture(
     import numpy as np
 
     from labref.pictures import map as picture
-    from labref.som.files import load
+    from labref.som import load, u_matrix
 
     version = first["map"]
     shown = picture.Shown(
-        u=picture.u_matrix(load(Path(first["weights"])).get_weights()),
+        u=u_matrix(load(Path(first["weights"])).get_weights()),
         nodes=np.array(cells.get("node", []), np.int64),
         labels=np.array(cells.get("label", []), np.str_),
         predicted=np.array(cells.get("predicted", []), np.str_),
@@ -470,8 +470,7 @@ def _are(values: Sequence[str | None], name: str) -> Any:
 
 
 def _located(first: Mapping[str, Any], cells: Mapping[str, list[Any]], out: Path | None) -> dict[str, Any]:
-    from labref.pictures.map import u_matrix
-    from labref.som.files import load
+    from labref.som import load, u_matrix
 
     columns = first["map"]["columns"]
     nodes = cells.get("node", [])

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from labref import som
+from labref.asking.survey import GIVEN, SOURCES, Chosen, Nodes, Survey, survey
 from labref.config import MapConfig
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, JobEnded, JobRunning, Limit, Progress, Text
+from labref.operations.naming import cell_named, slide_keys
 from labref.operations.query import MapPlace
 from labref.progress import Row, progress
 from labref.roles import Role
 from labref.store import ActiveMap, MapCell, StoredMap
-from labref.store.memory.books import int_to_id
+from labref.store.memory.books import id_to_int, int_to_id
+from labref.store.memory.origins import NOTHING
 from labref.tasks import mapping
 from labref.tasks.context import Context
 from labref.tasks.map_job import NAME, map_job
@@ -31,8 +36,12 @@ __all__ = [
     "ClassOnMap",
     "ImageOnMap",
     "MapCellRow",
+    "MapFacets",
+    "MapNodes",
     "MapPicture",
+    "MapRegion",
     "MapShown",
+    "MapSpot",
     "MapState",
     "MapSuspect",
     "MapVersion",
@@ -40,6 +49,7 @@ __all__ = [
 ]
 
 _COLUMNS_AT_ONCE: Final = 2000
+_ROWS_AT_ONCE: Final = 1000
 
 
 class MapVersion(Answer):
@@ -170,11 +180,91 @@ class ClassOnMap(Answer):
     mistaken_for: dict[str, int] = Field(description="The other classes, and how many cells lie among each.")
 
 
+class MapNodes(Answer):
+    """The map, node by node: lists of one length, row by row. Of the cells that were asked for."""
+
+    map: int = Field(description="The map's number.")
+    version: str = Field(description="Stands for the map and all that lies on it: other cells, other labels, another.")
+    bundle: str = Field(description="Digest of the bundle whose latents it orders.")
+    rows: int = Field(description="Rows of nodes.")
+    columns: int = Field(description="Columns of nodes.")
+    classes: list[str] = Field(description="The classes of all cells on the map.")
+    by_class: list[int] = Field(description="Of each class, how many of the cells.")
+    chosen: int = Field(description="How many cells there are, of those that were asked for.")
+    placed: int = Field(description="How many cells lie on the map.")
+    u: list[float] = Field(description="How far a node is from its neighbours, 0 to 1.")
+    area: list[int] = Field(
+        description="Index in `classes` of the class of most cells around the node, of all; -1 where none is near."
+    )
+    label: list[int] = Field(
+        description="Index in `classes` of the class that most of the node's cells have; -1: none."
+    )
+    cells: list[int] = Field(description="How many cells.")
+    doubtful: list[int] = Field(description="How many of them have a label that disagrees with those about it.")
+    cell_id: list[str | None] = Field(description="The cell of the node's class that is nearest to it.")
+
+
+class MapRegion(Answer):
+    """What lies on some nodes; so many of the cells follow."""
+
+    map: int = Field(description="The map's number.")
+    row: int = Field(description="First row.")
+    column: int = Field(description="First column.")
+    last_row: int = Field(description="Last row.")
+    last_column: int = Field(description="Last column.")
+    cells: int = Field(description="How many cells, of those that were asked for.")
+    by_class: dict[str, int] = Field(description="Of each class, how many; the most frequent first.")
+    slides: int = Field(description="From how many slides.")
+
+
+class MapSpot(Answer):
+    """Where a cell lies."""
+
+    cell_id: str = Field(description="The cell.")
+    map: int = Field(description="The map's number.")
+    row: int = Field(description="Row of its node, from 0.")
+    column: int = Field(description="Column of its node, from 0.")
+    cells: int = Field(description="How many cells lie on that node.")
+
+
+class SlideOnMap(Answer):
+    """A slide with cells on the map."""
+
+    slide: str = Field(description="The slide; its name can identify a patient.")
+    key: str = Field(description="What stands for it in addresses.")
+    cells: int = Field(description="How many of its cells.")
+
+
+class MapFacets(Answer):
+    """What the cells on the map can be told apart by."""
+
+    map: int = Field(description="The map's number.")
+    version: str = Field(description="As of `map.picture`.")
+    classes: dict[str, int] = Field(description="Cells of each class.")
+    sources: dict[str, int] = Field(description="Cells by who gave their class.")
+    analysers: dict[str, int] = Field(description="Cells of each analyser that has a name.")
+    slides: list[SlideOnMap] = Field(description="Slides, the newest first.")
+    more_slides: int = Field(description="How many slides are not listed.")
+    first: str | None = Field(description="Day of the first picture, where that is known.")
+    last: str | None = Field(description="Day of the last picture.")
+
+
 _Sources = Annotated[
     list[LabelSource] | None,
     Field(description="Whose labels count; by default those that a person or the analyser gave."),
 ]
 _Node = Annotated[int, Field(ge=0, le=1_000_000)]
+_Labels = Annotated[list[Text] | None, Field(max_length=1000, description="Only cells of these classes.")]
+_Slides = Annotated[
+    list[Text] | None,
+    Field(max_length=1000, description="Only cells of these slides, by their keys; see `map.facets`."),
+]
+_Analysers = Annotated[list[Text] | None, Field(max_length=1000, description="Only cells of these analysers.")]
+_Since = Annotated[date | None, Field(description="Only pictures of this day or later, in the lab's time.")]
+_Until = Annotated[date | None, Field(description="Only pictures of this day or earlier, in the lab's time.")]
+_FromSources = Annotated[list[LabelSource] | None, Field(description="Only cells whose class these gave.")]
+_Doubtful = Annotated[bool, Field(description="Only cells whose label disagrees with the labels about them.")]
+_MOST_SLIDES: Final = 500  # that are listed
 
 
 @operation("map.train", Progress, MapVersion)
@@ -313,32 +403,172 @@ def suspects(
     context: Context,
     *,
     limit: Annotated[Limit, Field(description="At most so many cells.")] = 50,
+    offset: Annotated[int, Field(ge=0, le=1_000_000_000, description="Leave out so many first ones.")] = 0,
     sources: _Sources = None,
 ) -> Iterator[Row]:
     """List cells whose label disagrees with the labels about them on the map, most surprising first.
 
     The labels that are judged are also the evidence. The surprise is that of `labref.som.suspicion`.
     """
-    _, active = _active(context)
-    labelled = _labelled(context, sources)
-    if not labelled:
-        return
-    labels = np.array([cell.label for cell in labelled])
-    about = _about(labelled, labels, active)
-    surprise = som.suspicion(about, labels)
-    order = np.lexsort((np.array([cell.cell_id for cell in labelled]), -surprise))
-    chosen = [int(at) for at in order[:limit] if surprise[at] > 0]
-    paths = {cell_id: cell.path for cell_id, cell in context.store.cells([labelled[i].cell_id for i in chosen]).items()}
-    names = {name: place for place, name in enumerate(about.labels)}
-    for at in chosen:
-        cell = labelled[at]
-        yield _cell(cell, active) | {
-            "neighbourhood": about.labels[int(about.majority[at])],
-            "share": float(about.shares[at, about.majority[at]]),
-            "share_of_label": float(about.shares[at, names[cell.label]]),
-            "surprise": float(surprise[at]),
-            "path": paths[cell.cell_id],
+    found = _survey(context)
+    at, doubts = found.doubt(frozenset(sources or GIVEN))
+    order = np.lexsort((found.cells.ids[at], -doubts.surprise))
+    order = order[doubts.surprise[order] > 0][offset : offset + limit]
+    about = dict(zip(at[order].tolist(), order.tolist(), strict=True))
+    for place, row in _rows(context, found, at[order]):
+        here = about[place]
+        yield row | {
+            "neighbourhood": found.labels[int(doubts.majority[here])],
+            "share": float(doubts.share[here]),
+            "share_of_label": float(doubts.share_of_label[here]),
+            "surprise": float(doubts.surprise[here]),
         }
+
+
+@operation("map.picture", MapNodes, single=True, role=Role.VIEW)
+def picture(
+    context: Context,
+    *,
+    classes: _Labels = None,
+    slides: _Slides = None,
+    analysers: _Analysers = None,
+    since: _Since = None,
+    until: _Until = None,
+    sources: _FromSources = None,
+    doubtful: _Doubtful = False,
+) -> Iterator[Row]:
+    """Say what lies on each node of the map in use, for pictures of it.
+
+    It can be behind by some seconds while cells come in.
+    """
+    found = _survey(context)
+    chosen = _chosen(context, found, classes, slides, analysers, since, until, sources, doubtful)
+    kept = None if chosen == Chosen() else found.select(chosen)
+    nodes: Nodes = found.everything if kept is None else found.by_node(kept)
+    labels = found.label if kept is None else found.label[kept]
+    yield {
+        "map": found.active.version.number,
+        "version": found.digest,
+        "bundle": found.active.version.bundle,
+        "rows": found.rows,
+        "columns": found.columns,
+        "classes": list(found.labels),
+        "by_class": np.bincount(labels, minlength=len(found.labels)).tolist(),
+        "chosen": len(labels),
+        "placed": len(found.cells),
+        "u": found.u.ravel().round(4).astype(float).tolist(),
+        "area": found.areas.tolist(),
+        "label": nodes.label.tolist(),
+        "cells": nodes.cells.tolist(),
+        "doubtful": nodes.doubtful.tolist(),
+        "cell_id": [
+            int_to_id(cell) if there else None
+            for cell, there in zip(nodes.shown.tolist(), nodes.cells.tolist(), strict=True)
+        ],
+    }
+
+
+@operation("map.region", MapRegion, MapCellRow, role=Role.VIEW)
+def region(
+    context: Context,
+    *,
+    row: Annotated[_Node, Field(description="First row, from 0.")],
+    column: Annotated[_Node, Field(description="First column, from 0.")],
+    last_row: Annotated[_Node | None, Field(description="Last row; by default the first.")] = None,
+    last_column: Annotated[_Node | None, Field(description="Last column; by default the first.")] = None,
+    classes: _Labels = None,
+    slides: _Slides = None,
+    analysers: _Analysers = None,
+    since: _Since = None,
+    until: _Until = None,
+    sources: _FromSources = None,
+    doubtful: _Doubtful = False,
+    offset: Annotated[int, Field(ge=0, le=1_000_000_000, description="Leave out so many first cells.")] = 0,
+    limit: Annotated[int, Field(ge=0, le=10_000, description="At most so many cells.")] = 100,
+) -> Iterator[Row]:
+    """Say which classes lie on a rectangle of nodes, and list its cells: those of the most frequent class first, and
+    of each class those nearest to their node."""
+    found = _survey(context)
+    last_row, last_column = row if last_row is None else last_row, column if last_column is None else last_column
+    for begin, last, size, what in (
+        (row, last_row, found.rows, "rows"),
+        (column, last_column, found.columns, "columns"),
+    ):
+        if not begin <= last < size:
+            raise LabrefError(f"the map has no {what} {begin} to {last}; {what} go from 0 to {size - 1}")
+    at = found.within(row, column, last_row, last_column)
+    chosen = _chosen(context, found, classes, slides, analysers, since, until, sources, doubtful)
+    if chosen != Chosen():
+        at = at[found.select(chosen)[at]]
+    counts = np.bincount(found.label[at], minlength=len(found.labels))
+    by_count = np.argsort(-counts, kind="stable")
+    yield {
+        "map": found.active.version.number,
+        "row": row,
+        "column": column,
+        "last_row": last_row,
+        "last_column": last_column,
+        "cells": len(at),
+        "by_class": {found.labels[code]: int(counts[code]) for code in by_count.tolist() if counts[code]},
+        "slides": len(np.unique(found.slide[at][found.slide[at] >= 0])),
+    }
+    rank = np.empty(len(counts), np.int64)
+    rank[by_count] = np.arange(len(counts))
+    order = np.lexsort((found.cells.ids[at], found.cells.errors[at], rank[found.label[at]]))
+    for _, cell in _rows(context, found, at[order[offset : offset + limit]]):
+        yield cell
+
+
+@operation("map.spot", MapSpot, single=True, role=Role.VIEW)
+def spot(
+    context: Context,
+    *,
+    cell: Annotated[Text, Field(description="The cell: its id, the beginning of that, or the path of a file.")],
+) -> Iterator[Row]:
+    """Say where a cell lies on the map in use."""
+    _, active = _active(context)
+    cell_id = cell_named(context, cell)
+    placed = active.positions.every()
+    (at,) = np.nonzero(placed.ids == np.uint64(id_to_int(cell_id)))
+    if not len(at):
+        raise LabrefError(f"cell {cell_id} has no place on the map: it has no latent for the bundle in use")
+    node = int(placed.nodes[at[0]])
+    row, column = divmod(node, active.version.columns)
+    yield {
+        "cell_id": cell_id,
+        "map": active.version.number,
+        "row": row,
+        "column": column,
+        "cells": int(np.count_nonzero(placed.nodes == node)),
+    }
+
+
+@operation("map.facets", MapFacets, single=True, role=Role.VIEW)
+def facets(context: Context) -> Iterator[Row]:
+    """Say what the cells on the map can be told apart by: classes, slides, analysers, days, and who gave the class."""
+    found = _survey(context)
+    known = found.seconds[found.seconds > NOTHING]
+    of_slide = np.bincount(found.slide[found.slide >= 0], minlength=len(found.slides))
+    newest = np.full(len(found.slides) + 1, NOTHING)
+    np.maximum.at(newest, found.slide, found.seconds)
+    order = np.lexsort((np.arange(len(of_slide)), -newest[:-1]))
+    order = order[of_slide[order] > 0]
+    listed = [found.slides[code] for code in order[:_MOST_SLIDES].tolist()]
+    keys = slide_keys(context, listed)
+    yield {
+        "map": found.active.version.number,
+        "version": found.digest,
+        "classes": _counted(found.label, found.labels),
+        "sources": _counted(found.source, SOURCES),
+        "analysers": _counted(found.analyser, found.analysers),
+        "slides": [
+            {"slide": name, "key": keys[name], "cells": int(of_slide[code])}
+            for name, code in zip(listed, order.tolist(), strict=False)
+        ],
+        "more_slides": len(order) - len(listed),
+        "first": None if not len(known) else _day(int(known.min())),
+        "last": None if not len(known) else _day(int(known.max())),
+    }
 
 
 @operation("map.classify", ClassOnMap, role=Role.VIEW)
@@ -379,6 +609,72 @@ def _active(context: Context) -> tuple[str, ActiveMap]:
         problem = context.store.maps.problem(bundle)
         raise LabrefError(problem or "this lab has no map yet for the bundle in use; train one with `labref map train`")
     return bundle, active
+
+
+def _survey(context: Context) -> Survey:
+    bundle, _ = _active(context)
+    found = survey(context.store, bundle)
+    assert found is not None  # `_active` raised
+    return found
+
+
+def _chosen(
+    context: Context,
+    found: Survey,
+    classes: list[str] | None,
+    slides: list[str] | None,
+    analysers: list[str] | None,
+    since: date | None,
+    until: date | None,
+    sources: list[LabelSource] | None,
+    doubtful: bool,
+) -> Chosen:
+    of_keys = None
+    if slides is not None:
+        names = {key: name for name, key in slide_keys(context, found.slides).items()}
+        of_keys = frozenset(names[key] for key in slides if key in names)
+    return Chosen(
+        None if classes is None else frozenset(classes),
+        of_keys,
+        None if analysers is None else frozenset(analysers),
+        None if since is None else _begin(since),
+        None if until is None or until == date.max else _begin(until + timedelta(days=1)),
+        None if sources is None else frozenset(sources),
+        doubtful,
+    )
+
+
+def _begin(day: date) -> int:
+    """When a day begins in the lab's time, seconds since 1970."""
+    try:
+        return int(datetime(day.year, day.month, day.day).timestamp())
+    except (ValueError, OverflowError, OSError):  # years that the computer's own calendar does not reach
+        return (day - date(1970, 1, 1)).days * 86_400
+
+
+def _day(seconds: int) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds).date().isoformat()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _counted(codes: NDArray[Any], names: Sequence[str]) -> dict[str, int]:
+    counts = np.bincount(codes[codes >= 0], minlength=len(names))
+    return {str(names[code]): int(counts[code]) for code in np.argsort(-counts, kind="stable").tolist() if counts[code]}
+
+
+def _rows(context: Context, found: Survey, at: NDArray[np.intp]) -> Iterator[tuple[int, Row]]:
+    """The cells at these places of the survey, each with its place: as they are now, which can be newer. Cells that
+    are gone are left out."""
+    for start in range(0, len(at), _ROWS_AT_ONCE):
+        places = at[start : start + _ROWS_AT_ONCE].tolist()
+        ids = [int_to_id(int(found.cells.ids[place])) for place in places]
+        paths = {cell_id: cell.path for cell_id, cell in context.store.cells(ids).items()}
+        cells = {cell.cell_id: cell for cell in context.store.maps.cells(found.active.version.bundle, ids)}
+        for place, cell_id in zip(places, ids, strict=True):
+            if cell_id in cells and cell_id in paths:
+                yield place, _cell(cells[cell_id], found.active) | {"path": paths[cell_id]}
 
 
 def _labelled(context: Context, sources: list[LabelSource] | None) -> list[MapCell]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
 
 from labref.pictures.lettering import INK, LINE, PAPER, SOFT, Page, class_colour, faces, length
 
-__all__ = ["Shown", "draw_class", "draw_map", "draw_spread", "u_matrix"]
+__all__ = ["Shown", "draw_class", "draw_map", "draw_spread"]
 
 SYMBOLS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OTHER: Final = "+"
@@ -31,28 +31,6 @@ _TALLEST: Final = 1440  # the longer side of a map in pixels, where the limits o
 _LEAST_NODE, _LARGEST_NODE = 9, 44
 _DISC: Final = 17  # pixels: the smallest disc in which a digit can be read
 _PALE: Final = 178  # grey level of near nodes in the pale U-matrix behind digits
-
-
-def u_matrix(weights: NDArray[Any]) -> NDArray[np.float64]:
-    """The U-matrix: the mean distance of each node to its up to eight neighbours, divided by the largest such mean:
-    float64[rows, cols].
-
-    weights : float[rows, cols, L]. The result equals that of `MiniSom.distance_map("mean")`, and takes much less time.
-    A map of one node has the value 0.
-    """
-    grid = np.asarray(weights, np.float64)
-    rows, cols = grid.shape[:2]
-    total, count = np.zeros((rows, cols)), np.zeros((rows, cols))
-    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        ours = (slice(0, rows - down), slice(max(0, -right), cols - max(0, right)))
-        theirs = (slice(down, rows), slice(max(0, right), cols - max(0, -right)))
-        distances = np.sqrt(np.square(grid[ours] - grid[theirs]).sum(axis=2))
-        for part in (ours, theirs):
-            total[part] += distances
-            count[part] += 1
-    mean = total / np.maximum(count, 1)
-    largest = float(mean.max())
-    return mean / largest if largest > 0 else mean
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,19 @@ Node (row, column) is MiniSom's (i, j). Distances are Euclidean, as in MiniSom.
 """
 
 from labref.som.files import load, save
-from labref.som.labels import Neighbourhood, neighbourhood, suspicion
-from labref.som.quality import moved, quality
+from labref.som.labels import Doubts, Neighbourhood, doubts, neighbourhood, suspicion
+from labref.som.quality import moved, quality, u_matrix
 from labref.som.schedule import FINAL_SIGMA, Stage, size_for, stages
 from labref.som.search import winners
 from labref.som.training import TrainingStopped, train
 
 __all__ = [
     "FINAL_SIGMA",
+    "Doubts",
     "Neighbourhood",
     "Stage",
     "TrainingStopped",
+    "doubts",
     "load",
     "moved",
     "neighbourhood",
@@ -31,5 +33,6 @@ __all__ = [
     "stages",
     "suspicion",
     "train",
+    "u_matrix",
     "winners",
 ]

@@ -12,7 +12,7 @@ from labref.som.search import centred, extend, find_dense, in_parts, weights_of,
 if TYPE_CHECKING:
     from minisom import MiniSom
 
-__all__ = ["moved", "quality", "trustworthiness"]
+__all__ = ["moved", "quality", "trustworthiness", "u_matrix"]
 
 SAMPLE: Final = 2000
 NEIGHBOURS: Final = 8
@@ -104,3 +104,25 @@ def trustworthiness(near: NDArray[np.int64], far: NDArray[np.int64], k: int = NE
     intruders = (far <= k) & (far > 0) & (near > k)
     penalty = float((near[intruders] - k).sum())
     return 1.0 - 2.0 * penalty / (count * k * (2 * count - 3 * k - 1))
+
+
+def u_matrix(weights: NDArray[Any]) -> NDArray[np.float64]:
+    """The U-matrix: the mean distance of each node to its up to eight neighbours, divided by the largest such mean:
+    float64[rows, cols].
+
+    weights : float[rows, cols, L]. The result equals that of `MiniSom.distance_map("mean")`, and takes much less time.
+    A map of one node has the value 0.
+    """
+    grid = np.asarray(weights, np.float64)
+    rows, cols = grid.shape[:2]
+    total, count = np.zeros((rows, cols)), np.zeros((rows, cols))
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        ours = (slice(0, rows - down), slice(max(0, -right), cols - max(0, right)))
+        theirs = (slice(down, rows), slice(max(0, right), cols - max(0, -right)))
+        distances = np.sqrt(np.square(grid[ours] - grid[theirs]).sum(axis=2))
+        for part in (ours, theirs):
+            total[part] += distances
+            count[part] += 1
+    mean = total / np.maximum(count, 1)
+    largest = float(mean.max())
+    return mean / largest if largest > 0 else mean

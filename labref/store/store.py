@@ -30,6 +30,7 @@ from labref.store.duckdb import (
     migrations,
     moves,
     optics,
+    origins,
     removal,
     rows,
     scan,
@@ -53,6 +54,7 @@ from labref.store.duckdb.writing import write, write_embeddings, write_labels
 from labref.store.memory import distances
 from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
 from labref.store.memory.index import BLOCK_ROWS, Index
+from labref.store.memory.origins import Origins
 from labref.store.memory.positions import OpenPlacer, Placed
 from labref.store.recording import Comparing, Plan, Search, check_embedding, check_new_cell, draw_up
 from labref.store.text import from_column, from_nullable, to_column
@@ -139,6 +141,8 @@ class Store:
         self.slides = Slides(self._reading, self._transaction, self.quiet)
         """The cells of each slide, and who approved it; see labref.store.duckdb.slides."""
         self._optics_book: OpticsBook | None = None
+        self._origins = Origins.none()
+        self._locating = threading.Lock()
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
         """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
@@ -387,6 +391,7 @@ class Store:
                 for change in changes:
                     labels.change(id_to_int(change.cell_id), (change.label, change.label_source))
                 self.slides.moved((id_to_int(change.cell_id), change.slide) for change in changes)
+                self._origins = Origins.none()
             return len(changes)
 
     # upkeep: see labref.store.duckdb.upkeep
@@ -512,6 +517,7 @@ class Store:
         """Read again what is kept in memory, after rows were taken out of the database; writes wait meanwhile."""
         with self._writing:
             self._known = self._removed = self._optics_book = None
+            self._origins = Origins.none()
             self.duplicates.drop_cached()
             self.slides.drop_cached()
             self.maps.drop_cached()
@@ -665,6 +671,21 @@ class Store:
         for (label, _), number in self._in_memory().labels.counts().items():
             counts[label] = counts.get(label, 0) + number
         return counts
+
+    @property
+    def label_book(self) -> CellBook[tuple[str, LabelSource]]:
+        """The label of every cell and who gave it, by id; from memory. Only the store changes it."""
+        return self._in_memory().labels
+
+    def origins(self) -> Origins:
+        """Slide, analyser and time of every cell, in memory; the first call reads them, a second for a million."""
+        with self._locating:
+            before = self._origins
+            with self._reading() as cursor:
+                found = origins.read_on(cursor, before)
+            if self._origins is before:  # else cells moved meanwhile, and the next call reads them
+                self._origins = found
+            return found
 
     def given_classes(self) -> set[str]:
         """The classes that people or the analyser gave to cells; from memory."""

@@ -1,0 +1,336 @@
+// The map: a deep-zoom viewer over tiles that the agent draws; nodes by mouse and keyboard; what is drawn.
+import { ask, keys, say, text } from "./labref.js";
+import { changed, step } from "./map-cells.js";
+
+document.documentElement.classList.add("script");
+const place = document.getElementById("map");
+const rows = Number(place.dataset.rows);
+const columns = Number(place.dataset.columns);
+const pyramid = JSON.parse(place.dataset.pyramid);
+const says = document.getElementById("map-says");
+const panel = document.getElementById("map-cells");
+const filter = document.getElementById("map-filter");
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const OpenSeadragon = window.OpenSeadragon;
+let viewer = null;
+
+function source() {
+  const base = dark.matches ? place.dataset.dark : place.dataset.light;
+  return {
+    width: pyramid.width, height: pyramid.height, tileSize: pyramid.tile, tileOverlap: 0,
+    minLevel: pyramid.first, maxLevel: pyramid.last,
+    getTileUrl: (level, x, y) => `${base}/${level}/${x}_${y}.png`,
+  };
+}
+
+// places: a node is [row, column]; the viewer's unit is the width of the map
+
+const box = (row, column, lastRow = row, lastColumn = column) =>
+  new OpenSeadragon.Rect(column / columns, row / columns, (lastColumn - column + 1) / columns, (lastRow - row + 1) / columns);
+const inside = (value, count) => Math.max(0, Math.min(count - 1, value));
+
+function nodeAt(position) {
+  const point = viewer.viewport.pointFromPixel(position);
+  const [row, column] = [Math.floor(point.y * columns), Math.floor(point.x * columns)];
+  return row >= 0 && row < rows && column >= 0 && column < columns ? [row, column] : null;
+}
+
+const marks = new Map();
+
+function mark(name, where) {
+  let element = marks.get(name);
+  if (!where) {
+    if (element) viewer.removeOverlay(element);
+    marks.delete(name);
+    return;
+  }
+  if (element) return viewer.updateOverlay(element, where);
+  element = document.createElement("div");
+  element.className = name;
+  marks.set(name, element);
+  viewer.addOverlay({ element, location: where });
+}
+
+// the node that the keyboard is at
+
+let here = null;
+let corner = null; // where a region begins
+let telling = 0;
+
+async function tell(row, column) {
+  const mine = ++telling;
+  await new Promise((done) => setTimeout(done, 120));
+  if (mine !== telling) return;
+  try {
+    const [found] = await ask("map.region", { row, column, limit: 0 });
+    if (mine !== telling) return;
+    const classes = Object.entries(found.by_class).slice(0, 3).map(([label, count]) => `${label} ${count}`);
+    says.textContent = `${text("Node {row}, {column}", { row, column })}: ${classes.join(", ") || text("no cell")}`;
+  } catch (error) {
+    says.textContent = error.message;
+  }
+}
+
+function goTo(row, column, { centre = false } = {}) {
+  here = [inside(row, rows), inside(column, columns)];
+  mark("here", box(...here));
+  if (corner) showRegion(corner, here);
+  const wanted = box(...here);
+  const shown = viewer.viewport.getBounds();
+  const middle = wanted.getCenter();
+  const margin = shown.width * 0.08;
+  const out = middle.x < shown.x + margin || middle.x > shown.x + shown.width - margin ||
+    middle.y < shown.y + margin || middle.y > shown.y + shown.height - margin;
+  if (centre || out) viewer.viewport.panTo(middle);
+  tell(...here);
+}
+
+function near(row, column) {
+  // so near that single nodes, and their cells, are seen
+  viewer.viewport.zoomTo(columns / (viewer.container.clientWidth / 72), null);
+  goTo(row, column, { centre: true });
+}
+
+function move(event) {
+  if (step(event)) return;
+  if (!viewer) return;
+  const far = event.shiftKey ? 10 : 1;
+  const by = { ArrowLeft: [0, -far], ArrowRight: [0, far], ArrowUp: [-far, 0], ArrowDown: [far, 0] }[event.key];
+  if (!here) {
+    const middle = viewer.viewport.getCenter();
+    return goTo(Math.floor(middle.y * columns), Math.floor(middle.x * columns));
+  }
+  goTo(here[0] + by[0], here[1] + by[1]);
+}
+
+function zoom(factor) {
+  const about = here ? box(...here).getCenter() : undefined;
+  viewer.viewport.zoomBy(factor, about);
+  viewer.viewport.applyConstraints();
+}
+
+// cells of a node, of a region
+
+const query = () => new URLSearchParams([...new FormData(filter)].filter(([name, value]) => value && name !== "cell" && !(name === "what" && value === "classes")));
+
+async function open(address) {
+  const response = await fetch(address + (address.includes("?") ? "&" : "?") + "part=1");
+  const shown = new DOMParser().parseFromString(await response.text(), "text/html");
+  const part = shown.querySelector(".region");
+  if (!part) return say(shown.querySelector(".problem")?.textContent ?? `${response.status}`, { failed: true });
+  panel.replaceChildren(part);
+  panel.hidden = false;
+  panel.dataset.address = address;
+  const whole = document.createElement("a");
+  whole.href = address;
+  whole.textContent = text("on a page of its own");
+  const close = document.createElement("button");
+  close.type = "button";
+  close.className = "quiet";
+  close.textContent = "×";
+  close.ariaLabel = text("Close");
+  close.addEventListener("click", closeCells);
+  part.querySelector(".region-head").append(whole, close);
+  panel.scrollIntoView({ block: "nearest" });
+}
+
+function closeCells() {
+  panel.hidden = true;
+  panel.replaceChildren();
+  if (viewer) mark("chosen", null);
+  (viewer ? place : filter).focus();
+}
+
+function openNode(row, column) {
+  const asked = query();
+  mark("chosen", box(row, column));
+  return open(`/map/node/${row}/${column}${asked.size ? `?${asked}` : ""}`);
+}
+
+const sorted = ([row, column], [otherRow, otherColumn]) =>
+  [Math.min(row, otherRow), Math.min(column, otherColumn), Math.max(row, otherRow), Math.max(column, otherColumn)];
+
+function showRegion(one, other) {
+  mark("chosen", box(...sorted(one, other)));
+}
+
+function openRegion(one, other) {
+  showRegion(one, other);
+  const asked = query();
+  return open(`/map/region/${sorted(one, other).join("/")}${asked.size ? `?${asked}` : ""}`);
+}
+
+const regionButton = document.querySelector("[data-region]");
+
+function beginRegion(at) {
+  corner = at;
+  regionButton.setAttribute("aria-pressed", String(corner !== null || dragging));
+  place.classList.toggle("choosing", corner !== null || dragging);
+}
+
+let dragging = false; // the next drag selects a region, without Shift
+let from = null;
+
+function enter(event) {
+  const link = document.activeElement?.closest?.("a, button, summary");
+  if (link) return link.click();
+  if (!viewer || !here) return;
+  if (corner) {
+    const first = corner;
+    beginRegion(null);
+    return openRegion(first, here);
+  }
+  openNode(...here);
+}
+
+// what is drawn
+
+async function redraw(address) {
+  const response = await fetch(address);
+  const shown = new DOMParser().parseFromString(await response.text(), "text/html");
+  const other = shown.getElementById("map");
+  if (!other) return location.assign(address);
+  Object.assign(place.dataset, { light: other.dataset.light, dark: other.dataset.dark });
+  for (const id of ["map-count", "map-legend", "map-suspects"]) {
+    const old = document.getElementById(id);
+    const fresh = shown.getElementById(id);
+    if (old.tagName === "DETAILS") fresh.open = old.open || fresh.open;
+    const focused = old.contains(document.activeElement) && document.activeElement.value;
+    old.replaceWith(fresh);
+    if (focused) document.querySelector(`#${id} [value="${focused}"]`)?.focus();
+  }
+  history.replaceState(null, "", address);
+  if (viewer) reopen();
+}
+
+function reopen() {
+  const shown = viewer.viewport.getBounds(true);
+  const old = viewer.world.getItemAt(0);
+  viewer.addTiledImage({
+    tileSource: source(),
+    success: () => {
+      if (old) viewer.world.removeItem(old);
+      viewer.viewport.fitBounds(shown, true);
+    },
+  });
+}
+
+const asked = () => {
+  const all = new URLSearchParams([...new FormData(filter)].filter(([name, value]) => value && !(name === "what" && value === "classes")));
+  return `/map${all.size ? `?${all}` : ""}`;
+};
+filter.addEventListener("change", () => redraw(asked()));
+filter.addEventListener("submit", (event) => {
+  event.preventDefault();
+  redraw(asked());
+});
+document.addEventListener("click", (event) => {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  const page = event.target.closest("#map-cells .pages a");
+  const node = viewer && event.target.closest("a.to-node");
+  if (page) {
+    event.preventDefault();
+    open(page.getAttribute("href"));
+  } else if (node) {
+    event.preventDefault();
+    near(...node.closest("[data-node]").dataset.node.split(",").map(Number));
+  }
+});
+
+let waiting = 0;
+changed.add(() => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => redraw(asked()), 1500);
+});
+
+function begin() {
+  document.getElementById("map-picture").hidden = true;
+  place.hidden = false;
+  document.querySelector(".zoom").hidden = false;
+  viewer = OpenSeadragon({
+    element: place, drawer: "canvas", tileSources: source(), showNavigationControl: false, showNavigator: false,
+    animationTime: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.6,
+    springStiffness: 9, visibilityRatio: 0.6, maxZoomPixelRatio: 2, minZoomImageRatio: 0.8, imageSmoothingEnabled: true,
+    gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { clickToZoom: false },
+    imageLoaderLimit: 8, maxImageCacheCount: 600, blendTime: 0, tabIndex: "", keyboardNavEnabled: false,
+  });
+  viewer.innerTracker.keyDownHandler = viewer.innerTracker.keyHandler = null; // its keys are letters, which are classes here
+  viewer.addHandler("open-failed", () => {
+    place.hidden = true;
+    document.getElementById("map-picture").hidden = false;
+  });
+  viewer.addHandler("open", () => {
+    place.dataset.open = "1";
+    const spot = place.dataset.spot?.split(",").map(Number);
+    if (spot) mark("spot", box(...spot));
+    const asked = location.hash.match(/^#(\d+),(\d+)$/);
+    if (asked) near(Number(asked[1]), Number(asked[2]));
+    else if (spot) near(...spot);
+  });
+  viewer.addHandler("canvas-click", (event) => {
+    if (!event.quick) return;
+    event.preventDefaultAction = true;
+    const node = nodeAt(event.position);
+    place.focus({ preventScroll: true });
+    if (!node) return;
+    goTo(...node);
+    openNode(...node);
+  });
+  viewer.addHandler("canvas-press", (event) => {
+    from = event.originalEvent.shiftKey || dragging ? nodeAt(event.position) : null;
+  });
+  viewer.addHandler("canvas-drag", (event) => {
+    if (!from) return;
+    event.preventDefaultAction = true;
+    const to = nodeAt(event.position);
+    if (to) showRegion(from, to);
+  });
+  viewer.addHandler("canvas-drag-end", (event) => {
+    if (!from) return;
+    event.preventDefaultAction = true;
+    const to = nodeAt(event.position) ?? here;
+    const first = from;
+    from = null;
+    dragging = false;
+    beginRegion(null);
+    if (to) openRegion(first, to);
+  });
+  new OpenSeadragon.MouseTracker({
+    element: viewer.canvas, startDisabled: false,
+    moveHandler: (event) => {
+      const node = nodeAt(event.position);
+      if (node) tell(...node);
+    },
+  });
+  dark.addEventListener("change", reopen);
+  const arrows = text("Go from node to node; with Shift ten at once");
+  keys({
+    ArrowLeft: [arrows, move], ArrowRight: [arrows, move], ArrowUp: [arrows, move], ArrowDown: [arrows, move],
+    "+": [text("Nearer"), () => zoom(2)], "-": [text("Farther"), () => zoom(0.5)],
+    Home: [text("The whole map"), () => viewer.viewport.goHome()],
+    Enter: [text("The cells of the node, or of the region"), enter],
+    R: [text("Begin a region at the node; go on, then Enter"), () => here && beginRegion(corner ? null : here)],
+    D: [text("Misclassified in red"), () => filter.elements.doubtful.click()],
+    X: [text("Close the list of cells"), closeCells],
+  });
+  if (place.dataset.spot) keys({ C: [text("To the cell"), () => near(...place.dataset.spot.split(",").map(Number))] });
+  document.querySelector(".zoom").addEventListener("click", (event) => {
+    const what = event.target.closest("[data-zoom]")?.dataset.zoom;
+    if (what === "in") zoom(2);
+    if (what === "out") zoom(0.5);
+    if (what === "all") viewer.viewport.goHome();
+    if (what === "cell") near(...place.dataset.spot.split(",").map(Number));
+    if (event.target.closest("[data-region]")) {
+      dragging = !dragging;
+      beginRegion(null);
+    }
+  });
+  document.querySelector(".go-to-node").addEventListener("submit", (event) => {
+    event.preventDefault();
+    near(Number(event.target.elements.row.value), Number(event.target.elements.column.value));
+    place.focus();
+  });
+}
+
+if (OpenSeadragon) begin();
+else keys({ ArrowLeft: [text("From cell to cell"), move], ArrowRight: [text("From cell to cell"), move] });
