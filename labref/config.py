@@ -196,6 +196,9 @@ class AgentConfig(_Section):
 class DecodingConfig(_Section):
     """What one picture may take to be decoded and prepared. One that takes more is rejected by name.
 
+    As the computer may have been short of time or memory, it is tried again after 10 minutes and then every hour, for a
+    day; and once more when an agent starts with other limits.
+
     seconds : of a processor, and three times as many by the clock.
     memory_megabytes : of memory, beyond what the decoding process has before.
     megapixels : largest picture, million pixels.

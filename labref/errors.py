@@ -35,8 +35,8 @@ class UnreadableImageError(LabrefError):
 
 
 class DecodingLimitError(UnreadableImageError):
-    """A picture takes more time, memory or pixels than one may, or the decoder crashes on it: waiting makes it no
-    better."""
+    """A picture takes more time, memory or pixels than one may, or the decoder crashes on it: the file is whole,
+    and waiting makes it no better."""
 
 
 class BundleError(LabrefError):

@@ -25,6 +25,7 @@ from labref import __version__
 from labref.agent import housekeeping
 from labref.agent.moves import Moves
 from labref.agent.pipeline import Engine, Pipeline, Settled
+from labref.agent.retries import Retries
 from labref.asking.answer import open_embedder
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
@@ -282,6 +283,7 @@ class _Agent:
         self._file_numbers = FileNumbers()
         self._revision = -1  # of the ledger that is remembered: none yet
         self._reasons: dict[str, str] = {}
+        self._retries = Retries(lab.decoder.limits)
         self._watcher: Watcher | None = None
         self._look_due = 0.0
         self._moves = Moves(store, Roots(lab.watched, lab.excluded(), self._watch.system_names), self._watch.extensions)
@@ -583,7 +585,9 @@ class _Agent:
                 if state.size_bytes is None and self._reasons.get(name) == candidate.refusal:
                     return name
             elif not event and self._is_as_known(name, state, candidate.root, signature):
-                return name
+                if not self._retries.take(name):
+                    return name
+                observe = False  # it stood still before
             elif state.size_bytes is None:
                 observe = False  # tried before and looked at since
         if self._settling.add(candidate, observe=observe):
@@ -676,6 +680,7 @@ class _Agent:
             self._reasons[file.path] = file.reason
         else:
             self._reasons.pop(file.path, None)
+        self._retries.note(file.path, file.reason if file.outcome == "rejected" else None)
 
     def _is_recorded(self, path: str, reason: str) -> bool:
         # what is gone, or out of reach for now, keeps the outcome it had
@@ -708,13 +713,18 @@ class _Agent:
             gc.freeze()  # or each full collection would look at a million of them
 
     def _read_reasons(self, known: dict[str, FileState]) -> dict[str, str]:
-        """The reasons of files that are tried at every scan: only a new reason is written down again."""
+        """The reasons of files that are tried at every scan: only a new reason is written down again. Those that are
+        tried later are handed to `Retries`."""
         reasons: dict[str, str] = {}
-        if any(state.size_bytes is None for state in known.values()):
+        if any(state.outcome == "rejected" for state in known.values()):
             for row in self._store.ledger(outcome="rejected"):
                 state = known.get(row.path)
-                if row.reason is not None and state is not None and state.size_bytes is None:
+                if row.reason is None or state is None:
+                    continue
+                if state.size_bytes is None:
                     reasons[row.path] = row.reason
+                else:
+                    self._retries.recall(row.path, row.reason, row.at.timestamp())
         return reasons
 
     # answering

@@ -35,7 +35,18 @@ if TYPE_CHECKING:
     from labref.cells.image import U8, CellImage
     from labref.cells.registration import View
 
-__all__ = ["HEADER", "OUT_OF_MEMORY", "WALL_FACTOR", "Answer", "Decoder", "Limits", "StoppedError", "decoder"]
+__all__ = [
+    "HEADER",
+    "OUT_OF_MEMORY",
+    "WALL_FACTOR",
+    "Answer",
+    "Decoder",
+    "Limits",
+    "StoppedError",
+    "decoder",
+    "is_of_the_moment",
+    "names_other_limits",
+]
 
 HEADER: Final = struct.Struct(">BQ")
 """Before each message in a pipe: to a worker the length of the task's name, from it an `Answer`; then the bytes that
@@ -44,6 +55,9 @@ OUT_OF_MEMORY: Final = 41
 """Exit status of a worker to which the system gave no more memory."""
 WALL_FACTOR: Final = 3.0
 """A picture is given so many times its processor time by the clock: other work may keep the processors busy."""
+_TOO_LONG: Final = "takes too long to decode"
+_TOO_MUCH: Final = "takes too much memory to decode"
+_CRASHED: Final = "damaged image: the decoder crashed on it"
 _WATCH_SECONDS: Final = 0.05
 _START_SECONDS: Final = 120.0
 _STOPPED_SECONDS: Final = 1.0  # whoever has to end waits so long for a picture that may be done at any moment
@@ -168,7 +182,7 @@ class _Worker:
         if status == OUT_OF_MEMORY:
             return _too_much(self.limits)
         how = f"signal {-status}" if status < 0 else f"exit status {status:#x}" if status > 255 else f"status {status}"
-        return _EndedError(f"damaged image: the decoder crashed on it ({how})", retry=True)
+        return _EndedError(f"{_CRASHED} ({how})", retry=True)
 
     def watch(self, now: float) -> None:
         """Kill the process where its picture takes too long or too much, or nobody may wait for it any more."""
@@ -190,7 +204,7 @@ class _Worker:
                 wall > seconds and spent - self._cpu_began > seconds - 2 * _WATCH_SECONDS
             ):
                 reason = _EndedError(
-                    f"takes too long to decode: more than {seconds:g} s (labref.toml, [decoding] seconds)", retry=False
+                    f"{_TOO_LONG}: more than {seconds:g} s (labref.toml, [decoding] seconds)", retry=False
                 )
             elif memory - self._memory > self.limits.memory_megabytes * 1e6:
                 reason = _too_much(self.limits)
@@ -437,9 +451,22 @@ def _not_started(error: Exception) -> OSError:
 
 def _too_much(limits: Limits) -> _EndedError:
     most = limits.memory_megabytes
-    return _EndedError(
-        f"takes too much memory to decode: more than {most} MB (labref.toml, [decoding] memory_megabytes)", retry=True
-    )
+    return _EndedError(f"{_TOO_MUCH}: more than {most} MB (labref.toml, [decoding] memory_megabytes)", retry=True)
+
+
+def is_of_the_moment(reason: str) -> bool:
+    """Whether a picture may do better another time that was refused for this reason: the computer may have been short
+    of memory or time."""
+    return reason.startswith((_TOO_LONG, _TOO_MUCH, _CRASHED))
+
+
+def names_other_limits(reason: str, limits: Limits) -> bool:
+    """Whether a picture was refused for this reason by limits other than these."""
+    if reason.startswith(_TOO_LONG):
+        return f"more than {limits.seconds:g} s " not in reason
+    if reason.startswith(_TOO_MUCH):
+        return f"more than {limits.memory_megabytes} MB " not in reason
+    return " million pixels are decoded" in reason and f"at most {limits.megapixels:g} million" not in reason
 
 
 def _priority() -> int:
