@@ -113,10 +113,13 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("label.import", rows=listed)
     run("label.undo", cell=cell["cell_id"])
     slide = run("slide.list")[1]["slide"]
+    run("event.links", slide=slide)
     run("slide.approve", slide=slide, who="A")
     run("slide.show", slide=slide)
     run("slide.unapprove", slide=slide, who="A")
     run("label.imports")
+    run("event.give", key="LIS-1", cell=cell["cell_id"], label=LABELS[2], who="LIS")
+    run("event.labels")
     run("label.history", cell=cell["path"])
     run("query", data=first.read_bytes(), name="before there is a map")
     run("map.status")

@@ -28,45 +28,58 @@ class CellClass(Answer):
     key: str | None = Field(description="The key that gives a cell this class on the pages; null where all are taken.")
     style: str = Field(description="Name of its style on the pages: the same for the same label.")
     cells: int = Field(description="How many stored cells carry it.")
+    icsh: str | None = Field(
+        description="Its name in the recommendations of the ICSH for reporting blood cells (2015), where they have one; "
+        "null too for a class that the lab made."
+    )
+    loinc: str | None = Field(
+        description="LOINC of its share of a hundred leukocytes in blood, for reports to other systems; null where there "
+        "is none."
+    )
     kind: Kind = Field(description="How a differential counts it: `leukocyte`; `erythroblast` and `other`, apart.")
 
 
 class _Known(NamedTuple):
+    """code, key : as in `CellClass`.  icsh, loinc : likewise, None where there is none."""
+
     code: str
     key: str
+    icsh: str | None = None
+    loinc: str | None = None
 
 
 _KNOWN: Final[Mapping[str, _Known]] = {
-    "neutrophil": _Known("NEU", "n"),
-    "segmented neutrophil": _Known("SNE", "s"),
-    "band neutrophil": _Known("BNE", "b"),
-    "eosinophil": _Known("EO", "e"),
-    "basophil": _Known("BA", "a"),
-    "lymphocyte": _Known("LY", "l"),
-    "lymphocyte variant": _Known("VLY", "v"),
-    "variant lymphocyte": _Known("VLY", "v"),
-    "monocyte": _Known("MO", "m"),
-    "promonocyte": _Known("PMO", "o"),
-    "promyelocyte": _Known("PMY", "p"),
-    "myelocyte": _Known("MY", "y"),
-    "metamyelocyte": _Known("MMY", "t"),
-    "immature granulocyte": _Known("IG", "i"),
-    "ig": _Known("IG", "i"),
-    "blast": _Known("BL", "x"),
-    "blast no lineage spec": _Known("BL", "x"),
-    "prolymphocyte": _Known("PLY", "r"),
-    "plasma cell": _Known("PC", "c"),
-    "erythroblast": _Known("ERB", "w"),
-    "smudge cell": _Known("SMU", "k"),
-    "platelet": _Known("PLT", "h"),
-    "giant thrombocyte": _Known("GT", "j"),
-    "thrombocyte aggregation": _Known("ERC", "f"),
+    "neutrophil": _Known("NEU", "n", "Neutrophil", "26511-6"),
+    "segmented neutrophil": _Known("SNE", "s", "Segmented neutrophil", "26505-8"),
+    "band neutrophil": _Known("BNE", "b", "Band neutrophil", "26508-2"),
+    "eosinophil": _Known("EO", "e", "Eosinophil", "26450-7"),
+    "basophil": _Known("BA", "a", "Basophil", "30180-4"),
+    "lymphocyte": _Known("LY", "l", "Lymphocyte", "26478-8"),
+    "lymphocyte variant": _Known("VLY", "v", "Reactive lymphocyte", "13046-8"),
+    "variant lymphocyte": _Known("VLY", "v", "Reactive lymphocyte", "13046-8"),
+    "monocyte": _Known("MO", "m", "Monocyte", "26485-3"),
+    "promonocyte": _Known("PMO", "o", "Promonocyte", "30466-7"),
+    "promyelocyte": _Known("PMY", "p", "Promyelocyte", "26524-9"),
+    "myelocyte": _Known("MY", "y", "Myelocyte", "26498-6"),
+    "metamyelocyte": _Known("MMY", "t", "Metamyelocyte", "28541-1"),
+    "immature granulocyte": _Known("IG", "i", None, "38518-7"),
+    "ig": _Known("IG", "i", None, "38518-7"),
+    "blast": _Known("BL", "x", "Blast cell", "26446-5"),
+    "blast no lineage spec": _Known("BL", "x", "Blast cell", "26446-5"),
+    "prolymphocyte": _Known("PLY", "r", "Prolymphocyte", "30465-9"),
+    "plasma cell": _Known("PC", "c", "Plasma cell", "13047-6"),
+    "erythroblast": _Known("ERB", "w", "Nucleated red blood cell", "19048-8"),
+    "smudge cell": _Known("SMU", "k", "Smudge cell", "34992-8"),
+    "platelet": _Known("PLT", "h", "Platelet"),
+    "giant thrombocyte": _Known("GT", "j", "Giant platelet"),
+    "thrombocyte aggregation": _Known("ERC", "f", "Platelet clump"),
     "artefact": _Known("ART", "d"),
     "arifact": _Known("ART", "d"),
     "unidentified": _Known("UI", "q"),
 }
-"""By `name_key`. On pages lower-case letters give classes, but for u (undo) and g (go); what else a page can do is on
-other keys."""
+"""By `name_key`. LOINC: those of the panel 24318-8, manual differential of blood, 38518-7 and 19048-8.
+
+On pages lower-case letters give classes, but for u (undo) and g (go); what else a page can do is on other keys."""
 _SPARE: Final = "123456789z0"
 
 
@@ -86,5 +99,6 @@ def list_(context: Context) -> Iterator[Row]:
         code = known.code if known is not None else "".join(filter(str.isalnum, label))[:4].upper() or "?"
         style = f"c-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
         row = {"label": label, "code": code, "key": key, "style": style, "cells": counts.get(label, 0)}
-        rows.append(row | {"kind": str(kind_of(label))})
+        names = (None, None) if known is None else (known.icsh, known.loinc)
+        rows.append(row | {"icsh": names[0], "loinc": names[1], "kind": str(kind_of(label))})
     yield from sorted(rows, key=lambda row: str(row["label"]))

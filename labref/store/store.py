@@ -41,6 +41,7 @@ from labref.store.duckdb.blocks import Blocks
 from labref.store.duckdb.changes import Changes
 from labref.store.duckdb.connection import connect, release
 from labref.store.duckdb.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
+from labref.store.duckdb.events import Events
 from labref.store.duckdb.exporting import Export
 from labref.store.duckdb.maps import Maps
 from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
@@ -136,6 +137,8 @@ class Store:
         """Cells that repeat others, and what people decided of them; see labref.store.duckdb.duplicates."""
         self.trash = Trash(self._reading, self._transaction, self._came_back, self.quiet)
         """Cells that retention removed and that can be brought back; see labref.store.duckdb.trash."""
+        self.events = Events(self._reading, self._transaction)
+        """What the store tells other systems, and what they told it; see labref.store.duckdb.events."""
         self.people = People(self._reading, self._transaction)
         """Who may look at the lab's pages; see labref.store.duckdb.people."""
         self.slides = Slides(self._reading, self._transaction, self.quiet)

@@ -428,3 +428,14 @@ def _slide_approvals(connection: duckdb.DuckDBPyConnection) -> None:
         )""")
     # the number of the change that this one takes back
     connection.execute("ALTER TABLE label_change ADD COLUMN undoes BIGINT")
+
+
+@migration(19, "what other systems sent, by their own keys, so that nothing is done twice")
+def _events(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("""
+        CREATE TABLE event (
+            key        VARCHAR PRIMARY KEY,
+            asked      VARCHAR NOT NULL,
+            answer     VARCHAR NOT NULL,
+            happened_at TIMESTAMP NOT NULL
+        )""")
