@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from labref.cells.image import prepare
 from labref.demo.analyser import FolderSource, SyntheticSource, exports, put
 from labref.demo.cells import LABELS, OPTICS, SIZE, draw_cell, encode_jpeg, make_slides
 from labref.errors import LabrefError
+from tests.labs import wait_until
+from tests.pages import Browser
 
 
 def rng(seed: int = 5) -> np.random.Generator:
@@ -152,11 +155,31 @@ def test_the_demo_runs_to_its_end_and_says_what_to_do_next(tmp_path: Path) -> No
         assert picture.width == 976
 
 
-def test_the_demo_uses_real_images(real_cells: Path, tmp_path: Path) -> None:
-    done = run_demo("--keep", tmp_path, "--images", real_cells / "pbc", "--cells", 40)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "real cells from" in done.stdout
-    share = int(done.stdout.split("On average ")[1].split("%")[0])
+def test_the_demo_uses_real_images_and_opens_the_pages_until_it_is_ended(real_cells: Path, tmp_path: Path) -> None:
+    # a browser that only writes down what it is to open
+    opened, browser = tmp_path / "opened.txt", tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}.part && mv {opened}.part {opened}\n')
+    browser.chmod(0o755)
+    words = ["--keep", tmp_path / "demo", "--images", real_cells / "pbc", "--cells", 40, "--open"]
+    command = [sys.executable, "-m", "labref", "demo", *map(str, words)]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "BROWSER": str(browser)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as demo:
+        try:
+            wait_until(lambda: opened.exists() or demo.poll() is not None)
+            assert demo.poll() is None, demo.communicate()[0]
+            link = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/sign-in#(\S+)\s*", opened.read_text())
+            assert link is not None
+            visitor = Browser(int(link[1]))
+            assert visitor.sign_in(link[2]).status == 303
+            assert visitor.get("/").status == 200
+        finally:
+            demo.send_signal(signal.SIGINT)
+            said = demo.communicate(timeout=120)[0]
+    assert demo.returncode == 0, said
+    assert "real cells from" in said
+    share = int(said.split("On average ")[1].split("%")[0])
     assert share > 50
 
 

@@ -18,6 +18,7 @@ touches nothing but its own folder.
 \b
 Examples:
   labref demo
+  labref demo --open                              and look at the lab's pages in the browser
   labref demo --keep demo-lab                     in a folder of your choice
   labref demo --images pbc --cells 400            with real images, flat or in class folders
 """
@@ -49,10 +50,14 @@ def demo(
         typer.Option("--cells", min=20, max=2000, help="How many cells the analyser exports, as far as time allows."),
     ] = 160,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same cells.")] = 1,
+    open_: Annotated[
+        bool,
+        typer.Option("--open", help="Open the lab's pages in the browser, until Ctrl-C.", show_default=False),
+    ] = False,
 ) -> None:
     from labref.demo.show import show
 
-    show(images=images, keep=keep, cells=cells, seed=seed)
+    show(images=images, keep=keep, cells=cells, seed=seed, pages=open_)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -125,7 +125,7 @@ def _show_code(lab: "Lab", row: dict[str, Any], json: bool) -> None:
     typer.echo(f"  {row['code']}")
     if agent is not None:
         typer.echo("or by this link, on this computer:")
-        typer.echo(f"  http://127.0.0.1:{agent.record.port}/sign-in#{row['code']}")
+        typer.echo(f"  {agent.link(row['code'])}")
     else:
         typer.echo("on the page that `labref agent` serves; no agent runs now.")
     typer.echo("Give it to nobody else: it is shown this once, and reviews carry the name.")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import webbrowser
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from labref.cli.query import draw_grid
 from labref.demo.analyser import LAYOUT, FolderSource, Source, Specimen, SyntheticSource, exports, put
 from labref.errors import AgentError, LabrefError
 from labref.lab import Lab, absolute
-from labref.web.desk import ask, ledger_rows, status
+from labref.web.client import AgentClient
+from labref.web.desk import ask, ledger_rows, run, status
 
 __all__ = ["Account", "show"]
 
@@ -53,19 +55,22 @@ class Account:
     grids: list[Path] = field(default_factory=list)
 
 
-def show(*, images: Path | None, keep: Path | None, cells: int, seed: int, say: Say = typer.echo) -> Account:
+def show(
+    *, images: Path | None, keep: Path | None, cells: int, seed: int, pages: bool = False, say: Say = typer.echo
+) -> Account:
     """Run the whole demo, and report it line by line through `say`.
 
     images : folder of real images, or None for drawn cells.  keep : new or empty folder for the demo's files; None for
-    a temporary one.  cells : number of cells that the analyser exports.
+    a temporary one.  cells : number of cells that the analyser exports.  pages : open the lab's pages in the browser at
+    the end, and serve them until Ctrl-C.
 
     Raises `LabrefError` where a step fails, or a file of the analyser does not have exactly one outcome at the end.
     """
     with _no_settings_from_outside(), _ended_in_order_when_killed():
-        return _show(images, keep, cells, seed, say)
+        return _show(images, keep, cells, seed, pages, say)
 
 
-def _show(images: Path | None, keep: Path | None, cells: int, seed: int, say: Say) -> Account:
+def _show(images: Path | None, keep: Path | None, cells: int, seed: int, pages: bool, say: Say) -> Account:
     started = time.monotonic()
     deadline = started + _SECONDS_MOST
     source: Source = SyntheticSource(seed=seed) if images is None else FolderSource(images, seed=seed)
@@ -90,6 +95,8 @@ def _show(images: Path | None, keep: Path | None, cells: int, seed: int, say: Sa
         _wait_for_outcomes(lab, files, deadline)
         _tell_outcomes(lab, files, account, say)
         _ask(lab, unseen, account, say)
+        if pages:
+            _open_pages(lab, agent, folder / "agent.txt", say)
     say(f"\nThe agent was asked to end, and did. All of it took {time.monotonic() - started:.0f} s.")
     _next_steps(lab, account, say)
     return account
@@ -282,6 +289,30 @@ def _same_class(answer: Mapping[str, Any], label: str) -> float:
     return same / len(references)
 
 
+def _open_pages(lab: Lab, agent: subprocess.Popen[bytes], output: Path, say: Say) -> None:
+    """Make a map, let somebody in, open the browser, and wait for Ctrl-C."""
+    say("\nA map of the lab is made ...")
+    try:
+        for _ in run(lab, "map.train"):
+            pass
+    except LabrefError as error:  # too few cells
+        say(f"  no map: {error}")
+    (person,) = run(lab, "user.add", name="Demo", role="admin")
+    client = AgentClient.find(lab)
+    if client is None:
+        raise AgentError(f"the demo's agent does not answer any more; {output} says why")
+    say("The lab's pages are open in the browser. If they are not, open this link on this computer:")
+    say(f"  {client.link(person['code'])}")
+    say("Ctrl-C ends the demo.")
+    webbrowser.open(client.link(person["code"]))
+    try:
+        while True:
+            _still_running(agent, output)
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        say("")
+
+
 def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_ " else "_" for c in name)[:60]
 
@@ -298,6 +329,8 @@ def _next_steps(lab: Lab, account: Account, say: Say) -> None:
     say("  See what became of every file, and how the lab is:")
     say(f"    {labref} ledger {where}")
     say(f"    {labref} status {where}")
+    say("  Look at the lab in the browser, as a technologist does:")
+    say(f"    {labref} demo --open")
     say("  Make your own lab, with your analyser's export folder:")
     say(f"    {labref} init my-lab --watch EXPORT-FOLDER")
     say(f"    {labref} agent --lab my-lab")

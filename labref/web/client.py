@@ -53,6 +53,10 @@ class AgentClient:
         self.record = record
         self._token = token
 
+    def link(self, code: str) -> str:
+        """The address that signs somebody with this code in, on this computer."""
+        return f"http://{_HOST}:{self.record.port}/sign-in#{code}"
+
     @staticmethod
     def find(lab: Lab) -> AgentClient | None:
         """The lab's agent, where one runs and proves that it knows the lab's token and works in this very folder; else
