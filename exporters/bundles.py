@@ -28,6 +28,7 @@ from labref.bundles.bundle import (
     NoveltyThreshold,
     Precision,
     Trunk,
+    golden_terms,
     manifest_bytes,
     pack,
     unpacked,
@@ -201,7 +202,11 @@ def _check_figures(figures: Path, measured: dict[str, Any], version: str) -> Non
 
 
 def _describe(folder: Path, manifest: Manifest) -> None:
-    """Write the model card and the manifest beside the other files of a bundle in `folder`."""
+    """Write the model card and the manifest beside the other files of a bundle in `folder`, and into its golden outputs
+    what they are true of."""
+    with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
+        golden = dict(arrays) | {"terms": np.array(golden_terms(manifest))}
+    np.savez_compressed(folder / "golden.npz", **golden)
     (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
     (folder / "manifest.json").write_bytes(manifest_bytes(replace(manifest, files=_files(folder))))
 

@@ -216,11 +216,15 @@ class InferenceConfig(_Section):
     threads : CPU threads for the networks; 0 takes every one that the agent may use.
     precision : "auto" takes the bundle's float16 trunk on a GPU and its int8 trunk on the CPU, where it has one; "full"
     never.
+    trial_seconds, trial_memory_megabytes : what the golden cells may take when a bundle is run on this computer for the
+    first time.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
     precision: Literal["auto", "full"] = "auto"
+    trial_seconds: float = Field(default=90.0, ge=1, le=86400)
+    trial_memory_megabytes: int = Field(default=4096, ge=64, le=1_000_000)
 
 
 class MapConfig(_Section):

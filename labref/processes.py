@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["start_child"]
+__all__ = ["end_with_parent", "start_child"]
 
 
 def start_child(
@@ -37,3 +39,14 @@ def start_child(
         creationflags=flags,
         env=os.environ | {"PYTHONPATH": paths} | (environment or {}),
     )
+
+
+def end_with_parent() -> None:
+    """In a child: end this process when its standard input ends, as its parent is then gone."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdin.buffer.read()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="labref-parent", daemon=True).start()

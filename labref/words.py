@@ -1,8 +1,10 @@
-"""Words that every part of labref speaks: outcomes, verdicts, who gave a label, fingerprints and landmarks. Imports
-nothing of labref."""
+"""Words that every part of labref speaks: outcomes, verdicts, who gave a label, names of classes, fingerprints and
+landmarks. Imports nothing of labref."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -21,6 +23,7 @@ __all__ = [
     "Verdict",
     "cell_id_of",
     "hamming",
+    "name_key",
     "within_64_bits",
 ]
 
@@ -125,6 +128,15 @@ def cell_id_of(digest: str) -> str:
     bits keep the chance of two different files sharing a name below 3e-6 for ten million cells.
     """
     return digest[:16]
+
+
+def name_key(name: str) -> str:
+    """`name` without the differences between spellings of one class: case, punctuation, the plural."""
+    words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", name)).casefold().split()
+    return " ".join(
+        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+        for word in words
+    )
 
 
 def within_64_bits(number: int) -> int:

@@ -49,6 +49,7 @@ def another(
     (draft / "encoder.onnx").write_bytes(model.SerializeToString())
     old, new = RENAMED
     was = starter.manifest
+    stretched = float(np.square(mixing).sum() / latent_size)
     manifest = replace(
         was,
         name=name,
@@ -57,7 +58,8 @@ def another(
         class_groups={new if label == old else label: value for label, value in was.class_groups.items()},
         preparation=was.preparation if preparation is None else preparation,
         latent_size=latent_size,
-        novelty=replace(was.novelty, threshold=was.novelty.threshold * float(np.square(mixing).sum() / latent_size)),
+        latent_scale=was.latent_scale * stretched,
+        novelty=replace(was.novelty, threshold=was.novelty.threshold * stretched),
     )
     golden = starter.golden()
     with Embedder.open(Bundle(draft, "0" * 64, manifest), device="cpu") as embedder:

@@ -31,7 +31,7 @@ ROOMS = {
     "processes": "",
     "config": "errors printing",
     "cells": "words errors processes cpus",
-    "bundles": "errors failpoints printing cpus cells",
+    "bundles": "words errors failpoints printing cpus processes cells",
     "som": "errors failpoints processes bundles",
     "pictures": "printing cells",
     "export": "words errors printing config",

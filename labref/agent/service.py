@@ -29,6 +29,7 @@ from labref.agent.retries import Retries
 from labref.asking.answer import open_embedder
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
+from labref.bundles.trial import leave_off
 from labref.cpus import usable_cpus
 from labref.errors import AgentError, LabError, StoreError
 from labref.export.layout import Layout
@@ -119,6 +120,7 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
         def end() -> None:
             ending.begin(log)
             agent.stop()
+            leave_off()  # a bundle's first run, which the start may wait for
 
         # before anybody can see that it runs: who sees it may end it
         stack.enter_context(_until_signalled(end))
@@ -311,7 +313,7 @@ class _Agent:
             self._opening.submit(int).result()
             preparing = stack.enter_context(ThreadPoolExecutor(1, "labref-http-start"))
             serving = preparing.submit(self._make_server)
-            self._engine = Engine(lambda: self._open_embedder(bundle))
+            self._engine = Engine(lambda: self._open_active(bundle))
             stack.callback(self._engine.close)
             if not self._once:
                 self._lab.decoder.warm()
@@ -731,6 +733,10 @@ class _Agent:
 
     def _layout(self, bundle: Bundle) -> Layout:
         return Layout(self._watch, bundle.manifest.labels, self._lab.analysers, self._store.given_classes)
+
+    def _open_active(self, bundle: Bundle) -> Embedder:
+        with self._lab.ways_out(self._store):
+            return self._open_embedder(bundle)
 
     def _open_embedder(self, bundle: Bundle) -> Embedder:
         embedder = open_embedder(self._lab, bundle)

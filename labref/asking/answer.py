@@ -17,7 +17,7 @@ from labref.asking import change, references
 from labref.asking.drift import overview
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
-from labref.bundles.proof import prove
+from labref.bundles.proof import open_proven
 from labref.cells.centring import whereabouts
 from labref.cells.hashes import digest
 from labref.cells.sameness import Thresholds
@@ -174,19 +174,10 @@ def ledger_json(row: LedgerRow) -> dict[str, Any]:
 def open_embedder(lab: Lab, bundle: Bundle) -> Embedder:
     """The bundle's networks, on the device and in the precision that the lab's configuration asks for.
 
-    Before the first use of a bundle on this computer its golden crops are run (seconds). Raises `BundleError` where
-    the networks do not give the golden outputs, or cannot be opened.
+    Before the first use of a bundle on this computer its golden cells are run (seconds, in a process of its own).
+    Raises `BundleError` where the networks do not give the golden outputs, or cannot be opened.
     """
-    inference = lab.config.inference
-    embedder = Embedder.open(
-        bundle, device=inference.device, threads=inference.threads or None, precision=inference.precision
-    )
-    try:
-        prove(embedder, lab.folder)
-    except BaseException:
-        embedder.close()
-        raise
-    return embedder
+    return open_proven(bundle, lab.folder, lab.inference)
 
 
 def _plain(value: Any) -> Any:

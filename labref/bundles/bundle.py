@@ -20,7 +20,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,7 @@ __all__ = [
     "NoveltyThreshold",
     "Precision",
     "Trunk",
+    "golden_terms",
     "install",
     "manifest_bytes",
     "pack",
@@ -82,6 +83,23 @@ _MOST_FILES = 20
 _MOST_BYTES = {_MANIFEST: MAX_MANIFEST_BYTES, "MODEL_CARD.md": 1_000_000, "golden.npz": 500_000_000}
 """Of the files that are read whole; a graph may have what is left of `MAX_BYTES`."""
 _MOST_GOLDEN = 1_000  # crops
+_ROUNDING = 0.02  # of a sum of probabilities, of a trunk of reduced precision
+_TERMS = (
+    "classes",
+    "preparation",
+    "features",
+    "orientations",
+    "latent",
+    "novelty",
+    "duplicates",
+    "golden_tolerance",
+    "optics",
+    "trunks",
+)
+"""Fields of a manifest that bear on answers."""
+# a novelty threshold, times the mean distance of two cells; of the starters it was 0.08 to 0.13, of tiny trainings 0.6
+_FARTHEST, _NEAREST = 2.0, 1e-4
+_YOUNG = 100  # cells of a lab in which some must still be novel
 
 
 @dataclass(frozen=True)
@@ -218,7 +236,7 @@ class Manifest:
         check_manifest(values)
         classes = sorted(values["classes"], key=lambda entry: int(entry["index"]))
         height, width, channels = (int(n) for n in values["features"])
-        return Manifest(
+        manifest = Manifest(
             format_version=int(values["format_version"]),
             name=str(values["name"]),
             version=str(values["version"]),
@@ -244,6 +262,28 @@ class Manifest:
             files={str(name): dict(entry) for name, entry in values["files"].items()},
             trunks=tuple(_trunk(entry) for entry in values.get("trunks", ())),
             optics=dict(values.get("optics") or {}),
+        )
+        _check_novelty(manifest)
+        return manifest
+
+
+def _check_novelty(manifest: Manifest) -> None:
+    """Raise ValueError where the threshold and the other numbers it is used with make every cell novel, or none."""
+    novelty, scale = manifest.novelty, manifest.latent_scale
+    if novelty.dimension is not None and novelty.dimension > max(2 * manifest.latent_size, 4):
+        raise ValueError(
+            f"novelty.dimension is {novelty.dimension:g}, where latents have {manifest.latent_size} numbers (latent.size)"
+        )
+    for threshold, where in ((novelty.threshold, ""), (novelty.among(_YOUNG), f" in a lab of {_YOUNG} cells")):
+        if threshold > _FARTHEST * scale:
+            raise ValueError(
+                f"novelty.threshold is {threshold:.3g}{where}, where cells are {scale:.3g} apart in the mean (latent.scale): no "
+                "cell would be novel"
+            )
+    if novelty.threshold < _NEAREST * scale:
+        raise ValueError(
+            f"novelty.threshold is {novelty.threshold:.3g}, where cells are {scale:.3g} apart in the mean (latent.scale): every "
+            "cell would be novel"
         )
 
 
@@ -284,36 +324,42 @@ class Bundle:
         """First 12 characters of the digest: the bundle's name in folders, tables and answers."""
         return self.digest[:12]
 
+    @property
+    def title(self) -> str:
+        """Its name, version and digest, for messages."""
+        return f"{self.manifest.name}/{self.manifest.version} ({self.short})"
+
     @staticmethod
-    def open(folder: Path) -> Bundle:
+    def open(folder: Path, source: Path | None = None) -> Bundle:
         """Open and verify the bundle in `folder`: every file there, none besides, each with its digest; the manifest
         makes sense.
 
         It reads every byte (10 MB of the starter: 30 ms). Raises `BundleError` naming the file or the field that is
-        wrong.
+        wrong. source : where the bundle came from, for that message, if the folder is only made for a while.
         """
+        where = source or folder
         raw = _read_small(folder, _MANIFEST)
-        manifest = _read_manifest(raw, folder)
+        manifest = _read_manifest(raw, where)
         try:
             present = {entry.name for entry in folder.iterdir()} - {_MANIFEST}
             expected = set(manifest.files)
             if present != expected:
                 odd = ", ".join(sorted(ascii(name)[1:-1] for name in present ^ expected)[:_MOST_FILES])
-                raise BundleError(f"bundle at {folder} is not whole: missing or unknown {odd}. Install it again.")
+                raise BundleError(f"bundle at {where} is not whole: missing or unknown {odd}. Install it again.")
             for name, entry in manifest.files.items():
                 status = (folder / name).stat()
                 if not stat.S_ISREG(status.st_mode):
-                    raise BundleError(f"bundle at {folder} is damaged: {name} is no file. Install it again.")
+                    raise BundleError(f"bundle at {where} is damaged: {name} is no file. Install it again.")
                 found = None
                 if status.st_size == entry["bytes"]:
                     with (folder / name).open("rb") as file:
                         found = hashlib.file_digest(file, "sha256").hexdigest()
                 if found != entry["sha256"]:
                     raise BundleError(
-                        f"bundle at {folder} is damaged: {name} does not have its digest. Install it again."
+                        f"bundle at {where} is damaged: {name} does not have its digest. Install it again."
                     )
         except OSError as error:
-            raise BundleError(f"bundle at {folder} cannot be read: {error}. Install it again.") from None
+            raise BundleError(f"bundle at {where} cannot be read: {error}. Install it again.") from None
         return Bundle(folder, hashlib.sha256(raw).hexdigest(), manifest)
 
     @staticmethod
@@ -356,7 +402,8 @@ class Bundle:
 
     def golden(self, precision: Precision = "full") -> Golden:
         """The golden inputs, and the outputs that the trunk of that precision gave. Raises `BundleError` where the file
-        holds no arrays of the manifest's shapes, or numbers that are not finite."""
+        holds no arrays of the manifest's shapes, or numbers that are not finite, or where the manifest has another
+        order of classes, or other numbers, than the bundle that gave these outputs (`golden_terms`)."""
         ending = "" if precision == "full" else f"_{precision}"
         file = self.folder / "golden.npz"
         try:
@@ -366,9 +413,12 @@ class Bundle:
                 raise ValueError(f"it unpacks to {unpacked_bytes / 1e6:.0f} MB")
             with np.load(file, allow_pickle=False) as arrays:
                 golden = Golden(arrays["crops"], arrays[f"probabilities{ending}"], arrays[f"latents{ending}"])
+                terms = str(arrays["terms"]) if "terms" in arrays else None
             _check_golden(golden, self.manifest)
+            if terms is not None:  # bundles made before lack it
+                _check_terms(terms, self.manifest)
         except (*NO_ARCHIVE, TypeError, OSError) as error:
-            raise BundleError(f"bundle {self.short}: golden.npz cannot be used: {error}") from None
+            raise BundleError(f"bundle {self.title}: golden.npz cannot be used: {error}") from None
         return golden
 
 
@@ -389,6 +439,39 @@ def _check_golden(golden: Golden, manifest: Manifest) -> None:
             )
         if not np.isfinite(array).all():
             raise ValueError(f"{name} must be finite")
+
+    if (golden.probabilities < 0).any() or (np.abs(golden.probabilities.sum(axis=1) - 1) > _ROUNDING).any():
+        raise ValueError("probabilities must be 0 or more, and those of a crop must add up to 1")
+
+
+def golden_terms(manifest: Manifest) -> str:
+    """What of a manifest bears on answers, class names and all numbers, as the JSON text that `golden.npz` holds under
+    `terms`: the golden outputs are true of these only."""
+    values = manifest.to_json()
+    return json.dumps({name: values[name] for name in _TERMS if name in values}, ensure_ascii=False, sort_keys=True)
+
+
+def _check_terms(terms: str, manifest: Manifest) -> None:
+    """Raise ValueError where the manifest says other things than when the golden outputs were written."""
+    then, now = parse_json(terms.encode()), json.loads(golden_terms(manifest))
+    if not isinstance(then, dict):
+        raise ValueError("its terms must be a JSON object")
+    for name in _TERMS:
+        if then.get(name) != now.get(name):
+            raise ValueError(
+                f"its outputs are of a bundle with other {name} than the manifest says: {_first_difference(then.get(name), now.get(name))}"
+            )
+
+
+def _first_difference(then: Any, now: Any) -> str:
+    """The first place where two JSON values differ, on one line."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        name = next(name for name in {**then, **now} if then.get(name) != now.get(name))
+        return f"{ascii(name)[1:-1]}: {_first_difference(then.get(name), now.get(name))}"
+    if isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        at = next(at for at, (one, other) in enumerate(zip(then, now, strict=True)) if one != other)
+        return f"{at}: {_first_difference(then[at], now[at])}"
+    return f"{ascii(then)[:60]} there, {ascii(now)[:60]} in the manifest"
 
 
 def _read_small(folder: Path, name: str) -> bytes:
@@ -471,11 +554,13 @@ def pack(folder: Path, out: Path) -> Bundle:
     return bundle
 
 
-def install(source: Path, bundles: Path) -> Bundle:
+def install(source: Path, bundles: Path, check: Callable[[Bundle], object] | None = None) -> Bundle:
     """Bring the bundle at `source` (a `.labref` file or a folder) into the folder `bundles`, as `bundles/<short>/`.
 
     It is verified before and after; what is half-copied is never visible under its name; installing twice changes
-    nothing. Raises `BundleError`.
+    nothing.
+    check : called with the verified bundle before it gets its name; where it raises, nothing is installed. Raises
+    `BundleError`.
     """
     if not source.exists():
         raise BundleError(f"no bundle at {source}: there is no such file or folder")
@@ -493,8 +578,10 @@ def install(source: Path, bundles: Path) -> Bundle:
         for path in staging.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        bundle = Bundle.open(staging)
+        bundle = Bundle.open(staging, source)
         bundle.check_graphs()
+        if check is not None:
+            check(bundle)
         target = bundles / bundle.short
         if target.exists() or target.is_symlink():
             try:
@@ -523,7 +610,7 @@ def unpacked(source: Path) -> Iterator[Bundle]:
         raise BundleError(f"no bundle at {source}: there is no such file or folder")
     with tempfile.TemporaryDirectory(prefix="labref-bundle-", ignore_cleanup_errors=True) as folder:
         _unpack(source, Path(folder))
-        bundle = Bundle.open(Path(folder))
+        bundle = Bundle.open(Path(folder), source)
         bundle.check_graphs()
         yield bundle
 

@@ -1,7 +1,8 @@
 """What this computer has shown: that the networks of a bundle give here what they gave at export.
 
-It is shown once for each bundle, computer, version of ONNX Runtime, device and precision, before the bundle is used,
-and remembered in the file `logs/proven.json` of the lab. Without the file it is shown again.
+It is shown once for each bundle, computer, version of ONNX Runtime, device and precision, before the bundle is used, in
+a process of its own (`labref.bundles.trial`), and remembered in the file `logs/proven.json` of the lab. Without the
+file it is shown again.
 """
 
 from __future__ import annotations
@@ -13,47 +14,65 @@ import os
 import platform
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict, cast
 
 import onnxruntime
 
-from labref.bundles.bundle import Bundle
-from labref.bundles.inference import Embedder
+from labref.bundles.bundle import Bundle, Precision
+from labref.bundles.inference import Embedder, expected_provider
+from labref.bundles.trial import Inference, tried
+from labref.errors import BundleError
 
-__all__ = ["prove", "prove_installed"]
+__all__ = ["open_proven", "prove"]
 
 _FILE: Final = Path("logs", "proven.json")
 _MOST: Final = 200  # kept, the newest
-_shown_here: set[str] = set()
-"""What this process has shown."""
-_opened_here: dict[str, str] = {}
-"""By bundle, what this process has shown of one that it installed."""
 
 
-def prove(embedder: Embedder, lab: Path) -> None:
-    """Run the golden crops through `embedder`, unless `logs/proven.json` in the folder `lab` says that this computer
-    did.
+class _Proven(TypedDict):
+    """Which provider and precision gave the golden outputs."""
 
-    Raises `BundleError` where they do not give the golden outputs: nothing may be asked of it then.
+    provider: str
+    precision: Precision
+
+
+_shown_here: dict[str, _Proven] = {}
+"""What this process has shown or read, by `_key`: a process that makes many labs with one bundle tries it once."""
+
+
+def prove(bundle: Bundle, lab: Path, how: Inference, *, anew: bool = False) -> _Proven:
+    """Have the golden cells of `bundle` run (`labref.bundles.trial`), unless `logs/proven.json` in the folder `lab`
+    says that this computer did.
+
+    anew : run them whatever is remembered. Raises `BundleError`, as `tried` does: nothing may be asked of it then.
     """
-    key = _key(embedder.bundle, embedder.provider, embedder.precision)
-    if key in _read(lab / _FILE):
-        return
-    if key not in _shown_here:
-        embedder.golden_difference()
-        _shown_here.add(key)
-    _remember(lab / _FILE, key)
+    key = _key(bundle, expected_provider(how.device), how.precision)
+    known = _read(lab / _FILE)
+    if not anew and key in known:
+        return known[key]
+    proven = None if anew else _shown_here.get(key)
+    if proven is None:
+        shown = tried(bundle, how)
+        proven = _shown_here[key] = {"provider": shown.provider, "precision": shown.precision}
+    _remember(lab / _FILE, key, proven)
+    return proven
 
 
-def prove_installed(bundle: Bundle, lab: Path) -> None:
-    """Open the networks of a bundle that was just installed, and `prove` them: before a lab is made with it."""
-    # a process that makes many labs with one bundle opens it once
-    if bundle.digest in _opened_here:
-        _remember(lab / _FILE, _opened_here[bundle.digest])
-        return
-    with Embedder.open(bundle) as embedder:
-        prove(embedder, lab)
-        _opened_here[bundle.digest] = _key(bundle, embedder.provider, embedder.precision)
+def open_proven(bundle: Bundle, lab: Path, how: Inference) -> Embedder:
+    """The networks of `bundle`, opened as `how` says, after `prove`. Raises `BundleError`."""
+    for anew in (False, True):
+        proven = prove(bundle, lab, how, anew=anew)
+        embedder = Embedder.open(bundle, device=how.device, threads=how.threads, precision=proven["precision"])
+        if (embedder.provider, embedder.precision) == (proven["provider"], proven["precision"]):
+            if how.precision == "auto":
+                embedder.tell_of_refused()
+            return embedder
+        # a driver or a library came or went since
+        embedder.close()
+    raise BundleError(
+        f"bundle {bundle.title} opens on another device each time ({embedder.provider_line}). Start again; if it stays so, set "
+        'device = "cpu" in labref.toml, [inference].'
+    )
 
 
 def _key(bundle: Bundle, provider: str, precision: str) -> str:
@@ -71,21 +90,30 @@ def _cpu() -> str:
     return ""
 
 
-def _read(file: Path) -> list[str]:
+def _read(file: Path) -> dict[str, _Proven]:
     """What is remembered; nothing where the file is missing or holds something else: then it is shown again."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         found: Any = json.loads(file.read_bytes())
-        if isinstance(found, list) and all(isinstance(key, str) for key in found):
-            return found
-    return []
+        if isinstance(found, dict) and all(_is_proven(value) for value in found.values()):
+            return cast("dict[str, _Proven]", found)
+    return {}
 
 
-def _remember(file: Path, key: str) -> None:
+def _is_proven(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("provider"), str)
+        and value.get("precision") in ("full", "float16", "int8")
+    )
+
+
+def _remember(file: Path, key: str, proven: _Proven) -> None:
     """Write it down; where the folder takes no file it is shown again next time."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
+    known = {other: value for other, value in _read(file).items() if other != key} | {key: proven}
     with contextlib.suppress(OSError):
         try:
-            temporary.write_text(json.dumps([*_read(file), key][-_MOST:], indent=1) + "\n", encoding="ascii")
+            temporary.write_text(json.dumps(dict(list(known.items())[-_MOST:]), indent=1) + "\n", encoding="ascii")
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)

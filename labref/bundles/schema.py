@@ -7,6 +7,7 @@ it arrived as it was sent.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
@@ -14,14 +15,23 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from labref.printing import unprintable
+from labref.words import MEASURES, name_key
 
-__all__ = ["MAX_MANIFEST_BYTES", "check_manifest", "parse_json"]
+__all__ = ["MAX_MANIFEST_BYTES", "check_manifest", "check_name", "parse_json"]
 
 MAX_MANIFEST_BYTES: Final = 4_000_000
 """A longer manifest is none; the starter's has 12 kB."""
+_LONGEST: Final = 100  # characters of a name
 _MOST_TOLD: Final = 5  # faults of one manifest in a message
 _LOOSEST: Final = 2.0  # of a golden tolerance: latents are of the size of one
 _DEEPEST: Final = 12  # lists and objects in each other, in the free part of a manifest
+_LIKE_LATIN: Final = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοѵɑı",
+    "ABESIJKMHOPCTYXaesijopcyxhdqwABEZHIKMNOPTYXovai",
+)
+"""Letters of other scripts that look like Latin ones, and those."""
+_WINDOWS: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_DIGEST: Final = re.compile(r"[0-9a-fA-F]{12,64}")
 
 
 def parse_json(raw: bytes) -> Any:
@@ -43,6 +53,13 @@ def check_manifest(values: Any) -> None:
         told = [f"{_place(fault['loc'])}: {_reason(fault)}" for fault in error.errors(include_url=False)]
         more = [f"and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
         raise ValueError("; ".join(told[:_MOST_TOLD] + more)) from None
+
+
+def check_name(name: str) -> str:
+    """The name of a bundle. Raises ValueError where it cannot be one."""
+    if not 1 <= len(name) <= _LONGEST:
+        raise ValueError(f"must have 1 to {_LONGEST} characters")
+    return _no_digest(_nameable(_line(name)))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,9 +98,33 @@ def _line(text: str) -> str:
 
 
 def _nameable(text: str) -> str:
-    if "/" in text or "\\" in text:
-        raise ValueError("must hold no slash")
+    if set(text) & set('/\\:*?"<>|'):
+        raise ValueError('must hold none of / \\ : * ? " < > |')
+    if not (text[0].isalnum() or text[0] == "_") or text.endswith("."):
+        raise ValueError("must begin with a letter or a digit, and not end with a dot")
+    if _WINDOWS.fullmatch(text):
+        raise ValueError("is a name that Windows keeps for itself")
     return text
+
+
+def _no_digest(text: str) -> str:
+    if _DIGEST.fullmatch(text):
+        raise ValueError("must not look like a digest")
+    return text
+
+
+def _label(text: str) -> str:
+    if not name_key(text):
+        raise ValueError("must hold letters or digits")
+    if text[0] in "-." or "\\" in text or "\N{REPLACEMENT CHARACTER}" in text:
+        raise ValueError("must not begin with - or a dot, nor hold a backslash")
+    return text
+
+
+def _alike(text: str) -> str:
+    """A name without what people overlook: case, width, accents, punctuation, the plural, letters that look alike."""
+    letters = unicodedata.normalize("NFKD", text.translate(_LIKE_LATIN))
+    return name_key("".join(c for c in letters if not unicodedata.combining(c))).replace(" ", "")
 
 
 def _printable(text: str) -> str:
@@ -111,9 +152,10 @@ def _plain(value: Any, deep: int = 0) -> Any:
     return value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_line)]
+Name = Annotated[str, Field(min_length=1, max_length=_LONGEST), AfterValidator(_line)]
 """A name of one line."""
 _Simple = Annotated[Name, AfterValidator(_nameable)]
+_Label = Annotated[Name, AfterValidator(_label)]
 _Words = Annotated[str, Field(max_length=2000), AfterValidator(_printable)]
 _Count = Annotated[int, Field(ge=1, le=10**12)]
 _Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -128,35 +170,45 @@ class _Strict(BaseModel):
 
 class _Class(_Strict):
     index: Annotated[int, Field(ge=0, lt=1000)]
-    id: Name
-    name: Name
+    id: _Label
+    name: _Label
     group: Name
 
 
 class _Latent(_Strict):
     size: Annotated[int, Field(ge=1, le=4096)]
-    scale: Annotated[float, Field(gt=0, le=1e12)]
+    scale: Annotated[float, Field(ge=1e-9, le=1e9)]
 
 
 class _Novelty(_Strict):
-    threshold: Annotated[float, Field(gt=0, le=1e12)]
-    k: Annotated[int, Field(ge=1, le=1000)]
+    threshold: Annotated[float, Field(ge=1e-12, le=1e9)]
+    k: Annotated[int, Field(ge=1, le=100)]
     how: _Words
     cells: Annotated[int, Field(ge=1, le=10**9)] | None = None
     # the threshold grows by a power of 2/dimension
-    dimension: Annotated[float, Field(ge=0.1, le=4096)] | None = None
+    dimension: Annotated[float, Field(ge=0.5, le=4096)] | None = None
+
+    @model_validator(mode="after")
+    def _enough(self) -> _Novelty:
+        if self.cells is not None and self.k > self.cells:
+            raise ValueError(f"k must not be above cells, which is {self.cells}")
+        return self
 
 
 class _Duplicates(_Strict):
     """Thresholds of `labref.cells.sameness`; `farthest` is what bundles made for preparation 2 have instead of
-    `same_within`."""
+    `same_within`.
+
+    Ranges: of unrelated pictures some 32 of 64 bits differ, of simulated recaptures up to 10. Recaptures correlate by
+    0.9 and more once registered, and are shifted by some 12 pixels; neighbouring cells are 30 pixels apart and more.
+    """
 
     hash: Literal["dhash"]
-    candidate_bits: Annotated[int, Field(ge=1, le=20, description="Of unrelated pictures some 32 of 64 bits differ.")]
-    duplicate_from: _Share
-    possible_from: _Share
-    same_within: Annotated[float, Field(gt=0, le=256)] | None = None
-    farthest: Annotated[float, Field(gt=0, le=256)] | None = None
+    candidate_bits: Annotated[int, Field(ge=4, le=20)]
+    duplicate_from: Annotated[float, Field(ge=0.9, le=0.995)]
+    possible_from: Annotated[float, Field(ge=0.85, le=0.995)]
+    same_within: Annotated[float, Field(ge=4, le=28)] | None = None
+    farthest: Annotated[float, Field(ge=4, le=256)] | None = None
     how: _Words
 
     @model_validator(mode="after")
@@ -170,8 +222,8 @@ class _OldDuplicates(_Strict):
     """The thesis' rule, of bundles before labref's own."""
 
     hash: Literal["average_hash"]
-    duplicate_below: Annotated[int, Field(ge=1, le=64)]
-    possible_up_to: Annotated[int, Field(ge=1, le=64)]
+    duplicate_below: Annotated[int, Field(ge=1, le=20)]
+    possible_up_to: Annotated[int, Field(ge=1, le=20)]
     how: _Words
 
 
@@ -212,13 +264,23 @@ class _Trunk(_Strict):
 
 
 class _Measure(_Strict):
-    median: Annotated[float, Field(ge=-1e6, le=1e6)]
-    deviation: Annotated[float, Field(ge=0, le=1e6)]
+    median: Annotated[float, Field(ge=-1, le=255)]
+    deviation: Annotated[float, Field(ge=0, le=128)]
 
 
 class _Optics(_Strict):
     cells: _Count
-    measures: Annotated[dict[Name, _Measure], Field(min_length=1, max_length=100)]
+    measures: Annotated[dict[Name, _Measure], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _known(self) -> _Optics:
+        for name, measure in self.measures.items():
+            if name not in MEASURES:
+                raise ValueError(f"{_shown(name)} is none of {', '.join(MEASURES)}")
+            # density is a logarithm of at most 240, focus a ratio of deviations
+            if not name.startswith("background") and max(measure.median, measure.deviation) > 10:
+                raise ValueError(f"{name} must not be above 10")
+        return self
 
 
 def _one_kind(value: Any) -> Any:
@@ -234,7 +296,7 @@ def _one_kind(value: Any) -> Any:
 
 class _Manifest(_Strict):
     format_version: Annotated[int, Field(ge=1, le=1000)]
-    name: _Simple
+    name: Annotated[_Simple, AfterValidator(check_name)]
     version: _Simple
     classes: Annotated[list[_Class], Field(min_length=2, max_length=1000)]
     preparation: Annotated[dict[Name, Annotated[int, Field(ge=0, le=10**6)]], Field(max_length=20)]
@@ -257,9 +319,12 @@ class _Manifest(_Strict):
         for kind, names in (("name", [one.name for one in self.classes]), ("id", [one.id for one in self.classes])):
             seen: dict[str, str] = {}
             for name in names:
-                other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
-                if sum(one == name for one in names) > 1 or other != name:
-                    raise ValueError(f"two classes have the {kind} {_shown(name)}, upper and lower case aside")
+                if (other := seen.get(_alike(name))) is not None:
+                    raise ValueError(
+                        f"two classes have the {kind}s {_shown(other)} and {_shown(name)}, which people cannot tell apart: case, "
+                        "accents, punctuation and the plural make no difference"
+                    )
+                seen[_alike(name)] = name
         precisions = [one.precision for one in self.trunks]
         files = [one.file for one in self.trunks if one.file]
         if len(set(precisions)) < len(precisions) or len({name.lower() for name in files}) < len(files):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import regex
 from labref.config import LabelSourceName, LayoutPattern, WatchConfig
 from labref.errors import LayoutError
 from labref.printing import unprintable
+from labref.words import name_key
 
 __all__ = ["BUILT_IN", "ClassNames", "Layout", "PathMeaning", "name_key"]
 
@@ -220,12 +220,3 @@ class Layout:
 def _composed(name: str | None) -> str | None:
     """`name` in one of the two forms that Unicode has of an accented letter: NFC. None for an empty one."""
     return unicodedata.normalize("NFC", name) if name else None
-
-
-def name_key(name: str) -> str:
-    """`name` without the differences between spellings of one class: case, punctuation, the plural."""
-    words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", name)).casefold().split()
-    return " ".join(
-        word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
-        for word in words
-    )

@@ -26,16 +26,17 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from labref.bundles.bundle import Bundle, install, starter_bundle
-from labref.bundles.proof import prove_installed
+from labref.bundles.proof import prove
+from labref.bundles.trial import Inference
 from labref.cells.decoding import Decoder, Limits, decoder
 from labref.config import Config, load_config, starting_config
-from labref.errors import LabError
+from labref.errors import BundleError, LabError
 from labref.failpoints import failpoint
 from labref.files import GROUP, OWNER, Rights, follow, give, give_all, sync_folder
 from labref.lab.presence import clear_marks
@@ -190,6 +191,11 @@ class Lab:
         return decoder(Limits(**self.config.decoding.model_dump()))
 
     @property
+    def inference(self) -> Inference:
+        """How networks are run, by labref.toml's [inference]."""
+        return _inference(self.config)
+
+    @property
     def analysers(self) -> dict[str, str]:
         """The analysers of single watched folders, by the folder's absolute path, where labref.toml names them."""
         named = self.config.watch.analysers
@@ -242,11 +248,29 @@ class Lab:
 
     def bundle(self, store: Store) -> Bundle:
         """The lab's active bundle, verified. Raises `LabError` where the store names none, `BundleError` where it is
-        damaged."""
+        damaged; see `ways_out`."""
         active = store.active_bundle()
         if active is None:
             raise LabError(f"no bundle is active in {self.folder}. Make the lab again with `labref init`.")
-        return Bundle.installed(self.bundles, active)
+        with self.ways_out(store):
+            return Bundle.installed(self.bundles, active)
+
+    @contextlib.contextmanager
+    def ways_out(self, store: Store) -> Iterator[None]:
+        """A `BundleError` in the block is about the active bundle: it is raised with the bundle's name, and with the
+        commands that help."""
+        try:
+            yield
+        except BundleError as error:
+            names = {
+                bundle.digest: f"{bundle.name}/{bundle.version} ({bundle.digest[:12]})" for bundle in store.bundles()
+            }
+            active = store.active_bundle() or ""
+            raise BundleError(
+                f"the active bundle {names.get(active, active[:12])} cannot be used: {error} Ways out: bring its file in again (`labref "
+                f"bundle install FILE`){_way_back(store, names)}, or change to another (`labref bundle install FILE`, then `labref bundle "
+                "activate NAME --yes`)."
+            ) from error
 
     def token(self) -> str:
         """The secret that requests to this lab's agent carry. Raises `LabError` where it cannot be read."""
@@ -444,8 +468,11 @@ def _first_missing(folder: Path) -> Path | None:
 def _fill(folder: Path, watched: Sequence[Path], bundle: Path | None, analyser: str | None) -> None:
     (folder / "images").mkdir()
     (folder / "logs").mkdir()
-    installed = install(bundle if bundle is not None else starter_bundle(), folder / "bundles")
-    prove_installed(installed, folder)
+    (folder / _CONFIG).write_text(starting_config(watched, analyser), encoding="utf-8")
+    how = _inference(load_config(folder / _CONFIG))
+    installed = install(
+        bundle if bundle is not None else starter_bundle(), folder / "bundles", lambda made: prove(made, folder, how)
+    )
     with contextlib.closing(Store.create(folder / _STORE)) as store:
         manifest = installed.manifest
         store.set_active_bundle(
@@ -456,4 +483,25 @@ def _fill(folder: Path, watched: Sequence[Path], bundle: Path | None, analyser: 
             labels=manifest.labels,
         )
     new_token(folder)
-    (folder / _CONFIG).write_text(starting_config(watched, analyser), encoding="utf-8")
+
+
+def _way_back(store: Store, names: Mapping[str, str]) -> str:
+    """What a message says of the bundle that was active before; nothing where there is none."""
+    active, pending = store.active_bundle(), store.changes.pending()
+    before = [digest for digest, _ in store.changes.activations() if digest != active and digest in names]
+    if not before:
+        return ""
+    if pending is not None:  # the first only gives that up
+        return f", go back to {names[before[-1]]} (`labref bundle rollback`, twice)"
+    return f", go back to {names[before[-1]]} (`labref bundle rollback`)"
+
+
+def _inference(config: Config) -> Inference:
+    inference = config.inference
+    return Inference(
+        inference.device,
+        inference.threads or None,
+        inference.precision,
+        inference.trial_seconds,
+        inference.trial_memory_megabytes,
+    )

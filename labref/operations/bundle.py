@@ -14,6 +14,8 @@ from pydantic import Field
 from labref.asking.answer import open_embedder
 from labref.asking.change import describe
 from labref.bundles.bundle import Bundle, install, remove, unpacked
+from labref.bundles.proof import prove
+from labref.bundles.trial import tried
 from labref.errors import BundleError, LabrefError
 from labref.lab import Lab
 from labref.operations import operation
@@ -174,8 +176,10 @@ _Bundle = Annotated[
 def install_bundle(
     context: Context, *, file: Annotated[FilePath, Field(description="The bundle file, its absolute path.")]
 ) -> Iterator[Row]:
-    """Verify a bundle file and install it in the lab. It is not used until it is activated."""
-    bundle = install(Path(file), context.lab.bundles)
+    """Verify a bundle file, run its golden cells on this computer, and install it in the lab. It is not used until it
+    is activated."""
+    lab = context.lab
+    bundle = install(Path(file), lab.bundles, lambda made: prove(made, lab.folder, lab.inference))
     yield _row(context, bundle.digest, bundle)
 
 
@@ -270,8 +274,7 @@ def activate(
     if switch_now:
         store.changes.want_switch(chosen.digest, leave_out=leave_out)
     else:
-        with open_embedder(context.lab, chosen):
-            pass  # raises where it does not give its golden outputs on this computer: nothing is begun then
+        prove(chosen, context.lab.folder, context.lab.inference)  # else nothing is begun
         manifest = chosen.manifest
         store.add_bundle(
             chosen.digest,
@@ -484,10 +487,10 @@ def _verified(context: Context, bundle: Bundle) -> Row:
         "bundle": {"name": bundle.manifest.name, "version": bundle.manifest.version, "digest": bundle.digest},
     }
     try:
-        with open_embedder(context.lab, bundle) as embedder:
-            row |= {"provider_line": embedder.provider_line, "difference": embedder.golden_difference()}
+        shown = tried(bundle, context.lab.inference)
     except BundleError as error:
         return row | {"problem": str(error)}
+    row |= {"provider_line": shown.provider_line, "difference": shown.difference}
     return row | {"allowed": bundle.manifest.golden_tolerance}
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from labref.errors import LabrefError
 from labref.failpoints import failpoint
-from labref.processes import start_child
+from labref.processes import end_with_parent, start_child
 from labref.som.graph import Device
 
 __all__ = ["FAR", "Result", "Task", "train_apart"]
@@ -205,19 +205,8 @@ def _report(done: int, total: int, text: str) -> None:
     print(json.dumps({"done": done, "total": total, "text": text}), flush=True)
 
 
-def _end_with_parent() -> None:
-    """End this process when its standard input ends: its parent is then gone."""
-
-    def wait() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdin.buffer.read()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="labref-map-parent", daemon=True).start()
-
-
 def _main() -> None:
-    _end_with_parent()
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which then ends this process
     if sys.platform != "win32":
         os.nice(_NICENESS)

@@ -85,7 +85,8 @@ class Desk:
     def _open_embedder(self) -> Embedder:
         if self._embedder is None:
             bundle = self.lab.bundle(self._context.store)
-            self._embedder = self._opened.enter_context(open_embedder(self.lab, bundle))
+            with self.lab.ways_out(self._context.store):
+                self._embedder = self._opened.enter_context(open_embedder(self.lab, bundle))
         return self._embedder
 
     def _adopt(self, bundle: Bundle) -> Adoption:
