@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from labref import failpoints
 from labref.bundles.bundle import Bundle
+from labref.bundles.trial import Inference, Shown
+from labref.bundles.trial_process import work
 from labref.cli import app
 from labref.errors import LabrefError
 from labref.lab import Lab
@@ -340,6 +342,11 @@ def test_a_labref_that_prepares_crops_otherwise_can_still_change_from_the_old_bu
     newer = {**starter.manifest.preparation, "version": 99}
     file = another(starter, tmp_path, name="newer", preparation=newer)
     monkeypatch.setattr("labref.bundles.bundle.PREPARATION", newer)
+
+    def here(bundle: Bundle, how: Inference) -> Shown:  # another process would be of this labref
+        return Shown(**work(bundle.folder, bundle.digest, how))
+
+    monkeypatch.setattr("labref.bundles.proof.tried", here)
     with pytest.raises(LabrefError, match="labref bundle activate NAME --yes"):
         references(lab, an_image(lab))
     assert "labref bundle activate NAME" in status(lab)["attention"][0]
