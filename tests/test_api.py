@@ -121,6 +121,13 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("event.give", key="LIS-1", cell=cell["cell_id"], label=LABELS[2], who="LIS")
     run("event.labels")
     run("label.history", cell=cell["path"])
+    (shown,) = run("cell.show", cell=cell["cell_id"])
+    judged = {"cell": shown["references"][0]["cell_id"], "query": cell["cell_id"], "who": "A"}
+    run("reference.reject", **judged)
+    run("reference.undo", **judged)
+    run("reference.reject", cell=judged["cell"])
+    run("reference.undo", cell=judged["cell"])
+    run("cell.show", cell=cell["cell_id"])
     run("query", data=first.read_bytes(), name="before there is a map")
     run("map.status")
     run("map.train", rows=8, columns=8, seed=1)

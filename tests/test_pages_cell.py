@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +22,11 @@ from labref.lab import Lab
 from labref.lab import pictures as lab_pictures
 from labref.lab.pictures import VIEWS, Pictures, forget_thumbnail
 from labref.pictures.colours import LISTED, Colour, colour_of
+from labref.store import Store
 from labref.web.desk import run
 from tests.labs import ledger, make_lab, once, running_agent
 from tests.pages import Browser, let_in
+from tests.stores import BUNDLE, new_cell, new_store
 
 
 @pytest.fixture(scope="module")
@@ -249,3 +254,183 @@ def test_a_class_has_its_colour_by_any_of_its_names() -> None:
     assert colour_of("Blast, no lineage spec") == LISTED["blast"]
     assert colour_of("Arifact") == LISTED["artefact"]
     assert colour_of("Zelle Ü") == colour_of("zelle  ü")
+
+
+# the cell among its references
+
+
+def test_a_stored_cell_is_shown_with_the_answer_that_its_bytes_would_get(
+    lab: Lab, cells: dict[str, str], reviewer: Browser
+) -> None:
+    for path in ("neutrophil/S03-001_000.jpg", "monocyte/turned.bmp"):
+        (shown,) = run(lab, "cell.show", cell=cells[path])
+        asked = query(reviewer, (lab.watched[0] / path).read_bytes())
+        assert [one["cell_id"] for one in shown["references"]] == [one["cell_id"] for one in asked["references"]]
+        for mine, its in zip(shown["references"], asked["references"], strict=True):
+            assert mine["distance"] == pytest.approx(its["distance"], rel=1e-4, abs=1e-6)
+            assert {name: mine[name] for name in its if name != "distance"} == {
+                name: value for name, value in its.items() if name != "distance"
+            }
+        assert shown["predicted"]["label"] == asked["predicted"]["label"]
+        assert shown["distribution"]["weights"] == pytest.approx(asked["distribution"]["weights"], rel=1e-3)
+        assert shown["novelty"]["score"] == pytest.approx(asked["novelty"]["score"], rel=1e-3)
+        assert (shown["optics"], shown["map"]) == (asked["optics"], asked["map"])
+        assert asked["duplicate_of"] == shown["cell_id"]
+
+
+def query(browser: Browser, data: bytes) -> dict[str, Any]:
+    got = browser.ask("POST", "/api/v1/query?k=8", data, Content_Type="image/jpeg")
+    assert got.status == 200, got.text
+    found: dict[str, Any] = json.loads(got.body)
+    return found
+
+
+def test_the_page_shows_the_cell_amid_eight_references_and_what_is_known_of_each(
+    lab: Lab, cells: dict[str, str], reviewer: Browser
+) -> None:
+    cell = cells["neutrophil/S03-001_000.jpg"]
+    got = reviewer.get(f"/cell/{cell}")
+    assert got.status == 200, got.text
+    (shown,) = run(lab, "cell.show", cell=cell)
+    named = re.findall(r'data-reference="([0-9a-f]{16})"', got.text)
+    assert named == [one["cell_id"] for one in shown["references"]] and len(named) == 8
+    for one in named:
+        assert f'href="/cell/{one}' in got.text and f"/cell/{one}/picture?view=cell" in got.text
+    assert f"/map/node/{shown['map']['row']}/{shown['map']['column']}" in got.text if shown["map"] else True
+    assert 'data-label="monocyte"' in got.text and "<svg" in got.text
+    assert (
+        "view=nucleus" in reviewer.get(f"/cell/{cell}?view=nucleus").text.partition("data-cell=")[2].partition("alt")[0]
+    )
+    for other in ("?by=map", "?optics=any&view=thumb", "?by=x&view=<script>"):
+        assert reviewer.get(f"/cell/{cell}{other}").status in (200, 400)
+    viewer = let_in(lab, "Viewer of cells", "view").get(f"/cell/{cell}")
+    assert viewer.status == 200 and "Set class" not in viewer.text
+
+
+@pytest.mark.parametrize("name", ["0000000000000000", "%2e%2e%5Ctoken", "%3Cscript%3Ealert(1)", "%00", "x" * 5000])
+def test_a_cell_that_is_not_there_is_a_page_that_says_so(reviewer: Browser, name: str) -> None:
+    got = reviewer.get(f"/cell/{name}")
+    assert got.status == 400 and "<script>alert" not in got.text
+    assert 'role="alert"' in got.text
+
+
+def call(browser: Browser, name: str, **asked: Any) -> Any:
+    got = browser.ask(
+        "POST", f"/api/v1/{name.replace('.', '/')}", json.dumps(asked).encode(), Content_Type="application/json"
+    )
+    assert got.status == 200, got.text
+    return json.loads(got.body)
+
+
+def references(lab: Lab, cell: str) -> list[str]:
+    (shown,) = run(lab, "cell.show", cell=cell)
+    return [one["cell_id"] for one in shown["references"]]
+
+
+def test_what_is_called_no_good_reference_is_left_out_for_that_cell_or_for_all_until_it_is_taken_back(
+    lab: Lab, cells: dict[str, str], reviewer: Browser
+) -> None:
+    cell = cells["lymphocyte/S03-001_000.jpg"]
+    before = references(lab, cell)
+    poor = before[0]
+    other = next(one for one in cells.values() if one != cell and poor in references(lab, one))
+    said = call(reviewer, "reference.reject", cell=poor, query=cell, who="Somebody Else")
+    assert said == {"cell_id": poor, "query": cell, "rejected": True, "changed": True}
+    assert not call(reviewer, "reference.reject", cell=poor, query=cell)["changed"]
+    assert poor not in references(lab, cell) and references(lab, cell)[:7] == before[1:8]
+    assert poor not in [one["cell_id"] for one in query(reviewer, kept(lab, cell))["references"]]
+    assert poor in references(lab, other), "it is no good for that cell only"
+    (record,) = run(lab, "cell.show", cell=poor)
+    assert [(row["who"], row["query"], row["rejected"]) for row in record["judgements"]] == [("Åsa Lind", cell, True)]
+    call(reviewer, "reference.reject", cell=poor)
+    assert poor not in references(lab, other)
+    call(reviewer, "reference.undo", cell=poor)
+    assert poor in references(lab, other) and poor not in references(lab, cell)
+    call(reviewer, "reference.undo", cell=poor, query=cell)
+    assert references(lab, cell) == before
+    page = reviewer.get(f"/cell/{poor}").text
+    assert "no good reference for this cell" in page and "may be a reference again" in page
+    viewer = let_in(lab, "Only looks", "view")
+    refused = viewer.ask(
+        "POST", "/api/v1/reference/reject", b'{"cell": "%s"}' % poor.encode(), Content_Type="application/json"
+    )
+    assert refused.status == 403
+
+
+def kept(lab: Lab, cell: str) -> bytes:
+    data = lab.kept_image(cell)
+    assert data is not None
+    return data
+
+
+def test_a_judgement_stays_when_the_store_is_opened_again_and_names_cells_that_are_there(tmp_path: Path) -> None:
+    with new_store(tmp_path) as store:
+        store.record([new_cell(number) for number in range(3)], bundle=BUNDLE)
+        one, two, three = (new_cell(number).cell_id for number in range(3))
+        assert store.rejections.reject(one, two, "A") and store.rejections.reject(three, None, None)
+        path = store.path
+    with Store.open(path) as store:
+        assert store.rejections.for_queries([two]) == {one} and store.rejections.for_any() == {three}
+        assert store.rejections.undo(one, two, "B") and not store.rejections.undo(one, two, "B")
+        assert store.rejections.for_queries([two]) == set()
+        assert [(said.rejected, said.who) for said in store.rejections.history(one)] == [(True, "A"), (False, "B")]
+
+
+# a picture that is not stored
+
+
+def form(data: bytes, name: str = "cell.jpg") -> tuple[bytes, dict[str, str]]:
+    head = f'--bound\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\nContent-Type: image/jpeg\r\n\r\n'
+    return head.encode() + data + b"\r\n--bound--\r\n", {"Content_Type": "multipart/form-data; boundary=bound"}
+
+
+def test_a_picture_is_asked_about_by_a_form_and_nothing_of_it_is_stored(
+    lab: Lab, drawn_cells: Path, reviewer: Browser
+) -> None:
+    assert 'action="/ask"' in reviewer.get("/ask").text
+    with Image.open(next(drawn_cells.glob("basophil/*.jpg"))) as opened:
+        file = io.BytesIO()
+        opened.rotate(180).save(file, "TIFF")
+    count = len(list(run(lab, "ledger")))
+    there = sorted(lab.images.rglob("*"))
+    body, headers = form(file.getvalue())
+    got = reviewer.ask("POST", "/ask", body, **headers)
+    assert got.status == 200, got.text
+    assert got.text.count("data-reference=") == 8 and "data:image/jpeg;base64," in got.text
+    assert "Set class" not in got.text and "Not stored" in got.text
+    plain = reviewer.ask("POST", "/ask", file.getvalue(), Content_Type="image/tiff")
+    assert plain.text.count("data-reference=") == 8
+    assert len(list(run(lab, "ledger"))) == count and sorted(lab.images.rglob("*")) == there
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "No picture was chosen"),
+        (b"<html><script>alert(1)</script>", "not an image"),
+        (b"GIF89a" + bytes(100), "not an image"),
+        (b"\xff\xd8\xff\xe0" + bytes(500), "image"),
+    ],
+)
+def test_what_is_no_picture_is_told_so(reviewer: Browser, data: bytes, says: str) -> None:
+    for body, headers in (form(data), (data, {"Content_Type": "application/octet-stream"})):
+        got = reviewer.ask("POST", "/ask", body, **headers)
+        assert got.status == 422 and says in got.text and "<script>alert" not in got.text
+        assert 'role="alert"' in got.text and 'type="file"' in got.text
+
+
+def test_a_bomb_and_a_flood_are_refused(lab: Lab, reviewer: Browser) -> None:
+    bomb = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
+    body, headers = form(bomb.getvalue())
+    got = reviewer.ask("POST", "/ask", body, **headers)
+    assert got.status == 422 and "million pixels" in got.text
+    got = reviewer.ask("POST", "/ask", b"", Content_Type="image/png", Content_Length="2000000000")
+    assert got.status == 413 and got.text.startswith("too large")
+    eager = let_in(lab, "Eager", "view")
+    answers = [eager.ask("POST", "/ask", b"no picture") for _ in range(34)]
+    assert {one.status for one in answers[:30]} == {422}
+    assert answers[-1].status == 429 and int(answers[-1].headers["retry-after"]) >= 1
+    stranger = Browser.of(lab).ask("POST", "/ask", body, **headers)
+    assert stranger.status == 401
+    assert reviewer.ask("POST", "/ask", body, Origin="http://evil.example", **headers).status == 403

@@ -12,6 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from labref import __version__
 from labref.asking import change, references
 from labref.asking.drift import overview
@@ -25,12 +28,13 @@ from labref.errors import BundleError, LabrefError
 from labref.export.paths import path_to_text
 from labref.lab import Lab
 from labref.lab.judge import Judge, repeated
-from labref.store import LedgerRow, Store
+from labref.store import Cell, LedgerRow, Store
 from labref.times import utc
 
 __all__ = [
     "MOST_REFERENCES",
     "answer",
+    "answer_for_stored",
     "ledger_json",
     "open_embedder",
     "store_status",
@@ -73,8 +77,6 @@ def answer(
     embeddings = embedder.embed(cell.crop[None])
     embedded = time.perf_counter()
     probabilities, latent = embeddings.probabilities[0], embeddings.latents[0]
-    labels = embedder.bundle.manifest.labels
-    best = int(probabilities.argmax())
     repeats: list[str] = []
     if searched is not None:
         repeats = repeated(store, Judge(lab, Thresholds.of(embedder.bundle.manifest.duplicates)), searched)
@@ -93,8 +95,48 @@ def answer(
     ended = time.perf_counter()
     return {
         "image": name,
-        "bundle": embedder.bundle.digest,
         "cell": whereabouts(cell),
+        **_told(embedder.bundle, probabilities, found),
+        "timings_ms": {
+            "prepare": round(1e3 * (prepared - started), 3),
+            "embed": round(1e3 * (embedded - prepared), 3),
+            "search": round(1e3 * (ended - embedded), 3),
+            "total": round(1e3 * (ended - started), 3),
+        },
+    }
+
+
+def answer_for_stored(
+    lab: Lab, store: Store, bundle: Bundle, cell: Cell, *, k: int = 8, by: str = "latent", any_optics: bool = False
+) -> dict[str, Any] | None:
+    """The same for a cell of the store, from the latent that is stored: nothing is decoded and no network runs.
+
+    None where the cell has no latent of this bundle; its kept bytes can then be asked about. Of the fields of `answer`
+    it has those that are about the cell and not about its picture: not `image`, `cell` and `timings_ms`.
+    """
+    check_question(k, by)
+    embedding = store.embedding(cell.cell_id, bundle=bundle.digest)
+    if embedding is None:
+        return None
+    latent, probabilities = embedding
+    found = references.find(
+        store,
+        bundle=bundle,
+        latent=latent,
+        digest=cell.digest,
+        k=k,
+        by=by,
+        any_optics=any_optics,
+        withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
+    )
+    return _told(bundle, probabilities, found)
+
+
+def _told(bundle: Bundle, probabilities: NDArray[np.float32], found: references.Found) -> dict[str, Any]:
+    """What the networks and the search say of a cell, as JSON values."""
+    labels, best = bundle.manifest.labels, int(probabilities.argmax())
+    return {
+        "bundle": bundle.digest,
         "predicted": {"label": labels[best], "probability": float(probabilities[best])},
         "probabilities": {label: float(p) for label, p in zip(labels, probabilities, strict=True)},
         "references": [_plain(asdict(reference)) for reference in found.references],
@@ -103,12 +145,6 @@ def answer(
         "optics": asdict(found.optics),
         "duplicate_of": found.duplicate_of,
         "map": None if found.place is None else asdict(found.place),
-        "timings_ms": {
-            "prepare": round(1e3 * (prepared - started), 3),
-            "embed": round(1e3 * (embedded - prepared), 3),
-            "search": round(1e3 * (ended - embedded), 3),
-            "total": round(1e3 * (ended - started), 3),
-        },
     }
 
 

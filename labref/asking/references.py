@@ -165,7 +165,7 @@ def find(
     duplicates that nobody has reviewed.
 
     Not among the references are: the query itself where it is stored, the duplicates of it, the cells that it repeats,
-    and the duplicates of these cells.
+    and the duplicates of these cells; and what people called no good reference (`Store.rejections`).
 
     Raises `LabrefError` where a map is asked for and there is none, or no cell of the lab came from the analyser;
     `StoreError` where the store does not know the bundle; `ValueError` where the latent does not fit the bundle.
@@ -179,7 +179,7 @@ def find(
     for cell_id in repeats:
         excluded += store.duplicate_group(cell_id)
     duplicate_of = stored_id or (repeats[0] if repeats else None)
-    barred = {*excluded, *withheld}
+    barred = {*excluded, *withheld, *_rejected(store, excluded)}
 
     optics = _optics(store, stored, analyser, any_optics)
     only = optics.analyser if optics.only else None
@@ -208,6 +208,12 @@ def find(
         None if spot is None else spot.place(store, exclude=barred),
         optics,
     )
+
+
+def _rejected(store: Store, query: Sequence[str]) -> set[str]:
+    """Cells that people called no good reference: for any query, or for this one. query : ids of its captures."""
+    unlike = store.rejections.for_queries(query)
+    return {*store.rejections.for_any(), *(one for cell_id in unlike for one in store.duplicate_group(cell_id))}
 
 
 def prefer(

@@ -46,6 +46,7 @@ from labref.store.duckdb.exporting import Export
 from labref.store.duckdb.maps import Maps
 from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
 from labref.store.duckdb.people import People
+from labref.store.duckdb.rejections import Rejections
 from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Reviews
 from labref.store.duckdb.slides import Slides
@@ -143,6 +144,8 @@ class Store:
         """Who may look at the lab's pages; see labref.store.duckdb.people."""
         self.slides = Slides(self._reading, self._transaction, self.quiet)
         """The cells of each slide, and who approved it; see labref.store.duckdb.slides."""
+        self.rejections = Rejections(self._reading, self._transaction)
+        """References that people called no good; see labref.store.duckdb.rejections."""
         self._optics_book: OpticsBook | None = None
         self._origins = Origins.none()
         self._locating = threading.Lock()
@@ -523,6 +526,7 @@ class Store:
             self._origins = Origins.none()
             self.duplicates.drop_cached()
             self.slides.drop_cached()
+            self.rejections.drop_cached()
             self.maps.drop_cached()
             indexed = list(self._indexes)
             self._indexes.clear()
@@ -788,6 +792,14 @@ class Store:
             table, _ = bundles.space(cursor, bundle)
             found = rows.look_up(cursor, table, ["cell_id", "latent"], "cell_id", list(ids))
             return {cell_id: np.array(latent, np.float32) for cell_id, latent in found}
+
+    def embedding(self, cell_id: str, *, bundle: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Latent float32[L] and probabilities float32[c] of a cell in the space of a bundle; None where it has none
+        there."""
+        with self._reading() as cursor:
+            table, _ = bundles.space(cursor, bundle)
+            found = next(rows.look_up(cursor, table, ["latent", "probabilities"], "cell_id", [cell_id]), None)
+        return None if found is None else (np.array(found[0], np.float32), np.array(found[1], np.float32))
 
     def build_index(self, bundle: str | None = None) -> None:
         """Keep the latents of a bundle (default: the active one) in memory, so that `nearest` takes milliseconds.

@@ -113,7 +113,7 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
         return JSONResponse(made[0])
 
     app.add_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
-    of_images = {operation.path for operation in operations if operation.takes_bytes}
+    of_images = {"/ask", *(operation.path for operation in operations if operation.takes_bytes)}
     visitors = Visitors(answers.entrance, token)
     add_pages(app, answers.perform, answers.image, visitors, answers.pictures)
     roles = {operation.path: operation.role for operation in operations}

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labref.errors import AgentError, LabrefError, UnreadableImageError
@@ -23,11 +23,13 @@ from labref.operations import PREFIX
 from labref.roles import Role
 from labref.web.connections import CONNECTION, Connection
 from labref.web.failures import failure, unexpected
+from labref.web.rate import Rate
 from labref.web.visitors import VISITOR, Visitors, origin_is_own
 
 __all__ = ["Guard"]
 
 _JSON_BYTES: Final = 64_000_000  # parameters; a list of 200,000 labels
+_PICTURES: Final = (30, 1.0)  # that a person may ask about: at once, and a second
 _FORM_BYTES: Final = 64_000  # what a stranger may send: the code they sign in with
 _PLAIN: Final = frozenset({"/health", "/metrics", "/favicon.ico", "/sign-in"})  # without token and session
 _STATIC: Final = "/static/"
@@ -72,6 +74,7 @@ class Guard:
         self._roles = roles
         self._of_images = of_images
         self._image_bytes = image_bytes
+        self._rate = Rate(*_PICTURES)
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,6 +125,12 @@ class Guard:
             drained = announced if visitor is not None else _DRAINED_BYTES
             await _turn_away(413, why, scope, receive, send, drained=drained)
             return
+        if of_image and by_browser and scope["method"] not in _SAFE:
+            waiting = self._rate.wait_seconds(str(visitor.name)) if visitor is not None else 1.0
+            if waiting > 0:
+                why = LabrefError("too many pictures one after the other; wait a moment, then ask again")
+                await _turn_away(429, why, scope, receive, send, drained=announced, wait=waiting)
+                return
         size = 0
         started = False
 
@@ -169,13 +178,24 @@ def _added(message: Message, *, closed: bool) -> list[tuple[bytes, bytes]]:
 
 
 async def _turn_away(
-    code: int, error: Exception, scope: Scope, receive: Receive, send: Send, *, drained: int = _DRAINED_BYTES
+    code: int,
+    error: Exception,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    *,
+    drained: int = _DRAINED_BYTES,
+    wait: float = 0.0,
 ) -> None:
     """Answer a request that is not let in and close its connection, when its sender has had a moment to hear it.
 
-    drained : so many bytes of its body are read at most, and thrown away.
+    drained : so many bytes of its body are read at most, and thrown away.  wait : seconds until it may be sent again.
     """
     headers = dict(scope["headers"])
+    told = {"Connection": "close"} | ({"Retry-After": str(int(wait) + 1)} if wait else {})
+    answer: Response = failure(code, error, told)
+    if b"text/html" in headers.get(b"accept", b"") and not scope["path"].startswith(f"{PREFIX}/"):
+        answer = PlainTextResponse(str(error), code, told)
     held: list[Message] = []
 
     async def send_but_the_end(message: Message) -> None:
@@ -184,7 +204,7 @@ async def _turn_away(
             message = {**message, "more_body": True}
         await send(message)
 
-    await failure(code, error, {"Connection": "close"})(scope, receive, send_but_the_end)
+    await answer(scope, receive, send_but_the_end)
     if b"expect" not in headers:  # who asks first sends no body now
         left, more = drained, True
         with contextlib.suppress(TimeoutError):

@@ -439,3 +439,17 @@ def _events(connection: duckdb.DuckDBPyConnection) -> None:
             answer     VARCHAR NOT NULL,
             happened_at TIMESTAMP NOT NULL
         )""")
+
+
+@migration(20, "references that people called no good")
+def _reference_rejections(connection: duckdb.DuckDBPyConnection) -> None:
+    # the last row of a pair holds; query is NULL for any
+    connection.execute("""
+        CREATE TABLE reference_rejection (
+            number     BIGINT PRIMARY KEY,
+            cell       VARCHAR NOT NULL,
+            query      VARCHAR,
+            decision   VARCHAR NOT NULL,
+            who        VARCHAR,
+            decided_at TIMESTAMP NOT NULL
+        )""")

@@ -55,6 +55,7 @@ NAVIGATION: Final[Sequence[tuple[str, str, str]]] = (
     ("/", "Live", "l"),
     ("/slides", "Slides", "s"),
     ("/map", "Map", "m"),
+    ("/ask", "Ask", "a"),
     ("/review", "Review", "r"),
     ("/reading", "Reading", "b"),
     ("/condition", "Condition", "h"),

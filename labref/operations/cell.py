@@ -1,0 +1,165 @@
+"""A stored cell as a question: what `query` says of its bytes, and what the lab knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from labref.asking.answer import MOST_REFERENCES, answer, answer_for_stored
+from labref.errors import LabrefError
+from labref.operations import operation
+from labref.operations import query as asked
+from labref.operations.models import Answer, Text
+from labref.operations.naming import NoCellError, cell_named, slide_key
+from labref.progress import Row
+from labref.roles import Role
+from labref.tasks.context import Context
+from labref.times import utc
+from labref.words import LabelSource
+
+__all__ = ["CellReference", "CellShown", "OtherCapture", "ReferenceRecord"]
+
+
+class CellReference(asked.Reference):
+    """A stored cell that resembles this one."""
+
+    slide_key: str | None = Field(description="What stands for its slide in addresses.")
+
+
+class OtherCapture(Answer):
+    """Another picture of the same cell, or of what may be the same."""
+
+    cell_id: str = Field(description="The capture: 16 hexadecimal characters.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave the class.")
+    slide: str | None = Field(description="The slide it came from; it can name a patient.")
+    slide_key: str | None = Field(description="What stands for that slide in addresses.")
+    analyser: str | None = Field(description="The analyser it came from.")
+    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
+    certain: bool = Field(description="False where nobody has decided yet whether it is the same cell.")
+
+
+class ReferenceRecord(Answer):
+    """What a person said of this cell as a reference, or of a reference of it."""
+
+    cell_id: str = Field(description="The reference.")
+    query: str | None = Field(description="The cell that it is no good reference of; null for any.")
+    rejected: bool = Field(description="Whether it was called no good, or that was taken back.")
+    who: str | None = Field(description="Who said so, where known.")
+    at: str = Field(description="When, ISO 8601, UTC.")
+
+
+class CellShown(Answer):
+    """A stored cell, the cells that look most like it, and what they say of it."""
+
+    cell_id: str = Field(description="The cell: 16 hexadecimal characters.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave the class.")
+    slide: str | None = Field(description="The slide it came from; it can name a patient.")
+    slide_key: str | None = Field(description="What stands for that slide in addresses.")
+    analyser: str | None = Field(description="The analyser it came from.")
+    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
+    stored_at: str = Field(description="When it was stored, ISO 8601, UTC.")
+    path: str = Field(description="Its file in the export folder; it can name a patient.")
+    width: int = Field(description="Width of its picture, pixels.")
+    height: int = Field(description="Height of its picture, pixels.")
+    bundle: str = Field(description="Digest of the bundle that was asked.")
+    predicted: asked.Prediction = Field(description="The class that the networks give.")
+    probabilities: dict[str, float] = Field(description="Probability of each class of the bundle.")
+    references: list[CellReference] = Field(description="The references, nearest first.")
+    distribution: asked.Distribution = Field(description="The classes of the nearest hundred cells.")
+    novelty: asked.Novelty = Field(description="How unlike everything else in the lab the cell is.")
+    optics: asked.Optics = Field(description="Which optics the references are from.")
+    map: asked.MapPlace | None = Field(description="Its place on the lab's map; null while there is none.")
+    captures: list[OtherCapture] = Field(description="Other captures of the same physical cell.")
+    judgements: list[ReferenceRecord] = Field(
+        description="What people said of it as a reference, and of its references, oldest first."
+    )
+
+
+@operation("cell.show", CellShown, role=Role.VIEW)
+def show(
+    context: Context,
+    *,
+    cell: Annotated[
+        Text,
+        Field(description="The cell: its id, a beginning of it, or the path of one of its files.", max_length=4096),
+    ],
+    k: Annotated[int, Field(ge=1, le=MOST_REFERENCES, description="How many references.")] = 8,
+    by: Annotated[
+        Literal["latent", "map"],
+        Field(
+            description="How references are found: the nearest by their latents, or by their place on the lab's map."
+        ),
+    ] = "latent",
+    any_optics: Annotated[bool, Field(description="Take references from every analyser of the lab.")] = False,
+) -> Iterator[Row]:
+    """Show a stored cell among the cells that look most like it: the answer of `query` for its bytes, made of what is
+    stored, and what the lab knows of it."""
+    cell_id = cell_named(context, cell)
+    found = context.store.cell(cell_id)
+    if found is None:  # removed in this moment
+        raise NoCellError(f"no cell {cell_id} in this lab any more")
+    embedder = context.embedder()
+    told = answer_for_stored(context.lab, context.store, embedder.bundle, found, k=k, by=by, any_optics=any_optics)
+    if told is None:  # of another bundle: re-embedding is under way
+        data = context.lab.kept_image(cell_id)
+        if data is None:
+            raise LabrefError(
+                f"cell {cell_id} has no latent of the bundle in use, and its kept image is missing; restore it from a backup."
+            )
+        told = answer(context.lab, context.store, embedder, data, name=cell_id, k=k, by=by, any_optics=any_optics)
+    keep = ("bundle", "predicted", "probabilities", "distribution", "novelty", "optics", "map")
+    yield {
+        "cell_id": cell_id,
+        "label": found.label,
+        "label_source": str(found.label_source),
+        "slide": found.slide,
+        "slide_key": _key(context, found.slide),
+        "analyser": found.analyser,
+        "captured_at": None if found.captured_at is None else utc(found.captured_at),
+        "stored_at": utc(found.added_at, timespec="seconds"),
+        "path": found.path,
+        "width": found.width,
+        "height": found.height,
+        **{name: told[name] for name in keep},
+        "references": [row | {"slide_key": _key(context, row["slide"])} for row in told["references"]],
+        "captures": _captures(context, cell_id, found.duplicate_of),
+        "judgements": [
+            {
+                "cell_id": said.cell_id,
+                "query": said.query,
+                "rejected": said.rejected,
+                "who": said.who,
+                "at": utc(said.at, timespec="seconds"),
+            }
+            for said in context.store.rejections.history(cell_id)
+        ],
+    }
+
+
+def _key(context: Context, slide: str | None) -> str | None:
+    return None if slide is None else slide_key(context, slide)
+
+
+def _captures(context: Context, cell_id: str, possible: str | None) -> list[Row]:
+    """Other captures of a cell, oldest first. possible : the cell that it repeats, or may repeat."""
+    store = context.store
+    certain = [one for one in store.duplicate_group(cell_id) if one != cell_id]
+    others = certain if possible is None or possible in certain else [*certain, possible]
+    cells = store.cells(others)
+    return [
+        {
+            "cell_id": one.cell_id,
+            "label": one.label,
+            "label_source": str(one.label_source),
+            "slide": one.slide,
+            "slide_key": _key(context, one.slide),
+            "analyser": one.analyser,
+            "captured_at": None if one.captured_at is None else utc(one.captured_at),
+            "certain": one.cell_id in certain,
+        }
+        for one in (cells[other] for other in others if other in cells)
+    ]

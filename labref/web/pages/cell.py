@@ -1,0 +1,131 @@
+"""The page of one cell: it stands in the middle, and the eight cells most like it around it (figure 34 of the thesis).
+
+The same page shows a picture that somebody dropped, pasted or chose, of which nothing is stored.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from starlette.responses import Response
+
+from labref.errors import LabrefError, UnreadableImageError
+from labref.lab.pictures import View
+from labref.progress import Row
+from labref.web.pages import Visit, page
+
+_VIEWS: Final[tuple[View, ...]] = ("cell", "normalised", "nucleus")
+_BY: Final = ("latent", "map")
+_OPTICS: Final = ("same", "any")
+_BARS: Final = 8  # classes of the spread; the rest stand together
+_LEAST_BAR: Final = 0.005  # a smaller share would be written as 0 %
+_AROUND: Final = 8
+
+
+@page("/cell/{cell_id}")
+def cell(visit: Visit, cell_id: str) -> Response:
+    chosen = _chosen(visit)
+    shown = visit.one("cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any")
+    (history,) = visit.ask("label.history", cell=shown["cell_id"])
+    sources: dict[str, str] = {view: f"/cell/{shown['cell_id']}/picture?view={view}" for view in _VIEWS}
+    return _show(visit, shown, chosen, sources, history=history)
+
+
+@page("/ask")
+def choose(visit: Visit) -> Response:
+    return visit.show("ask.html", problem=None)
+
+
+@page("/ask", methods=("POST",))
+def ask(visit: Visit) -> Response:
+    chosen = _chosen(visit)
+    try:
+        data = _upload(visit.request.headers.get("content-type", ""), visit.body)
+        if not data:
+            raise UnreadableImageError(visit.texts.gettext("No picture was chosen."))
+        asked = visit.one("query", data=data, by=chosen["by"], any_optics=chosen["optics"] == "any")
+        sources: dict[str, str] = {view: _inline(visit.pictures.of_bytes(data, view)) for view in _VIEWS}
+    except LabrefError as error:
+        return visit.show("ask.html", status=422, problem=str(error))
+    asked |= {"cell_id": None, "label": asked["predicted"]["label"], "label_source": "predicted"}
+    return _show(visit, asked, chosen, sources, history=None)
+
+
+def _show(
+    visit: Visit, shown: Row, chosen: Mapping[str, str], sources: Mapping[str, str], *, history: Row | None
+) -> Response:
+    classes = list(visit.ask("classes.list"))
+    return visit.show(
+        "cell.html",
+        shown=shown,
+        history=history,
+        chosen=chosen,
+        sources=sources,
+        views=_VIEWS,
+        classes=classes,
+        styles={row["label"]: row["style"] for row in classes},
+        bars=_bars(shown["distribution"]["weights"]),
+        tiles=_tiles(shown["references"]),
+        address=lambda **other: "?" + urlencode({**chosen, **other}),
+        three=_three,
+    )
+
+
+def _chosen(visit: Visit) -> dict[str, str]:
+    """What the address asks for; the first of each where it says nothing that there is."""
+    wanted = visit.query
+    return {
+        name: value if (value := wanted.get(name, "")) in known else known[0]
+        for name, known in (("by", _BY), ("optics", _OPTICS), ("view", _VIEWS))
+    }
+
+
+def _tiles(references: Sequence[Row]) -> list[Row | None]:
+    """The places of the nine, row by row; None for the middle and for those that stay empty."""
+    around: list[Row | None] = [*references[:_AROUND], *[None] * (_AROUND - len(references))]
+    return [*around[: _AROUND // 2], None, *around[_AROUND // 2 :]]
+
+
+def _bars(weights: Mapping[str, float]) -> list[tuple[str | None, float]]:
+    """Class and share of each bar, the largest first; what does not fit is one bar of no class."""
+    shares = sorted(weights.items(), key=lambda item: -item[1])
+    seen = [item for item in shares if item[1] >= _LEAST_BAR or item is shares[0]][:_BARS]
+    rest = math.fsum(share for _, share in shares[len(seen) :])
+    return [*seen, (None, rest)] if len(seen) < len(shares) else [*seen]
+
+
+def _three(value: float) -> str:
+    """A number with three figures."""
+    if value == 0 or not math.isfinite(value):
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}" if digits < 7 else f"{value:.2e}"
+
+
+def _inline(data: bytes) -> str:
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _upload(kind: str, body: bytes) -> bytes:
+    """The picture in what a form sent (multipart/form-data), or in a body that is the picture itself."""
+    main, _, more = kind.partition(";")
+    if main.strip().lower() != "multipart/form-data":
+        return body
+    parameters: dict[str, Any] = {
+        name.strip().lower(): value.strip().strip('"')
+        for name, _, value in (part.partition("=") for part in more.split(";"))
+    }
+    boundary = parameters.get("boundary", "").encode("latin-1", "replace")
+    if not boundary:
+        raise UnreadableImageError("the form was sent without its boundary; choose the picture again")
+    start = b"--" + boundary
+    for part in (b"\r\n" + body).split(b"\r\n" + start)[1:]:
+        head, found, content = part.partition(b"\r\n\r\n")
+        if found and b'name="image"' in head:
+            return content
+    return b""
