@@ -1,13 +1,13 @@
 """The words of the pages, in the language of whoever looks.
 
 English is in the code and the templates. `labref/web/locale/<language>.po` has what it is in other languages (gettext's
-format, edited with any tool for it, such as Poedit); `tests/test_texts.py` fails while one lacks a text. A text that
-is not translated is shown in English.
+format, edited with any tool for it, such as Poedit). `python -m tests.texts` adds the texts that are new in the code;
+`tests/test_texts.py` fails while one is not translated. Such a text is shown in English.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
 from io import BytesIO
@@ -25,11 +25,14 @@ LANGUAGES: Final = ("en", "sv", "de")
 class Texts:
     """The texts of one language. locale : how that language writes numbers and dates."""
 
-    def __init__(self, language: str, texts: Mapping[str, str | tuple[str, ...]]) -> None:
-        """texts : by the English text; a text with a plural has its forms."""
+    def __init__(
+        self, language: str, texts: Mapping[str, str | tuple[str, ...]], of_scripts: Collection[str] = ()
+    ) -> None:
+        """texts : by the English text; a text with a plural has its forms.  of_scripts : those that scripts show."""
         self.language = language
         self.locale = Locale.parse(language)
         self._texts = texts
+        self._of_scripts = of_scripts
 
     def gettext(self, text: str) -> str:
         """A text in this language."""
@@ -43,9 +46,9 @@ class Texts:
             return found[0 if number == 1 else -1]  # so far all languages here have two forms
         return one if number == 1 else several
 
-    def all(self) -> dict[str, str]:
-        """Every text without a plural, by its English one."""
-        return {english: text for english, text in self._texts.items() if isinstance(text, str) and text}
+    def of_scripts(self) -> dict[str, str]:
+        """The texts that scripts show, by the English ones."""
+        return {english: self.gettext(english) for english in self._of_scripts}
 
 
 @cache
@@ -55,12 +58,15 @@ def texts_in(language: str) -> Texts:
         return Texts(language, {})
     data = resources.files("labref.web").joinpath("locale", f"{language}.po").read_bytes()
     found: dict[str, str | tuple[str, ...]] = {}
+    of_scripts = []
     for message in read_po(BytesIO(data)):
         if isinstance(message.id, tuple):
             found[message.id[0]] = tuple(message.string)
         elif message.id:
             found[message.id] = str(message.string)
-    return Texts(language, found)
+            if any(name.endswith(".js") for name, _ in message.locations):
+                of_scripts.append(message.id)
+    return Texts(language, found, of_scripts)
 
 
 def language_for(chosen: str | None, accepted: str) -> str:

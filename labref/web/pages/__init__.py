@@ -305,4 +305,4 @@ def _moment(value: str | None, texts: Texts, time: Any) -> str | Markup:
 
 def _script_texts(texts: Texts) -> Markup:
     """The texts that scripts show, as JSON that stands in a page."""
-    return Markup(json.dumps(texts.all(), ensure_ascii=True).replace("<", "\\u003c"))
+    return Markup(json.dumps(texts.of_scripts(), ensure_ascii=True).replace("<", "\\u003c"))
