@@ -41,6 +41,7 @@ SLOW = {
     "test_optics",
     "test_pages",
     "test_browser_cell",
+    "test_browser_map",
     "test_pages_cell",
     "test_pages_slides",
     "test_pages_map",

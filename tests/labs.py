@@ -72,7 +72,10 @@ def running_agent(lab: Lab, *, passed: Sequence[str] = (), **watch: object) -> I
         yield process
     finally:
         if process.poll() is None:
-            process.send_signal(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+            if sys.platform == "win32":
+                process.send_signal(signal.CTRL_BREAK_EVENT)
+            else:
+                process.send_signal(signal.SIGTERM)
             try:
                 process.communicate(timeout=60)
             except subprocess.TimeoutExpired:

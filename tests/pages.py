@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlencode
 
 from labref.lab import Lab
@@ -66,12 +67,13 @@ class Browser:
         return Answered(response.status, {name.lower(): value for name, value in response.getheaders()}, data)
 
     def get(self, path: str, **headers: str) -> Answered:
-        return self.ask("GET", path, **headers)
+        return self.ask("GET", path, None, **headers)
 
     def post(self, path: str, fields: dict[str, str] | None = None, **headers: str) -> Answered:
         """Send a form."""
         body = urlencode(fields or {}).encode()
-        return self.ask("POST", path, body, **{"Content_Type": "application/x-www-form-urlencoded", **headers})
+        sent: dict[str, Any] = {"Content_Type": "application/x-www-form-urlencoded", **headers}
+        return self.ask("POST", path, body, **sent)
 
     def sign_in(self, code: str, next_: str = "/") -> Answered:
         return self.post("/sign-in", {"code": code, "next": next_})

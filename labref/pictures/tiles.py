@@ -113,6 +113,20 @@ class Terrain:
         )
         return light, dark
 
+    @cached_property
+    def middles(self) -> list[tuple[float, int, int, int]]:
+        """Of each area: how far its middle is from its edge in nodes, its class, and row and column of its middle; the
+        widest areas first."""
+        found: list[tuple[float, int, int, int]] = []
+        for code in range(len(self.names)):
+            grid = np.pad(self.area == code, 1)
+            parts, n = scipy.ndimage.label(grid, np.ones((3, 3), int))
+            if n:
+                deep = scipy.ndimage.distance_transform_edt(grid)
+                places = scipy.ndimage.maximum_position(deep, parts, range(1, n + 1))
+                found += [(float(deep[place]), code, int(place[0]) - 1, int(place[1]) - 1) for place in places]
+        return sorted(found, reverse=True)[:_MOST_NAMES]
+
     def names_at(self, side: int, dark: bool) -> list[_Name]:
         """Names of the areas where a node has so many pixels."""
         if (side, dark) not in self._names_at:
@@ -338,7 +352,7 @@ def _cells(
 def _frames(picture: Image.Image, marked: NDArray[np.bool_], side: int) -> None:
     """A red frame with a white line inside, and from near an exclamation mark, on nodes with a doubtful label."""
     pen = ImageDraw.Draw(picture)
-    width = max(2, side // 12)
+    width = max(2, side // 10)
     for row, column in np.argwhere(marked).tolist():
         left, top = column * side, row * side
         right, bottom = left + side - 2, top + side - 2
@@ -369,26 +383,17 @@ class _Name:
             picture.paste(self.ink, at, self.mask)
 
 
+_MOST_NAMES: Final = 400
 _NAME_POINTS: Final = (36, 30, 25, 20)
 
 
 def _names(terrain: Terrain, side: int, dark: bool) -> list[_Name]:
     """A name in the middle of each area that has room for it: the whole name, else the code; the widest areas first."""
     theme = _DARK if dark else _LIGHT
-    found: list[tuple[float, int, int, int]] = []
-    around = np.ones((3, 3), int)
-    for code in range(len(terrain.names)):
-        grid = np.pad(terrain.area == code, 1)
-        parts, n = scipy.ndimage.label(grid, around)
-        if not n:
-            continue
-        deep = scipy.ndimage.distance_transform_edt(grid)
-        places = scipy.ndimage.maximum_position(deep, parts, range(1, n + 1))
-        found += [(float(deep[place]), code, int(place[0]) - 1, int(place[1]) - 1) for place in places]
     taken: list[tuple[int, int, int, int]] = []
     names: list[_Name] = []
     width, height = terrain.columns * side, terrain.rows * side
-    for reach, code, row, column in sorted(found, reverse=True)[:400]:
+    for reach, code, row, column in terrain.middles:
         room = 2.6 * reach * side
         fitting = next(
             (

@@ -47,7 +47,7 @@ from labref.roles import Role
 from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
 from labref.web.visitors import Visitor, Visitors
 
-__all__ = ["NAVIGATION", "Visit", "add_pages", "page"]
+__all__ = ["NAVIGATION", "Visit", "add_pages", "has_static", "page"]
 
 Perform = Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
 
@@ -254,6 +254,11 @@ def _files() -> dict[str, bytes]:
     return found
 
 
+def has_static(name: str) -> bool:
+    """Whether pages can load a file of this name: other people's scripts may not be there (`build_backend.py`)."""
+    return name in _static()
+
+
 def _address_of(name: str) -> str:
     """The address of a file of `labref/web/static`; it changes with the file's content."""
     return _address(name, _static()[name])
@@ -275,7 +280,7 @@ def _environment(language: str) -> Environment:
         extensions=["jinja2.ext.i18n"],
     )
     made.install_gettext_callables(texts.gettext, texts.ngettext, newstyle=True)  # type: ignore[attr-defined]
-    made.globals.update(static=_address_of, has_static=lambda name: name in _static())
+    made.globals.update(static=_address_of, has_static=has_static)
     made.filters.update(
         number=lambda value: numbers.format_decimal(value, locale=texts.locale),
         share=lambda value, digits=0: numbers.format_percent(

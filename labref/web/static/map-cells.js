@@ -1,5 +1,5 @@
 // Cells in a list: point at one, or go there with Tab or the arrows, and press the key of a class.
-import { ask, does, keys, text } from "./labref.js";
+import { ask, does, keys, say, text } from "./labref.js";
 
 const may = document.body.dataset.role && document.body.dataset.role !== "view";
 const tiles = (within) => [...within.querySelectorAll(".tile[data-cell]")];
@@ -69,9 +69,11 @@ async function set(tile, label) {
   );
 }
 
-if (may) {
-  for (const one of await ask("classes.list")) {
-    styles.set(one.label, one.style);
-    if (one.key) keys({ [one.key]: [text("The cell is: {label}", { label: one.label }), () => now?.isConnected && set(now, one.label)] });
+async function classKeys() {
+  for (const { label, style, key } of await ask("classes.list")) {
+    styles.set(label, style);
+    if (key) keys({ [key]: [text("The cell is: {label}", { label }), () => now?.isConnected && set(now, label)] });
   }
 }
+
+if (may) classKeys().catch((error) => say(error.message, { failed: true }));

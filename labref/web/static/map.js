@@ -250,7 +250,7 @@ function begin() {
   viewer = OpenSeadragon({
     element: place, drawer: "canvas", tileSources: source(), showNavigationControl: false, showNavigator: false,
     animationTime: matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.6,
-    springStiffness: 9, visibilityRatio: 0.6, maxZoomPixelRatio: 2, minZoomImageRatio: 0.8, imageSmoothingEnabled: true,
+    springStiffness: 9, visibilityRatio: 0.9, maxZoomPixelRatio: 2, minZoomImageRatio: 0.8, imageSmoothingEnabled: true,
     gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true }, gestureSettingsTouch: { clickToZoom: false },
     imageLoaderLimit: 8, maxImageCacheCount: 600, blendTime: 0, tabIndex: "", keyboardNavEnabled: false,
   });

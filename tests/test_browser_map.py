@@ -1,0 +1,133 @@
+"""The map in Chromium, as a person uses it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import Page, expect
+
+from labref.bundles.bundle import Bundle
+from labref.lab import Lab
+from labref.web.desk import run
+from labref.web.pages import has_static
+from tests.browser import chromium, open_page
+from tests.labs import running_agent
+from tests.maps import lab_with_map
+
+needs_viewer = pytest.mark.skipif(
+    not has_static("vendor/openseadragon.min.js"), reason="the viewer is not there: `make web` gets it"
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Iterator[Lab]:
+    lab = lab_with_map(tmp_path_factory.mktemp("map"), starter)
+    with running_agent(lab):
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with chromium() as launched:
+        yield launched
+
+
+def opened(page: Page, address: str = "/map") -> None:
+    page.set_default_timeout(120_000)
+    expect.set_options(timeout=120_000)
+    page.goto(address)
+    expect(page.locator("#map[data-open]")).to_be_visible()
+
+
+@needs_viewer
+def test_a_click_and_the_keyboard_show_the_cells_of_nodes_and_keys_relabel_them(lab: Lab, browser: Chromium) -> None:
+    suspect = next(iter(run(lab, "map.suspects")))
+    row, column = suspect["row"], suspect["column"]
+    with open_page(browser, lab, "Map", width=1366, height=768) as page:
+        opened(page, f"/map?cell={suspect['cell_id']}")
+        cells = page.locator("#map-cells")
+        # the page shows the cell's node in the middle: a click there opens it
+        expect(page.locator(".spot")).to_be_visible()
+        mark = page.locator(".spot").bounding_box()
+        assert mark is not None
+        page.mouse.click(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
+        expect(cells).to_contain_text(f"Node {row}, {column}")
+        tile = cells.locator(f'[data-cell="{suspect["cell_id"]}"]')
+        expect(tile.locator("img")).to_have_js_property("naturalWidth", 160)
+        # by key, and back
+        expect(page.locator("#keys-list")).not_to_be_visible()
+        tile.locator("img").hover()
+        page.keyboard.press("l" if suspect["label"] != "lymphocyte" else "m")
+        new = "lymphocyte" if suspect["label"] != "lymphocyte" else "monocyte"
+        expect(tile).to_have_attribute("data-label", new)
+        page.keyboard.press("u")
+        expect(tile).to_have_attribute("data-label", suspect["label"])
+        # by the keyboard alone: to a neighbour, and to its cells
+        page.locator("#map").focus()
+        step, to = ("ArrowDown", row + 1) if row < 5 else ("ArrowUp", row - 1)
+        page.keyboard.press(step)
+        expect(page.locator("#map-says")).to_contain_text(f"Node {to}, {column}")
+        page.keyboard.press("Enter")
+        expect(cells).to_contain_text(f"Node {to}, {column}")
+        # a region from there
+        page.keyboard.press("R")
+        for key in ("ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight")[: 2 if column >= 2 else 5]:
+            page.keyboard.press(key)
+        page.keyboard.press("Enter")
+        expect(cells).to_contain_text(re.compile(r"Nodes \d, \d to \d, \d"))
+
+
+@needs_viewer
+def test_the_map_zooms_pans_and_changes_what_it_draws_without_loading_the_page_anew(
+    lab: Lab, browser: Chromium
+) -> None:
+    with open_page(browser, lab, "Zoom") as page:
+        asked: list[str] = []
+        page.on("request", lambda one: asked.append(one.url) if "/map/tiles/" in one.url else None)
+        opened(page)
+        page.evaluate("window.kept = true")
+        page.locator("#map").focus()
+        page.keyboard.press("ArrowRight")  # the node in the middle
+        for _ in range(3):
+            page.keyboard.press("+")
+        expect(page.locator(".here")).to_be_visible()
+        wide = page.locator(".here").bounding_box()
+        page.keyboard.press("Home")
+        page.wait_for_timeout(500)
+        narrow = page.locator(".here").bounding_box()
+        assert wide is not None and narrow is not None and wide["width"] > 2 * narrow["width"]
+        # Shift and the mouse select a region
+        box = page.locator("#map").bounding_box()
+        assert box is not None
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.keyboard.down("Shift")
+        page.mouse.move(*middle)
+        page.mouse.down()
+        page.mouse.move(middle[0] + 120, middle[1] + 80, steps=4)
+        page.mouse.up()
+        page.keyboard.up("Shift")
+        expect(page.locator("#map-cells")).to_contain_text("Nodes")
+        # what is drawn
+        page.keyboard.press("D")
+        expect(page).to_have_url(re.compile("doubtful=1"))
+        page.get_by_label("monocyte").first.check()
+        expect(page.locator("#map-count")).to_contain_text("3 of 24 cells")
+        page.wait_for_timeout(500)
+        assert any("~c" in url and "~m" in url for url in asked)
+        assert page.evaluate("window.kept") is True
+
+
+def test_without_the_viewer_the_map_is_a_picture_and_a_click_leads_to_a_node(lab: Lab, browser: Chromium) -> None:
+    with open_page(browser, lab, "Plain") as page:
+        page.set_default_timeout(120_000)
+        page.route("**/vendor/**", lambda route: route.fulfill(body="", content_type="text/javascript"))
+        page.goto("/map")
+        picture = page.locator("#map-picture img")
+        expect(picture).to_be_visible()
+        side = int(picture.get_attribute("width") or 0) // 9
+        picture.click(position={"x": 4 * side + 3, "y": 2 * side + 3})
+        page.wait_for_url("**/map/node/2/4")
+        expect(page.locator("#map-cells")).to_contain_text("Node 2, 4")
