@@ -159,6 +159,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("store.empty_trash")
     with lab.open_store() as store:
         (lab.image_path(next(iter(store.digests())))).unlink()
+    run("ledger.check", latents=0)
     run("ledger.check", repair=True)
     run("bundle.install", file=str(another(starter, folder)))
     (lab.bundles / "0123456789ab").mkdir()
