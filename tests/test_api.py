@@ -106,6 +106,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("duplicates.reject", cell=pair, who="A")
     run("duplicates.history", cell=pair)
     run("duplicates.undo", cell=pair, who="A")
+    run("duplicates.overlay", cell=pair, of=next(row for row in pairs if row["kind"] == "pair")["duplicate_of"])
     run("duplicates.find")
     cell = next(row for row in ledger if row["outcome"] == "stored")
     run("label.set", cell=cell["cell_id"], label=LABELS[3], who="A")
@@ -142,6 +143,25 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("map.region", row=row, column=column, last_row=7)
     run("map.spot", cell=placed["cell_id"][0])
     run("map.facets")
+    run("review.queues")
+    run("review.cells", queue="suspects")
+    doubtful = run("review.cells", queue="doubtful", below=1.0)[0]["cell_id"]
+    run("review.decide", cell=doubtful, queue="doubtful", label=LABELS[1], who="A")
+    run("review.undo", cell=doubtful, queue="doubtful", who="A")
+    read = run("reading.start", title="T", n=8, sources=["reviewed", "analyser"])[-1]["reading"]
+    for reader, said in (("A", LABELS[0]), ("B", None)):
+        for task in run("reading.next", reading=read, who=reader, limit=10):
+            run("reading.cell", reading=read, task=task["task"], arm=task["arm"], part=0)
+            run(
+                "reading.answer", reading=read, task=task["task"], arm=task["arm"], choice=said, seconds=2.5, who=reader
+            )
+    run("reading.undo", reading=read, who="B")
+    run("reading.report", reading=read)
+    run("reading.end", reading=read)
+    run("reading.list")
+    triplets = run("reading.start", title="S", kind="triplets", n=8, sources=["reviewed", "analyser"])[-1]["reading"]
+    run("reading.next", reading=triplets, who="A")
+    run("reading.triplets", reading=triplets)
     run("map.classify")
     run("query", data=first.read_bytes(), name="by map", by="map", k=3)
     run("optics.show")

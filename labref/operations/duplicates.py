@@ -3,12 +3,14 @@ classes."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from labref.cells.registration import align
 from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import BundleError, LabError, LabrefError
 from labref.operations import operation
@@ -33,6 +35,7 @@ __all__ = [
     "Decided",
     "DuplicatePair",
     "FileLabel",
+    "Overlay",
     "due",
 ]
 
@@ -120,6 +123,15 @@ class Decided(Answer):
     at: str = Field(description="When, ISO 8601, UTC.")
 
 
+class Overlay(Answer):
+    """How the picture of a cell lies on that of another; each is the piece around its cell, 256 pixels wide."""
+
+    score: float | None = Field(description="Correlation of the two after registration; null: a picture is missing.")
+    rows: float = Field(description="How far down the second is moved to lie on the first, pixels.")
+    columns: float = Field(description="How far to the right it is moved, pixels.")
+    turn: float = Field(description="How far it is turned about its middle, degrees, clockwise.")
+
+
 class Compared(Answer):
     """What comparing came to."""
 
@@ -180,6 +192,31 @@ def reject(context: Context, *, cell: _Cell, who: Who = None) -> Iterator[Row]:
 def undo(context: Context, *, cell: _Cell, who: Who = None) -> Iterator[Row]:
     """Take back the last decision on a cell. What labref found itself holds again."""
     yield from _described(context, [context.store.duplicates.undo(id_of_cell(context.store, cell), person(who))])
+
+
+@operation("duplicates.overlay", Overlay, single=True, role=Role.VIEW)
+def overlay(
+    context: Context, *, cell: _Cell, of: Annotated[Text, Field(description="The cell that it is laid on.")]
+) -> Iterator[Row]:
+    """Say how the picture of a cell has to be moved to lie on that of another. Where the two are not alike, cell lies
+    on cell."""
+    store = context.store
+    ids = [id_of_cell(store, of), id_of_cell(store, cell)]
+    cells = store.cells(ids)
+    for cell_id in ids:
+        if cell_id not in cells:
+            raise LabrefError(f"no cell {cell_id!r} in this lab; `labref duplicates list` lists the pairs.")
+    views = []
+    for cell_id in ids:
+        with contextlib.suppress(LabrefError):  # the kept bytes are missing or damaged
+            views.append(context.lab.decoder.view(context.lab.read_image(cells[cell_id].digest)))
+    if len(views) < 2:
+        yield {"score": None, "rows": 0.0, "columns": 0.0, "turn": 0.0}
+        return
+    found = align(*views)
+    alike = found.score >= _thresholds(context).possible_from
+    rows, columns, turn = (*found.shift, found.turn) if alike else (0.0, 0.0, 0.0)
+    yield {"score": found.score, "rows": rows, "columns": columns, "turn": turn}
 
 
 @operation("duplicates.history", Decided, role=Role.VIEW)

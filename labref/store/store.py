@@ -46,6 +46,8 @@ from labref.store.duckdb.exporting import Export
 from labref.store.duckdb.maps import Maps
 from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
 from labref.store.duckdb.people import People
+from labref.store.duckdb.queues import Queues
+from labref.store.duckdb.readings import Readings
 from labref.store.duckdb.rejections import Rejections
 from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Reviews
@@ -146,6 +148,10 @@ class Store:
         """The cells of each slide, and who approved it; see labref.store.duckdb.slides."""
         self.rejections = Rejections(self._reading, self._transaction)
         """References that people called no good; see labref.store.duckdb.rejections."""
+        self.queues = Queues(self._reading, self._transaction)
+        """What waits for review; see labref.store.duckdb.queues."""
+        self.readings = Readings(self._reading, self._transaction)
+        """Blinded readings; see labref.store.duckdb.readings."""
         self._optics_book: OpticsBook | None = None
         self._origins = Origins.none()
         self._locating = threading.Lock()

@@ -453,3 +453,54 @@ def _reference_rejections(connection: duckdb.DuckDBPyConnection) -> None:
             who        VARCHAR,
             decided_at TIMESTAMP NOT NULL
         )""")
+
+
+@migration(21, "blinded readings, and what was decided on the cells of review queues")
+def _readings(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("""
+        CREATE TABLE reading (
+            number     BIGINT PRIMARY KEY,
+            title      VARCHAR NOT NULL,
+            kind       VARCHAR NOT NULL,
+            arms       VARCHAR[] NOT NULL,
+            seed       BIGINT NOT NULL,
+            how        VARCHAR NOT NULL,
+            bundle     VARCHAR NOT NULL,
+            who        VARCHAR,
+            started_at TIMESTAMP NOT NULL,
+            ended_at   TIMESTAMP
+        )""")
+    connection.execute("""
+        CREATE TABLE reading_task (
+            reading   BIGINT NOT NULL,
+            task      INTEGER NOT NULL,
+            cell      VARCHAR NOT NULL,
+            label     VARCHAR NOT NULL,
+            predicted VARCHAR NOT NULL,
+            shown     VARCHAR NOT NULL,
+            draw      VARCHAR NOT NULL
+        )""")
+    connection.execute("""
+        CREATE TABLE reading_answer (
+            number      BIGINT PRIMARY KEY,
+            reading     BIGINT NOT NULL,
+            task        INTEGER NOT NULL,
+            arm         VARCHAR NOT NULL,
+            person      VARCHAR NOT NULL,
+            choice      VARCHAR,
+            seconds     DOUBLE NOT NULL,
+            answered_at TIMESTAMP NOT NULL,
+            undone      BOOLEAN NOT NULL
+        )""")
+    # the last row of a cell and a queue holds
+    connection.execute("""
+        CREATE TABLE review_decision (
+            number     BIGINT PRIMARY KEY,
+            queue      VARCHAR NOT NULL,
+            cell       VARCHAR NOT NULL,
+            label      VARCHAR NOT NULL,
+            who        VARCHAR,
+            decided_at TIMESTAMP NOT NULL,
+            changed    BOOLEAN NOT NULL,
+            undone     BOOLEAN NOT NULL
+        )""")

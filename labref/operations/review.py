@@ -1,0 +1,267 @@
+"""What waits for a person: queues of cells, one decision each.
+
+`duplicates`: pairs that may be of one cell (`duplicates.list`). `suspects`: cells whose label disagrees with the labels
+about them on the map. `doubtful`: cells that nobody reviewed and whose class is uncertain. `novel`: cells that nobody
+reviewed and that nothing in the lab resembles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from pydantic import Field
+
+from labref.asking import references
+from labref.bundles.bundle import Bundle
+from labref.errors import LabrefError
+from labref.operations import operation, perform
+from labref.operations.models import Answer, Text, Who
+from labref.operations.naming import Classes, cell_named, person
+from labref.progress import Row
+from labref.roles import Role
+from labref.store import Store
+from labref.store.duckdb.reviews import Review
+from labref.store.memory.books import int_to_id
+from labref.tasks.context import Context
+from labref.words import LabelSource
+
+__all__ = ["DOUBTFUL_BELOW", "CellInQueue", "QueueNeighbour", "ReviewDecided", "ReviewQueues"]
+
+DOUBTFUL_BELOW: Final = 0.7
+"""A cell is doubtful where its most probable class is less probable than this."""
+_MOST_SUSPECTS: Final = 500  # the most surprising ones are the queue; there is no end to mild disagreement
+_FARTHEST: Final = 200  # cells that lie farthest from the map, among which the novel ones are looked for
+_LOOKED_AT: Final = 20 * _FARTHEST
+_REMEMBERED: Final = 100_000  # of cells, whether they are novel
+
+Queue = Literal["suspects", "doubtful", "novel"]
+
+
+class ReviewQueues(Answer):
+    """How much waits for review; null where that was not asked."""
+
+    duplicates: int | None = Field(description="Pairs that may be of one cell.")
+    suspects: int | None = Field(
+        description=f"Cells whose label disagrees with those about them, at most {_MOST_SUSPECTS}; null without a map."
+    )
+    doubtful: int | None = Field(description="Cells that nobody reviewed and whose class is uncertain.")
+    novel: int | None = Field(
+        description=f"Cells that nobody reviewed and that nothing resembles, of the {_FARTHEST} that lie farthest."
+    )
+    doubtful_below: float = Field(description="A class is uncertain where its probability is below this.")
+
+
+class QueueNeighbour(Answer):
+    """A cell that resembles one of a queue."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave the class.")
+    distance: float = Field(description="Mean squared error between the latents.")
+
+
+class CellInQueue(Answer):
+    """A cell that waits for a decision."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="The class that it carries.")
+    label_source: LabelSource = Field(description="Who gave the class.")
+    predicted: str = Field(description="What the bundle calls it.")
+    probability: float = Field(description="The probability of that.")
+    neighbourhood: str | None = Field(description="The class of most cells about it on the map; null but for suspects.")
+    share: float | None = Field(description="The share of that class; null but for suspects.")
+    novelty: float | None = Field(description="Distance of the nearest cells over the bundle's threshold.")
+    is_novel: bool = Field(description="Whether nothing in the lab resembles it.")
+    weights: dict[str, float] = Field(description="The classes of the nearest hundred, weighted by distance.")
+    neighbours: list[QueueNeighbour] = Field(description="The eight nearest.")
+
+
+class ReviewDecided(Answer):
+    """What came of a decision."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="The class that it carries now.")
+    label_source: LabelSource = Field(description="Who gave it.")
+    previous: str = Field(description="The class that it carried before.")
+
+
+_Queue = Annotated[Queue, Field(description="Which queue.")]
+_Cell = Annotated[Text, Field(description="The cell: its id, or a beginning of it.")]
+_Below = Annotated[
+    float, Field(ge=0.0, le=1.0, description="A class is uncertain where its probability is below this.")
+]
+
+
+@operation("review.queues", ReviewQueues, single=True, role=Role.VIEW)
+def queues(
+    context: Context,
+    *,
+    queue: Annotated[
+        Literal["duplicates", "suspects", "doubtful", "novel"] | None,
+        Field(description="Only this queue; the others are null."),
+    ] = None,
+    below: _Below = DOUBTFUL_BELOW,
+) -> Iterator[Row]:
+    """Say how much waits for review in each queue."""
+    store, bundle = context.store, context.lab.bundle(context.store)
+    left: Row = dict.fromkeys(("duplicates", "suspects", "doubtful", "novel"))
+    if queue in (None, "duplicates"):
+        left["duplicates"] = len(store.duplicates.possible())
+    if queue in (None, "suspects") and store.maps.active(bundle.digest) is not None:
+        left["suspects"] = sum(1 for _ in _suspects(context))
+    if queue in (None, "doubtful"):
+        left["doubtful"] = store.queues.count_doubtful(bundle.digest, below)
+    if queue in (None, "novel"):
+        left["novel"] = len(_novel(context, bundle))
+    yield left | {"doubtful_below": below}
+
+
+@operation("review.cells", CellInQueue, hurried=False, role=Role.VIEW)
+def cells(
+    context: Context,
+    *,
+    queue: _Queue,
+    limit: Annotated[int, Field(ge=1, le=50, description="At most so many cells.")] = 10,
+    leave_out: Annotated[
+        list[Text] | None, Field(max_length=1000, description="Ids of cells that are not wanted.")
+    ] = None,
+    below: _Below = DOUBTFUL_BELOW,
+) -> Iterator[Row]:
+    """List the first cells of a queue, each with its neighbours: what is most surprising, least probable or least like
+    all others comes first."""
+    bundle, out = context.lab.bundle(context.store), set(leave_out or ())
+    if queue == "suspects":
+        rows = [row for row in _suspects(context) if row["cell_id"] not in out][:limit]
+        wanted = [str(row["cell_id"]) for row in rows]
+        about = {str(row["cell_id"]): (row["neighbourhood"], row["share"]) for row in rows}
+    else:
+        about = {}
+        wanted = (
+            [cell for cell in _novel(context, bundle) if cell not in out][:limit]
+            if queue == "novel"
+            else [cell.cell_id for cell in context.store.queues.doubtful(bundle.digest, below, limit, sorted(out))]
+        )
+    yield from _shown(context, bundle, wanted, about)
+
+
+@operation("review.decide", ReviewDecided, role=Role.REVIEW)
+def decide(
+    context: Context,
+    *,
+    cell: _Cell,
+    queue: _Queue,
+    label: Annotated[
+        Text | None, Field(description="The class, by any of its names; null: the one that it carries is right.")
+    ] = None,
+    who: Who = None,
+) -> Iterator[Row]:
+    """Give a cell of a queue its class, or say that the one that it carries is right. It leaves the queue."""
+    who = person(who)
+    store, cell_id = context.store, cell_named(context, cell)
+    before = store.labelled([cell_id])[cell_id][0]
+    given = before if label is None else Classes(context).label(label, new=False)
+    (outcome,) = store.reviews.give([Review(cell_id, given, who, None)])
+    store.queues.settle(queue, cell_id, given, who, changed=outcome == "changed")
+    yield _decided(store, cell_id, before)
+
+
+@operation("review.undo", ReviewDecided, role=Role.REVIEW)
+def undo(context: Context, *, cell: _Cell, queue: _Queue, who: Who = None) -> Iterator[Row]:
+    """Take back a decision on a cell of a queue: it carries what it carried before, and waits again."""
+    who = person(who)
+    store, cell_id = context.store, cell_named(context, cell)
+    settled = store.queues.settled(queue)
+    if cell_id not in settled:
+        raise LabrefError(f"nobody decided on cell {cell_id} in this queue; there is nothing to take back.")
+    before = store.labelled([cell_id])[cell_id][0]
+    label, changed = settled[cell_id]
+    if before != label:
+        raise LabrefError(f"cell {cell_id} was called {before!r} since then: that stays. Look at it, and decide anew.")
+    if changed:
+        store.reviews.undo(cell_id, who)
+    store.queues.settle(queue, cell_id, store.labelled([cell_id])[cell_id][0], who, undone=True)
+    yield _decided(store, cell_id, before)
+
+
+def _decided(store: Store, cell_id: str, before: str) -> Row:
+    label, source = store.labelled([cell_id])[cell_id]
+    return {"cell_id": cell_id, "label": label, "label_source": str(source), "previous": before}
+
+
+def _suspects(context: Context) -> Iterator[Row]:
+    """The suspects that nobody settled under the label that they carry."""
+    settled = context.store.queues.settled("suspects")
+    for row in perform(context, "map.suspects", {"limit": _MOST_SUSPECTS + len(settled)}):
+        if settled.get(str(row["cell_id"]), ("",))[0] != row["label"]:
+            yield row
+
+
+_NOVELTY: Final[WeakKeyDictionary[Store, dict[tuple[str, int, str], bool]]] = WeakKeyDictionary()
+"""By store: whether a cell is novel, by bundle, size of the lab (to two digits) and cell."""
+
+
+def _novel(context: Context, bundle: Bundle) -> list[str]:
+    """Cells that nobody reviewed and that are novel, of those that lie farthest from the map, the farthest first.
+    Without a map, of those that are the least probable."""
+    store = context.store
+    active = store.maps.active(bundle.digest)
+    if active is None:
+        candidates = [cell.cell_id for cell in store.queues.doubtful(bundle.digest, 2.0, _FARTHEST, queue="novel")]
+    else:
+        placed = active.positions.every()
+        most = min(_LOOKED_AT, len(placed))
+        far = np.argpartition(-placed.errors, most - 1)[:most] if most else np.empty(0, np.int64)
+        ids = [int_to_id(number) for number in placed.ids[far[np.argsort(-placed.errors[far], kind="stable")]].tolist()]
+        labelled = store.labelled(ids)
+        ids = [one for one in ids if one in labelled and labelled[one][1] is not LabelSource.REVIEWED]
+        waiting = {cell.cell_id for cell in store.queues.waiting(bundle.digest, "novel", ids[: 2 * _FARTHEST])}
+        candidates = [one for one in ids if one in waiting][:_FARTHEST]
+    known = _NOVELTY.setdefault(store, {})
+    size = sum(store.label_counts().values())
+    about = round(size, 2 - len(str(size)))
+    if len(known) > _REMEMBERED:
+        known.clear()
+    fresh = [one for one in candidates if (bundle.digest, about, one) not in known]
+    for cell_id, latent in store.latents(fresh, bundle=bundle.digest).items():
+        threshold = bundle.manifest.novelty
+        near = store.nearest(latent, bundle=bundle.digest, k=threshold.k, exclude=store.duplicate_group(cell_id))
+        judged = references.novelty_of([one.distance for one in near], threshold.among(size))
+        known[bundle.digest, about, cell_id] = judged.is_novel
+    return [one for one in candidates if known.get((bundle.digest, about, one), False)]
+
+
+def _shown(context: Context, bundle: Bundle, wanted: Sequence[str], about: dict[str, tuple[Any, Any]]) -> Iterator[Row]:
+    store = context.store
+    latents, found = store.latents(wanted, bundle=bundle.digest), store.cells(wanted)
+    predictions = store.queues.predictions(bundle.digest, wanted)
+    for cell_id in wanted:
+        cell = found.get(cell_id)
+        if cell is None or cell_id not in latents:
+            continue  # removed at this moment
+        asked = references.find(store, bundle=bundle, latent=latents[cell_id], digest=cell.digest)
+        predicted, probability = predictions[cell_id]
+        neighbourhood, share = about.get(cell_id, (None, None))
+        yield {
+            "cell_id": cell_id,
+            "label": cell.label,
+            "label_source": str(cell.label_source),
+            "predicted": predicted,
+            "probability": probability,
+            "neighbourhood": neighbourhood,
+            "share": share,
+            "novelty": asked.novelty.score,
+            "is_novel": asked.novelty.is_novel,
+            "weights": asked.distribution.weights,
+            "neighbours": [
+                {
+                    "cell_id": one.cell_id,
+                    "label": one.label,
+                    "label_source": one.label_source,
+                    "distance": one.distance,
+                }
+                for one in asked.references
+            ],
+        }

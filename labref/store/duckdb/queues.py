@@ -1,0 +1,122 @@
+"""What waits for a person: cells whose class is uncertain, and what a person left as it is.
+
+Table `review_decision`: one row for each time a person decided on a cell of a queue; the last row of a cell and a queue
+holds. A cell that was settled under the class that it carries does not come back to the queue; a file that brings
+another class brings it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import duckdb
+
+from labref.failpoints import failpoint
+from labref.store.duckdb import bundles, rows, sequence
+from labref.store.text import from_column, to_column, to_nullable
+from labref.words import LabelSource
+
+__all__ = ["Doubtful", "Queues"]
+
+_SETTLED = (
+    "(SELECT cell, last(label ORDER BY number) AS label, last(undone ORDER BY number) AS undone, "
+    "last(changed ORDER BY number) AS changed FROM review_decision WHERE queue = $queue GROUP BY cell)"
+)
+_WAITING = (
+    "c.label_source <> 'reviewed' AND NOT EXISTS "
+    f"(SELECT 1 FROM {_SETTLED} s WHERE s.cell = c.cell_id AND NOT s.undone AND s.label = c.label)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Doubtful:
+    """A cell that nobody has reviewed. predicted, probability : what the bundle calls it."""
+
+    cell_id: str
+    label: str
+    label_source: LabelSource
+    predicted: str
+    probability: float
+
+
+class Queues:
+    """What waits for review in one store; `Store.queues`. Methods may be called from any thread."""
+
+    def __init__(
+        self,
+        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
+    ) -> None:
+        """reading, transaction : the store's."""
+        self._reading, self._transaction = reading, transaction
+
+    def doubtful(
+        self, bundle: str, below: float, limit: int, leave_out: Sequence[str] = (), *, queue: str = "doubtful"
+    ) -> list[Doubtful]:
+        """Cells of a queue that nobody reviewed and whose most probable class has a probability below this, the least
+        first. Tens of milliseconds for a million cells. leave_out : ids of cells that are not wanted."""
+        where = "e.predicted_probability < $below AND NOT list_contains($out::VARCHAR[], c.cell_id)"
+        return self._cells(bundle, queue, where, limit, {"below": below, "out": list(leave_out)})
+
+    def waiting(self, bundle: str, queue: str, ids: Sequence[str]) -> list[Doubtful]:
+        """Those of these cells that nobody reviewed, or left as they are in this queue; the least probable first."""
+        return self._cells(bundle, queue, "list_contains($ids::VARCHAR[], c.cell_id)", len(ids), {"ids": list(ids)})
+
+    def count_doubtful(self, bundle: str, below: float) -> int:
+        """How many cells `doubtful` has."""
+        with self._reading() as cursor:
+            table, _ = bundles.space(cursor, bundle)
+            row = cursor.execute(
+                f"SELECT count(*) FROM cell c JOIN {table} e USING (cell_id) "
+                f"WHERE e.predicted_probability < $below AND {_WAITING}",
+                {"below": below, "queue": "doubtful"},
+            ).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def _cells(self, bundle: str, queue: str, where: str, limit: int, values: dict[str, object]) -> list[Doubtful]:
+        with self._reading() as cursor:
+            table, _ = bundles.space(cursor, bundle)
+            found = cursor.execute(
+                f"SELECT c.cell_id, c.label, c.label_source, e.predicted_label, e.predicted_probability "
+                f"FROM cell c JOIN {table} e USING (cell_id) WHERE {where} AND {_WAITING} "
+                f"ORDER BY e.predicted_probability, c.cell_id LIMIT {limit:d}",
+                values | {"queue": queue},
+            ).fetchall()
+        return [
+            Doubtful(cell, from_column(label), LabelSource(source), from_column(predicted), probability)
+            for cell, label, source, predicted, probability in found
+        ]
+
+    def predictions(self, bundle: str, ids: Sequence[str]) -> dict[str, tuple[str, float]]:
+        """What the bundle calls these cells, and with which probability, by id."""
+        with self._reading() as cursor:
+            table, _ = bundles.space(cursor, bundle)
+            found = rows.look_up(
+                cursor, table, ["cell_id", "predicted_label", "predicted_probability"], "cell_id", list(ids)
+            )
+            return {cell: (from_column(label), probability) for cell, label, probability in found}
+
+    def settled(self, queue: str) -> dict[str, tuple[str, bool]]:
+        """The cells of a queue on which somebody decided: the class that each had from then on, and whether the
+        decision gave it."""
+        with self._reading() as cursor:
+            found = cursor.execute(
+                f"SELECT cell, label, changed FROM {_SETTLED} WHERE NOT undone", {"queue": queue}
+            ).fetchall()
+        return {cell: (from_column(label), changed) for cell, label, changed in found}
+
+    def settle(
+        self, queue: str, cell_id: str, label: str, who: str | None, *, changed: bool = False, undone: bool = False
+    ) -> None:
+        """Write down that somebody decided on a cell of a queue, or took that back. label : the class that it carries
+        from then on.  changed : whether the decision gave it that, so that taking it back takes the label back."""
+        with self._transaction() as connection:
+            numbers = sequence.begin(connection)
+            connection.execute(
+                "INSERT INTO review_decision VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [numbers.take(), queue, cell_id, to_column(label), to_nullable(who), rows.now(), changed, undone],
+            )
+            sequence.keep(connection, numbers)
+            failpoint("review.settle")
