@@ -11,7 +11,8 @@ from labref.asking.answer import MOST_REFERENCES, answer, answer_for_stored
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations import query as asked
-from labref.operations.models import Answer, Text
+from labref.operations.label import LabelChange, changes_of
+from labref.operations.models import Answer, GivenLabel, Text
 from labref.operations.naming import NoCellError, cell_named, slide_key
 from labref.progress import Row
 from labref.roles import Role
@@ -73,6 +74,8 @@ class CellShown(Answer):
     novelty: asked.Novelty = Field(description="How unlike everything else in the lab the cell is.")
     optics: asked.Optics = Field(description="Which optics the references are from.")
     map: asked.MapPlace | None = Field(description="Its place on the lab's map; null while there is none.")
+    stored_as: GivenLabel = Field(description="The class that it was stored with.")
+    changes: list[LabelChange] = Field(description="Each change of its class since, oldest first.")
     captures: list[OtherCapture] = Field(description="Other captures of the same physical cell.")
     judgements: list[ReferenceRecord] = Field(
         description="What people said of it as a reference, and of its references, oldest first."
@@ -126,6 +129,7 @@ def show(
         "height": found.height,
         **{name: told[name] for name in keep},
         "references": [row | {"slide_key": _key(context, row["slide"])} for row in told["references"]],
+        **changes_of(context, found),
         "captures": _captures(context, cell_id, found.duplicate_of),
         "judgements": [
             {

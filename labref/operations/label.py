@@ -22,6 +22,7 @@ from labref.operations.naming import Classes, SeveralCellsError, cell_named, fin
 from labref.printing import unprintable
 from labref.progress import Pace, Row, Steps, progress, rows_of
 from labref.roles import Role
+from labref.store import Cell
 from labref.store.duckdb.reviews import Review
 from labref.tasks.context import Context
 from labref.times import utc
@@ -40,6 +41,7 @@ __all__ = [
     "LabelPredicted",
     "LabelSet",
     "LabelUndone",
+    "changes_of",
 ]
 
 MOST_ROWS: Final = 200_000
@@ -313,13 +315,25 @@ def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterato
     cell_id = cell_named(context, cell, folder=folder)
     found = context.store.cell(cell_id)
     assert found is not None
-    changes = context.store.reviews.history(cell_id)
-    first = (changes[0].previous, changes[0].previous_source) if changes else (found.label, found.label_source)
     yield {
         "cell_id": cell_id,
         "label": found.label,
         "label_source": str(found.label_source),
         "stored_at": utc(found.added_at, timespec="seconds"),
+        **changes_of(context, found),
+        "paths": context.store.path_labels(cell_id),
+        "predictions": [
+            {"bundle": made.bundle, "label": made.label, "probability": round(made.probability, 6)}
+            for made in context.store.reviews.predictions(cell_id)
+        ],
+    }
+
+
+def changes_of(context: Context, cell: Cell) -> Row:
+    """`stored_as` and `changes` of `LabelHistory`."""
+    changes = context.store.reviews.history(cell.cell_id)
+    first = (changes[0].previous, changes[0].previous_source) if changes else (cell.label, cell.label_source)
+    return {
         "stored_as": {"label": first[0], "label_source": str(first[1])},
         "changes": [
             {
@@ -334,11 +348,6 @@ def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterato
                 "undo": change.undo,
             }
             for change in changes
-        ],
-        "paths": context.store.path_labels(cell_id),
-        "predictions": [
-            {"bundle": made.bundle, "label": made.label, "probability": round(made.probability, 6)}
-            for made in context.store.reviews.predictions(cell_id)
         ],
     }
 

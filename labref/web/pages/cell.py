@@ -30,9 +30,8 @@ _AROUND: Final = 8
 def cell(visit: Visit, cell_id: str) -> Response:
     chosen = _chosen(visit)
     shown = visit.one("cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any")
-    (history,) = visit.ask("label.history", cell=shown["cell_id"])
     sources: dict[str, str] = {view: f"/cell/{shown['cell_id']}/picture?view={view}" for view in _VIEWS}
-    return _show(visit, shown, chosen, sources, history=history)
+    return _show(visit, shown, chosen, sources)
 
 
 @page("/ask")
@@ -52,17 +51,14 @@ def ask(visit: Visit) -> Response:
     except LabrefError as error:
         return visit.show("ask.html", status=422, problem=str(error))
     asked |= {"cell_id": None, "label": asked["predicted"]["label"], "label_source": "predicted"}
-    return _show(visit, asked, chosen, sources, history=None)
+    return _show(visit, asked, chosen, sources)
 
 
-def _show(
-    visit: Visit, shown: Row, chosen: Mapping[str, str], sources: Mapping[str, str], *, history: Row | None
-) -> Response:
+def _show(visit: Visit, shown: Row, chosen: Mapping[str, str], sources: Mapping[str, str]) -> Response:
     classes = list(visit.ask("classes.list"))
     return visit.show(
         "cell.html",
         shown=shown,
-        history=history,
         chosen=chosen,
         sources=sources,
         views=_VIEWS,
