@@ -116,6 +116,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     slide = run("slide.list")[1]["slide"]
     run("event.links", slide=slide)
     run("slide.approve", slide=slide, who="A")
+    run("live.cells")
+    run("live.marks", cells=[cell["cell_id"]])
     run("slide.show", slide=slide)
     run("slide.unapprove", slide=slide, who="A")
     run("label.imports")

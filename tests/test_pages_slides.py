@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import shutil
 from collections.abc import Iterator
@@ -272,6 +273,61 @@ def test_a_viewer_looks_and_a_reviewer_approves_under_their_own_name(lab: Lab, r
     list(run(lab, "slide.unapprove", slide=key))
     with pytest.raises(LabrefError, match="nobody has approved"):
         list(run(lab, "slide.unapprove", slide=key))
+
+
+def test_cells_that_came_are_shown_by_slide_the_last_first(lab: Lab, reviewer: Browser) -> None:
+    cells = list(run(lab, "live.cells"))
+    assert len(cells) == 32 and [cell["number"] for cell in cells] == sorted(
+        (cell["number"] for cell in cells), reverse=True
+    )
+    page = reviewer.get("/").text
+    assert sorted(re.findall(r'data-cell="(\w+)"', page)) == sorted(cell["cell_id"] for cell in cells)
+    assert re.findall(r'data-slide="(\w+)"', page) == list(dict.fromkeys(cell["slide"] for cell in cells))
+    middle = cells[10]["number"]
+    assert [cell["number"] for cell in run(lab, "live.cells", after=middle)] == [c["number"] for c in cells[:10]]
+    assert [cell["number"] for cell in run(lab, "live.cells", before=middle, limit=5)] == [
+        cell["number"] for cell in cells[11:16]
+    ]
+    assert reviewer.get(f"/?before={middle}").text.count("data-cell=") == 21
+    assert reviewer.get(f"/live/new?after={middle}").text.count("data-cell=") == 10
+    for wrong in ("x", "-1", "9" * 40, "", "%D9%A3"):
+        assert reviewer.get(f"/?before={wrong}").status == 200 == reviewer.get(f"/live/new?after={wrong}").status
+    ids = [cell["cell_id"] for cell in cells[:3]]
+    (*found,) = run(lab, "live.marks", cells=[*ids, "0" * 16, "no id"])
+    assert [row["cell_id"] for row in found] == ids
+    known = {cell["cell_id"]: cell["marks"] for cell in run(lab, "live.cells")}
+    assert {row["cell_id"]: row["marks"] for row in found}.items() <= known.items(), "it is not looked for again"
+    other = found[0]["marks"]["neighbours"]
+    list(run(lab, "label.set", cell=ids[0], label="never seen before", new=True))
+    assert known[ids[0]]["neighbours"] == other
+    after = {cell["cell_id"]: cell["marks"] for cell in run(lab, "live.cells")}[ids[0]]
+    assert after["disagrees"] is ((after["share"] or 0) > 0.5)
+    list(run(lab, "label.undo", cell=ids[0]))
+
+
+def test_a_stream_says_that_something_is_new_until_whoever_listens_is_revoked(lab: Lab) -> None:
+    listener = let_in(lab, "Listener", "view")
+    connection = http.client.HTTPConnection("127.0.0.1", listener.port, timeout=60)
+    cookie = "; ".join(f"{name}={value}" for name, value in listener.cookies.items())
+    connection.request("GET", "/events", headers={"Cookie": cookie})
+    stream = connection.getresponse()
+    assert stream.getheader("content-type", "").startswith("text/event-stream")
+
+    def next_number() -> int:
+        while not (line := stream.readline()).startswith(b"data: "):
+            assert line, "the stream ended"
+        return int(line.split()[1])
+
+    before = next_number()
+    cell = next(iter(run(lab, "live.cells", limit=1)))
+    list(run(lab, "label.set", cell=cell["cell_id"], label=cell["label"], who="A"))
+    assert next_number() > before
+    list(run(lab, "user.revoke", name="Listener"))
+    while stream.readline():
+        pass
+    connection.close()
+    refused = Browser.of(lab).get("/events", Accept="text/event-stream")
+    assert refused.status == 401
 
 
 def test_a_script_imports_another_by_the_address_of_its_content(reviewer: Browser) -> None:

@@ -25,7 +25,7 @@ from labref.lab import Lab
 from labref.lab.log import Log
 from labref.lab.pictures import Pictures
 from labref.progress import Row
-from labref.web import client, connections
+from labref.web import client, connections, events
 from labref.web.application import Answers, Server, make_app
 from labref.web.client import AgentClient
 from labref.web.desk import ledger_rows, run
@@ -54,23 +54,29 @@ def perform(name: str, asked: Mapping[str, Any] | BaseModel, data: bytes | None)
         raise LabrefError(f"{name} is not played here")
 
 
-@pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Of a server as the agent's is, with shorter times."""
-    monkeypatch.setattr(connections, "STRANGER_SECONDS", 1.0)
-    monkeypatch.setattr(connections, "SILENT_SECONDS", 1.0)
-    monkeypatch.setattr(connections, "BODY_SECONDS", 3.0)
+def server_of_its_own() -> Server:
+    """A server as the agent's is."""
     log: Log = _NoLog()  # type: ignore[assignment]
-    nobody = Entrance(sign_in=lambda *_: None, signed_in=lambda _: None, sign_out=lambda _: None)
+    nobody = Entrance(sign_in=lambda *_: None, signed_in=lambda _: None, stays=lambda _: False, sign_out=lambda _: None)
     answers = Answers(
         perform=perform,
         image=lambda _: None,
         healthy=lambda: "ok",
         proof=lambda *_: None,
         entrance=nobody,
+        latest=lambda: 0,
         pictures=Pictures(None, lambda _: False),  # type: ignore[arg-type]
     )
-    with Server(make_app(answers, Metrics(), token=TOKEN, max_bytes=1_000_000, log=log), 0) as server:
+    return Server(make_app(answers, Metrics(), token=TOKEN, max_bytes=1_000_000, log=log), 0)
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Of a server as the agent's is, with shorter times."""
+    monkeypatch.setattr(connections, "STRANGER_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "BODY_SECONDS", 3.0)
+    with server_of_its_own() as server:
         yield server.port
 
 
@@ -250,12 +256,42 @@ def test_when_all_connections_are_taken_by_the_lab_s_own_the_next_is_told(
     monkeypatch.setattr(connections, "BODY_SECONDS", 60.0)
     head = request("/api/v1/query", KNOWN + "Content-Length: 8\r\n", "POST")
     held = [connect(port, head) for _ in range(connections.MOST)]
-    time.sleep(0.5)
     status, body = answer(connect(port))
+    while status == 0:  # one that came before all of them were accepted, and was ended for it
+        status, body = answer(connect(port))
     assert status == 503
     assert "ask again" in body["error"]["message"]
     for connection in held:
         connection.close()
+
+
+def test_a_stream_of_events_outlasts_every_limit_and_ends_at_once_when_the_agent_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("STRANGER_SECONDS", "SILENT_SECONDS", "BODY_SECONDS"):
+        monkeypatch.setattr(connections, name, 0.5)
+    with server_of_its_own() as server:
+        assert answer(connect(server.port, request("/events")))[0] == 401
+        streams = [connect(server.port, request("/events", KNOWN)) for _ in range(events.MOST_EACH)]
+        for stream in streams:
+            said = b""
+            while b"data: 0" not in said:
+                said += stream.recv(4096)
+        more = connect(server.port, request("/events", KNOWN + "Connection: close\r\n"))
+        assert answer(more)[0] == 503, "one asker has so many and no more"
+        streams.pop().close()
+        time.sleep(1.5)
+        again = connect(server.port, request("/events", KNOWN))
+        assert b" 200 " in again.recv(4096), "one that was left makes room"
+        began = time.monotonic()
+    assert time.monotonic() - began < 3, "the agent waited for a stream"
+    for stream in (*streams, again):
+        stream.settimeout(5)
+        last = b""
+        while part := stream.recv(4096):
+            last += part
+        assert last.endswith(b"0\r\n\r\n"), "it was ended, and not cut off"
+        stream.close()
 
 
 def test_many_of_the_lab_s_own_requests_at_once_are_all_answered(port: int) -> None:

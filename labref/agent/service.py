@@ -766,6 +766,7 @@ class _Agent:
         entrance = Entrance(
             sign_in=lambda code, session: visitor(people.sign_in(code, session, LASTS)),
             signed_in=lambda session: visitor(people.of_session(session, IDLE)),
+            stays=lambda session: people.of_session(session, IDLE, used=False) is not None,
             sign_out=people.sign_out,
         )
         answers = Answers(
@@ -774,6 +775,7 @@ class _Agent:
             healthy=self._healthy,
             proof=lambda nonce, mark: self._own_folder.proofs(self._lab.token(), nonce, mark),
             entrance=entrance,
+            latest=self._store.last_number,
             pictures=Pictures(self._lab, lambda cell: bool(self._store.labelled([cell]))),
         )
         app = make_app(

@@ -158,6 +158,8 @@ class Store:
         self._removed: NDArray[np.uint64] | None = None
         self.revision = 0
         """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
+        self._commits = 0
+        self._last_number = (-1, 0)
 
     # opening and closing
 
@@ -655,6 +657,21 @@ class Store:
 
     # cells
 
+    def last_number(self) -> int:
+        """The largest number that a row has been given (`labref.store.duckdb.sequence`): it grows with each cell, label
+        and decision. Nothing is read while nothing is written."""
+        commits, number = self._commits, self._last_number
+        if number[0] != commits:
+            with self._reading() as cursor:
+                number = self._last_number = (commits, sequence.begin(cursor).last)
+        return number[1]
+
+    def recent(self, *, after: int = 0, before: int | None = None, limit: int) -> list[tuple[int, Cell]]:
+        """The cells that came last, the last first, each with its number. after, before : only those whose number is
+        larger, or smaller."""
+        with self._reading() as cursor:
+            return rows.recent(cursor, after, before, limit)
+
     def has_digest(self, digest: str) -> str | None:
         """The cell with these bytes (SHA-256, 64 hexadecimal characters), or None. Microseconds, from any thread."""
         cell_id = cell_id_of(digest)
@@ -952,6 +969,7 @@ class Store:
                 yield self._connection
                 failpoint("store.commit")
                 self._connection.commit()
+                self._commits += 1
                 failpoint("store.committed", may_fail=False)
             except BaseException as error:
                 self._broken |= isinstance(error, duckdb.FatalException)

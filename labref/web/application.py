@@ -11,6 +11,7 @@
     GET  /api/v1/status, /api/v1/ledger       as `labref status --json` and `labref ledger --json`
 
     GET  /, /sign-in, /static/…               pages; see `labref.web.pages`
+    GET  /events                              that something is new, for pages; see `labref.web.events`
 
 All under /api needs `Authorization: Bearer <content of LAB/token>`, or the cookie of somebody who signed in and whose
 role allows it; see `labref.web.guard`. A failure is {"error": {"kind", "message"}}; a failure after the first of many
@@ -48,6 +49,7 @@ from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
 from labref.web.connections import BACKLOG, HEADER_BYTES, Connection
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
+from labref.web.events import Events
 from labref.web.failures import failure, told, unexpected
 from labref.web.guard import Guard
 from labref.web.metrics import Metrics
@@ -74,6 +76,7 @@ class Answers:
     healthy : → "ok", or the fault, without anything secret: "storage" where cells cannot be stored, "folder" where a
     watched folder is missing, "no progress" where one piece of work takes longer than any should.
     entrance : who the people are that may look at the pages.  pictures : of cells, for pages.
+    latest : → the largest number of the store's sequence.
     """
 
     perform: Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
@@ -81,6 +84,7 @@ class Answers:
     healthy: Callable[[], str]
     proof: Callable[[str, str | None], str | None]
     entrance: Entrance
+    latest: Callable[[], int]
     pictures: Pictures
 
 
@@ -115,6 +119,7 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
     app.add_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
     of_images = {"/ask", *(operation.path for operation in operations if operation.takes_bytes)}
     visitors = Visitors(answers.entrance, token)
+    app.add_route("/events", Events(answers.latest, visitors).endpoint, include_in_schema=False)
     add_pages(app, answers.perform, answers.image, visitors, answers.pictures)
     roles = {operation.path: operation.role for operation in operations}
     return Guard(app, visitors, hosts=_HOSTS, roles=roles, of_images=of_images, image_bytes=max_bytes, log=log)

@@ -30,8 +30,8 @@ __all__ = [
     "Connection",
 ]
 
-MOST: Final = 64
-"""The most connections at once; each takes a file descriptor."""
+MOST: Final = 128
+"""The most connections at once; each takes a file descriptor. A browser has up to six."""
 BACKLOG: Final = 8
 """The most connections that are accepted at once, before one of them can be refused."""
 HEADER_BYTES: Final = 32 * 1024
@@ -58,6 +58,8 @@ class Connection(H11Protocol):
         self.logger = _silent
         self.admitted = False
         self.since = 0.0
+        self.leaving = asyncio.Event()
+        """set when the agent ends: an answer that would go on for ever ends then"""
         self._timer: asyncio.TimerHandle | None = None
         self._body_until = 0.0
         app = self.app
@@ -90,6 +92,10 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._untimed()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.leaving.set()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -48,11 +48,13 @@ class Entrance:
     """What the agent knows of the people of its lab.
 
     sign_in : (code, new session token) → the person, or None where nobody has this code.  signed_in : session token →
-    the person, or None.  sign_out : ends a session.
+    the person, or None.  stays : whether a session token is somebody's, which is no use of the session.  sign_out :
+    ends a session.
     """
 
     sign_in: Callable[[str, str], Visitor | None]
     signed_in: Callable[[str], Visitor | None]
+    stays: Callable[[str], bool]
     sign_out: Callable[[str], None]
 
 
@@ -72,6 +74,13 @@ class Visitors:
             return Visitor(None, Role.ADMIN)
         token = session_token(headers)
         return None if token is None else self._entrance.signed_in(token)
+
+    def stays(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether whoever sent a request with these headers is still let in. That is no use of their session."""
+        if hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
+            return True
+        token = session_token(headers)
+        return token is not None and self._entrance.stays(token)
 
     def wait_seconds(self, address: str) -> float:
         """How long somebody at this address has to wait before the next attempt to sign in; 0 where they need not."""

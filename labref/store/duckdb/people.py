@@ -166,9 +166,12 @@ class People:
             self._sessions[hashed(token)] = session
             return person
 
-    def of_session(self, token: str, idle: timedelta) -> Person | None:
+    def of_session(self, token: str, idle: timedelta, *, used: bool = True) -> Person | None:
         """Who is signed in with this token; None where nobody is, the session is over, or unused for longer than
-        `idle`. Microseconds, but for a write every five minutes."""
+        `idle`. Microseconds, but for a write every five minutes.
+
+        used : whether that counts as a use of the session.
+        """
         now, key = rows.now(), hashed(token)
         with self._lock:
             known = self._known()
@@ -178,7 +181,7 @@ class People:
             person = known[session.person]
             if not person.may_enter():
                 return None
-            if now - session.seen_at > _SEEN_EVERY:
+            if used and now - session.seen_at > _SEEN_EVERY:
                 self._sessions[key] = replace(session, seen_at=now)
                 with self._transaction() as connection:
                     connection.execute("UPDATE session SET seen_at = ? WHERE token_hash = ?", [now, key])

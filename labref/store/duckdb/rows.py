@@ -30,6 +30,7 @@ __all__ = [
     "look_up",
     "now",
     "path_labels",
+    "recent",
     "states",
 ]
 
@@ -127,6 +128,15 @@ def carried(
 def cells(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, Cell]:
     """Cells by id."""
     return {row[0]: _cell(row) for row in look_up(cursor, "cell", list(CELL), "cell_id", ids)}
+
+
+def recent(cursor: duckdb.DuckDBPyConnection, after: int, before: int | None, limit: int) -> list[tuple[int, Cell]]:
+    """Numbers and cells, the last first; see `Store.recent`."""
+    found = cursor.execute(
+        f"SELECT {', '.join(CELL)}, number FROM cell WHERE number > ? AND number < ? ORDER BY number DESC LIMIT ?",
+        [after, 2**62 if before is None else before, limit],
+    ).fetchall()
+    return [(row[-1], _cell(row[:-1])) for row in found]
 
 
 def states(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, CellState]:

@@ -177,7 +177,7 @@ function place(tile, label, source, confidence) {
     counts.set(label, (counts.get(label) ?? 0) + 1);
     tile.dataset.label = label;
     tile.ariaLabel = label;
-    tile.querySelector(".mark")?.remove();
+    for (const mark of tile.querySelectorAll(".mark:not(.repeat)")) mark.remove();
     const from = tile.closest(".of-class");
     const to = sectionOf(label);
     to.hidden = false;

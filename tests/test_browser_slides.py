@@ -1,0 +1,137 @@
+"""A technologist at the slides, in Chromium."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import expect
+
+from labref.bundles.bundle import Bundle
+from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+from labref.lab import Lab
+from labref.web.desk import run
+from tests.browser import chromium, open_page
+from tests.labs import make_lab, once, running_agent
+
+CELLS = 100
+PATIENCE_MS = 120_000  # Chromium on a busy computer
+
+
+def put(export: Path, name: str, number: int) -> None:
+    """Draw one cell of an unsigned slide."""
+    slide, label = make_slides(1, seed=6)[0], LABELS[number % len(LABELS)]
+    picture = draw_cell(label, OPTICS[slide.optics], slide, np.random.default_rng([11, number]))
+    place = export / "order" / "Unsigned slides" / f"{name}_{number:03d}.jpg"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    drawn = place.with_suffix(".part")
+    drawn.write_bytes(encode_jpeg(picture))
+    shutil.move(drawn, place)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Iterator[Lab]:
+    """A slide of a hundred cells that nobody has reviewed."""
+    export = tmp_path_factory.mktemp("export")
+    for number in range(CELLS):
+        put(export, "Smear 1", number)
+    lab = make_lab(tmp_path_factory.mktemp("lab") / "lab", export, starter)
+    once(lab)
+    with running_agent(lab):
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with chromium() as launched:
+        yield launched
+
+
+def test_a_slide_of_a_hundred_cells_is_reviewed_by_keyboard_with_few_keys(lab: Lab, browser: Chromium) -> None:
+    (slide,) = [row["slide"] for row in run(lab, "slide.list") if "slide" in row]
+    (about, *_) = run(lab, "slide.show", slide=slide)
+    assert (about["cells"], about["awaiting"]) == (CELLS, CELLS)
+    with open_page(browser, lab, "Technologist") as page:
+        page.set_default_timeout(PATIENCE_MS)
+        pressed: Counter[str] = Counter()
+
+        def press(key: str) -> None:
+            pressed[key] += 1
+            page.keyboard.press(key)
+
+        page.goto(f"/slide/{slide}")
+        press("N")
+        for number in range(CELLS):
+            current = page.locator(".tile.now")
+            assert current.get_attribute("data-source") == "predicted", number
+            if number % 10 == 4:  # one in ten is called otherwise
+                press("m" if current.get_attribute("data-label") != "monocyte" else "e")
+            else:
+                press("Enter")
+        expect(page.locator("#awaiting")).to_have_text("all reviewed", timeout=PATIENCE_MS)
+        press("A")
+        expect(page.locator("#approval")).to_contain_text("approved by Technologist", timeout=PATIENCE_MS)
+        assert pressed.total() <= 1.3 * CELLS, pressed
+        about, *rows = run(lab, "slide.show", slide=slide)
+        assert about["awaiting"] == 0 and about["approval"]["standing"] == "approved"
+        shown = {row["label"]: row["cells"] for row in rows if "kind" in row}
+        for label, count in shown.items():
+            expect(page.locator(f'tr[data-class="{label}"] [data-count-of]')).to_have_text(str(count))
+        # one more change ends the approval, and taking it back leaves the cell as it was
+        first = page.locator(".tile").first
+        cell, label = first.get_attribute("data-cell"), first.get_attribute("data-label")
+        first.hover()
+        page.keyboard.press("a" if label != "basophil" else "e")
+        moved = page.locator(f'[data-cell="{cell}"]')
+        expect(moved).not_to_have_attribute("data-label", str(label))
+        expect(page.locator("#approval")).to_contain_text("labels changed", timeout=PATIENCE_MS)
+        page.keyboard.press("u")
+        expect(moved).to_have_attribute("data-label", str(label), timeout=PATIENCE_MS)
+        (history,) = run(lab, "label.history", cell=cell)
+        assert history["label"] == label and history["changes"][-1]["undo"]
+        assert {change["who"] for change in history["changes"]} == {"Technologist"}
+
+
+def test_several_cells_are_chosen_with_shift_and_go_together(lab: Lab, browser: Chromium) -> None:
+    (slide,) = [row["slide"] for row in run(lab, "slide.list") if "slide" in row]
+    with open_page(browser, lab, "Chooser") as page:
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(f"/slide/{slide}?order=arrival")
+        page.keyboard.press("Home")
+        for _ in range(2):
+            page.keyboard.press("Shift+ArrowRight")
+        chosen = page.locator('.tile[aria-selected="true"]')
+        expect(chosen).to_have_count(3)
+        cells = [one.get_attribute("data-cell") for one in chosen.all()]
+        before = [one.get_attribute("data-label") for one in chosen.all()]
+        page.keyboard.press("h")
+        expect(page.locator("#said")).to_contain_text("3 cells are platelet", timeout=PATIENCE_MS)
+        assert {run_one["label"] for cell in cells for run_one in run(lab, "label.history", cell=cell)} == {"platelet"}
+        page.keyboard.press("u")
+        for cell, label in zip(cells, before, strict=True):
+            tile = page.locator(f'[data-cell="{cell}"]')
+            expect(tile).to_have_attribute("data-label", str(label), timeout=PATIENCE_MS)
+        page.locator("#white").fill("6")
+        row = page.locator('tr[data-class="monocyte"]')
+        share = float(str(row.locator("[data-share-of]").text_content()).split()[0])
+        expect(row.locator("[data-absolute-of]")).to_have_text(re.compile(r"\d"))
+        assert float(str(row.locator("[data-absolute-of]").text_content())) == pytest.approx(0.06 * share, abs=0.01)
+
+
+def test_cells_that_come_in_appear_by_themselves(lab: Lab, browser: Chromium) -> None:
+    with open_page(browser, lab, "Watcher", "view") as page:
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto("/")
+        expect(page.locator("#state")).to_have_text("Updates by itself.", timeout=PATIENCE_MS)
+        (watched,) = lab.watched
+        put(Path(watched), "Smear 2", CELLS)
+        first = page.locator(".coming").first
+        expect(first.locator("h2")).to_contain_text("Smear 2", timeout=PATIENCE_MS)
+        expect(first.locator(".fresh")).to_have_count(1)
+        expect(page.locator("[data-unmarked]")).to_have_count(0, timeout=PATIENCE_MS)
