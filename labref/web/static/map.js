@@ -81,7 +81,7 @@ function goTo(row, column, { centre = false } = {}) {
   const margin = shown.width * 0.08;
   const out = middle.x < shown.x + margin || middle.x > shown.x + shown.width - margin ||
     middle.y < shown.y + margin || middle.y > shown.y + shown.height - margin;
-  if (centre || out) viewer.viewport.panTo(middle);
+  if (centre || out) viewer.viewport.panTo(middle).applyConstraints();
   tell(...here);
 }
 
