@@ -486,8 +486,10 @@ def region(
     offset: Annotated[int, Field(ge=0, le=1_000_000_000, description="Leave out so many first cells.")] = 0,
     limit: Annotated[int, Field(ge=0, le=10_000, description="At most so many cells.")] = 100,
 ) -> Iterator[Row]:
-    """Say which classes lie on a rectangle of nodes, and list its cells: those of the most frequent class first, and
-    of each class those nearest to their node."""
+    """Say which classes lie on a rectangle of nodes, and list its cells.
+
+    Those of the most frequent class come first, and of each class those nearest to their node.
+    """
     found = _survey(context)
     last_row, last_column = row if last_row is None else last_row, column if last_column is None else last_column
     for begin, last, size, what in (
