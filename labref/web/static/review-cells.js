@@ -66,7 +66,7 @@ function show() {
     }),
   );
   document.getElementById("weights").replaceChildren(
-    ...Object.entries(cell.weights).slice(0, 5).map(([name, share]) => {
+    ...Object.entries(cell.weights).filter(([, share]) => share >= 0.005).slice(0, 4).map(([name, share]) => {
       const entry = document.createElement("li");
       const meter = document.createElement("meter");
       const said = document.createElement("span");

@@ -40,6 +40,7 @@ async function show() {
   const pair = pairs[at];
   section.hidden = !pair;
   document.getElementById("nothing").hidden = Boolean(pair);
+  for (const fact of ["which", "score", "conflict"]) document.getElementById(fact).hidden = !pair;
   if (!pair) return;
   section.dataset.cell = pair.cell_id;
   section.dataset.other = pair.duplicate_of;
