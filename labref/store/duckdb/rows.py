@@ -82,6 +82,7 @@ _NEIGHBOURS_OF = _NEIGHBOURS.format(
         UNION SELECT cell, other, verdict, number FROM resemblance r SEMI JOIN asked ON asked.id = r.other"""
 )
 _AT_ONCE = 256
+_RECENT = 2048  # numbers among which the last cells are looked for first
 _FEW = 1024  # paths that are looked up by their key
 _ROWS = 16_384  # of the ledger, read at once
 
@@ -132,11 +133,18 @@ def cells(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, Ce
 
 def recent(cursor: duckdb.DuckDBPyConnection, after: int, before: int | None, limit: int) -> list[tuple[int, Cell]]:
     """Numbers and cells, the last first; see `Store.recent`."""
-    found = cursor.execute(
-        f"SELECT {', '.join(CELL)}, number FROM cell WHERE number > ? AND number < ? ORDER BY number DESC LIMIT ?",
-        [after, 2**62 if before is None else before, limit],
-    ).fetchall()
-    return [(row[-1], _cell(row[:-1])) for row in found]
+    end = sequence.begin(cursor).last + 1
+    end = end if before is None else min(before, end)
+    reach = _RECENT
+    while True:
+        # DuckDB skips the blocks of lower numbers; sorting all cells for the last few takes a hundred times longer
+        found = cursor.execute(
+            f"SELECT {', '.join(CELL)}, number FROM cell WHERE number > ? AND number < ? ORDER BY number DESC LIMIT ?",
+            [max(after, end - reach), end, limit],
+        ).fetchall()
+        if len(found) >= limit or end - reach <= after:
+            return [(row[-1], _cell(row[:-1])) for row in found]
+        reach *= 16
 
 
 def states(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, CellState]:
