@@ -85,8 +85,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     once(lab)
     rows: Answered = defaultdict(list)
 
-    def run(name: str, /, *, of: Lab = lab, data: bytes | None = None, **parameters: Any) -> list[dict[str, Any]]:
-        with Desk.open(of) as desk:
+    def run(name: str, /, *, at: Lab = lab, data: bytes | None = None, **parameters: Any) -> list[dict[str, Any]]:
+        with Desk.open(at) as desk:
             found = list(desk.run(name, data=data, **parameters))
         rows[name] += found
         return found
@@ -173,11 +173,11 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("store.export", target=str(folder / "cells.parquet"))
     keep = RetentionConfig(cells=8, at_least=0, percent_a_day=100)
     tight = replace(lab, config=lab.config.model_copy(update={"retention": keep}))
-    run("store.retain", of=tight, dry_run=True)
-    run("store.retain", of=tight)
+    run("store.retain", at=tight, dry_run=True)
+    run("store.retain", at=tight)
     run("store.trash")
     run("store.bring_back", every=True)
-    run("store.retain", of=tight)
+    run("store.retain", at=tight)
     run("store.empty_trash")
     with lab.open_store() as store:
         (lab.image_path(next(iter(store.digests())))).unlink()
