@@ -26,6 +26,7 @@ SLOW = {
     "test_agent",
     "test_api",
     "test_browser",
+    "test_browser_access",
     "test_browser_slides",
     "test_bundles_changing",
     "test_crash",

@@ -25,7 +25,7 @@ __all__ = ["LOCALE", "faults", "translated", "used"]
 WEB: Final = Path(__file__).parents[1] / "labref" / "web"
 LOCALE: Final = WEB / "locale"
 
-_WAYS: Final = (  # where texts stand, how babel finds them, and what they are given to
+_WAYS: Final[tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...]] = (  # where texts stand, how babel finds them, and what they are given to
     ("templates/*.html", "jinja2.ext:babel_extract", ("gettext", "ngettext"), {"newstyle_gettext": "true", "trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}),
     ("**/*.py", "python", ("gettext", "ngettext"), {}),
     ("static/**/*.js", "javascript", ("text",), {"parse_template_string": "true"}),
