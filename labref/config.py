@@ -7,6 +7,7 @@ LABREF_WATCH__FOLDERS='["/mnt/export"]'.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import json
 import os
 import re
@@ -35,6 +36,7 @@ __all__ = [
     "MapConfig",
     "RetentionConfig",
     "WatchConfig",
+    "WebConfig",
     "load_config",
     "starting_config",
     "watch_instead",
@@ -255,6 +257,69 @@ class AccessConfig(_Section):
     group: bool = False
 
 
+class WebConfig(_Section):
+    """Who may look at the pages from where. They are on 127.0.0.1 in any case; elsewhere only by HTTPS.
+
+    address : where the pages are served by HTTPS, beside 127.0.0.1: an address of this computer, or 0.0.0.0 or :: for
+    each of them. One that other computers reach needs `certificate` and `key`.
+    port : TCP port there.
+    certificate, key : PEM files, relative ones meant from the lab folder. The certificate with those that it depends
+    on; the key without a password.
+    names : host names under which browsers ask for the pages by HTTPS; all others are refused.
+    proxy : True where a reverse proxy on this computer speaks HTTPS under `names` and passes on to 127.0.0.1. What it
+    says in X-Forwarded-Proto and X-Forwarded-For is believed then, and never otherwise.
+    pictures_a_minute : a person may ask about so many pictures of their own a minute, half of them at once; the command
+    on this computer is not counted.
+    """
+
+    address: str = "127.0.0.1"
+    port: int = Field(default=8443, ge=1, le=65535)
+    certificate: Path | None = None
+    key: Path | None = None
+    names: tuple[str, ...] = ()
+    proxy: bool = False
+    pictures_a_minute: int = Field(default=60, ge=1, le=10_000)
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        try:
+            return str(ipaddress.ip_address(value))
+        except ValueError:
+            raise ValueError(
+                f"is {value!r}; it is an address of this computer in numbers, such as '192.168.1.20'"
+            ) from None
+
+    @field_validator("names")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            part = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+            if not re.fullmatch(rf"{part}(\.{part})*", name.lower()):
+                raise ValueError(
+                    f"holds {name!r}; a name is written without https:// and port, like 'labref.example.org'"
+                )
+            if name.lower() == "localhost" or name.lower().endswith(".localhost"):
+                raise ValueError(f"holds {name!r}, which every computer calls itself")
+        return tuple(name.lower() for name in value)
+
+    @model_validator(mode="after")
+    def _only_safely(self) -> Self:
+        where = ipaddress.ip_address(self.address)
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("needs certificate and key together; one of them is missing")
+        if self.certificate is None and not where.is_loopback:
+            raise ValueError(
+                f"serves the pages at {self.address}, which other computers reach, only with certificate and key (PEM files); "
+                "or leave the address out and set proxy = true, behind a reverse proxy that speaks HTTPS"
+            )
+        if self.names and self.certificate is None and not self.proxy:
+            raise ValueError("takes names only with certificate and key, or with proxy = true")
+        if not self.names and (self.proxy or where.is_unspecified):
+            raise ValueError("needs names: the host names under which browsers ask for the pages")
+        return self
+
+
 class BundlesConfig(_Section):
     """How the lab changes to another bundle.
 
@@ -312,6 +377,7 @@ class Config(BaseSettings):
     bundles: BundlesConfig = Field(default_factory=BundlesConfig)
     duplicates: DuplicatesConfig = Field(default_factory=DuplicatesConfig)
     access: AccessConfig = Field(default_factory=AccessConfig)
+    web: WebConfig = Field(default_factory=WebConfig)
 
     @classmethod
     def settings_customise_sources(

@@ -44,6 +44,20 @@ def test_every_comment_in_the_file_that_init_writes_is_a_setting_that_works(tmp_
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "address = '10.0.0.5'\ncertificate = 'c.pem'\nkey = 'k.pem'",
+        "address = '0.0.0.0'\ncertificate = 'c.pem'\nkey = 'k.pem'\nnames = ['Labref.Example']",
+        "proxy = true\nnames = ['labref']",
+        "address = '::1'",
+    ],
+)
+def test_the_pages_are_served_elsewhere_safely(tmp_path: Path, text: str) -> None:
+    web = load(tmp_path, f"[web]\n{text}").web
+    assert all(name == name.lower() for name in web.names)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[watch]\nfoldrs = []", ["'watch.foldrs'", "did you mean 'folders'", "rename or remove it"]),
@@ -52,6 +66,20 @@ def test_every_comment_in_the_file_that_init_writes_is_a_setting_that_works(tmp_
         ("[watch]\npolling = 'maybe'", ['watch.polling should be true, false or "auto"', "'maybe'"]),
         ("[watch]\nfolders = '/mnt'", ["watch.folders should be a list"]),
         ("[watch]\nextensions = ['jpg']", ["watch.extensions", "with its dot"]),
+        ("[web]\naddress = '0.0.0.0'", ["web serves the pages at 0.0.0.0", "certificate and key", "proxy = true"]),
+        ("[web]\naddress = '10.0.0.5'", ["10.0.0.5, which other computers reach"]),
+        ("[web]\naddress = '::'\nnames = ['a.b']", ["certificate and key"]),
+        ("[web]\naddress = '10.0.0.5'\nproxy = true\nnames = ['a.b']", ["certificate and key"]),
+        ("[web]\naddress = '10.0.0.5'\ncertificate = 'c.pem'", ["together", "one of them is missing"]),
+        ("[web]\naddress = '0.0.0.0'\ncertificate = 'c'\nkey = 'k'", ["needs names"]),
+        ("[web]\naddress = 'labref'", ["web.address", "in numbers"]),
+        ("[web]\nnames = ['a.example']", ["web takes names only with certificate and key"]),
+        ("[web]\nproxy = true", ["needs names"]),
+        ("[web]\nproxy = true\nnames = ['https://a.example']", ["web.names", "without https:// and port"]),
+        ("[web]\nproxy = true\nnames = ['*.example']", ["web.names"]),
+        ("[web]\nproxy = true\nnames = ['Localhost']", ["every computer calls itself"]),
+        ("[web]\nport = 0", ["web.port"]),
+        ("[web]\npictures_a_minute = 0", ["web.pictures_a_minute"]),
         ("[watch]\nstable_seconds = -1", ["watch.stable_seconds", "greater than or equal to 0"]),
         ("[[watch.layout]]\npattern = '('", ["watch.layout.0.pattern is no regular expression"]),
         ("[[watch.layout]]\npattern = '(?P<slid>x)'", ["names the group 'slid'", "slide"]),

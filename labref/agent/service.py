@@ -756,7 +756,8 @@ class _Agent:
 
     def _make_server(self) -> Server:
         """The HTTP side, not serving yet; its modules load while the networks and the index do."""
-        from labref.web.application import Answers, Server, make_app
+        from labref.web.application import TLS, Answers, Server, make_app
+        from labref.web.guard import Elsewhere
         from labref.web.visitors import IDLE, LASTS, Entrance, Visitor
 
         def visitor(person: Person | None) -> Visitor | None:
@@ -778,14 +779,21 @@ class _Agent:
             latest=self._store.last_number,
             pictures=Pictures(self._lab, lambda cell: bool(self._store.labelled([cell]))),
         )
+        web, tls = self._lab.config.web, None
+        hosts = {*web.names}
+        if web.certificate is not None and web.key is not None:
+            tls = TLS(web.address, web.port, self._lab.folder / web.certificate, self._lab.folder / web.key)
+            hosts.add(f"[{web.address}]" if ":" in web.address else web.address)
         app = make_app(
             answers,
             self._metrics,
             token=self._lab.token(),
             max_bytes=int(self._watch.max_file_megabytes * 1e6),
             log=self._log,
+            elsewhere=Elsewhere(hosts, web.proxy),
+            pictures_a_minute=web.pictures_a_minute,
         )
-        return Server(app, self._lab.config.agent.port)
+        return Server(app, self._lab.config.agent.port, tls)
 
     def _kept_image(self, cell: str) -> bytes | None:
         try:

@@ -21,14 +21,17 @@ closed; see `labref.web.connections`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 import uvicorn
@@ -51,18 +54,22 @@ from labref.web.connections import BACKLOG, HEADER_BYTES, Connection
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
 from labref.web.events import Events
 from labref.web.failures import failure, told, unexpected
-from labref.web.guard import Guard
+from labref.web.guard import Elsewhere, Guard
 from labref.web.metrics import Metrics
 from labref.web.pages import add_pages
 from labref.web.visitors import Entrance, Visitors, visitor_of
 
-__all__ = ["Answers", "Server", "make_app"]
+__all__ = ["TLS", "Answers", "Server", "make_app"]
 
-_HOSTS: Final = frozenset({"127.0.0.1", "localhost"})
+_LOOPBACK: Final = "127.0.0.1"
+_NOWHERE: Final = Elsewhere()
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 5
 _ROWS_AT_ONCE: Final = 500
 _WAITING: Final = 512  # callers that the system keeps until they are accepted
+_ON_DISK: Final = frozenset({"file", "folder", "target"})
+"""Parameters that name a file or folder of the agent's computer. Who has the lab's token may give them; a person in a
+browser, who may be elsewhere, may not."""
 
 _Endpoint = Callable[..., Awaitable[Response]]
 
@@ -88,8 +95,18 @@ class Answers:
     pictures: Pictures
 
 
-def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, log: Log) -> ASGIApp:
-    """The application. max_bytes : size of the largest image that is accepted, bytes."""
+def make_app(
+    answers: Answers,
+    metrics: Metrics,
+    *,
+    token: str,
+    max_bytes: int,
+    log: Log,
+    elsewhere: Elsewhere = _NOWHERE,
+    pictures_a_minute: int = 60,
+) -> ASGIApp:
+    """The application. max_bytes : size of the largest image that is accepted, bytes.  elsewhere : how other computers
+    reach it.  pictures_a_minute : that a person may ask about."""
     operations = every_operation()
     # no pages: those of FastAPI load their scripts from elsewhere, and a lab has no internet
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -122,7 +139,16 @@ def make_app(answers: Answers, metrics: Metrics, *, token: str, max_bytes: int, 
     app.add_route("/events", Events(answers.latest, visitors).endpoint, include_in_schema=False)
     add_pages(app, answers.perform, answers.image, visitors, answers.pictures)
     roles = {operation.path: operation.role for operation in operations}
-    return Guard(app, visitors, hosts=_HOSTS, roles=roles, of_images=of_images, image_bytes=max_bytes, log=log)
+    return Guard(
+        app,
+        visitors,
+        elsewhere=elsewhere,
+        roles=roles,
+        of_images=of_images,
+        image_bytes=max_bytes,
+        pictures_a_minute=pictures_a_minute,
+        log=log,
+    )
 
 
 def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics) -> None:
@@ -165,8 +191,13 @@ def _endpoint(operation: Operation, answers: Answers, metrics: Metrics, log: Log
 
     async def endpoint(request: Request, asked: BaseModel) -> Response:
         asker = visitor_of(request).name
-        if names_asker and asker is not None:
-            asked = asked.model_copy(update={"who": asker})
+        if asker is not None:
+            named = sorted(name for name in _ON_DISK & asked.model_fields_set if getattr(asked, name) is not None)
+            if named:
+                why = f"{named[0]} names a file or folder of the lab's computer; only the command on that computer may"
+                return failure(403, AgentError(why))
+            if names_asker:
+                asked = asked.model_copy(update={"who": asker})
         if not operation.single:
             rows = answers.perform(operation.name, asked, None)
             return await _lines(rows, log, hurried=operation.hurried)
@@ -290,59 +321,118 @@ def _media_type(data: bytes) -> str:
     return "application/octet-stream"
 
 
-class Server:
-    """Serves an application on 127.0.0.1 from a thread of its own."""
+@dataclass(frozen=True)
+class TLS:
+    """Where an application is served by HTTPS. address : of this computer.  certificate, key : PEM files."""
 
-    def __init__(self, app: ASGIApp, port: int) -> None:
+    address: str
+    port: int
+    certificate: Path
+    key: Path
+
+
+class Server:
+    """Serves an application on 127.0.0.1, and by HTTPS at another address where one is given, each from a thread of its
+    own."""
+
+    def __init__(self, app: ASGIApp, port: int, tls: TLS | None = None) -> None:
+        """port : of 127.0.0.1; 0 takes any free one."""
         self._app = app
         self._wanted = port
+        self._tls = tls
+        self._opened = contextlib.ExitStack()
         self.port = 0
 
     def __enter__(self) -> Self:
-        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        with contextlib.ExitStack() as opened:
+            listening = _bound(_LOOPBACK, self._wanted, "[agent] port, or 0 for any free one")
+            self.port = listening.getsockname()[1]
+            opened.enter_context(_serving(self._app, listening, None))
+            if self._tls is not None:
+                _check(self._tls)
+                elsewhere = _bound(self._tls.address, self._tls.port, "[web] address and port")
+                opened.enter_context(_serving(self._app, elsewhere, self._tls))
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+
+def _bound(address: str, port: int, setting: str) -> socket.socket:
+    """A socket that listens there. Raises `AgentError` that names the setting to change."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows: or another program could listen on the same port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        else:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address, port))
+        listening.listen(_WAITING)
+    except OSError as error:
+        listening.close()
+        where = "" if address == _LOOPBACK else f" at {address}"
+        raise AgentError(
+            f"port {port} of this computer{where} cannot be used ({error.strerror}). Choose another in labref.toml, {setting}."
+        ) from None
+    return listening
+
+
+def _check(tls: TLS) -> None:
+    """Raise `AgentError` where certificate and key cannot be used."""
+    for what, file in (("certificate", tls.certificate), ("key", tls.key)):
         try:
-            if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows: or another program could listen on the same port
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-            else:
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(("127.0.0.1", self._wanted))
-            listening.listen(_WAITING)
+            file.read_bytes()
         except OSError as error:
-            listening.close()
-            raise AgentError(
-                f"port {self._wanted} of this computer cannot be used ({error.strerror}). Choose another in labref.toml, [agent] "
-                "port, or 0 for any free one."
-            ) from None
-        self.port = listening.getsockname()[1]
-        self._socket = listening
-        config = uvicorn.Config(
-            self._app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            loop="asyncio",
-            http=Connection,
-            h11_max_incomplete_event_size=HEADER_BYTES,
-            backlog=BACKLOG,
-            ws="none",
-            server_header=False,
-            timeout_graceful_shutdown=_STOP_SECONDS,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listening]}, name="labref-http", daemon=True
-        )
-        self._thread.start()
+            raise AgentError(f"labref.toml, [web] {what}: {file} cannot be read ({error.strerror}).") from None
+    try:
+        # a password would be asked for on the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        raise AgentError(
+            f"labref.toml, [web]: the certificate {tls.certificate} and the key {tls.key} cannot be used "
+            f"({getattr(error, 'reason', None) or error}). They are PEM files that belong together, the key without a password."
+        ) from None
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
+
+
+@contextlib.contextmanager
+def _serving(app: ASGIApp, listening: socket.socket, tls: TLS | None) -> Iterator[None]:
+    """Serve an application on a socket, which is closed at the end. tls : None for plain HTTP."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        loop="asyncio",
+        http=Connection,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        backlog=BACKLOG,
+        ws="none",
+        server_header=False,
+        proxy_headers=False,  # or any program of this computer could say that it is another one; see the guard
+        timeout_graceful_shutdown=_STOP_SECONDS,
+        ssl_certfile=None if tls is None else tls.certificate,
+        ssl_keyfile=None if tls is None else tls.key,
+    )
+    server = uvicorn.Server(config)
+    name = "labref-http" if tls is None else "labref-https"
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name=name, daemon=True)
+    thread.start()
+    try:
         deadline = time.monotonic() + _START_SECONDS
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > deadline:
                 raise AgentError("the agent's HTTP side did not start; see its log")
             time.sleep(0.01)
         # the system may queue more callers than are accepted at once
         listening.listen(_WAITING)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join(timeout=2 * _STOP_SECONDS)
-        self._socket.close()
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=2 * _STOP_SECONDS)
+        listening.close()

@@ -1,6 +1,7 @@
 """What stands before the application: it lets in only whom it knows, and only as much as is read.
 
-A request has to name a host that this agent has: that keeps out web pages that rebind their name in the DNS. Everything
+A request has to name a host that this agent has: that keeps out web pages that rebind their name in the DNS. What comes
+by HTTPS comes from elsewhere, where the lab's token is worth nothing. Everything
 but a few plain addresses needs the lab's token, or the cookie of a person who signed in; see `labref.web.visitors`.
 What a person changes has to be sent by a page of this agent, and be allowed to their role.
 """
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Mapping, Set
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
@@ -26,16 +29,19 @@ from labref.web.failures import failure, unexpected
 from labref.web.rate import Rate
 from labref.web.visitors import VISITOR, Visitors, origin_is_own
 
-__all__ = ["Guard"]
+__all__ = ["Elsewhere", "Guard"]
 
 _JSON_BYTES: Final = 64_000_000  # parameters; a list of 200,000 labels
-_PICTURES: Final = (30, 1.0)  # that a person may ask about: at once, and a second
 _FORM_BYTES: Final = 64_000  # what a stranger may send: the code they sign in with
 _PLAIN: Final = frozenset({"/health", "/metrics", "/favicon.ico", "/sign-in"})  # without token and session
+_PLAIN_ELSEWHERE: Final = _PLAIN - {"/health", "/metrics"}  # of another computer
 _STATIC: Final = "/static/"
+_LOCAL: Final = frozenset({"127.0.0.1", "localhost"})
+_OF_PROXIES: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _DRAINED_BYTES: Final = 1_000_000  # of the body of a refused request, so that its sender gets to read why
 _DRAINED_SECONDS: Final = 1.0
+_AS_SET: Final = "as labref.toml, [web], says"
 _CLOSE: Final = (b"connection", b"close")
 _HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -49,6 +55,16 @@ _HEADERS: Final = (
     ),
 )
 _UNCACHED: Final = (b"cache-control", b"no-store")  # pages name patients
+_HTTPS_ONLY: Final = (b"strict-transport-security", b"max-age=31536000")
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """How other computers reach the agent. hosts : that a request by HTTPS may name, lower case.  proxy : whether a
+    reverse proxy on this computer speaks HTTPS for the agent."""
+
+    hosts: Set[str] = frozenset()
+    proxy: bool = False
 
 
 class Guard:
@@ -60,21 +76,23 @@ class Guard:
         app: ASGIApp,
         visitors: Visitors,
         *,
-        hosts: Set[str],
+        elsewhere: Elsewhere,
         roles: Mapping[str, Role],
         of_images: Set[str],
         image_bytes: int,
+        pictures_a_minute: int,
         log: Log,
     ) -> None:
-        """hosts : names that a request may give, lower case.  roles : what a path under /api needs a person to be at
-        least.  of_images : paths whose body is an image, of at most `image_bytes`."""
+        """elsewhere : how other computers reach the agent.  roles : what a path under /api needs a person to be at
+        least.  of_images : paths whose body is an image, of at most `image_bytes`; a person may send
+        `pictures_a_minute` there."""
         self._app = app
         self._visitors = visitors
-        self._hosts = hosts
+        self._elsewhere = elsewhere
         self._roles = roles
         self._of_images = of_images
         self._image_bytes = image_bytes
-        self._rate = Rate(*_PICTURES)
+        self._rate = Rate(max(1, pictures_a_minute // 2), pictures_a_minute / 60.0)
         self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,14 +101,14 @@ class Guard:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         path: str = scope["path"]
-        if _name_of_host(headers) not in self._hosts:
-            await _turn_away(
-                421, AgentError("labref answers only to requests for 127.0.0.1 or localhost"), scope, receive, send
-            )
+        problem = self._misdirected(scope, headers)
+        if problem is not None:
+            await _turn_away(421, AgentError(problem), scope, receive, send)
             return
-        visitor = self._visitors.of(headers)
+        local = scope["scheme"] == "http"
+        visitor = self._visitors.of(headers, local=local)
         in_api = path.startswith(f"{PREFIX}/") or path == "/api"
-        open_to_all = path in _PLAIN or path.startswith(_STATIC)
+        open_to_all = path in (_PLAIN if local else _PLAIN_ELSEWHERE) or path.startswith(_STATIC)
         if visitor is None and not open_to_all:
             if not in_api and scope["method"] in _SAFE and b"text/html" in headers.get(b"accept", b""):
                 asked = path + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
@@ -101,7 +119,11 @@ class Guard:
             await _turn_away(401, why, scope, receive, send)
             return
         by_browser = visitor is None or visitor.name is not None
-        if by_browser and scope["method"] not in _SAFE and not (path == "/health" or origin_is_own(headers)):
+        if (
+            by_browser
+            and scope["method"] not in _SAFE
+            and not (path == "/health" or origin_is_own(headers, scope["scheme"]))
+        ):
             await _turn_away(
                 403, AgentError("a page of another site, or none, sent this; it is refused"), scope, receive, send
             )
@@ -148,7 +170,7 @@ class Guard:
                 started = True
                 message = {
                     **message,
-                    "headers": [*message.get("headers", ()), *_added(message, closed=visitor is None)],
+                    "headers": [*message.get("headers", ()), *_added(message, closed=visitor is None, local=local)],
                 }
             await send(message)
 
@@ -160,18 +182,44 @@ class Guard:
             if not started:
                 await failure(500, unexpected(error))(scope, receive, send)
 
+    def _misdirected(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
+        """Why a request is not for this agent, or came by no way that it has; None where it may come in.
+
+        What a trusted proxy passes on is from here on as if it had come by HTTPS from whom the proxy names.
+        """
+        name, by = _name_of_host(headers), _OF_PROXIES & headers.keys()
+        if scope["scheme"] == "https":
+            return None if name in self._elsewhere.hosts else f"labref answers only to its own names, {_AS_SET}"
+        if name in _LOCAL:
+            if not by:
+                return None
+            # the proxy's own computer would be taken for its users', who would get what is for this computer alone
+            return f"a proxy that passes on to labref has to leave the Host as it is, {_AS_SET}"
+        if not self._elsewhere.proxy or name not in self._elsewhere.hosts:
+            return "labref answers only to requests for 127.0.0.1 or localhost"
+        if headers.get(b"x-forwarded-proto", b"").lower() != b"https":
+            return f"under this name labref answers only what a proxy got by HTTPS (X-Forwarded-Proto), {_AS_SET}"
+        scope["scheme"] = "https"
+        client = headers.get(b"x-forwarded-for", b"").decode("latin-1").rpartition(",")[2].strip()
+        scope["client"] = (client[:60] or "proxy", 0)
+        return None
+
 
 def _name_of_host(headers: Mapping[bytes, bytes]) -> str:
     host = headers.get(b"host", b"").decode("latin-1").lower()
-    return host.rsplit(":", 1)[0]
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:]*)(:[0-9]+)?", host)
+    return "" if found is None else found[1]
 
 
-def _added(message: Message, *, closed: bool) -> list[tuple[bytes, bytes]]:
-    """Headers that the guard adds to an answer. closed : its connection ends, as a stranger's does."""
+def _added(message: Message, *, closed: bool, local: bool) -> list[tuple[bytes, bytes]]:
+    """Headers that the guard adds to an answer. closed : its connection ends, as a stranger's does.  local : it is not
+    by HTTPS."""
     given = {name.lower() for name, _ in message.get("headers", ())}
     added = [header for header in _HEADERS if header[0] not in given]
     if b"cache-control" not in given:
         added.append(_UNCACHED)
+    if not local:
+        added.append(_HTTPS_ONLY)
     if closed or message["status"] == 413:
         added.append(_CLOSE)
     return added
