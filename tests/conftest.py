@@ -46,6 +46,7 @@ SLOW = {
     "test_browser_review",
     "test_pages_cell",
     "test_pages_review",
+    "test_pages_hostile",
     "test_pages_slides",
     "test_pages_map",
     "test_references",
@@ -67,6 +68,7 @@ SLOW = {
     "test_training_optics",
     "test_upkeep_ledger",
     "test_upkeep_store",
+    "test_web_elsewhere",
     "test_what_it_says",
 }
 """Files whose tests train networks, measure, or start and kill agents and commands: each takes a minute or more."""

@@ -42,6 +42,7 @@ from starlette.responses import RedirectResponse, Response
 from labref import __version__
 from labref.errors import LabrefError
 from labref.lab.pictures import Pictures
+from labref.printing import printable
 from labref.progress import Row
 from labref.roles import Role
 from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
@@ -65,6 +66,8 @@ NAVIGATION: Final[Sequence[tuple[str, str, str]]] = (
 
 _IMPORT: Final = re.compile(rb"""(^import [^;]*?["'])\./([\w./-]+\.js)(["'])""", re.MULTILINE)
 """What a script imports from beside it."""
+_UNUSUAL: Final = re.compile(r"[^ -~\u00a1-\u00ac\u00ae-\u024f]")
+"""All but Latin letters and signs, which `printable` leaves as they are: it is slow, and pages are long."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Visit:
                 **values,
             )
         )
-        return Response(content, status, media_type="text/html; charset=utf-8")
+        return Response(_shown(content), status, media_type="text/html; charset=utf-8")
 
     def go(self, address: str) -> Response:
         """Send the browser to another page of this agent."""
@@ -203,6 +206,12 @@ def _answered(of: _Page, visit: Visit) -> Response:
         return of.function(visit, **visit.request.path_params)
     except LabrefError as error:
         return visit.show("problem.html", status=getattr(error, "status", 400), problem=str(error))
+
+
+def _shown(content: str) -> str:
+    """A page whose names cannot hide or turn round what stands beside them; see `labref.printing`. Each line of it
+    stays a line."""
+    return "\n".join(printable(line) if _UNUSUAL.search(line) else line for line in content.split("\n"))
 
 
 def _file(name: str, data: bytes) -> Callable[[Request], Any]:
