@@ -106,7 +106,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("duplicates.reject", cell=pair, who="A")
     run("duplicates.history", cell=pair)
     run("duplicates.undo", cell=pair, who="A")
-    run("duplicates.overlay", cell=pair, of=next(row for row in pairs if row["kind"] == "pair")["duplicate_of"])
+    run("duplicates.overlay", cell=pair, other=next(row for row in pairs if row["kind"] == "pair")["duplicate_of"])
     run("duplicates.find")
     cell = next(row for row in ledger if row["outcome"] == "stored")
     run("label.set", cell=cell["cell_id"], label=LABELS[3], who="A")

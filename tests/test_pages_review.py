@@ -124,16 +124,16 @@ def test_a_pair_is_shown_large_decided_and_taken_back(lab: Lab, reviewer: Browse
 
 def test_a_picture_is_laid_on_the_other_as_it_was_turned(lab: Lab) -> None:
     for pair in ask(lab, "duplicates.list", verdict="possible_duplicate"):
-        (laid,) = ask(lab, "duplicates.overlay", cell=pair["cell_id"], of=pair["duplicate_of"])
+        (laid,) = ask(lab, "duplicates.overlay", cell=pair["cell_id"], other=pair["duplicate_of"])
         again = pair["cell"]["path"].endswith("_again.jpg")
         assert laid["score"] > 0.9
         assert laid["turn"] == pytest.approx(TURNED if again else -TURNED, abs=0.6)
         assert math.hypot(laid["rows"], laid["columns"]) < 8  # both pieces lie around the cell
     cells = list(ledger(lab).values())
-    (laid,) = ask(lab, "duplicates.overlay", cell=cells[0]["cell_id"], of=cells[-1]["cell_id"])
+    (laid,) = ask(lab, "duplicates.overlay", cell=cells[0]["cell_id"], other=cells[-1]["cell_id"])
     assert laid["score"] is None or laid["score"] > 0.9 or (laid["rows"], laid["columns"], laid["turn"]) == (0, 0, 0)
     with pytest.raises(LabrefError, match="no cell"):
-        ask(lab, "duplicates.overlay", cell="0" * 16, of=cells[0]["cell_id"])
+        ask(lab, "duplicates.overlay", cell="0" * 16, other=cells[0]["cell_id"])
 
 
 @pytest.mark.parametrize("queue", ["suspects", "doubtful"])

@@ -196,12 +196,12 @@ def undo(context: Context, *, cell: _Cell, who: Who = None) -> Iterator[Row]:
 
 @operation("duplicates.overlay", Overlay, single=True, role=Role.VIEW)
 def overlay(
-    context: Context, *, cell: _Cell, of: Annotated[Text, Field(description="The cell that it is laid on.")]
+    context: Context, *, cell: _Cell, other: Annotated[Text, Field(description="The cell that it is laid on.")]
 ) -> Iterator[Row]:
     """Say how the picture of a cell has to be moved to lie on that of another. Where the two are not alike, cell lies
     on cell."""
     store = context.store
-    ids = [id_of_cell(store, of), id_of_cell(store, cell)]
+    ids = [id_of_cell(store, other), id_of_cell(store, cell)]
     cells = store.cells(ids)
     for cell_id in ids:
         if cell_id not in cells:

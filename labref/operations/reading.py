@@ -359,8 +359,9 @@ def undo(context: Context, *, reading: _Number, who: Who = None) -> Iterator[Row
 
 @operation("reading.report", ReadingAccuracy, ReadingDifference, ReadingAgreement, role=Role.REVIEW)
 def report(context: Context, *, reading: _Number) -> Iterator[Row]:
-    """Say how well the readers of cells did: accuracy and time of each in each arm, what an arm changes, and how well
-    they agree; each figure with its 95 % interval."""
+    """Say how well the readers of cells did, with a 95 % interval of each figure.
+
+    There is accuracy and time of each reader in each arm, what an arm changes, and how well readers agree."""
     found = _reading(context, reading)
     if found.kind != "classes":
         raise LabrefError("this reading is of triplets; `reading.triplets` gives what was chosen.")

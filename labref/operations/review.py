@@ -130,8 +130,9 @@ def cells(
     ] = None,
     below: _Below = DOUBTFUL_BELOW,
 ) -> Iterator[Row]:
-    """List the first cells of a queue, each with its neighbours: what is most surprising, least probable or least like
-    all others comes first."""
+    """List the first cells of a queue, each with its neighbours.
+
+    What is most surprising, least probable or least like all others comes first."""
     bundle, out = context.lab.bundle(context.store), set(leave_out or ())
     if queue == "suspects":
         rows = [row for row in _suspects(context) if row["cell_id"] not in out][:limit]

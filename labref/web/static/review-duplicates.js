@@ -23,7 +23,7 @@ const address = (cell) => `/cell/${cell}/picture?view=${view}`;
 const overlayOf = (pair) => {
   if (!overlays.has(pair.cell_id)) {
     const none = { score: null, rows: 0, columns: 0, turn: 0 };
-    const asked = ask("duplicates.overlay", { cell: pair.cell_id, of: pair.duplicate_of });
+    const asked = ask("duplicates.overlay", { cell: pair.cell_id, other: pair.duplicate_of });
     overlays.set(pair.cell_id, asked.then(([row]) => row).catch(() => none));
   }
   return overlays.get(pair.cell_id);
