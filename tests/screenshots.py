@@ -9,6 +9,8 @@ readings. It needs Chromium.
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 import re
 import secrets
 import shutil
@@ -98,6 +100,8 @@ def addresses(lab: Lab) -> dict[str, str]:
     cell = next(row["cell_id"] for row in shown if "cell_id" in row)
     ways = {"cell_id": cell, "key": slides[0], "number": "1", "side:int": "10"}
     ways |= {"row:int": "2", "column:int": "3", "last_row:int": "3", "last_column:int": "5"}
+    for module in pkgutil.iter_modules(pages.__path__):
+        importlib.import_module(f"{pages.__name__}.{module.name}")
     found: dict[str, str] = {}
     for one in pages._PAGES:
         if "GET" not in one.methods or any(re.fullmatch(pattern, one.path) for pattern in NOT_SEEN):
@@ -114,6 +118,7 @@ def addresses(lab: Lab) -> dict[str, str]:
             found["reading-triplets"] = "/reading/2"
         name = "-".join(part for part in one.path.split("/") if part and "{" not in part) or "live"
         found[f"{name}-one" if name in found else name] = address
+    assert len(found) > 10, found
     return found
 
 
