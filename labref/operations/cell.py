@@ -99,8 +99,10 @@ def show(
     ] = "latent",
     any_optics: Annotated[bool, Field(description="Take references from every analyser of the lab.")] = False,
 ) -> Iterator[Row]:
-    """Show a stored cell among the cells that look most like it: the answer of `query` for its bytes, made of what is
-    stored, and what the lab knows of it."""
+    """Show a stored cell among the cells that look most like it, and what the lab knows of it.
+
+    The answer is that of `query` for its bytes, made of what is stored.
+    """
     cell_id = cell_named(context, cell)
     found = context.store.cell(cell_id)
     if found is None:  # removed in this moment

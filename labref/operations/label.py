@@ -310,8 +310,10 @@ def imports(
 
 @operation("label.history", LabelHistory, role=Role.VIEW)
 def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterator[Row]:
-    """Say how a cell came to its label: what it was stored as, each change and confirmation since, and what its files
-    and bundles say."""
+    """Say how a cell came to its label.
+
+    That is what it was stored as, each change and confirmation since, and what its files and bundles say.
+    """
     cell_id = cell_named(context, cell, folder=folder)
     found = context.store.cell(cell_id)
     assert found is not None
