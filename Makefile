@@ -15,7 +15,7 @@ test: $(VENV)/.test web
 
 # other people's scripts for the pages, where Node is there to get them; without them the map is one picture
 web: $(VENV)/bin/python
-	@$(BIN)/python labref/web/build_backend.py
+	@$(BIN)/python labref/web/scripts/build_backend.py
 
 # without what trains networks, measures or kills: for the work in between
 test-fast: $(VENV)/.test

