@@ -262,6 +262,9 @@ def test_the_scripts_of_others_are_pinned_without_addresses_and_small() -> None:
         locked = lock["packages"][f"node_modules/{name}"]
         assert locked["version"] == version and locked["integrity"].startswith("sha512-")
     assert "resolved" not in json.dumps(lock)
+    # on the path of every build, where another file would hide a module of Python's
+    there = {path.name for path in (WEB / "scripts").iterdir() if path.name != "__pycache__"}
+    assert there == {"build_backend.py", "package.json", "package-lock.json"}
     files = list((WEB / "static" / "vendor").glob("*.js"))
     if not files:
         pytest.skip("the scripts are not there: `make web` gets them")

@@ -6,8 +6,8 @@ building. Without either, or without a network, the wheel is built all the same:
 
     python labref/web/scripts/build_backend.py    puts them into this checkout; `make web` does that
 
-Imports nothing of labref: it runs before labref is installed. Nothing else may lie in its folder, which is on the path of
-the build: a folder `locale` there once hid Python's own module.
+Imports nothing of labref: it runs before labref is installed. Nothing else may lie in its folder, which is on the path
+of the build: a folder `locale` there once hid Python's own module.
 """
 
 from __future__ import annotations
