@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from tests.pages import Browser, let_in
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, drawn_cells: Path, starter: Bundle) -> Iterator[Lab]:
-    lab = make_lab(tmp_path_factory.mktemp("lab") / "lab", drawn_cells, starter)
+    export = tmp_path_factory.mktemp("export") / "export"
+    shutil.copytree(drawn_cells, export)  # other tests read the drawn cells too
+    lab = make_lab(tmp_path_factory.mktemp("lab") / "lab", export, starter)
     once(lab)
     with running_agent(lab):
         yield lab
