@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from training.data.images import list_images
 from training.measure.latents import Latents, embed_latents
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser as Chromium
 
 # networks in tests take a few steps: XLA would compile for longer than it saves
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -109,6 +113,15 @@ def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The starter bundle, installed."""
     return install(starter_bundle(), tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    """A headless Chromium."""
+    from tests.browser import chromium
+
+    with chromium() as launched:
+        yield launched
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from labref.bundles.bundle import Bundle
 from labref.lab import Lab
-from tests.browser import chromium, open_page
+from tests.browser import open_page
 from tests.labs import make_lab, once, running_agent
 
 
@@ -29,12 +29,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory, real_cells: Path, starter: Bun
     once(lab)
     with running_agent(lab):
         yield lab
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with chromium() as launched:
-        yield launched
 
 
 def test_a_link_signs_in_and_keys_lead_everywhere(lab: Lab, browser: Chromium) -> None:

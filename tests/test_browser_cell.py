@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from labref.bundles.bundle import Bundle
 from labref.lab import Lab
 from labref.web.desk import run
-from tests.browser import chromium, open_page
+from tests.browser import open_page
 from tests.labs import ledger, make_lab, once, running_agent
 
 CLASSES = ("monocyte", "neutrophil", "lymphocyte")
@@ -32,12 +32,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory, real_cells: Path, starter: Bun
     once(lab)
     with running_agent(lab):
         yield lab
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with chromium() as launched:
-        yield launched
 
 
 def of_class(lab: Lab, name: str) -> str:

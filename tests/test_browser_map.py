@@ -13,7 +13,7 @@ from labref.bundles.bundle import Bundle
 from labref.lab import Lab
 from labref.web.desk import run
 from labref.web.pages import has_static
-from tests.browser import chromium, open_page
+from tests.browser import open_page
 from tests.labs import running_agent
 from tests.maps import lab_with_map
 
@@ -27,12 +27,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Iterator[L
     lab = lab_with_map(tmp_path_factory.mktemp("map"), starter)
     with running_agent(lab):
         yield lab
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with chromium() as launched:
-        yield launched
 
 
 def opened(page: Page, address: str = "/map") -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from labref.bundles.bundle import Bundle
 from labref.lab import Lab
 from labref.web.desk import Desk, run
-from tests.browser import chromium, open_page
+from tests.browser import open_page
 from tests.labs import make_lab, once, running_agent
 
 
@@ -42,12 +42,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory, real_cells: Path, starter: Bun
             list(desk.run("reading.start", title=title, kind=kind, n=16, sources=["reviewed", "analyser"]))
     with running_agent(lab):
         yield lab
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with chromium() as launched:
-        yield launched
 
 
 def reading(lab: Lab, title: str) -> int:

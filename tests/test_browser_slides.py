@@ -17,7 +17,7 @@ from labref.bundles.bundle import Bundle
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from labref.lab import Lab
 from labref.web.desk import run
-from tests.browser import chromium, open_page
+from tests.browser import open_page
 from tests.labs import make_lab, once, running_agent
 
 CELLS = 100
@@ -45,12 +45,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Iterator[L
     once(lab)
     with running_agent(lab):
         yield lab
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chromium]:
-    with chromium() as launched:
-        yield launched
 
 
 def test_a_slide_of_a_hundred_cells_is_reviewed_by_keyboard_with_few_keys(lab: Lab, browser: Chromium) -> None:
