@@ -36,7 +36,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from labref.bundles.bundle import Bundle
-from labref.cells.image import decode, require_content
+from labref.cells.image import decode, reduced, require_content
 from labref.errors import UnreadableImageError
 from labref.web.desk import ask
 from tests.labs import ledger, make_lab, once
@@ -478,7 +478,7 @@ NOISE = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
 def test_a_picture_of_one_colour_or_of_noise_holds_nothing(pixels: np.ndarray, reason: str) -> None:
     for data in (encoded(Image.fromarray(pixels), "PNG"), encoded(Image.fromarray(pixels), "JPEG", quality=90)):
         with pytest.raises(UnreadableImageError, match=f"holds nothing: the picture is .*({reason})"):
-            require_content(decode(data))
+            require_content(reduced(decode(data)))
 
 
 ACROSS = np.linspace(0.0, 1.0, 300)
@@ -498,14 +498,14 @@ def test_a_brightness_that_changes_evenly_is_no_cell(kind: str) -> None:
     for pixels in (np.dstack([grey] * 3), np.dstack([grey, grey // 2, 255 - grey // 4])):
         for turned in (pixels, pixels.swapaxes(0, 1)):
             with pytest.raises(UnreadableImageError, match="changes evenly"):
-                require_content(np.ascontiguousarray(turned))
+                require_content(reduced(np.ascontiguousarray(turned)))
 
 
 def test_a_small_cell_in_a_large_empty_field_is_something() -> None:
     rows, columns = np.mgrid[:1200, :1200]
     for ground in (240, 150 + columns // 20):
         grey = np.where(np.hypot(rows - 600, columns - 700) < 30, 90, ground).astype(np.uint8)
-        require_content(np.dstack([grey] * 3))
+        require_content(reduced(np.dstack([grey] * 3)))
 
 
 def test_no_real_and_no_drawn_cell_is_refused_as_nothing(real_cells: Path, drawn_cells: Path) -> None:
@@ -513,7 +513,7 @@ def test_no_real_and_no_drawn_cell_is_refused_as_nothing(real_cells: Path, drawn
     drawn = sorted(drawn_cells.rglob("*.jpg"))
     assert len(every) > 100 and len(drawn) > 20
     for path in [*every, *drawn]:
-        require_content(decode(path.read_bytes()))
+        require_content(reduced(decode(path.read_bytes())))
 
 
 def test_a_lab_rejects_what_holds_nothing_and_a_question_is_told(

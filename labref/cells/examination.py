@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.cells.display import RENDERERS
-from labref.cells.image import U8, CellImage, decode, prepare, prepare_pixels, require_content
+from labref.cells.image import U8, CellImage, decode, prepare, prepare_pixels, reduced, require_content
 from labref.cells.optics import measure
 from labref.cells.registration import View, view
 from labref.cells.sameness import marks, searched_by, seen, unframed
@@ -50,16 +50,18 @@ class Searched:
 
 def _examine(data: bytes, max_pixels: int) -> Examined:
     pixels = decode(data, max_pixels)
-    require_content(pixels)
-    cell = prepare_pixels(pixels)
+    small = reduced(pixels)
+    require_content(small)
+    cell = prepare_pixels(pixels, small)
     fingerprints, landmarks = marks(pixels, cell)
     return Examined(cell.crop, cell.size, fingerprints, landmarks, measure(cell))
 
 
 def _search(data: bytes, max_pixels: int) -> Searched:
     pixels = decode(data, max_pixels)
-    require_content(pixels)
-    cell = prepare_pixels(pixels)
+    small = reduced(pixels)
+    require_content(small)
+    cell = prepare_pixels(pixels, small)
     inner, bare = unframed(pixels, cell)
     return Searched(cell, *searched_by(inner, bare), view(bare))
 
