@@ -168,7 +168,7 @@ def test_blocks_are_sound_while_the_store_is_written(tmp_path: Path) -> None:
         writer = threading.Thread(target=write)
         writer.start()
         found = []
-        while not done.is_set():
+        while not done.wait(0.02):  # without a pause, the writer would hardly have its turn
             found.append(store.blocks())
         writer.join()
         found.append(store.blocks())
