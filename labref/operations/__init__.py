@@ -8,9 +8,10 @@ back; it does not know who did the work. An operation `group.verb` is a function
     @operation("label.set", LabelSet, role=Role.REVIEW)
     def set_label(context: Context, *, cell: Annotated[Text, Field(description="...")]) -> Iterator[Row]: ...
 
-Its keyword parameters, with their types, descriptions and defaults, are its request; the models named with it are the
-rows of its answer; its docstring is its description. The HTTP routes, their OpenAPI document and the rows that `--json`
-prints all come from here.
+Its keyword parameters, with their types, descriptions and defaults, are its request; the fields of a parameter that is
+itself a `Request`, which several operations can share, stand in the request beside the others. The models named with it
+are the rows of its answer; its docstring is its description. The HTTP routes, their OpenAPI document and the rows that
+`--json` prints all come from here.
 
 Rows are yielded as they come. An operation that takes long yields `progress(done, total, text)` every few seconds, at
 least: a connection that is silent for two minutes counts as dead, and an operation whose asker has gone ends at its
@@ -84,18 +85,28 @@ class Operation:
         return inspect.getdoc(self.function) or ""
 
     @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return get_type_hints(self.function, include_extras=True)
+
+    @cached_property
+    def _shared(self) -> dict[str, type[Request]]:
+        """The parameters that are requests themselves."""
+        return {
+            name: hint for name, hint in self._hints.items() if isinstance(hint, type) and issubclass(hint, Request)
+        }
+
+    @cached_property
     def request(self) -> type[Request]:
         """Model of its parameters, made from the function's signature."""
-        hints = get_type_hints(self.function, include_extras=True)
         fields: dict[str, Any] = {
-            name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+            name: (self._hints[name], ... if parameter.default is parameter.empty else parameter.default)
             for name, parameter in inspect.signature(self.function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in self._shared
         }
         title = "".join(part.capitalize() for part in self.name.split(".")) + "Request"
         model: type[Request] = create_model(
             title,
-            __base__=Request,
+            __base__=tuple(self._shared.values()) or Request,
             __module__=self.function.__module__,
             __doc__=f"Parameters of `{self.name}`.",
             **fields,
@@ -108,7 +119,9 @@ class Operation:
             asked = self.request.model_validate(given)
         except ValidationError as error:
             raise LabrefError(explain(error.errors(include_url=False), self.request)) from None
-        return {name: getattr(asked, name) for name in self.request.model_fields}
+        shared = {field for model in self._shared.values() for field in model.model_fields}
+        own = {name: getattr(asked, name) for name in self.request.model_fields if name not in shared}
+        return own | dict.fromkeys(self._shared, asked)  # which is one of each
 
 
 _REGISTRY: dict[str, Operation] = {}

@@ -12,33 +12,30 @@ from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations import query as asked
 from labref.operations.label import LabelChange, changes_of
-from labref.operations.models import Answer, GivenLabel, Text
+from labref.operations.models import Answer, GivenLabel, StoredCell, Text
 from labref.operations.naming import NoCellError, cell_named, slide_key
 from labref.progress import Row
 from labref.roles import Role
+from labref.store import Cell
 from labref.tasks.context import Context
 from labref.times import utc
-from labref.words import LabelSource
 
-__all__ = ["CellReference", "CellShown", "OtherCapture", "ReferenceRecord"]
+__all__ = ["CellOfSlide", "CellReference", "CellShown", "OtherCapture", "ReferenceRecord"]
 
 
-class CellReference(asked.Reference):
-    """A stored cell that resembles this one."""
+class CellOfSlide(StoredCell):
+    """A stored cell, with the key of its slide."""
 
     slide_key: str | None = Field(description="What stands for its slide in addresses.")
 
 
-class OtherCapture(Answer):
+class CellReference(CellOfSlide, asked.Reference):
+    """A stored cell that resembles this one."""
+
+
+class OtherCapture(CellOfSlide):
     """Another picture of the same cell, or of what may be the same."""
 
-    cell_id: str = Field(description="The capture: 16 hexadecimal characters.")
-    label: str = Field(description="Its class.")
-    label_source: LabelSource = Field(description="Who gave the class.")
-    slide: str | None = Field(description="The slide it came from; it can name a patient.")
-    slide_key: str | None = Field(description="What stands for that slide in addresses.")
-    analyser: str | None = Field(description="The analyser it came from.")
-    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
     certain: bool = Field(description="False where nobody has decided yet whether it is the same cell.")
 
 
@@ -52,16 +49,9 @@ class ReferenceRecord(Answer):
     at: str = Field(description="When, ISO 8601, UTC.")
 
 
-class CellShown(Answer):
+class CellShown(CellOfSlide):
     """A stored cell, the cells that look most like it, and what they say of it."""
 
-    cell_id: str = Field(description="The cell: 16 hexadecimal characters.")
-    label: str = Field(description="Its class.")
-    label_source: LabelSource = Field(description="Who gave the class.")
-    slide: str | None = Field(description="The slide it came from; it can name a patient.")
-    slide_key: str | None = Field(description="What stands for that slide in addresses.")
-    analyser: str | None = Field(description="The analyser it came from.")
-    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
     stored_at: str = Field(description="When it was stored, ISO 8601, UTC.")
     path: str = Field(description="Its file in the export folder; it can name a patient.")
     width: int = Field(description="Width of its picture, pixels.")
@@ -118,13 +108,7 @@ def show(
         told = answer(context.lab, context.store, embedder, data, name=cell_id, k=k, by=by, any_optics=any_optics)
     keep = ("bundle", "predicted", "probabilities", "distribution", "novelty", "optics", "map")
     yield {
-        "cell_id": cell_id,
-        "label": found.label,
-        "label_source": str(found.label_source),
-        "slide": found.slide,
-        "slide_key": _key(context, found.slide),
-        "analyser": found.analyser,
-        "captured_at": None if found.captured_at is None else utc(found.captured_at),
+        **_of_slide(context, found),
         "stored_at": utc(found.added_at, timespec="seconds"),
         "path": found.path,
         "width": found.width,
@@ -146,6 +130,19 @@ def show(
     }
 
 
+def _of_slide(context: Context, cell: Cell) -> Row:
+    """A cell as `CellOfSlide`."""
+    return {
+        "cell_id": cell.cell_id,
+        "label": cell.label,
+        "label_source": str(cell.label_source),
+        "slide": cell.slide,
+        "slide_key": _key(context, cell.slide),
+        "analyser": cell.analyser,
+        "captured_at": None if cell.captured_at is None else utc(cell.captured_at),
+    }
+
+
 def _key(context: Context, slide: str | None) -> str | None:
     return None if slide is None else slide_key(context, slide)
 
@@ -157,15 +154,6 @@ def _captures(context: Context, cell_id: str, possible: str | None) -> list[Row]
     others = certain if possible is None or possible in certain else [*certain, possible]
     cells = store.cells(others)
     return [
-        {
-            "cell_id": one.cell_id,
-            "label": one.label,
-            "label_source": str(one.label_source),
-            "slide": one.slide,
-            "slide_key": _key(context, one.slide),
-            "analyser": one.analyser,
-            "captured_at": None if one.captured_at is None else utc(one.captured_at),
-            "certain": one.cell_id in certain,
-        }
+        _of_slide(context, one) | {"certain": one.cell_id in certain}
         for one in (cells[other] for other in others if other in cells)
     ]

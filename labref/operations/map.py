@@ -17,7 +17,7 @@ from labref.asking.survey import GIVEN, SOURCES, Chosen, Nodes, Survey, survey
 from labref.config import MapConfig
 from labref.errors import LabrefError
 from labref.operations import operation
-from labref.operations.models import Answer, JobEnded, JobRunning, Limit, Progress, Text
+from labref.operations.models import Answer, JobEnded, JobRunning, Limit, Progress, Request, Text
 from labref.operations.naming import cell_named, slide_keys
 from labref.operations.query import MapPlace
 from labref.progress import Row, progress
@@ -33,6 +33,7 @@ from labref.words import LabelSource
 
 __all__ = [
     "CellsOnMap",
+    "CellsWanted",
     "ClassOnMap",
     "ImageOnMap",
     "MapCellRow",
@@ -180,6 +181,36 @@ class ClassOnMap(Answer):
     mistaken_for: dict[str, int] = Field(description="The other classes, and how many cells lie among each.")
 
 
+class CellsWanted(Request):
+    """Which cells of the map count: those for which all that is given holds."""
+
+    classes: list[Text] | None = Field(None, max_length=1000, description="Only cells of these classes.")
+    slides: list[Text] | None = Field(
+        None, max_length=1000, description="Only cells of these slides, by their keys; see `map.facets`."
+    )
+    analysers: list[Text] | None = Field(None, max_length=1000, description="Only cells of these analysers.")
+    since: date | None = Field(None, description="Only pictures of this day or later, in the lab's time.")
+    until: date | None = Field(None, description="Only pictures of this day or earlier, in the lab's time.")
+    sources: list[LabelSource] | None = Field(None, description="Only cells whose class these gave.")
+    doubtful: bool = Field(False, description="Only cells whose label disagrees with the labels about them.")
+
+    def chosen(self, context: Context, found: Survey) -> Chosen:
+        """The same as the survey takes it, with names of slides and moments."""
+        of_keys = None
+        if self.slides is not None:
+            names = {key: name for name, key in slide_keys(context, found.slides).items()}
+            of_keys = frozenset(names[key] for key in self.slides if key in names)
+        return Chosen(
+            None if self.classes is None else frozenset(self.classes),
+            of_keys,
+            None if self.analysers is None else frozenset(self.analysers),
+            None if self.since is None else _begin(self.since),
+            None if self.until is None or self.until == date.max else _begin(self.until + timedelta(days=1)),
+            None if self.sources is None else frozenset(self.sources),
+            self.doubtful,
+        )
+
+
 class MapNodes(Answer):
     """The map, node by node: lists of one length, row by row. Of the cells that were asked for."""
 
@@ -254,16 +285,6 @@ _Sources = Annotated[
     Field(description="Whose labels count; by default those that a person or the analyser gave."),
 ]
 _Node = Annotated[int, Field(ge=0, le=1_000_000)]
-_Labels = Annotated[list[Text] | None, Field(max_length=1000, description="Only cells of these classes.")]
-_Slides = Annotated[
-    list[Text] | None,
-    Field(max_length=1000, description="Only cells of these slides, by their keys; see `map.facets`."),
-]
-_Analysers = Annotated[list[Text] | None, Field(max_length=1000, description="Only cells of these analysers.")]
-_Since = Annotated[date | None, Field(description="Only pictures of this day or later, in the lab's time.")]
-_Until = Annotated[date | None, Field(description="Only pictures of this day or earlier, in the lab's time.")]
-_FromSources = Annotated[list[LabelSource] | None, Field(description="Only cells whose class these gave.")]
-_Doubtful = Annotated[bool, Field(description="Only cells whose label disagrees with the labels about them.")]
 _MOST_SLIDES: Final = 500  # that are listed
 
 
@@ -426,23 +447,13 @@ def suspects(
 
 
 @operation("map.picture", MapNodes, single=True, role=Role.VIEW)
-def picture(
-    context: Context,
-    *,
-    classes: _Labels = None,
-    slides: _Slides = None,
-    analysers: _Analysers = None,
-    since: _Since = None,
-    until: _Until = None,
-    sources: _FromSources = None,
-    doubtful: _Doubtful = False,
-) -> Iterator[Row]:
+def picture(context: Context, *, wanted: CellsWanted) -> Iterator[Row]:
     """Say what lies on each node of the map in use, for pictures of it.
 
     It can be behind by some seconds while cells come in.
     """
     found = _survey(context)
-    chosen = _chosen(context, found, classes, slides, analysers, since, until, sources, doubtful)
+    chosen = wanted.chosen(context, found)
     kept = None if chosen == Chosen() else found.select(chosen)
     nodes: Nodes = found.everything if kept is None else found.by_node(kept)
     labels = found.label if kept is None else found.label[kept]
@@ -472,17 +483,11 @@ def picture(
 def region(
     context: Context,
     *,
+    wanted: CellsWanted,
     row: Annotated[_Node, Field(description="First row, from 0.")],
     column: Annotated[_Node, Field(description="First column, from 0.")],
     last_row: Annotated[_Node | None, Field(description="Last row; by default the first.")] = None,
     last_column: Annotated[_Node | None, Field(description="Last column; by default the first.")] = None,
-    classes: _Labels = None,
-    slides: _Slides = None,
-    analysers: _Analysers = None,
-    since: _Since = None,
-    until: _Until = None,
-    sources: _FromSources = None,
-    doubtful: _Doubtful = False,
     offset: Annotated[int, Field(ge=0, le=1_000_000_000, description="Leave out so many first cells.")] = 0,
     limit: Annotated[int, Field(ge=0, le=10_000, description="At most so many cells.")] = 100,
 ) -> Iterator[Row]:
@@ -499,7 +504,7 @@ def region(
         if not begin <= last < size:
             raise LabrefError(f"the map has no {what} {begin} to {last}; {what} go from 0 to {size - 1}")
     at = found.within(row, column, last_row, last_column)
-    chosen = _chosen(context, found, classes, slides, analysers, since, until, sources, doubtful)
+    chosen = wanted.chosen(context, found)
     if chosen != Chosen():
         at = at[found.select(chosen)[at]]
     counts = np.bincount(found.label[at], minlength=len(found.labels))
@@ -618,32 +623,6 @@ def _survey(context: Context) -> Survey:
     found = survey(context.store, bundle)
     assert found is not None  # `_active` raised
     return found
-
-
-def _chosen(
-    context: Context,
-    found: Survey,
-    classes: list[str] | None,
-    slides: list[str] | None,
-    analysers: list[str] | None,
-    since: date | None,
-    until: date | None,
-    sources: list[LabelSource] | None,
-    doubtful: bool,
-) -> Chosen:
-    of_keys = None
-    if slides is not None:
-        names = {key: name for name, key in slide_keys(context, found.slides).items()}
-        of_keys = frozenset(names[key] for key in slides if key in names)
-    return Chosen(
-        None if classes is None else frozenset(classes),
-        of_keys,
-        None if analysers is None else frozenset(analysers),
-        None if since is None else _begin(since),
-        None if until is None or until == date.max else _begin(until + timedelta(days=1)),
-        None if sources is None else frozenset(sources),
-        doubtful,
-    )
 
 
 def _begin(day: date) -> int:

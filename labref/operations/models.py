@@ -25,6 +25,7 @@ __all__ = [
     "Progress",
     "ProgressSaid",
     "Request",
+    "StoredCell",
     "Text",
     "Who",
 ]
@@ -101,6 +102,17 @@ class GivenLabel(Answer):
 
     label: str = Field(description="The class.")
     label_source: LabelSource = Field(description="Who gave it.")
+
+
+class StoredCell(Answer):
+    """A stored cell: which it is, what it is called, where it is from."""
+
+    cell_id: str = Field(description="The cell: 16 hexadecimal characters.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave the class.")
+    slide: str | None = Field(description="The slide it came from; it can name a patient.")
+    analyser: str | None = Field(description="The analyser it came from.")
+    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
 
 
 class JobRunning(Answer):

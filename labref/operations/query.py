@@ -9,11 +9,10 @@ from pydantic import Field
 
 from labref.asking.answer import MOST_REFERENCES, answer
 from labref.operations import operation
-from labref.operations.models import Answer, Text
+from labref.operations.models import Answer, StoredCell, Text
 from labref.progress import Row
 from labref.roles import Role
 from labref.tasks.context import Context
-from labref.words import LabelSource
 
 __all__ = [
     "CellFound",
@@ -45,16 +44,10 @@ class Prediction(Answer):
     probability: float = Field(description="Its probability, 0 to 1.")
 
 
-class Reference(Answer):
+class Reference(StoredCell):
     """A stored cell that resembles the image."""
 
-    cell_id: str = Field(description="The cell: 16 hexadecimal characters.")
-    label: str = Field(description="Its class.")
-    label_source: LabelSource = Field(description="Who gave the class.")
     distance: float = Field(description="Mean squared error between the latents of cell and image.")
-    slide: str | None = Field(description="The slide it came from; it can name a patient.")
-    analyser: str | None = Field(description="The analyser it came from.")
-    captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
     path: str = Field(description="Its file in the export folder; it can name a patient.")
     duplicate_of: str | None = Field(description="The earlier cell that it repeats.")
     captures: int = Field(description="How many captures of this physical cell the lab has, this one among them.")
