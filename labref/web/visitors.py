@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from http.cookies import CookieError, SimpleCookie
 from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 
 from labref.roles import Role
 
@@ -121,13 +120,9 @@ class Visitors:
 
 
 def session_token(headers: Mapping[bytes, bytes]) -> str | None:
-    """The session token in a request's cookies, or None."""
-    cookies: SimpleCookie = SimpleCookie()
-    try:
-        cookies.load(headers.get(b"cookie", b"").decode("latin-1"))
-    except CookieError:
-        return None
-    return cookies[COOKIE].value if COOKIE in cookies else None
+    """The session token in a request's cookies, or None. Another program's cookie may be malformed: a browser sends
+    all of this computer, whatever their port."""
+    return cookie_parser(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
 
 
 def origin_is_own(headers: Mapping[bytes, bytes], scheme: str) -> bool:

@@ -29,6 +29,7 @@ from datetime import datetime
 from functools import cache
 from importlib import resources
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 from babel import dates, numbers
 from fastapi import FastAPI
@@ -48,7 +49,7 @@ from labref.roles import Role
 from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
 from labref.web.visitors import Visitor, Visitors
 
-__all__ = ["NAVIGATION", "Visit", "add_pages", "has_static", "page"]
+__all__ = ["NAVIGATION", "Visit", "add_pages", "has_static", "page", "page_number", "whole_number"]
 
 Perform = Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
 
@@ -64,6 +65,8 @@ NAVIGATION: Final[Sequence[tuple[str, str, str]]] = (
 """Where the head of every page leads: address, text, and the key that goes there after `g`."""
 
 
+_MOST_DIGITS: Final = 18
+_MOST_FIELDS: Final = 50  # of a form
 _IMPORT: Final = re.compile(rb"""(^import [^;]*?["'])\./([\w./-]+\.js)(["'])""", re.MULTILINE)
 """What a script imports from beside it."""
 _UNUSUAL: Final = re.compile(r"[^ -~\u00a1-\u00ac\u00ae-\u024f]")
@@ -125,6 +128,13 @@ class Visit:
         """Parameters in the address."""
         return self.request.query_params
 
+    def form(self) -> dict[str, list[str]]:
+        """What a form sent: the values of each field, in their order. Raises `LabrefError` where it is no form."""
+        try:
+            return parse_qs(self.body.decode("utf-8", "replace"), max_num_fields=_MOST_FIELDS)
+        except ValueError:
+            raise LabrefError(f"a form of this labref has at most {_MOST_FIELDS} fields; load the page again") from None
+
     def ask(self, name: str, /, *, data: bytes | None = None, **parameters: Any) -> Iterator[Row]:
         """Rows of an operation but those of its progress. Raises `LabrefError` as it does."""
         for row in self._perform(name, parameters, data):
@@ -162,6 +172,18 @@ class Visit:
     def go(self, address: str) -> Response:
         """Send the browser to another page of this agent."""
         return RedirectResponse(address, 303)
+
+
+def whole_number(text: str | None, otherwise: int, *, most: int = 10**18) -> int:
+    """The whole number, 0 to `most`, that stands in an address or a form; `otherwise` for what is none."""
+    if not text or not text.isascii() or not text.isdecimal() or len(text) > _MOST_DIGITS:
+        return otherwise
+    return min(int(text), most)
+
+
+def page_number(text: str | None) -> int:
+    """The number of a page of a list, from 1, as it stands in an address or a form; 1 for what is none."""
+    return max(1, whole_number(text, 1, most=1_000_000))
 
 
 def add_pages(

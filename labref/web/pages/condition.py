@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from starlette.responses import Response
 
@@ -34,13 +33,11 @@ def users(visit: Visit) -> Response:
 
 @page("/users", methods=("POST",), role=Role.ADMIN)
 def change_users(visit: Visit) -> Response:
-    form = {
-        name: values[0] for name, values in parse_qs(visit.body.decode("utf-8", "replace"), max_num_fields=10).items()
-    }
+    form = {name: values[0] for name, values in visit.form().items()}
     name, what = form.get("name", "").strip(), form.get("what", "")
     try:
         if what == "add":
-            days = int(form["days"]) if form.get("days", "").isdecimal() else None
+            days = form.get("days", "").strip() or None
             return _users(visit, made=visit.one("user.add", name=name, role=form.get("role", "view"), days=days))
         if what == "renew":
             return _users(visit, made=visit.one("user.renew", name=name))

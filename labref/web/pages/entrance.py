@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.responses import Response
 
@@ -21,7 +21,7 @@ def sign_in(visit: Visit) -> Response:
 
 @page("/sign-in", methods=("POST",), role=None)
 def signed_in(visit: Visit) -> Response:
-    form = parse_qs(visit.body.decode("utf-8", "replace"), max_num_fields=10)
+    form = visit.form()
     code, address = form.get("code", [""])[0], _own(form.get("next", ["/"])[0])
     client = visit.request.client
     here = client.host if client is not None else ""
@@ -57,7 +57,7 @@ def sign_out(visit: Visit) -> Response:
 
 @page("/language", methods=("POST",))
 def language(visit: Visit) -> Response:
-    form = parse_qs(visit.body.decode("utf-8", "replace"), max_num_fields=10)
+    form = visit.form()
     response = visit.go(_own(form.get("next", ["/"])[0]))
     chosen = form.get("language", [""])[0]
     if chosen in LANGUAGES:

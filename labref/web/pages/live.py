@@ -7,14 +7,14 @@ from typing import Final
 from starlette.responses import Response
 
 from labref.progress import Row
-from labref.web.pages import Visit, page
+from labref.web.pages import Visit, page, whole_number
 
 _SHOWN: Final = 60
 
 
 @page("/")
 def live(visit: Visit) -> Response:
-    before = _number(visit.query.get("before"))
+    before = whole_number(visit.query.get("before"), 0) or None
     slides, cells = _slides(visit, before=before)
     return visit.show(
         "live.html",
@@ -29,7 +29,7 @@ def live(visit: Visit) -> Response:
 @page("/live/new")
 def new(visit: Visit) -> Response:
     """The cells after a number, as a piece of the page, which its script puts in."""
-    slides, cells = _slides(visit, after=_number(visit.query.get("after")) or 0)
+    slides, cells = _slides(visit, after=whole_number(visit.query.get("after"), 0))
     return visit.show(
         "live-new.html",
         slides=slides,
@@ -45,8 +45,3 @@ def _slides(visit: Visit, **asked: int | None) -> tuple[list[tuple[str | None, l
     for cell in cells:
         slides.setdefault(cell["slide"], []).append(cell)
     return list(slides.items()), cells
-
-
-def _number(text: str | None) -> int | None:
-    """The number of a cell in an address; None for what is none."""
-    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 19 and int(text) else None

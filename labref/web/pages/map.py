@@ -26,7 +26,7 @@ from starlette.responses import Response
 from labref.errors import LabrefError, UnreadableImageError
 from labref.pictures.colours import colour_of
 from labref.pictures.tiles import NODE, TILE, Kind, Terrain, draw_picture, draw_tile, levels, side_in_picture, size
-from labref.web.pages import Visit, page
+from labref.web.pages import Visit, page, page_number, whole_number
 
 _Value = TypeVar("_Value")
 _SOURCES: Final = ("reviewed", "analyser", "predicted")
@@ -346,10 +346,10 @@ def at(visit: Visit, side: int) -> Response:
 @page("/map/node")
 def go_to_node(visit: Visit) -> Response:
     """To the node that a form names."""
-    row, column = visit.query.get("row", ""), visit.query.get("column", "")
-    if not (row.isdecimal() and column.isdecimal()):
+    row, column = (whole_number(visit.query.get(name), -1) for name in ("row", "column"))
+    if min(row, column) < 0:
         raise LabrefError("a node has a row and a column, both whole numbers from 0")
-    return visit.go(f"/map/node/{int(row)}/{int(column)}")
+    return visit.go(f"/map/node/{row}/{column}")
 
 
 @page("/map/node/{row:int}/{column:int}")
@@ -367,8 +367,7 @@ def region(visit: Visit, row: int, column: int, last_row: int, last_column: int)
 def _region(visit: Visit, row: int, column: int, last_row: int, last_column: int) -> Response:
     """The cells there that the layer of the address asks for, some at a time; with `part`, only them."""
     layer = Layer.of_query(visit)
-    text = visit.query.get("page", "1")
-    number = max(1, int(text)) if text.isascii() and text.isdecimal() and len(text) < 8 else 1
+    number = page_number(visit.query.get("page"))
     places: dict[str, Any] = {"row": row, "column": column, "last_row": last_row, "last_column": last_column}
     asked = layer.parameters(visit)
     summary, *cells = visit.ask(

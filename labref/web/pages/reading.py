@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from starlette.responses import Response
 
@@ -22,7 +21,7 @@ def readings(visit: Visit) -> Response:
 
 @page("/reading", methods=("POST",), role=Role.REVIEW)
 def start(visit: Visit) -> Response:
-    form = parse_qs(visit.body.decode("utf-8", "replace"), max_num_fields=50)
+    form = visit.form()
 
     def first(name: str, default: str) -> str:
         return form.get(name, [default])[0].strip() or default
@@ -49,8 +48,8 @@ def _readings(visit: Visit, problem: str | None = None, status: int = 200) -> Re
     return visit.show("readings.html", readings=rows, problem=problem, status=status)
 
 
-@page("/reading/{number}")
-def read(visit: Visit, number: str) -> Response:
+@page("/reading/{number:int}")
+def read(visit: Visit, number: int) -> Response:
     (found,) = visit.ask("reading.next", reading=number, who=_who(visit))
     title = next(row for row in visit.ask("reading.list", who=_who(visit)) if row["reading"] == found["reading"])
     classes = list(visit.ask("classes.list")) if found["kind"] == "classes" else []
@@ -59,8 +58,8 @@ def read(visit: Visit, number: str) -> Response:
     return visit.show("reading.html", reading=title, next=found, classes=shown, styles=_styles(shown))
 
 
-@page("/reading/{number}/picture/{task}/{arm}/{part}")
-def picture(visit: Visit, number: str, task: str, arm: str, part: str) -> Response:
+@page("/reading/{number:int}/picture/{task:int}/{arm}/{part:int}")
+def picture(visit: Visit, number: int, task: int, arm: str, part: int) -> Response:
     cell = visit.one("reading.cell", reading=number, task=task, arm=arm, part=part)["cell_id"]
     made = visit.pictures.of_cell(cell, "cell")
     if made is None:
@@ -69,17 +68,17 @@ def picture(visit: Visit, number: str, task: str, arm: str, part: str) -> Respon
     return Response(made, media_type="image/jpeg", headers={"Cache-Control": f"private, max-age={_KEPT_SECONDS}"})
 
 
-@page("/reading/{number}/end", methods=("POST",), role=Role.REVIEW)
-def end(visit: Visit, number: str) -> Response:
-    again = "again" in parse_qs(visit.body.decode("utf-8", "replace"))
+@page("/reading/{number:int}/end", methods=("POST",), role=Role.REVIEW)
+def end(visit: Visit, number: int) -> Response:
+    again = "again" in visit.form()
     visit.one("reading.end", reading=number, again=again, who=_who(visit))
     return visit.go("/reading")
 
 
-@page("/reading/{number}/report", role=Role.REVIEW)
-def report(visit: Visit, number: str) -> Response:
+@page("/reading/{number:int}/report", role=Role.REVIEW)
+def report(visit: Visit, number: int) -> Response:
     rows = list(visit.ask("reading.report", reading=number))
-    title = next(row for row in visit.ask("reading.list") if row["reading"] == int(number))
+    title = next(row for row in visit.ask("reading.list") if row["reading"] == number)
     return visit.show(
         "reading-report.html",
         reading=title,
@@ -89,17 +88,17 @@ def report(visit: Visit, number: str) -> Response:
     )
 
 
-@page("/reading/{number}/set.json", role=Role.REVIEW)
-def triplets(visit: Visit, number: str) -> Response:
+@page("/reading/{number:int}/set.json", role=Role.REVIEW)
+def triplets(visit: Visit, number: int) -> Response:
     made = visit.one("reading.triplets", reading=number)
     text = json.dumps(made["set"], indent=0, ensure_ascii=False) + "\n"
-    return _file(text, "application/json", f"reading-{int(number)}-set.json")
+    return _file(text, "application/json", f"reading-{number}-set.json")
 
 
-@page("/reading/{number}/votes.csv", role=Role.REVIEW)
-def votes(visit: Visit, number: str) -> Response:
+@page("/reading/{number:int}/votes.csv", role=Role.REVIEW)
+def votes(visit: Visit, number: int) -> Response:
     made = visit.one("reading.triplets", reading=number)
-    return _file(made["votes"], "text/csv; charset=utf-8", f"reading-{int(number)}-votes.csv")
+    return _file(made["votes"], "text/csv; charset=utf-8", f"reading-{number}-votes.csv")
 
 
 def _file(text: str, kind: str, name: str) -> Response:

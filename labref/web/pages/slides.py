@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from starlette.responses import Response
 
 from labref.errors import LabrefError
 from labref.progress import Row
-from labref.web.pages import Visit, page
+from labref.web.pages import Visit, page, page_number
 
 _A_PAGE: Final = 50
 _CELLS_A_PAGE: Final = 1000
@@ -28,14 +27,14 @@ class _Shown:
 
 @page("/slides")
 def slides(visit: Visit) -> Response:
-    return _list(visit, "", _number(visit.query.get("page", "1")))
+    return _list(visit, "", page_number(visit.query.get("page")))
 
 
 @page("/slides", methods=("POST",))
 def found_slides(visit: Visit) -> Response:
     """What is searched for can name a patient, so it comes in the body, and stands in no address."""
-    form = parse_qs(visit.body.decode("utf-8", "replace"), max_num_fields=10)
-    return _list(visit, form.get("search", [""])[0][:200], _number(form.get("page", ["1"])[0]))
+    form = visit.form()
+    return _list(visit, form.get("search", [""])[0][:200], page_number(form.get("page", [""])[0]))
 
 
 @page("/slides/beside")
@@ -54,7 +53,7 @@ def beside(visit: Visit) -> Response:
 @page("/slide/{key}")
 def slide(visit: Visit, key: str) -> Response:
     order = "arrival" if visit.query.get("order") == "arrival" else "similarity"
-    number = _number(visit.query.get("page", "1"))
+    number = page_number(visit.query.get("page"))
     shown = _shown(visit, key, order=order, limit=_CELLS_A_PAGE, offset=(number - 1) * _CELLS_A_PAGE)
     classes = _classes(visit)
     there = {row["label"] for row in shown.classes}
@@ -109,8 +108,3 @@ def _shown(visit: Visit, key: str, **asked: Any) -> _Shown:
 def _classes(visit: Visit) -> dict[str, Row]:
     """The lab's classes by label."""
     return {row["label"]: row for row in visit.ask("classes.list")}
-
-
-def _number(text: str) -> int:
-    """The number of a page; what is none stands for the first."""
-    return max(1, min(int(text), 1_000_000)) if text.isascii() and text.isdecimal() and len(text) < 8 else 1
