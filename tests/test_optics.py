@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
+from labref.asking.analysers import Telling, by_optics, of_file
 from labref.asking.drift import overview
 from labref.asking.references import find
 from labref.bundles.bundle import Bundle, Manifest, NoveltyThreshold, manifest_bytes
@@ -168,6 +169,63 @@ def test_each_folder_has_its_analyser_and_its_cells_their_references(two: Lab) -
         app, ["query", str(image), "--any-optics", "-k", "20", "--json", "--lab", str(two.folder)]
     )
     assert json.loads(wide.stdout)["references"] == wider["references"]
+
+
+def test_a_file_that_is_not_stored_has_the_analyser_of_its_watched_folder(two: Lab, tmp_path: Path) -> None:
+    west, east = two.watched
+    asked = tmp_path / "asked.jpg"
+    Image.open(next(west.iterdir())).transpose(Image.Transpose.TRANSPOSE).rotate(33).save(asked)
+    with Desk.open(two) as desk:
+        answer = desk.ask(asked.read_bytes(), name="x", path=east / "monocyte" / "not there.jpg")
+    assert answer["optics"] == {"analyser": "DM96", "only": True, "how": "folder", "cells": 12}
+    (tmp_path / "link").symlink_to(east)
+    with two.open_store() as store:
+        told = {
+            path: of_file(two, store, ("monocyte",), str(path))
+            for path in (west / "x.jpg", tmp_path / "link" / "x.jpg", east.with_name("east-2") / "x.jpg", east, asked)
+        }
+    assert list(told.values()) == ["DC-1", "DM96", None, None, None]
+
+
+def test_a_recapture_has_the_analyser_of_the_cell_that_it_repeats_and_a_new_analyser_gets_all(
+    store: Store, bundle: Bundle
+) -> None:
+    cells = cells_of({"DC-1": 12, "DM96": 15})
+    store.record(cells, bundle=BUNDLE)
+    seen, optics = answer_optics(store, bundle, repeats=[cells[20].cell_id])
+    assert (seen, optics.analyser, optics.how) == ({"DM96"}, "DM96", "recapture")
+    seen, optics = answer_optics(store, bundle, repeats=[cells[20].cell_id], telling=Telling("DC-1"))
+    assert (seen, optics.how) == ({"DC-1"}, "folder")
+    seen, optics = answer_optics(store, bundle, telling=Telling("one that is new"))
+    assert (seen, optics.analyser, optics.only) == ({"DC-1", "DM96"}, "one that is new", False)
+
+
+def test_optics_tell_the_analyser_where_they_are_clearly_those_of_one(
+    tmp_path: Path, bundle: Bundle, pbc: NDArray[np.float32], real_cells: Path
+) -> None:
+    files = sorted((real_cells / "chula").rglob("*.jpg"))[::9][:56]
+    chula = np.stack([measure(prepare(file.read_bytes())) for file in files])
+    with new_store(tmp_path) as store:
+        for name, values in (("DM96", pbc[:120]), ("phone", chula[:52])):
+            cells = [new_cell(f"{name}{n}", analyser=name, measures=one) for n, one in enumerate(values)]
+            store.record(cells, bundle=BUNDLE)
+        told = [by_optics(store, one) for one in pbc[120:]]
+        assert told.count("DM96") >= 0.8 * len(told) and "phone" not in told
+        assert {by_optics(store, one) for one in chula[52:]} <= {"phone", None}
+        strange = pbc[120] + np.array([0, -90, -90, 0, 0, 0, 0], np.float32)
+        assert by_optics(store, strange) is None, "the optics of neither"
+        assert answer_optics(store, bundle, telling=Telling(measures=lambda: pbc[130]))[1].how == "optics"
+        store.record(cells_of({None: 1}), bundle=BUNDLE)
+        assert by_optics(store, pbc[120]) is None, "cells without a named analyser may have any optics"
+
+
+def test_two_analysers_of_the_same_optics_are_not_told_apart(tmp_path: Path, pbc: NDArray[np.float32]) -> None:
+    with new_store(tmp_path) as store:
+        for name, values in (("A", pbc[:60]), ("B", pbc[60:120])):
+            store.record(
+                [new_cell(f"{name}{n}", analyser=name, measures=v) for n, v in enumerate(values)], bundle=BUNDLE
+            )
+        assert [by_optics(store, one) for one in pbc[120:]].count(None) >= 58
 
 
 def test_the_agent_answers_in_one_optics_as_the_command_does(two: Lab) -> None:

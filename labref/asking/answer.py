@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 
 from labref import __version__
 from labref.asking import change, references
+from labref.asking.analysers import Telling, of_file
 from labref.asking.drift import overview
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.bundles.proof import open_proven
 from labref.cells.centring import whereabouts
 from labref.cells.hashes import digest
+from labref.cells.optics import measure
 from labref.cells.sameness import Thresholds
 from labref.errors import BundleError, LabrefError
 from labref.export.paths import path_to_text
@@ -55,13 +57,15 @@ def answer(
     by: str = "latent",
     analyser: str | None = None,
     any_optics: bool = False,
+    path: str | None = None,
 ) -> dict[str, Any]:
     """References for an image, as the JSON values that `labref.operations.query.QueryAnswer` describes.
 
     data : the bytes of the image's file.  name : what the answer calls the image.  k : number of references, 1 to 100.
     by : "latent" for the nearest in latent space, or "map" for the nearest on the lab's map, once there is a map.
-    analyser : the analyser that the image came from, or None where it is unknown; references come from the same
-    analyser.  any_optics : references come from all analysers.
+    analyser : the analyser that the image came from, or None where it is not told; references come from the same
+    analyser.  any_optics : references come from all analysers.  path : the image's file, absolute; where it lies in a
+    watched folder, that tells the analyser.
 
     In the answer, `cell` says where in the picture the cell was found: see `labref.cells.centring.whereabouts`.
     Raises `UnreadableImageError` where the bytes are no usable image, and `LabrefError` where the question cannot be
@@ -89,6 +93,9 @@ def answer(
         by=by,
         analyser=analyser,
         any_optics=any_optics,
+        telling=Telling(
+            None if path is None else of_file(lab, store, embedder.bundle.manifest.labels, path), lambda: measure(cell)
+        ),
         repeats=repeats,
         withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
     )
@@ -127,6 +134,7 @@ def answer_for_stored(
         k=k,
         by=by,
         any_optics=any_optics,
+        telling=Telling(measures=lambda: store.optics.of(cell.cell_id)),
         withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
     )
     return _told(bundle, probabilities, found)

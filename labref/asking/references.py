@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.asking.analysers import Optics, Telling, optics_of
 from labref.asking.places import Place, Spot, locate
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
@@ -103,22 +104,6 @@ class Novelty:
 
 
 @dataclass(frozen=True)
-class Optics:
-    """Which analyser's cells the references are taken from.
-
-    analyser : the query's analyser, None where it is unknown.  only : True where only cells of that analyser were
-    searched.  how : where the analyser is known from: "asked" (the question named it), "stored" (the query is in the
-    store), "single" (the lab has no other analyser), "unknown", or "any" (the question asked for all analysers).
-    cells : number of cells that were searched.
-    """
-
-    analyser: str | None
-    only: bool
-    how: str
-    cells: int
-
-
-@dataclass(frozen=True)
 class Found:
     """What a query gets.
 
@@ -145,6 +130,7 @@ def find(
     by: str = "latent",
     analyser: str | None = None,
     any_optics: bool = False,
+    telling: Telling | None = None,
     repeats: Sequence[str] = (),
     withheld: Collection[str] = (),
 ) -> Found:
@@ -157,8 +143,9 @@ def find(
     distribution and the novelty are always made of the cells nearest in latent space. The novelty counts the nearest
     captures, even where several show the same physical cell.
 
-    analyser : the query's analyser. Without it, the analyser of the stored cell is used where the query is in the
-    store, and the lab's only analyser where it has one alone.  any_optics : search the cells of all analysers.
+    analyser : the query's analyser, where the question names it; else it is found out where it can be
+    (`labref.asking.analysers`).  any_optics : search the cells of all analysers.  telling : what else tells the
+    analyser.
 
     repeats : ids of the stored cells that the query is a recapture of, the most alike first (`labref.cells.sameness`);
     empty where the query itself is stored.  withheld : ids of cells that are never references, such as possible
@@ -181,7 +168,8 @@ def find(
     duplicate_of = stored_id or (repeats[0] if repeats else None)
     barred = {*excluded, *withheld, *_rejected(store, excluded)}
 
-    optics = _optics(store, stored, analyser, any_optics)
+    repeated = store.cell(repeats[0]) if repeats else None
+    optics = optics_of(store, stored, repeated, analyser, any_optics, telling)
     only = optics.analyser if optics.only else None
     novelty = bundle.manifest.novelty
     wanted = max(k + _CANDIDATES, spread, novelty.k, BANDWIDTH_RANK)
@@ -289,29 +277,6 @@ def _by_map(store: Store, spot: Spot, k: int, barred: Collection[str], analyser:
         _stand_in([first, *_in_order(away[one] for one in group if one in away)], trust)
         for first, group in zip(firsts, better, strict=True)
     ]
-
-
-def _optics(store: Store, stored: Cell | None, analyser: str | None, any_optics: bool) -> Optics:
-    """Which analyser's cells the references of a query are taken from."""
-    cells = store.analysers()
-    total = sum(cells.values())
-    how = "unknown"
-    if analyser is not None:
-        if analyser not in cells:
-            names = ", ".join(sorted(name for name in cells if name is not None)) or "none with a name"
-            raise LabrefError(
-                f"no cell of this lab came from an analyser called {analyser!r}; there is {names}. Ask with --any-optics, or name one."
-            )
-        how = "asked"
-    elif stored is not None and stored.analyser is not None:
-        analyser, how = stored.analyser, "stored"
-    elif len(cells) == 1:
-        analyser, how = next(iter(cells)), "single"
-    if any_optics:
-        return Optics(analyser, False, "any", total)
-    if analyser is None:
-        return Optics(None, False, how, total)
-    return Optics(analyser, True, how, cells.get(analyser, 0))
 
 
 def weights(distances: Sequence[float], width: float) -> list[float]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
 from labref.words import MEASURES
 
-__all__ = ["DRIFT", "FROM_TRAINING", "LEAST_NOW", "LEAST_PAST", "measure", "shifts", "statistics"]
+__all__ = ["DRIFT", "FROM_TRAINING", "LEAST_NOW", "LEAST_PAST", "LEAST_SPREAD", "measure", "shifts", "statistics"]
 
 DRIFT: Final = 1.0
 """A warning is given where the median of today's cells is this many robust standard deviations off the lab's past."""
@@ -37,7 +37,7 @@ FROM_TRAINING: Final = 2.5
 LEAST_NOW: Final = 50
 LEAST_PAST: Final = 200
 """Drift is computed only with at least this many cells: LEAST_NOW of today, LEAST_PAST of the past."""
-_FLOOR: Final = np.array([4.0, 4.0, 4.0, 0.02, 0.01, 0.01, 0.01])
+LEAST_SPREAD: Final = np.array([4.0, 4.0, 4.0, 0.02, 0.01, 0.01, 0.01])
 """The least robust standard deviation of each measure: smaller differences are rounding."""
 _MIDDLE: Final = slice(CROP_SIZE // 4, CROP_SIZE - CROP_SIZE // 4)
 _DENSITY: Final = -np.log10(np.maximum(np.arange(256), 1) / BACKGROUND).astype(np.float32)
@@ -82,7 +82,7 @@ def shifts(now: NDArray[np.float32], past: NDArray[np.float32] | Mapping[str, An
     else:
         before = {name: (float(entry["median"]), float(entry["deviation"])) for name, entry in past["measures"].items()}
     return {
-        name: round(float((median[i] - before[name][0]) / max(before[name][1], _FLOOR[i])), 2)
+        name: round(float((median[i] - before[name][0]) / max(before[name][1], LEAST_SPREAD[i])), 2)
         for i, name in enumerate(MEASURES)
         if name in before
     }

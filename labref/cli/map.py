@@ -331,7 +331,7 @@ def _classify_images(lab: "Lab", images: Sequence[Path], json: bool) -> None:
     with Desk.open(lab) as desk:
         for image in images:
             try:
-                answer = desk.ask(image.read_bytes(), name=str(image), k=1, by="map")
+                answer = desk.ask(image.read_bytes(), name=str(image), k=1, by="map", path=image)
             except (OSError, LabrefError) as error:
                 what = error if isinstance(error, LabrefError) else f"cannot be read: {error.strerror or error}"
                 say(f"error: {image}: {what}", err=True)

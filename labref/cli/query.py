@@ -31,7 +31,8 @@ Examples:
   labref query *.jpg -k 16 --json > answers.jsonl  one JSON object a line
 
 References come from the query's own analyser: the one that --analyser names, else the one the cell came from where it
-is in the store, else the lab's only one; where it is not known, from all, and the answer says so. A cell that a person
+is in the store, else that of the watched folder the file lies in, of the stored cell it repeats, the lab's only one, or the
+one whose background, focus and colour it clearly has; where it is not known, from all, and the answer says so. A cell that a person
 reviewed is shown rather than one that is about as near (its distance at most 5 % smaller) and was not; a clearly nearer
 cell is never left out. A predicted label is marked with a question mark. A cell that was captured again (`labref duplicates`)
 is shown once and counts once among the hundred: its nearest capture, or a more trusted one that is about as near.
@@ -46,6 +47,13 @@ nodes; their distances are in latent space all the same.
 
 @query.QueryAnswer
 """
+
+
+_TOLD = {
+    "folder": ", by the watched folder",
+    "recapture": ", by the stored cell that it repeats",
+    "optics": ", by background, focus and colour",
+}
 
 
 class By(StrEnum):
@@ -123,7 +131,7 @@ def _answer(
         data = image.read_bytes()
     except OSError as error:
         raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the permissions.") from None
-    answer = desk.ask(data, name=str(image), k=k, by=by.value, analyser=analyser, any_optics=any_optics)
+    answer = desk.ask(data, name=str(image), k=k, by=by.value, analyser=analyser, any_optics=any_optics, path=image)
     if json:
         print_json(answer)
     else:
@@ -181,9 +189,14 @@ def _text(answer: Mapping[str, Any]) -> str:
             f"  no other cell came from {optics['analyser']}; --any-optics takes references from all analysers"
         )
     elif optics["only"] and optics["how"] != "single":
-        lines.append(f"  references from {optics['analyser']} alone ({optics['cells']} cells); --any-optics takes all")
+        told = _TOLD.get(optics["how"], "")
+        lines.append(
+            f"  references from {optics['analyser']} alone{told} ({optics['cells']} cells); --any-optics takes all"
+        )
+    elif optics["how"] == "folder":
+        lines.append(f"  no cell came from {optics['analyser']} yet: references from all analysers")
     elif optics["how"] == "unknown" and len({r["analyser"] for r in references}) > 1:
-        lines.append("  references from several analysers; --analyser NAME keeps to one")
+        lines.append("  the microscope is not known: references mix those of several; --analyser NAME keeps to one")
     named = [r["label"] + ("?" if r["label_source"] == "predicted" else "") for r in references]
     width = max(map(len, named), default=0)
     for rank, (r, label) in enumerate(zip(references, named, strict=True), 1):

@@ -76,9 +76,10 @@ class Optics(Answer):
 
     analyser: str | None = Field(description="The analyser of the image; null where it is not known.")
     only: bool = Field(description="Whether only cells from that analyser were looked at.")
-    how: Literal["asked", "stored", "single", "unknown", "any"] = Field(
-        description="How the analyser is known: the question named it, the image is stored, the lab has no other, it is "
-        "not known, or the question wanted references from any."
+    how: Literal["asked", "stored", "folder", "recapture", "single", "optics", "unknown", "any"] = Field(
+        description="How the analyser is known: the question named it, the image is stored, its file lies in a watched "
+        "folder that has one, it is another picture of a stored cell, the lab has no other, its optics tell, it is not "
+        "known, or the question wanted references from any."
     )
     cells: int = Field(description="How many cells there were to look at.")
 
@@ -140,6 +141,14 @@ def query(
         ),
     ] = None,
     any_optics: Annotated[bool, Field(description="Take references from every analyser of the lab.")] = False,
+    path: Annotated[
+        Text | None,
+        Field(
+            description="The image's file on the lab's computer, absolute: its watched folder tells the analyser. It is "
+            "not read.",
+            max_length=4096,
+        ),
+    ] = None,
 ) -> Iterator[Row]:
     """Find the stored cells that look most like an image, and the classes of the nearest hundred. The body is the
     image's file.
@@ -157,4 +166,5 @@ def query(
         by=by,
         analyser=analyser or None,
         any_optics=any_optics,
+        path=path or None,
     )

@@ -60,9 +60,12 @@ class Desk:
         by: str = "latent",
         analyser: str | None = None,
         any_optics: bool = False,
+        path: Path | None = None,
     ) -> Row:
-        """References for the image `data`, the bytes of its file: a `labref.operations.query.QueryAnswer`."""
+        """References for the image `data`, the bytes of its file: a `labref.operations.query.QueryAnswer`. path : that
+        file, whose watched folder tells the analyser."""
         asked = {"name": path_to_text(name), "k": k, "by": by, "analyser": analyser, "any_optics": any_optics}
+        asked |= {} if path is None else {"path": path_to_text(str(absolute(path)))}
         return next(self.run("query", data=data, **asked))
 
     def ledger_rows(

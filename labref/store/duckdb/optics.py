@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
-from labref.store.duckdb.rows import carried
+from labref.store.duckdb.rows import carried, look_up
 from labref.store.memory.books import CellBook, id_to_int
 from labref.store.text import from_column, from_nullable, to_nullable
 from labref.words import MEASURES
@@ -135,6 +135,12 @@ class OpticsMeasures:
             ).fetchall()
             write(connection, [(cell_id, analyser, at, n, measures[cell_id]) for cell_id, analyser, at, n in found])
             failpoint("optics.commit")
+
+    def of(self, cell_id: str) -> NDArray[np.float32] | None:
+        """Measures float32[7] of one cell; None where it has none."""
+        with self._reading() as cursor:
+            row = next(look_up(cursor, "measure", list(MEASURES), "cell_id", [cell_id]), None)
+        return None if row is None or None in row else np.array(row, np.float32)
 
     def latest(
         self, analyser: str | None, *, since: datetime, most: int
