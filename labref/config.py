@@ -12,16 +12,27 @@ import json
 import os
 import re
 import tomllib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import regex
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from labref.errors import ConfigError
 from labref.printing import printable, unprintable
+from labref.words import name_key
 
 __all__ = [
     "SYSTEM_NAMES",
@@ -76,8 +87,25 @@ SYSTEM_NAMES: Final = (
 LabelSourceName = Literal["reviewed", "analyser", "predicted"]
 
 
+def _no_empty_path(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty, which would be the lab's own folder; name a file or folder")
+    return value
+
+
+ConfiguredPath = Annotated[Path, BeforeValidator(_no_empty_path)]
+"""A path that is written out."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+            raise ValueError("should be a number")
+        return value
 
 
 class LayoutPattern(_Section):
@@ -98,10 +126,22 @@ class LayoutPattern(_Section):
             groups = regex.compile(value, regex.IGNORECASE | regex.DOTALL).groupindex
         except (regex.error, RecursionError) as error:
             raise ValueError(f"is no regular expression ({error})") from None
+        if re.search(r"(?<!\\)\(\?(R|[+-]?\d+|&\w+|P>\w+)\)", value):
+            raise ValueError("calls itself or one of its groups, which need never end; write out what is meant")
         unknown = sorted(set(groups) - _LAYOUT_GROUPS)
         if unknown:
             raise ValueError(f"names the group {unknown[0]!r}; only {', '.join(sorted(_LAYOUT_GROUPS))} are known")
         return value
+
+
+def _name(value: str, what: str) -> str:
+    """A name or label as it is used: in the form NFC, without spaces around it. Raises ValueError where it is none."""
+    name = unicodedata.normalize("NFC", value.strip())
+    if not name:
+        raise ValueError(f"holds {what} {value!r}, which is empty")
+    if unprintable(name) is not None:
+        raise ValueError(f"holds {what} {printable(name)!r}, with a character that cannot be shown")
+    return name
 
 
 class WatchConfig(_Section):
@@ -128,7 +168,7 @@ class WatchConfig(_Section):
     max_file_megabytes : a larger file is rejected unread.
     """
 
-    folders: tuple[Path, ...] = ()
+    folders: tuple[ConfiguredPath, ...] = ()
     polling: bool | Literal["auto"] = "auto"
     poll_seconds: float = Field(default=5.0, ge=0.2, le=3600)
     stable_seconds: float = Field(default=2.0, ge=0.0, le=600)
@@ -138,7 +178,7 @@ class WatchConfig(_Section):
     extensions: tuple[str, ...] = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff")
     system_names: tuple[str, ...] = SYSTEM_NAMES
     analyser: str | None = None
-    analysers: dict[Path, str] = Field(default_factory=dict)
+    analysers: dict[ConfiguredPath, str] = Field(default_factory=dict)
     layout: tuple[LayoutPattern, ...] = ()
     labels: dict[str, str] = Field(default_factory=dict)
     max_file_megabytes: float = Field(default=256.0, gt=0, le=4096)
@@ -151,13 +191,33 @@ class WatchConfig(_Section):
                 raise ValueError(f'holds {ending!r}; an ending is written with its dot, like ".jpg"')
         return tuple(ending.lower() for ending in value)
 
+    @field_validator("folders")
+    @classmethod
+    def _once(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("analyser")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        return None if value is None else _name(value, "a name")
+
+    @field_validator("analysers")
+    @classmethod
+    def _each_named(cls, value: dict[Path, str]) -> dict[Path, str]:
+        return {folder: _name(analyser, "the name") for folder, analyser in value.items()}
+
     @field_validator("labels")
     @classmethod
-    def _shown(cls, value: dict[str, str]) -> dict[str, str]:
-        for label in value.values():
-            if unprintable(label) is not None:
-                raise ValueError(f"holds the label {printable(label)!r}, with a character that cannot be shown")
-        return value
+    def _labels(cls, value: dict[str, str]) -> dict[str, str]:
+        labels = {folder: _name(label, "the label") for folder, label in value.items()}
+        meant: dict[str, str] = {}
+        for folder, label in labels.items():
+            if not folder.strip():
+                raise ValueError("names a folder without a name")
+            before = meant.setdefault(name_key(folder), folder)
+            if labels[before] != label:
+                raise ValueError(f"says two things of one folder name: {before!r} and {folder!r} count as the same")
+        return labels
 
     @field_validator("system_names")
     @classmethod
@@ -274,8 +334,8 @@ class WebConfig(_Section):
 
     address: str = "127.0.0.1"
     port: int = Field(default=8443, ge=1, le=65535)
-    certificate: Path | None = None
-    key: Path | None = None
+    certificate: ConfiguredPath | None = None
+    key: ConfiguredPath | None = None
     names: tuple[str, ...] = ()
     proxy: bool = False
     pictures_a_minute: int = Field(default=60, ge=1, le=10_000)
@@ -407,6 +467,10 @@ def load_config(file: Path) -> Config:
         raise ConfigError(f"{file} is not UTF-8 text; save it again as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not valid TOML: {error}{_hint(text, error)}") from None
+    except (RecursionError, ValueError):
+        raise ConfigError(
+            f"{file} is no configuration: it nests hundreds of brackets, or holds a number of thousands of digits"
+        ) from None
     _refuse_control_characters(values, str(file), file.parent)
     _refuse_unknown_variables()
     try:
@@ -481,9 +545,11 @@ def _explain(error: ValidationError, values: dict[str, Any], file: Path) -> str:
         path.pop()
     key = ".".join(path)
     where = f"{file}"
-    variable = _PREFIX + "__".join(part.upper() for part in path)
-    if any(name.upper() == variable for name in os.environ):
-        where = f"the variable {variable}"
+    # of an item of a list, the list is what a variable holds
+    variables = {_PREFIX + "__".join(part.upper() for part in path[:length]) for length in range(1, len(path) + 1)}
+    for name in os.environ:
+        if name.upper() in variables:
+            where = f"the variable {name.upper()}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])
         what = "section" if len(path) == 1 else "key"
@@ -616,8 +682,13 @@ def _rename_keys(table: Any, successors: Mapping[Path, Path]) -> list[tuple[str,
 def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str:
     """Text of a new lab's labref.toml that watches `folders`; all else stands there as a comment with its default.
 
-    Raises `ConfigError` where a folder's name cannot be written in a text file.
+    Raises `ConfigError` where a folder's name cannot be written in a text file, or the analyser's says nothing.
     """
+    if analyser is not None:
+        try:
+            analyser = _name(analyser, "the name")
+        except ValueError as error:
+            raise ConfigError(f"the analyser {error}; correct it") from None
     watched = []
     for folder in folders:
         try:
@@ -629,7 +700,7 @@ def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str
         watched.append(f"    {_toml_string(str(folder))},\n")
     watch = WatchConfig()
     agent = AgentConfig()
-    named = f"analyser = {_toml_string(analyser)}" if analyser else "# analyser = 'DC-1'"
+    named = f"analyser = {_toml_string(analyser)}" if analyser is not None else "# analyser = 'DC-1'"
     return (
         "# labref.toml: one lab. Restart the agent after a change. Every key: deploy/labref.example.toml, which comes with labref's source.\n\n"
         "[watch]\n"

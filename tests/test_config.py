@@ -87,6 +87,23 @@ def test_the_pages_are_served_elsewhere_safely(tmp_path: Path, text: str) -> Non
         ("[[watch.layout]]\nlabel_source = 'analyser'", ["watch.layout.0.pattern is missing"]),
         ('[watch]\nfolders = ["D:\\Export"]', ["not valid TOML", "single quotes"]),
         ("agent = 3", ["agent should be a section"]),
+        ("[watch]\nfolders = ['']", ["watch.folders.0", "empty", "the lab's own folder"]),
+        ("[watch]\nfolders = ['x', ' ']", ["watch.folders.1", "empty"]),
+        ("[watch.analysers]\n'' = 'A'", ["watch.analysers", "empty"]),
+        ("[watch]\nfolders = ['x']\nanalysers = { x = '' }", ["watch.analysers", "empty"]),
+        ("[watch]\nanalyser = ' '", ["watch.analyser", "empty"]),
+        ("[watch]\nanalyser = 'a\u202eb'", ["watch.analyser", "cannot be shown", r"\u202e"]),
+        ("[watch]\nlabels = { Segs = '' }", ["watch.labels", "empty"]),
+        ("[watch]\nlabels = { '' = 'neutrophil' }", ["watch.labels", "without a name"]),
+        ("[watch]\nlabels = { Segs = 'a', SEGS = 'b' }", ["watch.labels says two things", "'Segs' and 'SEGS'"]),
+        ("[web]\ncertificate = ''\nkey = ''", ["web.certificate", "empty"]),
+        ("[watch]\npoll_seconds = true", ["watch.poll_seconds should be a number", "got True"]),
+        ("[agent]\nbatch_size = true", ["agent.batch_size should be a number"]),
+        ("[[watch.layout]]\npattern = '(?R)'", ["calls itself", "write out what is meant"]),
+        ("[[watch.layout]]\npattern = '(?P<slide>(?&slide)x|y)'", ["calls itself"]),
+        ("[agent]\nport = " + "9" * 5000, ["thousands of digits"]),
+        ("x = " + "[" * 5000 + "]" * 5000, ["hundreds of brackets"]),
+        ("x = " + "{a = " * 3000 + "1" + "}" * 3000, ["hundreds of brackets"]),
     ],
 )
 def test_a_mistake_is_named_with_its_file_and_the_remedy(tmp_path: Path, text: str, said: list[str]) -> None:
@@ -96,6 +113,15 @@ def test_a_mistake_is_named_with_its_file_and_the_remedy(tmp_path: Path, text: s
     assert str(tmp_path / "labref.toml") in message
     for part in said:
         assert part in message
+
+
+def test_a_name_is_taken_without_space_around_it_in_one_form_and_a_folder_once(tmp_path: Path) -> None:
+    watch = load(
+        tmp_path,
+        "[watch]\nfolders = ['x', './x']\nanalyser = ' DC-1 '\nlabels = { Seg = ' e\u0301 ', seg = '\u00e9' }",
+    ).watch
+    assert (watch.folders, watch.analyser) == ((Path("x"),), "DC-1")
+    assert watch.labels == {"Seg": "\u00e9", "seg": "\u00e9"}
 
 
 def test_a_variable_overrides_the_file_and_leaves_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +140,8 @@ def test_a_variable_overrides_the_file_and_leaves_the_rest(tmp_path: Path, monke
         ("LABREF_AGNT__PORT", "1", "did you mean 'agent'"),
         ("LABREF_AGENT__PORT", "x", "LABREF_AGENT__PORT: agent.port should be a valid integer"),
         ("LABREF_WATCH__FOLDERS", "/mnt/a", "lists are written as JSON"),
+        ("LABREF_WATCH__FOLDERS", '[""]', "is empty"),
+        ("LABREF_AGENT__PORT", "9" * 5000, "LABREF_AGENT__PORT"),
     ],
 )
 def test_a_wrong_variable_is_named(
@@ -131,6 +159,12 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "labref.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="UTF-8"):
         load_config(tmp_path / "labref.toml")
+
+
+@pytest.mark.parametrize("analyser", ["", "  ", "a\x1b[31m"])
+def test_an_analyser_without_a_name_is_refused_by_init(analyser: str) -> None:
+    with pytest.raises(ConfigError, match=r"the analyser holds the name .*correct it"):
+        starting_config([Path("/mnt/export")], analyser)
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_with_the_remedy() -> None:

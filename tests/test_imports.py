@@ -29,7 +29,7 @@ ROOMS = {
     "cpus": "",
     "roles": "",
     "processes": "",
-    "config": "errors printing",
+    "config": "words errors printing",
     "cells": "words errors processes cpus",
     "bundles": "words errors failpoints printing cpus processes cells",
     "som": "errors failpoints processes bundles",

@@ -283,6 +283,54 @@ def test_no_command_meets_a_path_of_nobody_with_a_traceback(tmp_path: Path, lab:
         refused(*words, said=[nobody])
 
 
+@pytest.mark.parametrize("path", ["", " ", "~nobody-here/x.png"])
+def test_no_command_takes_an_empty_path_for_the_current_folder(
+    tmp_path: Path, lab: Lab, archive: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    at, cell = ["--lab", str(lab.folder)], str(lab.watched[0] / "0.jpg")
+    for words in [
+        ["init", path, "--watch", str(lab.watched[0])],
+        ["init", "new", f"--watch={path}"],
+        ["init", "new", "--watch", str(lab.watched[0]), f"--bundle={path}"],
+        ["status", f"--lab={path}"],
+        ["ledger", f"--path={path}", *at],
+        ["query", path, *at],
+        ["query", cell, f"--grid={path}", *at],
+        ["duplicates", f"--grid={path}", *at],
+        ["map", "show", f"--out={path}", *at],
+        ["map", "node", "0", "0", f"--grid={path}", *at],
+        ["map", "classify", path, *at],
+        ["store", "backup", path, *at],
+        ["store", "export", path, *at],
+        ["store", "restore", path, "new"],
+        ["store", "restore", str(archive), path],
+        ["store", "restore", str(archive), "new", f"--watch={path}"],
+        ["bundle", "install", path, *at],
+        ["label", "import", path, *at],
+        ["demo", f"--images={path}"],
+        ["demo", f"--keep={path}"],
+    ]:
+        refused(*words, said=["home folder" if path.strip() else f"{path!r} is no path"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "images", "logs"])
+def test_a_lab_that_would_watch_itself_is_refused(tmp_path: Path, lab: Lab, archive: Path, name: str) -> None:
+    new = tmp_path / "new"
+    new.mkdir()
+    told = "the lab's own folder and cannot be watched"
+    refused("store", "restore", archive, new, "--watch", new / name, said=[told])
+    assert not list(new.iterdir())
+    (new / name).mkdir(exist_ok=True)
+    if not name:
+        refused("init", new, "--watch", new, said=[told])
+    edited = tmp_path / "edited"
+    edited.mkdir()
+    (edited / "labref.toml").write_text(f"[watch]\nfolders = ['{name or '.'}']\n")
+    refused("status", "--lab", edited, said=[told])
+
+
 def test_a_folder_in_the_place_of_a_file_and_the_other_way_round_is_said(tmp_path: Path, lab: Lab) -> None:
     at = ["--lab", str(lab.folder)]
     folder, file = tmp_path / "folder", tmp_path / "file"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JsonOption",
     "LabOption",
+    "a_path",
     "here",
     "named",
     "perform",
@@ -30,10 +31,26 @@ __all__ = [
     "without_progress",
 ]
 
+
+def a_path(text: str) -> Path:
+    """A path as it stands on the command line, with `~` expanded. Raises `LabError` where it is empty, which would be
+    the current folder, or begins with the home folder of nobody."""
+    from labref.errors import LabError
+
+    if not text.strip():
+        raise LabError(f"{text!r} is no path: name a file or folder, or . for the current folder.")
+    if text.startswith("~"):
+        from labref.lab import absolute
+
+        return absolute(Path(text))
+    return Path(text)
+
+
 LabOption = Annotated[
     Path | None,
     typer.Option(
         "--lab",
+        parser=a_path,
         metavar="DIR",
         help="The lab's folder. Default: LABREF_LAB, else the nearest parent folder with a labref.toml.",
         show_default=False,

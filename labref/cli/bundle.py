@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json, say
+from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say
 from labref.printing import printable
 from labref.times import local
 
@@ -111,7 +111,7 @@ WaitOption = Annotated[bool, typer.Option("--wait", help="Stay until the agent h
 
 
 def install(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .labref file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(parser=a_path, metavar="FILE", help="A .labref file.", show_default=False)],
     lab: LabOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -127,7 +127,9 @@ def install(
 def verify(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="A .labref file; without, all installed.", show_default=False),
+        typer.Argument(
+            parser=a_path, metavar="[FILE]", help="A .labref file; without, all installed.", show_default=False
+        ),
     ] = None,
     lab: LabOption = None,
     json: JsonOption = False,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from labref.cli._shared import a_path
+
 __all__ = ["add_to"]
 
 _HELP = """Show labref at work: simulate an analyser, run a real agent on a new lab, ask for reference cells.
@@ -29,17 +31,17 @@ def demo(
         Path | None,
         typer.Option(
             "--images",
+            parser=a_path,
             metavar="DIR",
             help="Use a sample of the real images in DIR (flat, or one folder a class) instead of drawn ones.",
             show_default=False,
-            exists=True,
-            file_okay=False,
         ),
     ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(
             "--keep",
+            parser=a_path,
             metavar="DIR",
             help="Where to put the demo's export folder, lab and pictures. Default: a new temporary folder.",
             show_default=False,
@@ -57,6 +59,8 @@ def demo(
 ) -> None:
     from labref.demo.show import show
 
+    if images is not None and not images.is_dir():
+        raise typer.BadParameter(f"{images} is no folder", param_hint="--images")
     show(images=images, keep=keep, cells=cells, seed=seed, pages=open_)
 
 

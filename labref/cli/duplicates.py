@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, named, perform, print_json, say
+from labref.cli._shared import JsonOption, LabOption, a_path, named, perform, print_json, say
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -117,8 +117,8 @@ def duplicates(
         Path | None,
         typer.Option(
             "--grid",
+            parser=a_path,
             metavar="OUT.png",
-            dir_okay=False,
             help=f"Also draw the pairs side by side, the first {_MOST_DRAWN}.",
             show_default=False,
         ),

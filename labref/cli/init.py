@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from labref.cli._shared import JsonOption, print_json, program, quoted, say
+from labref.cli._shared import JsonOption, a_path, print_json, program, quoted, say
 
 __all__ = ["add_to"]
 
@@ -31,11 +31,14 @@ With --json, one object.
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The lab folder to make.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(parser=a_path, metavar="DIR", help="The lab folder to make.", show_default=False)
+    ],
     watch: Annotated[
         list[Path],
         typer.Option(
             "--watch",
+            parser=a_path,
             metavar="FOLDER",
             help="The analyser's export folder; give it once for each folder.",
             show_default=False,
@@ -45,6 +48,7 @@ def init(
         Path | None,
         typer.Option(
             "--bundle",
+            parser=a_path,
             metavar="FILE",
             help="A bundle file to install instead of the starter bundle.",
             show_default=False,

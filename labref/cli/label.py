@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, here, named, perform, print_json, say
+from labref.cli._shared import JsonOption, LabOption, a_path, here, named, perform, print_json, say
 from labref.errors import AgentError, LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -125,7 +125,7 @@ def set_(
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="The list.", show_default=False)],
+    file: Annotated[Path, typer.Argument(parser=a_path, metavar="FILE.csv", help="The list.", show_default=False)],
     lab: LabOption = None,
     who: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json
+from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -98,6 +98,8 @@ def ledger(
         _check(Lab.find(lab), quick=quick, repair=repair, digests=digests, latents=latents, json=json)
         return
     where, wanted = Lab.find(lab), outcome and outcome.value
+    if path is not None:
+        a_path(path)
     told = False
     for row in ledger_rows(where, outcome=wanted, path=path, limit=limit):
         told = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json, say
+from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -167,11 +167,11 @@ class What(StrEnum):
 
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", metavar="OUT.png", dir_okay=False, help="Where the picture goes.", show_default=False),
+    typer.Option("--out", parser=a_path, metavar="OUT.png", help="Where the picture goes.", show_default=False),
 ]
 GridOption = Annotated[
     Path | None,
-    typer.Option("--grid", metavar="OUT.png", dir_okay=False, help="Also draw the cells.", show_default=False),
+    typer.Option("--grid", parser=a_path, metavar="OUT.png", help="Also draw the cells.", show_default=False),
 ]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -309,7 +309,9 @@ def suspects(
 
 @app.command(help=_CLASSIFY_HELP, short_help="The class that the neighbourhood gives.")
 def classify(
-    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", show_default=False)] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(parser=a_path, metavar="[IMAGE]...", show_default=False)
+    ] = None,
     lab: LabOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, print_json
+from labref.cli._shared import JsonOption, LabOption, a_path, print_json
 from labref.errors import LabrefError
 from labref.printing import printable
 
@@ -64,7 +64,9 @@ class By(StrEnum):
 
 
 def query(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Images of one cell each.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(parser=a_path, metavar="IMAGE", help="Images of one cell each.", show_default=False)
+    ],
     lab: LabOption = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, max=100, help="How many references.")] = 8,
     by: Annotated[
@@ -88,8 +90,8 @@ def query(
         Path | None,
         typer.Option(
             "--grid",
+            parser=a_path,
             metavar="OUT.png",
-            dir_okay=False,
             help="Also draw the answer as a picture; for several images OUT-1.png, OUT-2.png, ...",
             show_default=False,
         ),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, perform, print_json, say, without_progress
+from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say, without_progress
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -188,7 +188,9 @@ def check(lab: LabOption = None, json: JsonOption = False) -> None:
 
 @store.command(help=_BACKUP, short_help="Copy the lab to a safe place, while the agent runs.")
 def backup(
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A folder, or a new file ending in .zip.")],
+    target: Annotated[
+        Path, typer.Argument(parser=a_path, metavar="TARGET", help="A folder, or a new file ending in .zip.")
+    ],
     lab: LabOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -210,11 +212,16 @@ def backup(
 
 @store.command(help=_RESTORE, short_help="Make a lab anew from a backup.")
 def restore(
-    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="A backup: a folder or a .zip file.", exists=True)],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the lab is to be.")],
+    source: Annotated[Path, typer.Argument(parser=a_path, metavar="BACKUP", help="A backup: a folder or a .zip file.")],
+    folder: Annotated[Path, typer.Argument(parser=a_path, metavar="FOLDER", help="Where the lab is to be.")],
     watch: Annotated[
         list[Path] | None,
-        typer.Option("--watch", metavar="DIR", help="Export folder to watch from now on; several times for several."),
+        typer.Option(
+            "--watch",
+            parser=a_path,
+            metavar="DIR",
+            help="Export folder to watch from now on; several times for several.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -266,7 +273,9 @@ def restore(
 
 @store.command(help=_EXPORT, short_help="Write all cells into a Parquet file.")
 def export(
-    target: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, usually ending in .parquet.")],
+    target: Annotated[
+        Path, typer.Argument(parser=a_path, metavar="FILE", help="A new file, usually ending in .parquet.")
+    ],
     lab: LabOption = None,
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails/--no-thumbnails", help="With a small picture of each cell.")

@@ -43,12 +43,13 @@ from labref.lab.presence import clear_marks
 from labref.som.placing import open_placer
 from labref.store import Store
 
-__all__ = ["Lab", "absolute", "new_token"]
+__all__ = ["Lab", "absolute", "new_token", "refuse_own"]
 
 _CONFIG = "labref.toml"
 _STORE = "store.duckdb"
 _INCOMING = ".incoming"  # inside images/: bytes on their way to their name
 _OWN_NAMES = (_CONFIG, _STORE, "images", "bundles", "maps", "logs", "thumbnails", "token", "agent.json")
+_LEFT_OUT = ("images", "bundles", "logs", "thumbnails")
 _CELL_ID = re.compile(r"[0-9a-f]{16}")
 _sequence = itertools.count()
 
@@ -88,6 +89,7 @@ class Lab:
             why = f"it has no {_CONFIG}" if folder.is_dir() else "there is no such folder"
             raise LabError(f"{folder} is no lab: {why}. Make one with `labref init {folder} --watch FOLDER`.")
         lab = Lab(folder, load_config(folder / _CONFIG))
+        refuse_own(folder, lab.watched)
         follow(lab.rights)
         return lab
 
@@ -107,7 +109,8 @@ class Lab:
         taken = next((name for name in _OWN_NAMES if (folder / name).exists()), None)
         if taken:
             raise LabError(f"{folder} already holds something called {taken!r}. Choose another folder for the lab.")
-        watched = [_watchable(path, folder) for path in watch]
+        watched = [_watchable(path) for path in dict.fromkeys(watch)]
+        refuse_own(folder, watched)
         made = _first_missing(folder)
         staging: Path | None = None
         moved: list[Path] = []
@@ -395,7 +398,7 @@ class Lab:
 
     def own_folders(self) -> Iterator[Path]:
         """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
-        yield from (self.images, self.bundles, self.folder / "logs", self.thumbnails)
+        yield from (self.folder / name for name in _LEFT_OUT)
 
 
 def _holds_others(folder: Path, watched: Iterable[Path]) -> bool:
@@ -443,15 +446,23 @@ def _comparable(path: Path) -> str:
     return os.path.join(os.path.normcase(os.path.realpath(path.expanduser())), "")  # noqa: PTH118
 
 
-def _watchable(path: Path, lab_folder: Path) -> Path:
+def refuse_own(lab: Path, watched: Iterable[Path]) -> None:
+    """Raise `LabError` where one of the folders `watched` is that of the lab in the folder `lab`, or one that a scan
+    leaves out as the lab's own: nothing would be found there."""
+    own = {os.path.realpath(folder) for folder in (lab, *(lab / name for name in _LEFT_OUT))}
+    for folder in watched:
+        if os.path.realpath(folder) in own:
+            raise LabError(
+                f"{folder} is the lab's own folder and cannot be watched. Choose the analyser's export folder: --watch, or [watch] "
+                f"folders in {lab / _CONFIG}."
+            )
+
+
+def _watchable(path: Path) -> Path:
     path = absolute(path)
     if not os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises where a folder above it cannot be entered
         what = "is no folder" if os.path.exists(path) else "does not exist, or cannot be reached"  # noqa: PTH110
         raise LabError(f"the folder to watch, {path}, {what}. Make it first, or correct --watch.")
-    real, lab_real = path.resolve(), lab_folder.resolve()
-    own = [lab_real, *(lab_real / name for name in ("images", "bundles", "logs", "thumbnails"))]
-    if real in own:
-        raise LabError(f"{path} is the lab's own folder and cannot be watched. Choose the analyser's export folder.")
     return path
 
 

@@ -39,7 +39,7 @@ from labref.config import Config, load_config, watch_instead
 from labref.errors import ConfigError, LabError
 from labref.failpoints import failpoint
 from labref.files import Rights, give, give_all, sync_folder
-from labref.lab import Lab, absolute, new_token
+from labref.lab import Lab, absolute, new_token, refuse_own
 from labref.progress import Pace, Steps
 from labref.store import Store
 from labref.store.duckdb.upkeep import digests_of
@@ -477,6 +477,7 @@ def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[
             # before hours of copying, and before anything stands under its name
             checked = staging / f".{_CONFIG}"
             config = _configuration(backup, checked, [absolute(path) for path in watch])
+            refuse_own(folder, Lab(folder, config).watched)
             yield from backup.verify(into=staging)
             (staging / _IMAGES).unlink()
             os.replace(checked, staging / _CONFIG)
