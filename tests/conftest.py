@@ -4,6 +4,7 @@ bundle."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from training.data.images import list_images
-from training.measure.latents import Latents, embed_latents
+from training.measure.latents import Latents, embed_latents, load_latents, save_latents
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as Chromium
@@ -27,63 +28,71 @@ DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shar
 
 
 SLOW = {
-    "test_agent",
-    "test_api",
-    "test_browser",
-    "test_browser_access",
-    "test_browser_slides",
-    "test_bundles_changing",
-    "test_crash",
-    "test_decoding_limits",
-    "test_demo",
-    "test_docs",
-    "test_exporters",
-    "test_folder_faults",
-    "test_label_faults",
-    "test_map",
-    "test_map_benchmarks",
-    "test_no_tracebacks",
-    "test_optics",
-    "test_pages",
-    "test_browser_cell",
-    "test_browser_map",
-    "test_browser_review",
-    "test_pages_cell",
-    "test_pages_review",
-    "test_pages_hostile",
-    "test_pages_slides",
-    "test_pages_map",
-    "test_references",
-    "test_report",
-    "test_retention",
-    "test_scale",
-    "test_som",
-    "test_som_parts",
-    "test_store_check",
-    "test_store_model",
-    "test_store_opening",
-    "test_strangers",
-    "test_svomen",
-    "test_training",
-    "test_training_adopt",
-    "test_training_backends",
-    "test_training_devices",
-    "test_training_neighbours",
-    "test_training_optics",
-    "test_upkeep_ledger",
-    "test_upkeep_store",
-    "test_web_elsewhere",
-    "test_what_it_says",
+    "test_training_backends": 250,
+    "test_bundles_changing": 170,
+    "test_agent": 160,
+    "test_api": 160,
+    "test_crash": 130,
+    "test_report": 120,
+    "test_training": 110,
+    "test_decoding_limits": 100,
+    "test_folder_faults": 100,
+    "test_strangers": 90,
+    "test_training_optics": 90,
+    "test_label_faults": 80,
+    "test_upkeep_ledger": 80,
+    "test_som_parts": 70,
+    "test_training_adopt": 70,
+    "test_demo": 60,
+    "test_retention": 60,
+    "test_som": 60,
+    "test_what_it_says": 60,
+    "test_bundle_sense": 50,
+    "test_docs": 50,
+    "test_map": 50,
+    "test_store_check": 50,
+    "test_store_model": 50,
+    "test_browser_slides": 40,
+    "test_duplicates_lab": 40,
+    "test_grid": 40,
+    "test_optics": 40,
+    "test_pages_hostile": 40,
+    "test_pages_review": 40,
+    "test_references": 40,
+    "test_training_devices": 40,
+    "test_upkeep_store": 40,
+    "test_browser_access": 30,
+    "test_browser_review": 30,
+    "test_centring": 30,
+    "test_no_tracebacks": 30,
+    "test_store_opening": 30,
+    "test_browser": 20,
+    "test_browser_cell": 20,
+    "test_browser_map": 20,
+    "test_duplicates": 20,
+    "test_exporters": 20,
+    "test_map_benchmarks": 20,
+    "test_pages_cell": 20,
+    "test_pages_slides": 20,
+    "test_scale": 20,
+    "test_svomen": 20,
+    "test_pages": 10,
+    "test_pages_map": 10,
+    "test_recaptures": 10,
+    "test_training_neighbours": 10,
+    "test_web_elsewhere": 10,
 }
-"""Files whose tests train networks, measure, or start and kill agents and commands: each takes a minute or more."""
+"""Files whose tests train networks, measure, or start and kill agents and commands, and about how many seconds of a
+core each takes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out, and begin with it: no worker is left alone with a long file at the end."""
+    """Mark what `make test-fast` leaves out, and begin with the longest file: no worker is left alone with it at the
+    end."""
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.path.stem not in SLOW)  # stable: files stay together
+    items.sort(key=lambda item: -SLOW.get(item.path.stem, 0))  # stable: files stay together
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +141,23 @@ def embedder(starter: Bundle) -> Iterator[Embedder]:
 
 
 @pytest.fixture(scope="session")
-def real_latents(real_cells: Path, embedder: Embedder) -> Latents:
+def real_latents(real_cells: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Latents:
     """Latents of the first 20 real cells of each of the eight classes, and where they come from."""
+    # the workers of one run embed them once: whoever makes the folder does, the others wait
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "latents"
+    file = folder / "real.npz"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        deadline = time.monotonic() + 300
+        while not file.exists():
+            assert time.monotonic() < deadline, "the worker that began to embed them did not end"
+            time.sleep(0.2)
+        return load_latents(file)
     chosen: dict[str, list[str]] = {}
     for item in list_images(real_cells / "pbc"):
         chosen.setdefault(item.label, []).append(item.path)
-    return embed_latents(embedder, real_cells / "pbc", [path for paths in chosen.values() for path in paths[:20]])
+    embedded = embed_latents(embedder, real_cells / "pbc", [path for paths in chosen.values() for path in paths[:20]])
+    save_latents(embedded, file)
+    return embedded

@@ -51,9 +51,12 @@ def ledger(lab: Lab) -> dict[str, dict[str, Any]]:
 def wait_until(true: Any, seconds: float = 180.0) -> None:
     """Wait until `true()`; fails after `seconds`, far more than it takes."""
     deadline = time.monotonic() + seconds
+    began = time.monotonic()
     while not true():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.05)
+        now = time.monotonic()
+        assert now < deadline, "did not come true in time"
+        time.sleep(max(0.05, now - began))  # as long as the look took: what is waited for needs the processor
+        began = time.monotonic()
 
 
 @contextmanager

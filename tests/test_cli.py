@@ -338,6 +338,7 @@ def agent(lab: Path) -> Iterator[subprocess.Popen[bytes]]:
         assert process.wait(timeout=60) == 0 or os.name == "nt"
 
 
+@pytest.mark.slow
 def test_the_answers_are_the_same_while_an_agent_runs(lab: Path, unseen: Path, request: pytest.FixtureRequest) -> None:
     def asked() -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any], str, str]:
         answers = lines(labref("query", unseen, "--json", "--lab", lab)[0])

@@ -18,11 +18,13 @@ import pytest
 from labref.bundles.bundle import Bundle, install
 from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+from tests.trainings import command, eager  # noqa: F401
 from training.config import PRESETS, RunConfig, override
 from training.data.images import Item, Split, batches, cache_crops, list_images, make_split, name_fraction
 from training.measure.evaluate import TURNS, attribute_agreement, nearest, turn
 from training.run import Run, RunError
 
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 ROOT = Path(__file__).parents[1]
 TINY = [
     "classifier.width=0.125",
@@ -32,17 +34,11 @@ TINY = [
     "classifier.middle_repeats=1",
     "validation=0.2",
     "orientations=2",
-    "vae.epochs=2",
+    "vae.epochs=1",
     "vae.width=32",
     "vae.batch_size=16",
     "vae.views=2",
 ]
-
-
-def command(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=ROOT)
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +58,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory, eager: None) -> Path:  # noqa: F811
     run = tmp_path_factory.mktemp("runs") / "tiny"
     sets = [word for setting in TINY for word in ("--set", setting)]
     process = subprocess.Popen(
@@ -78,7 +74,8 @@ def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if process.poll() is None:
         process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
     process.communicate()
-    done = command("training", "resume", str(run))
+    assert (run / "checkpoint.json").exists() and not (run / "classifier.keras").exists(), "stopped before its end"
+    done = command("training", "resume", run)
     assert "held-out accuracy" in done.stderr
     return run
 
@@ -107,8 +104,8 @@ def test_export_and_evaluate_as_the_help_says(trained: Path, cells: Path, tmp_pa
     held = tmp_path / "held"
     split = Run.open(trained).split
     assert {p.name for p in (held / "queries").rglob("*.jpg")} == {i.path.split("/")[-1] for i in split.holdout}
-    words = ["training", "evaluate", "--bundle", str(out), "--references", str(held / "references"), "--queries"]
-    done = command(*words, str(held / "queries"), "--json", "--confusion", str(tmp_path / "confusion.png"))
+    words = ["evaluate", "--bundle", out, "--references", held / "references", "--queries", held / "queries"]
+    done = command("training", *words, "--json", "--confusion", tmp_path / "confusion.png")
     figures = json.loads(done.stdout)
     assert figures["n_queries"] == len(split.holdout)
     assert figures["n_references"] == 36 - len(split.holdout)
@@ -119,7 +116,8 @@ def test_export_and_evaluate_as_the_help_says(trained: Path, cells: Path, tmp_pa
     assert (tmp_path / "confusion.png").stat().st_size > 0
     # the same figures go into the bundle's card, by the third command of the help
     (tmp_path / "figures.json").write_text(done.stdout)
-    command("exporters", "bundle", str(trained), "--out", str(out), "--figures", str(tmp_path / "figures.json"))
+    more = ("--figures", tmp_path / "figures.json", "--no-reduced")  # the reduced trunks were shipped above
+    command("exporters", "bundle", trained, "--out", out, *more)
     bundle = install(out, tmp_path / "bundles")
     assert bundle.manifest.figures["precision_at_8"] == figures["precision_at_8"]
     assert f"{figures['precision_at_8']['macro']:.4f}" in (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -131,15 +129,15 @@ def test_export_and_evaluate_as_the_help_says(trained: Path, cells: Path, tmp_pa
 
 def test_an_untrained_run_is_not_shipped(cells: Path, tmp_path: Path) -> None:
     Run.create(tmp_path / "run", cells, PRESETS["starter"])
-    done = command("exporters", "bundle", str(tmp_path / "run"), "--out", str(tmp_path / "x.labref"), check=False)
-    assert done.returncode == 1 and "python -m training resume" in done.stderr.replace("\n", " ")
+    done = command("exporters", "bundle", tmp_path / "run", "--out", tmp_path / "x.labref", code=1)
+    assert "python -m training resume" in done.stderr.replace("\n", " ")
 
 
 def test_wrong_words_teach(cells: Path, tmp_path: Path) -> None:
-    done = command("training", "train", str(tmp_path), "--run", str(tmp_path / "run"), check=False)
-    assert done.returncode == 1 and "<class>" in done.stderr
-    wrong = command("training", "train", str(cells), "--run", "x", "--set", "classifier.depth=3", check=False)
-    assert wrong.returncode == 2 and "classifier.depth" in wrong.stderr
+    done = command("training", "train", tmp_path, "--run", tmp_path / "run", code=1)
+    assert "<class>" in done.stderr
+    wrong = command("training", "train", cells, "--run", "x", "--set", "classifier.depth=3", code=2)
+    assert "classifier.depth" in wrong.stderr
     help_text = command("training", "--help").stdout
     assert "resume" in help_text and "exporters bundle" in help_text
 
