@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.cells.image import PREPARATION, prepare
 from labref.errors import BundleError
+from tests.trainings import command
 from training.config import PRESETS, RunConfig, override
 from training.networks import adopt as adopting
 from training.networks import classifier as training_classifier
@@ -33,7 +32,6 @@ from training.networks.graphs import Graph, build_encoder, fill_classifier, sett
 from training.networks.overlook import beside, overlook, solve
 from training.run import Run, RunError
 
-ROOT = Path(__file__).parents[1]
 CONFIG = override(
     PRESETS["starter"],
     [
@@ -95,9 +93,7 @@ def test_a_bundle_of_an_older_preparation_ships_anew_with_the_same_latents(
     old = of_an_older_preparation(shipped, tmp_path / "old.labref")
     with pytest.raises(BundleError, match="was trained on crops prepared as"):
         install(old, tmp_path / "bundles")
-    words = ["training", "adopt", str(old), str(drawn_cells), "--run", str(tmp_path / "runs" / "again")]
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = command("training", "adopt", old, drawn_cells, "--run", tmp_path / "runs" / "again")
     assert "split as the bundle's" in done.stdout and "python -m exporters bundle" in done.stderr.replace("\n", " ")
 
     run = Run.open(tmp_path / "runs" / "again")
