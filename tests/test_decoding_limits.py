@@ -27,12 +27,13 @@ from PIL import Image
 
 from labref.agent.retries import Retries
 from labref.agent.service import _END_SECONDS
+from labref.agent.suspects import Suspects
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Described, Embedder, describe_each
 from labref.cells.decoding import _CRASHED, _TOO_LONG, _TOO_MUCH, Decoder, Limits, StoppedError, _Worker
 from labref.cells.examination import TASKS
 from labref.config import DecodingConfig
-from labref.errors import BundleError, DecodingLimitError, LabrefError, UnreadableImageError
+from labref.errors import AgentError, BundleError, DecodingLimitError, LabrefError, UnreadableImageError
 from labref.lab import Lab
 from labref.operations.ledger import _compare_latents
 from labref.web.client import AgentClient, read_agent_record
@@ -630,6 +631,79 @@ def test_the_agent_lives_on_after_a_crop_that_the_networks_fail_on(
         assert len(rows) == 7
     monkeypatch.undo()
     assert once(lab).rejected == 0, "the file is sound, and taken in where the networks can be run on it"
+
+
+class Died(BaseException):
+    """Stands in for a crash of ONNX Runtime: nothing in the process goes on as after an error."""
+
+
+def test_a_crop_on_which_the_agent_dies_is_rejected_by_the_third_start(
+    tmp_path: Path, export: Path, starter: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, bad = Embedder.embed, jpeg()
+    crop = TASKS["prepare"](bad, 10**8).crop
+    (export / "bad.jpg").write_bytes(bad)
+
+    def embed(self: Embedder, crops: np.ndarray) -> Any:
+        if any(np.array_equal(crop, one) for one in crops):
+            raise Died
+        return real(self, crops)
+
+    monkeypatch.setattr(Embedder, "embed", embed)
+    lab = make_lab(tmp_path / "lab", export, starter)
+    for _ in range(2):
+        with pytest.raises(AgentError, match="Died"):
+            once(lab)
+    once(lab)
+    rows = ledger(lab)
+    assert [name for name, row in rows.items() if row["outcome"] == "rejected"] == ["bad.jpg"]
+    assert rows["bad.jpg"]["reason"].startswith("the agent died twice while the networks ran on it")
+    assert len(rows) == 7
+    assert once(lab).unchanged == 7, "it is not tried again"
+    (export / "a copy.jpg").write_bytes(bad)
+    once(lab)
+    assert ledger(lab)["a copy.jpg"]["outcome"] == "rejected"
+
+
+def test_who_was_at_work_when_an_agent_was_killed_goes_alone_and_is_cleared_by_that(tmp_path: Path) -> None:
+    file = tmp_path / "embedding.json"
+    with pytest.raises(Died), Suspects(file).at_work(["a", "b"]):
+        raise Died
+    again = Suspects(file)
+    assert again.order(["a", "x", "b", "y"]) == ([[1, 3], [0], [2]], [])
+    with again.at_work(["b"]):
+        pass
+    with pytest.raises(ValueError, match="foreseen"), again.at_work(["a"]):
+        raise ValueError("foreseen")
+    with pytest.raises(Died), again.at_work(["a"]):
+        raise Died
+    assert Suspects(file).order(["a", "b"]) == ([[1]], [0])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "[]",
+        "{}",
+        '{"at_work": 3, "deaths": {}}',
+        '{"at_work": [], "deaths": []}',
+        '{"at_work": ["a"], "deaths": {"a": "x"}}',
+        '{"at_work": null, "deaths": {"a": 9}}',
+        "[" * 9000,
+        "\udcff",
+    ],
+)
+def test_a_damaged_record_of_what_was_at_work_blames_nobody(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "embedding.json"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    suspects = Suspects(file)
+    assert suspects.order(["a"]) == ([[0]], [])
+    with suspects.at_work(["a"]):
+        assert json.loads(file.read_text())["at_work"] == ["a"]
+    with Suspects(tmp_path / "no such folder" / "x").at_work(["a"]):
+        pass
 
 
 # an agent that is stuck

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
-from labref.bundles.inference import Embedder, describe_each
+from labref.agent.suspects import KILLED, Suspects
+from labref.bundles.inference import Described, Embedder, describe_each
 from labref.cells.decoding import StoppedError
 from labref.cells.examination import Examined
 from labref.cells.sameness import DEFAULTS, Thresholds
@@ -139,6 +140,7 @@ class Pipeline:
         self._on_settled = on_settled
         self._log, self._metrics, self._patient = log, metrics, patient
         self._judge: Judge | None = None
+        self._suspects = Suspects(lab.folder / "logs" / "embedding.json")
         self._layout_told = False
         self.tally = Tally()
         self.problem: str | None = None
@@ -403,13 +405,14 @@ class Pipeline:
             return records
         embedder = self._engine.embedder()
         started = time.perf_counter()
-        described = describe_each(embedder, [item.crop for item in prepared])
+        described = self._describe(embedder, prepared)
         self._metrics.embedding.observe(time.perf_counter() - started)
         self._metrics.embedded.inc(len(prepared))
         self.tally.embedded += len(prepared)
         for item, made in zip(prepared, described, strict=True):
             if isinstance(made, str):
-                records.append(_record(Refused(item.candidate, None, made)))
+                seen = item.signature if made == KILLED else None  # the others are tried at each scan
+                records.append(_record(Refused(item.candidate, seen, made)))
                 continue
             cell = NewCell(
                 cell_id=item.digest[:16],
@@ -436,6 +439,15 @@ class Pipeline:
             )
             records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records
+
+    def _describe(self, embedder: Embedder, prepared: Sequence[Prepared]) -> list[Described | str]:
+        """What the networks say of each cell, or why they say nothing."""
+        groups, refused = self._suspects.order([item.digest for item in prepared])
+        described: dict[int, Described | str] = dict.fromkeys(refused, KILLED)
+        for group in groups:
+            with self._suspects.at_work([prepared[at].digest for at in group]):
+                described |= zip(group, describe_each(embedder, [prepared[at].crop for at in group]), strict=True)
+        return [described[at] for at in range(len(prepared))]
 
     def _store_all(self) -> None:
         ended = False

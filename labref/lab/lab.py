@@ -8,6 +8,7 @@ LAB/maps/<number>.npz             weights of the newest maps (labref.store.duckd
 LAB/token                         secret of this lab's agent, readable by its owner only
 LAB/agent.json                    where the running agent listens; gone when none runs
 LAB/logs/proven.json              which bundles this computer was seen to run rightly (labref.bundles.proof)
+LAB/logs/embedding.json           which cells the networks are at work on (labref.agent.suspects)
 LAB/logs/labref.log               JSON lines, rotated
 LAB/thumbnails/<ab>/              small pictures for pages, made again where they are missing (labref.lab.pictures)
 

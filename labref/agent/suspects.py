@@ -1,0 +1,75 @@
+"""Cells that the networks were at work on when an agent died: a crash of ONNX Runtime takes the process with it, and
+the next start would meet the same picture again.
+
+Before the networks run, the digests of their cells are written to LAB/logs/embedding.json, and taken out when they are
+done. What an agent finds there at its start was at work when another died: each such cell goes through the networks
+alone, after all others, and one that was there again is rejected. A file in memory would be lost with the process; one
+that is not flushed to the disk outlives it, and after a power cut nobody is to blame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["KILLED", "Suspects"]
+
+KILLED: Final = "the agent died twice while the networks ran on it (a crash of ONNX Runtime?); it is read again when its file changes"
+"""The reason of a cell that is not tried a third time."""
+_MOST_DEATHS: Final = 2
+
+
+class Suspects:
+    """Which cells the networks were at work on when agents died. For one thread.
+
+    file : where that is written down; what cannot be read there, or not be written, is nothing known.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._deaths = _deaths(file)
+
+    def order(self, digests: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+        """The places of `digests` in the groups in which they go through the networks, those that are suspected last
+        and each alone; and the places of those that are not to."""
+        together = [at for at, digest in enumerate(digests) if digest not in self._deaths]
+        alone = [[at] for at, digest in enumerate(digests) if 0 < self._deaths.get(digest, 0) < _MOST_DEATHS]
+        refused = [at for at, digest in enumerate(digests) if self._deaths.get(digest, 0) >= _MOST_DEATHS]
+        return [group for group in (together, *alone) if group], refused
+
+    @contextlib.contextmanager
+    def at_work(self, digests: Sequence[str]) -> Iterator[None]:
+        """The networks are at work on these cells for as long as the block lasts, however it ends but by the process's
+        death."""
+        self._write(digests)
+        try:
+            yield
+        except Exception:
+            self._write(())
+            raise
+        for digest in digests:
+            self._deaths.pop(digest, None)
+        self._write(())
+
+    def _write(self, at_work: Sequence[str]) -> None:
+        text = json.dumps({"at_work": list(at_work), "deaths": self._deaths})
+        with contextlib.suppress(OSError):  # a full disk: nothing can be stored either
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(text)
+
+
+def _deaths(file: Path) -> dict[str, int]:
+    """How often agents died while the networks were at work on a cell, by its digest."""
+    try:
+        found: Any = json.loads(file.read_text(encoding="ascii"))
+        deaths = {str(digest): int(number) for digest, number in found["deaths"].items()}
+        for digest in found["at_work"]:
+            deaths[str(digest)] = deaths.get(str(digest), 0) + 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return deaths
