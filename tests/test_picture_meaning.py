@@ -220,6 +220,25 @@ def test_colours_are_those_that_a_viewer_shows(kind: str) -> None:
     assert np.abs(decode(SEEN_COLOUR[kind]).astype(int) - COLOUR).mean() <= 4
 
 
+HIDDEN = np.zeros_like(GREY)
+UNFILLED = {
+    "PNG": (encoded(Image.fromarray(np.dstack([COLOUR, HIDDEN]), "RGBA"), "PNG"), COLOUR),
+    "PNG of grey": (encoded(Image.fromarray(np.dstack([GREY, HIDDEN]), "LA"), "PNG"), GREY),
+    "PNG of a palette": (encoded(Image.fromarray(GREY).convert("P"), "PNG", transparency=bytes(256)), GREY),
+    "TIFF": (tiff(np.dstack([COLOUR, HIDDEN]), photometric=2, bits=8, t338=2), COLOUR),
+    "TIFF of grey": (tiff(np.dstack([GREY, HIDDEN]), photometric=1, bits=8, t338=2), GREY),
+    "TIFF of grey, multiplied": (tiff(np.dstack([GREY, HIDDEN]), photometric=1, bits=8, t338=1), GREY),
+    "TIFF of grey, multiplied by 1": (tiff(np.dstack([GREY, HIDDEN + 255]), photometric=1, bits=8, t338=1), GREY),
+    "BMP": (bmp_with_alpha(0), COLOUR),
+}
+
+
+@pytest.mark.parametrize("kind", UNFILLED)
+def test_an_alpha_that_hides_the_whole_picture_is_ignored(kind: str) -> None:
+    data, seen = UNFILLED[kind]
+    assert np.array_equal(decode(data), seen if seen.ndim == 3 else np.dstack([seen] * 3))
+
+
 def test_an_alpha_that_says_something_is_laid_over_white() -> None:
     alpha = np.where(GREY == 70, 255, 0).astype(np.uint8)
     seen = decode(encoded(Image.fromarray(np.dstack([COLOUR, alpha]), "RGBA"), "TIFF"))
@@ -424,6 +443,15 @@ def test_what_a_copy_has_not_brought_yet_is_no_picture(kind: str) -> None:
             decode(unfinished)
 
 
+@pytest.mark.parametrize("rows", [0, 60, 96, 144, 150])
+def test_a_copy_that_ends_between_two_rows_is_no_picture(rows: int) -> None:
+    """The last quarter, or more, never came; a BMP begins with the lowest row."""
+    for data in (WHOLE["BMP"], WHOLE["BMP from the top"], WHOLE["TIFF"]):
+        start = len(data) - FIELD.nbytes if data[:2] == b"II" else 54
+        with pytest.raises(UnreadableImageError, match="not completely written"):
+            decode(data[: start + rows * 576].ljust(len(data), b"\0"))
+
+
 def test_a_jpeg_that_zeros_would_complete_is_no_picture_yet() -> None:
     data = WHOLE["JPEG"]
     cut = cut_to(data, 0.5) + bytes(200_000)
@@ -489,6 +517,11 @@ GRADIENTS = {
     "waves": np.tile(128 + 100 * np.sin(2 * np.pi * ACROSS), (300, 1)),
     "vignetting": 240 * np.cos(np.hypot(ACROSS - 0.5, ACROSS[:, None] - 0.5)) ** 4,
     "noisy": np.tile(20 + 200 * ACROSS, (300, 1)) + NOISE[..., 0] / 16,
+    "radial": np.clip(510 * np.hypot(ACROSS - 0.5, ACROSS[:, None] - 0.5), 0, 255),
+    "radial, to the corners": 240 - 300 * np.hypot(ACROSS - 0.5, ACROSS[:, None] - 0.5),
+    "radial, noisy": 20 + 300 * np.hypot(ACROSS - 0.5, ACROSS[:, None] - 0.5) + NOISE[..., 0] / 16,
+    "radial, of a wide picture": 330 * np.hypot(ACROSS - 0.5, ACROSS[:150, None] - 0.25),
+    "elliptic": 255 - 340 * np.hypot(ACROSS - 0.5, 1.0 * np.linspace(-0.5, 0.5, 180)[:, None]),
 }
 
 
@@ -499,6 +532,18 @@ def test_a_brightness_that_changes_evenly_is_no_cell(kind: str) -> None:
         for turned in (pixels, pixels.swapaxes(0, 1)):
             with pytest.raises(UnreadableImageError, match="changes evenly"):
                 require_content(reduced(np.ascontiguousarray(turned)))
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("shape", [(300, 300), (200, 360), (65, 64)])
+def test_a_disc_and_a_blurred_spot_in_the_middle_are_something(shape: tuple[int, int], radius: float) -> None:
+    height, width = shape
+    rows, columns = np.ogrid[:height, :width]
+    away = np.hypot(rows - height / 2, columns - width / 2) / (min(shape) / 2)
+    disc = np.where(away < radius, 90, 230)
+    spot = 230 - 120 * np.exp(-((away / (radius / 3)) ** 2) / 2)
+    for grey in (disc, spot):
+        require_content(reduced(np.dstack([grey.astype(np.uint8)] * 3)))
 
 
 def test_a_small_cell_in_a_large_empty_field_is_something() -> None:

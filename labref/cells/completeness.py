@@ -4,7 +4,7 @@ nothing has arrived yet.
 A BMP or an uncompressed TIFF becomes black there; a compressed picture may fail to decode, or become anything. A black
 band that belongs to the picture is told from what is missing by where it begins and ends: a frame
 or a letterbox goes along whole rows, while a copy stops in the middle of one, or at the blocks of a disk. A part that
-ends between two rows is taken for missing where it is more than a quarter of the picture with no counterpart at the
+ends between two rows is taken for missing where it is more than a fifth of the picture with no counterpart at the
 other end, or has picture on both sides.
 
 What is refused here is waited for like any file that is no usable image yet (`labref.export.settle`): it is read again
@@ -33,7 +33,7 @@ _PACKED = (5, 8, 32773, 32946)  # compressions of a TIFF: LZW, deflate, PackBits
 _LEAST_CUT = 16  # bytes of a row; what ends nearer to its edge ends between two rows
 _LEAST_CONTENT = 0.2  # of the bytes of a row that holds a picture are not zero
 _DARK = 16
-_BAND_SHARE = 0.25  # of the picture
+_BAND_SHARE = 0.2  # of the picture
 _BAND_ROWS = 2
 
 

@@ -64,6 +64,8 @@ _COEFFICIENT_BYTES = 6  # of a pixel
 _LEAST_RANGE = 12.0  # grey values
 _LEAST_RANGE_AROUND = 9.0  # grey values, around the best polynomials of `_EVEN_DEGREE`
 _EVEN_DEGREE = 5
+_OUTER_SHARE = 0.45  # of the brightnesses of a radial gradient lie in the outer half of its rings; a cell's do not
+_STEEPEST = 4.0  # times as steep as on the whole is a radial gradient at most anywhere; a disc's edge is steeper
 _LEAST_ALIKE = 0.5  # correlation of neighbouring pixels
 
 # Pillow warns of damaged EXIF on stderr, once a file; the picture is used all the same
@@ -213,8 +215,35 @@ def require_content(small: U8) -> None:
         raise UnreadableImageError("holds nothing: the picture is noise, without anything in it")
     rows, columns = _even_changes(grey.shape[0]), _even_changes(grey.shape[1])
     around = scipy.ndimage.uniform_filter(grey - rows @ (rows.T @ grey @ columns) @ columns.T, 3)
-    if float(around.max() - around.min()) < _LEAST_RANGE_AROUND:
+    if float(around.max() - around.min()) < _LEAST_RANGE_AROUND or _is_radial_gradient(grey):
         raise UnreadableImageError("holds nothing: the picture's brightness changes evenly, without anything in it")
+
+
+def _is_radial_gradient(grey: F32) -> bool:
+    """Whether the picture float32[h, w] is equally bright along each ring around its middle, and becomes steadily
+    brighter or darker from the middle to its edge. A spot on an even ground does not: around it nothing changes."""
+    height, width = grey.shape
+    half_height, half_width = (height - 1) / 2, (width - 1) / 2
+    y, x = np.ogrid[-half_height : half_height + 0.5, -half_width : half_width + 0.5]
+    most = int(min(half_height, half_width))
+    shapes = {(1.0, 1.0), (most / half_height, most / half_width)}  # circles, and ellipses that fit the picture
+    for stretched_y, stretched_x in shapes:
+        radius = np.hypot(y * stretched_y, x * stretched_x)
+        rings = np.rint(radius).astype(np.intp)
+        count = np.bincount(rings.ravel())
+        hit = np.flatnonzero(count)  # the middle may lie between pixels
+        means = np.bincount(rings.ravel(), grey.ravel())[hit] / count[hit]
+        profile = np.interp(np.arange(len(count)), hit, means)
+        off = scipy.ndimage.uniform_filter(grey - np.interp(radius, hit, means), 3)
+        inner, whole = profile[most // 2] - profile[0], profile[most] - profile[0]
+        steps = np.diff(profile[: most + 1])
+        if (
+            float(off.max() - off.min()) < _LEAST_RANGE_AROUND
+            and abs(whole - inner) > _OUTER_SHARE * abs(whole)
+            and abs(steps).max() < _STEEPEST * abs(whole) / most
+        ):
+            return True
+    return False
 
 
 @lru_cache

@@ -127,6 +127,8 @@ def to_rgb(image: Image.Image, depth: Depth) -> Image.Image:
     has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
     if depth.bits > 8:
         _require_upper_bits(image, has_alpha=has_alpha)
+    if image.mode in ("RGBa", "La"):
+        image = _unmultiplied(image)
     if has_alpha or "transparency" in image.info:
         return _without_alpha(image.convert("RGBA"), depth.format)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -145,18 +147,28 @@ def _require_upper_bits(image: Image.Image, *, has_alpha: bool) -> None:
         )
 
 
+def _unmultiplied(image: Image.Image) -> Image.Image:
+    """A picture whose colours are multiplied by its alpha (RGBa, La) as RGBA; its colours as they stand where that is 0
+    everywhere."""
+    *colours, alpha = image.split()
+    if alpha.getextrema() == (0, 0):
+        return Image.merge("RGB", colours * (3 // len(colours)))
+    return Image.merge("RGBa", [*colours * (3 // len(colours)), alpha]).convert("RGBA")
+
+
 def _without_alpha(image: Image.Image, file_format: str | None) -> Image.Image:
     """An RGBA picture as RGB: laid over white, or its alpha ignored where it says nothing."""
     pixels = np.asarray(image)
     alpha = pixels[..., 3]
-    if alpha.min() == 255 or file_format == "BMP":  # Windows shows a BMP without it, and cameras leave anything in it
+    # Windows shows a BMP without it, and cameras leave anything in it; what hides the whole picture was never filled in
+    if alpha.min() == 255 or file_format == "BMP" or not alpha.any():
         return image.convert("RGB")
     if file_format == "TIFF":
         hidden = pixels[alpha < 255][:, :3]
         off = np.abs(hidden - np.median(hidden, axis=0)).max(axis=1)
         if (off > _ONE_COLOUR).sum() > _HIDDEN_SHARE * alpha.size:
             return image.convert("RGB")
-    elif alpha.any() and np.ptp(pixels[alpha > 0][:, :3], axis=0).max() <= _ONE_COLOUR:
+    elif np.ptp(pixels[alpha > 0][:, :3], axis=0).max() <= _ONE_COLOUR:
         raise UnreadableImageError("holds nothing: all but a single colour is transparent")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
