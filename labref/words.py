@@ -23,6 +23,7 @@ __all__ = [
     "Verdict",
     "cell_id_of",
     "hamming",
+    "look_of",
     "name_key",
     "within_64_bits",
 ]
@@ -137,6 +138,19 @@ def name_key(name: str) -> str:
         word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
         for word in words
     )
+
+
+_LIKE_LATIN: Final = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοѵɑı",
+    "ABESIJKMHOPCTYXaesijopcyxhdqwABEZHIKMNOPTYXovai",
+)
+"""Letters of other scripts that look like Latin ones, and those."""
+
+
+def look_of(name: str) -> str:
+    """`name` without what people overlook: as `name_key`, and without spaces, the width of letters, and letters of
+    other scripts that look like Latin ones."""
+    return name_key(unicodedata.normalize("NFKC", name.translate(_LIKE_LATIN))).replace(" ", "")
 
 
 def within_64_bits(number: int) -> int:

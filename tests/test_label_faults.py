@@ -254,6 +254,22 @@ def test_who_says_something_is_a_name_that_can_be_read(lab: Lab, ids: list[str],
     assert labels(lab)[ids[0]] == "neutrophil"
 
 
+def test_no_new_class_looks_like_one_that_is_there(lab: Lab, ids: list[str]) -> None:
+    alike = ["m\u043enocyte", "\uff4donocyte", "mono-cyte", "mono cyte"]
+    for label in alike:
+        done = labref(lab, "set", ids[0], label, "--new")
+        assert done.exit_code == 1 and "which looks the same" in done.output and "'monocyte'" in done.output, label
+    done = imported(
+        lab,
+        f"cell_id,label\n{ids[0]},Fuss ball\n{ids[1]},fuss_balls\n{ids[2]},\ufb00\n{ids[3]},ff\n",
+        "--new",
+        "--dry-run",
+        "--json",
+    )
+    assert [problem["line"] for problem in rows(done)[:-1]] == [3, 5]
+    assert set(labels(lab).values()) <= {"neutrophil"}
+
+
 def test_a_name_is_kept_without_space_around_it_and_a_label_can_be_read(lab: Lab, ids: list[str]) -> None:
     assert labref(lab, "set", ids[0], "mono\x1b[0m", "--new").exit_code == 1
     assert labels(lab)[ids[0]] == "neutrophil"

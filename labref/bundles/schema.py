@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from labref.printing import unprintable
-from labref.words import MEASURES, name_key
+from labref.words import MEASURES, look_of, name_key
 
 __all__ = ["MAX_MANIFEST_BYTES", "check_manifest", "check_name", "parse_json"]
 
@@ -25,11 +25,6 @@ _LONGEST: Final = 100  # characters of a name
 _MOST_TOLD: Final = 5  # faults of one manifest in a message
 _LOOSEST: Final = 2.0  # of a golden tolerance: latents are of the size of one
 _DEEPEST: Final = 12  # lists and objects in each other, in the free part of a manifest
-_LIKE_LATIN: Final = str.maketrans(
-    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοѵɑı",
-    "ABESIJKMHOPCTYXaesijopcyxhdqwABEZHIKMNOPTYXovai",
-)
-"""Letters of other scripts that look like Latin ones, and those."""
 _WINDOWS: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _DIGEST: Final = re.compile(r"[0-9a-fA-F]{12,64}")
 
@@ -123,8 +118,8 @@ def _label(text: str) -> str:
 
 def _alike(text: str) -> str:
     """A name without what people overlook: case, width, accents, punctuation, the plural, letters that look alike."""
-    letters = unicodedata.normalize("NFKD", text.translate(_LIKE_LATIN))
-    return name_key("".join(c for c in letters if not unicodedata.combining(c))).replace(" ", "")
+    letters = unicodedata.normalize("NFKD", text)
+    return look_of("".join(c for c in letters if not unicodedata.combining(c)))
 
 
 def _printable(text: str) -> str:

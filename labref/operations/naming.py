@@ -17,6 +17,7 @@ from labref.export.paths import path_from_text, path_to_text
 from labref.printing import unprintable
 from labref.store import Store
 from labref.tasks.context import Context
+from labref.words import look_of
 
 __all__ = [
     "LEAST_ID",
@@ -239,6 +240,7 @@ class Classes:
         own = context.lab.config.watch.labels
         self._names = ClassNames(bundle.labels, own)
         self._known = {*bundle.labels, *own.values(), *store.label_counts()}
+        self._looks = {look_of(label): label for label in self._known}
 
     def all(self) -> set[str]:
         """The labels that a cell can be given without `new`."""
@@ -260,6 +262,12 @@ class Classes:
         if label not in self._known:
             if not new:
                 raise LabrefError(f"{label!r} is no class of this lab; {self._hint(label)} With --new it becomes one.")
+            twin = self._looks.setdefault(look_of(label), label)
+            if twin != label:
+                raise LabrefError(
+                    f"{label!r} would be a class of its own beside {twin!r}, which looks the same; say {twin!r}, or name the new class so "
+                    "that people can tell it from that."
+                )
             self._known.add(label)
         return label
 
