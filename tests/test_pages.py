@@ -8,11 +8,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from labref.bundles.bundle import Bundle
+from labref.cli import app
+from labref.config import WebConfig
 from labref.lab import Lab
+from labref.operations.user import _links
 from labref.web.desk import run
 from tests.labs import make_lab, once, running_agent, wait_until
 from tests.pages import Browser, let_in
@@ -156,3 +161,87 @@ def test_an_admin_lets_people_in_on_a_page_and_others_do_not(lab: Lab, reviewer:
     assert newcomer.get("/").status == 303
     assert admin.post("/users", {"what": "nonsense"}).status == 400
     assert "Sneak" not in admin.get("/users").text
+
+
+@pytest.mark.parametrize(
+    "address", ["/nosuch", "/cell/ffffffffffffffff", "/slide/unknown", "/slides/x/y", "/map/nosuch", "/reading/999"]
+)
+def test_an_address_that_leads_nowhere_is_a_page_that_says_so_and_where_to_go(reviewer: Browser, address: str) -> None:
+    for accepts in ("text/html,*/*;q=0.8", "*/*", ""):
+        page = reviewer.get(address, Accept=accepts)
+        assert page.status == 404 and page.headers["content-type"].startswith("text/html"), accepts
+        assert "Nothing is here" in page.text and 'role="alert"' in page.text
+        assert {"/slides", "/map", "/review"} <= set(re.findall(r'<li><a href="([^"]+)">', page.text))
+        assert "script-src 'self'" in page.headers["content-security-policy"]
+    swedish = reviewer.get(address, Accept_Language="sv")
+    assert "Här finns ingenting" in swedish.text
+
+
+def test_programs_get_json_where_nothing_is_and_so_does_everybody_under_api(lab: Lab, reviewer: Browser) -> None:
+    for address in ("/api/nosuch", "/api/v1/cell/nosuch", "/api"):
+        answered = reviewer.get(address, Accept="text/html")
+        assert answered.status == 404 and json.loads(answered.body)["error"]["message"].startswith("nothing is at this")
+    assert json.loads(reviewer.get("/nosuch", Accept="application/json").body)["error"]["kind"] == "LabrefError"
+    wrong = reviewer.post("/condition")
+    assert wrong.status == 405 and wrong.headers["content-type"].startswith("text/html")
+
+
+def test_the_condition_is_told_in_the_reader_s_language(reviewer: Browser) -> None:
+    for language, words in (
+        ("sv", ("bevakar mapparna", "processorn")),
+        ("de", ("überwacht die Ordner", "dem Prozessor")),
+    ):
+        page = reviewer.get("/condition", Accept_Language=language)
+        told = re.sub(r'<(\w+)[^>]* lang="en">.*?</\1>', "", page.text)  # sentences that operations make are marked
+        assert all(word in told for word in words), language
+        assert not re.search(r">\s*(watching|scanning|background_|density_|CPUExec|focus\b)", told), language
+
+
+def test_per_cent_and_moments_are_written_in_one_way_and_no_line_tears_them_apart() -> None:
+    from labref.web.pages import _environment, _static
+
+    for language, shown in (("en", "35\u00a0%"), ("sv", "35\u00a0%"), ("de", "35\u00a0%")):
+        made = _environment(language).from_string("{{ 0.351|share }} {{ 0.351|share(1) }}").render()
+        assert made.startswith(shown) and made.count("\u00a0%") == 2
+    scripts = {name: data.decode() for name, data in _static().items() if name.endswith(".js") and "/" not in name}
+    assert "\\u00a0%" in scripts["labref.js"]
+    for name, code in scripts.items():  # they are written by `share`, `moment` and `number` of labref.js alone
+        assert name == "labref.js" or not re.search(r"toLocale|Intl\.|toFixed| %`", code), name
+
+
+def test_a_cell_s_page_has_room_for_what_comes_and_shows_nothing_there(lab: Lab, reviewer: Browser) -> None:
+    (cell, *_) = run(lab, "ledger", limit=1)
+    page = reviewer.get(f"/cell/{cell['cell_id']}").text
+    assert re.search(r'<div class="below">\s*</div>', page)
+    from labref.web.pages import _environment
+
+    blocks = _environment("en").get_template("cell.html").blocks
+    assert {"below_nine", "quality", "atlas"} <= set(blocks)
+
+
+@pytest.mark.parametrize(
+    ("web", "links"),
+    [
+        ({}, []),
+        ({"names": ["labref.example.org"], "proxy": True}, ["https://labref.example.org/sign-in#"]),
+        (
+            {"names": ["a.example", "b.example"], "address": "0.0.0.0", "certificate": "c", "key": "k"},
+            ["https://a.example:8443/sign-in#", "https://b.example:8443/sign-in#"],
+        ),
+        (
+            {"names": ["a.example"], "address": "192.168.1.20", "port": 443, "certificate": "c", "key": "k"},
+            ["https://a.example/sign-in#", "https://192.168.1.20/sign-in#"],
+        ),
+        ({"address": "fe80::1", "certificate": "c", "key": "k"}, ["https://[fe80::1]:8443/sign-in#"]),
+    ],
+)
+def test_a_code_comes_with_the_links_of_other_computers(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, web: dict[str, Any], links: list[str]
+) -> None:
+    found = _links(WebConfig(**web), "AAAA")
+    assert found == [f"{link}AAAA" for link in links]
+    row = {"name": "N", "role": "view", "code": "AAAA", "links": found}
+    monkeypatch.setattr("labref.cli.user.perform", lambda *_, **__: [row])
+    said = CliRunner().invoke(app, ["user", "add", "N", "--lab", str(lab.folder)])
+    assert said.exit_code == 0 and "http://127.0.0.1:" in said.output
+    assert all(f"  {link}\n" in said.output for link in found) and ("other computers" in said.output) == bool(found)

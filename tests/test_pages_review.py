@@ -10,18 +10,22 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import binomtest
+from typer.testing import CliRunner
 
 from labref.asking import agreement
 from labref.bundles.bundle import Bundle
+from labref.cli import app
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from labref.errors import LabrefError
 from labref.lab import Lab
+from labref.operations import review
 from labref.web.desk import Desk, run
 from tests.labs import ledger, make_lab, once, running_agent
 from tests.pages import Answered, Browser, let_in
@@ -188,6 +192,25 @@ def test_a_cell_is_novel_where_nothing_resembles_it(
     assert ask(lab, "review.cells", queue="novel", limit=50) == [
         row for row in ask(lab, "review.cells", queue="novel", limit=50) if row["is_novel"]
     ]
+
+
+@pytest.mark.parametrize("novel", [0, 3, 7, 40])
+def test_novel_cells_are_looked_for_beyond_the_first_step_until_one_has_none(
+    monkeypatch: pytest.MonkeyPatch, novel: int
+) -> None:
+    cells = [f"{number:016x}" for number in range(40)]
+    monkeypatch.setattr(review, "_farthest", lambda *_: (cells[at : at + 3] for at in range(0, 40, 3)))
+    asked: list[str] = []
+
+    def novel_of(store: Any, bundle: Any, step: list[str]) -> list[str]:
+        asked.extend(step)
+        return [one for one in step if int(one, 16) < novel]
+
+    monkeypatch.setattr(review, "_novel_of", novel_of)
+    assert review._novel(SimpleNamespace(store=None), None) == cells[:novel]  # type: ignore[arg-type]
+    assert len(asked) == min(40, 3 * (-(-novel // 3) + 1)), "and no farther"
+    monkeypatch.setattr(review, "_MOST_NOVEL", 5)
+    assert len(review._novel(SimpleNamespace(store=None), None)) == min(novel, 5)  # type: ignore[arg-type]
 
 
 def test_a_viewer_decides_nothing(lab: Lab) -> None:
@@ -477,3 +500,58 @@ def test_an_interval_over_cells_is_wider_where_the_answers_to_a_cell_belong_toge
     assert together.value == apart.value
     assert together.low is not None and apart.low is not None and together.high is not None and apart.high is not None
     assert together.high - together.low > 1.7 * (apart.high - apart.low)
+
+
+# commands
+
+
+def command(lab: Lab, *words: str, fails: str = "") -> str:
+    done = CliRunner().invoke(app, [*words, "--lab", str(lab.folder)], prog_name="labref")
+    assert done.exit_code == (1 if fails else 0), done.output
+    assert fails in done.output
+    return done.stdout
+
+
+def test_commands_decide_on_the_cells_of_queues_as_the_pages_do(lab: Lab) -> None:
+    left = ask(lab, "review.queues")[0]
+    assert json.loads(command(lab, "review", "queues", "--json")) == left
+    assert f"suspects    {left['suspects']}\n" in command(lab, "review", "queues")
+    listed = [json.loads(line) for line in command(lab, "review", "list", "suspects", "--json").splitlines()]
+    assert [row["cell_id"] for row in listed] == [row["cell_id"] for row in ask(lab, "review.cells", queue="suspects")]
+    first = listed[0]
+    assert f"{first['cell_id']}  {first['label']} (" in command(lab, "review", "list", "suspects", "--limit", "1")
+    said = command(lab, "review", "decide", "suspects", first["cell_id"], "monocyte", "--who", "C")
+    assert said == f"{first['cell_id']}: monocyte (reviewed), was {first['label']}\n"
+    assert ask(lab, "label.history", cell=first["cell_id"])[0]["changes"][-1]["who"] == "C"
+    command(lab, "review", "undo", "suspects", first["cell_id"], "--who", "C")
+    assert ask(lab, "review.queues") == [left]
+    command(lab, "review", "undo", "suspects", first["cell_id"], fails="nobody decided on cell")
+    assert CliRunner().invoke(app, ["review", "list", "nosuch"]).exit_code == 2
+
+
+def test_commands_start_end_report_and_export_readings(lab: Lab, tmp_path: Path) -> None:
+    words = ("reading", "start", "By command", "--cells", "4", "--shown", "none", "--truth", "analyser", "--who", "C")
+    made = json.loads(command(lab, *words, "--json"))
+    assert (made["arms"], made["cells"], made["started_by"]) == (["none"], 4, "C")
+    number = str(made["reading"])
+    assert f"{number}  By command  classes (none), 4 cells, 4 tasks; answered: nobody yet" in command(
+        lab, "reading", "list"
+    )
+    assert command(lab, "reading", "report", number) == "nobody has answered yet\n"
+    for row in ask(lab, "reading.next", reading=made["reading"], who="D", limit=4):
+        answer = {"task": row["task"], "arm": "none", "choice": LABELS[0], "seconds": 1.0}
+        ask(lab, "reading.answer", reading=made["reading"], who="D", **answer)
+    assert re.search(r"accuracy +none +D: 4 answers", command(lab, "reading", "report", number))
+    rows_ = [json.loads(line) for line in command(lab, "reading", "report", number, "--json").splitlines()]
+    assert rows_ == ask(lab, "reading.report", reading=made["reading"])
+    assert "ended" in command(lab, "reading", "end", number)
+    assert "ended" not in command(lab, "reading", "end", number, "--again")
+    words = ("reading", "start", "Triplets", "--kind", "triplets", "--cells", "4", "--truth", "analyser", "--json")
+    triplets = str(json.loads(command(lab, *words))["reading"])
+    command(lab, "reading", "export", triplets, fails="say with --out into which folder")
+    command(lab, "reading", "export", triplets, "--out", str(tmp_path / "out"))
+    exported = ask(lab, "reading.triplets", reading=int(triplets))[0]
+    assert json.loads((tmp_path / "out" / "set.json").read_text(encoding="utf-8")) == exported["set"]
+    assert (tmp_path / "out" / "votes.csv").read_bytes().decode() == exported["votes"]
+    command(lab, "reading", "report", "999", fails="there is no reading 999")
+    command(lab, "reading", "export", triplets, "--out", str(lab.watched[0] / "x"), fails="export")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from labref.asking.differential import Kind, differential, kind_of
 from labref.bundles.bundle import Bundle
+from labref.cli import app
 from labref.errors import LabrefError, StoreError
 from labref.lab import Lab
 from labref.operations.slide import _away
 from labref.store import Store
+from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Review
 from labref.store.values import SeenAgain
 from labref.web.desk import run
@@ -99,6 +103,10 @@ def test_a_slide_has_the_cells_that_the_store_has_whatever_became_of_them(tmp_pa
         ("a label", "labels changed"),
         ("a label that was taken back", "labels changed"),
         ("a file with a label", "labels changed"),
+        ("two labels, one for the other", "labels changed"),
+        ("a cell for another", "cells came"),
+        ("a cell away", "cells left"),
+        ("a cell removed", "approved"),
         ("another bundle", "labels changed"),
         ("approved again", "approved"),
         ("taken back", None),
@@ -109,7 +117,11 @@ def test_an_approval_ends_by_itself_when_cells_come_or_labels_change(
 ) -> None:
     with new_store(tmp_path) as store:
         cells = [new_cell(i, slide="s", label=None, label_source="predicted") for i in range(3)]
-        store.record(cells, bundle=BUNDLE)
+        store.record([new_cell(8, slide="t"), *cells], bundle=BUNDLE)
+        if "one for the other" in what:
+            store.reviews.give(
+                [Review(cells[0].cell_id, "monocyte", "A", None), Review(cells[1].cell_id, "blast", "A", None)]
+            )
         store.slides.approve("s", "A")
         assert store.slides.approvals(["s"])["s"].standing == "approved"
         first = cells[0].cell_id
@@ -117,6 +129,17 @@ def test_an_approval_ends_by_itself_when_cells_come_or_labels_change(
             store.record([new_cell(9, slide="t")], bundle=BUNDLE)
         elif what == "a cell":
             store.record([new_cell(9, slide="s")], bundle=BUNDLE)
+        elif "one for the other" in what:
+            store.reviews.give(
+                [Review(cells[0].cell_id, "blast", "B", None), Review(cells[1].cell_id, "monocyte", "B", None)]
+            )
+        elif what in ("a cell for another", "a cell away"):
+            store.record([SeenAgain("/moved", 1, 1, digest_of(0), "blast", "reviewed", "t")], bundle=BUNDLE)
+            if "another" in what:  # as many as before, and none that is new
+                store.record([SeenAgain("/came", 1, 1, digest_of(8), "blast", "reviewed", "s")], bundle=BUNDLE)
+        elif what == "a cell removed":
+            cell = cells[0]
+            assert store.remove([Due(cell.cell_id, cell.digest, "blast", LabelSource.PREDICTED, None, "old")]) == 1
         elif what.startswith("a label"):
             store.reviews.give([Review(first, "monocyte", "B", None)])
             if "back" in what:
@@ -137,6 +160,28 @@ def test_an_approval_ends_by_itself_when_cells_come_or_labels_change(
         assert (found["s"].standing if found else None) == standing
         if what == "approved again":
             assert found["s"].who == "B" and found["s"].cells == 3
+
+
+def test_who_approves_a_slide_has_seen_what_others_changed_on_it(lab: Lab) -> None:
+    key = keys(lab)[NAMES[0]]
+    about, _, cells = shown(lab, key)
+    first, second = cells[0], next(cell for cell in cells if cell["label"] != cells[0]["label"])
+    for cell, label in ((first, second["label"]), (second, first["label"])):  # as many of each class as before
+        list(run(lab, "label.set", cell=cell["cell_id"], label=label, who="B"))
+    try:
+        with pytest.raises(LabrefError, match="others changed the class of 2 cells"):
+            list(run(lab, "slide.approve", slide=key, cells=about["cells"], seen=about["seen"], who="A"))
+        assert shown(lab, key)[0]["approval"] is None
+        approved = list(run(lab, "slide.approve", slide=key, cells=about["cells"], seen=about["seen"], who="B"))
+        assert approved[0]["approval"]["standing"] == "approved", "who changed them has seen it"
+        list(run(lab, "slide.unapprove", slide=key, who="B"))
+        again = shown(lab, key)[0]
+        list(run(lab, "slide.approve", slide=key, cells=again["cells"], seen=again["seen"], who="A"))
+    finally:
+        for cell in (first, second):
+            list(run(lab, "label.undo", cell=cell["cell_id"], who="B"))
+    assert shown(lab, key)[0]["approval"]["standing"] == "labels changed"
+    list(run(lab, "slide.unapprove", slide=key, who="A"))
 
 
 def test_a_label_is_taken_back_step_by_step_to_what_the_cell_carried_before(tmp_path: Path) -> None:
@@ -335,3 +380,30 @@ def test_a_script_imports_another_by_the_address_of_its_content(reviewer: Browse
     (base,) = re.findall(r'src="(/static/labref\.js\?\w+)"', page)
     (own,) = re.findall(r'src="(/static/slides\.js\?\w+)"', page)
     assert f'from "{base}"' in reviewer.get(own).text, "else a browser loads it twice"
+
+
+def command(lab: Lab, *words: str) -> str:
+    done = CliRunner().invoke(app, [*words, "--lab", str(lab.folder)], prog_name="labref")
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_commands_list_show_and_approve_slides_as_the_pages_do(lab: Lab) -> None:
+    key = keys(lab)[NAMES[1]]
+    listed = [json.loads(line) for line in command(lab, "slide", "list", "--json").splitlines()]
+    assert listed == list(run(lab, "slide.list"))
+    assert f"{key}  {NAMES[1]}  " in command(lab, "slide", "list", "--search", NAMES[1])
+    assert "1 of 3 slides; --offset 1 goes on" in command(lab, "slide", "list", "--limit", "1")
+    assert command(lab, "slide", "list", "--search", "nosuch") == "no slides\n"
+    about, classes, cells = shown(lab, key)
+    told = [json.loads(line) for line in command(lab, "slide", "show", NAMES[1], "--cells", "--json").splitlines()]
+    assert [row for row in told if "cell_id" in row] == cells and told[0]["slide"] == key
+    said = command(lab, "slide", "show", key, "--cells")
+    assert all(f"  {row['label']:<24} {row['cells']:>6}" in said for row in classes)
+    assert all(cell["cell_id"] in said for cell in cells) and about["name"] in said
+    assert not any(cell["cell_id"] in command(lab, "slide", "show", key) for cell in cells)
+    assert "approved by C" in command(lab, "slide", "approve", key, "--who", "C")
+    assert shown(lab, key)[0]["approval"]["who"] == "C"
+    assert "not approved" in command(lab, "slide", "unapprove", NAMES[1], "--who", "C")
+    wrong = CliRunner().invoke(app, ["slide", "show", "nosuch", "--lab", str(lab.folder)])
+    assert wrong.exit_code == 1 and "no slide of this lab" in wrong.output

@@ -6,6 +6,7 @@ import http.client
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -17,7 +18,8 @@ from labref.errors import AgentError
 from labref.lab.log import Log
 from labref.lab.pictures import Pictures
 from labref.roles import Role
-from labref.web.application import TLS, Answers, Server, make_app
+from labref.web.application import Answers, Server, make_app
+from labref.web.certificate import TLS
 from labref.web.guard import Elsewhere
 from labref.web.metrics import Metrics
 from labref.web.visitors import Entrance, Visitor
@@ -27,21 +29,24 @@ TOKEN = "t" * 43
 NAME = "labref.hospital.example"
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for NAME that signs itself, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    made = (folder / "certificate.pem", folder / "key.pem")
+def made(folder: Path, name: str = NAME) -> tuple[Path, Path]:
+    """A certificate for a name that signs itself, and its key."""
+    files = (folder / "certificate.pem", folder / "key.pem")
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-days", "2", "-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"),
-            *("-out", str(made[0]), "-keyout", str(made[1])),
+            *("-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"),
+            *("-out", str(files[0]), "-keyout", str(files[1])),
         ],
         check=True,
         capture_output=True,
     )
-    return made
+    return files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return made(tmp_path_factory.mktemp("tls"))
 
 
 def application(elsewhere: Elsewhere, **more: int) -> Any:
@@ -248,3 +253,44 @@ def test_what_cannot_be_served_is_said(files: tuple[Path, Path], tmp_path: Path,
             Server(application(Elsewhere()), 0, TLS("127.0.0.1", port, certificate, key)),
         ):
             pass
+
+
+def given(port: int) -> str:
+    """The certificate that a browser gets."""
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=20)
+
+
+def test_a_renewed_certificate_is_taken_without_a_restart_and_one_that_is_none_never(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    certificate, key = made(tmp_path)
+    first, renewed = certificate.read_text(), [file.read_text() for file in made(tmp_path / "new", "new.example")]
+    port = free_port()
+    with Server(application(Elsewhere()), 0, TLS("127.0.0.1", port, certificate, key)) as server:
+        assert given(port).split() == first.split() and server.certificate_problem() is None
+        certificate.write_text(renewed[0])  # its key is not there yet
+        assert given(port).split() == first.split()
+        assert "cannot be used" in str(server.certificate_problem())
+        key.write_text(renewed[1])
+        assert given(port).split() == renewed[0].split() and server.certificate_problem() is None
+        key.unlink()
+        assert given(port).split() == renewed[0].split() and "cannot be read" in str(server.certificate_problem())
+        key.write_text("nothing")
+        assert given(port).split() == renewed[0].split() and "cannot be used" in str(server.certificate_problem())
+    with Server(application(Elsewhere()), 0) as plain:
+        assert plain.certificate_problem() is None
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n"])
+def test_a_handshake_that_does_not_end_is_ended_and_keeps_nobody_out(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr("labref.web.application.HANDSHAKE_SECONDS", 0.5)
+    port = free_port()
+    with Server(application(Elsewhere()), 0, TLS("127.0.0.1", port, *files)):
+        before = threading.active_count()
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=30)) as half:
+            half.sendall(sent)
+            given(port)
+            assert threading.active_count() == before, "it holds no thread"
+            while half.recv(1000):  # until it is closed; a timeout fails the test
+                pass

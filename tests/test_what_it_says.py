@@ -617,9 +617,7 @@ def test_help_lists_the_fields_of_the_models(path: tuple[str, ...]) -> None:
 ASKED_OVER_HTTP = {  # by pages and other systems; no command asks them
     *("cell.show", "classes.list", "duplicates.overlay", "event.give", "event.labels", "event.links", "label.undo"),
     *("live.cells", "live.marks", "map.facets", "map.picture", "map.region", "map.spot", "reading.answer"),
-    *("reading.cell", "reading.end", "reading.list", "reading.next", "reading.report", "reading.start"),
-    *("reading.triplets", "reading.undo", "reference.reject", "reference.undo", "review.cells", "review.decide"),
-    *("review.queues", "review.undo", "slide.approve", "slide.list", "slide.show", "slide.unapprove"),
+    *("reading.cell", "reading.next", "reading.undo", "reference.reject", "reference.undo"),
 }
 
 

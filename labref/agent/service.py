@@ -837,6 +837,7 @@ class _Agent:
             "started_at": self._started_at,
             "state": self._state,
             "problem": self._problem(),
+            "certificate_problem": self._server.certificate_problem(),
             "waiting": len(self._settling),
             "in_flight": self._pipeline.in_flight,
             "embedded": self._pipeline.tally.embedded,

@@ -15,7 +15,23 @@ import typer
 from typer.core import TyperGroup
 
 from labref import __version__
-from labref.cli import agent, bundle, demo, duplicates, init, label, ledger, map, query, status, store, user
+from labref.cli import (
+    agent,
+    bundle,
+    demo,
+    duplicates,
+    init,
+    label,
+    ledger,
+    map,
+    query,
+    reading,
+    review,
+    slide,
+    status,
+    store,
+    user,
+)
 from labref.cli._help import format_help_of
 from labref.errors import LabrefError
 from labref.files import own_process
@@ -92,7 +108,23 @@ def _labref(
     pass
 
 
-for _module in (init, agent, query, status, ledger, duplicates, label, store, bundle, map, user, demo):
+for _module in (
+    init,
+    agent,
+    query,
+    status,
+    ledger,
+    duplicates,
+    label,
+    slide,
+    review,
+    reading,
+    store,
+    bundle,
+    map,
+    user,
+    demo,
+):
     _module.add_to(app)
 
 

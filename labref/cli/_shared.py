@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JsonOption",
     "LabOption",
+    "WhoOption",
     "a_path",
     "here",
     "named",
@@ -55,6 +56,11 @@ LabOption = Annotated[
         help="The lab's folder. Default: LABREF_LAB, else the nearest parent folder with a labref.toml.",
         show_default=False,
     ),
+]
+
+WhoOption = Annotated[
+    str | None,
+    typer.Option("--who", metavar="NAME", help="Who decides. Default: your login name.", show_default=False),
 ]
 
 JsonOption = Annotated[

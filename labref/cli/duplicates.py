@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, named, perform, print_json, say
+from labref.cli._shared import JsonOption, LabOption, WhoOption, a_path, named, perform, print_json, say
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -97,11 +97,6 @@ class Only(StrEnum):
 
 
 CellArgument = Annotated[str, typer.Argument(metavar="CELL", help="The id of the later cell.", show_default=False)]
-WhoOption = Annotated[
-    str | None,
-    typer.Option("--who", metavar="NAME", help="Who decides. Default: your login name.", show_default=False),
-]
-
 app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 

@@ -128,6 +128,12 @@ def _show_code(lab: "Lab", row: dict[str, Any], json: bool) -> None:
         typer.echo(f"  {agent.link(row['code'])}")
     else:
         typer.echo("on the page that `labref agent` serves; no agent runs now.")
+    if row["links"]:
+        typer.echo(
+            "or by one of these, on other computers:" if len(row["links"]) > 1 else "or by this, on other computers:"
+        )
+        for link in row["links"]:
+            typer.echo(f"  {link}")
     typer.echo("Give it to nobody else: it is shown this once, and reviews carry the name.")
 
 

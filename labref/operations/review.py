@@ -33,8 +33,9 @@ __all__ = ["DOUBTFUL_BELOW", "CellInQueue", "QueueNeighbour", "ReviewDecided", "
 DOUBTFUL_BELOW: Final = 0.7
 """A cell is doubtful where its most probable class is less probable than this."""
 _MOST_SUSPECTS: Final = 500  # the most surprising ones are the queue; there is no end to mild disagreement
-_FARTHEST: Final = 200  # cells that lie farthest from the map, among which the novel ones are looked for
-_LOOKED_AT: Final = 20 * _FARTHEST
+_STEP: Final = 200  # cells whose novelty is looked at, before it is asked whether any of them was novel
+_LOOKED_AT: Final = 20_000  # cells that lie farthest from the map, among which the novel ones are looked for
+_MOST_NOVEL: Final = 500
 _REMEMBERED: Final = 100_000  # of cells, whether they are novel
 
 Queue = Literal["suspects", "doubtful", "novel"]
@@ -49,7 +50,8 @@ class ReviewQueues(Answer):
     )
     doubtful: int | None = Field(description="Cells that nobody reviewed and whose class is uncertain.")
     novel: int | None = Field(
-        description=f"Cells that nobody reviewed and that nothing resembles, of the {_FARTHEST} that lie farthest."
+        description=f"Cells that nobody reviewed and that nothing resembles, at most {_MOST_NOVEL}. They are looked for in "
+        f"steps of {_STEP}, the farthest from the map first, until a step has none."
     )
     doubtful_below: float = Field(description="A class is uncertain where its probability is below this.")
 
@@ -205,21 +207,39 @@ _NOVELTY: Final[WeakKeyDictionary[Store, dict[tuple[str, int, str], bool]]] = We
 
 
 def _novel(context: Context, bundle: Bundle) -> list[str]:
-    """Cells that nobody reviewed and that are novel, of those that lie farthest from the map, the farthest first.
-    Without a map, of those that are the least probable."""
-    store = context.store
+    """Cells that nobody reviewed and that are novel, the farthest from the map first; without a map, the least probable
+    first. They are looked for step by step, until none of a step is novel."""
+    found: list[str] = []
+    for candidates in _farthest(context.store, bundle):
+        novel = _novel_of(context.store, bundle, candidates)
+        found += novel
+        if not novel or len(found) >= _MOST_NOVEL:
+            break
+    return found[:_MOST_NOVEL]
+
+
+def _farthest(store: Store, bundle: Bundle) -> Iterator[list[str]]:
+    """Cells that nobody reviewed and that wait, in steps: the farthest from the map first, or the least probable."""
     active = store.maps.active(bundle.digest)
     if active is None:
-        candidates = [cell.cell_id for cell in store.queues.doubtful(bundle.digest, 2.0, _FARTHEST, queue="novel")]
-    else:
-        placed = active.positions.every()
-        most = min(_LOOKED_AT, len(placed))
-        far = np.argpartition(-placed.errors, most - 1)[:most] if most else np.empty(0, np.int64)
-        ids = [int_to_id(number) for number in placed.ids[far[np.argsort(-placed.errors[far], kind="stable")]].tolist()]
-        labelled = store.labelled(ids)
-        ids = [one for one in ids if one in labelled and labelled[one][1] is not LabelSource.REVIEWED]
-        waiting = {cell.cell_id for cell in store.queues.waiting(bundle.digest, "novel", ids[: 2 * _FARTHEST])}
-        candidates = [one for one in ids if one in waiting][:_FARTHEST]
+        ids = [one.cell_id for one in store.queues.doubtful(bundle.digest, 2.0, _LOOKED_AT, queue="novel")]
+        yield from (ids[start : start + _STEP] for start in range(0, len(ids), _STEP))
+        return
+    placed = active.positions.every()
+    most = min(_LOOKED_AT, len(placed))
+    far = np.argpartition(-placed.errors, most - 1)[:most] if most else np.empty(0, np.int64)
+    ids = [int_to_id(number) for number in placed.ids[far[np.argsort(-placed.errors[far], kind="stable")]].tolist()]
+    labelled = store.labelled(ids)
+    ids = [one for one in ids if one in labelled and labelled[one][1] is not LabelSource.REVIEWED]
+    for start in range(0, len(ids), _STEP):
+        step = ids[start : start + _STEP]
+        waiting = {cell.cell_id for cell in store.queues.waiting(bundle.digest, "novel", step)}
+        if waiting:
+            yield [one for one in step if one in waiting]
+
+
+def _novel_of(store: Store, bundle: Bundle, candidates: Sequence[str]) -> list[str]:
+    """Those of these cells that are novel."""
     known = _NOVELTY.setdefault(store, {})
     size = sum(store.label_counts().values())
     about = round(size, 2 - len(str(size)))

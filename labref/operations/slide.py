@@ -44,7 +44,7 @@ class SlideApproval(Answer):
     who: str | None = Field(description="Who.")
     at: str = Field(description="When, ISO 8601, UTC.")
     cells: int = Field(description="How many cells the slide had then.")
-    standing: Literal["approved", "cells came", "labels changed"] = Field(
+    standing: Literal["approved", "cells came", "cells left", "labels changed"] = Field(
         description="`approved`: it holds; else why it ended by itself."
     )
 
@@ -71,6 +71,9 @@ class SlideShown(SlideListed):
 
     leukocytes: int = Field(description="Cells that the differential counts.")
     erythroblasts: float | None = Field(description="Erythroblasts for a hundred leukocytes; null without leukocytes.")
+    seen: int = Field(
+        description="Number of the lab's last change: `slide.approve` takes it, to tell whether others changed labels since."
+    )
     order: Literal["similarity", "arrival"] = Field(
         description="How the cells of a class are ordered: those least like their class first, or the last that came first."
     )
@@ -154,6 +157,7 @@ def show(
     counted. A slide of more than 3000 cells is not ordered by similarity.
     """
     store, name = context.store, slide_named(context, slide)
+    seen = store.last_number()
     ids = [int_to_id(number) for number in store.slides.book.cells(name)]
     labelled = store.labelled(ids)
     ids = [cell_id for cell_id in ids if cell_id in labelled]
@@ -165,6 +169,7 @@ def show(
     yield listed | {
         "leukocytes": made.leukocytes,
         "erythroblasts": made.erythroblasts,
+        "seen": seen,
         "order": "similarity" if by_similarity else "arrival",
     }
     kinds = list(Kind)
@@ -197,11 +202,20 @@ def approve(
     cells: Annotated[
         int | None, Field(ge=0, description="How many cells the approver saw: with others meanwhile, it is refused.")
     ] = None,
+    seen: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="What `slide.show` gave as `seen` when the approver looked: where others changed labels since, it is "
+            "refused.",
+        ),
+    ] = None,
     who: Who = None,
 ) -> Iterator[Row]:
     """Approve a slide as it is now.
 
-    The approval ends by itself when a cell comes to the slide, or one of its cells gets another label.
+    The approval ends by itself when a cell comes to the slide or moves away from it, or one of its cells gets another
+    label.
     """
     who = person(who)
     store, name = context.store, slide_named(context, slide)
@@ -209,6 +223,11 @@ def approve(
         there = len(store.slides.book.cells(name))
         if cells is not None and cells != there:
             raise LabrefError(f"the slide has {there} cells by now, not {cells}: look at it again, then approve it.")
+        if seen is not None and (changed := store.slides.changed_by_others(name, seen, who)):
+            raise LabrefError(
+                f"others changed the class of {changed} cell{'s' if changed > 1 else ''} of the slide meanwhile: look at it "
+                "again, then approve it."
+            )
         store.slides.approve(name, who)
     yield from _listed(context, [name])
 

@@ -51,6 +51,9 @@ class AgentStatus(Answer):
     started_at: str = Field(description="Since when it runs, ISO 8601, UTC.")
     state: str = Field(description="What it does: starting, scanning, watching or ending.")
     problem: str | None = Field(description="What keeps it from storing cells; else null.")
+    certificate_problem: str | None = Field(
+        description="Why the certificate of HTTPS that is on the disk now is not used; null where it is, or there is none."
+    )
     waiting: int = Field(description="Files that are still being written.")
     in_flight: int = Field(description="Files that are being read, embedded or stored.")
     embedded: int = Field(description="Cells embedded since its start.")
@@ -145,6 +148,8 @@ def _attention(found: Row, config_file: Path) -> Iterator[str]:
     if agent is not None:
         if agent["problem"] is not None:
             yield f"the agent stores nothing: {agent['problem']}"
+        if agent["certificate_problem"] is not None:
+            yield f"the renewed certificate is not used: {agent['certificate_problem']}"
         yield from agent["slow_patterns"]
         if agent["unreadable"]:
             named = ", ".join(agent["unreadable"][:3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from labref.config import WebConfig
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Text
@@ -22,6 +24,7 @@ from labref.times import utc
 __all__ = ["User", "UserCode"]
 
 _LETTERS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: none of them is taken for another
+_HTTPS: Final = 443  # the port that no address has to name
 _CODE_LENGTH: Final = 16  # 80 bits
 _MOST_NAME: Final = 100  # characters
 
@@ -40,6 +43,9 @@ class UserCode(User):
     """Somebody who may look at the lab's pages, and the code that they sign in with."""
 
     code: str = Field(description="The code. It is shown this once: the lab keeps only its digest.")
+    links: list[str] = Field(
+        description="The addresses that sign them in on other computers, as [web] in labref.toml is set; they hold the code."
+    )
 
 
 _Name = Annotated[Text, Field(description="Their name.", min_length=1, max_length=_MOST_NAME)]
@@ -64,14 +70,16 @@ def add(
         raise LabrefError(
             f"{name} is let in already. `labref user renew` gives a new code; `labref user revoke` ends it."
         )
-    yield {**_described(context.store.people.add(name, role, code, _end(days))), "code": code}
+    added = context.store.people.add(name, role, code, _end(days))
+    yield {**_described(added), "code": code, "links": _links(context.lab.config.web, code)}
 
 
 @operation("user.renew", UserCode)
 def renew(context: Context, *, name: _Name, days: _Days = None) -> Iterator[Row]:
     """Give somebody a new code. The one before, and wherever they are signed in with it, ends."""
     code = _new_code()
-    yield {**_described(context.store.people.renew(_person(context, name), code, _end(days))), "code": code}
+    renewed = context.store.people.renew(_person(context, name), code, _end(days))
+    yield {**_described(renewed), "code": code, "links": _links(context.lab.config.web, code)}
 
 
 @operation("user.revoke", User)
@@ -98,6 +106,18 @@ def _person(context: Context, name: str) -> Person:
 def _new_code() -> str:
     code = "".join(secrets.choice(_LETTERS) for _ in range(_CODE_LENGTH))
     return "-".join(code[start : start + 4] for start in range(0, _CODE_LENGTH, 4))
+
+
+def _links(web: WebConfig, code: str) -> list[str]:
+    """The addresses that sign somebody with this code in on other computers; the names first."""
+    if web.certificate is None:
+        return [f"https://{name}/sign-in#{code}" for name in web.names]  # the proxy's
+    where = ipaddress.ip_address(web.address)
+    hosts = list(web.names)
+    if not (where.is_unspecified or where.is_loopback):
+        hosts.append(f"[{where}]" if where.version == 6 else str(where))
+    port = "" if web.port == _HTTPS else f":{web.port}"
+    return [f"https://{host}{port}/sign-in#{code}" for host in hosts]
 
 
 def _end(days: int | None) -> datetime | None:

@@ -21,17 +21,17 @@ closed; see `labref.web.connections`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import inspect
 import itertools
 import json
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 import uvicorn
@@ -50,11 +50,12 @@ from labref.lab.log import Log
 from labref.lab.pictures import Pictures
 from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
+from labref.web.certificate import HANDSHAKE_SECONDS, TLS, Certificate
 from labref.web.connections import BACKLOG, HEADER_BYTES, Connection
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
 from labref.web.events import Events
 from labref.web.failures import failure, told, unexpected
-from labref.web.guard import Elsewhere, Guard
+from labref.web.guard import Elsewhere, Guard, in_api
 from labref.web.metrics import Metrics
 from labref.web.pages import add_pages
 from labref.web.visitors import Entrance, Visitors, visitor_of
@@ -125,7 +126,6 @@ def make_app(
             tags=[operation.group],
             openapi_extra=bytes_body("An image file of one cell.") if operation.takes_bytes else None,
         )
-    _add_failures(app, {operation.path: operation for operation in operations})
     made: list[dict[str, Any]] = []
 
     async def openapi(request: Request) -> Response:
@@ -137,7 +137,8 @@ def make_app(
     of_images = {"/ask", *(operation.path for operation in operations if operation.takes_bytes)}
     visitors = Visitors(answers.entrance, token)
     app.add_route("/events", Events(answers.latest, visitors).endpoint, include_in_schema=False)
-    add_pages(app, answers.perform, answers.image, visitors, answers.pictures)
+    failure_page = add_pages(app, answers.perform, answers.image, visitors, answers.pictures)
+    _add_failures(app, {operation.path: operation for operation in operations}, failure_page)
     roles = {operation.path: operation.role for operation in operations}
     return Guard(
         app,
@@ -261,14 +262,28 @@ def _encoded(rows: Iterator[Row], log: Log, at_once: int) -> Iterator[bytes]:
         yield ("\n".join(block) + "\n").encode()
 
 
-def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
-    """Every failure as {"error": {"kind", "message"}}."""
+def _add_failures(
+    app: FastAPI, by_path: Mapping[str, Operation], page: Callable[[Request, int, str], Response]
+) -> None:
+    """Every failure as {"error": {"kind", "message"}}; outside /api, where people are, as a page.
+
+    page : (request, status, what is wrong) → the page.
+    """
+
+    async def fail(request: Request, code: int, error: Exception, headers: Mapping[str, str] | None = None) -> Response:
+        accepted = request.headers.get("accept", "*/*")
+        if in_api(request.url.path) or not ("text/html" in accepted or accepted.startswith("*/*")):
+            return failure(code, error, headers)
+        shown = await run_in_threadpool(page, request, code, str(error))
+        shown.headers.update(headers or {})
+        return shown
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         found = error.errors()
         if any(one["loc"] == ("body",) or one["type"] == "json_invalid" for one in found):
-            return failure(
+            return await fail(
+                request,
                 400,
                 LabrefError(
                     "the body is no JSON object; send the operation's parameters as one, with Content-Type: application/json"
@@ -276,7 +291,9 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
             )
         operation = by_path.get(request.url.path)
         request_model = None if operation is None else operation.request
-        return failure(400, LabrefError(explain([one | {"loc": one["loc"][1:]} for one in found], request_model)))
+        return await fail(
+            request, 400, LabrefError(explain([one | {"loc": one["loc"][1:]} for one in found], request_model))
+        )
 
     async def not_there(request: Request, error: Exception) -> Response:
         assert isinstance(error, AnyHTTPException)
@@ -289,16 +306,16 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
             operation = by_path.get(request.url.path)
             of_image = operation is not None and operation.takes_bytes
             told = (UnreadableImageError if of_image else LabrefError)(error.detail)
-        return failure(error.status_code, told, error.headers)
+        return await fail(request, error.status_code, told, error.headers)
 
     def failing(code: int) -> Callable[[Request, Exception], Awaitable[Response]]:
         async def answer(request: Request, error: Exception) -> Response:
-            return failure(code, error)
+            return await fail(request, code, error)
 
         return answer
 
     async def failed(request: Request, error: Exception) -> Response:
-        return failure(500, unexpected(error))
+        return await fail(request, 500, unexpected(error))
 
     app.add_exception_handler(Exception, failed)
     app.add_exception_handler(RequestValidationError, refused)
@@ -307,7 +324,7 @@ def _add_failures(app: FastAPI, by_path: Mapping[str, Operation]) -> None:
 
     async def unread(request: Request, error: Exception) -> Response:
         # what the database itself failed at is not the asker's fault
-        return failure(400 if error.__cause__ is None else 503, error)
+        return await fail(request, 400 if error.__cause__ is None else 503, error)
 
     app.add_exception_handler(AgentError, failing(503))
     app.add_exception_handler(StoreError, unread)
@@ -321,16 +338,6 @@ def _media_type(data: bytes) -> str:
     return "application/octet-stream"
 
 
-@dataclass(frozen=True)
-class TLS:
-    """Where an application is served by HTTPS. address : of this computer.  certificate, key : PEM files."""
-
-    address: str
-    port: int
-    certificate: Path
-    key: Path
-
-
 class Server:
     """Serves an application on 127.0.0.1, and by HTTPS at another address where one is given, each from a thread of its
     own."""
@@ -341,6 +348,7 @@ class Server:
         self._wanted = port
         self._tls = tls
         self._opened = contextlib.ExitStack()
+        self._certificate: Certificate | None = None
         self.port = 0
 
     def __enter__(self) -> Self:
@@ -349,14 +357,21 @@ class Server:
             self.port = listening.getsockname()[1]
             opened.enter_context(_serving(self._app, listening, None))
             if self._tls is not None:
-                _check(self._tls)
+                self._certificate = Certificate(self._tls)
                 elsewhere = _bound(self._tls.address, self._tls.port, "[web] address and port")
-                opened.enter_context(_serving(self._app, elsewhere, self._tls))
+                opened.enter_context(_serving(self._app, elsewhere, self._tls, self._certificate))
             self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
+
+    def certificate_problem(self) -> str | None:
+        """Why the certificate that is on the disk now is not used; None where it is, or there is none."""
+        if self._certificate is None:
+            return None
+        self._certificate.newest()
+        return self._certificate.problem
 
 
 def _bound(address: str, port: int, setting: str) -> socket.socket:
@@ -379,30 +394,28 @@ def _bound(address: str, port: int, setting: str) -> socket.socket:
     return listening
 
 
-def _check(tls: TLS) -> None:
-    """Raise `AgentError` where certificate and key cannot be used."""
-    for what, file in (("certificate", tls.certificate), ("key", tls.key)):
-        try:
-            file.read_bytes()
-        except OSError as error:
-            raise AgentError(f"labref.toml, [web] {what}: {file} cannot be read ({error.strerror}).") from None
-    try:
-        # a password would be asked for on the terminal
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate, tls.key, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
-        raise AgentError(
-            f"labref.toml, [web]: the certificate {tls.certificate} and the key {tls.key} cannot be used "
-            f"({getattr(error, 'reason', None) or error}). They are PEM files that belong together, the key without a password."
-        ) from None
+class _TLSServer(uvicorn.Server):
+    """A server by HTTPS that waits a moment only for a handshake, and takes renewed certificates from the disk."""
 
+    def __init__(self, config: uvicorn.Config, certificate: Certificate) -> None:
+        super().__init__(config)
+        self._certificate = certificate
 
-def _no_password() -> str:
-    raise ValueError("the key has a password")
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        assert self.config.ssl is not None
+        self._certificate.serve(self.config.ssl)
+        loop = asyncio.get_running_loop()
+        # uvicorn has no setting for it, and asyncio would wait a minute
+        create = functools.partial(loop.create_server, ssl_handshake_timeout=HANDSHAKE_SECONDS)
+        loop.create_server = create  # type: ignore[method-assign]
+        await super().startup(sockets)
 
 
 @contextlib.contextmanager
-def _serving(app: ASGIApp, listening: socket.socket, tls: TLS | None) -> Iterator[None]:
-    """Serve an application on a socket, which is closed at the end. tls : None for plain HTTP."""
+def _serving(
+    app: ASGIApp, listening: socket.socket, tls: TLS | None, certificate: Certificate | None = None
+) -> Iterator[None]:
+    """Serve an application on a socket, which is closed at the end. tls, certificate : None for plain HTTP."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -419,7 +432,7 @@ def _serving(app: ASGIApp, listening: socket.socket, tls: TLS | None) -> Iterato
         ssl_certfile=None if tls is None else tls.certificate,
         ssl_keyfile=None if tls is None else tls.key,
     )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(config) if certificate is None else _TLSServer(config, certificate)
     name = "labref-http" if tls is None else "labref-https"
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name=name, daemon=True)
     thread.start()

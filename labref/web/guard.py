@@ -22,14 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labref.errors import AgentError, LabrefError, UnreadableImageError
 from labref.lab.log import Log
-from labref.operations import PREFIX
 from labref.roles import Role
 from labref.web.connections import CONNECTION, Connection
 from labref.web.failures import failure, unexpected
 from labref.web.rate import Rate
 from labref.web.visitors import VISITOR, Visitors, origin_is_own
 
-__all__ = ["Elsewhere", "Guard"]
+__all__ = ["Elsewhere", "Guard", "in_api"]
 
 _JSON_BYTES: Final = 64_000_000  # parameters; a list of 200,000 labels
 _FORM_BYTES: Final = 64_000  # what a stranger may send: the code they sign in with
@@ -117,10 +116,10 @@ class Guard:
             return
         local = scope["scheme"] == "http"
         visitor = self._visitors.of(headers, local=local)
-        in_api = path.startswith(f"{PREFIX}/") or path == "/api"
+        of_api = in_api(path)
         open_to_all = path in (_PLAIN if local else _PLAIN_ELSEWHERE) or path.startswith(_STATIC)
         if visitor is None and not open_to_all:
-            if not in_api and scope["method"] in _SAFE and b"text/html" in headers.get(b"accept", b""):
+            if not of_api and scope["method"] in _SAFE and b"text/html" in headers.get(b"accept", b""):
                 asked = path + (f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else "")
                 to_sign_in = RedirectResponse(f"/sign-in?next={quote(asked, safe='')}", 303, {"Connection": "close"})
                 await to_sign_in(scope, receive, send)
@@ -138,7 +137,7 @@ class Guard:
                 403, AgentError("a page of another site, or none, sent this; it is refused"), scope, receive, send
             )
             return
-        if visitor is not None and in_api and not visitor.role.covers(self._roles.get(path, Role.VIEW)):
+        if visitor is not None and of_api and not visitor.role.covers(self._roles.get(path, Role.VIEW)):
             why = AgentError(f"this needs the role {self._roles[path]}, and {visitor.name} has {visitor.role}")
             await _turn_away(403, why, scope, receive, send)
             return
@@ -222,6 +221,11 @@ def _is_none(path: str) -> bool:
     return len(path) > _MOST_PATH or not path.startswith("/") or _CONTROL.search(path) is not None
 
 
+def in_api(path: str) -> bool:
+    """Whether a path is of the API, for programs; all else is for people and their browsers."""
+    return path.startswith("/api/") or path == "/api"
+
+
 def _name_of_host(headers: Mapping[bytes, bytes]) -> str:
     host = headers.get(b"host", b"").decode("latin-1").lower()
     found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:]*)(:[0-9]+)?", host)
@@ -259,7 +263,7 @@ async def _turn_away(
     headers = dict(scope["headers"])
     told = {"Connection": "close"} | ({"Retry-After": str(int(wait) + 1)} if wait else {})
     answer: Response = failure(code, error, told)
-    if b"text/html" in headers.get(b"accept", b"") and not scope["path"].startswith(f"{PREFIX}/"):
+    if b"text/html" in headers.get(b"accept", b"") and not in_api(scope["path"]):
         answer = PlainTextResponse(str(error), code, told)
     held: list[Message] = []
 

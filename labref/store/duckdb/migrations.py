@@ -504,3 +504,14 @@ def _readings(connection: duckdb.DuckDBPyConnection) -> None:
             changed    BOOLEAN NOT NULL,
             undone     BOOLEAN NOT NULL
         )""")
+
+
+@migration(22, "which slides cells left and came to without being new")
+def _slide_moves(connection: duckdb.DuckDBPyConnection) -> None:
+    # so that an approval ends too where one cell left the slide and another came
+    connection.execute("""
+        CREATE TABLE slide_move (
+            number BIGINT NOT NULL,
+            slide  VARCHAR NOT NULL,
+            came   BOOLEAN NOT NULL
+        )""")

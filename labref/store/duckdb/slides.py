@@ -3,7 +3,8 @@
 Table `slide_approval`: a row each time somebody approves a slide or takes that back; the last row of a slide holds. The
 row says how many cells the slide had, and which bundle answered. `number` is that of the store's sequence: what has a
 larger one came later. So an approval ends by itself when a cell comes to the slide, or one of its cells gets another
-label; nothing has to be written for that.
+label; nothing has to be written for that. Table `slide_move` has the slides that cells left, or came to without being
+new: their files were moved. A cell that retention removes ends no approval.
 
 Which cells a slide has is kept in memory (`labref.store.memory.slides`), once it was asked for.
 """
@@ -30,7 +31,7 @@ __all__ = ["Approval", "Slides"]
 APPROVED: Final = "approved"
 WITHDRAWN: Final = "withdrawn"
 
-Standing = Literal["approved", "cells came", "labels changed"]
+Standing = Literal["approved", "cells came", "cells left", "labels changed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,16 @@ class Slides:
 
     # approval
 
+    def changed_by_others(self, slide: str, since: int, who: str | None) -> int:
+        """How many cells of a slide others than `who` gave another label since this number of the store's sequence."""
+        cells = set(map(int_to_id, self.book.cells(slide)))
+        with self._reading() as cursor:
+            found = cursor.execute(
+                "SELECT DISTINCT cell_id FROM label_change WHERE number > ? AND label <> previous AND who IS DISTINCT FROM ?",
+                [since, to_nullable(who)],
+            ).fetchall()
+        return sum(cell_id in cells for (cell_id,) in found)
+
     def approve(self, slide: str, who: str | None) -> None:
         """Write down that somebody approves a slide as it is now."""
         self._decide(slide, APPROVED, who)
@@ -125,16 +136,28 @@ class Slides:
                 "SELECT cell_id, max(number) FROM label_change WHERE number > ? AND label <> previous GROUP BY cell_id",
                 [first],
             ).fetchall()
+            moved = cursor.execute(
+                "SELECT slide, came, max(number) FROM slide_move WHERE number > ? GROUP BY slide, came", [first]
+            ).fetchall()
             predicted = self._predicted(cursor, [slide for slide, one in given.items() if one.bundle != active], cells)
         latest: dict[str, int] = {}
         for cell_id, number in changed:
             if (slide := of_cell.get(cell_id)) is not None:
                 latest[slide] = max(number, latest.get(slide, 0))
+        came, left = (
+            {from_column(slide): number for slide, is_new, number in moved if is_new is way} for way in (True, False)
+        )
         found = {}
         for slide, approval in given.items():
             standing: Standing = APPROVED
-            if book.last(slide) > approval.number or len(cells[slide]) > approval.cells:
+            if (
+                book.last(slide) > approval.number
+                or came.get(slide, 0) > approval.number
+                or len(cells[slide]) > approval.cells
+            ):
                 standing = "cells came"
+            elif left.get(slide, 0) > approval.number:
+                standing = "cells left"
             elif latest.get(slide, 0) > approval.number or slide in predicted:
                 standing = "labels changed"
             found[slide] = Approval(approval.who, approval.at.replace(tzinfo=UTC), approval.cells, standing)

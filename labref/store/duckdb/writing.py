@@ -30,6 +30,7 @@ _LABEL_CHANGE: Final = {
     "undoes": "BIGINT",
     "number": "BIGINT",
 }
+_SLIDE_MOVE: Final = {"number": "BIGINT", "slide": "VARCHAR", "came": "BOOLEAN"}
 
 
 def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
@@ -71,6 +72,7 @@ def write_labels(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelC
     last = {change.cell_id: change for change in changes}.values()
     if not last:
         return
+    moves = _moves(connection, [change for change in last if change.path is not None])
     connection.execute(
         "UPDATE cell SET label = said.label, label_source = said.source, path = coalesce(said.path, cell.path), "
         "slide = CASE WHEN said.path IS NULL THEN cell.slide ELSE said.slide END FROM (SELECT "
@@ -107,7 +109,21 @@ def write_labels(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelC
             if change.is_history
         ],
     )
+    insert(connection, "INSERT INTO slide_move", _SLIDE_MOVE, [(numbers.take(), *move) for move in moves])
     sequence.keep(connection, numbers)
+
+
+def _moves(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelChange]) -> list[tuple[str, bool]]:
+    """The slides that cells leave (False) and come to (True) by changes that name the slide, before these are made."""
+    if not changes:
+        return []
+    return connection.execute(
+        "WITH move AS (SELECT cell.slide AS before, said.slide AS after FROM cell JOIN (SELECT "
+        "unnest($1::VARCHAR[]) AS cell_id, unnest($2::VARCHAR[]) AS slide) said USING (cell_id) "
+        "WHERE cell.slide IS DISTINCT FROM said.slide) "
+        "SELECT before, false FROM move WHERE before IS NOT NULL UNION SELECT after, true FROM move WHERE after IS NOT NULL",
+        [[change.cell_id for change in changes], [to_nullable(change.slide) for change in changes]],
+    ).fetchall()
 
 
 def write_embeddings(

@@ -43,13 +43,14 @@ from starlette.responses import RedirectResponse, Response
 from labref import __version__
 from labref.errors import LabrefError
 from labref.lab.pictures import Pictures
+from labref.operations.naming import NoCellError
 from labref.printing import printable
 from labref.progress import Row
 from labref.roles import Role
 from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
 from labref.web.visitors import Visitor, Visitors
 
-__all__ = ["NAVIGATION", "Visit", "add_pages", "has_static", "page", "page_number", "whole_number"]
+__all__ = ["NAVIGATION", "NotThereError", "Visit", "add_pages", "has_static", "page", "page_number", "whole_number"]
 
 Perform = Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
 
@@ -95,6 +96,10 @@ def page(
         return function
 
     return register
+
+
+class NotThereError(LabrefError):
+    """An address names something that is not there."""
 
 
 class Visit:
@@ -146,6 +151,15 @@ class Visit:
         (row,) = self.ask(name, data=data, **parameters)
         return row
 
+    def named(self, name: str, /, **parameters: Any) -> list[Row]:
+        """Rows of an operation about what the address names. Raises `NotThereError` where that is not there."""
+        try:
+            return list(self.ask(name, **parameters))
+        except LabrefError as error:
+            if type(error) not in (LabrefError, NoCellError):
+                raise  # the store, or the agent, failed
+            raise NotThereError(str(error)) from None
+
     def may(self, role: str) -> bool:
         """Whether whoever asks may do what this role may."""
         return self.visitor is not None and self.visitor.role.covers(Role(role))
@@ -168,6 +182,10 @@ class Visit:
             )
         )
         return Response(_shown(content), status, media_type="text/html; charset=utf-8")
+
+    def fail(self, status: int, problem: str) -> Response:
+        """A page that says what is wrong, and where to go from there."""
+        return self.show("problem.html", status=status, problem=problem, nothing_there=status == 404)
 
     def go(self, address: str) -> Response:
         """Send the browser to another page of this agent."""
@@ -192,8 +210,9 @@ def add_pages(
     image: Callable[[str], bytes | None],
     visitors: Visitors,
     pictures: Pictures,
-) -> None:
-    """Add every page, and what is in `labref/web/static`, to the application."""
+) -> Callable[[Request, int, str], Response]:
+    """Add every page, and what is in `labref/web/static`, to the application. Returns what makes the page of a failure:
+    (request, status, what is wrong) → the page."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     for one in _PAGES:
@@ -205,6 +224,12 @@ def add_pages(
         )
     for name, data in _static().items():
         app.add_route(f"/static/{name}", _file(name, data), include_in_schema=False)
+
+    def failed(request: Request, status: int, problem: str) -> Response:
+        visit = Visit(request, b"", perform, image, visitors, pictures)
+        return visit.fail(status, visit.texts.gettext("Nothing is at this address.") if status == 404 else problem)
+
+    return failed
 
 
 def _endpoint(
@@ -223,11 +248,11 @@ def _answered(of: _Page, visit: Visit) -> Response:
     if of.role is not None and not visit.may(of.role):
         if visit.visitor is None:
             return visit.go("/sign-in")
-        return visit.show("problem.html", status=403, problem=visit.texts.gettext("Your role does not allow this."))
+        return visit.fail(403, visit.texts.gettext("Your role does not allow this."))
     try:
         return of.function(visit, **visit.request.path_params)
     except LabrefError as error:
-        return visit.show("problem.html", status=getattr(error, "status", 400), problem=str(error))
+        return visit.fail(404 if isinstance(error, NotThereError) else 400, str(error))
 
 
 def _shown(content: str) -> str:
@@ -314,8 +339,9 @@ def _environment(language: str) -> Environment:
     made.globals.update(static=_address_of, has_static=has_static)
     made.filters.update(
         number=lambda value: numbers.format_decimal(value, locale=texts.locale),
+        # a no-break space, or "35 %" is torn apart at the end of a line
         share=lambda value, digits=0: numbers.format_percent(
-            value, format="#,##0" + ("." + "0" * digits if digits else "") + " %", locale=texts.locale
+            value, format="#,##0" + ("." + "0" * digits if digits else "") + "\u00a0%", locale=texts.locale
         ),
         moment=lambda value: _moment(value, texts, "short"),
         day=lambda value: _moment(value, texts, None),

@@ -29,7 +29,7 @@ _AROUND: Final = 8
 @page("/cell/{cell_id}")
 def cell(visit: Visit, cell_id: str) -> Response:
     chosen = _chosen(visit)
-    shown = visit.one("cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any")
+    (shown,) = visit.named("cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any")
     sources: dict[str, str] = {view: f"/cell/{shown['cell_id']}/picture?view={view}" for view in _VIEWS}
     return _show(visit, shown, chosen, sources)
 

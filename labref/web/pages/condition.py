@@ -12,6 +12,7 @@ from labref.errors import LabrefError
 from labref.export.paths import path_from_text
 from labref.roles import Role
 from labref.web.pages import Visit, page
+from labref.web.texts import Texts
 
 _REJECTED: Final = 20  # files shown, the newest
 
@@ -22,7 +23,12 @@ def condition(visit: Visit) -> Response:
     rejected = list(visit.ask("ledger", outcome="rejected", limit=_REJECTED))
     rejected.reverse()
     return visit.show(
-        "condition.html", state=state, map=visit.one("map.status"), rejected=rejected, disk=_disk(state["lab"])
+        "condition.html",
+        state=state,
+        map=visit.one("map.status"),
+        rejected=rejected,
+        disk=_disk(state["lab"]),
+        words=_words(visit.texts),
     )
 
 
@@ -52,6 +58,32 @@ def _users(visit: Visit, *, status: int = 200, **told: Any) -> Response:
     values = {"made": None, "revoked": None, "problem": None} | told
     link = "" if values["made"] is None else f"{visit.request.base_url}sign-in#{values['made']['code']}"
     return visit.show("users.html", status=status, people=list(visit.ask("user.list")), link=link, **values)
+
+
+def _words(texts: Texts) -> dict[str, str]:
+    """What operations call things, by a word, in the reader's language. Whole sentences of theirs stay English."""
+    return {
+        "starting": texts.gettext("starting"),
+        "scanning": texts.gettext("looking through the folders"),
+        "watching": texts.gettext("watching the folders"),
+        "ending": texts.gettext("ending"),
+        "map": texts.gettext("the map is trained"),
+        "map places": texts.gettext("cells are placed on the map"),
+        "retention": texts.gettext("old cells are removed"),
+        "fingerprints": texts.gettext("cells are compared with each other"),
+        "optics": texts.gettext("the optics of cells are measured"),
+        "bundle": texts.gettext("cells are embedded by another bundle"),
+        "background_red": texts.gettext("background, red"),
+        "background_green": texts.gettext("background, green"),
+        "background_blue": texts.gettext("background, blue"),
+        "focus": texts.gettext("focus"),
+        "density_red": texts.gettext("stain, red"),
+        "density_green": texts.gettext("stain, green"),
+        "density_blue": texts.gettext("stain, blue"),
+        "CPUExecutionProvider": texts.gettext("the processor"),
+        "CUDAExecutionProvider": texts.gettext("the graphics card"),
+        "none": texts.gettext("nothing"),
+    }
 
 
 def _disk(lab: str) -> tuple[int, int] | None:

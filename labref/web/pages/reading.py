@@ -50,7 +50,7 @@ def _readings(visit: Visit, problem: str | None = None, status: int = 200) -> Re
 
 @page("/reading/{number:int}")
 def read(visit: Visit, number: int) -> Response:
-    (found,) = visit.ask("reading.next", reading=number, who=_who(visit))
+    (found,) = visit.named("reading.next", reading=number, who=_who(visit))
     title = next(row for row in visit.ask("reading.list", who=_who(visit)) if row["reading"] == found["reading"])
     classes = list(visit.ask("classes.list")) if found["kind"] == "classes" else []
     # how many cells of the lab carry a class is nothing that a reader should see

@@ -90,7 +90,7 @@ def _list(visit: Visit, search: str, number: int) -> Response:
 
 
 def _shown(visit: Visit, key: str, **asked: Any) -> _Shown:
-    about, *rows = visit.ask("slide.show", slide=key, **asked)
+    about, *rows = visit.named("slide.show", slide=key, **asked)
     shown = _Shown(about)
     by_label: dict[str, Row] = {}
     for row in rows:

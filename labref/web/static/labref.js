@@ -7,6 +7,30 @@ export function text(english, values = {}) {
   return (texts[english] ?? english).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
+// numbers and moments, as the filters of the templates write them
+
+const language = document.documentElement.lang;
+
+/** A number. digits : after the point; up to three where that is not said. */
+export function number(value, digits) {
+  return new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
+}
+
+/** A share of one in per cent, which no line tears apart: "35 %". */
+export function share(value, digits = 0) {
+  return `${number(100 * value, digits)}\u00a0%`;
+}
+
+const days = new Intl.DateTimeFormat(language, { dateStyle: "medium" });
+const clock = new Intl.DateTimeFormat(language, { timeStyle: "short" });
+
+/** A moment as operations give it, in this computer's time; nothing for none. */
+export function moment(value) {
+  if (!value) return "";
+  const at = new Date(value);
+  return Number.isNaN(at.getTime()) ? value : `${days.format(at)} ${clock.format(at)}`;
+}
+
 /** Say something for a few seconds, to screen readers too. */
 export function say(message, { failed = false, seconds = 6 } = {}) {
   const line = document.createElement("p");

@@ -332,5 +332,28 @@ function begin() {
   });
 }
 
+/** Without the viewer: the picture as large as there is room, and a click leads to the node that it meets. */
+function beginPicture() {
+  const frame = document.getElementById("map-picture");
+  const picture = frame.querySelector("img");
+  const fit = () => {
+    const side = Math.max(8, Math.floor(Math.min((frame.clientWidth - 4) / columns, (frame.clientHeight - 4) / rows)));
+    [picture.width, picture.height] = [side * columns, side * rows];
+  };
+  frame.querySelector("a").addEventListener("click", (event) => {
+    if (event.target !== picture) return;
+    event.preventDefault();
+    const box = picture.getBoundingClientRect();
+    const row = inside(Math.floor((rows * (event.clientY - box.top)) / box.height), rows);
+    const column = inside(Math.floor((columns * (event.clientX - box.left)) / box.width), columns);
+    location.assign(`/map/node/${row}/${column}`);
+  });
+  addEventListener("resize", fit);
+  fit();
+}
+
 if (OpenSeadragon) begin();
-else keys({ ArrowLeft: [text("From cell to cell"), move], ArrowRight: [text("From cell to cell"), move] });
+else {
+  beginPicture();
+  keys({ ArrowLeft: [text("From cell to cell"), move], ArrowRight: [text("From cell to cell"), move] });
+}

@@ -1,5 +1,5 @@
 // A queue of cells: one large, with what lies near it; the key of a class decides, Enter says that the class is right.
-import { ask, does, keys, say, text, undo } from "./labref.js";
+import { ask, does, keys, say, share, text, undo } from "./labref.js";
 
 const section = document.getElementById("queue");
 const queue = section?.dataset.queue;
@@ -8,8 +8,6 @@ const classes = JSON.parse(document.getElementById("classes").textContent);
 const styles = Object.fromEntries(classes.map((one) => [one.label, one.style]));
 const views = ["cell", "normalised", "nucleus"];
 const AT_ONCE = 6;
-const language = document.documentElement.lang;
-const percent = (share) => new Intl.NumberFormat(language, { style: "percent" }).format(share);
 
 let cells = []; // that wait, in their order
 let at = 0;
@@ -49,8 +47,8 @@ function show() {
   }[cell.label_source];
   document.getElementById("why").textContent =
     queue === "suspects"
-      ? text("Of the cells about it on the map, {share} are {name}.", { share: percent(cell.share), name: cell.neighbourhood })
-      : text("The network says {name}, with {share}.", { name: cell.predicted, share: percent(cell.probability) }) +
+      ? text("Of the cells about it on the map, {share} are {name}.", { share: share(cell.share), name: cell.neighbourhood })
+      : text("The network says {name}, with {share}.", { name: cell.predicted, share: share(cell.probability) }) +
         (cell.is_novel ? ` ${text("Nothing in the lab resembles it.")}` : "");
   document.getElementById("neighbours").replaceChildren(
     ...cell.neighbours.map((one) => {
@@ -66,13 +64,13 @@ function show() {
     }),
   );
   document.getElementById("weights").replaceChildren(
-    ...Object.entries(cell.weights).filter(([, share]) => share >= 0.005).slice(0, 4).map(([name, share]) => {
+    ...Object.entries(cell.weights).filter(([, part]) => part >= 0.005).slice(0, 4).map(([name, part]) => {
       const entry = document.createElement("li");
       const meter = document.createElement("meter");
       const said = document.createElement("span");
       meter.max = 1;
-      meter.value = share;
-      said.textContent = meter.textContent = percent(share);
+      meter.value = part;
+      said.textContent = meter.textContent = share(part);
       entry.append(tag(name), meter, said);
       return entry;
     }),

@@ -1,5 +1,5 @@
 // Pairs that may be of one cell: both beside each other, or in one place, laid over each other; a key a decision.
-import { ask, does, keys, say, text, undo } from "./labref.js";
+import { ask, does, keys, moment, number, say, text, undo } from "./labref.js";
 
 const section = document.getElementById("pair");
 const may = document.body.dataset.role !== "view";
@@ -50,11 +50,10 @@ async function show() {
     const label = section.querySelector(`[data-label="${side}"]`);
     label.textContent = about?.label ?? "";
     label.className = `class ${styles[about?.label] ?? ""}`;
-    const when = about?.captured_at ? new Date(about.captured_at).toLocaleString(document.documentElement.lang) : "";
-    section.querySelector(`[data-about="${side}"]`).textContent = [about?.slide, when].filter(Boolean).join(" · ");
+    section.querySelector(`[data-about="${side}"]`).textContent = [about?.slide, moment(about?.captured_at)].filter(Boolean).join(" · ");
   }
   document.getElementById("score").textContent =
-    pair.score === null ? "" : text("alike to {score} of 1", { score: pair.score.toFixed(3) });
+    pair.score === null ? "" : text("alike to {score} of 1", { score: number(pair.score) });
   document.getElementById("conflict").hidden = !pair.conflict;
   lay(pair);
   for (const next of pairs.slice(at + 1, at + 3)) {

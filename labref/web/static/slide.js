@@ -1,5 +1,5 @@
 // A smear as a gallery: point at a cell, or go there with the arrows, and press the key of a class.
-import { ask, does, keys, say, text, undo } from "./labref.js";
+import { ask, does, keys, moment, number, say, share, text, undo } from "./labref.js";
 
 const slide = document.querySelector(".slide");
 const gallery = document.getElementById("gallery");
@@ -29,11 +29,9 @@ function show(tile, { scroll = false, focus = false } = {}) {
   const says = document.getElementById("now-says");
   says.textContent = tile.dataset.label;
   const by = { reviewed: text("reviewed"), analyser: text("by the analyser"), predicted: text("predicted") }[tile.dataset.source];
-  const moment = tile.dataset.captured ?? tile.dataset.stored;
+  const when = moment(tile.dataset.captured ?? tile.dataset.stored);
   const more = document.getElementById("now-more");
-  more.textContent = [by, tile.dataset.confidence, moment && new Date(moment).toLocaleString(document.documentElement.lang)]
-    .filter(Boolean)
-    .join(" · ");
+  more.textContent = [by, tile.dataset.confidence, when].filter(Boolean).join(" · ");
   document.getElementById("now-none").hidden = true;
   for (const one of [picture, says, more]) one.hidden = false;
 }
@@ -110,9 +108,6 @@ gallery.addEventListener("dblclick", (event) => {
 
 // counts and the differential
 
-const number = new Intl.NumberFormat(document.documentElement.lang);
-const tenths = new Intl.NumberFormat(document.documentElement.lang, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
-const percent = { format: (share) => `${tenths.format(100 * share)} %` };
 const counts = new Map();
 for (const row of document.querySelectorAll("tr[data-class]")) {
   const cell = row.querySelector("[data-count-of]");
@@ -125,21 +120,21 @@ function recount() {
   const leukocytes = of("leukocyte");
   const white = Number(document.getElementById("white").value) || 0;
   for (const [label, count] of counts) {
-    const share = kinds[label] === "leukocyte" && count && leukocytes ? count / leukocytes : null;
+    const part = kinds[label] === "leukocyte" && count && leukocytes ? count / leukocytes : null;
     for (const [name, value] of [
-      ["count", number.format(count)],
-      ["share", share === null ? "" : percent.format(share)],
-      ["absolute", share === null || !white ? "" : (share * white).toFixed(2)],
+      ["count", number(count)],
+      ["share", part === null ? "" : share(part, 1)],
+      ["absolute", part === null || !white ? "" : number(part * white, 2)],
     ]) {
       for (const cell of document.querySelectorAll(`[data-${name}-of="${CSS.escape(label)}"]`)) cell.textContent = value;
     }
   }
   for (const cell of document.querySelectorAll("[data-absolute]")) cell.hidden = !white;
-  document.getElementById("leukocytes").textContent = text("{number} leukocytes counted.", { number: number.format(leukocytes) });
+  document.getElementById("leukocytes").textContent = text("{number} leukocytes counted.", { number: number(leukocytes) });
   const erythroblasts = of("erythroblast");
   const said = document.getElementById("erythroblasts");
   said.hidden = !erythroblasts || !leukocytes;
-  if (leukocytes) said.textContent = text("{number} erythroblasts for 100 leukocytes.", { number: number.format(Math.round((1000 * erythroblasts) / leukocytes) / 10) });
+  if (leukocytes) said.textContent = text("{number} erythroblasts for 100 leukocytes.", { number: number(Math.round((1000 * erythroblasts) / leukocytes) / 10) });
 }
 
 let waiting = Number(document.getElementById("awaiting").dataset.count);
@@ -310,6 +305,9 @@ function standing(row) {
   }
 }
 
+/** What whoever approves has seen: others may have changed the slide meanwhile. */
+const looked = () => ({ cells: Number(slide.dataset.cells), seen: Number(slide.dataset.seen) });
+
 const approved = async (operation, more = {}) => {
   const [row] = await ask(operation, { slide: slide.dataset.slide, ...more });
   standing(row);
@@ -318,7 +316,7 @@ function approve() {
   doing = doing.then(() =>
     does(
       async () => {
-        await approved("slide.approve", { cells: Number(slide.dataset.cells) });
+        await approved("slide.approve", looked());
         return waiting ? text("Approved; {number} cells were not reviewed one by one.", { number: waiting }) : text("Approved.");
       },
       () => approved("slide.unapprove"),
@@ -332,7 +330,7 @@ function unapprove() {
         await approved("slide.unapprove");
         return text("The approval is taken back.");
       },
-      () => approved("slide.approve", { cells: Number(slide.dataset.cells) }),
+      () => approved("slide.approve", looked()),
     ),
   );
 }
@@ -341,9 +339,38 @@ function unapprove() {
 
 function larger() {
   localStorage.setItem("labref-larger", gallery.classList.toggle("larger") ? "yes" : "");
+  fit();
   now?.scrollIntoView({ block: "nearest" });
 }
+
+// sides of pictures, in the page's rem
+const [LEAST, MOST, LARGER] = [6.4, 14, 1.6];
+
+/** Make the pictures as large as lets the whole smear be in the window, where it can be; else as small as can be judged. */
+function fit() {
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const [width, gap] = [gallery.clientWidth, 0.35 * rem];
+  const height = innerHeight - (gallery.getBoundingClientRect().top + scrollY) - 4.5 * rem;
+  const ofClass = [...gallery.querySelectorAll(".of-class:not([hidden])")].map((one) => one.querySelectorAll(".tile").length);
+  let [side, drawn] = [LEAST, LEAST * rem];
+  for (let tried = MOST; tried > LEAST; tried -= 0.2) {
+    const columns = Math.max(1, Math.floor((width + gap) / (tried * rem + gap)));
+    const stretched = (width - (columns - 1) * gap) / columns;
+    const rows = ofClass.reduce((sum, count) => sum + Math.ceil(count / columns), 0);
+    if (rows * (stretched + gap) + ofClass.length * 2.3 * rem > height) continue;
+    [side, drawn] = [tried, stretched];
+    break;
+  }
+  const more = gallery.classList.contains("larger") ? LARGER : 1;
+  gallery.style.setProperty("--tile", `${side * more}rem`);
+  // a thumbnail has 160 pixels
+  if (drawn * more * devicePixelRatio > 220 && tiles().length <= 300) {
+    for (const picture of gallery.querySelectorAll(".tile img")) picture.src = picture.src.replace("view=thumb", "view=cell");
+  }
+}
 if (localStorage.getItem("labref-larger")) gallery.classList.add("larger");
+fit();
+addEventListener("resize", fit);
 
 const way = (name) => [name, arrow];
 keys({
