@@ -96,6 +96,14 @@ def test_all_nine_are_zoomed_and_moved_together_and_shown_otherwise(lab: Lab, br
         page.mouse.up()
         moved = transforms()
         assert len(moved) == 1 and moved != larger
+        # zoomed, the arrows go from one to the next as ever, and leave the zoom as it is
+        page.locator("#query").focus()
+        around = page.evaluate("[...document.querySelectorAll('.nine .tile')].map(t => t.dataset.reference ?? 'query')")
+        for key, place in (("ArrowRight", 5), ("ArrowDown", 8), ("ArrowLeft", 7), ("ArrowLeft", 6), ("ArrowUp", 3)):
+            page.keyboard.press(key)
+            now = "document.activeElement.closest('.tile').dataset.reference ?? 'query'"
+            assert page.evaluate(now) == around[place], key
+            assert transforms() == moved
         page.keyboard.press("Z")
         assert transforms() == still
         page.keyboard.press("V")

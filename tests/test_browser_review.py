@@ -88,6 +88,12 @@ def test_duplicates_are_compared_in_one_place_and_decided_by_one_key_each(lab: L
         expect(page.locator("#other")).not_to_be_visible()
         one, other = page.locator(".earlier .plate").bounding_box(), page.locator(".later .plate").bounding_box()
         assert one == other, "in one place"
+        for back in (0, 1, 2, 1, 0, 2):  # laid over each other, arrows pass over no pair either, and leave them so
+            at = seen.index(pair.get_attribute("data-cell") or "")
+            for _ in range(abs(back - at)):
+                page.keyboard.press("ArrowRight" if back > at else "ArrowLeft")
+            expect(pair).to_have_attribute("data-cell", seen[back] or "")
+            expect(stage).to_have_attribute("data-mode", "flicker")
         page.keyboard.press("ArrowLeft")
         expect(pair).to_have_attribute("data-cell", seen[1] or "")
         page.keyboard.press("B")

@@ -60,6 +60,7 @@ def test_a_slide_of_a_hundred_cells_is_reviewed_by_keyboard_with_few_keys(lab: L
             page.keyboard.press(key)
 
         page.goto(f"/slide/{slide}")
+        page.evaluate("window.loaded = 'once'")
         press("N")
         for number in range(CELLS):
             current = page.locator(".tile.now")
@@ -77,6 +78,17 @@ def test_a_slide_of_a_hundred_cells_is_reviewed_by_keyboard_with_few_keys(lab: L
         shown = {row["label"]: row["cells"] for row in rows if "kind" in row}
         for label, count in shown.items():
             expect(page.locator(f'tr[data-class="{label}"] [data-count-of]')).to_have_text(str(count))
+        assert page.evaluate("window.loaded") == "once", "a hundred classes were given without loading the page anew"
+        # to the middle of the smear at once: a class by its link, the ends by their keys
+        last = page.locator(".jump a").last
+        last.click()
+        of_class = page.locator(f".of-class[id='{str(last.get_attribute('href'))[1:]}']")
+        expect(of_class.locator(".tile").first).to_be_in_viewport()
+        page.keyboard.press("Home")
+        expect(page.locator(".tile").first).to_be_in_viewport()
+        page.keyboard.press("End")
+        expect(page.locator(".tile").last).to_be_in_viewport()
+        expect(page.locator(".tile").last).to_have_class(re.compile("now"))
         # one more change ends the approval, and taking it back leaves the cell as it was
         first = page.locator(".tile").first
         cell, label = first.get_attribute("data-cell"), first.get_attribute("data-label")

@@ -210,8 +210,8 @@ def test_per_cent_and_moments_are_written_in_one_way_and_no_line_tears_them_apar
 
 
 def test_a_cell_s_page_has_room_for_what_comes_and_shows_nothing_there(lab: Lab, reviewer: Browser) -> None:
-    (cell, *_) = run(lab, "ledger", limit=1)
-    page = reviewer.get(f"/cell/{cell['cell_id']}").text
+    cell = next(row["cell_id"] for row in run(lab, "ledger") if row.get("cell_id"))
+    page = reviewer.get(f"/cell/{cell}").text
     assert re.search(r'<div class="below">\s*</div>', page)
     from labref.web.pages import _environment
 
@@ -245,3 +245,27 @@ def test_a_code_comes_with_the_links_of_other_computers(
     said = CliRunner().invoke(app, ["user", "add", "N", "--lab", str(lab.folder)])
     assert said.exit_code == 0 and "http://127.0.0.1:" in said.output
     assert all(f"  {link}\n" in said.output for link in found) and ("other computers" in said.output) == bool(found)
+
+
+def test_no_page_has_a_key_that_a_class_can_have() -> None:
+    from labref.operations.classes import _KNOWN, _SPARE
+    from labref.web.pages import NAVIGATION, _static
+
+    of_classes = {known.key for known in _KNOWN.values()} | set(_SPARE)
+    assert not of_classes & {"u", "g", "?"}
+    used: dict[str, set[str]] = {}
+    for name, data in _static().items():
+        if name.endswith(".js") and "/" not in name:
+            code = data.decode()
+            found = re.findall(
+                r'(?:^|[{,]\s*|actions\.)"?([^\s",.{}]|[A-Z]\w+)"?\s*[:=] (?:\[text\(|way\()', code, re.MULTILINE
+            )
+            used[name] = set(found)
+    assert (
+        {"N", "A", "Enter"} <= used["slide.js"]
+        and {"D", "R"} <= used["map.js"]
+        and {"Y"} <= used["review-duplicates.js"]
+    )
+    for name, names in used.items():  # a reading of triplets has no classes: its keys are those of SVOMEN
+        assert not names & of_classes - ({"0", "1", "2"} if name == "reading.js" else set()), name
+    assert all(len(key) == 1 and key.islower() for _, _, key in NAVIGATION), "after g, so no class is meant"
