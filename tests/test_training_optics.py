@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from typer.testing import Result
 
+from tests.trainings import command, eager  # noqa: F401
 from training.augmentation.augment import augment
 from training.config import Augmentation, ClassifierConfig, RunConfig, override
 from training.data.images import list_images
@@ -22,7 +22,7 @@ from training.networks.architecture import AttributeLoss, ReverseGradient, build
 from training.networks.vae import neighbour_loss
 from training.run import Run, RunError, domain_codes, load_attribute_codes
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 ALIASES = {"segmented_neutrophil": "neutrophil"}
 OPTICS = Augmentation(
     contrast_low=0.3, contrast_high=1.2, stain=0.4, mixing=0.2, tint=0.2, focus=0.8, noise=5.0, cut=0.3
@@ -59,10 +59,8 @@ def settings(*more: str) -> list[str]:
 
 def leave_one_out(run: Run) -> None:
     """Trained on the one, asked about the other: every row has both stores, and is not trained again."""
-    words = [sys.executable, "-m", "training", "unseen", str(run.folder), "--variant", "run", "--leave", "bonemarrow"]
-    first = subprocess.run([*words, "--json"], capture_output=True, text=True, cwd=ROOT)
-    assert first.returncode == 0, first.stderr[-3000:]
-    (row,) = json.loads(first.stdout)["rows"]
+    words = ("training", "unseen", run.folder, "--variant", "run", "--leave", "bonemarrow")
+    (row,) = json.loads(command(*words, "--json").stdout)["rows"]
     assert (row["left"], row["trained_on"], row["queries"]) == ("bonemarrow", ["pbc"], 16)
     assert row["classes"] == {"lymphocyte": 8, "neutrophil": 8}
     assert row["own_store"]["macro"] is None, "eight cells of a class cannot have eight others"
@@ -71,23 +69,19 @@ def leave_one_out(run: Run) -> None:
     assert row["won"]["value"] == pytest.approx(own["value"] - central["value"])
     trained = Run.open(run.folder / "unseen" / "run-bonemarrow")
     assert {item.path.split("/")[0] for item in trained.split.train} == {"pbc"} and row["split"] == trained.split.digest
-    again = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
-    assert again.returncode == 0 and "bonemarrow, run: own store" in again.stdout
-    assert "epoch" not in again.stdout + again.stderr
-    nothing = subprocess.run([*words, "--variant", "adapted"], capture_output=True, text=True, cwd=ROOT)
-    assert nothing.returncode == 0 and "no batch normalisation to adapt" in nothing.stderr + nothing.stdout
-    wrong = subprocess.run([*words, "--variant", "none"], capture_output=True, text=True, cwd=ROOT)
-    assert wrong.returncode == 1 and "no variant 'none'" in wrong.stderr
+    again = command(*words)
+    assert "bonemarrow, run: own store" in again.stdout and "epoch" not in again.stdout + again.stderr
+    nothing = command(*words, "--variant", "adapted")
+    assert "no batch normalisation to adapt" in nothing.stderr + nothing.stdout
+    assert "no variant 'none'" in command(*words, "--variant", "none", code=1).stderr
 
 
-def test_a_run_over_two_optics_with_attributes(two_optics: Path, tmp_path: Path) -> None:
-    def train(name: str, *more: str) -> subprocess.CompletedProcess[str]:
-        words = ["train", str(two_optics), "--run", str(tmp_path / name), *settings(*more)]
-        return subprocess.run([sys.executable, "-m", "training", *words], capture_output=True, text=True, cwd=ROOT)
+def test_a_run_over_two_optics_with_attributes(two_optics: Path, tmp_path: Path, eager: None) -> None:  # noqa: F811
+    def train(name: str, *more: str, code: int = 0) -> Result:
+        return command("training", "train", two_optics, "--run", tmp_path / name, *settings(*more), code=code)
 
     changes = ("classifier.augmentation.contrast_low=0.3", "classifier.augmentation.neighbour=0.5")
-    done = train("one", *changes, "classifier.normalisation=group", "vae.views=2", "vae.optics_views=1")
-    assert done.returncode == 0, done.stderr[-3000:]
+    train("one", *changes, "classifier.normalisation=group", "vae.views=2", "vae.optics_views=1")
     run = Run.open(tmp_path / "one")
     assert run.split.labels == ("lymphocyte", "neutrophil")
     assert {item.path.split("/")[0] for item in run.split.train} == {"pbc", "bonemarrow"}
@@ -96,12 +90,9 @@ def test_a_run_over_two_optics_with_attributes(two_optics: Path, tmp_path: Path)
     leave_one_out(run)
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in classifier.layers)
 
-    first = str(tmp_path / "one" / "classifier.keras")
-    again = train("two", "classifier.normalisation=group", f"classifier.initial={first}")
-    assert again.returncode == 0, again.stderr[-3000:]
-    other = train("three", f"classifier.initial={first}")
-    assert other.returncode == 1
-    assert "has other layers" in other.stderr
+    first = tmp_path / "one" / "classifier.keras"
+    train("two", "classifier.normalisation=group", f"classifier.initial={first}")
+    assert "has other layers" in train("three", f"classifier.initial={first}", code=1).stderr
 
 
 def test_attributes_and_domains_follow_the_split(two_optics: Path, tmp_path: Path) -> None:

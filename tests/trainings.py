@@ -4,6 +4,7 @@ networks without graphs."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -11,7 +12,7 @@ from typer.testing import CliRunner, Result
 from exporters.__main__ import app as exporters_app
 from training.cli.app import app as training_app
 
-__all__ = ["command", "eager"]
+__all__ = ["command", "eager", "eagerly"]
 
 _APPS = {"training": training_app, "exporters": exporters_app}
 
@@ -23,8 +24,8 @@ def command(program: str, *words: object, code: int = 0) -> Result:
     return done
 
 
-@pytest.fixture(scope="module")
-def eager() -> Iterator[None]:
+@contextmanager
+def eagerly() -> Iterator[None]:
     """TensorFlow computes step by step: to trace the graph of a training step takes ten times as long as to do one.
 
     Runs that are trained by graphs are those of processes of their own: test_training.py, test_training_backends.py,
@@ -33,5 +34,14 @@ def eager() -> Iterator[None]:
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def eager() -> Iterator[None]:
+    """Every test of the file that comes after computes `eagerly`."""
+    with eagerly():
+        yield
