@@ -143,7 +143,7 @@ function recountAwaiting(step) {
   waiting += step;
   document.getElementById("done").value = Number(slide.dataset.cells) - waiting;
   document.getElementById("awaiting").textContent = waiting
-    ? text("{number} await review", { number: number.format(waiting) })
+    ? text("{number} await review", { number: number(waiting) })
     : text("all reviewed");
 }
 
