@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.progress import Progress
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
-from training.cli.app import app
+from tests import trainings
+from tests.trainings import eagerly
 from training.config import PRESETS, override
 from training.measure.folds import _slug
 from training.measure.sweep import read_history
 from training.networks.pca import principal_components
 from training.run import Run, RunError, held
 
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 SMALL = [
     "classifier.width=0.125",
     "classifier.input_size=64",
@@ -37,9 +39,7 @@ SMALL = [
 
 
 def command(*words: object, code: int = 0) -> Result:
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == code, (done.output, done.exception)
-    return done
+    return trainings.command("training", *words, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "attributes.csv").write_text("\n".join(rows) + "\n")
     folder = tmp_path_factory.mktemp("runs") / "small"
     made = Run.create(folder, data, override(PRESETS["starter"], SMALL))
-    with Progress(disable=True) as progress:
+    with Progress(disable=True) as progress, eagerly():
         train_classifier(made, progress)
         evaluate_classifier(made, progress)
         train_vae(made, progress)
@@ -106,7 +106,8 @@ def test_two_commands_do_not_train_the_same(run: Path, tmp_path: Path) -> None:
 
 def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path, tmp_path: Path) -> None:
     words = ("folds", run, "--folds", 2, "--try", "vae.beta=0", "--set", "vae.epochs=2")
-    found = json.loads(command(*words, "--json").stdout)
+    with eagerly():
+        found = json.loads(command(*words, "--json").stdout)
     split = Run.open(run).split
     names = {item.path for item in (*split.train, *split.validation)}
     assert [row["row"] for row in found["rows"]] == ["run", "vae.beta=0"] and found["split"] == split.digest
@@ -133,9 +134,9 @@ def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path, tmp
 
     # what is done is kept, another row joins it with its own network, other settings are refused, and nonsense is named
     kept = (run / "folds" / "2" / "0" / "classifier.keras").stat().st_mtime_ns
-    more = json.loads(
-        command(*words, "--try", "classifier.attribute_weight=1 attributes=attributes.csv", "--json").stdout
-    )
+    with eagerly():
+        another = command(*words, "--try", "classifier.attribute_weight=1 attributes=attributes.csv", "--json")
+    more = json.loads(another.stdout)
     assert more["rows"][:2] == found["rows"] and len(more["rows"]) == 3
     assert (run / "folds" / "2" / "0" / "classifier.keras").stat().st_mtime_ns == kept
     said = command(
