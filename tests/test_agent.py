@@ -285,7 +285,7 @@ def test_an_answer_holds_all_that_is_documented(agent_of_asked: tuple[list[dict[
     assert distances == sorted(distances)
     assert answer["distribution"]["n"] == len(list(lab.watched[0].rglob("*.jpg")))
     assert sum(answer["distribution"]["weights"].values()) == pytest.approx(1.0)
-    assert answer["novelty"].keys() == {"score", "is_novel"}
+    assert answer["novelty"].keys() == {"score", "is_novel", "p", "class_p", "class_label", "no_class", "words"}
     assert answer["map"] is None
 
 
@@ -316,7 +316,9 @@ def test_an_empty_lab_answers_that_the_cell_is_new(lab: Lab, export: Path) -> No
     answer = ask(lab, (export / "0.jpg").read_bytes(), name="caf\udce9.jpg")
     assert answer["references"] == []
     assert answer["distribution"] == {"n": 0, "weights": {}}
-    assert answer["novelty"] == {"score": None, "is_novel": True}
+    assert (answer["novelty"]["score"], answer["novelty"]["is_novel"]) == (None, True)
+    assert answer["novelty"]["words"] == "nothing here resembles this cell"
+    assert (answer["prediction"]["shown"], answer["prediction"]["because"]) == (False, "nothing")
     assert answer["image"] == r"caf\xe9.jpg"
 
 

@@ -226,6 +226,7 @@ ANSWER = {
         "bundle",
         "cell",
         "predicted",
+        "prediction",
         "probabilities",
         "references",
         "distribution",
@@ -263,7 +264,8 @@ def test_a_query_asks_for_as_many_references_as_wanted(lab: Path, unseen: Path) 
 
 def test_a_query_reads_well(lab: Path, unseen: Path) -> None:
     stdout, _ = labref("query", unseen, "--lab", lab)
-    assert re.match(rf"{re.escape(str(unseen))}: \w+, predicted [\d.]+%\n", stdout)
+    assert stdout.startswith(f"{unseen}\n"), "the references come first"
+    assert re.search(r"\n  (predicted: \w+ [\d.]+%|prediction withheld \(\w+ [\d.]+%\): .+)\n$", stdout)
     assert len(re.findall(r"^ +\d  \w+ +[\d.e-]+ +analyser", stdout, re.MULTILINE)) == 8
     assert "weighted: " in stdout
 

@@ -138,6 +138,8 @@ def test_all_that_is_said_of_a_reference_shows(change: dict[str, Any]) -> None:
         {"predicted": {"label": "monocyte", "probability": 0.55}},
         {"novelty": {"score": 1.7, "is_novel": True}},
         {"novelty": {"score": 0.5, "is_novel": False}},
+        {"novelty": {"score": 0.4, "is_novel": False, "p": 0.3, "no_class": True}},
+        {"prediction": {"label": "monocyte", "probability": 0.97, "shown": False, "reason": "no cell is called so"}},
         {"duplicate_of": "00ff00ff00ff00ff"},
         {"distribution": {"n": 57, "weights": {"monocyte": 0.75, "ig": 0.25}}},
     ],

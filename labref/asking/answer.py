@@ -6,6 +6,7 @@ The answer is the same with an agent and without one, except for `timings_ms`: a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -19,6 +20,7 @@ from labref import __version__
 from labref.asking import change, references
 from labref.asking.analysers import Telling, of_file
 from labref.asking.drift import overview
+from labref.asking.prediction import predict
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.bundles.proof import open_proven
@@ -27,6 +29,7 @@ from labref.cells.hashes import digest
 from labref.cells.optics import measure
 from labref.cells.sameness import Thresholds
 from labref.errors import BundleError, LabrefError
+from labref.export.layout import ClassNames
 from labref.export.paths import path_to_text
 from labref.lab import Lab
 from labref.lab.judge import Judge, repeated
@@ -98,12 +101,14 @@ def answer(
         ),
         repeats=repeats,
         withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
+        predicted=_best(embedder.bundle, probabilities),
     )
+    told = _told(lab, store, embedder.bundle, probabilities, found, lambda: measure(cell))
     ended = time.perf_counter()
     return {
         "image": name,
         "cell": whereabouts(cell),
-        **_told(embedder.bundle, probabilities, found),
+        **told,
         "timings_ms": {
             "prepare": round(1e3 * (prepared - started), 3),
             "embed": round(1e3 * (embedded - prepared), 3),
@@ -136,16 +141,34 @@ def answer_for_stored(
         any_optics=any_optics,
         telling=Telling(measures=lambda: store.optics.of(cell.cell_id)),
         withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
+        predicted=_best(bundle, probabilities),
     )
-    return _told(bundle, probabilities, found)
+    return _told(lab, store, bundle, probabilities, found, lambda: store.optics.of(cell.cell_id))
 
 
-def _told(bundle: Bundle, probabilities: NDArray[np.float32], found: references.Found) -> dict[str, Any]:
-    """What the networks and the search say of a cell, as JSON values."""
-    labels, best = bundle.manifest.labels, int(probabilities.argmax())
+def _best(bundle: Bundle, probabilities: NDArray[np.float32]) -> tuple[str, float]:
+    best = int(probabilities.argmax())
+    return bundle.manifest.labels[best], float(probabilities[best])
+
+
+def _told(
+    lab: Lab,
+    store: Store,
+    bundle: Bundle,
+    probabilities: NDArray[np.float32],
+    found: references.Found,
+    measures: Callable[[], NDArray[np.float32] | None],
+) -> dict[str, Any]:
+    """What the networks and the search say of a cell, as JSON values. measures : returns those of its optics."""
+    labels = bundle.manifest.labels
+    label, probability = _best(bundle, probabilities)
+    prediction = predict(
+        store, bundle, (label, probability), found, ClassNames(labels, lab.config.watch.labels), measures
+    )
     return {
         "bundle": bundle.digest,
-        "predicted": {"label": labels[best], "probability": float(probabilities[best])},
+        "predicted": {"label": label, "probability": probability},
+        "prediction": asdict(prediction),
         "probabilities": {label: float(p) for label, p in zip(labels, probabilities, strict=True)},
         "references": [_plain(asdict(reference)) for reference in found.references],
         "distribution": _plain(asdict(found.distribution)),

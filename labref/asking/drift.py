@@ -14,7 +14,7 @@ from labref.progress import Row
 from labref.store import Store
 from labref.words import MEASURES
 
-__all__ = ["overview"]
+__all__ = ["from_training", "overview"]
 
 
 _MOST: Final = 20_000  # cells, the latest ones, that the past of an analyser is judged by
@@ -42,8 +42,8 @@ def overview(store: Store, bundle: Bundle | None, *, now: datetime | None = None
         drift = shifts(today, past) if len(today) >= LEAST_NOW and len(past) >= LEAST_PAST else None
         trained_on = {} if bundle is None else bundle.manifest.optics
         recent = today if len(today) >= LEAST_NOW else latest[:LEAST_PAST]
-        from_training = shifts(recent, trained_on) if trained_on and len(recent) >= LEAST_NOW else None
-        warnings = _warnings(drift, "past", DRIFT) + _warnings(from_training, "training", FROM_TRAINING)
+        off = shifts(recent, trained_on) if trained_on and len(recent) >= LEAST_NOW else None
+        warnings = _warnings(drift, "past", DRIFT) + _warnings(off, "training", FROM_TRAINING)
         rows.append(
             {
                 "analyser": analyser,
@@ -51,11 +51,21 @@ def overview(store: Store, bundle: Bundle | None, *, now: datetime | None = None
                 "today": len(today),
                 "median": _medians(latest),
                 "drift": drift,
-                "from_training": from_training,
+                "from_training": off,
                 "warnings": warnings,
             }
         )
     return rows
+
+
+def from_training(store: Store, bundle: Bundle, analyser: str | None) -> dict[str, float] | None:
+    """{measure: shift} of an analyser's optics from the cells that the bundle was trained on, as in `overview`, by the
+    latest 200 cells: those of the last 24 hours, where they are at least 50. None with fewer than 50 cells, or where
+    the bundle does not describe its own."""
+    today, past = store.optics.latest(analyser, since=datetime.now(UTC) - _NOW, most=LEAST_PAST)
+    recent = today if len(today) >= LEAST_NOW else np.concatenate([today, past])[:LEAST_PAST]
+    trained_on = bundle.manifest.optics
+    return shifts(recent, trained_on) if trained_on and len(recent) >= LEAST_NOW else None
 
 
 def _warnings(found: dict[str, float] | None, than: str, limit: float) -> list[dict[str, Any]]:

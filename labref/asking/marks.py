@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from weakref import WeakKeyDictionary
 
 from labref.asking import references
+from labref.asking.prediction import Because, predict
 from labref.bundles.bundle import Bundle
+from labref.export.layout import ClassNames
 from labref.store import Cell, Store
 
 __all__ = ["Marks", "found", "known"]
@@ -24,10 +27,14 @@ _DISAGREE: Final = 0.5  # of the spread another class has to have
 @dataclass(frozen=True, slots=True)
 class Marks:
     """What was found of a cell. novelty : above 1 it is unlike the cells of the lab; None where there is no other.
-    label, share : the most frequent class among the nearest hundred, weighted by distance; None where there is none."""
+    no_class : no class of the lab resembles it.  because : why the class that the networks give is withheld; None where
+    it is shown.  label, share : the most frequent class among the nearest hundred, weighted by distance; None where
+    there is none."""
 
     novelty: float | None
     is_novel: bool
+    no_class: bool
+    because: Because | None
     label: str | None
     share: float | None
 
@@ -45,18 +52,22 @@ def known(store: Store, bundle: str, ids: Sequence[str]) -> dict[str, Marks]:
     return {cell_id: made for cell_id in ids if (made := kept.get((bundle, cell_id))) is not None}
 
 
-def found(store: Store, bundle: Bundle, cells: Sequence[Cell]) -> dict[str, Marks]:
-    """What is kept of these cells, or found now, by id; cells without a latent are left out."""
+def found(store: Store, bundle: Bundle, cells: Sequence[Cell], names: ClassNames) -> dict[str, Marks]:
+    """What is kept of these cells, or found now, by id; cells without a latent are left out. names : of classes."""
     kept = _KEPT.setdefault(store, {})
     marks = known(store, bundle.digest, [cell.cell_id for cell in cells])
     missing = [cell for cell in cells if cell.cell_id not in marks]
-    latents = store.latents([cell.cell_id for cell in missing], bundle=bundle.digest)
+    embedded = store.embedded([cell.cell_id for cell in missing], bundle=bundle.digest)
     for cell in missing:
-        if cell.cell_id not in latents:
+        said = embedded.get(cell.cell_id)
+        if said is None:
             continue
-        near = references.find(store, bundle=bundle, latent=latents[cell.cell_id], digest=cell.digest, k=1)
+        predicted = (said.label, said.probability)
+        near = references.find(store, bundle=bundle, latent=said.latent, digest=cell.digest, k=1, predicted=predicted)
         label, share = next(iter(near.distribution.weights.items()), (None, None))
-        made = Marks(near.novelty.score, near.novelty.is_novel, label, share)
+        prediction = predict(store, bundle, predicted, near, names, partial(store.optics.of, cell.cell_id))
+        novelty = near.novelty
+        made = Marks(novelty.score, novelty.is_novel, novelty.no_class, prediction.because, label, share)
         marks[cell.cell_id] = kept[(bundle.digest, cell.cell_id)] = made
     while len(kept) > _MOST_KEPT:
         kept.pop(next(iter(kept)), None)

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.asking.analysers import Optics, Telling, optics_of
+from labref.asking.novelty import Novelty, judge, yardstick
 from labref.asking.places import Place, Spot, locate
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
@@ -42,12 +43,9 @@ __all__ = [
     "NEAR_EQUAL",
     "Distribution",
     "Found",
-    "Novelty",
-    "Optics",
     "Reference",
     "distribution_of",
     "find",
-    "novelty_of",
     "prefer",
     "weights",
 ]
@@ -92,18 +90,6 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Novelty:
-    """Whether the query is unlike the stored cells.
-
-    score : mean distance of the nearest cells, divided by the bundle's threshold; None in an empty store.  is_novel :
-    true where the score is above 1, or the store is empty.
-    """
-
-    score: float | None
-    is_novel: bool
-
-
-@dataclass(frozen=True)
 class Found:
     """What a query gets.
 
@@ -133,6 +119,7 @@ def find(
     telling: Telling | None = None,
     repeats: Sequence[str] = (),
     withheld: Collection[str] = (),
+    predicted: tuple[str, float] | None = None,
 ) -> Found:
     """References of a query.
 
@@ -149,7 +136,7 @@ def find(
 
     repeats : ids of the stored cells that the query is a recapture of, the most alike first (`labref.cells.sameness`);
     empty where the query itself is stored.  withheld : ids of cells that are never references, such as possible
-    duplicates that nobody has reviewed.
+    duplicates that nobody has reviewed.  predicted : class and probability that the networks give the query.
 
     Not among the references are: the query itself where it is stored, the duplicates of it, the cells that it repeats,
     and the duplicates of these cells; and what people called no good reference (`Store.rejections`).
@@ -191,7 +178,16 @@ def find(
         distribution_of(
             [labelled[neighbour.cell_id][0] for neighbour in in_spread], [neighbour.distance for neighbour in in_spread]
         ),
-        novelty_of([neighbour.distance for neighbour in neighbours[: novelty.k]], novelty.among(optics.cells)),
+        judge(
+            [of_one[0].distance for of_one in captures],
+            [labelled[of_one[0].cell_id][0] for of_one in captures],
+            novelty,
+            optics.cells,
+            yardstick(store, bundle.digest, only),
+            whole=len(captures) < wanted,
+            nearest=[neighbour.distance for neighbour in neighbours],
+            predicted=predicted,
+        ),
         duplicate_of,
         None if spot is None else spot.place(store, exclude=barred),
         optics,
@@ -306,18 +302,6 @@ def distribution_of(labels: Sequence[str], distances: Sequence[float]) -> Distri
         by_label.setdefault(label, []).append(weight)
     shares = {label: math.fsum(parts) / total for label, parts in by_label.items()}
     return Distribution(len(distances), dict(sorted(shares.items(), key=lambda share: (-share[1], share[0]))))
-
-
-def novelty_of(distances: Sequence[float], threshold: float) -> Novelty:
-    """Whether a cell is unlike the stored ones.
-
-    distances : mean squared errors of the cells nearest to it.  threshold : of the bundle, for a lab of this size
-    (`labref.bundles.bundle.NoveltyThreshold.among`).
-    """
-    if not distances:
-        return Novelty(None, True)
-    score = math.fsum(distances) / len(distances) / threshold
-    return Novelty(score, score > 1)
 
 
 def _no_map(store: Store, bundle: str) -> str:

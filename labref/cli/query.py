@@ -171,8 +171,8 @@ def _text(answer: Mapping[str, Any]) -> str:
     """An answer for people."""
     from labref.cells.centring import remark
 
-    predicted, novelty = answer["predicted"], answer["novelty"]
-    lines = [f"{answer['image']}: {predicted['label']}, predicted {predicted['probability']:.1%}"]
+    prediction, novelty = answer["prediction"], answer["novelty"]
+    lines = [f"{answer['image']}"]
     said = remark(answer.get("cell"))
     if said is not None:
         text = said.text[0].lower() + said.text[1:]
@@ -180,10 +180,16 @@ def _text(answer: Mapping[str, Any]) -> str:
     if answer["duplicate_of"]:
         lines.append(f"  already in the store: duplicate of {answer['duplicate_of']}")
     if novelty["is_novel"]:
-        score = (
-            "no cell is stored yet" if novelty["score"] is None else f"novelty {novelty['score']:.2f}, 1 is the limit"
+        how = (
+            "no cell is stored yet"
+            if novelty["score"] is None
+            else f"novelty {novelty['score']:.2f}, 1 is the limit"
+            if novelty["p"] is None
+            else f"{novelty['p']:.1%} of the lab's own cells lie as far from the others"
         )
-        lines.append(f"  WARNING: nothing in this lab resembles this cell ({score})")
+        lines.append(f"  WARNING: nothing in this lab resembles this cell ({how})")
+    elif novelty["no_class"]:
+        lines.append("  WARNING: no class of this lab resembles this cell")
     references = answer["references"]
     optics = answer["optics"]
     if not references and optics["only"]:
@@ -218,6 +224,12 @@ def _text(answer: Mapping[str, Any]) -> str:
     if spread["n"]:
         shares = ", ".join(f"{label} {share:.1%}" for label, share in spread["weights"].items() if share >= 0.0005)
         lines.append(f"  nearest {spread['n']}, weighted: {shares}")
+    by_network = f"{prediction['label']} {prediction['probability']:.1%}"
+    lines.append(
+        f"  predicted: {by_network}"
+        if prediction["shown"]
+        else f"  prediction withheld ({by_network}): {prediction['reason']}"
+    )
     return "\n".join(lines)
 
 

@@ -58,6 +58,7 @@ class CellShown(CellOfSlide):
     height: int = Field(description="Height of its picture, pixels.")
     bundle: str = Field(description="Digest of the bundle that was asked.")
     predicted: asked.Prediction = Field(description="The class that the networks give.")
+    prediction: asked.ShownPrediction = Field(description="The same, and whether it is shown to people, else why not.")
     probabilities: dict[str, float] = Field(description="Probability of each class of the bundle.")
     references: list[CellReference] = Field(description="The references, nearest first.")
     distribution: asked.Distribution = Field(description="The classes of the nearest hundred cells.")
@@ -106,7 +107,7 @@ def show(
                 f"cell {cell_id} has no latent of the bundle in use, and its kept image is missing; restore it from a backup."
             )
         told = answer(context.lab, context.store, embedder, data, name=cell_id, k=k, by=by, any_optics=any_optics)
-    keep = ("bundle", "predicted", "probabilities", "distribution", "novelty", "optics", "map")
+    keep = ("bundle", "predicted", "prediction", "probabilities", "distribution", "novelty", "optics", "map")
     yield {
         **_of_slide(context, found),
         "stored_at": utc(found.added_at, timespec="seconds"),

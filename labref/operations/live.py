@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from labref.asking import marks
+from labref.asking.prediction import Because
+from labref.export.layout import ClassNames
 from labref.operations import operation
 from labref.operations.models import Answer, Text
 from labref.operations.naming import slide_keys
@@ -27,7 +29,11 @@ class CellMarks(Answer):
     novelty: float | None = Field(
         description="Above 1 it is unlike the cells of the lab; null where there is no other."
     )
-    novel: bool = Field(description="Whether it is.")
+    novel: bool = Field(description="Whether nothing in the lab resembles it.")
+    no_class: bool = Field(description="Whether no class of the lab resembles it.")
+    because: Because | None = Field(
+        description="Why people are not shown the class that the networks give; null where they are."
+    )
     neighbours: str | None = Field(description="The most frequent class among its nearest hundred, weighted.")
     share: float | None = Field(description="The share of that class, 0 to 1.")
     disagrees: bool = Field(description="Whether most of its neighbours are called otherwise than the cell is now.")
@@ -101,7 +107,9 @@ def find_marks(
     """
     store = context.store
     there = store.cells(dict.fromkeys(cells))
-    found = marks.found(store, context.embedder().bundle, list(there.values()))
+    bundle = context.embedder().bundle
+    names = ClassNames(bundle.manifest.labels, context.lab.config.watch.labels)
+    found = marks.found(store, bundle, list(there.values()), names)
     for cell_id in dict.fromkeys(cells):
         if cell_id in found:
             yield {"cell_id": cell_id, "marks": _marks(there[cell_id], found[cell_id])}
@@ -113,6 +121,8 @@ def _marks(cell: Cell, made: marks.Marks | None) -> Row | None:
     return {
         "novelty": made.novelty,
         "novel": made.is_novel,
+        "no_class": made.no_class,
+        "because": made.because,
         "neighbours": made.label,
         "share": made.share,
         "disagrees": made.disagrees(cell.label),

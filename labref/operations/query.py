@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from labref.asking.answer import MOST_REFERENCES, answer
+from labref.asking.prediction import Because
 from labref.operations import operation
 from labref.operations.models import Answer, StoredCell, Text
 from labref.progress import Row
@@ -23,6 +24,7 @@ __all__ = [
     "Prediction",
     "QueryAnswer",
     "Reference",
+    "ShownPrediction",
     "Timings",
 ]
 
@@ -42,6 +44,17 @@ class Prediction(Answer):
 
     label: str = Field(description="The most probable class.")
     probability: float = Field(description="Its probability, 0 to 1.")
+
+
+class ShownPrediction(Prediction):
+    """The class that the networks give, and whether a person is shown it."""
+
+    shown: bool = Field(description="Whether it is shown to people; the references speak first.")
+    because: Because | None = Field(
+        description="Why it is not: nothing here resembles the cell; no class of this lab does, or the lab has none of "
+        "that class; its optics are not those of the training; most cells like it are called otherwise."
+    )
+    reason: str | None = Field(description="That in words.")
 
 
 class Reference(StoredCell):
@@ -68,7 +81,21 @@ class Novelty(Answer):
     score: float | None = Field(
         description="Mean distance of the nearest cells over the bundle's threshold; null in an empty store."
     )
-    is_novel: bool = Field(description="Whether the score is above 1.")
+    is_novel: bool = Field(
+        description="Whether nothing here resembles it: `p` is at most 0.01, or, with fewer than 99 cells, the score is "
+        "above 1 and no cell lies as far from the others."
+    )
+    p: float | None = Field(
+        description="Share of the lab's own cells, each left out in turn, that lie as far from their nearest three; null "
+        "with fewer than 20 cells."
+    )
+    class_p: float | None = Field(description="The same within the class that it fits best.")
+    class_label: str | None = Field(description="That class.")
+    no_class: bool = Field(
+        description="Whether no class of this lab resembles it: `class_p` is at most 0.01, or the networks give it a class "
+        "that they hardly give any cell of this lab, and it is far from these."
+    )
+    words: str | None = Field(description="What of this a person should know.")
 
 
 class Optics(Answer):
@@ -111,6 +138,7 @@ class QueryAnswer(Answer):
     bundle: str = Field(description="Digest of the bundle that was asked.")
     cell: CellFound = Field(description="Where in the picture the cell was found.")
     predicted: Prediction = Field(description="The class that the networks give.")
+    prediction: ShownPrediction = Field(description="The same, and whether it is shown to people, else why not.")
     probabilities: dict[str, float] = Field(description="Probability of each class of the bundle.")
     references: list[Reference] = Field(description="The references, nearest first.")
     distribution: Distribution = Field(description="The classes of the nearest hundred cells.")

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from labref.asking import references
+from labref.asking.novelty import NEAREST, judge, yardstick
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.operations import operation, perform
@@ -248,8 +249,11 @@ def _novel_of(store: Store, bundle: Bundle, candidates: Sequence[str]) -> list[s
     fresh = [one for one in candidates if (bundle.digest, about, one) not in known]
     for cell_id, latent in store.latents(fresh, bundle=bundle.digest).items():
         threshold = bundle.manifest.novelty
-        near = store.nearest(latent, bundle=bundle.digest, k=threshold.k, exclude=store.duplicate_group(cell_id))
-        judged = references.novelty_of([one.distance for one in near], threshold.among(size))
+        near = store.nearest(
+            latent, bundle=bundle.digest, k=max(threshold.k, NEAREST), exclude=store.duplicate_group(cell_id)
+        )
+        away = [one.distance for one in near]
+        judged = judge(away, [""] * len(away), threshold, size, yardstick(store, bundle.digest, None), whole=False)
         known[bundle.digest, about, cell_id] = judged.is_novel
     return [one for one in candidates if known.get((bundle.digest, about, one), False)]
 

@@ -134,12 +134,28 @@ def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
         bands.append(("warning", centring.text))
     novelty = answer["novelty"]
     if novelty["is_novel"]:
-        score = novelty["score"]
-        how = "no cell is stored yet" if score is None else f"novelty {score:.2f}, where 1 is the limit"
-        bands.append(("warning", f"Nothing in this lab resembles this cell: {how}"))
+        bands.append(("warning", f"Nothing in this lab resembles this cell: {_how_novel(novelty)}"))
+    elif novelty.get("no_class"):
+        bands.append(("warning", "No class of this lab resembles this cell"))
     if answer["duplicate_of"]:
         bands.append(("note", f"This cell is already in the store: duplicate of {answer['duplicate_of']}"))
     return bands
+
+
+def _how_novel(novelty: Mapping[str, Any]) -> str:
+    if novelty["score"] is None:
+        return "no cell is stored yet"
+    if novelty.get("p") is not None:
+        return f"{novelty['p']:.1%} of the lab's own cells lie as far from the others".replace("%", " %")
+    return f"novelty {novelty['score']:.2f}, where 1 is the limit"
+
+
+def _prediction(answer: Mapping[str, Any]) -> tuple[str, str]:
+    """The lines under the query about its class: the prediction, small, or that it is withheld, and why."""
+    said = answer.get("prediction") or {**answer["predicted"], "shown": True, "reason": None}
+    if not said["shown"]:
+        return f"prediction withheld ({said['label']})", str(said["reason"])
+    return f"predicted: {said['label']}, {said['probability']:.1%}".replace("%", " %"), ""
 
 
 def _about(cell: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -270,15 +286,14 @@ class _Page(Page):
         )
         cell = answer.get("cell")
         self.image(at, image, None if cell is None else (cell["row"], cell["column"]))
-        predicted = answer["predicted"]
-        label = str(predicted["label"])
-        self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=class_colour(label))
+        said, why = _prediction(answer)
+        self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=SOFT if why else _ACCENT)
         line = y + _TILE + 12
-        self._name((x, line), label, _ACCENT)
-        chance = f"predicted, {predicted['probability']:.1%}".replace("%", " %")
-        self.text((x, line + 32), chance, 15, colour=_ACCENT, room=_TILE)
         about, colour = _about(cell)
-        self.text((x, line + 56), about, 14, colour=colour, room=_TILE)
+        self.text((x, line), about, 18, bold=True, colour=_ACCENT if colour == SOFT else colour, room=_TILE)
+        self.text((x, line + 30), said, 15, colour=SOFT if why else INK, room=_TILE)
+        for number, part in enumerate(_two_lines(why, 13, _TILE)):
+            self.text((x, line + 50 + 17 * number), part, 13, colour=SOFT, room=_TILE)
 
     def spread(self, at: tuple[int, int], room: int, n: int, shares: Sequence[tuple[str, float, str]]) -> None:
         x, y = at
@@ -298,12 +313,23 @@ class _Page(Page):
 
     def foot(self, answer: Mapping[str, Any], width: int, height: int) -> None:
         parts = [f"bundle {str(answer['bundle'])[:12]}"]
-        score = answer["novelty"]["score"]
-        if score is not None:
-            parts.append(f"novelty {score:.2f} (above 1: unlike anything here)")
+        novelty = answer["novelty"]
+        if novelty.get("p") is not None:
+            parts.append(f"p of its distance {novelty['p']:.2g} (at most 0.01: unlike anything here)")
+        elif novelty["score"] is not None:
+            parts.append(f"novelty {novelty['score']:.2f} (above 1: unlike anything here)")
         parts.append("distance: mean squared error of latents")
         line = "  ·  ".join(parts)
         self.text((_MARGIN, height - _MARGIN - 14), line, 14, colour=SOFT, room=width - 2 * _MARGIN)
+
+
+def _two_lines(text: str, size: int, room: int) -> list[str]:
+    """`text` in at most two lines; the second is cut where it is drawn."""
+    words = text.split()
+    first = ""
+    while words and length(f"{first} {words[0]}".strip(), size, False) <= room:
+        first = f"{first} {words.pop(0)}".strip()
+    return [line for line in (first, " ".join(words)) if line]
 
 
 def _number(distance: float) -> str:

@@ -854,6 +854,24 @@ class Store:
         """Memory that the indexes take, bytes."""
         return sum(index.nbytes for index in self._indexes.values())
 
+    def every_latent(
+        self, *, bundle: str, analyser: str | None = None
+    ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
+        """All cells in the space of a bundle, in blocks: ids uint64[n] and latents float32[n, L], not to be changed.
+        analyser : only cells that came from this one."""
+        index = self._indexes.get(bundle)
+        if index is not None:
+            if analyser is None or analyser in index.groups:
+                yield from index.blocks(None if analyser is None else index.groups[analyser])
+            return
+        with self._reading() as cursor:
+            table, space = bundles.space(cursor, bundle)
+            book = self._optics()
+            group_of = optics.codes(cursor, book) if analyser is not None else None
+            for ids, latents in scan.blocks(cursor, table, space.latent_size, BLOCK_ROWS):
+                chosen = slice(None) if group_of is None else group_of(ids) == book.codes.get(analyser, -1)
+                yield ids[chosen], latents[chosen]
+
     def nearest(
         self,
         latent: NDArray[np.float32],

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from labref.asking.references import distribution_of, novelty_of
+from labref.asking.novelty import by_threshold
+from labref.asking.references import distribution_of
 from labref.bundles.inference import Embedder
 from labref.cells.hashes import digest
 from labref.cells.image import decode, measure_background, prepare_pixels
@@ -363,7 +364,7 @@ def evaluate(
         "classifier_accuracy": float((predicted == query_labels)[in_bundle].mean()) if in_bundle.any() else None,
         "confusion": confusion,
         "novel_share": float(
-            np.mean([novelty_of(away, novelty.threshold).is_novel for away in distances[:, : novelty.k].tolist()])
+            np.mean([by_threshold(away, novelty.threshold).is_novel for away in distances[:, : novelty.k].tolist()])
         ),
         "queries_digest": digest_of_all(asked.digests),
         "references_digest": digest_of_all(known.digests),

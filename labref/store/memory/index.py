@@ -14,6 +14,7 @@ float32, so no neighbour is missed; the distances equal those of `labref.store.m
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -191,6 +192,14 @@ class Index:
                 start = part.stop
                 if block.n == self._block_rows:
                     block.settle()
+
+    def blocks(self, group: int | None = None) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
+        """All cells, or those of a group, block by block: ids uint64[n] and latents float32[n, L], not to be
+        changed."""
+        for block in list(self._blocks):
+            n = block.n
+            chosen = slice(n) if group is None else np.flatnonzero(block.groups[:n] == group)
+            yield block.ids[chosen], block.latents[chosen]
 
     def nearest(
         self, query: NDArray[np.float32], k: int, group: int | None = None

@@ -45,9 +45,19 @@ async function mark() {
       delete one.dataset.unmarked;
       const marks = rows.find((row) => row.cell_id === one.dataset.cell)?.marks;
       if (marks?.novel) add(one, text("novel"));
+      else if (marks?.no_class) add(one, text("no class fits"));
+      if (marks?.because && one.dataset.source === "predicted") withhold(one);
       if (marks?.disagrees) add(one, text("neighbours: {label}", { label: marks.neighbours }));
     }
   }
+}
+
+/** The class that the networks give is shown grey, with a question mark. */
+function withhold(one) {
+  const name = one.querySelector(".what .class");
+  if (!name) return;
+  name.textContent += "?";
+  name.className = "quiet-text";
 }
 
 function add(one, said) {
