@@ -16,13 +16,15 @@ With fewer than 99 cells no p-value reaches 1 %; there the bundle's own threshol
 (`labref.bundles.bundle.NoveltyThreshold.among`), and from 20 cells on the query must also lie farther from its nearest
 than any of these.
 
-The sample is 256 cells and up to 128 of each class: those with the smallest ids, which are digests, so as good as drawn
-by chance and the same for everybody. Their distances are computed when they are first asked for, and again when the lab
-has grown or shrunk by a tenth; in a lab of up to 500 cells after each change.
+The sample is 256 cells and up to 128 of each class; in a lab of more than 20,000 cells, 128 in all, by which classes
+are judged together. They are those with the smallest ids, which are digests: as good as drawn by chance, and the same
+for everybody. Their distances are computed when they are first asked for, and again when the lab has grown or shrunk by
+a tenth; in a lab of up to 500 cells after each change. In a large lab the questions do not wait for that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.bundles.bundle import NoveltyThreshold
+from labref.errors import StoreError
 from labref.store import Store
 
 __all__ = ["NEAREST", "UNUSUAL", "Novelty", "Yardstick", "by_threshold", "judge", "yardstick"]
@@ -44,6 +47,8 @@ UNUSUAL: Final = 0.01
 """A p-value at or below this is called novel."""
 _SAMPLE: Final = 256
 _SAMPLE_OF_CLASS: Final = 128
+_LARGE: Final = 20_000  # cells, above which the sample is smaller
+_SAMPLE_OF_LARGE: Final = 128
 _LEAST_OF_CLASS: Final = 100  # cells of a class, to be judged by themselves
 _LEAST: Final = 20  # cells, for a p-value
 _SURE: Final = 0.5  # probability of a class that the network gives
@@ -172,12 +177,27 @@ def yardstick(store: Store, bundle: str, analyser: str | None) -> Yardstick | No
     stamp = (cells, store.label_book.changes, len(store.groups))
     kept = _KEPT.setdefault(store, {})
     found = kept.get((bundle, analyser))
-    if found is None or not _still_good(found[0], stamp):
-        with _MAKING:
-            found = kept.get((bundle, analyser))
-            if found is None or not _still_good(found[0], stamp):
-                found = kept[(bundle, analyser)] = (stamp, _made(store, bundle, analyser))
+    if found is not None and _still_good(found[0], stamp):
+        return found[1]
+    if found is not None and cells > _LARGE:
+        if _MAKING.acquire(blocking=False):
+            threading.Thread(
+                target=_remade, args=(store, bundle, analyser, stamp), name="labref-novelty", daemon=True
+            ).start()
+        return found[1]
+    with _MAKING:
+        found = kept.get((bundle, analyser))
+        if found is None or not _still_good(found[0], stamp):
+            found = kept[(bundle, analyser)] = (stamp, _made(store, bundle, analyser))
     return found[1]
+
+
+def _remade(store: Store, bundle: str, analyser: str | None, stamp: _Stamp) -> None:
+    try:
+        with contextlib.suppress(StoreError):  # closed meanwhile
+            _KEPT[store][(bundle, analyser)] = (stamp, _made(store, bundle, analyser))
+    finally:
+        _MAKING.release()
 
 
 def _still_good(made: _Stamp, now: _Stamp) -> bool:
@@ -196,8 +216,13 @@ def _made(store: Store, bundle: str, analyser: str | None) -> Yardstick | None:
         return None
     all_ids, of_each = np.concatenate(ids), np.concatenate(labels)
     order = np.argsort(all_ids)
-    chosen = {label: order[of_each[order] == label][:_SAMPLE_OF_CLASS] for label in set(of_each.tolist())}
-    rows = np.unique(np.concatenate([order[:_SAMPLE], *chosen.values()]))
+    large = len(order) > _LARGE
+    in_general = order[: _SAMPLE_OF_LARGE if large else _SAMPLE]
+    chosen = {
+        label: order[of_each[order] == label][:_SAMPLE_OF_CLASS]
+        for label in (() if large else np.unique(of_each).tolist())
+    }
+    rows = np.unique(np.concatenate([in_general, *chosen.values()]))
     sample, sampled = all_ids[rows], of_each[rows]
     wanted = np.sort(sample)
     latents = np.empty((len(rows), 0), np.float64)
@@ -217,9 +242,8 @@ def _made(store: Store, bundle: str, analyser: str | None) -> Yardstick | None:
             of_one = groups.of(some[part])
             away[own[:, None] == of_one[None]] = np.inf
             any_class.add(away, of_one)
-            away[sampled[:, None] != label_of(some[part])[None]] = np.inf
-            same_class.add(away, of_one)
-    general = np.isin(rows, order[:_SAMPLE])
+            same_class.add(away, of_one, sampled[:, None] == label_of(some[part])[None])
+    general = np.isin(rows, in_general)
     near, near_class = any_class.means(), same_class.means()
     by_class = {}
     for label, of_label in chosen.items():
@@ -253,8 +277,16 @@ class _Nearest:
         self._away = np.full((rows, _CANDIDATES), np.inf)
         self._cells = np.zeros((rows, _CANDIDATES), np.uint64)
 
-    def add(self, away: NDArray[np.float64], cells: NDArray[np.uint64]) -> None:
-        """away : float64[rows, n].  cells : uint64[n], the physical cell of each."""
+    def add(self, away: NDArray[np.float64], cells: NDArray[np.uint64], only: NDArray[np.bool_] | None = None) -> None:
+        """away : float64[rows, n].  cells : uint64[n], the physical cell of each.  only : bool[rows, n], those that
+        count."""
+        nearer = away < self._away[:, -1:]
+        if only is not None:
+            nearer &= only
+        some = np.flatnonzero(nearer.any(axis=0))
+        if not len(some):
+            return
+        away, cells = np.where(nearer[:, some], away[:, some], np.inf), cells[some]
         columns = np.argpartition(away, min(_CANDIDATES, away.shape[1]) - 1, axis=1)[:, :_CANDIDATES]
         joined = np.concatenate([self._away, np.take_along_axis(away, columns, axis=1)], axis=1)
         named = np.concatenate([self._cells, cells[columns]], axis=1)

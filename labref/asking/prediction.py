@@ -13,6 +13,7 @@ The class stays in the answer, for machines; a person sees it grey or not at all
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -31,10 +32,11 @@ from labref.export.layout import ClassNames
 from labref.store import Store
 from labref.words import LabelSource
 
-__all__ = ["Because", "Prediction", "far_from_training", "judged", "lacks", "predict"]
+__all__ = ["Because", "Prediction", "at_a_glance", "far_from_training", "judged", "lacks", "predict"]
 
 Because = Literal["nothing", "no class", "optics", "neighbours"]
 _MOST: Final = 0.5  # of the spread that another class has to have
+_SECONDS: Final = 60.0  # for which it is remembered how far an analyser is off, while no cell comes
 _ALONE: Final = 4 * FROM_TRAINING  # deviations of a single cell whose analyser is not known
 
 
@@ -113,14 +115,28 @@ def predict(
     )
 
 
+def at_a_glance(store: Store, bundle: Bundle, label: str, analyser: str | None, names: ClassNames) -> Because | None:
+    """Why the predicted class of a stored cell is withheld, without looking for its neighbours: the lab has no such
+    class, or its analyser's optics are not those of the training. Microseconds; None where neither is so."""
+    if lacks(store, label, names):
+        return "no class"
+    how = "unknown" if analyser is None else "stored"
+    return None if far_from_training(store, bundle, Optics(analyser, False, how, 0)) is None else "optics"
+
+
 def lacks(store: Store, label: str, names: ClassNames) -> bool:
     """Whether the lab has no cell that a person or the analyser called so. False in a lab where nobody calls any cell
     anything. Milliseconds for a million cells, from memory."""
-    given = {name for (name, source) in store.label_book.counts() if source is not LabelSource.PREDICTED}
-    return bool(given) and names.label(label) not in {names.label(name) for name in given}
+    changes = store.label_book.changes
+    kept = _GIVEN.get(store)
+    if kept is None or kept[0] is not store.label_book or kept[1] != changes:
+        given = {name for (name, source) in store.label_book.counts() if source is not LabelSource.PREDICTED}
+        kept = _GIVEN[store] = (store.label_book, changes, given)
+    return bool(kept[2]) and names.label(label) not in {names.label(name) for name in kept[2]}
 
 
-_Known = dict[tuple[str, str | None], tuple[int, dict[str, float]]]
+_GIVEN: WeakKeyDictionary[Store, tuple[object, int, set[str]]] = WeakKeyDictionary()
+_Known = dict[tuple[str, str | None], tuple[int, float, dict[str, float] | None]]
 _KEPT: WeakKeyDictionary[Store, _Known] = WeakKeyDictionary()
 
 
@@ -140,12 +156,12 @@ def far_from_training(
     if optics.analyser in names and (optics.how not in ("unknown", "any") or len(names) == 1):
         kept = _KEPT.setdefault(store, {})
         key, cells = (bundle.digest, optics.analyser), names[optics.analyser]
-        if key not in kept or kept[key][0] != cells:
-            found = from_training(store, bundle, optics.analyser)
-            if found is not None:
-                kept[key] = (cells, found)
-        if key in kept:
-            return _worst(kept[key][1], FROM_TRAINING)
+        now = time.monotonic()
+        if key not in kept or kept[key][0] != cells or now > kept[key][1] + _SECONDS:
+            kept[key] = (cells, now, from_training(store, bundle, optics.analyser))
+        shift = kept[key][2]
+        if shift is not None:
+            return _worst(shift, FROM_TRAINING)
     own = None if measures is None else measures()
     if own is None or not np.isfinite(own).all():
         return None

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from labref.asking import marks
 from labref.asking.differential import Kind, differential, kind_of
+from labref.asking.prediction import Because, at_a_glance
 from labref.errors import LabrefError
+from labref.export.layout import ClassNames
 from labref.operations import operation
 from labref.operations.models import Answer, Text, Who
 from labref.operations.naming import person, slide_keys
@@ -98,6 +101,9 @@ class SlideCell(Answer):
     label: str = Field(description="The class that it carries.")
     label_source: LabelSource = Field(description="Who gave it.")
     confidence: float | None = Field(description="Probability of a predicted label; null for one that somebody gave.")
+    because: Because | None = Field(
+        description="Why the networks' class is not shown to people as a class, where the cell carries it; null where it is."
+    )
     stored_at: str = Field(description="When it was stored, ISO 8601, UTC.")
     captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC, where that is known.")
     distance: float | None = Field(
@@ -298,6 +304,7 @@ def _cells(context: Context, ids: Sequence[str], away: Mapping[str, tuple[float,
     predicted = [cell_id for cell_id in ids if cell_id in labelled and labelled[cell_id][1] is LabelSource.PREDICTED]
     bundle = store.active_bundle()
     confidences = {} if bundle is None else store.embedded(predicted, bundle=bundle)
+    withheld = _withheld(context, [found[cell_id] for cell_id in predicted if cell_id in found])
     for cell_id in ids:
         cell = found.get(cell_id)
         if cell is None:
@@ -308,12 +315,30 @@ def _cells(context: Context, ids: Sequence[str], away: Mapping[str, tuple[float,
             "label": cell.label,
             "label_source": str(cell.label_source),
             "confidence": confidences[cell_id].probability if cell_id in confidences else None,
+            "because": withheld.get(cell_id),
             "stored_at": utc(cell.added_at, timespec="seconds"),
             "captured_at": _captured(cell),
             "distance": distance,
             "odd": odd,
             "possible_duplicate": cell.duplicate_verdict is Outcome.POSSIBLE_DUPLICATE,
         }
+
+
+def _withheld(context: Context, cells: Sequence[Cell]) -> dict[str, Because | None]:
+    """Why the predicted classes of these cells are withheld, by id: as it was found on the live page, else at a
+    glance."""
+    store = context.store
+    if not cells or store.active_bundle() is None:
+        return {}
+    bundle = context.lab.bundle(store) if context.jobs is None else context.embedder().bundle
+    names = ClassNames(bundle.manifest.labels, context.lab.config.watch.labels)
+    seen = marks.known(store, bundle.digest, [cell.cell_id for cell in cells])
+    return {
+        cell.cell_id: seen[cell.cell_id].because
+        if cell.cell_id in seen
+        else at_a_glance(store, bundle, cell.label, cell.analyser, names)
+        for cell in cells
+    }
 
 
 def _captured(cell: Cell) -> str | None:
