@@ -77,9 +77,23 @@ class _Group(TyperGroup):
         except OSError as error:
             if error.errno == errno.EPIPE or error.errno is None:
                 raise  # click ends the command quietly where nobody reads on
+            if isinstance(error, FileNotFoundError) and error.filename is None and not _is_somewhere():
+                typer.echo(
+                    "error: the folder that labref was called in is not there any more; go to another.", err=True
+                )
+                raise typer.Exit(1) from None
             where = f"{error.filename}: " if error.filename else ""
             typer.echo(f"error: {where}{error.strerror}. Look at the name, its rights and its disk.", err=True)
             raise typer.Exit(1) from None
+
+
+def _is_somewhere() -> bool:
+    """Whether the current folder is there."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return False
+    return True
 
 
 app = typer.Typer(

@@ -35,12 +35,12 @@ __all__ = [
 
 def a_path(text: str) -> Path:
     """A path as it stands on the command line, with `~` expanded. Raises `LabError` where it is empty, which would be
-    the current folder, or begins with the home folder of nobody."""
+    the current folder, begins with the home folder of nobody, or holds the character NUL."""
     from labref.errors import LabError
 
     if not text.strip():
         raise LabError(f"{text!r} is no path: name a file or folder, or . for the current folder.")
-    if text.startswith("~"):
+    if text.startswith("~") or "\0" in text:
         from labref.lab import absolute
 
         return absolute(Path(text))
