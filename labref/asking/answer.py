@@ -136,6 +136,7 @@ def answer_for_stored(
         bundle=bundle,
         latent=latent,
         digest=cell.digest,
+        stored=cell,
         k=k,
         by=by,
         any_optics=any_optics,

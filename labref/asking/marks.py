@@ -63,7 +63,9 @@ def found(store: Store, bundle: Bundle, cells: Sequence[Cell], names: ClassNames
         if said is None:
             continue
         predicted = (said.label, said.probability)
-        near = references.find(store, bundle=bundle, latent=said.latent, digest=cell.digest, k=1, predicted=predicted)
+        near = references.find(
+            store, bundle=bundle, latent=said.latent, digest=cell.digest, stored=cell, k=1, predicted=predicted
+        )
         label, share = next(iter(near.distribution.weights.items()), (None, None))
         prediction = predict(store, bundle, predicted, near, names, partial(store.optics.of, cell.cell_id))
         novelty = near.novelty

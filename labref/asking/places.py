@@ -49,17 +49,17 @@ class Spot:
     def place(self, store: Store, *, exclude: Collection[str] = ()) -> Place:
         """The node's place, and the class of the cells around it. exclude : ids of cells that do not count."""
         positions = self.active.positions
-        near = positions.within(self.node, round((_REACH * RADIUS) ** 2))
+        reach = round((_REACH * RADIUS) ** 2)
+        near = positions.within(self.node, reach)
         excluded = {id_to_int(cell) for cell in exclude}
-        near = near.of(np.array([cell not in excluded for cell in near.ids.tolist()], bool))
+        near = near.of(~np.isin(near.ids, np.fromiter(excluded, np.uint64, len(excluded))))
         near = near.of(store.groups.firsts(near.ids))
-        ids = [int_to_id(cell) for cell in near.ids.tolist()]
-        labels = store.labels(ids)
-        squared_distances = positions.away(self.node, near.nodes).tolist()
+        book = store.label_book
+        codes, squared = book.codes_of(near.ids), positions.away(self.node, near.nodes)
+        weight_at = np.array([math.exp(-away / (2 * RADIUS**2)) for away in range(reach + 1)])
         weights: dict[str, list[float]] = {}
-        for cell_id, squared in zip(ids, squared_distances, strict=True):
-            if cell_id in labels:
-                weights.setdefault(labels[cell_id], []).append(math.exp(-squared / (2 * RADIUS**2)))
+        for code in np.unique(codes[codes >= 0]).tolist():
+            weights.setdefault(book.values[code][0], []).extend(weight_at[squared[codes == code]].tolist())
         sums = {label: math.fsum(parts) for label, parts in weights.items()}
         best = min(sums, key=lambda label: (-sums[label], label), default=None)
         share = None if best is None else sums[best] / math.fsum(sums.values())

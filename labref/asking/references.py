@@ -111,6 +111,7 @@ def find(
     bundle: Bundle,
     latent: NDArray[np.float32],
     digest: str | None,
+    stored: Cell | None = None,
     k: int = 8,
     spread: int = 100,
     by: str = "latent",
@@ -124,7 +125,9 @@ def find(
     """References of a query.
 
     latent : float32[L], in the latent space of `bundle`.  digest : SHA-256 of the query's bytes, hexadecimal, or None
-    where it is unknown.  k : number of references.  spread : number of physical cells that the distribution is made of.
+    where it is unknown.  stored : the cell of that digest, where the asker has it already; else it is looked up.
+
+    k : number of references.  spread : number of physical cells that the distribution is made of.
 
     by : "latent" for the references nearest in latent space, or "map" for the references nearest on the lab's map. The
     distribution and the novelty are always made of the cells nearest in latent space. The novelty counts the nearest
@@ -146,10 +149,9 @@ def find(
     """
     stored_id = None if digest is None else store.has_digest(digest)
     excluded: list[str] = []
-    stored = None
     if stored_id is not None:
         excluded += store.duplicate_group(stored_id)
-        stored = store.cell(stored_id)
+        stored = stored or store.cell(stored_id)
     for cell_id in repeats:
         excluded += store.duplicate_group(cell_id)
     duplicate_of = stored_id or (repeats[0] if repeats else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -18,20 +18,24 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.errors import LabrefError
 from labref.som.files import load
 from labref.som.labels import RADIUS, Doubts, doubts
 from labref.som.products import gaussian
 from labref.som.quality import u_matrix
 from labref.store import ActiveMap, Store
+from labref.store.memory.origins import NOTHING
 from labref.store.memory.positions import Placed
 from labref.words import LabelSource
 
-__all__ = ["GIVEN", "SOURCES", "Chosen", "Nodes", "Survey", "survey"]
+__all__ = ["GIVEN", "SOURCES", "Chosen", "Facets", "Nodes", "Survey", "survey"]
 
 SOURCES: Final = tuple(LabelSource)
 GIVEN: Final = frozenset((LabelSource.REVIEWED, LabelSource.ANALYSER))
 """Sources of labels that can be doubted: the network's own follow the map."""
 _REST: Final = 20  # a survey is made again when it is so many times as old as it took to make
+_LONG: Final = 0.2  # seconds that nobody waits for a survey where there is one
+_STALE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,22 @@ class Nodes:
     cells: NDArray[np.int32]
     doubtful: NDArray[np.int32]
     shown: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Facets:
+    """What the cells on a map can be told apart by, and how many there are of each.
+
+    classes, sources, analysers : the most frequent first.  slides : the one that was captured last first.  first,
+    last : seconds since 1970, UTC; None where no moment is known.
+    """
+
+    classes: dict[str, int]
+    sources: dict[str, int]
+    analysers: dict[str, int]
+    slides: dict[str, int]
+    first: int | None
+    last: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,19 +175,47 @@ class Survey:
     @cached_property
     def doubtful(self) -> NDArray[np.bool_]:
         """bool[n], which labels that a person or the analyser gave disagree with the labels about them."""
-        at, found = self.doubt(GIVEN)
         doubtful = np.zeros(len(self.cells), np.bool_)
-        doubtful[at] = found.surprise > 0
+        doubtful[self._doubted[0]] = True
         return doubtful
 
     def doubt(self, sources: Collection[LabelSource]) -> tuple[NDArray[np.intp], Doubts]:
-        """The cells with a label of these sources, as places in the survey, and what the labels of the same sources
-        about each say of its own."""
+        """The cells with a label of these sources that the labels of the same sources about it call otherwise, the most
+        surprising first: places in the survey, and what is said of each."""
+        return self._doubted if frozenset(sources) == GIVEN else self._doubt(frozenset(sources))
+
+    @cached_property
+    def _doubted(self) -> tuple[NDArray[np.intp], Doubts]:
+        """Of the labels that a page shows: it takes a second for a million cells."""
+        return self._doubt(GIVEN)
+
+    def _doubt(self, sources: frozenset[LabelSource]) -> tuple[NDArray[np.intp], Doubts]:
         (at,) = np.nonzero(np.array([source in sources for source in SOURCES], np.bool_)[self.source])
         found = doubts(
             self.cells.nodes[at], self.label[at], rows=self.rows, cols=self.columns, classes=len(self.labels)
         )
-        return at, found
+        (order,) = np.nonzero(found.surprise > 0)
+        order = order[np.lexsort((self.cells.ids[at[order]], -found.surprise[order]))]
+        return at[order], Doubts(
+            found.surprise[order], found.majority[order], found.share[order], found.share_of_label[order]
+        )
+
+    @cached_property
+    def facets(self) -> Facets:
+        """What the cells can be told apart by."""
+        known = self.seconds[self.seconds > NOTHING]
+        of_slide = np.bincount(self.slide[self.slide >= 0], minlength=len(self.slides))
+        newest = np.full(len(self.slides) + 1, NOTHING)
+        np.maximum.at(newest, self.slide, self.seconds)
+        order = np.lexsort((np.arange(len(of_slide)), -newest[:-1]))
+        return Facets(
+            _counted(self.label, self.labels),
+            _counted(self.source, SOURCES),
+            _counted(self.analyser, self.analysers),
+            {self.slides[code]: int(of_slide[code]) for code in order[of_slide[order] > 0].tolist()},
+            None if not len(known) else int(known.min()),
+            None if not len(known) else int(known.max()),
+        )
 
     def within(self, top: int, left: int, bottom: int, right: int) -> NDArray[np.intp]:
         """The cells on the nodes of a rectangle, its last row and column included: places in the survey, in its
@@ -184,17 +232,28 @@ class Survey:
         return int(self.cells.nodes[at[0]]) if len(at) else None
 
 
+def _counted(codes: NDArray[Any], names: Sequence[str]) -> dict[str, int]:
+    counts = np.bincount(codes[codes >= 0], minlength=len(names))
+    return {str(names[code]): int(counts[code]) for code in np.argsort(-counts, kind="stable").tolist() if counts[code]}
+
+
 _LONG_AGO: Final = -(2**61)  # what is before is no moment
 _NEAR: Final = 0.05  # of a weight: a single cell is near up to 5 nodes from it
 
 
 @dataclass(slots=True)
 class _Held:
-    """The newest survey of a store. state : what it was made of.  rests : until when it is good enough, monotonic."""
+    """The newest survey of a store. state : what it was made of.  rests : until when it is good enough, monotonic.
+    took : seconds that it took to make."""
 
     survey: Survey
     state: tuple[Any, ...]
     rests: float
+    took: float
+
+    def serves(self, active: ActiveMap, state: tuple[Any, ...]) -> bool:
+        """Whether it is good enough for whoever asks now."""
+        return self.survey.active is active and (self.state == state or time.monotonic() < self.rests)
 
 
 _held: WeakKeyDictionary[Store, _Held] = WeakKeyDictionary()
@@ -204,25 +263,53 @@ _making = threading.Lock()
 def survey(store: Store, bundle: str) -> Survey | None:
     """The map in use for `bundle` with what lies on it; None while there is no such map.
 
-    It may be behind by twenty times what it takes to make one.
+    It may be behind by twenty times what it takes to make one; and where that is long, whoever asks then still gets the
+    one before, at most a minute older, while a thread makes the next.
     """
     active = store.maps.active(bundle)
     if active is None:
         return None
-    state = _state(store, active)
-    held = _held.get(store)
-    if held is not None and held.survey.active is active and (held.state == state or time.monotonic() < held.rests):
+    state, held = _state(store, active), _held.get(store)
+    if held is not None and held.serves(active, state):
+        return held.survey
+    if (
+        held is not None
+        and held.survey.active is active
+        and held.took > _LONG
+        and time.monotonic() < held.rests + _STALE_SECONDS
+    ):
+        if _making.acquire(blocking=False):  # else somebody makes it
+            threading.Thread(
+                target=_renew, args=(store, active, held.survey), name="labref-survey", daemon=True
+            ).start()
         return held.survey
     with _making:
         held = _held.get(store)
-        state = _state(store, active)
-        if held is not None and held.survey.active is active and (held.state == state or time.monotonic() < held.rests):
+        if held is not None and held.serves(active, _state(store, active)):
             return held.survey
-        begun = time.monotonic()
-        made = _make(store, active, None if held is None else held.survey)
-        ended = time.monotonic()
-        _held[store] = _Held(made, state, ended + _REST * (ended - begun))
-        return made
+        return _hold(store, active, None if held is None else held.survey)
+
+
+def _renew(store: Store, active: ActiveMap, before: Survey) -> None:
+    """Make the next survey, and what pages ask of it; the caller has the lock."""
+    try:
+        _hold(store, active, before, whole=True)
+    except LabrefError:  # closed meanwhile; else whoever asks next is told
+        return
+    finally:
+        _making.release()
+
+
+def _hold(store: Store, active: ActiveMap, before: Survey | None, *, whole: bool = False) -> Survey:
+    """Make a survey, and keep it for whoever asks. whole : with what else is made when it is first asked
+    for."""
+    state, begun = _state(store, active), time.monotonic()
+    made = _make(store, active, before)
+    if whole:
+        _ = made.facets, made.everything, made.areas
+    ended = time.monotonic()
+    _held[store] = _Held(made, state, ended + _REST * (ended - begun), ended - begun)
+    return made
 
 
 def _state(store: Store, active: ActiveMap) -> tuple[Any, ...]:

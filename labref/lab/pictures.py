@@ -2,7 +2,8 @@
 
 Thumbnails are kept in LAB/thumbnails: a gallery shows hundreds. At most some 100,000 are kept, about 600 MB; the oldest
 go first. They are no more than a cache: whatever is missing or damaged is made again, and where they cannot be written
-they are not kept.
+they are not kept. Of the larger pictures those that were asked for last are kept in memory: the same references stand
+beside many cells.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from labref.errors import LabrefError
+from labref.lab.kept import Kept
 from labref.lab.lab import Lab
 from labref.words import cell_id_of
 
@@ -27,6 +29,7 @@ _CELL_ID: Final = re.compile("[0-9a-f]{16}")
 _VERSION: Final = 1  # grows when a view comes to look otherwise
 _MOST: Final = 400  # thumbnails in one of the 256 folders
 _GO_AT_ONCE: Final = 50
+_IN_MEMORY: Final = 32_000_000  # bytes of pictures
 _JPEG: Final = (b"\xff\xd8", b"\xff\xd9")  # its first and last bytes
 
 
@@ -36,6 +39,7 @@ class Pictures:
     def __init__(self, lab: Lab, is_stored: Callable[[str], bool]) -> None:
         """is_stored : whether a cell of this id is in the store."""
         self._lab, self._is_stored = lab, is_stored
+        self._made: Kept[bytes] = Kept(_IN_MEMORY)
 
     def mark(self, cell_id: str, view: View) -> str | None:
         """What stands for a picture: it is another where the picture would be. None where there is no such cell."""
@@ -46,9 +50,12 @@ class Pictures:
     def of_cell(self, cell_id: str, view: View) -> bytes | None:
         """JPEG or PNG of a stored cell; None where there is no such cell, or its bytes are missing. Raises
         `UnreadableImageError` where they cannot be decoded any more, within the limits of labref.toml."""
-        if self.mark(cell_id, view) is None:
+        mark = self.mark(cell_id, view)
+        if mark is None:
             return None
-        path = _thumbnail(self._lab, cell_id)
+        path, made = _thumbnail(self._lab, cell_id), self._made.get(mark)
+        if made is not None:
+            return made
         if view == "thumb":
             with contextlib.suppress(OSError):
                 made = path.read_bytes()
@@ -61,6 +68,8 @@ class Pictures:
         if view == "thumb":
             with contextlib.suppress(OSError):
                 _keep(path, made)
+        else:
+            self._made.put(mark, made, len(made))
         return made
 
     def of_bytes(self, data: bytes, view: View) -> bytes:

@@ -76,7 +76,7 @@ def cells(
     ids = [cell.cell_id for _, cell in recent]
     bundle = store.active_bundle()
     predicted = [cell.cell_id for _, cell in recent if cell.label_source is LabelSource.PREDICTED]
-    said = {} if bundle is None else store.embedded(predicted, bundle=bundle)
+    said = {} if bundle is None else store.predicted(predicted, bundle=bundle)
     known = {} if bundle is None else marks.known(store, bundle, ids)
     keys = slide_keys(context, {cell.slide for _, cell in recent if cell.slide is not None})
     for number, cell in recent:
@@ -87,7 +87,7 @@ def cells(
             "slide_name": cell.slide,
             "label": cell.label,
             "label_source": str(cell.label_source),
-            "confidence": said[cell.cell_id].probability if cell.cell_id in said else None,
+            "confidence": said[cell.cell_id][1] if cell.cell_id in said else None,
             "stored_at": utc(cell.added_at, timespec="seconds"),
             "captured_at": None if cell.captured_at is None else utc(cell.captured_at, timespec="seconds"),
             "possible_duplicate": cell.duplicate_verdict is Outcome.POSSIBLE_DUPLICATE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from labref import som
-from labref.asking.survey import GIVEN, SOURCES, Chosen, Nodes, Survey, survey
+from labref.asking.survey import GIVEN, Chosen, Nodes, Survey, survey
 from labref.config import MapConfig
 from labref.errors import LabrefError
 from labref.operations import operation
@@ -24,7 +24,6 @@ from labref.progress import Row, progress
 from labref.roles import Role
 from labref.store import ActiveMap, MapCell, StoredMap
 from labref.store.memory.books import id_to_int, int_to_id
-from labref.store.memory.origins import NOTHING
 from labref.tasks import mapping
 from labref.tasks.context import Context
 from labref.tasks.map_job import NAME, map_job
@@ -432,11 +431,10 @@ def suspects(
     The labels that are judged are also the evidence. The surprise is that of `labref.som.suspicion`.
     """
     found = _survey(context)
-    at, doubts = found.doubt(frozenset(sources or GIVEN))
-    order = np.lexsort((found.cells.ids[at], -doubts.surprise))
-    order = order[doubts.surprise[order] > 0][offset : offset + limit]
-    about = dict(zip(at[order].tolist(), order.tolist(), strict=True))
-    for place, row in _rows(context, found, at[order]):
+    at, doubts = found.doubt(sources or GIVEN)
+    at = at[offset : offset + limit]
+    about = dict(zip(at.tolist(), range(offset, offset + len(at)), strict=True))
+    for place, row in _rows(context, found, at):
         here = about[place]
         yield row | {
             "neighbourhood": found.labels[int(doubts.majority[here])],
@@ -554,27 +552,19 @@ def spot(
 def facets(context: Context) -> Iterator[Row]:
     """Say what the cells on the map can be told apart by: classes, slides, analysers, days, and who gave the class."""
     found = _survey(context)
-    known = found.seconds[found.seconds > NOTHING]
-    of_slide = np.bincount(found.slide[found.slide >= 0], minlength=len(found.slides))
-    newest = np.full(len(found.slides) + 1, NOTHING)
-    np.maximum.at(newest, found.slide, found.seconds)
-    order = np.lexsort((np.arange(len(of_slide)), -newest[:-1]))
-    order = order[of_slide[order] > 0]
-    listed = [found.slides[code] for code in order[:_MOST_SLIDES].tolist()]
-    keys = slide_keys(context, listed)
+    facets = found.facets
+    slides = list(facets.slides.items())
+    keys = slide_keys(context, [name for name, _ in slides[:_MOST_SLIDES]])
     yield {
         "map": found.active.version.number,
         "version": found.digest,
-        "classes": _counted(found.label, found.labels),
-        "sources": _counted(found.source, SOURCES),
-        "analysers": _counted(found.analyser, found.analysers),
-        "slides": [
-            {"slide": name, "key": keys[name], "cells": int(of_slide[code])}
-            for name, code in zip(listed, order.tolist(), strict=False)
-        ],
-        "more_slides": len(order) - len(listed),
-        "first": None if not len(known) else _day(int(known.min())),
-        "last": None if not len(known) else _day(int(known.max())),
+        "classes": facets.classes,
+        "sources": facets.sources,
+        "analysers": facets.analysers,
+        "slides": [{"slide": name, "key": keys[name], "cells": cells} for name, cells in slides[:_MOST_SLIDES]],
+        "more_slides": max(0, len(slides) - _MOST_SLIDES),
+        "first": None if facets.first is None else _day(facets.first),
+        "last": None if facets.last is None else _day(facets.last),
     }
 
 
@@ -640,22 +630,28 @@ def _day(seconds: int) -> str | None:
         return None
 
 
-def _counted(codes: NDArray[Any], names: Sequence[str]) -> dict[str, int]:
-    counts = np.bincount(codes[codes >= 0], minlength=len(names))
-    return {str(names[code]): int(counts[code]) for code in np.argsort(-counts, kind="stable").tolist() if counts[code]}
-
-
 def _rows(context: Context, found: Survey, at: NDArray[np.intp]) -> Iterator[tuple[int, Row]]:
     """The cells at these places of the survey, each with its place: as they are now, which can be newer. Cells that
     are gone are left out."""
     for start in range(0, len(at), _ROWS_AT_ONCE):
         places = at[start : start + _ROWS_AT_ONCE].tolist()
         ids = [int_to_id(int(found.cells.ids[place])) for place in places]
-        paths = {cell_id: cell.path for cell_id, cell in context.store.cells(ids).items()}
-        cells = {cell.cell_id: cell for cell in context.store.maps.cells(found.active.version.bundle, ids)}
+        cells = context.store.cells(ids)
+        said = context.store.predicted(ids, bundle=found.active.version.bundle)
         for place, cell_id in zip(places, ids, strict=True):
-            if cell_id in cells and cell_id in paths:
-                yield place, _cell(cells[cell_id], found.active) | {"path": paths[cell_id]}
+            if cell_id in cells and cell_id in said:
+                cell = cells[cell_id]
+                on_map = MapCell(
+                    cell_id,
+                    int(found.cells.nodes[place]),
+                    float(found.cells.errors[place]),
+                    cell.label,
+                    str(cell.label_source),
+                    said[cell_id][0],
+                    cell.slide,
+                    cell.analyser,
+                )
+                yield place, _cell(on_map, found.active) | {"path": cell.path}
 
 
 def _labelled(context: Context, sources: list[LabelSource] | None) -> list[MapCell]:

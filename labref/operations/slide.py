@@ -192,7 +192,7 @@ def show(
     away: Mapping[str, tuple[float, bool]] = {}
     bundle = store.active_bundle()
     if by_similarity and bundle is not None:
-        latents = {cell_id: one.latent for cell_id, one in store.embedded(ids, bundle=bundle).items()}
+        latents = store.latents(ids, bundle=bundle)
         away = _away(latents, {cell_id: label for cell_id, (label, _) in labelled.items()})
     places = {label: place for place, label in enumerate(classes)}
     ids.sort(key=lambda cell_id: (places[labelled[cell_id][0]], -away.get(cell_id, (0.0, False))[0]))
@@ -271,20 +271,33 @@ def slide_named(context: Context, slide: str) -> str:
 def _listed(context: Context, names: Sequence[str]) -> Iterator[Row]:
     store = context.store
     keys, approvals = slide_keys(context, names), store.slides.approvals(names)
-    of_each = {name: store.slides.book.cells(name) for name in names}
-    last = store.cells([int_to_id(cells[-1]) for cells in of_each.values() if cells])
-    for name, cells in of_each.items():
-        if not cells or (latest := last.get(int_to_id(cells[-1]))) is None:
+    of_each = {name: store.slides.book.ids(name) for name in names}
+    last = store.cells([int_to_id(int(cells[-1])) for cells in of_each.values() if len(cells)])
+    awaiting = _awaiting(store, list(of_each.values()))
+    for (name, cells), waiting in zip(of_each.items(), awaiting, strict=True):
+        if not len(cells) or (latest := last.get(int_to_id(int(cells[-1])))) is None:
             continue  # removed at this moment
-        sources = [source for _, source in store.labelled([int_to_id(cell) for cell in cells]).values()]
         yield {
             "slide": keys[name],
             "name": name,
             "cells": len(cells),
-            "awaiting": sum(source is not LabelSource.REVIEWED for source in sources),
+            "awaiting": waiting,
             "latest_at": utc(latest.added_at, timespec="seconds"),
             "approval": _approval(approvals.get(name)),
         }
+
+
+def _awaiting(store: Store, slides: Sequence[NDArray[np.uint64]]) -> list[int]:
+    """How many cells of each slide no person has reviewed. slides : uint64[n], the ids of its cells."""
+    if not slides:
+        return []
+    ids, of = np.concatenate(slides), np.repeat(np.arange(len(slides)), [len(cells) for cells in slides])
+    order = np.argsort(ids)  # in order they are found much faster
+    labels = store.label_book
+    codes = labels.codes_of(ids[order])
+    # the last entry is for code -1, a cell that is gone
+    awaits = np.array([*(source is not LabelSource.REVIEWED for _, source in labels.values), False])
+    return [int(count) for count in np.bincount(of[order][awaits[codes]], minlength=len(slides))]
 
 
 def _approval(given: Approval | None) -> Row | None:
@@ -303,7 +316,7 @@ def _cells(context: Context, ids: Sequence[str], away: Mapping[str, tuple[float,
     found, labelled = store.cells(ids), store.labelled(ids)
     predicted = [cell_id for cell_id in ids if cell_id in labelled and labelled[cell_id][1] is LabelSource.PREDICTED]
     bundle = store.active_bundle()
-    confidences = {} if bundle is None else store.embedded(predicted, bundle=bundle)
+    said = {} if bundle is None else store.predicted(predicted, bundle=bundle)
     withheld = _withheld(context, [found[cell_id] for cell_id in predicted if cell_id in found])
     for cell_id in ids:
         cell = found.get(cell_id)
@@ -314,7 +327,7 @@ def _cells(context: Context, ids: Sequence[str], away: Mapping[str, tuple[float,
             "cell_id": cell_id,
             "label": cell.label,
             "label_source": str(cell.label_source),
-            "confidence": confidences[cell_id].probability if cell_id in confidences else None,
+            "confidence": said[cell_id][1] if cell_id in said else None,
             "because": withheld.get(cell_id),
             "stored_at": utc(cell.added_at, timespec="seconds"),
             "captured_at": _captured(cell),

@@ -126,7 +126,7 @@ def _covers(font: ImageFont.FreeTypeFont, character: str) -> bool:
     return glyph.size != missing.size or bytes(glyph) != bytes(missing)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def faces(size: int, bold: bool) -> tuple[_Face, ...]:
     """The faces to look for a glyph in, the best first; the last is built into Pillow."""
     faces = []
@@ -176,6 +176,7 @@ def _run_length(face: _Face | None, part: str, size: int) -> float:
     return size * (0.92 if len(part) == 1 and ord(part) < 0x10000 else 1.2) if face is None else face.length(part)
 
 
+@lru_cache(maxsize=4096)
 def length(text: str, size: int, bold: bool) -> float:
     """Width of a line of text in pixels."""
     return sum(_run_length(face, part, size) for face, part in _runs(text, size, bold))

@@ -168,7 +168,7 @@ def draw_tile(
         return None
     picture = _draw(terrain, kind, side, (y * nodes, x * nodes), (nodes, nodes), dark, cell)
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1 if side >= CELLS_FROM else 3)
+    picture.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -383,6 +383,13 @@ class _Name:
             picture.paste(self.ink, at, self.mask)
 
 
+@lru_cache(maxsize=256)
+def _name_masks(text: str, points: int, width: int, height: int) -> tuple[Image.Image, Image.Image]:
+    """A name, and the ground around its letters."""
+    mask = Image.fromarray(_mask(text, points, width, height))
+    return mask, ImageChops.lighter(mask, mask.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.GaussianBlur(0.8)))
+
+
 _MOST_NAMES: Final = 400
 _NAME_POINTS: Final = (36, 30, 25, 20)
 
@@ -414,7 +421,6 @@ def _names(terrain: Terrain, side: int, dark: bool) -> list[_Name]:
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
         taken.append(box)
-        mask = Image.fromarray(_mask(text, points, wide, tall))
-        halo = ImageChops.lighter(mask, mask.filter(ImageFilter.MaxFilter(5)).filter(ImageFilter.GaussianBlur(0.8)))
+        mask, halo = _name_masks(text, points, wide, tall)
         names.append(_Name(left, top, mask, halo, (theme.ink,) * 3, (theme.paper,) * 3))
     return names

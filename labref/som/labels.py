@@ -113,5 +113,7 @@ def doubts(nodes: NDArray[Any], codes: NDArray[Any], *, rows: int, cols: int, cl
     majority = shares.argmax(axis=1)
     share, share_of_label = shares[every, majority], shares[every, own]
     surprise = np.log(share / np.maximum(share_of_label, 1e-9))
-    of_cell = np.searchsorted(pairs, np.asarray(nodes, np.int64) * classes + codes)
+    place = np.empty(len(counts), np.int64)
+    place[pairs] = every
+    of_cell = place[np.asarray(nodes, np.int64) * classes + codes]
     return Doubts(surprise[of_cell], majority[of_cell], share[of_cell], share_of_label[of_cell])

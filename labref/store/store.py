@@ -109,6 +109,15 @@ class _Known(NamedTuple):
     landmarks: HashBook
 
 
+class _Spaces(NamedTuple):
+    """The bundles of a store after so many commits: the digest of the active one, and of each, in the order they came,
+    the table of its latents and what is known of it."""
+
+    commits: int
+    active: str | None
+    of: dict[str, tuple[str, StoredBundle]]
+
+
 class Store:
     """A lab's store, open for this process alone; closed by `close` or at the end of a `with`.
 
@@ -159,6 +168,7 @@ class Store:
         self.revision = 0
         """Grows when outcomes were taken out of the ledger; whoever remembers them has to read them again."""
         self._commits = 0
+        self._known_spaces: _Spaces | None = None
         self._last_number = (-1, 0)
 
     # opening and closing
@@ -254,13 +264,11 @@ class Store:
 
     def active_bundle(self) -> str | None:
         """Digest of the active bundle, or None before the first."""
-        with self._reading() as cursor:
-            return bundles.active(cursor)
+        return self._spaces().active
 
     def bundles(self) -> list[StoredBundle]:
         """All bundles whose latents the store has room for, in the order they came."""
-        with self._reading() as cursor:
-            return bundles.every(cursor)
+        return [bundle for _, bundle in self._spaces().of.values()]
 
     # writing
 
@@ -801,26 +809,35 @@ class Store:
 
     def embedded(self, ids: Collection[str], *, bundle: str) -> dict[str, Embedded]:
         """What the networks of a bundle say of these cells, by id; cells without a latent in its space are left out."""
+        latents, said = self.latents(ids, bundle=bundle), self.predicted(ids, bundle=bundle)
+        return {
+            cell_id: Embedded(latents[cell_id], *said[cell_id])
+            for cell_id in ids
+            if cell_id in latents and cell_id in said
+        }
+
+    def predicted(self, ids: Collection[str], *, bundle: str) -> dict[str, tuple[str, float]]:
+        """What the networks of a bundle call these cells, and the probability of that class, by id; cells without a
+        latent in its space are left out."""
         with self._reading() as cursor:
-            table, _ = bundles.space(cursor, bundle)
-            columns = ["cell_id", "latent", "predicted_label", "predicted_probability"]
+            columns = ["cell_id", "predicted_label", "predicted_probability"]
             return {
-                cell_id: Embedded(np.array(latent, np.float32), from_column(label), probability)
-                for cell_id, latent, label, probability in rows.look_up(cursor, table, columns, "cell_id", list(ids))
+                cell_id: (from_column(label), probability)
+                for cell_id, label, probability in rows.look_up(
+                    cursor, self._space(bundle)[0], columns, "cell_id", list(ids)
+                )
             }
 
     def latents(self, ids: Collection[str], *, bundle: str) -> dict[str, NDArray[np.float32]]:
         """Latents float32[L] of these cells in the space of a bundle, by id; cells without one are left out."""
         with self._reading() as cursor:
-            table, _ = bundles.space(cursor, bundle)
-            found = rows.look_up(cursor, table, ["cell_id", "latent"], "cell_id", list(ids))
-            return {cell_id: np.array(latent, np.float32) for cell_id, latent in found}
+            return rows.latents(cursor, self._space(bundle)[0], list(ids))
 
     def embedding(self, cell_id: str, *, bundle: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Latent float32[L] and probabilities float32[c] of a cell in the space of a bundle; None where it has none
         there."""
         with self._reading() as cursor:
-            table, _ = bundles.space(cursor, bundle)
+            table, _ = self._space(bundle)
             found = next(rows.look_up(cursor, table, ["latent", "probabilities"], "cell_id", [cell_id]), None)
         return None if found is None else (np.array(found[0], np.float32), np.array(found[1], np.float32))
 
@@ -913,6 +930,24 @@ class Store:
         return [Neighbour(int_to_id(number), distance) for number, distance in pairs if number not in barred][:k]
 
     # inside
+
+    def _spaces(self) -> _Spaces:
+        """What is known of the bundles: read again when something was written since."""
+        commits, known = self._commits, self._known_spaces
+        if known is None or known.commits != commits or self._closed:
+            with self._reading() as cursor:
+                every = bundles.every(cursor)
+                of = {bundle.digest: (bundles.space(cursor, bundle.digest)[0], bundle) for bundle in every}
+                known = self._known_spaces = _Spaces(commits, bundles.active(cursor), of)
+        return known
+
+    def _space(self, bundle: str) -> tuple[str, StoredBundle]:
+        """As `bundles.space`."""
+        found = self._spaces().of.get(bundle)
+        if found is None:
+            with self._reading() as cursor:
+                found = bundles.space(cursor, bundle)
+        return found
 
     def _optics(self) -> OpticsBook:
         book = self._optics_book

@@ -26,6 +26,7 @@ __all__ = [
     "file_rows",
     "files_like",
     "keep_history",
+    "latents",
     "ledger",
     "look_up",
     "now",
@@ -104,6 +105,20 @@ def look_up(
         yield from cursor.execute(
             f"SELECT {', '.join(columns)} FROM {table} WHERE {key} IN ({', '.join('?' * len(part))})", part
         ).fetchall()
+
+
+def latents(cursor: duckdb.DuckDBPyConnection, table: str, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Latents float32[L] of a bundle's table by cell; cells that it does not have are left out."""
+    found: dict[str, NDArray[np.float32]] = {}
+    for start in range(0, len(ids), _AT_ONCE):
+        part = ids[start : start + _AT_ONCE]
+        # as NumPy's arrays: Python's own numbers would take five times longer
+        columns = cursor.execute(
+            f"SELECT cell_id, latent FROM {table} WHERE cell_id IN ({', '.join('?' * len(part))})", part
+        ).fetchnumpy()
+        for cell_id, latent in zip(columns["cell_id"].tolist(), columns["latent"], strict=True):
+            found[cell_id] = np.asarray(latent, np.float32)
+    return found
 
 
 def carried(

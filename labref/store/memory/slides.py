@@ -85,6 +85,10 @@ class SlideBook:
         cells = self._slides.get(slide)
         return [] if cells is None else cells.ids.tolist()
 
+    def ids(self, slide: str) -> NDArray[np.uint64]:
+        """The same as uint64[n]."""
+        return np.array(self.cells(slide), np.uint64)
+
     def last(self, slide: str) -> int:
         """The number of the slide's cell that came last; 0 where there is no such slide."""
         cells = self._slides.get(slide)

@@ -26,7 +26,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from decimal import Decimal
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -70,7 +71,7 @@ _MOST_DIGITS: Final = 18
 _MOST_FIELDS: Final = 50  # of a form
 _IMPORT: Final = re.compile(rb"""(^import [^;]*?["'])\./([\w./-]+\.js)(["'])""", re.MULTILINE)
 """What a script imports from beside it."""
-_UNUSUAL: Final = re.compile(r"[^ -~\u00a1-\u00ac\u00ae-\u024f]")
+_UNUSUAL: Final = re.compile(r"[^ -~\u00a0-\u00ac\u00ae-\u024f]")
 """All but Latin letters and signs, which `printable` leaves as they are: it is slow, and pages are long."""
 
 
@@ -337,12 +338,24 @@ def _environment(language: str) -> Environment:
     )
     made.install_gettext_callables(texts.gettext, texts.ngettext, newstyle=True)  # type: ignore[attr-defined]
     made.globals.update(static=_address_of, has_static=has_static)
-    made.filters.update(
-        number=lambda value: numbers.format_decimal(value, locale=texts.locale),
+
+    # the same few numbers stand hundreds of times in a page, and Babel takes as long for each as a page for a line
+    @lru_cache(maxsize=20_000)
+    def number(value: float) -> str:
+        return str(numbers.format_decimal(value, locale=texts.locale))
+
+    @lru_cache(maxsize=20_000)
+    def rounded_share(value: Decimal, digits: int) -> str:
         # a no-break space, or "35 %" is torn apart at the end of a line
-        share=lambda value, digits=0: numbers.format_percent(
-            value, format="#,##0" + ("." + "0" * digits if digits else "") + "\u00a0%", locale=texts.locale
-        ),
+        form = "#,##0" + ("." + "0" * digits if digits else "") + "\u00a0%"
+        return str(numbers.format_percent(value, format=form, locale=texts.locale))
+
+    def share(value: float, digits: int = 0) -> str:
+        return rounded_share(Decimal(str(value)).quantize(Decimal(1).scaleb(-2 - digits)), digits)
+
+    made.filters.update(
+        number=number,
+        share=share,
         moment=lambda value: _moment(value, texts, "short"),
         day=lambda value: _moment(value, texts, None),
     )

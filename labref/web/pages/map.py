@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 from urllib.parse import urlencode
 
 import numpy as np
@@ -24,11 +22,11 @@ from PIL import Image
 from starlette.responses import Response
 
 from labref.errors import LabrefError, UnreadableImageError
+from labref.lab.kept import Kept
 from labref.pictures.colours import colour_of
 from labref.pictures.tiles import NODE, TILE, Kind, Terrain, draw_picture, draw_tile, levels, side_in_picture, size
 from labref.web.pages import Visit, page, page_number, whole_number
 
-_Value = TypeVar("_Value")
 _SOURCES: Final = ("reviewed", "analyser", "predicted")
 _CELLS_A_PAGE: Final = 60
 _SUSPECTS: Final = 40
@@ -153,37 +151,6 @@ def _key(analyser: str) -> str:
     return sha256(b"analyser:" + analyser.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
-class _Kept(Generic[_Value]):
-    """Values by key, those used last, up to a total weight; each is made once, by whoever asks first."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._weight = most, 0
-        self._values: OrderedDict[Hashable, tuple[_Value, int]] = OrderedDict()
-        self._making: dict[Hashable, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable) -> _Value | None:
-        with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key][0]
-
-    def put(self, key: Hashable, value: _Value, weight: int = 1) -> None:
-        with self._lock:
-            self._weight -= self._values.pop(key, (value, 0))[1]
-            self._values[key] = value, weight
-            self._weight += weight
-            while self._weight > self._most and len(self._values) > 1:
-                self._weight -= self._values.popitem(last=False)[1][1]
-
-    def making(self, key: Hashable) -> threading.Lock:
-        with self._lock:
-            if len(self._making) > 1000:
-                self._making = {key: lock for key, lock in self._making.items() if lock.locked()}
-            return self._making.setdefault(key, threading.Lock())
-
-
 @dataclass(frozen=True, eq=False)
 class _Drawn:
     """What the tiles of one layer are drawn from. version : of `map.picture`.  cell_id : of each node, row by row."""
@@ -197,9 +164,9 @@ class _Drawn:
 
 
 # one agent serves one lab in this process; a version stands for its map, its cells and their labels
-_drawn: _Kept[_Drawn] = _Kept(24)
-_tiles: _Kept[bytes] = _Kept(48_000_000)
-_cells: _Kept[Image.Image] = _Kept(400)
+_drawn: Kept[_Drawn] = Kept(24)
+_tiles: Kept[bytes] = Kept(48_000_000)
+_cells: Kept[Image.Image] = Kept(400)
 
 
 def _terrain(visit: Visit, version: str | None, layer: Layer) -> _Drawn:
