@@ -39,7 +39,7 @@ from tests.benchmarks.query import build, note
 from tests.maps import lab_with_map
 from tests.pages import let_in
 
-__all__ = ["main", "measure"]
+__all__ = ["main", "measure", "place"]
 
 
 def measure(folder: Path, *, cells: int, side: int, asked: int, seed: int = 0) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def measure(folder: Path, *, cells: int, side: int, asked: int, seed: int = 0) -
         manifest, digest = lab.bundle(store).manifest, lab.bundle(store).digest
     lab.store_file.unlink()
     build(lab.store_file, "clustered", cells, manifest.latent_size, digest=digest, labels=manifest.labels)
-    _place(lab, digest, side, manifest.latent_size, rng)
+    place(lab, digest, side, manifest.latent_size, rng)
     result: dict[str, Any] = {"cells": cells, "nodes": f"{side}x{side}"}
     with _agent(lab), _asking(lab) as ask:
         note("the page")
@@ -99,7 +99,7 @@ def measure(folder: Path, *, cells: int, side: int, asked: int, seed: int = 0) -
     return result
 
 
-def _place(lab: Lab, bundle: str, side: int, length: int, rng: np.random.Generator) -> None:
+def place(lab: Lab, bundle: str, side: int, length: int, rng: np.random.Generator) -> None:
     """Put a made-up map in use, with every cell on it."""
     note("the map")
     weights = gaussian_filter(rng.standard_normal((side, side, length)), (side / 30, side / 30, 0)) * 40
