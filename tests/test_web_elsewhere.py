@@ -7,8 +7,9 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from labref.errors import AgentError
 from labref.lab.log import Log
 from labref.lab.pictures import Pictures
 from labref.roles import Role
+from labref.web import connections
 from labref.web.application import Answers, Server, make_app
 from labref.web.certificate import TLS
+from labref.web.connections import MOST_EACH
 from labref.web.guard import Elsewhere
 from labref.web.metrics import Metrics
-from labref.web.visitors import Entrance, Visitor
+from labref.web.visitors import Entrance, Visitor, Visitors
 from tests.test_strangers import _NoLog
 
 TOKEN = "t" * 43
@@ -49,7 +52,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made(tmp_path_factory.mktemp("tls"))
 
 
-def application(elsewhere: Elsewhere, **more: int) -> Any:
+def application(elsewhere: Elsewhere, *, image: bytes | None = None, **more: int) -> Any:
     log: Log = _NoLog()  # type: ignore[assignment]
     sessions: set[str] = set()
 
@@ -67,7 +70,7 @@ def application(elsewhere: Elsewhere, **more: int) -> Any:
     )
     answers = Answers(
         perform=lambda *_: iter([{"label": "x", "style": "c-0"}]),
-        image=lambda _: None,
+        image=lambda _: image,
         healthy=lambda: "ok",
         proof=lambda *_: "proof",
         entrance=entrance,
@@ -225,6 +228,90 @@ def test_a_person_asks_about_so_many_pictures_a_minute_and_the_command_about_any
         assert {ask(local, "POST", "/api/v1/query", b"picture", **token).status for _ in range(8)} == {200}
         assert ask(local, "POST", "/ask", b"picture", **person).status == 429, "it is the same count"
         assert ask(local, "GET", "/classes.css", **person).status == 200, "pages are looked at all the same"
+
+
+def entered(port: int) -> dict[str, str]:
+    """Headers of somebody who signed in."""
+    sent = {"Host": f"127.0.0.1:{port}", "Origin": f"http://127.0.0.1:{port}"}
+    local = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    answered = ask(local, "POST", "/sign-in", b"code=AAAA", **sent)
+    return {**sent, "Cookie": answered.headers["set-cookie"].partition(";")[0]}
+
+
+def test_one_person_cannot_take_all_connections() -> None:
+    with Server(application(Elsewhere()), 0) as server:
+        person = entered(server.port)
+        head = "".join(f"{name}: {value}\r\n" for name, value in person.items())
+        held = []
+        try:
+            for _ in range(MOST_EACH):
+                one = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+                one.sendall(f"POST /api/v1/classes/list HTTP/1.1\r\n{head}Content-Length: 10\r\n\r\n".encode())
+                held.append(one)
+            local = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            deadline = time.monotonic() + 30
+            while (refused := ask(local, "GET", "/classes.css", **person)).status == 200:
+                assert time.monotonic() < deadline
+            assert refused.status == 503 and refused.headers["retry-after"]
+            assert ask(local, "GET", "/api/v1/status", Authorization=f"Bearer {TOKEN}").status == 200, "others go on"
+        finally:
+            for one in held:
+                one.close()
+        while ask(local, "GET", "/classes.css", **person).status != 200:
+            assert time.monotonic() < deadline
+
+
+def test_a_person_who_reads_nothing_is_not_waited_for_and_a_command_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.2)
+    picture = b"\xff\xd8" + bytes(30_000_000)
+    with Server(application(Elsewhere(), image=picture), 0) as server:
+        host = {"Host": f"127.0.0.1:{server.port}"}
+        got = []
+        for sent in (entered(server.port), {**host, "Authorization": f"Bearer {TOKEN}"}):
+            head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+            with closing(socket.create_connection(("127.0.0.1", server.port), timeout=30)) as one:
+                one.sendall(f"GET /api/v1/reference/0/image HTTP/1.1\r\n{head}\r\n".encode())
+                one.recv(100)
+                time.sleep(1.0)
+                size = 0
+                with suppress(ConnectionResetError):
+                    while size < len(picture) and (data := one.recv(1_000_000)):
+                        size += len(data)
+                got.append(size)
+        assert got[0] < len(picture) <= got[1]
+
+
+def test_silent_clients_of_the_network_take_few_connections_and_not_for_long(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST_HANDSHAKES", 8)
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 1.0)
+    monkeypatch.setattr("labref.web.application.HANDSHAKE_SECONDS", 1.0)
+    tls = TLS("127.0.0.1", free_port(), *files)
+    with Server(application(Elsewhere(frozenset({NAME}))), 0, tls), ExitStack() as opened:
+        silent = [opened.enter_context(socket.create_connection(("127.0.0.1", tls.port), 30)) for _ in range(40)]
+        begun = time.monotonic()
+        ended = []
+        for one in silent:
+            with suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+            ended.append(time.monotonic() - begun)
+        assert max(ended) < 20, "asyncio itself waits for a minute"
+        own = f"{NAME}:{tls.port}"
+        assert ask(_Named(tls.port, files[0]), "GET", "/sign-in", Host=own).status == 200
+
+
+def test_guesses_from_many_addresses_do_not_free_the_one_that_waits() -> None:
+    nobody = Entrance(sign_in=lambda *_: None, signed_in=lambda _: None, stays=lambda _: False, sign_out=lambda _: None)
+    visitors = Visitors(nobody, TOKEN)
+    for _ in range(10):
+        visitors.sign_in("AAAA", "10.0.0.7")
+    for number in range(999):
+        visitors.sign_in("AAAA", f"2001:db8::{number:x}")
+    assert visitors.wait_seconds("10.0.0.7") > 0 and visitors.wait_seconds("2001:db8::1") == 0
+    for number in range(999, 5000):
+        visitors.sign_in("AAAA", f"2001:db8::{number:x}")
+    assert len(visitors._failures) <= 1000
 
 
 @pytest.mark.parametrize("what", ["missing", "no PEM", "of another", "with a password", "port in use"])

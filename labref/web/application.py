@@ -51,7 +51,7 @@ from labref.lab.pictures import Pictures
 from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
 from labref.web.certificate import HANDSHAKE_SECONDS, TLS, Certificate
-from labref.web.connections import BACKLOG, HEADER_BYTES, Connection
+from labref.web.connections import BACKLOG, HEADER_BYTES, Connection, Listening
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
 from labref.web.events import Events
 from labref.web.failures import failure, told, unexpected
@@ -377,7 +377,7 @@ class Server:
 def _bound(address: str, port: int, setting: str) -> socket.socket:
     """A socket that listens there. Raises `AgentError` that names the setting to change."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = Listening(family, socket.SOCK_STREAM)
     try:
         if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows: or another program could listen on the same port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)

@@ -3,7 +3,11 @@
 Every program of the computer can reach the agent's port. A client that has not shown the lab's token is a stranger. It
 has `STRANGER_SECONDS` for everything; where all connections are in use, the oldest stranger's is closed for the next
 client. A client that has shown the token has `SILENT_SECONDS` for each piece of its body, and `BODY_SECONDS` for the
-whole body.
+whole body. A person who is signed in is a client like that, has `MOST_EACH` connections at most, and has to read what
+they asked for: nothing read for `UNREAD_SECONDS` is no reader. A command may wait: its output may go to a pager.
+
+By HTTPS every computer of the network can connect. A client that does not say in `HANDSHAKE_SECONDS` how it encrypts
+is gone, and `MOST_HANDSHAKES` may be about to at once: a silent one costs a file descriptor, which cells need too.
 """
 
 from __future__ import annotations
@@ -12,12 +16,16 @@ import asyncio
 import http
 import json
 import logging
+import socket
 import sys
+import time
 from typing import Any, Final
 
 import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from labref.web.certificate import HANDSHAKE_SECONDS
 
 __all__ = [
     "BACKLOG",
@@ -25,13 +33,21 @@ __all__ = [
     "CONNECTION",
     "HEADER_BYTES",
     "MOST",
+    "MOST_EACH",
+    "MOST_HANDSHAKES",
     "SILENT_SECONDS",
     "STRANGER_SECONDS",
+    "UNREAD_SECONDS",
     "Connection",
+    "Listening",
 ]
 
 MOST: Final = 128
 """The most connections at once; each takes a file descriptor. A browser has up to six."""
+MOST_EACH: Final = 32
+"""The most requests of one person that are answered at once; a browser makes six."""
+MOST_HANDSHAKES: Final = 64
+"""The most handshakes of TLS at once."""
 BACKLOG: Final = 8
 """The most connections that are accepted at once, before one of them can be refused."""
 HEADER_BYTES: Final = 32 * 1024
@@ -43,11 +59,33 @@ SILENT_SECONDS: Final = 20.0
 """Seconds between two pieces of a body."""
 BODY_SECONDS: Final = 300.0
 """Seconds for a whole body."""
+UNREAD_SECONDS: Final = 60.0
+"""Seconds that an answer to a person waits to be read on, or to a stranger."""
 CONNECTION: Final = "labref.connection"
 """Key of the ASGI scope under which an application finds the `Connection`."""
 
 _silent: Final = logging.Logger("labref.http")  # malformed requests of strangers must not fill the agent's stderr
 _silent.disabled = True
+
+
+_handshakes: Final[dict[int, float]] = {}
+"""Until when those that have begun and are not done may last, monotonic seconds, by the identity of the connection."""
+
+
+class Listening(socket.socket):
+    """A listening socket that accepts nobody while too many handshakes are not done."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """As of `socket`; a connection that is refused is closed, and ConnectionAbortedError raised."""
+        accepted, address = super().accept()
+        now = time.monotonic()
+        for one, until in list(_handshakes.items()):
+            if until < now:  # it failed: nobody is told
+                _handshakes.pop(one, None)
+        if len(_handshakes) >= MOST_HANDSHAKES:
+            accepted.close()
+            raise ConnectionAbortedError("too many handshakes")
+        return accepted, address
 
 
 class Connection(H11Protocol):
@@ -57,11 +95,16 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self.logger = _silent
         self.admitted = False
+        self.person: str | None = None
+        """who is signed in, where somebody is"""
         self.since = 0.0
         self.leaving = asyncio.Event()
         """set when the agent ends: an answer that would go on for ever ends then"""
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._body_until = 0.0
+        if self.config.is_ssl:
+            _handshakes[id(self)] = time.monotonic() + HANDSHAKE_SECONDS
         app = self.app
 
         async def with_connection(scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,15 +113,22 @@ class Connection(H11Protocol):
 
         self.app = with_connection
 
-    def admit(self) -> None:
-        """Mark the present request as one with the lab's token."""
-        self.admitted = True
+    def admit(self, person: str | None) -> bool:
+        """Mark the present request as one with the lab's token (None), or of this person. False where as many of this
+        person's requests are being answered as may be: this one is not to be."""
+        if person is not None:
+            beside = sum(isinstance(one, Connection) and one.person == person for one in self.connections)
+            if beside >= MOST_EACH:
+                return False
+        self.admitted, self.person = True, person
         self._body_until = self.loop.time() + BODY_SECONDS
         self._time_body()
+        return True
 
     # what asyncio and uvicorn call
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        _handshakes.pop(id(self), None)
         super().connection_made(transport)
         self._begin()
         if len(self.connections) > MOST:
@@ -91,7 +141,17 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._untimed()
+        self._read_on()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.person is not None or not self.admitted:
+            self._unread = self.loop.call_later(UNREAD_SECONDS, self._end)
+
+    def resume_writing(self) -> None:
+        self._read_on()
+        super().resume_writing()
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -118,13 +178,18 @@ class Connection(H11Protocol):
     # time
 
     def _begin(self) -> None:
-        self.admitted = False
+        self.admitted, self.person = False, None
         self.since = self.loop.time()
         self._time(STRANGER_SECONDS)
 
     def _time(self, seconds: float) -> None:
         self._untimed()
         self._timer = self.loop.call_later(seconds, self._too_late)
+
+    def _read_on(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _untimed(self) -> None:
         if self._timer is not None:

@@ -23,15 +23,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from labref.errors import AgentError, LabrefError, UnreadableImageError
 from labref.lab.log import Log
 from labref.roles import Role
-from labref.web.connections import CONNECTION, Connection
+from labref.web.connections import CONNECTION, MOST_EACH, Connection
 from labref.web.failures import failure, unexpected
 from labref.web.rate import Rate
 from labref.web.visitors import VISITOR, Visitors, origin_is_own
 
 __all__ = ["Elsewhere", "Guard", "in_api"]
 
-_JSON_BYTES: Final = 64_000_000  # parameters; a list of 200,000 labels
-_FORM_BYTES: Final = 64_000  # what a stranger may send: the code they sign in with
+_LIST_BYTES: Final = 64_000_000  # parameters of who may do all; a list of 200,000 labels
+_JSON_BYTES: Final = 1_000_000  # parameters of others
+_FORM_BYTES: Final = 64_000  # what a page's form sends; the code that somebody signs in with
 _PLAIN: Final = frozenset({"/health", "/metrics", "/favicon.ico", "/sign-in"})  # without token and session
 _PLAIN_ELSEWHERE: Final = _PLAIN - {"/health", "/metrics"}  # of another computer
 _STATIC: Final = "/static/"
@@ -143,12 +144,16 @@ class Guard:
             return
         scope[VISITOR] = visitor
         connection: Connection | None = scope.get(CONNECTION)
-        if visitor is not None and connection is not None:
-            connection.admit()
+        if visitor is not None and connection is not None and not connection.admit(visitor.name):
+            why = AgentError(f"{MOST_EACH} of your requests are being answered already; ask again in a moment")
+            await _turn_away(503, why, scope, receive, send, wait=1.0)
+            return
         of_image = path in self._of_images
-        most = self._image_bytes if of_image else _JSON_BYTES
-        if visitor is None:
-            most = _FORM_BYTES
+        most = _FORM_BYTES
+        if visitor is not None and of_image:
+            most = self._image_bytes
+        elif visitor is not None and in_api:
+            most = _LIST_BYTES if visitor.role.covers(Role.ADMIN) else _JSON_BYTES
         too_large = f"too large: at most {most / 1e6:g} MB are read"
         announced = int(headers.get(b"content-length", b"0"))
         if announced > most:
@@ -186,8 +191,9 @@ class Guard:
         try:
             await self._app(scope, receive_limited, watch_start)
         except Exception as error:
-            # the message may name a file, and the server would print it with a traceback
-            self._log.error("a request failed", path=path.split("/")[1:3], error=type(error).__name__)
+            # the message may name a file, and the server would print it with a traceback; so may a part of a path
+            where = path if path in self._roles else f"/{path.split('/')[1]}"
+            self._log.error("a request failed", path=where, error=type(error).__name__)
             if not started:
                 await failure(500, unexpected(error))(scope, receive, send)
 

@@ -97,9 +97,10 @@ class Visitors:
         visitor = self._entrance.sign_in("-".join(plain[at : at + 4] for at in range(0, len(plain), 4)), token)
         if visitor is None:
             with self._lock:
-                if len(self._failures) >= _MOST_ADDRESSES:
-                    self._failures.clear()
-                self._failures.setdefault(address, []).append(time.monotonic())
+                failed = self._failures.pop(address, [])
+                if len(self._failures) >= _MOST_ADDRESSES:  # the one that failed longest ago
+                    del self._failures[next(iter(self._failures))]
+                self._failures[address] = [*failed, time.monotonic()]
             return None
         return visitor, token
 

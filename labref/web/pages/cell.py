@@ -24,6 +24,7 @@ _OPTICS: Final = ("same", "any")
 _BARS: Final = 8  # classes of the spread; the rest stand together
 _LEAST_BAR: Final = 0.005  # a smaller share would be written as 0 %
 _AROUND: Final = 8
+_MOST_PARTS: Final = 20  # of a form; the page's own has one
 
 
 @page("/cell/{cell_id}")
@@ -120,7 +121,7 @@ def _upload(kind: str, body: bytes) -> bytes:
     if not boundary:
         raise UnreadableImageError("the form was sent without its boundary; choose the picture again")
     start = b"--" + boundary
-    for part in (b"\r\n" + body).split(b"\r\n" + start)[1:]:
+    for part in (b"\r\n" + body).split(b"\r\n" + start, _MOST_PARTS + 1)[1 : _MOST_PARTS + 1]:
         head, found, content = part.partition(b"\r\n\r\n")
         if found and b'name="image"' in head:
             return content
