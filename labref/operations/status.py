@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from labref.roles import Role
 from labref.tasks.context import Context
 from labref.words import LabelSource, Outcome
 
-__all__ = ["AgentJobs", "AgentStatus", "Status", "TrashState", "WatchedFolder"]
+__all__ = ["AgentJobs", "AgentStatus", "DiskState", "Status", "TrashState", "WatchedFolder"]
 
 
 class WatchedFolder(Answer):
@@ -78,6 +79,13 @@ class TrashState(Answer):
     last_until: str = Field(description="The same of the last of them.")
 
 
+class DiskState(Answer):
+    """The disk that holds the lab's folder."""
+
+    free: int = Field(description="Bytes that are free for labref.")
+    total: int = Field(description="Bytes in all.")
+
+
 class Status(Answer):
     """How a lab and its agent are."""
 
@@ -96,6 +104,9 @@ class Status(Answer):
     label_sources: dict[LabelSource, int] = Field(description="Cells by who gave their class.")
     slides: dict[str, int] = Field(description="Cells by slide; a name can identify a patient.")
     analysers: dict[str, int] = Field(description="Cells by analyser, of those that name one.")
+    disk: DiskState | None = Field(
+        description="The disk that holds the lab's folder; null where the system does not say."
+    )
     watch: list[WatchedFolder] = Field(description="The watched folders.")
     agent: AgentStatus | None = Field(description="The running agent; null while none runs.")
     attention: list[str] = Field(
@@ -120,7 +131,16 @@ def status(context: Context) -> Iterator[Row]:
             for folder in context.lab.watched
         ]
         found |= {"watch": watch, "agent": None}
+    found["disk"] = _disk(context.lab.folder)
     yield found | {"attention": list(_attention(found, context.lab.config_file))}
+
+
+def _disk(folder: Path) -> Row | None:
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return {"free": usage.free, "total": usage.total}
 
 
 def _attention(found: Row, config_file: Path) -> Iterator[str]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import Any, Final
 
 from starlette.responses import Response
 
 from labref.errors import LabrefError
-from labref.export.paths import path_from_text
 from labref.roles import Role
 from labref.web.pages import Visit, page
 from labref.web.texts import Texts
@@ -27,7 +24,6 @@ def condition(visit: Visit) -> Response:
         state=state,
         map=visit.one("map.status"),
         rejected=rejected,
-        disk=_disk(state["lab"]),
         words=_words(visit.texts),
     )
 
@@ -84,12 +80,3 @@ def _words(texts: Texts) -> dict[str, str]:
         "CUDAExecutionProvider": texts.gettext("the graphics card"),
         "none": texts.gettext("nothing"),
     }
-
-
-def _disk(lab: str) -> tuple[int, int] | None:
-    """Free and total bytes where the lab is; None where that cannot be said."""
-    try:
-        found = shutil.disk_usage(Path(path_from_text(lab)))
-    except (OSError, ValueError):
-        return None
-    return found.free, found.total
