@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from labref import failpoints
 from labref.bundles.bundle import Bundle
 from labref.config import LayoutPattern
 from labref.errors import LabrefError
@@ -79,6 +82,45 @@ def test_an_event_that_cannot_be_is_refused_and_its_key_is_still_free(
     if "key" not in changed:
         (given,) = desk.run("event.give", **sent)
         assert not given["repeated"]
+
+
+def test_a_key_that_comes_many_times_at_once_gives_one_label(desk: Desk) -> None:
+    cell = next(row for row in desk.run("ledger") if row["label"] not in ("basophil", "monocyte"))["cell_id"]
+    before = len(next(desk.run("label.history", cell=cell))["changes"])
+    sent = [{"key": "race", "cell": cell, "label": label} for label in ("basophil", "monocyte") * 4]
+
+    def give(one: dict[str, str]) -> dict[str, Any] | LabrefError:
+        try:
+            return next(desk.run("event.give", **one))
+        except LabrefError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(give, sent))
+    given = [answer for answer in answers if isinstance(answer, dict)]
+    assert [answer["repeated"] for answer in given].count(False) == 1
+    assert len(given) == 4 and len({answer["label"] for answer in given}) == 1
+    assert all("another event" in str(answer) for answer in answers if isinstance(answer, LabrefError))
+    (history,) = desk.run("label.history", cell=cell)
+    assert (len(history["changes"]), history["label"]) == (before + 1, given[0]["label"])
+
+
+@pytest.mark.parametrize("point", ["label.commit", "events.keep", "store.commit"])
+def test_an_event_that_was_cut_off_is_given_as_if_it_had_never_come(desk: Desk, point: str) -> None:
+    cell = next(desk.run("ledger"))["cell_id"]
+    (before,) = desk.run("label.history", cell=cell)
+    other = "basophil" if before["label"] == "monocyte" else "monocyte"
+    sent = {"key": f"cut off at {point}", "cell": cell, "label": other}
+    failpoints.arm(f"{point}=eio@1")
+    try:
+        with pytest.raises(LabrefError):
+            list(desk.run("event.give", **sent))
+    finally:
+        failpoints.disarm()
+    assert list(desk.run("label.history", cell=cell)) == [before]
+    (given,) = desk.run("event.give", **sent)
+    assert (given["outcome"], given["repeated"]) == ("changed", False)
+    list(desk.run("label.undo", cell=cell))
 
 
 def test_classes_have_their_names_in_other_systems(desk: Desk) -> None:

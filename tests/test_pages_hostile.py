@@ -464,6 +464,19 @@ def test_a_body_without_an_end_is_not_kept(stage: Stage, path: str) -> None:
     assert stage.viewer.get("/").status == 200
 
 
+def test_forms_and_parameters_of_megabytes_are_not_read(stage: Stage) -> None:
+    for path in ("/slides", "/language", "/sign-out", "/users"):
+        answered = stage.admin.ask(
+            "POST", path, b"search=" + b"%61" * 30_000, Content_Type="application/x-www-form-urlencoded"
+        )
+        assert answered.status == 413, path
+    marks = json.dumps({"cells": ["a" * 16] * 100_000}).encode()
+    assert stage.viewer.ask("POST", "/api/v1/live/marks", marks, **JSON).status == 413
+    many = b"\r\n--x" * 150_000
+    refused = stage.viewer.ask("POST", "/ask", many, Content_Type="multipart/form-data; boundary=x")
+    assert refused.status == 422 and "picture" in refused.text
+
+
 def _head(stage: Stage, path: str, *headers: str) -> bytes:
     cookies = "; ".join(f"{name}={value}" for name, value in stage.viewer.cookies.items())
     own = f"127.0.0.1:{stage.viewer.port}"

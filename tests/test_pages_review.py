@@ -186,6 +186,71 @@ def test_a_label_that_somebody_gave_since_stays_when_an_older_decision_is_undone
     rows(api(reviewer, "review.undo", cell=cell["cell_id"], queue="doubtful"))
 
 
+# two people at once
+
+
+def history(lab: Lab, cell: str) -> list[tuple[str | None, str]]:
+    return [(change["who"], change["label"]) for change in ask(lab, "label.history", cell=cell)[0]["changes"]]
+
+
+def refused(name: str, lab: Lab, match: str, **parameters: Any) -> None:
+    with pytest.raises(LabrefError, match=match):
+        ask(lab, name, **parameters)
+
+
+def test_nobody_confirms_or_overwrites_a_class_that_they_did_not_see(lab: Lab) -> None:
+    row = ask(lab, "review.cells", queue="doubtful", below=1.0)[-1]
+    cell, seen = row["cell_id"], row["label"]
+    new, third = [name for name in LABELS if name != seen][:2]
+    ask(lab, "review.decide", cell=cell, queue="doubtful", label=new, seen=seen, who="A")
+    told = history(lab, cell)
+    for label in (None, third):
+        refused(
+            "review.decide", lab, f"{new}' by A by now", cell=cell, queue="doubtful", label=label, seen=seen, who="B"
+        )
+    refused("label.set", lab, f"{new}' by A by now", cell=cell, label=third, seen=seen, who="B")
+    assert history(lab, cell) == told
+    (given,) = ask(lab, "label.set", cell=cell, label=third, seen=new, who="B")
+    assert (given["previous"], given["outcome"]) == (new, "changed")
+    for who in ("B", "A"):
+        ask(lab, "label.undo", cell=cell, label=third if who == "B" else new, who=who)
+    assert ask(lab, "label.history", cell=cell)[0]["label"] == seen
+
+
+def test_undo_takes_back_what_one_did_oneself_not_what_others_said_since(lab: Lab) -> None:
+    row = ask(lab, "review.cells", queue="suspects")[-1]
+    cell, new = row["cell_id"], next(name for name in LABELS if name != row["label"])
+    ask(lab, "review.decide", cell=cell, queue="suspects", label=new, who="A")
+    ask(lab, "label.set", cell=cell, label=new, who="B")  # confirms it
+    told = history(lab, cell)
+    refused("review.undo", lab, "B gave or confirmed", cell=cell, queue="suspects", who="A")
+    refused("label.undo", lab, "B gave or confirmed", cell=cell, label=new, who="A")
+    assert history(lab, cell) == told
+    ask(lab, "label.undo", cell=cell, label=new, who="B")
+    ask(lab, "review.decide", cell=cell, queue="suspects", who="B")
+    refused("review.undo", lab, "B decided", cell=cell, queue="suspects", who="A")
+    ask(lab, "review.undo", cell=cell, queue="suspects", who="B")
+    ask(lab, "label.undo", cell=cell, who="whoever")  # the last of all, as the command does
+    ask(lab, "label.undo", cell=cell, label=new, who="A")
+    (now,) = ask(lab, "label.history", cell=cell)
+    assert (now["label"], now["label_source"]) == (row["label"], row["label_source"])
+
+
+def test_two_people_at_one_pair_do_not_undo_each_other(lab: Lab) -> None:
+    pair = next(row for row in ask(lab, "duplicates.list", verdict="possible_duplicate") if row["kind"] == "pair")
+    cell, other = pair["cell_id"], pair["duplicate_of"]
+    ask(lab, "duplicates.confirm", cell=cell, undecided=True, who="A")
+    for name in ("duplicates.reject", "duplicates.confirm"):
+        refused(name, lab, r"by A \(confirmed\)", cell=cell, undecided=True, who="B")
+    refused("duplicates.undo", lab, "A decided", cell=cell, of=other, own=True, who="B")
+    refused("duplicates.undo", lab, "nobody has decided", cell=cell, of=ask(lab, "ledger")[0]["cell_id"], own=True)
+    ask(lab, "duplicates.reject", cell=cell, who="B")  # knowingly
+    refused("duplicates.undo", lab, "B decided", cell=cell, of=other, own=True, who="A")
+    assert [one["who"] for one in ask(lab, "duplicates.history", cell=cell)][-2:] == ["A", "B"]
+    ask(lab, "duplicates.undo", cell=cell, of=other, own=True, who="B")
+    assert ask(lab, "review.queues")[0]["duplicates"] == 3
+
+
 def test_a_cell_is_novel_where_nothing_resembles_it(
     lab: Lab, reviewer: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from labref.tasks.comparing import catch_up
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
 from labref.times import utc
-from labref.words import LabelSource
+from labref.words import LabelSource, Outcome
 
 __all__ = [
     "JOB",
@@ -139,6 +139,9 @@ class Compared(Answer):
 
 
 _Cell = Annotated[Text, Field(description="The cell: its id, or a beginning of it.")]
+_Undecided = Annotated[
+    bool, Field(description="Only while the cell waits for a decision: where somebody has decided by now, that stays.")
+]
 
 
 @operation("duplicates.list", DuplicatePair, ConflictOfFiles, ConflictOfCaptures, hurried=False, role=Role.VIEW)
@@ -174,24 +177,43 @@ def confirm(
     of: Annotated[
         Text | None, Field(description="The cell that it repeats; by default the one it is linked with.")
     ] = None,
+    undecided: _Undecided = False,
 ) -> Iterator[Row]:
     """Say that a cell is the same cell as the one it is linked with, or as another."""
-    found = context.store
-    yield from _described(
-        context, [found.duplicates.confirm(id_of_cell(found, cell), person(who), of and id_of_cell(found, of))]
-    )
+    who, store = person(who), context.store
+    cell, of = id_of_cell(store, cell), of and id_of_cell(store, of)
+    with store.quiet():  # nobody decides between the look and the decision
+        if undecided:
+            _refuse_decided(context, cell)
+        pair = store.duplicates.confirm(cell, who, of)
+    yield from _described(context, [pair])
 
 
 @operation("duplicates.reject", DuplicatePair, role=Role.REVIEW)
-def reject(context: Context, *, cell: _Cell, who: Who = None) -> Iterator[Row]:
+def reject(context: Context, *, cell: _Cell, who: Who = None, undecided: _Undecided = False) -> Iterator[Row]:
     """Say that a cell is another cell than the one it is linked with. They are never linked again."""
-    yield from _described(context, [context.store.duplicates.reject(id_of_cell(context.store, cell), person(who))])
+    who, store = person(who), context.store
+    cell = id_of_cell(store, cell)
+    with store.quiet():
+        if undecided:
+            _refuse_decided(context, cell)
+        pair = store.duplicates.reject(cell, who)
+    yield from _described(context, [pair])
 
 
 @operation("duplicates.undo", DuplicatePair, role=Role.REVIEW)
-def undo(context: Context, *, cell: _Cell, who: Who = None) -> Iterator[Row]:
+def undo(
+    context: Context,
+    *,
+    cell: _Cell,
+    of: Annotated[Text | None, Field(description="Only what was decided of it and this cell.")] = None,
+    own: Annotated[bool, Field(description="Only what `who` decided: another person's decision stays.")] = False,
+    who: Who = None,
+) -> Iterator[Row]:
     """Take back the last decision on a cell. What labref found itself holds again."""
-    yield from _described(context, [context.store.duplicates.undo(id_of_cell(context.store, cell), person(who))])
+    store = context.store
+    cell, of = id_of_cell(store, cell), of and id_of_cell(store, of)
+    yield from _described(context, [store.duplicates.undo(cell, person(who), of, own=own)])
 
 
 @operation("duplicates.overlay", Overlay, single=True, role=Role.VIEW)
@@ -261,6 +283,15 @@ def _work(context: Context, running: Running) -> None:
         running.report(*step)
         if running.stopped:
             return
+
+
+def _refuse_decided(context: Context, cell: str) -> None:
+    """Raise `LabrefError` where nobody is asked any more whether a cell repeats the one that it is linked with."""
+    found = context.store.cell(cell)
+    if found is None or found.duplicate_verdict is not Outcome.POSSIBLE_DUPLICATE:
+        said = [(decision, who) for one, _, decision, who, _ in context.store.duplicates.history(cell) if one == cell]
+        by = f" by {said[-1][1]} ({said[-1][0]})" if said and said[-1][1] else ""
+        raise LabrefError(f"cell {cell} was decided on{by} by now: that stays. Look at it again.")
 
 
 def _thresholds(context: Context) -> Thresholds:

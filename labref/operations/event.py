@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -27,7 +26,6 @@ from labref.words import LabelSource
 __all__ = ["CellLink", "EventGiven", "LabelEventRow", "SlideLink"]
 
 _MOST_KEY: Final = 200  # characters
-_giving: Final = threading.Lock()  # one key at a time: the same one may come twice at once
 
 
 class _Versions(Answer):
@@ -164,21 +162,16 @@ def give(
     asked = hashlib.sha256(
         json.dumps([cell, label, None if at is None else utc(at), who], ensure_ascii=True).encode()
     ).hexdigest()
-    with _giving:
-        known = context.store.events.answered(key)
-        if known is not None:
-            if known[0] != asked:
-                raise LabrefError(
-                    "this key came before with another event; give each event a key of its own. Nothing was done."
-                )
-            yield {**known[1], "repeated": True, **_versions(context)}
-            return
-        cell_id = cell_named(context, cell)
-        named = Classes(context).label(label, new=False)
-        (outcome,) = context.store.reviews.give([Review(cell_id, named, person(who), at)])
-        answer: dict[str, Any] = {"cell_id": cell_id, "label": named, "outcome": outcome}
-        context.store.events.keep(key, asked, answer)
-    yield {**answer, "repeated": False, **_versions(context)}
+    events = context.store.events
+    known, repeated = events.answered(key), True
+    if known is None:  # else the cell may be gone by now
+        review = Review(cell_named(context, cell), Classes(context).label(label, new=False), person(who), at)
+        known, repeated = events.give(key, asked, review)
+    if known[0] != asked:
+        raise LabrefError(
+            "this key came before with another event; give each event a key of its own. Nothing was done."
+        )
+    yield {**known[1], "repeated": repeated, **_versions(context)}
 
 
 def _cell_of_slide(context: Context, cell: str, ids: list[str]) -> str:

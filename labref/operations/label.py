@@ -17,9 +17,9 @@ from pydantic import Field
 from labref.errors import LabrefError
 from labref.export.layout import name_key
 from labref.operations import operation
-from labref.operations.models import Answer, GivenLabel, Limit, Progress, Request, Text, Who
+from labref.operations.models import Answer, GivenLabel, Limit, Progress, Request, Seen, Text, Who
 from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, person
-from labref.printing import unprintable
+from labref.printing import printable, unprintable
 from labref.progress import Pace, Row, Steps, progress, rows_of
 from labref.roles import Role
 from labref.store import Cell
@@ -41,6 +41,7 @@ __all__ = [
     "LabelPredicted",
     "LabelSet",
     "LabelUndone",
+    "carried_as_seen",
     "changes_of",
 ]
 
@@ -194,6 +195,7 @@ def set_label(
     cell: _Cell,
     label: Annotated[Text, Field(description="The class, by any of its names.")],
     who: Who = None,
+    seen: Seen = None,
     new: _New = False,
     folder: _Folder = None,
 ) -> Iterator[Row]:
@@ -204,17 +206,34 @@ def set_label(
     """
     who = person(who)
     cell_id = cell_named(context, cell, folder=folder)
-    before = context.store.cell(cell_id)
-    assert before is not None
     named = Classes(context).label(label, new=new)
-    (outcome,) = context.store.reviews.give([Review(cell_id, named, who, None)])
+    with context.store.quiet():  # nobody gives another between the look and the change
+        previous, source = carried_as_seen(context, cell_id, seen)
+        (outcome,) = context.store.reviews.give([Review(cell_id, named, who, None)])
     yield {
         "cell_id": cell_id,
         "label": named,
-        "previous": before.label,
-        "previous_source": str(before.label_source),
+        "previous": previous,
+        "previous_source": str(source),
         "outcome": outcome,
     }
+
+
+def carried_as_seen(context: Context, cell_id: str, seen: str | None) -> tuple[str, LabelSource]:
+    """The class that a cell carries, and who gave it. seen : what a person saw it carry, or None.
+
+    Raises `LabrefError` where it carries another by now, or is gone.
+    """
+    found = context.store.labelled([cell_id]).get(cell_id)
+    if found is None:
+        raise LabrefError(f"cell {cell_id} was removed from this lab just now.")
+    if seen is not None and seen not in (found[0], printable(found[0])):  # as a page shows it
+        changes = context.store.reviews.history(cell_id)
+        by = f" by {changes[-1].who}" if changes and changes[-1].who else ""
+        raise LabrefError(
+            f"cell {cell_id} is called {found[0]!r}{by} by now, not {seen!r}: that stays. Look at it again."
+        )
+    return found
 
 
 @operation("label.undo", LabelUndone, role=Role.REVIEW)
@@ -223,7 +242,11 @@ def undo(
     *,
     cell: _Cell,
     label: Annotated[
-        Text | None, Field(description="The class to take back: where the cell carries another by now, that one stays.")
+        Text | None,
+        Field(
+            description="The class to take back: where the cell carries another by now, or somebody other than `who` gave "
+            "or confirmed it last, that stays."
+        ),
     ] = None,
     who: Who = None,
     folder: _Folder = None,
@@ -233,10 +256,8 @@ def undo(
     who = person(who)
     cell_id = cell_named(context, cell, folder=folder)
     with context.store.quiet():  # nobody gives another between the look and the change
-        previous = context.store.labels([cell_id])[cell_id]
-        if label is not None and label != previous:
-            raise LabrefError(f"cell {cell_id} is called {previous!r} by now, not {label!r}: that stays.")
-        carried, source = context.store.reviews.undo(cell_id, who)
+        previous, _ = carried_as_seen(context, cell_id, label)
+        carried, source = context.store.reviews.undo(cell_id, who, own=label is not None and who is not None)
     yield {"cell_id": cell_id, "label": carried, "label_source": str(source), "previous": previous}
 
 

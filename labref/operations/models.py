@@ -25,6 +25,7 @@ __all__ = [
     "Progress",
     "ProgressSaid",
     "Request",
+    "Seen",
     "StoredCell",
     "Text",
     "Who",
@@ -42,6 +43,11 @@ Who = Annotated[
     ),
 ]
 """The name of a person."""
+Seen = Annotated[
+    Text | None,
+    Field(description="The class that whoever says so saw: where the cell carries another by now, nothing is changed."),
+]
+"""What a person saw when they decided."""
 Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
 """At most so many rows."""
 

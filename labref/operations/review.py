@@ -19,7 +19,8 @@ from labref.asking.novelty import NEAREST, judge, yardstick
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.operations import operation, perform
-from labref.operations.models import Answer, Text, Who
+from labref.operations.label import carried_as_seen
+from labref.operations.models import Answer, Seen, Text, Who
 from labref.operations.naming import Classes, cell_named, person
 from labref.progress import Row
 from labref.roles import Role
@@ -160,33 +161,38 @@ def decide(
     label: Annotated[
         Text | None, Field(description="The class, by any of its names; null: the one that it carries is right.")
     ] = None,
+    seen: Seen = None,
     who: Who = None,
 ) -> Iterator[Row]:
     """Give a cell of a queue its class, or say that the one that it carries is right. It leaves the queue."""
     who = person(who)
     store, cell_id = context.store, cell_named(context, cell)
-    before = store.labelled([cell_id])[cell_id][0]
-    given = before if label is None else Classes(context).label(label, new=False)
-    (outcome,) = store.reviews.give([Review(cell_id, given, who, None)])
-    store.queues.settle(queue, cell_id, given, who, changed=outcome == "changed")
+    named = None if label is None else Classes(context).label(label, new=False)
+    with store.quiet():  # nobody gives another class between the look and the change
+        before, _ = carried_as_seen(context, cell_id, seen)
+        given = before if named is None else named
+        (outcome,) = store.reviews.give([Review(cell_id, given, who, None)])
+        store.queues.settle(queue, cell_id, given, who, changed=outcome == "changed")
     yield _decided(store, cell_id, before)
 
 
 @operation("review.undo", ReviewDecided, role=Role.REVIEW)
 def undo(context: Context, *, cell: _Cell, queue: _Queue, who: Who = None) -> Iterator[Row]:
-    """Take back a decision on a cell of a queue: it carries what it carried before, and waits again."""
+    """Take back a decision on a cell of a queue: it carries what it carried before, and waits again.
+
+    A person takes back only what they decided themselves."""
     who = person(who)
     store, cell_id = context.store, cell_named(context, cell)
-    settled = store.queues.settled(queue)
-    if cell_id not in settled:
-        raise LabrefError(f"nobody decided on cell {cell_id} in this queue; there is nothing to take back.")
-    before = store.labelled([cell_id])[cell_id][0]
-    label, changed = settled[cell_id]
-    if before != label:
-        raise LabrefError(f"cell {cell_id} was called {before!r} since then: that stays. Look at it, and decide anew.")
-    if changed:
-        store.reviews.undo(cell_id, who)
-    store.queues.settle(queue, cell_id, store.labelled([cell_id])[cell_id][0], who, undone=True)
+    with store.quiet():
+        settled = store.queues.settled(queue).get(cell_id)
+        if settled is None:
+            raise LabrefError(f"nobody decided on cell {cell_id} in this queue; there is nothing to take back.")
+        if who is not None and settled.who != who:
+            raise LabrefError(f"{settled.who or 'somebody'} decided on cell {cell_id} since then: that stays.")
+        before, _ = carried_as_seen(context, cell_id, settled.label)
+        if settled.changed:
+            store.reviews.undo(cell_id, who, own=who is not None)
+        store.queues.settle(queue, cell_id, store.labelled([cell_id])[cell_id][0], who, undone=True)
     yield _decided(store, cell_id, before)
 
 
@@ -199,7 +205,8 @@ def _suspects(context: Context) -> Iterator[Row]:
     """The suspects that nobody settled under the label that they carry."""
     settled = context.store.queues.settled("suspects")
     for row in perform(context, "map.suspects", {"limit": _MOST_SUSPECTS + len(settled)}):
-        if settled.get(str(row["cell_id"]), ("",))[0] != row["label"]:
+        found = settled.get(str(row["cell_id"]))
+        if found is None or found.label != row["label"]:
             yield row
 
 

@@ -140,7 +140,7 @@ def _disk(folder: Path) -> Row | None:
         usage = shutil.disk_usage(folder)
     except OSError:
         return None
-    return {"free": usage.free, "total": usage.total}
+    return {"free": usage.free, "total": usage.total} if usage.total else None
 
 
 def _attention(found: Row, config_file: Path) -> Iterator[str]:

@@ -52,6 +52,7 @@ from labref.store.duckdb.rejections import Rejections
 from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Reviews
 from labref.store.duckdb.slides import Slides
+from labref.store.duckdb.tables import Access
 from labref.store.duckdb.trash import Trash
 from labref.store.duckdb.upkeep import Comparison, Faults
 from labref.store.duckdb.writing import write, write_embeddings, write_labels
@@ -137,29 +138,30 @@ class Store:
         self._closed = False
         self._indexes: dict[str, Index] = {}
         self._known: _Known | None = None
-        self.maps = Maps(path.parent / "maps", self._reading, self._transaction, self._writing, open_placer)
+        access = Access(self._reading, self._transaction, self.quiet)
+        self.maps = Maps(access, path.parent / "maps", open_placer)
         """The lab's maps; see labref.store.duckdb.maps."""
-        self.changes = Changes(self._reading, self._transaction, self._relabelled)
+        self.changes = Changes(access, self._relabelled)
         """Going from one bundle to another; see labref.store.duckdb.changes."""
-        self.reviews = Reviews(self._reading, self._transaction, self._reviewed, self.quiet)
+        self.reviews = Reviews(access, self._reviewed)
         """Labels that people give, and their history; see labref.store.duckdb.reviews."""
-        self.optics = OpticsMeasures(self._reading, self._transaction)
+        self.optics = OpticsMeasures(access)
         """What was measured of the cells' optics; see labref.store.duckdb.optics."""
-        self.duplicates = Duplicates(self._reading, self._transaction, self._regrouped)
+        self.duplicates = Duplicates(access, self._regrouped)
         """Cells that repeat others, and what people decided of them; see labref.store.duckdb.duplicates."""
-        self.trash = Trash(self._reading, self._transaction, self._came_back, self.quiet)
+        self.trash = Trash(access, self._came_back)
         """Cells that retention removed and that can be brought back; see labref.store.duckdb.trash."""
-        self.events = Events(self._reading, self._transaction)
+        self.events = Events(access, self.reviews)
         """What the store tells other systems, and what they told it; see labref.store.duckdb.events."""
-        self.people = People(self._reading, self._transaction)
+        self.people = People(access)
         """Who may look at the lab's pages; see labref.store.duckdb.people."""
-        self.slides = Slides(self._reading, self._transaction, self.quiet)
+        self.slides = Slides(access)
         """The cells of each slide, and who approved it; see labref.store.duckdb.slides."""
-        self.rejections = Rejections(self._reading, self._transaction)
+        self.rejections = Rejections(access)
         """References that people called no good; see labref.store.duckdb.rejections."""
-        self.queues = Queues(self._reading, self._transaction)
+        self.queues = Queues(access)
         """What waits for review; see labref.store.duckdb.queues."""
-        self.readings = Readings(self._reading, self._transaction)
+        self.readings = Readings(access)
         """Blinded readings; see labref.store.duckdb.readings."""
         self._optics_book: OpticsBook | None = None
         self._origins = Origins.none()

@@ -152,7 +152,7 @@ class Guard:
         most = _FORM_BYTES
         if visitor is not None and of_image:
             most = self._image_bytes
-        elif visitor is not None and in_api:
+        elif visitor is not None and of_api:
             most = _LIST_BYTES if visitor.role.covers(Role.ADMIN) else _JSON_BYTES
         too_large = f"too large: at most {most / 1e6:g} MB are read"
         announced = int(headers.get(b"content-length", b"0"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +20,7 @@ from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, sequence, trash
 from labref.store.duckdb.rows import now
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.text import from_column, to_column
 
 __all__ = ["Change", "Changes", "Coverage"]
@@ -55,17 +55,13 @@ class Coverage:
         return max(0, self.cells - self.embedded - self.failed)
 
 
-class Changes:
+class Changes(Tables):
     """The changes of bundle of one store; `Store.changes`. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        relabelled: Callable[[], None],
-    ) -> None:
-        """reading, transaction : the store's.  relabelled : called after cells got other labels."""
-        self._reading, self._transaction, self._relabelled = reading, transaction, relabelled
+    def __init__(self, access: Access, relabelled: Callable[[], None]) -> None:
+        """access : the store's.  relabelled : called after cells got other labels."""
+        super().__init__(access)
+        self._relabelled = relabelled
 
     # what there is
 

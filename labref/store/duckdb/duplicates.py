@@ -10,7 +10,6 @@ with how alike they were; the last row of a pair holds, and only neighbours of r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,6 +21,7 @@ import numpy as np
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.memory.books import GroupBook
 from labref.store.recording import reason_of
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
@@ -115,18 +115,13 @@ class Learnt:
     landmarks: tuple[Landmark, ...] = ()
 
 
-class Duplicates:
+class Duplicates(Tables):
     """Pairs of cells in one store; `Store.duplicates`. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        regrouped: Callable[[], None],
-    ) -> None:
-        """reading, transaction : the store's.  regrouped : called after links between cells have changed and that is
-        committed."""
-        self._reading, self._transaction, self._regrouped = reading, transaction, regrouped
+    def __init__(self, access: Access, regrouped: Callable[[], None]) -> None:
+        """access : the store's.  regrouped : called after links between cells have changed and that is committed."""
+        super().__init__(access)
+        self._regrouped = regrouped
         self._rejected: Set[frozenset[str]] | None = None
         self._possible: Set[str] | None = None
 
@@ -279,16 +274,23 @@ class Duplicates:
         """
         return self._decide(cell_id, None, Decision.REJECTED, who)
 
-    def undo(self, cell_id: str, who: str | None) -> Pair:
-        """Take back the last decision on a cell; what labref had found itself holds again. Raises StoreError where
-        there is none."""
-        return self._decide(cell_id, None, Decision.UNDONE, who)
+    def undo(self, cell_id: str, who: str | None, other: str | None = None, *, own: bool = False) -> Pair:
+        """Take back the last decision on a cell; what labref had found itself holds again.
 
-    def _decide(self, cell_id: str, other: str | None, decision: Decision, who: str | None) -> Pair:
+        other : only on this pair.  own : only what they decided themselves. Raises StoreError where there is none, and
+        with `own`, where another person decided last.
+        """
+        return self._decide(cell_id, other, Decision.UNDONE, who, own=own)
+
+    def _decide(
+        self, cell_id: str, other: str | None, decision: Decision, who: str | None, *, own: bool = False
+    ) -> Pair:
         at = rows.now()
         with self._transaction() as connection:
             if decision is Decision.UNDONE:
-                cell_id, other = _last_decided(connection, cell_id)
+                cell_id, other, by_whom = _last_decided(connection, cell_id, other)
+                if own and by_whom != who:
+                    raise StoreError(f"{by_whom or 'somebody'} decided on cell {cell_id} since then: that stays.")
             else:
                 cell_id, other = _linked(connection, cell_id, other)
             link: tuple[str, Verdict] | None = None
@@ -426,15 +428,19 @@ def _last_decisions(cursor: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, st
     return ((cell, other, Decision(decision)) for cell, other, decision in found)
 
 
-def _last_decided(connection: duckdb.DuckDBPyConnection, cell_id: str) -> tuple[str, str]:
+def _last_decided(connection: duckdb.DuckDBPyConnection, cell_id: str, of: str | None) -> tuple[str, str, str | None]:
+    """The pair of a cell that was decided on last, and by whom. of : the other cell of the pair, or None. Raises
+    StoreError."""
     found = connection.execute(
-        "SELECT cell, other, decision FROM duplicate_decision WHERE cell = $1 OR other = $1 ORDER BY number DESC",
+        "SELECT cell, other, decision, who FROM duplicate_decision WHERE cell = $1 OR other = $1 ORDER BY number DESC",
         [cell_id],
     ).fetchall()
     seen: set[tuple[str, str]] = set()
-    for cell, other, decision in found:
+    for cell, other, decision, who in found:
+        if of is not None and of not in (cell, other):
+            continue
         if (cell, other) not in seen and decision != Decision.UNDONE:
-            return str(cell), str(other)
+            return str(cell), str(other), from_nullable(who)
         seen.add((cell, other))
     raise StoreError(f"nobody has decided on cell {cell_id}, so there is nothing to undo; see `labref duplicates`.")
 

@@ -6,8 +6,7 @@ Table `event`: a row for each event that another system sent with a key of its o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +15,8 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows
+from labref.store.duckdb.reviews import Review, Reviews
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.text import from_column, from_nullable, to_column
 from labref.words import LabelSource
 
@@ -37,17 +38,14 @@ class LabelEvent:
     previous_source: LabelSource
 
 
-class Events:
+class Events(Tables):
     """What one store tells other systems, and what they told it; `Store.events`. Methods may be called from any
     thread."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-    ) -> None:
-        """reading, transaction : the store's."""
-        self._reading, self._transaction = reading, transaction
+    def __init__(self, access: Access, reviews: Reviews) -> None:
+        """access : the store's."""
+        super().__init__(access)
+        self._reviews = reviews
 
     def labels(self, after: int, limit: int) -> list[LabelEvent]:
         """The label changes whose number is larger than `after`, at most so many, oldest first."""
@@ -77,11 +75,27 @@ class Events:
             found = cursor.execute("SELECT asked, answer FROM event WHERE key = ?", [to_column(key)]).fetchone()
         return None if found is None else (found[0], json.loads(found[1]))
 
-    def keep(self, key: str, asked: str, answer: dict[str, Any]) -> None:
-        """Write down what was answered to a key. asked : a digest of what was asked with it."""
-        with self._transaction() as connection:
+    def give(self, key: str, asked: str, review: Review) -> tuple[tuple[str, dict[str, Any]], bool]:
+        """Give a cell a label, and keep with it what is answered to this key, in one transaction: whatever happens, the
+        key is given its label once. Returns what `answered` does from then on, and whether the key came before; then
+        nothing is written.
+
+        asked : a digest of what was asked with the key.  The answer holds `cell_id`, `label` and `outcome`; see
+        `Reviews.give`.
+        """
+        answer: dict[str, Any] = {"cell_id": review.cell_id, "label": review.label}
+
+        def keep(connection: duckdb.DuckDBPyConnection, outcomes: Sequence[str | None]) -> None:
+            (answer["outcome"],) = outcomes
             connection.execute(
-                "INSERT OR IGNORE INTO event VALUES (?, ?, ?, ?)",
+                "INSERT INTO event VALUES (?, ?, ?, ?)",
                 [to_column(key), asked, json.dumps(answer, ensure_ascii=True), rows.now()],
             )
             failpoint("events.keep")
+
+        with self._quiet():  # the same key may come twice at once
+            known = self.answered(key)
+            if known is not None:
+                return known, True
+            self._reviews.give([review], beside=keep)
+        return (asked, answer), False

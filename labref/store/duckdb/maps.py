@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from labref.failpoints import failpoint
 from labref.files import sync_folder
 from labref.store.duckdb import bundles, scan
 from labref.store.duckdb.rows import now
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.memory.books import int_to_id
 from labref.store.memory.positions import OpenPlacer, Placed, Placer, Positions
 from labref.store.text import from_column, from_nullable, to_column
@@ -104,21 +104,13 @@ class MapCell:
     analyser: str | None
 
 
-class Maps:
+class Maps(Tables):
     """The maps of one store; `Store.maps`. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        folder: Path,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        writing: AbstractContextManager[Any],
-        open_placer: OpenPlacer | None,
-    ) -> None:
-        """folder : of the weights.  reading, transaction, writing : the store's.  open_placer : reads weights; without
-        it no map is in use."""
+    def __init__(self, access: Access, folder: Path, open_placer: OpenPlacer | None) -> None:
+        """access : the store's.  folder : of the weights.  open_placer : reads weights; without it no map is in use."""
+        super().__init__(access)
         self.folder, self._open_placer = folder, open_placer
-        self._reading, self._transaction, self._writing = reading, transaction, writing
         self._loaded: dict[str, ActiveMap | None] = {}
         self._problems: dict[str, str] = {}
         self._changing = threading.Lock()  # one version at a time is written and put in use
@@ -144,7 +136,7 @@ class Maps:
         it."""
         if bundle in self._loaded:
             return self._loaded[bundle]
-        with self._writing:
+        with self._quiet():
             if bundle not in self._loaded:
                 self._loaded[bundle] = self._load(bundle)
             return self._loaded[bundle]
@@ -233,7 +225,7 @@ class Maps:
         """Place the cells of a latent space that lie nowhere on its map yet."""
         active = self.active(bundle)
         while active is not None:
-            with self._writing:
+            with self._quiet():
                 active = self._loaded.get(bundle)
                 if active is None:
                     break
@@ -367,7 +359,7 @@ class Maps:
                 failpoint("map.positions")
                 _insert(connection, version.number, part)
             placed.append(part)
-        with self._writing:
+        with self._quiet():
             with self._transaction() as connection:
                 while (missing := _missing(connection, version.bundle, version.number, _PLACE_ROWS)) is not None:
                     placed.append(Placed(missing[0], *placer.place(missing[1])))

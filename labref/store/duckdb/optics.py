@@ -7,7 +7,6 @@ beside them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from datetime import datetime
 
 import duckdb
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
 from labref.store.duckdb.rows import carried, look_up
+from labref.store.duckdb.tables import Tables
 from labref.store.memory.books import CellBook, id_to_int
 from labref.store.text import from_column, from_nullable, to_nullable
 from labref.words import MEASURES
@@ -96,16 +96,8 @@ def codes(cursor: duckdb.DuckDBPyConnection, book: OpticsBook) -> Callable[[NDAr
     return look_up
 
 
-class OpticsMeasures:
+class OpticsMeasures(Tables):
     """What was measured of the cells' optics; `Store.optics`. Methods may be called from any thread."""
-
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-    ) -> None:
-        """reading, transaction : the store's."""
-        self._reading, self._transaction = reading, transaction
 
     def unmeasured(self) -> list[str]:
         """Ids of the cells without measures, in the order they came."""

@@ -12,18 +12,15 @@ from __future__ import annotations
 import hashlib
 import threading
 import unicodedata
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
-
-import duckdb
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.roles import Role
 from labref.store.duckdb import rows, sequence
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.recording import utc_naive
 from labref.store.text import from_column, to_column
 
@@ -55,16 +52,11 @@ class _Session:
     expires_at: datetime
 
 
-class People:
+class People(Tables):
     """The people of one store; `Store.people`. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-    ) -> None:
-        """reading, transaction : the store's."""
-        self._reading, self._transaction = reading, transaction
+    def __init__(self, access: Access) -> None:
+        super().__init__(access)
         self._lock = threading.Lock()
         self._people: dict[int, Person] | None = None
         self._codes: dict[str, int] = {}

@@ -7,22 +7,20 @@ another class brings it back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows, sequence
-from labref.store.text import from_column, to_column, to_nullable
+from labref.store.duckdb.tables import Tables
+from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.words import LabelSource
 
-__all__ = ["Doubtful", "Queues"]
+__all__ = ["Doubtful", "Queues", "Settled"]
 
 _SETTLED = (
     "(SELECT cell, last(label ORDER BY number) AS label, last(undone ORDER BY number) AS undone, "
-    "last(changed ORDER BY number) AS changed FROM review_decision WHERE queue = $queue GROUP BY cell)"
+    "last(changed ORDER BY number) AS changed, last(who ORDER BY number) AS who FROM review_decision WHERE queue = $queue GROUP BY cell)"
 )
 _WAITING = (
     "c.label_source <> 'reviewed' AND NOT EXISTS "
@@ -41,16 +39,18 @@ class Doubtful:
     probability: float
 
 
-class Queues:
-    """What waits for review in one store; `Store.queues`. Methods may be called from any thread."""
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What somebody decided on a cell of a queue last. label : the class that it had from then on.  changed : whether
+    the decision gave it that."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-    ) -> None:
-        """reading, transaction : the store's."""
-        self._reading, self._transaction = reading, transaction
+    label: str
+    changed: bool
+    who: str | None
+
+
+class Queues(Tables):
+    """What waits for review in one store; `Store.queues`. Methods may be called from any thread."""
 
     def doubtful(
         self, bundle: str, below: float, limit: int, leave_out: Sequence[str] = (), *, queue: str = "doubtful"
@@ -98,14 +98,13 @@ class Queues:
             )
             return {cell: (from_column(label), probability) for cell, label, probability in found}
 
-    def settled(self, queue: str) -> dict[str, tuple[str, bool]]:
-        """The cells of a queue on which somebody decided: the class that each had from then on, and whether the
-        decision gave it."""
+    def settled(self, queue: str) -> dict[str, Settled]:
+        """The cells of a queue on which somebody decided, and what."""
         with self._reading() as cursor:
             found = cursor.execute(
-                f"SELECT cell, label, changed FROM {_SETTLED} WHERE NOT undone", {"queue": queue}
+                f"SELECT cell, label, changed, who FROM {_SETTLED} WHERE NOT undone", {"queue": queue}
             ).fetchall()
-        return {cell: (from_column(label), changed) for cell, label, changed in found}
+        return {cell: Settled(from_column(label), changed, from_nullable(who)) for cell, label, changed, who in found}
 
     def settle(
         self, queue: str, cell_id: str, label: str, who: str | None, *, changed: bool = False, undone: bool = False

@@ -8,16 +8,14 @@ for each answer, never changed but for `undone`; of a person, a task and an arm 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import duckdb
-
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows, sequence
+from labref.store.duckdb.tables import Tables
 from labref.store.duckdb.writing import insert
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.words import LabelSource
@@ -80,16 +78,8 @@ class ReadingAnswer:
     undone: bool
 
 
-class Readings:
+class Readings(Tables):
     """The readings of one store; `Store.readings`. Methods may be called from any thread."""
-
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-    ) -> None:
-        """reading, transaction : the store's."""
-        self._reading, self._transaction = reading, transaction
 
     def draw(
         self, bundle: str, sources: Sequence[LabelSource], per_class: int, seed: int, *, right: bool | None = None

@@ -11,8 +11,7 @@ are left out for all captures of the other (`labref.asking.references`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Set
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -21,6 +20,7 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.text import from_nullable, to_nullable
 
 __all__ = ["Rejection", "Rejections"]
@@ -41,16 +41,11 @@ class Rejection:
     at: datetime
 
 
-class Rejections:
+class Rejections(Tables):
     """Rejected references of one store; `Store.rejections`. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-    ) -> None:
-        """reading, transaction : the store's."""
-        self._reading, self._transaction = reading, transaction
+    def __init__(self, access: Access) -> None:
+        super().__init__(access)
         self._known: Mapping[str | None, Set[str]] | None = None
 
     def reject(self, cell_id: str, query: str | None, who: str | None) -> bool:

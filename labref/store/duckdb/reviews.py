@@ -12,7 +12,7 @@ together with how far the list is, so that after a crash the row says what was w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -22,6 +22,7 @@ import duckdb
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.writing import write_labels
 from labref.store.recording import LabelChange, utc_naive
 from labref.store.text import from_column, from_nullable
@@ -96,54 +97,61 @@ class ListImported:
     older: int
 
 
-class Reviews:
+class Reviews(Tables):
     """Labels given by people in one store; `Store.reviews`. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        reviewed: Callable[[Mapping[str, tuple[str, LabelSource]]], None],
-        quiet: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        """reading, transaction, quiet : the store's.  reviewed : called with label and source, by cell id, of each cell
-        whose label changed, after the commit, before anybody else writes."""
-        self._reading, self._transaction, self._reviewed, self._quiet = reading, transaction, reviewed, quiet
+    def __init__(self, access: Access, reviewed: Callable[[Mapping[str, tuple[str, LabelSource]]], None]) -> None:
+        """access : the store's.  reviewed : called with label and source, by cell id, of each cell whose label changed,
+        after the commit, before anybody else writes."""
+        super().__init__(access)
+        self._reviewed = reviewed
         self._running: set[int] = set()
 
-    def give(self, reviews: Sequence[Review], *, dry_run: bool = False, in_list: int | None = None) -> list[str | None]:
+    def give(
+        self,
+        reviews: Sequence[Review],
+        *,
+        dry_run: bool = False,
+        in_list: int | None = None,
+        beside: Callable[[duckdb.DuckDBPyConnection, Sequence[str | None]], None] | None = None,
+    ) -> list[str | None]:
         """Write people's labels down, all or none, and say of each what came of it, in the same order:
 
         "changed", "same" (the cell was reviewed as this already; that this person says so too is kept in its history),
         "older" (somebody gave the cell its label later than this one was given: that one stays), or None where there is
         no such cell.  dry_run : write nothing.  in_list : the list (`list_`) that these are a part of; how far it is is
-        written with them.
+        written with them.  beside : writes in the same transaction what belongs to these; it is told what came of each.
 
         What the same person said then or later already is not written again; nor is what a list says without a date.
         """
         with nullcontext() if dry_run else self._quiet():
-            outcomes, given_to = self._give(reviews, dry_run, in_list)
+            outcomes, given_to = self._give(reviews, dry_run, in_list, beside)
             if not dry_run:
                 self._reviewed({cell_id: (label, LabelSource.REVIEWED) for cell_id, label in given_to.items()})
         return outcomes
 
-    def undo(self, cell_id: str, who: str | None) -> tuple[str, LabelSource]:
+    def undo(self, cell_id: str, who: str | None, *, own: bool = False) -> tuple[str, LabelSource]:
         """Take back the label that a person gave a cell last; returns what it carries from now on, and from whom.
 
         It carries what it carried before: of a predicted label, what the active bundle calls it now. Once more takes
-        back the label before that.  who : who takes it back.
+        back the label before that.  who : who takes it back.  own : only what they said themselves.
 
-        Raises StoreError where no person gave the label that the cell carries, or a file has brought one since.
+        Raises StoreError where no person gave the label that the cell carries, or a file has brought one since; with
+        `own`, where another person gave or confirmed it last.
         """
         with self._quiet():
             with self._transaction() as connection:
-                carried = _undo(connection, cell_id, who)
+                carried = _undo(connection, cell_id, who, own=own)
                 failpoint("label.undo")
             self._reviewed({cell_id: carried})
         return carried
 
     def _give(
-        self, reviews: Sequence[Review], dry_run: bool, in_list: int | None
+        self,
+        reviews: Sequence[Review],
+        dry_run: bool,
+        in_list: int | None,
+        beside: Callable[[duckdb.DuckDBPyConnection, Sequence[str | None]], None] | None,
     ) -> tuple[list[str | None], dict[str, str]]:
         """What came of each, and the label, by cell id, of each cell that was given one."""
         at = rows.now()
@@ -182,6 +190,8 @@ class Reviews:
                 write_labels(connection, written, at)
                 if in_list is not None:
                     _count(connection, in_list, outcomes)
+                if beside is not None:
+                    beside(connection, outcomes)
             failpoint("label.commit")
         return outcomes, given_to
 
@@ -296,19 +306,24 @@ def _carried(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[
     return {cell_id: (from_column(label), LabelSource(source)) for cell_id, label, source in found}
 
 
-def _undo(connection: duckdb.DuckDBPyConnection, cell_id: str, who: str | None) -> tuple[str, LabelSource]:
+def _undo(
+    connection: duckdb.DuckDBPyConnection, cell_id: str, who: str | None, *, own: bool
+) -> tuple[str, LabelSource]:
     found = connection.execute(
-        "SELECT number, path, previous, previous_source, undoes FROM label_change WHERE cell_id = ? ORDER BY number",
+        "SELECT number, path, previous, previous_source, who, undoes FROM label_change WHERE cell_id = ? ORDER BY number",
         [cell_id],
     ).fetchall()
     undone = {undoes for *_, undoes in found}
-    standing = [row[:4] for row in found if row[4] is None and row[0] not in undone]
+    standing = [row[:5] for row in found if row[5] is None and row[0] not in undone]
     carried = rows.cells(connection, [cell_id]).get(cell_id)
     if not standing or standing[-1][1] or carried is None or carried.label_source is not LabelSource.REVIEWED:
         raise StoreError(
             f"there is nothing to take back: cell {cell_id} does not carry a label that a person gave to labref."
         )
-    undoes, _, label, source = standing[-1]
+    undoes, _, label, source, said = standing[-1]
+    other = from_nullable(said)
+    if own and other != who:
+        raise StoreError(f"{other or 'somebody'} gave or confirmed the class of cell {cell_id} since then: that stays.")
     by_person = len(standing) > 1 and not standing[-2][1]
     active = bundles.active(connection)
     if source == LabelSource.PREDICTED and active is not None:

@@ -11,8 +11,7 @@ Which cells a slide has is kept in memory (`labref.store.memory.slides`), once i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -22,6 +21,7 @@ import numpy as np
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows, sequence
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.memory.books import int_to_id
 from labref.store.memory.slides import SlideBook
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
@@ -54,17 +54,11 @@ class _Given:
     bundle: str | None
 
 
-class Slides:
+class Slides(Tables):
     """The slides of one store; `Store.slides`. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        quiet: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        """reading, transaction, quiet : the store's."""
-        self._reading, self._transaction, self._quiet = reading, transaction, quiet
+    def __init__(self, access: Access) -> None:
+        super().__init__(access)
         self._book: SlideBook | None = None
         self._approvals: dict[str, _Given] | None = None
 

@@ -8,7 +8,6 @@ they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -17,6 +16,7 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import clock, duplicates, rows, sequence
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.upkeep import TRASH, tables, tables_of_cells
 from labref.store.text import from_column, from_nullable
 from labref.words import LabelSource, Outcome
@@ -52,19 +52,14 @@ class Trashed:
     size_bytes: int
 
 
-class Trash:
+class Trash(Tables):
     """The trash of one store; `Store.trash`. Methods may be called from any thread."""
 
-    def __init__(
-        self,
-        reading: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        transaction: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
-        returned: Callable[[], None],
-        quiet: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        """reading, transaction, quiet : the store's.  returned : called after cells came back and that is committed,
-        before anybody else writes."""
-        self._reading, self._transaction, self._returned, self._quiet = reading, transaction, returned, quiet
+    def __init__(self, access: Access, returned: Callable[[], None]) -> None:
+        """access : the store's.  returned : called after cells came back and that is committed, before anybody else
+        writes."""
+        super().__init__(access)
+        self._returned = returned
 
     def __len__(self) -> int:
         """How many cells are in it. A millisecond."""

@@ -140,7 +140,10 @@ const buttons = [...document.querySelectorAll(".classes button")];
 
 const SOURCES = { reviewed: "reviewed by a person", analyser: "the analyser's class", predicted: "predicted, not reviewed" };
 
+let carried = document.getElementById("label")?.textContent.trim(); // the class that is shown
+
 function called(label, source) {
+  carried = label;
   const button = buttons.find((one) => one.dataset.label === label);
   for (const place of [document.getElementById("label"), document.querySelector("#query .line b")]) {
     const name = document.createElement("span");
@@ -167,7 +170,7 @@ function note(said) {
 function setClass(label) {
   does(
     async () => {
-      const [row] = await ask("label.set", { cell, label });
+      const [row] = await ask("label.set", { cell, label, seen: carried });
       called(row.label, "reviewed");
       if (row.outcome === "same") return text("It is reviewed as {label} already.", { label });
       const said = text("{label}, now", { label: row.label });

@@ -55,7 +55,7 @@ async function set(tile, label) {
   if (label === before && tile.dataset.source === "reviewed") return;
   await does(
     async () => {
-      const [row] = await ask("label.set", { cell, label });
+      const [row] = await ask("label.set", { cell, label, seen: before });
       call(cell, row.label, "reviewed");
       changed.forEach((tell) => tell());
       return text("{before} is now {label}", { before, label });

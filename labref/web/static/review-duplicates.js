@@ -1,5 +1,6 @@
 // Pairs that may be of one cell: both beside each other, or in one place, laid over each other; a key a decision.
-import { ask, does, keys, moment, number, say, text, undo } from "./labref.js";
+import { ask, keys, moment, number, say, text, undo } from "./labref.js";
+import { Queue } from "./queue.js";
 
 const section = document.getElementById("pair");
 const may = document.body.dataset.role !== "view";
@@ -10,13 +11,10 @@ const views = ["cell", "normalised", "nucleus"];
 const PIECE = 256; // pixels of a view around a cell
 const AT_ONCE = 50;
 
-let pairs = []; // that wait, in their order; none is ever left out
-let at = 0;
-let left = Number(document.getElementById("left").textContent.replace(/\D/g, ""));
 let view = views[0];
 let mode = "beside"; // or "flicker", "difference"
 let shown = "other"; // in one place: which of the two
-let busy = Promise.resolve(); // one decision after the other, however fast the keys come
+let last = null; // the pair that is shown
 const overlays = new Map();
 
 const address = (cell) => `/cell/${cell}/picture?view=${view}`;
@@ -29,15 +27,15 @@ const overlayOf = (pair) => {
   return overlays.get(pair.cell_id);
 };
 
-async function more() {
-  const rows = await ask("duplicates.list", { verdict: "possible_duplicate", limit: pairs.length + AT_ONCE });
-  const there = new Set(pairs.map((pair) => pair.cell_id));
-  pairs.push(...rows.filter((row) => row.kind === "pair" && !there.has(row.cell_id)));
+async function fetch(here) {
+  const rows = await ask("duplicates.list", { verdict: "possible_duplicate", limit: here.length + AT_ONCE });
+  const there = new Set(here.map((pair) => pair.cell_id));
+  return rows.filter((row) => row.kind === "pair" && !there.has(row.cell_id));
 }
 
-async function show() {
-  document.getElementById("left").textContent = left;
-  const pair = pairs[at];
+function show(pair, coming) {
+  if (pair !== last) shown = "other";
+  last = pair;
   section.hidden = !pair;
   document.getElementById("nothing").hidden = Boolean(pair);
   for (const fact of ["which", "score", "conflict"]) document.getElementById(fact).hidden = !pair;
@@ -56,7 +54,7 @@ async function show() {
     pair.score === null ? "" : text("alike to {score} of 1", { score: number(pair.score) });
   document.getElementById("conflict").hidden = !pair.conflict;
   lay(pair);
-  for (const next of pairs.slice(at + 1, at + 3)) {
+  for (const next of coming) {
     for (const id of [next.cell_id, next.duplicate_of]) new Image().src = address(id);
     overlayOf(next);
   }
@@ -72,7 +70,7 @@ async function lay(pair) {
   pictures.cell.style.transform = "";
   if (mode === "beside") return;
   const found = await overlayOf(pair);
-  if (pairs[at] !== pair || mode === "beside") return;
+  if (queue.now !== pair || mode === "beside") return;
   const share = 100 / PIECE;
   pictures.cell.style.transform =
     `translate(${found.columns * share}%, ${found.rows * share}%) rotate(${found.turn}deg)`;
@@ -82,84 +80,39 @@ async function lay(pair) {
 function flicker() {
   if (mode === "flicker") shown = shown === "other" ? "cell" : "other";
   mode = "flicker";
-  if (pairs[at]) lay(pairs[at]);
+  if (queue.now) lay(queue.now);
 }
 
 function change(to) {
   mode = mode === to ? "beside" : to;
   shown = "other";
-  if (pairs[at]) lay(pairs[at]);
+  if (queue.now) lay(queue.now);
 }
 
-async function step(by) {
-  await busy;
-  if (at + by >= pairs.length) await more();
-  if (at + by < 0 || at + by >= pairs.length) return say(by < 0 ? text("This is the first pair.") : text("This is the last pair."));
-  at += by;
-  shown = "other";
-  show();
-}
+const queue = new Queue("duplicates", {
+  fetch,
+  show,
+  words: {
+    first: text("This is the first pair."),
+    last: text("This is the last pair."),
+    undone: text("Undone: this pair waits again."),
+  },
+});
 
 function decide(operation, said) {
-  busy = busy.then(async () => {
-    const pair = pairs[at];
-    if (!pair) return;
-    const place = at;
-    const done = await does(
-      async () => {
-        await ask(operation, { cell: pair.cell_id });
-        return said;
-      },
-      async () => {
-        await ask("duplicates.undo", { cell: pair.cell_id });
-        at = Math.min(place, pairs.length);
-        pairs.splice(at, 0, pair);
-        left += 1;
-        await show();
-        return text("Undone: this pair waits again.");
-      },
-    );
-    if (!done) return;
-    pairs.splice(place, 1);
-    left -= 1;
-    await follow();
-  });
-}
-
-function later() {
-  busy = busy.then(async () => {
-    const pair = pairs[at];
-    if (!pair) return;
-    const place = at;
-    await does(
-      async () => {
-        pairs.splice(place, 1);
-        pairs.push(pair);
-        return text("Later: it comes again at the end.");
-      },
-      async () => {
-        pairs.splice(pairs.indexOf(pair), 1);
-        pairs.splice(place, 0, pair);
-        at = place;
-        await show();
-      },
-    );
-    await follow();
-  });
-}
-
-/** Go on with the pair that took the place of the one before. */
-async function follow() {
-  if (pairs.length - at < 5) await more();
-  if (at >= pairs.length) at = 0;
-  shown = "other";
-  await show();
+  queue.decide(
+    async (pair) => {
+      await ask(operation, { cell: pair.cell_id, undecided: true });
+      return said;
+    },
+    (pair) => ask("duplicates.undo", { cell: pair.cell_id, of: pair.duplicate_of, own: true }),
+  );
 }
 
 function turnView() {
   view = views[(views.indexOf(view) + 1) % views.length];
   say({ cell: text("As captured"), normalised: text("Background normalised"), nucleus: text("Nucleus brightened") }[view]);
-  show();
+  queue.show();
 }
 
 if (section) {
@@ -168,13 +121,13 @@ if (section) {
     D: [text("Show where they differ"), () => change("difference")],
     B: [text("Both side by side"), () => change("beside")],
     V: [text("As captured, background normalised, nucleus brightened"), turnView],
-    ArrowRight: [text("The next pair, without a decision"), () => step(1)],
-    ArrowLeft: [text("The pair before"), () => step(-1)],
+    ArrowRight: [text("The next pair, without a decision"), () => queue.step(1)],
+    ArrowLeft: [text("The pair before"), () => queue.step(-1)],
   };
   if (may) {
     actions.Y = [text("One cell: the later repeats the earlier"), () => decide("duplicates.confirm", text("One cell."))];
     actions.N = [text("Two cells"), () => decide("duplicates.reject", text("Two cells."))];
-    actions.S = [text("Decide later"), later];
+    actions.S = [text("Decide later"), () => queue.later()];
   }
   keys(actions);
   for (const button of section.querySelectorAll("[data-do]")) {
@@ -183,7 +136,6 @@ if (section) {
       (button.dataset.do === "u" ? undo : actions[button.dataset.do][1])();
     });
   }
-  await more();
-  await show();
+  await queue.begin();
   section.dataset.ready = "yes";
 }

@@ -196,7 +196,7 @@ function give(chosen, label) {
     const done = await does(
       async () => {
         for (const one of before) {
-          const [row] = await ask("label.set", { cell: one.cell, label });
+          const [row] = await ask("label.set", { cell: one.cell, label, seen: one.label });
           if (row.outcome !== "older") given.push(one);
         }
         return chosen.length === 1 ? "" : text("{number} cells are {label}", { number: chosen.length, label });
