@@ -187,8 +187,8 @@ def undo(context: Context, *, cell: _Cell, queue: _Queue, who: Who = None) -> It
         settled = store.queues.settled(queue).get(cell_id)
         if settled is None:
             raise LabrefError(f"nobody decided on cell {cell_id} in this queue; there is nothing to take back.")
-        if who is not None and settled.who != who:
-            raise LabrefError(f"{settled.who or 'somebody'} decided on cell {cell_id} since then: that stays.")
+        if who is not None and settled.who not in (None, who):
+            raise LabrefError(f"{settled.who} decided on cell {cell_id} since then: that stays.")
         before, _ = carried_as_seen(context, cell_id, settled.label)
         if settled.changed:
             store.reviews.undo(cell_id, who, own=who is not None)

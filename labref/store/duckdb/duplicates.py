@@ -289,8 +289,8 @@ class Duplicates(Tables):
         with self._transaction() as connection:
             if decision is Decision.UNDONE:
                 cell_id, other, by_whom = _last_decided(connection, cell_id, other)
-                if own and by_whom != who:
-                    raise StoreError(f"{by_whom or 'somebody'} decided on cell {cell_id} since then: that stays.")
+                if own and by_whom not in (None, who):
+                    raise StoreError(f"{by_whom} decided on cell {cell_id} since then: that stays.")
             else:
                 cell_id, other = _linked(connection, cell_id, other)
             link: tuple[str, Verdict] | None = None

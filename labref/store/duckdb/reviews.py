@@ -322,8 +322,8 @@ def _undo(
         )
     undoes, _, label, source, said = standing[-1]
     other = from_nullable(said)
-    if own and other != who:
-        raise StoreError(f"{other or 'somebody'} gave or confirmed the class of cell {cell_id} since then: that stays.")
+    if own and other not in (None, who):
+        raise StoreError(f"{other} gave or confirmed the class of cell {cell_id} since then: that stays.")
     by_person = len(standing) > 1 and not standing[-2][1]
     active = bundles.active(connection)
     if source == LabelSource.PREDICTED and active is not None:
