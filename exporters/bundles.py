@@ -153,6 +153,7 @@ def export_bundle(
             files={},
             trunks=trunks,
             optics=_optics(run),
+            quality=_quality(run),
         )
         _describe(folder, manifest)
         bundle = Bundle.open(folder)
@@ -255,6 +256,15 @@ def _some(run: Run, items: Sequence[Item], count: int, take: Callable[[CellImage
 def _optics(run: Run) -> dict[str, Any]:
     """Background, focus and colour of cells trained on, for the drift that `labref status` warns of."""
     return statistics(_some(run, run.split.train, OPTICS_CELLS, measure))
+
+
+def _quality(run: Run) -> dict[str, Any]:
+    """What `python -m training quality --out RUN/quality.json` calibrated; without it labref's own thresholds serve."""
+    calibrated = run.folder / "quality.json"
+    if not calibrated.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(calibrated.read_text(encoding="utf-8"))
+    return found
 
 
 def _crop(cell: CellImage) -> NDArray[np.uint8]:

@@ -1,10 +1,11 @@
-"""Words that every part of labref speaks: outcomes, verdicts, who gave a label, names of classes, fingerprints and
-landmarks. Imports nothing of labref."""
+"""Words that every part of labref speaks: outcomes, verdicts, what is wrong with a picture, who gave a label, names of
+classes, fingerprints and landmarks. Imports nothing of labref."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -20,6 +21,8 @@ __all__ = [
     "LabelSource",
     "Landmark",
     "Outcome",
+    "Quality",
+    "Reason",
     "Verdict",
     "cell_id_of",
     "hamming",
@@ -107,6 +110,30 @@ class Outcome(StrEnum):
     DUPLICATE = "duplicate"
     POSSIBLE_DUPLICATE = "possible_duplicate"
     REJECTED = "rejected"
+
+
+class Reason(StrEnum):
+    """Why a picture is not taken for a picture of one stained cell, in words for people."""
+
+    NOTHING = "nothing is stained in its middle: it shows background or red cells only"
+    COLOUR = "its colours are none that a stain gives: a negative, grey, or channels in another order"
+    BLURRED = "it is out of focus"
+    SEVERAL = "it shows several cells, none more in its middle than the others"
+    CUT = "the cell is cut off by the picture's edge"
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The judgement whether a picture shows one stained cell; see `labref.cells.quality`.
+
+    is_cell : whether it can be read as one; a cell that the edge cuts off can.  reason : what is wrong with it, None
+    where nothing is.  focus : fine detail over contrast at a quarter of the scale; sharp cells have 0.3 to 2.5, by the
+    microscope.
+    """
+
+    is_cell: bool
+    reason: Reason | None
+    focus: float
 
 
 class LabelSource(StrEnum):

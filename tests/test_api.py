@@ -42,7 +42,15 @@ from tests.labs import make_lab, once, running_agent
 
 OPERATIONS = {operation.name: operation for operation in every_operation()}
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-PACED = {"store.empty_trash", "bundle.rollback", "duplicates.find", "label.import", "ledger.check", "optics.measure"}
+PACED = {
+    "store.empty_trash",
+    "bundle.rollback",
+    "duplicates.find",
+    "label.import",
+    "ledger.check",
+    "optics.measure",
+    "quality.judge",
+}
 """Operations whose rows of progress come only where there is enough to do."""
 
 Answered = dict[str, list[dict[str, Any]]]
@@ -81,6 +89,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
         picture.transform(picture.size, Image.Transform.AFFINE, (1, 0, 2, 0, 1, 1)).save(again, "JPEG", quality=93)
     (export / LABELS[2] / "again.jpg").write_bytes(again.getvalue())
     (export / LABELS[0] / "notes.jpg").write_text("no image at all")
+    Image.new("RGB", (360, 360), (240, 235, 230)).save(export / LABELS[0] / "blank.png")
     lab = make_lab(folder / "lab", export, starter, analyser="DC-1")
     once(lab)
     rows: Answered = defaultdict(list)
@@ -168,6 +177,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("query", data=first.read_bytes(), name="by map", by="map", k=3)
     run("optics.show")
     run("optics.measure")
+    run("quality.judge")
+    run("ledger.take_in", path=str(export / LABELS[0] / "blank.png"), who="A")
     run("store.check")
     run("store.backup", target=str(folder / "backup"))
     run("store.export", target=str(folder / "cells.parquet"))

@@ -225,6 +225,7 @@ ANSWER = {
         "image",
         "bundle",
         "cell",
+        "quality",
         "predicted",
         "prediction",
         "probabilities",

@@ -617,7 +617,7 @@ def test_help_lists_the_fields_of_the_models(path: tuple[str, ...]) -> None:
 ASKED_OVER_HTTP = {  # by pages and other systems; no command asks them
     *("cell.show", "classes.list", "duplicates.overlay", "event.give", "event.labels", "event.links", "label.undo"),
     *("live.cells", "live.marks", "map.facets", "map.picture", "map.region", "map.spot", "reading.answer"),
-    *("reading.cell", "reading.next", "reading.undo", "reference.reject", "reference.undo"),
+    *("quality.judge", "reading.cell", "reading.next", "reading.undo", "reference.reject", "reference.undo"),
 }
 
 
@@ -625,7 +625,7 @@ def test_every_model_of_an_answer_is_in_the_help_of_some_command() -> None:
     told = " ".join(find_command(path).help or "" for path in EVERY_COMMAND)
     elsewhere = {  # rows that the commands put together, or that no command prints
         *("Progress", "CheckSummary", "Fault", "Repaired", "CheckEnded", "MapShown", "CellsOnMap"),
-        *("BundleCancelled", "BundleSwitched", "ImportBegun", "Measured", "OpticsState"),
+        *("BundleCancelled", "BundleSwitched", "ImportBegun", "Measured", "OpticsState", "PicturesJudged"),
     }
     assert {operation.name for operation in every_operation()} >= ASKED_OVER_HTTP
     for operation in every_operation():

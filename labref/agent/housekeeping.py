@@ -8,6 +8,7 @@ from typing import Final
 from labref.operations.bundle import due as embed_again
 from labref.operations.duplicates import due as compare_cells
 from labref.operations.optics import due as measure_optics
+from labref.operations.quality import due as judge_pictures
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job
 from labref.tasks.map_job import keep_map
@@ -19,7 +20,14 @@ Housekeeper = Callable[[Context], Job | None]
 
 SECONDS: Final = 5.0
 """How often they are asked; each answers within milliseconds."""
-HOUSEKEEPERS: tuple[Housekeeper, ...] = (embed_again, compare_cells, keep_map, keep_retention, measure_optics)
+HOUSEKEEPERS: tuple[Housekeeper, ...] = (
+    embed_again,
+    compare_cells,
+    keep_map,
+    keep_retention,
+    measure_optics,
+    judge_pictures,
+)
 
 
 def housekeep(context: Context) -> None:

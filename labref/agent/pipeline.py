@@ -23,6 +23,8 @@ from labref.agent.suspects import KILLED, Suspects
 from labref.bundles.inference import Described, Embedder, describe_each
 from labref.cells.decoding import StoppedError
 from labref.cells.examination import Examined
+from labref.cells.quality import Measured, judge
+from labref.cells.quality import Thresholds as QualityThresholds
 from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import AgentError, LabrefError, LayoutError, StoreError, UnstorableError
 from labref.export.layout import Layout, PathMeaning
@@ -34,6 +36,7 @@ from labref.lab.judge import Judge
 from labref.lab.log import Log
 from labref.store import LedgerRow, NewCell, Rejected, SeenAgain, Store
 from labref.web.metrics import Metrics
+from labref.words import Quality
 
 __all__ = ["Engine", "Pipeline", "Settled", "Tally"]
 
@@ -325,6 +328,14 @@ class Pipeline:
     def _examine(self, data: bytes) -> Examined:
         return self._lab.decoder.examine(data, stopped=self._stopping.is_set)
 
+    def _judge_quality(self, measured: Measured) -> Quality:
+        """Whether a picture shows a cell, by the thresholds of the bundle in use."""
+        opened = self._engine.opened
+        with contextlib.suppress(LabrefError):  # where the bundle cannot be used, whoever embeds says so
+            bundle = self._lab.bundle(self._store) if opened is None else opened.bundle
+            return judge(measured, QualityThresholds.of(bundle.manifest.quality))
+        return judge(measured)
+
     def _read_all(self) -> None:
         while (candidate := self._get(self._candidates)) is not None:
             with self._working():
@@ -348,6 +359,8 @@ class Pipeline:
                     keep=self._lab.store_image,
                     heal=self._lab.heal_image,
                     examine=self._examine,
+                    judge=self._judge_quality,
+                    is_admitted=self._store.qualities.admitted,
                     max_bytes=self._max_bytes,
                 )
             except StoppedError:
@@ -432,6 +445,7 @@ class Pipeline:
                 latent=made.latent,
                 probabilities=made.probabilities,
                 measures=item.measures,
+                quality=item.quality,
                 fingerprints=item.fingerprints,
                 landmarks=item.landmarks,
                 ctime_ns=item.signature.ctime_ns,

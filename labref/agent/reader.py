@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from labref.cells.examination import Examined
 from labref.cells.hashes import digest
-from labref.cells.image import U8
+from labref.cells.image import HOLDS_NOTHING, U8
+from labref.cells.quality import Measured
 from labref.errors import DecodingLimitError, UnreadableImageError
 from labref.export.layout import PathMeaning
 from labref.export.scan import Candidate, Signature, refusal
-from labref.words import Fingerprint, Landmark
+from labref.words import Fingerprint, Landmark, Quality, Reason
 
 __all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
 
@@ -29,7 +30,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 @dataclass(frozen=True)
 class Prepared:
     """A cell ready for the networks. crop : uint8[256, 256, 3].  height, width : of the original, pixels.  measures :
-    float32[7], of its optics (`labref.cells.optics`)."""
+    float32[7], of its optics (`labref.cells.optics`).  quality : whether its picture shows one stained cell."""
 
     candidate: Candidate
     signature: Signature
@@ -42,6 +43,7 @@ class Prepared:
     place: PathMeaning
     captured_at: datetime
     measures: NDArray[np.float32]
+    quality: Quality
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def read_cell(
     keep: Callable[[bytes, str], object],
     heal: Callable[[bytes, str], object],
     examine: Callable[[bytes], Examined],
+    judge: Callable[[Measured], Quality],
+    is_admitted: Callable[[str], bool],
     max_bytes: int,
 ) -> Read:
     """Read and prepare one file, which is opened for reading only.
@@ -97,8 +101,9 @@ def read_cell(
     place : what a path says of its cell.  is_stored : whether a cell with this digest is stored.  removed : why the
     cell with this digest was removed, or None; it may be brought back before the file is written down.  keep : keeps a
     usable image's bytes under their digest.  heal : the same for a cell that is stored, whose bytes may have been lost.
-    examine : what is stored of a picture; what it raises other than `UnreadableImageError` is passed on.  max_bytes :
-    largest file that is read.
+    examine : what is stored of a picture; what it raises other than `UnreadableImageError` is passed on.  judge :
+    whether it shows a cell.  is_admitted : whether a person had the file with this digest taken in, whatever it shows.
+    max_bytes : largest file that is read.
     Raises `StorageError` where the bytes cannot be kept.
     """
     if candidate.refusal is not None:
@@ -120,6 +125,10 @@ def read_cell(
         return Known(candidate, signature, name, where)
     try:
         cell = examine(data)
+        quality = judge(cell.judged_by)
+        empty = cell.empty or (f"{HOLDS_NOTHING}: {quality.reason}" if quality.reason is Reason.NOTHING else None)
+        if empty is not None and not is_admitted(name):
+            raise UnreadableImageError(f"{empty}; `labref ledger --take-in` takes it in all the same")
     except DecodingLimitError as error:
         return Refused(candidate, signature, str(error))
     except UnreadableImageError as error:
@@ -140,6 +149,7 @@ def read_cell(
         place=where,
         captured_at=captured,
         measures=cell.measures,
+        quality=quality,
     )
 
 

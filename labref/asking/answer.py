@@ -6,7 +6,7 @@ The answer is the same with an agent and without one, except for `timings_ms`: a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -27,6 +27,8 @@ from labref.bundles.proof import open_proven
 from labref.cells.centring import whereabouts
 from labref.cells.hashes import digest
 from labref.cells.optics import measure
+from labref.cells.quality import Thresholds as QualityThresholds
+from labref.cells.quality import judge
 from labref.cells.sameness import Thresholds
 from labref.errors import BundleError, LabrefError
 from labref.export.layout import ClassNames
@@ -35,6 +37,7 @@ from labref.lab import Lab
 from labref.lab.judge import Judge, repeated
 from labref.store import Cell, LedgerRow, Store
 from labref.times import utc
+from labref.words import Quality
 
 __all__ = [
     "MOST_REFERENCES",
@@ -42,7 +45,9 @@ __all__ = [
     "answer_for_stored",
     "ledger_json",
     "open_embedder",
+    "quality_json",
     "store_status",
+    "withheld",
 ]
 
 MOST_REFERENCES: Final = 100
@@ -78,7 +83,7 @@ def answer(
     started = time.perf_counter()
     named = digest(data)
     searched = lab.decoder.search(data) if store.has_digest(named) is None else None
-    cell = lab.decoder.prepare(data) if searched is None else searched.cell
+    cell, judged_by = lab.decoder.judge(data) if searched is None else (searched.cell, searched.judged_by)
     prepared = time.perf_counter()
     # the image is embedded alone: in a batch with others its numbers could differ in the last bit
     embeddings = embedder.embed(cell.crop[None])
@@ -100,7 +105,7 @@ def answer(
             None if path is None else of_file(lab, store, embedder.bundle.manifest.labels, path), lambda: measure(cell)
         ),
         repeats=repeats,
-        withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
+        withheld=withheld(lab, store),
         predicted=_best(embedder.bundle, probabilities),
     )
     told = _told(lab, store, embedder.bundle, probabilities, found, lambda: measure(cell))
@@ -108,6 +113,7 @@ def answer(
     return {
         "image": name,
         "cell": whereabouts(cell),
+        "quality": quality_json(judge(judged_by, QualityThresholds.of(embedder.bundle.manifest.quality))),
         **told,
         "timings_ms": {
             "prepare": round(1e3 * (prepared - started), 3),
@@ -141,10 +147,24 @@ def answer_for_stored(
         by=by,
         any_optics=any_optics,
         telling=Telling(measures=lambda: store.optics.of(cell.cell_id)),
-        withheld=store.duplicates.possible() if lab.config.duplicates.withhold_possible else (),
+        withheld=withheld(lab, store),
         predicted=_best(bundle, probabilities),
     )
-    return _told(lab, store, bundle, probabilities, found, lambda: store.optics.of(cell.cell_id))
+    quality = store.qualities.of([cell.cell_id]).get(cell.cell_id)
+    told = _told(lab, store, bundle, probabilities, found, lambda: store.optics.of(cell.cell_id))
+    return {"quality": quality_json(quality), **told}
+
+
+def withheld(lab: Lab, store: Store) -> Set[str]:
+    """Ids of the cells that are no references until a person says so: those whose picture is doubted, and possible
+    duplicates where the lab's setting says that."""
+    doubted = store.qualities.doubted()
+    return doubted | store.duplicates.possible() if lab.config.duplicates.withhold_possible else doubted
+
+
+def quality_json(quality: Quality | None) -> dict[str, Any] | None:
+    """A judgement as JSON values; None for a picture that is not judged."""
+    return None if quality is None else _plain(asdict(quality))
 
 
 def _best(bundle: Bundle, probabilities: NDArray[np.float32]) -> tuple[str, float]:

@@ -94,6 +94,7 @@ _TERMS = (
     "duplicates",
     "golden_tolerance",
     "optics",
+    "quality",
     "trunks",
 )
 """Fields of a manifest that bear on answers."""
@@ -178,6 +179,8 @@ class Manifest:
     files : SHA-256 and size in bytes of every other file of the bundle.
     optics : background, focus and colour of the training cells, as `labref.cells.optics.statistics` gives them; empty
     where not measured.
+    quality : thresholds by which a picture is not that of one cell, see `labref.cells.quality`; empty where labref's
+    own serve.
     trunks : trunks of reduced precision, those that may be used and those that were measured and may not.
     """
 
@@ -200,6 +203,7 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]]
     trunks: tuple[Trunk, ...] = ()
     optics: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Any] = field(default_factory=dict)
 
     def trunk(self, precision: Precision) -> Trunk | None:
         """The admitted trunk of a reduced precision, or None."""
@@ -227,6 +231,7 @@ class Manifest:
             "files": {name: dict(entry) for name, entry in self.files.items()},
             **({"trunks": [vars(trunk) for trunk in self.trunks]} if self.trunks else {}),
             **({"optics": dict(self.optics)} if self.optics else {}),
+            **({"quality": dict(self.quality)} if self.quality else {}),
         }
 
     @staticmethod
@@ -262,6 +267,7 @@ class Manifest:
             files={str(name): dict(entry) for name, entry in values["files"].items()},
             trunks=tuple(_trunk(entry) for entry in values.get("trunks", ())),
             optics=dict(values.get("optics") or {}),
+            quality=dict(values.get("quality") or {}),
         )
         _check_novelty(manifest)
         return manifest

@@ -278,6 +278,23 @@ class _Optics(_Strict):
         return self
 
 
+class _Quality(_Strict):
+    """Thresholds of `labref.cells.quality`. Ranges: such that neither every cell nor none can be doubted."""
+
+    darkness: Annotated[float, Field(ge=0, le=1)]
+    blueness: Annotated[float, Field(ge=0, le=0.5)]
+    focus: Annotated[float, Field(ge=0, le=0.5)]
+    grey: Annotated[float, Field(ge=0, le=0.1)]
+    chroma: Annotated[float, Field(ge=0.8, le=4)]
+    greenness: Annotated[float, Field(ge=-1, le=0.3)]
+    redness: Annotated[float, Field(ge=-1, le=0.1)]
+    inverted: Annotated[float, Field(ge=-5, le=20)]
+    crowd: Annotated[float, Field(ge=1, le=100)]
+    beside: Annotated[int, Field(ge=2, le=100)]
+    cut: Annotated[float, Field(ge=0.5, le=4)]
+    how: _Words
+
+
 def _one_kind(value: Any) -> Any:
     """The thresholds as the model that fits their `hash`, so that a fault is told of that one."""
     kind = value.get("hash") if isinstance(value, Mapping) else None
@@ -306,6 +323,7 @@ class _Manifest(_Strict):
     files: Annotated[dict[str, _File], Field(max_length=20)]
     trunks: Annotated[list[_Trunk], Field(max_length=2)] = []
     optics: _Optics | None = None
+    quality: _Quality | None = None
 
     @model_validator(mode="after")
     def _each_once(self) -> _Manifest:

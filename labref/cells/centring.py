@@ -1,4 +1,4 @@
-"""Where in its picture a cell was found, and the remark that people get about it.
+"""Where in its picture a cell was found, and the remarks that people get about it and about its picture.
 
 An analyser cuts its picture around the cell that it means. So a cell off the middle gets a note, and a middle without a
 cell gets a warning.
@@ -13,7 +13,15 @@ from typing import Any, Final, Literal
 
 from labref.cells.image import CellImage
 
-__all__ = ["OFF_MIDDLE_PIXELS", "Remark", "distance_from_middle", "is_off_middle", "remark", "whereabouts"]
+__all__ = [
+    "OFF_MIDDLE_PIXELS",
+    "Remark",
+    "distance_from_middle",
+    "doubt",
+    "is_off_middle",
+    "remark",
+    "whereabouts",
+]
 
 OFF_MIDDLE_PIXELS: Final = 25.0
 """A cell farther than this from the middle of its picture (pixels of the picture) is marked, and gets a note."""
@@ -65,3 +73,11 @@ def remark(cell: Mapping[str, Any] | None) -> Remark | None:
     if is_off_middle(cell["moved"]):
         return Remark("note", f"The cell lies {cell['moved']:.0f} px from the middle of the picture")
     return None
+
+
+def doubt(quality: Mapping[str, Any] | None) -> Remark | None:
+    """The remark about an answer's `quality`. None where nothing is wrong with the picture, or where it was not
+    judged."""
+    if quality is None or quality["reason"] is None:
+        return None
+    return Remark("warning", f"This picture is doubtful: {quality['reason']}")

@@ -33,6 +33,7 @@ from labref.processes import start_child
 if TYPE_CHECKING:
     from labref.cells.examination import Examined, Searched
     from labref.cells.image import U8, CellImage
+    from labref.cells.quality import Measured
     from labref.cells.registration import View
 
 __all__ = [
@@ -282,6 +283,10 @@ class Decoder:
     def search(self, data: bytes) -> Searched:
         """The prepared cell and what stored captures of it are found by."""
         return cast("Searched", self._run("search", data))
+
+    def judge(self, data: bytes) -> tuple[CellImage, Measured]:
+        """The prepared cell, and what `labref.cells.quality.judge` needs."""
+        return cast("tuple[CellImage, Measured]", self._run("judge", data))
 
     def view(self, data: bytes) -> View:
         """See `labref.cells.sameness.seen`."""

@@ -29,6 +29,7 @@ from labref.errors import DecodingLimitError, UnreadableImageError
 __all__ = [
     "BACKGROUND",
     "CROP_SIZE",
+    "HOLDS_NOTHING",
     "MAX_PIXELS",
     "MIN_SIDE",
     "PREPARATION",
@@ -52,6 +53,8 @@ MIN_SIDE = 32
 """An image with a shorter side (pixels) holds no cell and is refused."""
 MAX_PIXELS = 64_000_000
 """An image with more pixels is refused before it is decoded: no analyser writes one, a decompression bomb does."""
+HOLDS_NOTHING = "holds nothing"
+"""What the reason for refusing a picture without a cell begins with; a person may have it taken in all the same."""
 PREPARATION = {"version": 3, "crop_size": CROP_SIZE, "background": BACKGROUND}
 """What a bundle's manifest records of the preparation; a bundle made with another is refused."""
 
@@ -207,16 +210,16 @@ def require_content(small: U8) -> None:
     """
     grey = small.astype(np.float32).mean(axis=2)
     if float(grey.max() - grey.min()) < _LEAST_RANGE:
-        raise UnreadableImageError("holds nothing: the picture is of a single colour")
+        raise UnreadableImageError(f"{HOLDS_NOTHING}: the picture is of a single colour")
     off = grey - grey.mean()
     variance = float((off * off).mean())
     alike = min(float((off[1:] * off[:-1]).mean()), float((off[:, 1:] * off[:, :-1]).mean())) / variance
     if alike < _LEAST_ALIKE:
-        raise UnreadableImageError("holds nothing: the picture is noise, without anything in it")
+        raise UnreadableImageError(f"{HOLDS_NOTHING}: the picture is noise, without anything in it")
     rows, columns = _even_changes(grey.shape[0]), _even_changes(grey.shape[1])
     around = scipy.ndimage.uniform_filter(grey - rows @ (rows.T @ grey @ columns) @ columns.T, 3)
     if float(around.max() - around.min()) < _LEAST_RANGE_AROUND or _is_radial_gradient(grey):
-        raise UnreadableImageError("holds nothing: the picture's brightness changes evenly, without anything in it")
+        raise UnreadableImageError(f"{HOLDS_NOTHING}: the picture's brightness changes evenly, without anything in it")
 
 
 def _is_radial_gradient(grey: F32) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json
+from labref.cli._shared import JsonOption, LabOption, a_path, named, perform, print_json
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -28,6 +28,7 @@ Examples:
   labref ledger
   labref ledger --outcome rejected                which files could not be used, and why
   labref ledger --path "D:/Export/a/LY_1.jpg"     what became of this file; exit code 1 where it has no outcome
+  labref ledger --take-in "D:/Export/a/PLT_7.jpg" this file, or those of a folder, though they seem to hold nothing
   labref ledger --json > ledger.jsonl
   labref ledger --check                           prove that nothing is lost and nothing is there twice
   labref ledger --check --quick                   only what the store can say by itself, in a second
@@ -46,6 +47,12 @@ compared with that of its cell: this finds a file that was replaced by one of eq
 is a fault. --repair embeds again, takes lost bytes from the export
 file where that is still the same, removes links and embeddings of cells that are not there, has files taken in again
 whose outcome stands for nothing, and moves bytes that no cell has to the lab's folder `unclaimed`.
+
+--take-in has the agent take in, at its next scan, files that were rejected because they hold nothing: a blank picture, or
+one without a stained cell. Each becomes a cell that is marked as doubtful, and no reference until a person decides.
+With --take-in --json, one object for each file.
+
+@quality.TakenIn
 
 With --check --json, one object.
 
@@ -73,6 +80,15 @@ def ledger(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most this many lines.", show_default=False)
     ] = None,
+    take_in: Annotated[
+        str | None,
+        typer.Option(
+            "--take-in",
+            metavar="PATH",
+            help="Take this file, or those of this folder, in although they seem to hold nothing.",
+            show_default=False,
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Prove it, file by file and cell by cell.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="With --check: only the store against itself.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="With --check: put right what can be.")] = False,
@@ -85,11 +101,20 @@ def ledger(
     ] = 100,
     json: JsonOption = False,
 ) -> None:
-    from labref.lab import Lab
+    from labref.lab import Lab, absolute
     from labref.web.desk import ledger_rows
 
     if (quick or repair or digests) and not check:
         raise typer.BadParameter("--quick, --repair and --digests go with --check")
+    if take_in is not None:
+        if check or outcome or path or limit:
+            raise typer.BadParameter("--take-in goes alone")
+        for row in perform(Lab.find(lab), "ledger.take_in", path=str(absolute(a_path(take_in))), who=named(None)):
+            if json:
+                print_json(row)
+            else:
+                typer.echo(f"to be taken in at the next scan: {printable(row)['path']}")
+        return
     if quick and digests:
         raise typer.BadParameter("--quick reads no file; leave out --digests")
     if check:

@@ -169,12 +169,11 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
 
 def _text(answer: Mapping[str, Any]) -> str:
     """An answer for people."""
-    from labref.cells.centring import remark
+    from labref.cells.centring import doubt, remark
 
     prediction, novelty = answer["prediction"], answer["novelty"]
     lines = [f"{answer['image']}"]
-    said = remark(answer.get("cell"))
-    if said is not None:
+    for said in filter(None, (doubt(answer.get("quality")), remark(answer.get("cell")))):
         text = said.text[0].lower() + said.text[1:]
         lines.append(f"  WARNING: {text}" if said.kind == "warning" else f"  {text}")
     if answer["duplicate_of"]:

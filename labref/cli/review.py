@@ -19,6 +19,7 @@ _HELP = """Cells that wait for a person's decision, in queues.
 suspects  their class disagrees with the cells about them on the map
 doubtful  nobody reviewed them, and no class is probable
 novel     nobody reviewed them, and nothing in the lab resembles them
+pictures  their picture is doubted, so they are no references until somebody decides
 
 Possible duplicates wait as well; `labref duplicates` lists them.
 
@@ -60,6 +61,7 @@ class Queue(StrEnum):
     SUSPECTS = "suspects"
     DOUBTFUL = "doubtful"
     NOVEL = "novel"
+    PICTURES = "pictures"
 
 
 QueueArgument = Annotated[Queue, typer.Argument(help="Which queue.", show_default=False)]
@@ -75,7 +77,7 @@ def queues(lab: LabOption = None, json: JsonOption = False) -> None:
     if json:
         print_json(row)
         return
-    for name in ("duplicates", "suspects", "doubtful", "novel"):
+    for name in ("duplicates", "suspects", "doubtful", "novel", "pictures"):
         typer.echo(f"{name:<11} {'no map yet' if row[name] is None else row[name]}")
 
 
@@ -96,6 +98,8 @@ def list_(
         why = f"the networks say {row['predicted']}, {row['probability']:.0%}"
         if row["neighbourhood"] is not None:
             why = f"of the cells about it on the map, {row['share']:.0%} are {row['neighbourhood']}"
+        if row["doubt"] is not None:
+            why = row["doubt"]
         near = ", ".join(f"{label} {share:.0%}" for label, share in list(row["weights"].items())[:3] if share >= 0.005)
         typer.echo(f"{row['cell_id']}  {row['label']} ({row['label_source']}); {why}; near: {near}")
     if not rows and not json:

@@ -77,8 +77,8 @@ _EXPORT = """Write all cells into one Parquet file, which DuckDB, pandas and Emb
 
 Columns: cell_id, label, label_source, analyser, captured_at, added_at (UTC), width, height, predicted_label,
 predicted_probability, probabilities {label: p}, latent, map_row, map_column, map_error (null without a map), duplicate_of,
-duplicate_verdict, digest, thumbnail {bytes: a JPEG of the prepared crop, path}, bundle. With --identifying also slide and
-path, which can name a patient. Without it, label is null where only the name of a folder says the class, which could be a
+duplicate_verdict, digest, is_cell and doubt (whether the picture shows one cell, and what is wrong with it), thumbnail
+{bytes: a JPEG of the prepared crop, path}, bundle. With --identifying also slide and path, which can name a patient. Without it, label is null where only the name of a folder says the class, which could be a
 patient's; a class of the bundle, of CellaVision, of [watch.labels], or that people gave is written.
 
 \b

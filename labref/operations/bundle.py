@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from labref.asking.answer import open_embedder
+from labref.asking.answer import open_embedder, withheld
 from labref.asking.change import describe
 from labref.bundles.bundle import Bundle, install, remove, unpacked
 from labref.bundles.proof import prove
@@ -436,14 +436,14 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
         yield progress(0, 0, "building the index of the new space")
         store.build_index(active)
         store.build_index(digest)
-        withheld = store.duplicates.possible() if lab.config.duplicates.withhold_possible else ()
+        left_out = withheld(lab, store)
         report: Row | None
         try:
             before = installed(lab, active)
         except BundleError as error:  # this labref may not know its preparation, or its files may be gone
             report = {"cells": store.changes.coverage(digest).cells, "sampled": 0, "classes": {}, "problem": str(error)}
         else:
-            report = yield from compare(store, before, bundle, stopped=given_up, withheld=withheld)
+            report = yield from compare(store, before, bundle, stopped=given_up, withheld=left_out)
         if report is None:
             return
         store.changes.report(digest, report)

@@ -57,6 +57,12 @@ class CellShown(CellOfSlide):
     width: int = Field(description="Width of its picture, pixels.")
     height: int = Field(description="Height of its picture, pixels.")
     bundle: str = Field(description="Digest of the bundle that was asked.")
+    quality: asked.PictureQuality | None = Field(
+        description="Whether its picture shows one stained cell; null where it was not judged."
+    )
+    is_doubted: bool = Field(
+        description="Whether it is no reference because of its picture, as no person has decided on it."
+    )
     predicted: asked.Prediction = Field(description="The class that the networks give.")
     prediction: asked.ShownPrediction = Field(description="The same, and whether it is shown to people, else why not.")
     probabilities: dict[str, float] = Field(description="Probability of each class of the bundle.")
@@ -107,7 +113,7 @@ def show(
                 f"cell {cell_id} has no latent of the bundle in use, and its kept image is missing; restore it from a backup."
             )
         told = answer(context.lab, context.store, embedder, data, name=cell_id, k=k, by=by, any_optics=any_optics)
-    keep = ("bundle", "predicted", "prediction", "probabilities", "distribution", "novelty", "optics", "map")
+    keep = ("quality", "bundle", "predicted", "prediction", "probabilities", "distribution", "novelty", "optics", "map")
     yield {
         **_of_slide(context, found),
         "stored_at": utc(found.added_at, timespec="seconds"),
@@ -115,6 +121,7 @@ def show(
         "width": found.width,
         "height": found.height,
         **{name: told[name] for name in keep},
+        "is_doubted": cell_id in context.store.qualities.doubted(),
         "references": [row | {"slide_key": _key(context, row["slide"])} for row in told["references"]],
         **changes_of(context, found),
         "captures": _captures(context, cell_id, found.duplicate_of),

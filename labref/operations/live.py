@@ -18,7 +18,7 @@ from labref.roles import Role
 from labref.store import Cell
 from labref.tasks.context import Context
 from labref.times import utc
-from labref.words import LabelSource, Outcome
+from labref.words import LabelSource, Outcome, Reason
 
 __all__ = ["CellMarks", "LiveCell", "LiveMarks"]
 
@@ -59,6 +59,9 @@ class LiveCell(Answer):
     stored_at: str = Field(description="When it was stored, ISO 8601, UTC.")
     captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC, where that is known.")
     possible_duplicate: bool = Field(description="Whether it may repeat an earlier cell, and nobody has decided.")
+    doubt: Reason | None = Field(
+        description="What is wrong with its picture, in words, where it is no reference until somebody decides."
+    )
     marks: CellMarks | None = Field(description="What deserves a look, where that is known; `live.marks` finds it.")
 
 
@@ -79,6 +82,7 @@ def cells(
     said = {} if bundle is None else store.predicted(predicted, bundle=bundle)
     known = {} if bundle is None else marks.known(store, bundle, ids)
     keys = slide_keys(context, {cell.slide for _, cell in recent if cell.slide is not None})
+    doubts = store.qualities.doubts(ids)
     for number, cell in recent:
         yield {
             "cell_id": cell.cell_id,
@@ -91,6 +95,7 @@ def cells(
             "stored_at": utc(cell.added_at, timespec="seconds"),
             "captured_at": None if cell.captured_at is None else utc(cell.captured_at, timespec="seconds"),
             "possible_duplicate": cell.duplicate_verdict is Outcome.POSSIBLE_DUPLICATE,
+            "doubt": doubts.get(cell.cell_id),
             "marks": _marks(cell, known.get(cell.cell_id)),
         }
 

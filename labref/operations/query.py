@@ -14,6 +14,7 @@ from labref.operations.models import Answer, StoredCell, Text
 from labref.progress import Row
 from labref.roles import Role
 from labref.tasks.context import Context
+from labref.words import Reason
 
 __all__ = [
     "CellFound",
@@ -21,6 +22,7 @@ __all__ = [
     "MapPlace",
     "Novelty",
     "Optics",
+    "PictureQuality",
     "Prediction",
     "QueryAnswer",
     "Reference",
@@ -37,6 +39,15 @@ class CellFound(Answer):
     column: float = Field(description="Column of the cell's centre, pixels; 0 is the centre of the leftmost column.")
     moved: float = Field(description="How far that is from the picture's own middle, pixels.")
     others: int = Field(description="How many other cells are in the picture.")
+
+
+class PictureQuality(Answer):
+    """Whether a picture shows one stained cell. A stored cell whose picture is doubted is no reference until a person
+    gives it a class or calls it a good one."""
+
+    is_cell: bool = Field(description="Whether it can be read as one cell; a cell that the edge cuts off can.")
+    reason: Reason | None = Field(description="What is wrong with the picture, in words; null where nothing is.")
+    focus: float = Field(description="Fine detail over contrast; sharp cells have 0.3 to 2.5, by the microscope.")
 
 
 class Prediction(Answer):
@@ -137,6 +148,7 @@ class QueryAnswer(Answer):
     image: str = Field(description="The name that the question gave the image.")
     bundle: str = Field(description="Digest of the bundle that was asked.")
     cell: CellFound = Field(description="Where in the picture the cell was found.")
+    quality: PictureQuality = Field(description="Whether the picture shows one stained cell.")
     predicted: Prediction = Field(description="The class that the networks give.")
     prediction: ShownPrediction = Field(description="The same, and whether it is shown to people, else why not.")
     probabilities: dict[str, float] = Field(description="Probability of each class of the bundle.")

@@ -460,9 +460,8 @@ def _references(context: Context, bundle: Bundle, latent: Any, digest: str, arm:
         return []
     store = context.store
     # a second picture of the cell would tell its class: possible ones are withheld, whatever the lab's setting
-    found = references.find(
-        store, bundle=bundle, latent=latent, digest=digest, k=_EIGHT, by=arm, withheld=store.duplicates.possible()
-    )
+    out = store.duplicates.possible() | store.qualities.doubted()
+    found = references.find(store, bundle=bundle, latent=latent, digest=digest, k=_EIGHT, by=arm, withheld=out)
     return [(one.cell_id, one.label) for one in found.references]
 
 

@@ -46,7 +46,9 @@ def reject(context: Context, *, cell: _Cell, query: _Query = None, who: Who = No
 
 @operation("reference.undo", ReferenceJudged, role=Role.REVIEW)
 def undo(context: Context, *, cell: _Cell, query: _Query = None, who: Who = None) -> Iterator[Row]:
-    """Take back that a stored cell is no good reference, for that cell or for any. Both stay in its record."""
+    """Take back that a stored cell is no good reference, for that cell or for any. Both stay in its record.
+
+    Of a cell whose picture is doubted this says that it is a good reference all the same."""
     yield _judge(context, cell, query, who, rejected=False)
 
 
@@ -57,5 +59,10 @@ def _judge(context: Context, cell: str, query: str | None, who: str | None, *, r
     if of == cell_id:
         raise LabrefError(f"cell {cell_id} is never a reference of itself, so it cannot be a bad one")
     rejections = context.store.rejections
+    if not rejected and of is None and cell_id in context.store.qualities.doubted():
+        rejections.accept(cell_id, who)
+        context.store.qualities.drop_cached()
+        return {"cell_id": cell_id, "query": None, "rejected": False, "changed": True}
     changed = (rejections.reject if rejected else rejections.undo)(cell_id, of, who)
+    context.store.qualities.drop_cached()
     return {"cell_id": cell_id, "query": of, "rejected": rejected, "changed": changed}

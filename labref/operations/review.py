@@ -2,7 +2,8 @@
 
 `duplicates`: pairs that may be of one cell (`duplicates.list`). `suspects`: cells whose label disagrees with the labels
 about them on the map. `doubtful`: cells that nobody reviewed and whose class is uncertain. `novel`: cells that nobody
-reviewed and that nothing in the lab resembles.
+reviewed and that nothing in the lab resembles. `pictures`: cells whose picture is doubted (`labref.cells.quality`) and
+that are no reference until somebody decides.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from labref.store import Store
 from labref.store.duckdb.reviews import Review
 from labref.store.memory.books import int_to_id
 from labref.tasks.context import Context
-from labref.words import LabelSource
+from labref.words import LabelSource, Reason
 
 __all__ = ["DOUBTFUL_BELOW", "CellInQueue", "QueueNeighbour", "ReviewDecided", "ReviewQueues"]
 
@@ -40,7 +41,7 @@ _LOOKED_AT: Final = 20_000  # cells that lie farthest from the map, among which 
 _MOST_NOVEL: Final = 500
 _REMEMBERED: Final = 100_000  # of cells, whether they are novel
 
-Queue = Literal["suspects", "doubtful", "novel"]
+Queue = Literal["suspects", "doubtful", "novel", "pictures"]
 
 
 class ReviewQueues(Answer):
@@ -55,6 +56,7 @@ class ReviewQueues(Answer):
         description=f"Cells that nobody reviewed and that nothing resembles, at most {_MOST_NOVEL}. They are looked for in "
         f"steps of {_STEP}, the farthest from the map first, until a step has none."
     )
+    pictures: int | None = Field(description="Cells whose picture is doubted: no references until somebody decides.")
     doubtful_below: float = Field(description="A class is uncertain where its probability is below this.")
 
 
@@ -79,6 +81,7 @@ class CellInQueue(Answer):
     share: float | None = Field(description="The share of that class; null but for suspects.")
     novelty: float | None = Field(description="Distance of the nearest cells over the bundle's threshold.")
     is_novel: bool = Field(description="Whether nothing in the lab resembles it.")
+    doubt: Reason | None = Field(description="What is wrong with its picture, in words; null where nothing is.")
     weights: dict[str, float] = Field(description="The classes of the nearest hundred, weighted by distance.")
     neighbours: list[QueueNeighbour] = Field(description="The eight nearest.")
 
@@ -104,14 +107,14 @@ def queues(
     context: Context,
     *,
     queue: Annotated[
-        Literal["duplicates", "suspects", "doubtful", "novel"] | None,
+        Literal["duplicates", "suspects", "doubtful", "novel", "pictures"] | None,
         Field(description="Only this queue; the others are null."),
     ] = None,
     below: _Below = DOUBTFUL_BELOW,
 ) -> Iterator[Row]:
     """Say how much waits for review in each queue."""
     store, bundle = context.store, context.lab.bundle(context.store)
-    left: Row = dict.fromkeys(("duplicates", "suspects", "doubtful", "novel"))
+    left: Row = dict.fromkeys(("duplicates", "suspects", "doubtful", "novel", "pictures"))
     if queue in (None, "duplicates"):
         left["duplicates"] = len(store.duplicates.possible())
     if queue in (None, "suspects") and store.maps.active(bundle.digest) is not None:
@@ -120,6 +123,8 @@ def queues(
         left["doubtful"] = store.queues.count_doubtful(bundle.digest, below)
     if queue in (None, "novel"):
         left["novel"] = len(_novel(context, bundle))
+    if queue in (None, "pictures"):
+        left["pictures"] = len(store.qualities.doubted())
     yield left | {"doubtful_below": below}
 
 
@@ -144,11 +149,12 @@ def cells(
         about = {str(row["cell_id"]): (row["neighbourhood"], row["share"]) for row in rows}
     else:
         about = {}
-        wanted = (
-            [cell for cell in _novel(context, bundle) if cell not in out][:limit]
-            if queue == "novel"
-            else [cell.cell_id for cell in context.store.queues.doubtful(bundle.digest, below, limit, sorted(out))]
-        )
+        if queue == "novel":
+            wanted = [cell for cell in _novel(context, bundle) if cell not in out][:limit]
+        elif queue == "pictures":
+            wanted = sorted(context.store.qualities.doubted() - out)[:limit]
+        else:
+            wanted = [cell.cell_id for cell in context.store.queues.doubtful(bundle.digest, below, limit, sorted(out))]
     yield from _shown(context, bundle, wanted, about)
 
 
@@ -268,7 +274,7 @@ def _novel_of(store: Store, bundle: Bundle, candidates: Sequence[str]) -> list[s
 def _shown(context: Context, bundle: Bundle, wanted: Sequence[str], about: dict[str, tuple[Any, Any]]) -> Iterator[Row]:
     store = context.store
     latents, found = store.latents(wanted, bundle=bundle.digest), store.cells(wanted)
-    predictions = store.queues.predictions(bundle.digest, wanted)
+    predictions, qualities = store.queues.predictions(bundle.digest, wanted), store.qualities.of(wanted)
     for cell_id in wanted:
         cell = found.get(cell_id)
         if cell is None or cell_id not in latents:
@@ -286,6 +292,7 @@ def _shown(context: Context, bundle: Bundle, wanted: Sequence[str], about: dict[
             "share": share,
             "novelty": asked.novelty.score,
             "is_novel": asked.novelty.is_novel,
+            "doubt": qualities[cell_id].reason if cell_id in qualities else None,
             "weights": asked.distribution.weights,
             "neighbours": [
                 {

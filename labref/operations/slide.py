@@ -30,7 +30,7 @@ from labref.store.memory import distances
 from labref.store.memory.books import int_to_id
 from labref.tasks.context import Context
 from labref.times import utc
-from labref.words import LabelSource, Outcome
+from labref.words import LabelSource, Outcome, Reason
 
 __all__ = ["SlideApproval", "SlideCell", "SlideClass", "SlideKin", "SlideListed", "SlideShown", "SlidesFound"]
 
@@ -111,6 +111,9 @@ class SlideCell(Answer):
     )
     odd: bool = Field(description="Whether it is far less like its class than the others of the slide.")
     possible_duplicate: bool = Field(description="Whether it may repeat an earlier cell, and nobody has decided.")
+    doubt: Reason | None = Field(
+        description="What is wrong with its picture, in words, where it is no reference until somebody decides."
+    )
 
 
 class SlideKin(Answer):
@@ -318,6 +321,7 @@ def _cells(context: Context, ids: Sequence[str], away: Mapping[str, tuple[float,
     bundle = store.active_bundle()
     said = {} if bundle is None else store.predicted(predicted, bundle=bundle)
     withheld = _withheld(context, [found[cell_id] for cell_id in predicted if cell_id in found])
+    doubts = store.qualities.doubts(ids)
     for cell_id in ids:
         cell = found.get(cell_id)
         if cell is None:
@@ -334,6 +338,7 @@ def _cells(context: Context, ids: Sequence[str], away: Mapping[str, tuple[float,
             "distance": distance,
             "odd": odd,
             "possible_duplicate": cell.duplicate_verdict is Outcome.POSSIBLE_DUPLICATE,
+            "doubt": doubts.get(cell.cell_id),
         }
 
 

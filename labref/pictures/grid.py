@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from labref.cells.centring import distance_from_middle, is_off_middle, remark
+from labref.cells.centring import distance_from_middle, doubt, is_off_middle, remark
 from labref.cells.image import CROP_SIZE
 from labref.pictures.lettering import INK, LINE, PAPER, SOFT, Page, class_colour, length
 
@@ -129,8 +129,10 @@ def _corner(place: int, columns: int, top: int) -> tuple[int, int]:
 def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lines that stand out above the cells: ("warning" or "note", text)."""
     bands = []
-    centring = remark(answer.get("cell"))
-    if centring is not None and centring.kind == "warning":
+    doubted, centring = doubt(answer.get("quality")), remark(answer.get("cell"))
+    if doubted is not None:
+        bands.append(("warning", doubted.text))
+    elif centring is not None and centring.kind == "warning":
         bands.append(("warning", centring.text))
     novelty = answer["novelty"]
     if novelty["is_novel"]:

@@ -46,6 +46,7 @@ from labref.store.duckdb.exporting import Export
 from labref.store.duckdb.maps import Maps
 from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
 from labref.store.duckdb.people import People
+from labref.store.duckdb.qualities import Qualities
 from labref.store.duckdb.queues import Queues
 from labref.store.duckdb.readings import Readings
 from labref.store.duckdb.rejections import Rejections
@@ -157,6 +158,8 @@ class Store:
         """Who may look at the lab's pages; see labref.store.duckdb.people."""
         self.slides = Slides(access)
         """The cells of each slide, and who approved it; see labref.store.duckdb.slides."""
+        self.qualities = Qualities(access)
+        """Whether pictures show one stained cell; see labref.store.duckdb.qualities."""
         self.rejections = Rejections(access)
         """References that people called no good; see labref.store.duckdb.rejections."""
         self.queues = Queues(access)
@@ -545,6 +548,7 @@ class Store:
             self.duplicates.drop_cached()
             self.slides.drop_cached()
             self.rejections.drop_cached()
+            self.qualities.drop_cached()
             self.maps.drop_cached()
             indexed = list(self._indexes)
             self._indexes.clear()
@@ -602,6 +606,8 @@ class Store:
             labels.add(id_to_int(cell.cell_id), cell.carries())
         for change in plan.label_changes:
             labels.change(id_to_int(change.cell_id), (change.label, change.label_source))
+        if plan.label_changes or any(cell.quality is not None and cell.quality.reason for cell in plan.embedded):
+            self.qualities.drop_cached()
         for cell_id, group in plan.groups.items():
             groups.add(id_to_int(cell_id), id_to_int(group))
         self.slides.came(
@@ -966,12 +972,14 @@ class Store:
             labels = self._in_memory().labels
             for cell_id, label in carried.items():
                 labels.change(id_to_int(cell_id), label)
+            self.qualities.drop_cached()
 
     def _relabelled(self) -> None:
         """Read again which labels cells carry; readers see all of them changed at once."""
         with self._writing, self._reading() as cursor:
             if self._known is not None:
                 self._known = _load_known(cursor)
+            self.qualities.drop_cached()
 
     def _regrouped(self) -> None:
         """Read again which cells repeat which; readers see all of it changed at once, and do not wait."""

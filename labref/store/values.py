@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.words import Fingerprint, LabelSource, Landmark, Outcome, Verdict
+from labref.words import Fingerprint, LabelSource, Landmark, Outcome, Quality, Verdict
 
 __all__ = [
     "Cell",
@@ -38,6 +38,7 @@ class NewCell:
     mtime_ns: nanoseconds since 1970, UTC; captured_at: with a time zone.
     ctime_ns and inode: the file's last change of any kind, and its number, where they are known.
     measures: float32[7] of its optics, see `labref.cells.optics`; None leaves them to be measured later.
+    quality: whether its picture shows one stained cell; None leaves it to be judged later.
     fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them
     they are made later, and the cell is compared with no other until then. landmarks: of its picture,
     `labref.cells.landmarks`, nearest to its centre first.
@@ -62,6 +63,7 @@ class NewCell:
     latent: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     measures: NDArray[np.float32] | None = None
+    quality: Quality | None = None
     fingerprints: tuple[Fingerprint, ...] = ()
     landmarks: tuple[Landmark, ...] = ()
     ctime_ns: int | None = None

@@ -50,7 +50,15 @@ Presets: `thesis` (its table 3, model B, and table 4), `full` (the same network 
 `KERAS_BACKEND=jax` trains the same run on JAX (`pip install -e ".[train,jax]"`); all GPUs of the computer are used on either.""",
 )
 app.add_typer(svomen_app, name="svomen")
-for _command in (embed, commands.sweep, commands.folds, commands.unseen, commands.report, commands.compare):
+for _command in (
+    embed,
+    commands.sweep,
+    commands.folds,
+    commands.unseen,
+    commands.quality,
+    commands.report,
+    commands.compare,
+):
     app.command()(_command)
 console = Console(stderr=True)
 

@@ -15,13 +15,14 @@ from labref.errors import LabrefError
 from training.environment import prepare_environment
 from training.measure.compare import format_estimate
 from training.measure.folds import cross_validate
+from training.measure.quality import calibrate
 from training.measure.sweep import SWEEPS, default_attributes, run_sweep
 from training.measure.unseen import VARIANTS, leave_out
 from training.progress import progress_bars
 from training.report.collect import PER_CLASS
 from training.run import Run, RunError
 
-__all__ = ["compare", "folds", "report", "sweep", "unseen"]
+__all__ = ["compare", "folds", "quality", "report", "sweep", "unseen"]
 
 console = Console(stderr=True)
 Attributes = Annotated[
@@ -72,6 +73,26 @@ def sweep(
     print(
         f"{run}: {len(done)} of {len(SWEEPS[name][1])} rows of {name} are done; see `python -m training report {run}`"
     )
+
+
+def quality(
+    data: Annotated[Path, typer.Argument(help="Folder with a folder of class folders for each set of pictures.")],
+    sets: Annotated[list[str], typer.Option("--set", help="A set, as the folder is called; repeatable.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Write them there: as RUN/quality.json, `exporters bundle RUN` takes them in.")
+    ] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="At most so many cells of a set.")] = None,
+) -> None:
+    """Calibrate when a picture is none of one cell: the strictest thresholds that doubt at most 0.5 % of the real cells
+    of each set, on half of its cells.
+
+    Prints them as JSON; `labref.cells.quality` says what they mean.
+    """
+    with _said("the same command"):
+        text = json.dumps(calibrate(data, sets, most).to_json(), indent=1)
+        if out is not None:
+            out.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def unseen(

@@ -78,11 +78,12 @@ class Export:
                        e.latent::FLOAT[] AS latent,
                        p.node // {columns:d} AS map_row, p.node % {columns:d} AS map_column,
                        p.quantization_error AS map_error,
-                       c.duplicate_of, c.duplicate_verdict, c.digest,
+                       c.duplicate_of, c.duplicate_verdict, c.digest, q.is_cell, lower(q.reason) AS doubt,
                        CASE WHEN t.thumbnail IS NOT NULL
                             THEN struct_pack(bytes := t.thumbnail, path := t.name) END AS thumbnail,
                        '{active}' AS bundle
                 FROM cell c JOIN {_SIDE}.wanted w ON w.cell_id = c.cell_id
+                LEFT JOIN quality q ON q.cell_id = c.cell_id
                 LEFT JOIN {_SIDE}.class k ON k.label = c.label
                 LEFT JOIN {space} e ON e.cell_id = c.cell_id
                 LEFT JOIN (SELECT * FROM map_position WHERE map = {number:d}) p ON p.cell_id = c.cell_id

@@ -515,3 +515,22 @@ def _slide_moves(connection: duckdb.DuckDBPyConnection) -> None:
             slide  VARCHAR NOT NULL,
             came   BOOLEAN NOT NULL
         )""")
+
+
+@migration(23, "whether a cell's picture shows one stained cell, and the pictures taken in all the same")
+def _qualities(connection: duckdb.DuckDBPyConnection) -> None:
+    # no row: not judged yet; NULL: its kept bytes cannot be judged
+    connection.execute("""
+        CREATE TABLE quality (
+            cell_id VARCHAR NOT NULL,
+            is_cell BOOLEAN,
+            reason  VARCHAR,
+            focus   FLOAT
+        )""")
+    connection.execute("""
+        CREATE TABLE admitted (
+            number      BIGINT PRIMARY KEY,
+            digest      VARCHAR NOT NULL,
+            who         VARCHAR,
+            admitted_at TIMESTAMP NOT NULL
+        )""")

@@ -56,6 +56,18 @@ class Rejections(Tables):
         """Take that back; False, and nothing written, where nobody says so."""
         return self._say(cell_id, query, who, rejected=False)
 
+    def accept(self, cell_id: str, who: str | None) -> None:
+        """Write down that a cell is a good reference although its picture is doubted."""
+        with self._transaction() as connection:
+            numbers = sequence.begin(connection)
+            connection.execute(
+                "INSERT INTO reference_rejection VALUES (?, ?, ?, ?, ?, ?)",
+                [numbers.take(), cell_id, None, _UNDONE, to_nullable(who), rows.now()],
+            )
+            sequence.keep(connection, numbers)
+            failpoint("rejections.accept")
+        self._known = None
+
     def for_any(self) -> Set[str]:
         """Ids of cells that are no good reference for any query. Microseconds but after a change."""
         return self._all().get(None, frozenset())

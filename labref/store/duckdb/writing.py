@@ -9,7 +9,7 @@ from typing import Any, Final
 import duckdb
 
 from labref.failpoints import failpoint
-from labref.store.duckdb import duplicates, optics, rows, sequence
+from labref.store.duckdb import duplicates, optics, qualities, rows, sequence
 from labref.store.recording import LabelChange, Plan
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, NewCell, StoredBundle
@@ -47,6 +47,7 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
     optics.write(
         connection, [(cell.cell_id, to_nullable(cell.analyser), plan.at, n, cell.measures) for cell, n in measured]
     )
+    qualities.write(connection, [(cell.cell_id, cell.quality) for cell in plan.embedded if cell.quality is not None])
     failpoint("record.fingerprints")
     duplicates.write_fingerprints(connection, plan.fingerprints)
     duplicates.write_landmarks(connection, plan.landmarks)

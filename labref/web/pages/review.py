@@ -1,4 +1,4 @@
-"""What waits for a person: possible duplicates, suspects, doubtful and novel cells."""
+"""What waits for a person: possible duplicates, suspects, doubtful and novel cells, doubtful pictures."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def doubtful(visit: Visit) -> Response:
 @page("/review/novel")
 def novel(visit: Visit) -> Response:
     return _queue(visit, "novel")
+
+
+@page("/review/pictures")
+def pictures(visit: Visit) -> Response:
+    return _queue(visit, "pictures")
 
 
 def _queue(visit: Visit, queue: str) -> Response:

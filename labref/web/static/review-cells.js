@@ -6,6 +6,7 @@ const section = document.getElementById("queue");
 const name = section?.dataset.queue;
 const may = document.body.dataset.role !== "view";
 const classes = JSON.parse(document.getElementById("classes").textContent);
+const doubts = JSON.parse(document.getElementById("doubts").textContent);
 const styles = Object.fromEntries(classes.map((one) => [one.label, one.style]));
 const views = ["cell", "normalised", "nucleus"];
 const AT_ONCE = 6;
@@ -43,6 +44,8 @@ function show(cell, coming) {
   document.getElementById("why").textContent =
     name === "suspects"
       ? text("Of the cells about it on the map, {share} are {name}.", { share: share(cell.share), name: cell.neighbourhood })
+      : queue === "pictures"
+      ? doubts[cell.doubt] ?? ""
       : text("The network says {name}, with {share}.", { name: cell.predicted, share: share(cell.probability) }) +
         (cell.is_novel ? ` ${text("Nothing in the lab resembles it.")}` : "");
   document.getElementById("neighbours").replaceChildren(
