@@ -127,11 +127,11 @@ def test_the_networks_word_counts_where_the_lab_has_no_such_cells_and_the_cell_l
     latents, _ = mixture(300, 11, classes=2)
     far = next(v for v in latents if 0.05 < (asked(mixed, bundle, v).p or 0) < 0.15)
     near = next(v for v in latents if (asked(mixed, bundle, v).p or 0) > 0.5)
-    said = asked(mixed, bundle, far, predicted=("blast", 0.9))
+    said = asked(mixed, bundle, far, probabilities={"blast": 0.9})
     assert (said.is_novel, said.no_class, said.words) == (False, True, "no class of this lab resembles this cell")
-    assert not asked(mixed, bundle, far, predicted=("blast", 0.4)).no_class
-    assert not asked(mixed, bundle, far, predicted=("neutrophil", 0.9)).no_class, "the networks call cells here so"
-    assert not asked(mixed, bundle, near, predicted=("blast", 0.9)).no_class, "it lies among the lab's cells"
+    assert not asked(mixed, bundle, far, probabilities={"blast": 0.4}).no_class
+    assert not asked(mixed, bundle, far, probabilities={"neutrophil": 0.9}).no_class, "the networks call cells here so"
+    assert not asked(mixed, bundle, near, probabilities={"blast": 0.9}).no_class, "it lies among the lab's cells"
 
 
 def asked(store: Store, bundle: Bundle, latent: NDArray[np.float32], **more: Any) -> Novelty:

@@ -106,7 +106,8 @@ def answer(
         ),
         repeats=repeats,
         withheld=withheld(lab, store),
-        predicted=_best(embedder.bundle, probabilities),
+        probabilities=_by_label(embedder.bundle, probabilities),
+        contrast=True,
     )
     told = _told(lab, store, embedder.bundle, probabilities, found, lambda: measure(cell))
     ended = time.perf_counter()
@@ -148,7 +149,8 @@ def answer_for_stored(
         any_optics=any_optics,
         telling=Telling(measures=lambda: store.optics.of(cell.cell_id)),
         withheld=withheld(lab, store),
-        predicted=_best(bundle, probabilities),
+        probabilities=_by_label(bundle, probabilities),
+        contrast=True,
     )
     quality = store.qualities.of([cell.cell_id]).get(cell.cell_id)
     told = _told(lab, store, bundle, probabilities, found, lambda: store.optics.of(cell.cell_id))
@@ -167,11 +169,6 @@ def quality_json(quality: Quality | None) -> dict[str, Any] | None:
     return None if quality is None else _plain(asdict(quality))
 
 
-def _best(bundle: Bundle, probabilities: NDArray[np.float32]) -> tuple[str, float]:
-    best = int(probabilities.argmax())
-    return bundle.manifest.labels[best], float(probabilities[best])
-
-
 def _told(
     lab: Lab,
     store: Store,
@@ -182,7 +179,8 @@ def _told(
 ) -> dict[str, Any]:
     """What the networks and the search say of a cell, as JSON values. measures : returns those of its optics."""
     labels = bundle.manifest.labels
-    label, probability = _best(bundle, probabilities)
+    by_label = _by_label(bundle, probabilities)
+    label, probability = max(by_label.items(), key=lambda of_one: of_one[1])
     prediction = predict(
         store, bundle, (label, probability), found, ClassNames(labels, lab.config.watch.labels), measures
     )
@@ -190,14 +188,19 @@ def _told(
         "bundle": bundle.digest,
         "predicted": {"label": label, "probability": probability},
         "prediction": asdict(prediction),
-        "probabilities": {label: float(p) for label, p in zip(labels, probabilities, strict=True)},
+        "probabilities": by_label,
         "references": [_plain(asdict(reference)) for reference in found.references],
+        "contrast": [_plain(asdict(reference)) for reference in found.contrast],
         "distribution": _plain(asdict(found.distribution)),
         "novelty": _plain(asdict(found.novelty)),
         "optics": asdict(found.optics),
         "duplicate_of": found.duplicate_of,
         "map": None if found.place is None else asdict(found.place),
     }
+
+
+def _by_label(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, float]:
+    return {label: float(p) for label, p in zip(bundle.manifest.labels, probabilities, strict=True)}
 
 
 def check_question(k: int, by: str) -> None:

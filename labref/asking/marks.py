@@ -64,7 +64,13 @@ def found(store: Store, bundle: Bundle, cells: Sequence[Cell], names: ClassNames
             continue
         predicted = (said.label, said.probability)
         near = references.find(
-            store, bundle=bundle, latent=said.latent, digest=cell.digest, stored=cell, k=1, predicted=predicted
+            store,
+            bundle=bundle,
+            latent=said.latent,
+            digest=cell.digest,
+            stored=cell,
+            k=1,
+            probabilities=dict([predicted]),
         )
         label, share = next(iter(near.distribution.weights.items()), (None, None))
         prediction = predict(store, bundle, predicted, near, names, partial(store.optics.of, cell.cell_id))

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.asking.analysers import Optics, Telling, optics_of
+from labref.asking.contrast import contrasting
 from labref.asking.novelty import Novelty, judge, yardstick
 from labref.asking.places import Place, Spot, locate
 from labref.bundles.bundle import Bundle
@@ -93,11 +94,13 @@ class Distribution:
 class Found:
     """What a query gets.
 
+    contrast : the nearest cell of each plausible class that the references do not show; see `labref.asking.contrast`.
     duplicate_of : the stored cell that the query is, or that it repeats; None where there is no such cell.  place : of
     the query on the lab's map, None while there is no map.
     """
 
     references: list[Reference]
+    contrast: list[Reference]
     distribution: Distribution
     novelty: Novelty
     duplicate_of: str | None
@@ -120,7 +123,8 @@ def find(
     telling: Telling | None = None,
     repeats: Sequence[str] = (),
     withheld: Collection[str] = (),
-    predicted: tuple[str, float] | None = None,
+    probabilities: Mapping[str, float] | None = None,
+    contrast: bool = False,
 ) -> Found:
     """References of a query.
 
@@ -139,7 +143,8 @@ def find(
 
     repeats : ids of the stored cells that the query is a recapture of, the most alike first (`labref.cells.sameness`);
     empty where the query itself is stored.  withheld : ids of cells that are never references, such as possible
-    duplicates that nobody has reviewed.  predicted : class and probability that the networks give the query.
+    duplicates that nobody has reviewed.  probabilities : of the networks, by class; the highest will do.  contrast :
+    whether the row of contrast is wanted.
 
     Not among the references are: the query itself where it is stored, the duplicates of it, the cells that it repeats,
     and the duplicates of these cells; and what people called no good reference (`Store.rejections`).
@@ -173,10 +178,27 @@ def find(
         shown = _by_map(store, spot, k, barred, only)
     else:
         shown = prefer(_in_order(nearest), trust, k, {one.cell_id: distance for one, distance in nearest.items()})
-    cells = store.cells([one.cell_id for one in shown])
+    contrasts = (
+        []
+        if not contrast
+        else contrasting(
+            store,
+            bundle.digest,
+            latent,
+            references=shown,
+            neighbours=neighbours,
+            labelled=labelled | store.labelled([one.cell_id for one in shown if one.cell_id not in labelled]),
+            probabilities=probabilities or {},
+            barred=barred,
+            may=lambda cell_id: only is None or store.is_of(cell_id, only),
+            choose=_stand_in,
+        )
+    )
+    cells = store.cells([one.cell_id for one in (*shown, *contrasts)])
     in_spread = _in_order(list(nearest)[:spread])
     return Found(
         [_reference(store, cells[one.cell_id], one.distance) for one in shown],
+        [_reference(store, cells[one.cell_id], one.distance) for one in contrasts],
         distribution_of(
             [labelled[neighbour.cell_id][0] for neighbour in in_spread], [neighbour.distance for neighbour in in_spread]
         ),
@@ -188,7 +210,7 @@ def find(
             yardstick(store, bundle.digest, only),
             whole=len(captures) < wanted,
             nearest=[neighbour.distance for neighbour in neighbours],
-            predicted=predicted,
+            predicted=max(probabilities.items(), key=lambda of_one: of_one[1]) if probabilities else None,
         ),
         duplicate_of,
         None if spot is None else spot.place(store, exclude=barred),

@@ -14,6 +14,7 @@ from labref.printing import printable
 
 if TYPE_CHECKING:
     from labref.lab import Lab
+    from labref.pictures.grid import Shown
     from labref.web.desk import Desk
 
 __all__ = ["add_to", "draw_grid"]
@@ -98,6 +99,7 @@ def query(
     ] = None,
 ) -> None:
     from labref.lab import Lab
+    from labref.pictures.grid import Shown
     from labref.web.desk import Desk
 
     failed = False
@@ -151,13 +153,19 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
     from labref.cells.image import prepare_pixels
     from labref.pictures.grid import draw
 
-    images, centres = [], []
-    for reference in answer["references"]:
+    def shown(reference: Mapping[str, Any]) -> "Shown":
         kept = lab.kept_image(reference["cell_id"])
         image = None if kept is None else lab.decoder.decode(kept)
-        images.append(image)
-        centres.append(None if image is None else prepare_pixels(image).centre)
-    picture = draw(answer, lab.decoder.decode(data), images, centres)
+        return image, None if image is None else prepare_pixels(image).centre
+
+    references = [shown(reference) for reference in answer["references"]]
+    picture = draw(
+        answer,
+        lab.decoder.decode(data),
+        [image for image, _ in references],
+        [centre for _, centre in references],
+        [shown(cell) for cell in answer["contrast"]],
+    )
     try:
         picture.save(out)
     except (OSError, ValueError) as error:
@@ -204,13 +212,13 @@ def _text(answer: Mapping[str, Any]) -> str:
         lines.append(f"  no cell came from {optics['analyser']} yet: references from all analysers")
     elif optics["how"] == "unknown" and len({r["analyser"] for r in references}) > 1:
         lines.append("  the microscope is not known: references mix those of several; --analyser NAME keeps to one")
-    named = [r["label"] + ("?" if r["label_source"] == "predicted" else "") for r in references]
-    width = max(map(len, named), default=0)
-    for rank, (r, label) in enumerate(zip(references, named, strict=True), 1):
-        where = ", ".join(r[key] for key in ("slide", "analyser") if r.get(key))
-        lines.append(
-            f"  {rank:3d}  {label:<{width}}  {r['distance']:<9.4g} {r['label_source']:<9}  {r['cell_id']}  {where}".rstrip()
-        )
+    shown = [(f"{rank:3d}", r) for rank, r in enumerate(references, 1)]
+    others = [(" or", r) for r in answer["contrast"]]
+    width = max((len(_named(r)) for _, r in (*shown, *others)), default=0)
+    lines += [_line(mark, r, width) for mark, r in shown]
+    if others:
+        lines.append("  the nearest cell of each other class that comes near:")
+        lines += [_line(mark, r, width) for mark, r in others]
     place = answer["map"]
     if place is not None:
         about = (
@@ -230,6 +238,18 @@ def _text(answer: Mapping[str, Any]) -> str:
         else f"  prediction withheld ({by_network}): {prediction['reason']}"
     )
     return "\n".join(lines)
+
+
+def _named(reference: Mapping[str, Any]) -> str:
+    return str(reference["label"]) + ("?" if reference["label_source"] == "predicted" else "")
+
+
+def _line(mark: str, reference: Mapping[str, Any], width: int) -> str:
+    """A reference on a line. mark : what stands before it.  width : of the column of classes."""
+    where = ", ".join(reference[key] for key in ("slide", "analyser") if reference.get(key))
+    source, distance = reference["label_source"], reference["distance"]
+    line = f"  {mark}  {_named(reference):<{width}}  {distance:<9.4g} {source:<9}  {reference['cell_id']}  {where}"
+    return line.rstrip()
 
 
 def add_to(app: typer.Typer) -> None:

@@ -67,6 +67,9 @@ class CellShown(CellOfSlide):
     prediction: asked.ShownPrediction = Field(description="The same, and whether it is shown to people, else why not.")
     probabilities: dict[str, float] = Field(description="Probability of each class of the bundle.")
     references: list[CellReference] = Field(description="The references, nearest first.")
+    contrast: list[CellReference] = Field(
+        description="The nearest cell of each plausible class that the references do not show, nearest first."
+    )
     distribution: asked.Distribution = Field(description="The classes of the nearest hundred cells.")
     novelty: asked.Novelty = Field(description="How unlike everything else in the lab the cell is.")
     optics: asked.Optics = Field(description="Which optics the references are from.")
@@ -122,7 +125,10 @@ def show(
         "height": found.height,
         **{name: told[name] for name in keep},
         "is_doubted": cell_id in context.store.qualities.doubted(),
-        "references": [row | {"slide_key": _key(context, row["slide"])} for row in told["references"]],
+        **{
+            name: [row | {"slide_key": _key(context, row["slide"])} for row in told[name]]
+            for name in ("references", "contrast")
+        },
         **changes_of(context, found),
         "captures": _captures(context, cell_id, found.duplicate_of),
         "judgements": [

@@ -153,6 +153,9 @@ class QueryAnswer(Answer):
     prediction: ShownPrediction = Field(description="The same, and whether it is shown to people, else why not.")
     probabilities: dict[str, float] = Field(description="Probability of each class of the bundle.")
     references: list[Reference] = Field(description="The references, nearest first.")
+    contrast: list[Reference] = Field(
+        description="The nearest cell of each plausible class that the references do not show, nearest first."
+    )
     distribution: Distribution = Field(description="The classes of the nearest hundred cells.")
     novelty: Novelty = Field(description="How unlike everything in the lab the image is.")
     optics: Optics = Field(description="Which optics the references are from.")

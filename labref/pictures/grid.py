@@ -1,5 +1,5 @@
-"""The picture of an answer, after the thesis' figure 34: the query among its reference cells, and below them the spread
-of the nearest hundred cells.
+"""The picture of an answer, after the thesis' figure 34: the query among its reference cells; below them the nearest cell
+of each other class that comes near, and the spread of the nearest hundred cells.
 
     picture = draw(answer, query_image, reference_images)
     picture.save("grid.png")
@@ -21,12 +21,14 @@ from labref.cells.centring import distance_from_middle, doubt, is_off_middle, re
 from labref.cells.image import CROP_SIZE
 from labref.pictures.lettering import INK, LINE, PAPER, SOFT, Page, class_colour, length
 
-__all__ = ["draw"]
+__all__ = ["Shown", "draw"]
 
 _TILE: Final = 288  # side of one image, pixels
 _GAP: Final = 22
 _MARGIN: Final = 34
 _CAPTION: Final = 96
+_TITLE: Final = 44
+_CONTRASTS: Final = 4  # cells in the row of contrast, at least: fewer are not drawn larger
 _BARS_MOST: Final = 10
 
 _PIECE: Final = CROP_SIZE * 3 // 2  # side of the piece of a large picture that a tile shows, pixels of the picture
@@ -47,11 +49,16 @@ _SOURCES: Final[Mapping[str, str]] = {
 }
 
 
+Shown = tuple[NDArray[np.uint8] | None, tuple[float, float] | None]
+"""An image uint8[h, w, 3], None where none is kept, and the (row, column) of the cell in it, None for its middle."""
+
+
 def draw(
     answer: Mapping[str, Any],
     query_image: NDArray[np.uint8],
     reference_images: Sequence[NDArray[np.uint8] | None],
     reference_centres: Sequence[tuple[float, float] | None] | None = None,
+    contrast: Sequence[Shown] = (),
 ) -> Image.Image:
     """Draw the answer to a query.
 
@@ -59,12 +66,13 @@ def draw(
     query_image : uint8[h, w, 3], RGB.
     reference_images : uint8[h, w, 3] of each reference, in the answer's order; None where no image is kept.
     reference_centres : (row, column) of the cell in each reference image, pixels; None for the middle of the image.
+    contrast : image and centre, as those of the references, of each cell of the answer's row of contrast.
 
     Of an image whose shorter side is at most 384 pixels, the largest square that fits is shown; of a larger image,
     384×384 pixels around the cell. Four corners mark a cell that lies off the middle of its image.
 
     Returns an RGB picture, 976 pixels wide for eight references. Raises ValueError where the numbers of references, of
-    their images and of their centres differ.
+    their images and of their centres differ, or those of the row of contrast.
     """
     references = list(answer["references"])
     centres = [None] * len(references) if reference_centres is None else list(reference_centres)
@@ -72,13 +80,19 @@ def draw(
         raise ValueError(
             f"{len(references)} references, but {len(reference_images)} images of references and {len(centres)} centres"
         )
+    others = list(answer.get("contrast", ()))
+    if len(others) != len(contrast):
+        raise ValueError(f"{len(others)} cells in the row of contrast, but {len(contrast)} images of them")
     columns, rows, middle = _arrange(len(references))
     width = 2 * _MARGIN + columns * _TILE + (columns - 1) * _GAP
     bands = _bands(answer)
     shares = _shares(answer["distribution"]["weights"])
     top = _MARGIN + 82 + 52 * len(bands) + (10 if bands else 0)
     grid_height = rows * (_TILE + _CAPTION) + (rows - 1) * _GAP
-    height = top + grid_height + 24 + 50 + 34 * max(1, len(shares)) + 46 + _MARGIN
+    in_row = max(_CONTRASTS, len(others))
+    side = (width - 2 * _MARGIN - (in_row - 1) * _GAP) // in_row
+    row_height = _TITLE + side + _CAPTION if others else 0
+    height = top + grid_height + row_height + 24 + 50 + 34 * max(1, len(shares)) + 46 + _MARGIN
     page = _Page(Image.new("RGB", (width, height), PAPER))
 
     page.text((_MARGIN, _MARGIN), "Reference cells", 30, bold=True)
@@ -103,7 +117,11 @@ def draw(
         x, y = _corner(cells[0] if cells else 0, columns, top)
         page.text((x, y + _TILE // 2), "No reference yet:", 18, colour=SOFT)
         page.text((x, y + _TILE // 2 + 26), "the store is empty.", 18, colour=SOFT)
-    page.spread((_MARGIN, top + grid_height + 24), width - 2 * _MARGIN, answer["distribution"]["n"], shares)
+    if others:
+        page.contrast((_MARGIN, top + grid_height + 24), side, others, contrast)
+    page.spread(
+        (_MARGIN, top + grid_height + row_height + 24), width - 2 * _MARGIN, answer["distribution"]["n"], shares
+    )
     page.foot(answer, width, height)
     return page.picture
 
@@ -217,22 +235,27 @@ class _Page(Page):
         self.text((x + 38, y), line, 18, bold=True, colour=ink, room=box[2] - x - 54)
 
     def image(
-        self, at: tuple[int, int], image: NDArray[np.uint8] | None, centre: tuple[float, float] | None = None
+        self,
+        at: tuple[int, int],
+        image: NDArray[np.uint8] | None,
+        centre: tuple[float, float] | None = None,
+        size: int = _TILE,
     ) -> None:
-        """Draw a tile with the piece of `image` around `centre` (row, column), by default the image's middle."""
+        """Draw a tile with the piece of `image` around `centre` (row, column), by default the image's middle. size :
+        side of the tile, pixels."""
         x, y = at
         if image is None:
-            self.pen.rectangle((x, y, x + _TILE - 1, y + _TILE - 1), fill="#f1f3f5", outline=LINE)
-            self.text((x + _TILE / 2, y + _TILE / 2 - 9), "no image kept", 16, colour=SOFT, align="centre")
+            self.pen.rectangle((x, y, x + size - 1, y + size - 1), fill="#f1f3f5", outline=LINE)
+            self.text((x + size / 2, y + size / 2 - 9), "no image kept", 16, colour=SOFT, align="centre")
             return
         height, width = image.shape[:2]
         row, column = centre or ((height - 1) / 2, (width - 1) / 2)
         side = min(height, width, _PIECE)
         left, upper = _start(column, side, width), _start(row, side, height)
         box = (left, upper, left + side, upper + side)
-        tile = Image.fromarray(image).resize((_TILE, _TILE), Image.Resampling.LANCZOS, box=box)
+        tile = Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS, box=box)
         if is_off_middle(distance_from_middle((row, column), (height, width))):
-            scale = _TILE / side
+            scale = size / side
             where = (round((row + 0.5 - upper) * scale), round((column + 0.5 - left) * scale))
             _mark(tile, where, min(round(_MARK * scale), _MARK_MOST))
         self.picture.paste(tile, at)
@@ -262,12 +285,28 @@ class _Page(Page):
         where = "  ·  ".join(str(reference[key]) for key in ("slide", "analyser") if reference.get(key))
         self.text((x, line + 56), where, 14, colour=SOFT, room=_TILE, cut="middle")
 
-    def _name(self, at: tuple[int, int], label: str, colour: str) -> None:
-        """Write a class in bold. A long name is set in a smaller size first, and then shortened."""
-        size = next((s for s in (22, 20, 18) if length(label, s, True) <= _TILE), 16)
-        self.text((at[0], at[1] + (22 - size)), label, size, bold=True, room=_TILE, colour=colour)
+    def contrast(
+        self, at: tuple[int, int], size: int, cells: Sequence[Mapping[str, Any]], images: Sequence[Shown]
+    ) -> None:
+        """Draw the row of contrast: a title, and smaller tiles of `size` pixels."""
+        x, y = at
+        self.text((x, y), "The nearest cell of each other class that comes near", 20, bold=True)
+        for place, (cell, (image, centre)) in enumerate(zip(cells, images, strict=True)):
+            left, upper = x + place * (size + _GAP), y + _TITLE
+            label = str(cell["label"])
+            self.image((left, upper), image, centre, size)
+            self.pen.rectangle((left, upper + size, left + size - 1, upper + size + 4), fill=class_colour(label))
+            line = upper + size + 12
+            self._name((left, line), label, INK, size)
+            self._source(left, line + 30, str(cell["label_source"]), size)
+            self.text((left, line + 53), f"distance {_number(cell['distance'])}", 14, colour=SOFT, room=size)
 
-    def _source(self, x: int, y: int, source: str) -> None:
+    def _name(self, at: tuple[int, int], label: str, colour: str, room: int = _TILE) -> None:
+        """Write a class in bold. A long name is set in a smaller size first, and then shortened."""
+        size = next((s for s in (22, 20, 18) if length(label, s, True) <= room), 16)
+        self.text((at[0], at[1] + (22 - size)), label, size, bold=True, room=room, colour=colour)
+
+    def _source(self, x: int, y: int, source: str, room: int = _TILE) -> None:
         """Draw the source of a label: a full disc for a person, half a disc for the analyser, a ring for a
         prediction."""
         box = (x, y + 3, x + 13, y + 16)
@@ -275,7 +314,7 @@ class _Page(Page):
         self.pen.ellipse(box, outline=ink, width=2, fill=ink if source == "reviewed" else PAPER)
         if source == "analyser":
             self.pen.pieslice(box, 90, 270, fill=ink)
-        self.text((x + 21, y), _SOURCES.get(source, source), 15, colour=ink, room=_TILE - 21)
+        self.text((x + 21, y), _SOURCES.get(source, source), 15, colour=ink, room=room - 21)
 
     def query(self, at: tuple[int, int], answer: Mapping[str, Any], image: NDArray[np.uint8]) -> None:
         x, y = at

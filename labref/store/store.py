@@ -59,6 +59,7 @@ from labref.store.duckdb.upkeep import Comparison, Faults
 from labref.store.duckdb.writing import write, write_embeddings, write_labels
 from labref.store.memory import distances
 from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
+from labref.store.memory.examples import Examples
 from labref.store.memory.index import BLOCK_ROWS, Index
 from labref.store.memory.origins import Origins
 from labref.store.memory.positions import OpenPlacer, Placed
@@ -100,6 +101,8 @@ _NOT_OF_A_ROW = (
 
 _T = TypeVar("_T")
 
+_FEW = 100  # latents of so many cells are looked up one by one, faster than a search of the whole index for them
+
 
 class _Known(NamedTuple):
     """What is kept in memory of all cells: label and who gave it, fingerprints, which repeat which; and of the last the
@@ -138,6 +141,7 @@ class Store:
         self._writing = threading.RLock()
         self._closed = False
         self._indexes: dict[str, Index] = {}
+        self._examples: dict[str, Examples] = {}
         self._known: _Known | None = None
         access = Access(self._reading, self._transaction, self.quiet)
         self.maps = Maps(access, path.parent / "maps", open_placer)
@@ -232,6 +236,7 @@ class Store:
                     self._file.close()
                 release(self.path)
                 self._indexes.clear()
+                self._examples.clear()
                 self._known = None
                 self.maps.drop_cached()
 
@@ -386,6 +391,7 @@ class Store:
                 write_embeddings(connection, fresh, table, space)
                 self.maps.write(connection, placed)
             self.maps.remember(bundle, placed)
+            self._examples.pop(bundle, None)
             self._add_to_index(bundle, [(cell, stored[cell.cell_id].analyser) for cell in fresh])
 
     # files that were moved: see labref.store.duckdb.moves
@@ -552,6 +558,7 @@ class Store:
             self.maps.drop_cached()
             indexed = list(self._indexes)
             self._indexes.clear()
+            self._examples.clear()
             for bundle in indexed:
                 self.build_index(bundle)
             self.revision += 1
@@ -873,6 +880,7 @@ class Store:
         """Free the memory of a bundle's index; `nearest` then reads the database in its space."""
         with self._writing:
             self._indexes.pop(bundle, None)
+            self._examples.pop(bundle, None)
 
     @property
     def index_bytes(self) -> int:
@@ -936,6 +944,37 @@ class Store:
                 ids, found = scan.nearest(cursor, table, query, k + len(barred), only, values)
         pairs = zip(ids.tolist(), found.tolist(), strict=True)
         return [Neighbour(int_to_id(number), distance) for number, distance in pairs if number not in barred][:k]
+
+    def examples(
+        self, latent: NDArray[np.float32], *, bundle: str, without: Collection[str], exclude: Collection[str] = ()
+    ) -> dict[str, list[Neighbour]]:
+        """By class, the cells nearest to latent float32[L], nearest first, at most 32 of each class: of one with more
+        than `MOST_EXAMPLES` cells, among a sample of them.
+
+        without : classes that are left out.  exclude : cell ids that may not appear. Raises StoreError for a bundle
+        that the store does not know.
+        """
+        query = np.ascontiguousarray(latent, np.float32)
+        examples = self._examples.setdefault(bundle, Examples())
+        examples.follow(self._in_memory().labels, _label)
+        barred = {id_to_int(cell_id) for cell_id in exclude}
+
+        def latents_of(ids: list[int]) -> Mapping[int, NDArray[np.float32]]:
+            index = self._indexes.get(bundle)
+            if index is not None and len(ids) > _FEW:
+                return index.latents(np.array(ids, np.uint64))
+            found = self.latents([int_to_id(number) for number in ids], bundle=bundle)
+            return {id_to_int(cell_id): one for cell_id, one in found.items()}
+
+        return {
+            label: [
+                Neighbour(int_to_id(number), distance)
+                for number, distance in examples.nearest(query, label, latents_of)
+                if number not in barred
+            ]
+            for label in examples.labels
+            if label not in without
+        }
 
     # inside
 
@@ -1130,6 +1169,10 @@ def _load_known(cursor: duckdb.DuckDBPyConnection) -> _Known:
     landmarks = HashBook(most=MOST_LANDMARKS)
     landmarks.add(marks["across"], marks["down"], marks["id"], marks["age"])
     return _Known(CellBook(ids, codes, labels), book, load_groups(cursor), landmarks)
+
+
+def _label(carried: tuple[str, LabelSource]) -> str:
+    return carried[0]
 
 
 def _check_query(query: NDArray[np.float32], latent_size: int) -> None:

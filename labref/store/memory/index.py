@@ -201,6 +201,18 @@ class Index:
             chosen = slice(n) if group is None else np.flatnonzero(block.groups[:n] == group)
             yield block.ids[chosen], block.latents[chosen]
 
+    def latents(self, ids: NDArray[np.uint64]) -> dict[int, NDArray[np.float32]]:
+        """The latents float32[L] of some cells, by id; cells that are not in the index are left out. ids : uint64[n].
+        Looks at all cells: a tenth of a second for a million."""
+        wanted = np.sort(ids)
+        found: dict[int, NDArray[np.float32]] = {}
+        for block in list(self._blocks):
+            held = block.ids[: block.n]
+            at = np.minimum(np.searchsorted(wanted, held), max(len(wanted) - 1, 0))
+            rows = np.flatnonzero(wanted[at] == held) if len(wanted) else np.empty(0, np.intp)
+            found.update(zip(held[rows].tolist(), block.latents[rows].copy(), strict=True))
+        return found
+
     def nearest(
         self, query: NDArray[np.float32], k: int, group: int | None = None
     ) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
