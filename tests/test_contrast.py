@@ -68,7 +68,7 @@ def test_labels_that_change_are_followed_at_once(store: Store, bundle: Bundle) -
     assert row(store, bundle) == []
     store.reviews.give([Review(cells[150].cell_id, "blast", "NN", None)])
     assert row(store, bundle) == [("blast", cells[150].cell_id)]
-    more = new_cell("more", latent=at(1.7), label="blast")
+    more = new_cell("more", latent=at(1.5), label="blast")
     store.record([more], bundle=BUNDLE)
     assert row(store, bundle) == [("blast", more.cell_id)]
 

@@ -99,7 +99,6 @@ def query(
     ] = None,
 ) -> None:
     from labref.lab import Lab
-    from labref.pictures.grid import Shown
     from labref.web.desk import Desk
 
     failed = False

@@ -1,5 +1,5 @@
-"""The picture of an answer, after the thesis' figure 34: the query among its reference cells; below them the nearest cell
-of each other class that comes near, and the spread of the nearest hundred cells.
+"""The picture of an answer, after the thesis' figure 34: the query among its reference cells; below them the nearest
+cell of each other class that comes near, and the spread of the nearest hundred cells.
 
     picture = draw(answer, query_image, reference_images)
     picture.save("grid.png")
