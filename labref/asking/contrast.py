@@ -21,7 +21,7 @@ __all__ = ["MOST_CONTRASTS", "contrasting"]
 
 MOST_CONTRASTS: Final = 4
 """Classes in the row of contrast, at most."""
-_FARTHEST: Final = 4.0
+_FARTHEST: Final = 3.0
 """A class is plausible where its nearest cell is at most so many times as far as the references are on average."""
 _PROBABLE: Final = 0.02
 """Or where the networks give it at least this probability."""
