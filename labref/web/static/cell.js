@@ -82,7 +82,7 @@ const VIEWS = ["cell", "normalised", "nucleus"];
 
 function look(view) {
   page.dataset.view = view;
-  for (const picture of nine.querySelectorAll("img")) picture.src = picture.dataset[view];
+  for (const picture of document.querySelectorAll("#nine img, .contrast img")) picture.src = picture.dataset[view];
   for (const link of document.querySelectorAll("[data-choice=view]")) {
     if (link.dataset.value === view) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
