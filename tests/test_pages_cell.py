@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from labref.bundles.bundle import Bundle
 from labref.cells.display import THUMB_SIZE, nucleus_brightened
+from labref.cli import app
 from labref.lab import Lab
 from labref.lab import pictures as lab_pictures
 from labref.lab.pictures import VIEWS, Pictures, forget_thumbnail
@@ -64,6 +66,25 @@ def picture(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as opened:
         opened.load()
         return opened.convert("RGB")
+
+
+def test_the_page_and_the_command_show_the_same_row_of_contrast(
+    lab: Lab, cells: dict[str, str], reviewer: Browser, tmp_path: Path
+) -> None:
+    rows = {path: next(iter(run(lab, "cell.show", cell=cell_id))) for path, cell_id in cells.items()}
+    path, shown = max(rows.items(), key=lambda row: len(row[1]["contrast"]))
+    assert shown["contrast"], "four cells of a class leave room for others"
+    assert {one["label"] for one in shown["contrast"]}.isdisjoint(one["label"] for one in shown["references"])
+    page = reviewer.get(f"/cell/{cells[path]}").text
+    for one in shown["contrast"]:
+        assert f'href="/cell/{one["cell_id"]}' in page
+    file, out = str(lab.watched[0] / path), tmp_path / "grid.png"
+    done = CliRunner().invoke(app, ["query", file, "--lab", str(lab.folder), "--grid", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "the nearest cell of each other class that comes near" in done.stdout
+    assert all(one["cell_id"] in done.stdout for one in shown["contrast"])
+    with Image.open(out) as drawn:
+        assert drawn.width == 976
 
 
 # pictures
