@@ -96,7 +96,7 @@ def _said(store: Store, bundle: Bundle, queries: list[NewCell]) -> dict[str, Any
             bundle=bundle,
             latent=cell.latent,
             digest=None,
-            predicted=(cell.predicted_label, cell.predicted_probability),
+            probabilities={cell.predicted_label: cell.predicted_probability},
         ).novelty
         for cell in queries
     ]
