@@ -43,6 +43,7 @@ def row(
         bundle=bundle,
         latent=at(0) if latent is None else latent,
         digest=None,
+        contrast=True,
         **how,  # type: ignore[arg-type]
     )
     assert {one.label for one in found.references}.isdisjoint(one.label for one in found.contrast)
