@@ -52,7 +52,7 @@ def row(
 
 def test_a_rare_class_is_not_drowned_by_two_hundred_nearer_cells(store: Store, bundle: Bundle) -> None:
     common = [new_cell(i, latent=at(1 + i / 200), label="neutrophil") for i in range(200)]
-    rare = [new_cell(f"rare{i}", latent=at(2.5 + i), label="basophil") for i in range(3)]
+    rare = [new_cell(f"rare{i}", latent=at(2.5 + i / 4), label="basophil") for i in range(3)]
     far = [new_cell("far", latent=at(60), label="platelet")]
     store.record([*common, *rare, *far], bundle=BUNDLE)
     assert row(store, bundle) == [("basophil", rare[0].cell_id)], "a platelet is sixty times as far: no contrast"
