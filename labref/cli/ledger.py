@@ -52,7 +52,7 @@ whose outcome stands for nothing, and moves bytes that no cell has to the lab's 
 one without a stained cell. Each becomes a cell that is marked as doubtful, and no reference until a person decides.
 With --take-in --json, one object for each file.
 
-@quality.TakenIn
+@ledger.TakenIn
 
 With --check --json, one object.
 

@@ -15,14 +15,16 @@ import numpy as np
 from pydantic import Field
 
 from labref.asking.answer import ledger_json
-from labref.errors import BundleError, LabError, UnreadableImageError
+from labref.cells.image import HOLDS_NOTHING
+from labref.errors import BundleError, LabError, LabrefError, UnreadableImageError
 from labref.export.paths import path_from_text, path_to_text
 from labref.export.roots import FileNumbers
 from labref.export.scan import ScanReport, scan
 from labref.failpoints import failpoint
 from labref.lab import Lab
 from labref.operations import operation
-from labref.operations.models import Answer, Limit, Progress, Text
+from labref.operations.models import Answer, FilePath, Limit, Progress, Text, Who
+from labref.operations.naming import person
 from labref.progress import Pace, Row, progress
 from labref.roles import Role
 from labref.tasks.context import Context
@@ -43,6 +45,7 @@ __all__ = [
     "LedgerCounts",
     "LedgerEntry",
     "Repaired",
+    "TakenIn",
     "check",
 ]
 
@@ -190,6 +193,13 @@ class LedgerCheck(Answer):
     seconds: float | None = Field(description="How long it took.")
 
 
+class TakenIn(Answer):
+    """A rejected file that is to be taken in all the same."""
+
+    path: str = Field(description="The file; its path can name a patient.")
+    reason: str = Field(description="Why it was rejected.")
+
+
 @operation("ledger", LedgerEntry, method="GET", hurried=False, role=Role.VIEW)
 def entries(
     context: Context,
@@ -202,6 +212,41 @@ def entries(
 ) -> Iterator[Row]:
     """Say what became of every file found in the export folders: a row for each file, the oldest first."""
     yield from map(ledger_json, context.store.ledger(path=path, outcome=outcome, limit=limit))
+
+
+@operation("ledger.take_in", TakenIn)
+def take_in(
+    context: Context,
+    *,
+    path: Annotated[FilePath, Field(description="The file, as the ledger writes it, or a folder of such files.")],
+    who: Who = None,
+) -> Iterator[Row]:
+    """Have files taken in that were rejected because they seem to hold nothing: the agent does so at its next scan, and
+    does not reject them again."""
+    who = person(who)
+    below = path.rstrip("/\\")
+    rejected = [
+        row
+        for row in context.store.ledger(outcome=Outcome.REJECTED)
+        if row.path == path or row.path.startswith((below + "/", below + "\\"))
+    ]
+    if not rejected:
+        raise LabrefError(
+            f"no rejected file is called {path} or lies below it; `labref ledger --outcome rejected` lists all"
+        )
+    wanted = [row for row in rejected if (row.reason or "").startswith(HOLDS_NOTHING)]
+    if not wanted:
+        raise LabrefError(f"{path} cannot be taken in: {rejected[0].reason}. Only what {HOLDS_NOTHING} can be.")
+    digests = []
+    for row in wanted:
+        try:
+            digests.append(hashlib.sha256(Path(path_from_text(row.path)).read_bytes()).hexdigest())
+        except OSError as error:
+            raise LabrefError(f"{row.path} cannot be read: {error.strerror or error}. Nothing was changed.") from None
+    context.store.qualities.admit(digests, who)
+    context.store.read_again([row.path for row in wanted])
+    for row in wanted:
+        yield {"path": row.path, "reason": row.reason}
 
 
 @operation("ledger.check", Progress, CheckSummary, Fault, Repaired, CheckEnded)

@@ -1,31 +1,25 @@
-"""Whether pictures show a cell: judged of cells that were stored before labref judged them, and overruled for files
-that seem to hold nothing."""
+"""Whether pictures show a cell, judged of cells that were stored before labref judged them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 from pydantic import Field
 
-from labref.cells.hashes import digest
-from labref.cells.image import HOLDS_NOTHING
 from labref.cells.quality import Thresholds, judge
-from labref.errors import LabError, LabrefError, UnreadableImageError
-from labref.export.paths import path_from_text
+from labref.errors import LabError, UnreadableImageError
 from labref.lab import Lab
 from labref.operations import operation
-from labref.operations.models import Answer, FilePath, Progress, Who
-from labref.operations.naming import person
+from labref.operations.models import Answer, Progress
 from labref.progress import Row, progress
 from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
-from labref.words import Outcome, Quality
+from labref.words import Quality
 
-__all__ = ["JOB", "PicturesJudged", "TakenIn", "due"]
+__all__ = ["JOB", "PicturesJudged", "due"]
 
 JOB: Final = "quality"
 """Name of the agent's job that judges the pictures of cells that were stored without."""
@@ -38,48 +32,6 @@ class PicturesJudged(Answer):
 
     judged: int = Field(description="Cells whose picture was judged.")
     doubted: int = Field(description="Cells of the lab that are no references because of their picture.")
-
-
-class TakenIn(Answer):
-    """A rejected file that is to be taken in all the same."""
-
-    path: str = Field(description="The file; its path can name a patient.")
-    reason: str = Field(description="Why it was rejected.")
-
-
-@operation("ledger.take_in", TakenIn)
-def take_in(
-    context: Context,
-    *,
-    path: Annotated[FilePath, Field(description="The file, as the ledger writes it, or a folder of such files.")],
-    who: Who = None,
-) -> Iterator[Row]:
-    """Have files taken in that were rejected because they seem to hold nothing: the agent does so at its next scan, and
-    does not reject them again."""
-    who = person(who)
-    below = path.rstrip("/\\")
-    rejected = [
-        row
-        for row in context.store.ledger(outcome=Outcome.REJECTED)
-        if row.path == path or row.path.startswith((below + "/", below + "\\"))
-    ]
-    if not rejected:
-        raise LabrefError(
-            f"no rejected file is called {path} or lies below it; `labref ledger --outcome rejected` lists all"
-        )
-    wanted = [row for row in rejected if (row.reason or "").startswith(HOLDS_NOTHING)]
-    if not wanted:
-        raise LabrefError(f"{path} cannot be taken in: {rejected[0].reason}. Only what {HOLDS_NOTHING} can be.")
-    digests = []
-    for row in wanted:
-        try:
-            digests.append(digest(Path(path_from_text(row.path)).read_bytes()))
-        except OSError as error:
-            raise LabrefError(f"{row.path} cannot be read: {error.strerror or error}. Nothing was changed.") from None
-    context.store.qualities.admit(digests, who)
-    context.store.read_again([row.path for row in wanted])
-    for row in wanted:
-        yield {"path": row.path, "reason": row.reason}
 
 
 @operation("quality.judge", Progress, PicturesJudged)
