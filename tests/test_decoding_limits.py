@@ -633,6 +633,11 @@ def test_the_agent_lives_on_after_a_crop_that_the_networks_fail_on(
     assert once(lab).rejected == 0, "the file is sound, and taken in where the networks can be run on it"
 
 
+def crash_is_written(file: Path) -> None:
+    """As Python's fault handler does in a process that has no other, as pytest's has."""
+    file.with_name("crash.txt").write_text("Fatal Python error: Segmentation fault\n")
+
+
 class Died(BaseException):
     """Stands in for a crash of ONNX Runtime: nothing in the process goes on as after an error."""
 
@@ -654,10 +659,11 @@ def test_a_crop_on_which_the_agent_dies_is_rejected_by_the_third_start(
     for _ in range(2):
         with pytest.raises(AgentError, match="Died"):
             once(lab)
+        crash_is_written(lab.folder / "logs" / "embedding.json")
     once(lab)
     rows = ledger(lab)
     assert [name for name, row in rows.items() if row["outcome"] == "rejected"] == ["bad.jpg"]
-    assert rows["bad.jpg"]["reason"].startswith("the agent died twice while the networks ran on it")
+    assert rows["bad.jpg"]["reason"].startswith("the agent crashed twice while the networks ran on it")
     assert len(rows) == 7
     assert once(lab).unchanged == 7, "it is not tried again"
     (export / "a copy.jpg").write_bytes(bad)
@@ -665,10 +671,11 @@ def test_a_crop_on_which_the_agent_dies_is_rejected_by_the_third_start(
     assert ledger(lab)["a copy.jpg"]["outcome"] == "rejected"
 
 
-def test_who_was_at_work_when_an_agent_was_killed_goes_alone_and_is_cleared_by_that(tmp_path: Path) -> None:
+def test_who_was_at_work_when_an_agent_crashed_goes_alone_and_is_cleared_by_that(tmp_path: Path) -> None:
     file = tmp_path / "embedding.json"
     with pytest.raises(Died), Suspects(file).at_work(["a", "b"]):
         raise Died
+    crash_is_written(file)
     again = Suspects(file)
     assert again.order(["a", "x", "b", "y"]) == ([[1, 3], [0], [2]], [])
     with again.at_work(["b"]):
@@ -677,7 +684,28 @@ def test_who_was_at_work_when_an_agent_was_killed_goes_alone_and_is_cleared_by_t
         raise ValueError("foreseen")
     with pytest.raises(Died), again.at_work(["a"]):
         raise Died
-    assert Suspects(file).order(["a", "b"]) == ([[1]], [0])
+    crash_is_written(file)
+    for _ in range(2):  # an agent that only starts and ends changes nothing
+        assert Suspects(file).order(["a", "b"]) == ([[1]], [0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize(("by", "suspected"), [("SIGSEGV", True), ("SIGABRT", True), ("SIGKILL", False)])
+def test_who_was_at_work_when_an_agent_was_killed_from_outside_is_not_suspected(
+    tmp_path: Path, by: str, suspected: bool
+) -> None:
+    file = tmp_path / "embedding.json"
+    dies = f"""
+import os, pathlib, signal
+from labref.agent.suspects import Suspects
+with Suspects(pathlib.Path({str(file)!r})).at_work(["a", "b"]):
+    os.kill(os.getpid(), signal.{by})
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", dies], capture_output=True, text=True)
+        assert done.returncode == -getattr(signal, by), done.stderr
+    together = ([[0, 1]], [])
+    assert Suspects(file).order(["a", "b"]) == (([], [0, 1]) if suspected else together)
 
 
 @pytest.mark.parametrize(

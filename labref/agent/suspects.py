@@ -2,14 +2,18 @@
 the next start would meet the same picture again.
 
 Before the networks run, the digests of their cells are written to LAB/logs/embedding.json, and taken out when they are
-done. What an agent finds there at its start was at work when another died: each such cell goes through the networks
+done. What an agent finds there at its start was at work when another crashed: each such cell goes through the networks
 alone, after all others, and one that was there again is rejected. A file in memory would be lost with the process; one
 that is not flushed to the disk outlives it, and after a power cut nobody is to blame.
+
+An agent that is killed from outside has not crashed. Python's fault handler tells them apart: of a crash (a
+segmentation fault, an abort) it writes LAB/logs/crash.txt, of a kill or a power cut it cannot.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,20 +22,33 @@ from typing import Any, Final
 
 __all__ = ["KILLED", "Suspects"]
 
-KILLED: Final = "the agent died twice while the networks ran on it (a crash of ONNX Runtime?); it is read again when its file changes"
+KILLED: Final = (
+    "the agent crashed twice while the networks ran on it (ONNX Runtime?); it is read again when its file changes"
+)
 """The reason of a cell that is not tried a third time."""
 _MOST_DEATHS: Final = 2
 
 
 class Suspects:
-    """Which cells the networks were at work on when agents died. For one thread.
+    """Which cells the networks were at work on when agents crashed. For one thread.
 
-    file : where that is written down; what cannot be read there, or not be written, is nothing known.
+    file : where that is written down; what cannot be read there, or not be written, is nothing known. crash.txt beside
+    it is what the fault handler writes; a process that has its own fault handler keeps that, and its crashes count for
+    nothing.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._deaths = _deaths(file)
+        crashes = file.with_name("crash.txt")
+        self._deaths = _deaths(file, crashed=_holds_something(crashes))
+        self._write(())  # what is counted is not counted again
+        with contextlib.suppress(OSError):
+            crashes.unlink(missing_ok=True)
+        if not faulthandler.is_enabled():
+            with contextlib.suppress(OSError):
+                # open for as long as the process lives
+                self._crashes = os.open(crashes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                faulthandler.enable(self._crashes, all_threads=False)
 
     def order(self, digests: Sequence[str]) -> tuple[list[list[int]], list[int]]:
         """The places of `digests` in the groups in which they go through the networks, those that are suspected last
@@ -63,13 +80,22 @@ class Suspects:
                 file.write(text)
 
 
-def _deaths(file: Path) -> dict[str, int]:
-    """How often agents died while the networks were at work on a cell, by its digest."""
+def _holds_something(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _deaths(file: Path, *, crashed: bool) -> dict[str, int]:
+    """How often agents crashed while the networks were at work on a cell, by its digest. crashed : whether the last one
+    did."""
     try:
         found: Any = json.loads(file.read_text(encoding="ascii"))
         deaths = {str(digest): int(number) for digest, number in found["deaths"].items()}
-        for digest in found["at_work"]:
-            deaths[str(digest)] = deaths.get(str(digest), 0) + 1
+        at_work = [str(digest) for digest in found["at_work"]]
+        for digest in at_work if crashed else ():
+            deaths[digest] = deaths.get(digest, 0) + 1
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return deaths

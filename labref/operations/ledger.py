@@ -221,8 +221,10 @@ def take_in(
     path: Annotated[FilePath, Field(description="The file, as the ledger writes it, or a folder of such files.")],
     who: Who = None,
 ) -> Iterator[Row]:
-    """Have files taken in that were rejected because they seem to hold nothing: the agent does so at its next scan, and
-    does not reject them again."""
+    """Have files taken in all the same that were rejected because they seem to hold nothing.
+
+    The agent takes them in at its next scan, and does not reject them again.
+    """
     who = person(who)
     below = path.rstrip("/\\")
     rejected = [
