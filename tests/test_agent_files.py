@@ -14,6 +14,7 @@ import pytest
 from labref.agent import reader
 from labref.agent.reader import Known, NotYet, Prepared, Refused, read_cell
 from labref.cells.decoding import Limits, decoder
+from labref.cells.quality import judge
 from labref.config import LayoutPattern, WatchConfig
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_from_text, path_to_text
@@ -232,6 +233,8 @@ def read(path: Path, *, max_bytes: int = 10_000_000, removed: str | None = None)
         keep=lambda data, _: kept.append(data),
         heal=lambda data, _: kept.append(data),
         examine=decoder(Limits(seconds=10, memory_megabytes=1024, megapixels=40)).examine,
+        judge=judge,
+        is_admitted=lambda _: False,
         max_bytes=max_bytes,
     )
 

@@ -32,6 +32,7 @@ from labref.agent.pipeline import Pipeline, Settled
 from labref.agent.reader import Prepared, Refused, read_cell
 from labref.agent.service import _Agent
 from labref.bundles.bundle import Bundle
+from labref.cells.quality import judge
 from labref.cli import app
 from labref.config import LayoutPattern, WatchConfig
 from labref.errors import AgentError, LayoutError, StoreError, UnstorableError
@@ -384,6 +385,8 @@ def test_a_file_that_is_there_and_cannot_be_read_has_an_outcome(
         keep=lambda *_: None,
         heal=lambda *_: None,
         examine=lambda _: pytest.fail("there is nothing to examine"),
+        judge=judge,
+        is_admitted=lambda _: False,
         max_bytes=1000,
     )
     assert isinstance(read, Refused) and read.reason.startswith(reason)

@@ -46,8 +46,8 @@ class Suspects:
             crashes.unlink(missing_ok=True)
         if not faulthandler.is_enabled():
             with contextlib.suppress(OSError):
-                # open for as long as the process lives
-                self._crashes = os.open(crashes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                # open for as long as the process lives; its umask says who may read it
+                self._crashes = os.open(crashes, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
                 faulthandler.enable(self._crashes, all_threads=False)
 
     def order(self, digests: Sequence[str]) -> tuple[list[list[int]], list[int]]:
@@ -75,7 +75,7 @@ class Suspects:
     def _write(self, at_work: Sequence[str]) -> None:
         text = json.dumps({"at_work": list(at_work), "deaths": self._deaths})
         with contextlib.suppress(OSError):  # a full disk: nothing can be stored either
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             with os.fdopen(descriptor, "w", encoding="ascii") as file:
                 file.write(text)
 

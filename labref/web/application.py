@@ -67,6 +67,7 @@ _NOWHERE: Final = Elsewhere()
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 5
 _ROWS_AT_ONCE: Final = 500
+_FOR_PROGRAMS: Final = ("/health", "/metrics")
 _WAITING: Final = 512  # callers that the system keeps until they are accepted
 _ON_DISK: Final = frozenset({"file", "folder", "target"})
 """Parameters that name a file or folder of the agent's computer. Who has the lab's token may give them; a person in a
@@ -272,7 +273,8 @@ def _add_failures(
 
     async def fail(request: Request, code: int, error: Exception, headers: Mapping[str, str] | None = None) -> Response:
         accepted = request.headers.get("accept", "*/*")
-        if in_api(request.url.path) or not ("text/html" in accepted or accepted.startswith("*/*")):
+        for_programs = in_api(request.url.path) or request.url.path in _FOR_PROGRAMS
+        if for_programs or not ("text/html" in accepted or accepted.startswith("*/*")):
             return failure(code, error, headers)
         shown = await run_in_threadpool(page, request, code, str(error))
         shown.headers.update(headers or {})
