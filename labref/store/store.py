@@ -983,9 +983,7 @@ class Store:
         commits, known = self._commits, self._known_spaces
         if known is None or known.commits != commits or self._closed:
             with self._reading() as cursor:
-                every = bundles.every(cursor)
-                of = {bundle.digest: (bundles.space(cursor, bundle.digest)[0], bundle) for bundle in every}
-                known = self._known_spaces = _Spaces(commits, bundles.active(cursor), of)
+                known = self._known_spaces = _Spaces(commits, bundles.active(cursor), bundles.spaces(cursor))
         return known
 
     def _space(self, bundle: str) -> tuple[str, StoredBundle]:

@@ -11,7 +11,7 @@ from labref.errors import StoreError
 from labref.store.duckdb.rows import now
 from labref.store.values import StoredBundle
 
-__all__ = ["activate", "active", "add", "every", "space"]
+__all__ = ["activate", "active", "add", "every", "space", "spaces"]
 
 _COLUMNS = "digest, name, version, latent_size, labels, added_at"
 
@@ -69,6 +69,14 @@ def every(connection: duckdb.DuckDBPyConnection) -> list[StoredBundle]:
     """All bundles, in the order they came."""
     rows = connection.execute(f"SELECT {_COLUMNS} FROM bundle ORDER BY number").fetchall()
     return [_bundle(*row) for row in rows]
+
+
+def spaces(connection: duckdb.DuckDBPyConnection) -> dict[str, tuple[str, StoredBundle]]:
+    """All bundles with the names of the tables of their latents, by digest, in the order they came. The whole table is
+    read, not its index: a damaged index hides no bundle."""
+    rows = connection.execute(f"SELECT number, {_COLUMNS} FROM bundle ORDER BY number").fetchall()
+    found = [(f"embedding_{row[0]}", _bundle(*row[1:])) for row in rows]
+    return {bundle.digest: (table, bundle) for table, bundle in found}
 
 
 def space(connection: duckdb.DuckDBPyConnection, digest: str) -> tuple[str, StoredBundle]:
