@@ -98,7 +98,7 @@ def addresses(lab: Lab) -> dict[str, str]:
     slides = [row["slide"] for row in run(lab, "slide.list") if "slide" in row]
     shown = run(lab, "slide.show", slide=slides[0])
     cell = next(row["cell_id"] for row in shown if "cell_id" in row)
-    ways = {"cell_id": cell, "key": slides[0], "number": "1", "side:int": "10"}
+    ways = {"cell_id": cell, "key": slides[0], "number:int": "1", "side:int": "10"}
     ways |= {"row:int": "2", "column:int": "3", "last_row:int": "3", "last_column:int": "5"}
     for module in pkgutil.iter_modules(pages.__path__):
         importlib.import_module(f"{pages.__name__}.{module.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ def done(lab: Lab, title: str, who: str) -> int:
 def ready(page: Page) -> str:
     """The task whose pictures are shown."""
     section = page.locator("#reading")
+    expect(section).to_have_attribute("data-task", re.compile("."))  # the script has asked for the first one
     expect(section).to_have_attribute("data-ready", section.get_attribute("data-task") or "")
     return section.get_attribute("data-task") or ""
 
