@@ -230,6 +230,7 @@ ANSWER = {
         "prediction",
         "probabilities",
         "references",
+        "contrast",
         "distribution",
         "novelty",
         "duplicate_of",

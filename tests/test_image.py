@@ -48,7 +48,13 @@ def test_grey_alpha_palette_cmyk_and_sixteen_bit() -> None:
     assert np.abs(cmyk.astype(int) - np.asarray(picture)).mean() < 8
     see_through = picture.convert("RGBA")
     see_through.putalpha(Image.new("L", picture.size, 0))
-    assert (decode(encoded(see_through, "PNG")) == 255).all()  # nothing to see is laid over white
+    shown = decode(encoded(see_through, "PNG"))
+    assert np.array_equal(shown, np.asarray(picture)), "an alpha that hides everything says nothing"
+    half = Image.new("L", picture.size, 0)
+    half.paste(255, (0, 0, picture.width, 100))
+    see_through.putalpha(half)
+    shown = decode(encoded(see_through, "PNG"))
+    assert (shown[100:] == 255).all() and np.array_equal(shown[:100], np.asarray(picture)[:100]), "laid over white"
 
 
 def test_sixteen_bit_colour_png() -> None:
