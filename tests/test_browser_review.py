@@ -16,7 +16,7 @@ from labref.bundles.bundle import Bundle
 from labref.lab import Lab
 from labref.web.desk import Desk, run
 from tests.browser import open_page
-from tests.labs import make_lab, once, running_agent
+from tests.labs import make_lab, once, running_agent, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +155,7 @@ def test_five_tasks_are_answered_and_whoever_comes_back_goes_on(
         sixth = ready(page)
         assert len({*seen, sixth}) == 6
         expect(page.locator("#done")).to_have_text("5")
+        wait_until(lambda: done(lab, title, f"Reader of {title}") == 5)
         page.goto("/reading")
         page.locator("tr", has_text=title).locator("a.go").click()
         expect(page.locator("#reading")).to_have_attribute("data-task", sixth)

@@ -40,12 +40,14 @@ export function say(message, { failed = false, seconds = 6 } = {}) {
   setTimeout(() => line.remove(), seconds * 1000);
 }
 
-/** Rows of an operation of /api/v1. What goes wrong is thrown as an Error with the agent's own words. */
-export async function ask(operation, parameters = {}) {
+/** Rows of an operation of /api/v1. What goes wrong is thrown as an Error with the agent's own words. how : more of what
+ * `fetch` takes, such as `keepalive`. */
+export async function ask(operation, parameters = {}, how = {}) {
   const response = await fetch(`/api/v1/${operation.replaceAll(".", "/")}`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(parameters),
+    ...how,
   });
   return rowsOf(response);
 }

@@ -15,6 +15,7 @@ let began = null; // when its pictures were there; null while they are not, or t
 let looked = 0; // milliseconds before that
 let busy = Promise.resolve(); // answers are sent one after the other, in their order
 const given = new Set(); // answered here, perhaps not written yet
+const unsent = new Set(); // answers that wait for others before them
 
 const name = (one) => `${one.task} ${one.arm}`;
 const address = (one, part) => `/reading/${reading}/picture/${one.task}/${one.arm}/${part}`;
@@ -80,12 +81,15 @@ function answer(choice) {
   const task = waiting[0];
   if (!task || (began === null && looked === 0)) return; // nobody answers a picture that is not there yet
   const seconds = Math.min((looked + (began === null ? 0 : performance.now() - began)) / 1000, MOST_SECONDS);
+  const said = { reading, task: task.task, arm: task.arm, choice, seconds };
   waiting.shift();
   given.add(name(task));
+  unsent.add(said);
   show();
   busy = busy.then(async () => {
+    if (!unsent.delete(said)) return;
     try {
-      await ask("reading.answer", { reading, task: task.task, arm: task.arm, choice, seconds });
+      await ask("reading.answer", said, { keepalive: true });
     } catch (error) {
       say(error.message, { failed: true, seconds: 12 });
     }
@@ -98,6 +102,12 @@ function answer(choice) {
     }
   });
 }
+
+// whoever leaves the page loses no answer
+addEventListener("pagehide", () => {
+  for (const said of unsent) ask("reading.answer", said, { keepalive: true }).catch(() => {});
+  unsent.clear();
+});
 
 function takeBack() {
   busy = busy.then(async () => {
