@@ -609,19 +609,25 @@ def test_where_the_networks_fail_on_everything_no_cell_is_blamed(picky: Picky, d
         describe_each(picky, [crop, crop])
 
 
-def test_the_agent_lives_on_after_a_crop_that_the_networks_fail_on(
-    tmp_path: Path, export: Path, starter: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def add_bad(export: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> bytes:
+    """Write bad.jpg, whose crop makes the networks raise this; returns its bytes."""
     real, bad = Embedder.embed, jpeg()
     crop = TASKS["prepare"](bad, 10**8).crop
     (export / "bad.jpg").write_bytes(bad)
 
     def embed(self: Embedder, crops: np.ndarray) -> Any:
         if any(np.array_equal(crop, one) for one in crops):
-            raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL")
+            raise error
         return real(self, crops)
 
     monkeypatch.setattr(Embedder, "embed", embed)
+    return bad
+
+
+def test_the_agent_lives_on_after_a_crop_that_the_networks_fail_on(
+    tmp_path: Path, export: Path, starter: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_bad(export, monkeypatch, RuntimeError("[ONNXRuntimeError] : 1 : FAIL"))
     lab = make_lab(tmp_path / "lab", export, starter)
     for _ in range(2):
         once(lab)
@@ -645,16 +651,7 @@ class Died(BaseException):
 def test_a_crop_on_which_the_agent_dies_is_rejected_by_the_third_start(
     tmp_path: Path, export: Path, starter: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, bad = Embedder.embed, jpeg()
-    crop = TASKS["prepare"](bad, 10**8).crop
-    (export / "bad.jpg").write_bytes(bad)
-
-    def embed(self: Embedder, crops: np.ndarray) -> Any:
-        if any(np.array_equal(crop, one) for one in crops):
-            raise Died
-        return real(self, crops)
-
-    monkeypatch.setattr(Embedder, "embed", embed)
+    bad = add_bad(export, monkeypatch, Died())
     lab = make_lab(tmp_path / "lab", export, starter)
     for _ in range(2):
         with pytest.raises(AgentError, match="Died"):

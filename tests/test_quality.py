@@ -240,7 +240,7 @@ def test_cells_stored_before_are_judged_from_their_kept_bytes(
         context = asking(lab, store, embedder)
         assert store.qualities.counts() == (2, 0) and not store.qualities.doubted()
         assert due(context) is not None
-        cell = store.qualities.unjudged()[0]
+        cell = store.qualities.missing()[0]
         assert next(iter(perform(context, "cell.show", {"cell": cell})))["quality"] is None
         *_, last = perform(context, "quality.judge", {})
         assert last == {"judged": 2, "doubted": 1}

@@ -61,7 +61,7 @@ def going(store: Store, numbers: Sequence[int]) -> list[Due]:
 def orders(store: Store) -> dict[str, list[Any]]:
     """Everything that is said in the order it came."""
     return {
-        "unmeasured": store.optics.unmeasured(),
+        "unmeasured": store.optics.missing(),
         "missing": store.changes.missing("cd" * 32),
         "labels": [(change.label, change.who) for change in store.reviews.history(new_cell(0).cell_id)],
         "outcomes": [(row.outcome, row.reason) for row in store.history("/export/again.jpg")],
@@ -133,7 +133,7 @@ def test_numbers_are_not_given_again_after_the_last_rows_were_deleted(tmp_path: 
     with Store.open(path) as store:
         store.record([new_cell(number) for number in (9, 8, 7)], bundle=BUNDLE)
         ids = [new_cell(number).cell_id for number in (0, 1, 2, 9, 8, 7)]
-        assert store.optics.unmeasured() == store.duplicates.without_fingerprint(99) == ids
+        assert store.optics.missing() == store.duplicates.without_fingerprint(99) == ids
     assert min(rows_of(path, "SELECT number FROM cell ORDER BY number DESC LIMIT 3")) > last
     for table in NUMBERED:
         numbers = rows_of(path, f"SELECT number FROM {table}")
@@ -152,7 +152,7 @@ def test_a_batch_that_failed_takes_its_numbers_back_with_its_rows(store: Store) 
         finally:
             failpoints.disarm()
     store.record([new_cell(2), new_cell(1)], bundle=BUNDLE)
-    assert store.optics.unmeasured() == [new_cell(number).cell_id for number in (0, 2, 1)]
+    assert store.optics.missing() == [new_cell(number).cell_id for number in (0, 2, 1)]
     path = store.path
     store.close()
     assert rows_of(path, "SELECT number FROM cell ORDER BY number") == [1, 2, 3]

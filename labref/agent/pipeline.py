@@ -23,6 +23,7 @@ from labref.agent.suspects import KILLED, Suspects
 from labref.bundles.inference import Described, Embedder, describe_each
 from labref.cells.decoding import StoppedError
 from labref.cells.examination import Examined
+from labref.cells.quality import DEFAULTS as QUALITY_DEFAULTS
 from labref.cells.quality import Measured, judge
 from labref.cells.quality import Thresholds as QualityThresholds
 from labref.cells.sameness import DEFAULTS, Thresholds
@@ -143,6 +144,7 @@ class Pipeline:
         self._on_settled = on_settled
         self._log, self._metrics, self._patient = log, metrics, patient
         self._judge: Judge | None = None
+        self._judged_by: tuple[str | None, QualityThresholds] = (None, QUALITY_DEFAULTS)
         self._suspects = Suspects(lab.folder / "logs" / "embedding.json")
         self._layout_told = False
         self.tally = Tally()
@@ -330,10 +332,14 @@ class Pipeline:
 
     def _judge_quality(self, measured: Measured) -> Quality:
         """Whether a picture shows a cell, by the thresholds of the bundle in use."""
-        opened = self._engine.opened
         with contextlib.suppress(LabrefError):  # where the bundle cannot be used, whoever embeds says so
-            bundle = self._lab.bundle(self._store) if opened is None else opened.bundle
-            return judge(measured, QualityThresholds.of(bundle.manifest.quality))
+            opened = self._engine.opened
+            digest = self._store.active_bundle() if opened is None else opened.bundle.digest
+            known = self._judged_by
+            if known[0] != digest:  # once for each bundle: a whole one is verified where it is opened
+                bundle = self._lab.bundle(self._store) if opened is None else opened.bundle
+                known = self._judged_by = digest, QualityThresholds.of(bundle.manifest.quality)
+            return judge(measured, known[1])
         return judge(measured)
 
     def _read_all(self) -> None:

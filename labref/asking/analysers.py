@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.cells.optics import LEAST_NOW, LEAST_SPREAD
+from labref.cells.optics import LEAST_NOW, LEAST_SPREAD, robust
 from labref.errors import LabrefError, LayoutError
 from labref.export.layout import Layout
 from labref.export.paths import path_from_text
@@ -145,7 +145,7 @@ class _Samples:
 
     def __init__(self, values: Mapping[str, NDArray[np.float32]]) -> None:
         """values : float32[n, 7] of each analyser."""
-        within = np.stack([_deviation(of_one) for of_one in values.values()])
+        within = np.stack([robust(of_one)[1] for of_one in values.values()])
         self._scale = np.maximum(within.mean(axis=0), LEAST_SPREAD)
         self._names = list(values)
         self._cells = [of_one.astype(np.float64) / self._scale for of_one in values.values()]
@@ -198,9 +198,3 @@ def _samples(store: Store) -> _Samples | None:
         enough = all(len(of_one) >= LEAST_NOW for of_one in values.values())
         kept = _KEPT[store] = (seen, _Samples(values) if enough else None)
     return kept[1]
-
-
-def _deviation(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    median = np.median(values.astype(np.float64), axis=0)
-    deviation: NDArray[np.float64] = 1.4826 * np.median(np.abs(values - median), axis=0)
-    return deviation

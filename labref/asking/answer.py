@@ -5,6 +5,7 @@ The answer is the same with an agent and without one, except for `timings_ms`: a
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Set
 from dataclasses import asdict
@@ -89,6 +90,7 @@ def answer(
     embeddings = embedder.embed(cell.crop[None])
     embedded = time.perf_counter()
     probabilities, latent = embeddings.probabilities[0], embeddings.latents[0]
+    measures = functools.cache(lambda: measure(cell))  # of the optics; not every answer needs them
     repeats: list[str] = []
     if searched is not None:
         repeats = repeated(store, Judge(lab, Thresholds.of(embedder.bundle.manifest.duplicates)), searched)
@@ -101,15 +103,13 @@ def answer(
         by=by,
         analyser=analyser,
         any_optics=any_optics,
-        telling=Telling(
-            None if path is None else of_file(lab, store, embedder.bundle.manifest.labels, path), lambda: measure(cell)
-        ),
+        telling=Telling(None if path is None else of_file(lab, store, embedder.bundle.manifest.labels, path), measures),
         repeats=repeats,
         withheld=withheld(lab, store),
         probabilities=_by_label(embedder.bundle, probabilities),
         contrast=True,
     )
-    told = _told(lab, store, embedder.bundle, probabilities, found, lambda: measure(cell))
+    told = _told(lab, store, embedder.bundle, probabilities, found, measures)
     ended = time.perf_counter()
     return {
         "image": name,
@@ -138,6 +138,7 @@ def answer_for_stored(
     if embedding is None:
         return None
     latent, probabilities = embedding
+    measures = functools.cache(lambda: store.optics.of(cell.cell_id))
     found = references.find(
         store,
         bundle=bundle,
@@ -147,13 +148,13 @@ def answer_for_stored(
         k=k,
         by=by,
         any_optics=any_optics,
-        telling=Telling(measures=lambda: store.optics.of(cell.cell_id)),
+        telling=Telling(measures=measures),
         withheld=withheld(lab, store),
         probabilities=_by_label(bundle, probabilities),
         contrast=True,
     )
     quality = store.qualities.of([cell.cell_id]).get(cell.cell_id)
-    told = _told(lab, store, bundle, probabilities, found, lambda: store.optics.of(cell.cell_id))
+    told = _told(lab, store, bundle, probabilities, found, measures)
     return {"quality": quality_json(quality), **told}
 
 

@@ -40,9 +40,7 @@ def overview(store: Store, bundle: Bundle | None, *, now: datetime | None = None
         today, past = store.optics.latest(analyser, since=since.astimezone(UTC), most=_MOST)
         latest = np.concatenate([today, past])[:_MOST]
         drift = shifts(today, past) if len(today) >= LEAST_NOW and len(past) >= LEAST_PAST else None
-        trained_on = {} if bundle is None else bundle.manifest.optics
-        recent = today if len(today) >= LEAST_NOW else latest[:LEAST_PAST]
-        off = shifts(recent, trained_on) if trained_on and len(recent) >= LEAST_NOW else None
+        off = None if bundle is None else _from_training(today, latest, bundle)
         warnings = _warnings(drift, "past", DRIFT) + _warnings(off, "training", FROM_TRAINING)
         rows.append(
             {
@@ -63,7 +61,12 @@ def from_training(store: Store, bundle: Bundle, analyser: str | None) -> dict[st
     latest 200 cells: those of the last 24 hours, where they are at least 50. None with fewer than 50 cells, or where
     the bundle does not describe its own."""
     today, past = store.optics.latest(analyser, since=datetime.now(UTC) - _NOW, most=LEAST_PAST)
-    recent = today if len(today) >= LEAST_NOW else np.concatenate([today, past])[:LEAST_PAST]
+    return _from_training(today, np.concatenate([today, past]), bundle)
+
+
+def _from_training(today: NDArray[np.float32], latest: NDArray[np.float32], bundle: Bundle) -> dict[str, float] | None:
+    """The shift of today's cells, or where these are few of the latest, from those that the bundle was trained on."""
+    recent = today if len(today) >= LEAST_NOW else latest[:LEAST_PAST]
     trained_on = bundle.manifest.optics
     return shifts(recent, trained_on) if trained_on and len(recent) >= LEAST_NOW else None
 

@@ -61,7 +61,7 @@ def statistics(values: NDArray[np.float32]) -> dict[str, Any]:
     values : float32[n, 7], one row for each cell. Returns {`cells`: n, `measures`: {name: {`median`, `deviation`}}};
     the deviation is 1.4826 times the median absolute deviation.
     """
-    median, deviation = _robust(values)
+    median, deviation = robust(values)
     return {
         "cells": len(values),
         "measures": {
@@ -78,7 +78,7 @@ def shifts(now: NDArray[np.float32], past: NDArray[np.float32] | Mapping[str, An
     """
     median = np.median(now, axis=0)
     if isinstance(past, np.ndarray):
-        before = dict(zip(MEASURES, zip(*_robust(past), strict=True), strict=True))
+        before = dict(zip(MEASURES, zip(*robust(past), strict=True), strict=True))
     else:
         before = {name: (float(entry["median"]), float(entry["deviation"])) for name, entry in past["measures"].items()}
     return {
@@ -88,7 +88,9 @@ def shifts(now: NDArray[np.float32], past: NDArray[np.float32] | Mapping[str, An
     }
 
 
-def _robust(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def robust(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median and robust standard deviation, 1.4826 times the median absolute deviation, of each column of values
+    float32[n, m]: float64[m] each."""
     median = np.median(values.astype(np.float64), axis=0)
     return median, 1.4826 * np.median(np.abs(values - median), axis=0)
 

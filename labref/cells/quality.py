@@ -34,10 +34,10 @@ import numpy as np
 import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
 
-from labref.cells.image import CROP_SIZE, U8, CellImage, colour_densities, reduced
+from labref.cells.image import CROP_SIZE, U8, CellImage, colour_densities
 from labref.words import Quality, Reason
 
-__all__ = ["DEFAULTS", "Measured", "Thresholds", "examine", "judge", "judge_pixels"]
+__all__ = ["DEFAULTS", "Measured", "Thresholds", "examine", "judge"]
 
 F32 = NDArray[np.float32]
 
@@ -152,11 +152,6 @@ def _reason(of: Measured, at: Thresholds) -> Reason | None:
     if of.crowd >= at.crowd or of.beside >= at.beside:
         return Reason.SEVERAL
     return Reason.CUT if of.cut >= at.cut else None
-
-
-def judge_pixels(pixels: U8, cell: CellImage, thresholds: Thresholds = DEFAULTS) -> Quality:
-    """`judge` of a decoded picture uint8[h, w, 3] and the cell prepared from it."""
-    return judge(examine(reduced(pixels), cell), thresholds)
 
 
 def examine(small: U8, cell: CellImage) -> Measured:

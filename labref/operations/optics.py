@@ -3,7 +3,6 @@ without them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Final, Literal
 
@@ -13,15 +12,15 @@ from pydantic import Field
 
 from labref.asking.drift import overview
 from labref.cells.optics import measure
-from labref.errors import LabError, UnreadableImageError
 from labref.lab import Lab
 from labref.operations import operation
 from labref.operations.models import Answer, Progress
-from labref.progress import Row, progress
+from labref.progress import Row
 from labref.roles import Role
 from labref.store import Store
+from labref.tasks import filling
 from labref.tasks.context import Context
-from labref.tasks.jobs import Job, Running
+from labref.tasks.jobs import Job
 
 __all__ = [
     "JOB",
@@ -34,8 +33,6 @@ __all__ = [
 
 JOB: Final = "optics"
 """Name of the agent's job that measures cells that were stored without measures."""
-_AT_ONCE: Final = 256
-_LEAST_SLICE_SECONDS: Final = 30.0
 
 
 class Measures(Answer):
@@ -101,34 +98,12 @@ def measure_all(context: Context) -> Iterator[Row]:
 
 def due(context: Context) -> Job | None:
     """The agent's job where cells have no measures, as in a lab that an older labref filled; else None."""
-    cells, measured = context.store.optics.counts()
-    if measured >= cells or (context.jobs is not None and context.jobs.has(JOB)):
-        return None
-    return Job(JOB, lambda running: _job(context, running))
-
-
-def _job(context: Context, running: Running) -> None:
-    started = time.monotonic()
-    for row in _measure(context.lab, context.store):
-        said = row["progress"]
-        running.report(said["done"], said["total"], said["text"])
-        waiting = context.jobs is not None and context.jobs.status()["waiting"]
-        if running.stopped or (waiting and time.monotonic() - started > _LEAST_SLICE_SECONDS):
-            return
+    return filling.due(context, JOB, context.store.optics.counts, lambda: _measure(context.lab, context.store))
 
 
 def _measure(lab: Lab, store: Store) -> Iterator[Row]:
-    missing = store.optics.unmeasured()
-    told = time.monotonic()
-    for start in range(0, len(missing), _AT_ONCE):
-        made: dict[str, NDArray[np.float32] | None] = {}
-        for cell_id, cell in store.cells(missing[start : start + _AT_ONCE]).items():
-            try:
-                made[cell_id] = measure(lab.decoder.prepare(lab.read_image(cell.digest)))
-            except (LabError, UnreadableImageError):
-                made[cell_id] = None
-            if time.monotonic() - told > 1.0:
-                told = time.monotonic()
-                yield progress(start + len(made), len(missing), "cells whose optics are measured")
-        store.optics.add(made)
-        yield progress(min(start + _AT_ONCE, len(missing)), len(missing), "cells whose optics are measured")
+    def made(data: bytes) -> NDArray[np.float32]:
+        return measure(lab.decoder.prepare(data))
+
+    optics = store.optics
+    yield from filling.fill(lab, store, optics.missing(), made, optics.add, "cells whose optics are measured")

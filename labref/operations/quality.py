@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Final
 
 from pydantic import Field
 
 from labref.cells.quality import Thresholds, judge
-from labref.errors import LabError, UnreadableImageError
 from labref.lab import Lab
 from labref.operations import operation
 from labref.operations.models import Answer, Progress
-from labref.progress import Row, progress
+from labref.progress import Row
 from labref.store import Store
+from labref.tasks import filling
 from labref.tasks.context import Context
-from labref.tasks.jobs import Job, Running
+from labref.tasks.jobs import Job
 from labref.words import Quality
 
 __all__ = ["JOB", "PicturesJudged", "due"]
 
 JOB: Final = "quality"
 """Name of the agent's job that judges the pictures of cells that were stored without."""
-_AT_ONCE: Final = 256
-_LEAST_SLICE_SECONDS: Final = 30.0
 
 
 class PicturesJudged(Answer):
@@ -45,35 +42,14 @@ def judge_all(context: Context) -> Iterator[Row]:
 
 def due(context: Context) -> Job | None:
     """The agent's job where pictures were not judged, as in a lab that an older labref filled; else None."""
-    cells, judged = context.store.qualities.counts()
-    if judged >= cells or (context.jobs is not None and context.jobs.has(JOB)):
-        return None
-    return Job(JOB, lambda running: _job(context, running))
-
-
-def _job(context: Context, running: Running) -> None:
-    started = time.monotonic()
-    for row in _judge(context.lab, context.store):
-        said = row["progress"]
-        running.report(said["done"], said["total"], said["text"])
-        waiting = context.jobs is not None and context.jobs.status()["waiting"]
-        if running.stopped or (waiting and time.monotonic() - started > _LEAST_SLICE_SECONDS):
-            return
+    return filling.due(context, JOB, context.store.qualities.counts, lambda: _judge(context.lab, context.store))
 
 
 def _judge(lab: Lab, store: Store) -> Iterator[Row]:
-    missing = store.qualities.unjudged()
     thresholds = Thresholds.of(lab.bundle(store).manifest.quality)
-    told = time.monotonic()
-    for start in range(0, len(missing), _AT_ONCE):
-        made: dict[str, Quality | None] = {}
-        for cell_id, cell in store.cells(missing[start : start + _AT_ONCE]).items():
-            try:
-                made[cell_id] = judge(lab.decoder.judge(lab.read_image(cell.digest))[1], thresholds)
-            except (LabError, UnreadableImageError):
-                made[cell_id] = None
-            if time.monotonic() - told > 1.0:
-                told = time.monotonic()
-                yield progress(start + len(made), len(missing), "cells whose pictures are judged")
-        store.qualities.add(made)
-        yield progress(min(start + _AT_ONCE, len(missing)), len(missing), "cells whose pictures are judged")
+
+    def made(data: bytes) -> Quality:
+        return judge(lab.decoder.judge(data)[1], thresholds)
+
+    qualities = store.qualities
+    yield from filling.fill(lab, store, qualities.missing(), made, qualities.add, "cells whose pictures are judged")

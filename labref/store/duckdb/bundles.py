@@ -11,7 +11,7 @@ from labref.errors import StoreError
 from labref.store.duckdb.rows import now
 from labref.store.values import StoredBundle
 
-__all__ = ["activate", "active", "add", "every", "space", "spaces"]
+__all__ = ["activate", "active", "add", "space", "spaces"]
 
 _COLUMNS = "digest, name, version, latent_size, labels, added_at"
 
@@ -63,12 +63,6 @@ def active(connection: duckdb.DuckDBPyConnection) -> str | None:
     """Digest of the bundle that answers, or None before the first."""
     row = connection.execute("SELECT digest FROM activation ORDER BY number DESC LIMIT 1").fetchone()
     return None if row is None else str(row[0])
-
-
-def every(connection: duckdb.DuckDBPyConnection) -> list[StoredBundle]:
-    """All bundles, in the order they came."""
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM bundle ORDER BY number").fetchall()
-    return [_bundle(*row) for row in rows]
 
 
 def spaces(connection: duckdb.DuckDBPyConnection) -> dict[str, tuple[str, StoredBundle]]:

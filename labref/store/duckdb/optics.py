@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
 from labref.store.duckdb.rows import carried, look_up
-from labref.store.duckdb.tables import Tables
+from labref.store.duckdb.tables import OfCells
 from labref.store.memory.books import CellBook, id_to_int
 from labref.store.text import from_column, from_nullable, to_nullable
 from labref.words import MEASURES
@@ -96,24 +96,10 @@ def codes(cursor: duckdb.DuckDBPyConnection, book: OpticsBook) -> Callable[[NDAr
     return look_up
 
 
-class OpticsMeasures(Tables):
+class OpticsMeasures(OfCells):
     """What was measured of the cells' optics; `Store.optics`. Methods may be called from any thread."""
 
-    def unmeasured(self) -> list[str]:
-        """Ids of the cells without measures, in the order they came."""
-        with self._reading() as cursor:
-            found = cursor.execute(
-                "SELECT cell_id FROM cell ANTI JOIN measure USING (cell_id) ORDER BY cell.number"
-            ).fetchnumpy()
-        ids: list[str] = found["cell_id"].tolist()
-        return ids
-
-    def counts(self) -> tuple[int, int]:
-        """How many cells there are, and how many have measures. A millisecond."""
-        with self._reading() as cursor:
-            row = cursor.execute("SELECT (SELECT count(*) FROM cell), (SELECT count(*) FROM measure)").fetchone()
-        assert row is not None
-        return int(row[0]), int(row[1])
+    table = "measure"
 
     def add(self, measures: Mapping[str, NDArray[np.float32] | None]) -> None:
         """Write the measures float32[7] of stored cells; None for a cell whose bytes cannot be measured. Cells that

@@ -17,7 +17,7 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
-from labref.store.duckdb.tables import Access, Tables
+from labref.store.duckdb.tables import Access, OfCells
 from labref.store.text import to_nullable
 from labref.words import Quality, Reason
 
@@ -29,8 +29,10 @@ _DOUBTED: Final = (
 )
 
 
-class Qualities(Tables):
+class Qualities(OfCells):
     """The judgements of one store; `Store.qualities`. Methods may be called from any thread."""
+
+    table = "quality"
 
     def __init__(self, access: Access) -> None:
         super().__init__(access)
@@ -61,21 +63,6 @@ class Qualities(Tables):
         """What is wrong with the pictures of those of these cells that are `doubted`, by id."""
         found = self.of(doubted) if (doubted := self.doubted().intersection(ids)) else {}
         return {cell_id: quality.reason for cell_id, quality in found.items() if quality.reason is not None}
-
-    def counts(self) -> tuple[int, int]:
-        """How many cells there are, and how many have a row here. A millisecond."""
-        with self._reading() as cursor:
-            row = cursor.execute("SELECT (SELECT count(*) FROM cell), (SELECT count(*) FROM quality)").fetchone()
-        assert row is not None
-        return int(row[0]), int(row[1])
-
-    def unjudged(self) -> list[str]:
-        """Ids of the cells without a row, in the order they came."""
-        with self._reading() as cursor:
-            found = cursor.execute(
-                "SELECT cell_id FROM cell ANTI JOIN quality USING (cell_id) ORDER BY cell.number"
-            ).fetchall()
-        return [cell_id for (cell_id,) in found]
 
     def add(self, judged: Mapping[str, Quality | None]) -> None:
         """Write the judgements of stored cells; None for one whose bytes cannot be judged. Cells that have one already,

@@ -268,8 +268,7 @@ class Reviews(Tables):
         """What each bundle with a latent of the cell calls it, in the order the bundles came."""
         made = []
         with self._reading() as cursor:
-            for bundle in bundles.every(cursor):
-                table, _ = bundles.space(cursor, bundle.digest)
+            for table, bundle in bundles.spaces(cursor).values():
                 columns = ["predicted_label", "predicted_probability"]
                 for label, probability in rows.look_up(cursor, table, columns, "cell_id", [cell_id]):
                     made.append(Prediction(bundle.digest, from_column(label), probability))
