@@ -395,7 +395,7 @@ def test_names_are_shown_harmlessly_on_every_page_and_stand_in_no_address_log_or
     assert PATIENT in found.text and PATIENT not in " ".join(re.findall(r'(?:href|src|action)="([^"]*)"', found.text))
     assert PATIENT not in stage.admin.get("/metrics").text
     logs = [file.read_text(encoding="utf-8") for file in (stage.lab.folder / "logs").rglob("*") if file.is_file()]
-    assert logs and all(logs)
+    assert any("agent started" in log for log in logs)  # what Python's fault handler writes stays empty without a crash
     for log in logs:
         assert PATIENT not in log and "19620101" not in log and "alert(1)" not in log
 
