@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -33,7 +34,7 @@ from labref.store import NewCell, Rejected, SeenAgain, Store
 from labref.store.duckdb.reviews import Review
 from labref.web.desk import Desk, ledger_rows
 from tests.benchmarks.exports import labref_process
-from tests.labs import make_lab, once, running_agent, wait_until
+from tests.labs import ledger, make_lab, once, running_agent, wait_until
 from tests.stores import BUNDLE, digest_of, new_cell, new_store
 
 COUNT = 12
@@ -936,3 +937,86 @@ def test_a_path_that_is_not_watched_any_more_holds_no_label(tmp_path: Path, how:
             "p": ("eosinophil", "S1/basophil/4.jpg"),
         }
         assert called(store, old, "c") == ("monocyte", "x S1", f"S1/monocyte/3{ending}"), "nothing else holds it"
+
+
+# files that hold something else by now
+
+
+@pytest.fixture
+def replaced(starter: Bundle, drawn_cells: Path, tmp_path: Path) -> tuple[Lab, Path, bytes]:
+    """A lab, its only file, and the bytes that this held when the lab took it in: now it holds another cell's, of equal
+    size and mtime."""
+    one, other = sorted(drawn_cells.rglob("*.jpg"))[:2]
+    size = max(one.stat().st_size, other.stat().st_size)
+    file = tmp_path / "export" / "1.jpg"
+    file.parent.mkdir()
+    was = one.read_bytes().ljust(size, b"\0")
+    file.write_bytes(was)
+    os.utime(file, (1.6e9, 1.6e9))
+    lab = make_lab(tmp_path / "lab", file.parent, starter)
+    once(lab)
+    file.write_bytes(other.read_bytes().ljust(size, b"\0"))
+    os.utime(file, (1.6e9, 1.6e9))
+    return lab, file, was
+
+
+def test_a_label_for_a_file_reaches_no_cell_that_the_file_does_not_hold(replaced: tuple[Lab, Path, bytes]) -> None:
+    lab, file, was = replaced
+    digest = hashlib.sha256(was).hexdigest()
+    (before,) = ledger(lab).values()
+    for words in (("set", str(file), "monocyte"), ("set", "1.jpg", "monocyte"), ("history", "1.jpg")):
+        refused = labref(lab, *words)
+        assert refused.exit_code == 1 and f"holds other bytes by now than those of cell {digest[:16]}" in refused.output
+    refused = imported(lab, f"path,label\n1.jpg,monocyte\n{file},monocyte\n")
+    assert refused.exit_code == 1 and refused.output.count("holds other bytes by now") == 2
+    assert ledger(lab)["1.jpg"] == before, "nothing was written"
+    # whatever the file holds, the cell can be said by its id and by its digest
+    assert labref(lab, "set", digest[:16], "monocyte").exit_code == 0
+    # a file that was only touched, or is gone, is what it was
+    file.write_bytes(was)
+    assert labref(lab, "set", "1.jpg", "basophil").exit_code == 0
+    file.unlink()
+    assert imported(lab, "path,label\n1.jpg,eosinophil\n").exit_code == 0
+    (row,) = rows(labref(lab, "history", digest, "--json"))
+    assert [change["label"] for change in row["changes"]] == ["monocyte", "basophil", "eosinophil"]
+
+
+@pytest.mark.parametrize("column", ["cell_id", "sha256", "Digest"])
+def test_a_cell_is_named_by_its_digest(lab: Lab, ids: list[str], column: str) -> None:
+    digest = digest_of(0)
+    assert imported(lab, f"{column},label\n{digest.upper()},monocyte\n").exit_code == 0
+    assert labels(lab)[ids[0]] == "monocyte"
+    assert labref(lab, "set", digest[:40], "basophil").exit_code == 0
+    wrong = digest[:63] + ("0" if digest[63] != "0" else "1")  # of other bytes, whose first characters are the same
+    refused = imported(lab, f"{column},label\n{wrong},eosinophil\n")
+    assert refused.exit_code == 1 and "no cell" in refused.output
+    assert labels(lab)[ids[0]] == "basophil"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_path_that_two_watched_folders_have_in_two_forms_is_refused(lab: Lab, order: int) -> None:
+    names = ["P9/Bl\u00e5.jpg", "P9/Bla\u030a.jpg"][::order]
+    with lab.open_store() as store:
+        for number, (root, name) in enumerate(zip(lab.watched, names, strict=True)):
+            filled_with(store, lab, [500 + number], path=str(root / name))
+    for said in names:
+        refused = labref(lab, "set", said, "monocyte")
+        assert refused.exit_code == 1 and "two files have this path" in refused.output
+        assert imported(lab, f"path,label\n{said},monocyte\n").exit_code == 1
+    assert labref(lab, "set", str(lab.watched[0] / names[0]), "monocyte").exit_code == 0
+    with lab.open_store() as store:  # of two in one folder, the one that is written so
+        filled_with(store, lab, [700], path=str(lab.watched[0] / "P8/Bl\u00e5.jpg"))
+        filled_with(store, lab, [701], path=str(lab.watched[0] / "P8/Bla\u030a.jpg"))
+    (row,) = rows(labref(lab, "history", "P8/Bla\u030a.jpg", "--json"))
+    assert row["cell_id"] == new_cell(701).cell_id
+
+
+def test_upper_and_lower_case_in_two_watched_folders_are_one_where_the_file_system_says_so(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lab.open_store() as store:
+        for number, (root, name) in enumerate(zip(lab.watched, ["P9/x.jpg", "p9/X.JPG"], strict=True)):
+            filled_with(store, lab, [500 + number], path=str(root / name))
+    assert labref(lab, "set", "P9/x.jpg", "monocyte").exit_code == 0
+    monkeypatch.setattr(naming, "_ignores_case", lambda folder: True)
+    assert "two files have this path" in labref(lab, "set", "P9/x.jpg", "basophil").output

@@ -39,9 +39,9 @@ pushed out.
 """
 _SET = """Give a cell a label: it is reviewed from now on.
 
-CELL is the cell's id or its first characters (4 or more), or the path of its file. Classes are named as the bundle, the
-lab's cells or CellaVision call them; a class that is new to the lab needs --new, so that a slip of the keyboard does not
-become one.
+CELL is the cell's id or its first characters (4 or more), or the path or SHA-256 of its file. Classes are named as the
+bundle, the lab's cells or CellaVision call them; a class that is new to the lab needs --new, so that a slip of the keyboard
+does not become one.
 
 To say what the cell was reviewed as already is a review as well: it is kept in the history, and stands above what files and
 older lists say. A name (--who) has at most 200 characters.
@@ -52,9 +52,9 @@ With --json, one object.
 """
 _IMPORT = """Give many cells labels from a list.
 
-FILE.csv is UTF-8 and has a header with the columns path (as `labref ledger` shows it, or below a watched folder) or
-cell_id (or its first characters), label, and if you like who and when (2026-03-31, or 2026-03-31T14:05 in this computer's
-time zone). Commas, semicolons and tabs all separate. A list has at most 200,000 rows.
+FILE.csv is UTF-8 and has a header with the columns path (as `labref ledger` shows it, or below a watched folder), cell_id
+(or its first characters) or sha256 (of the file), label, and if you like who and when (2026-03-31, or 2026-03-31T14:05 in
+this computer's time zone). Commas, semicolons and tabs all separate. A list has at most 200,000 rows.
 
 The whole list is checked first. It is refused, and nothing of it is written, where it cannot be trusted: a row has more or
 fewer values than the header, a column is named twice, two rows (or the path and the cell_id of one) contradict each other,
@@ -95,6 +95,7 @@ With --json, one object.
 """
 _MOST_BYTES: Final = 100_000_000
 _COLUMNS = ("path", "cell_id", "label", "who", "when")
+_ALSO_CELL_ID = frozenset({"digest", "sha256"})  # a digest names a cell as its id does
 
 NewOption = Annotated[bool, typer.Option("--new", help="Allow classes that are new to this lab.", show_default=False)]
 CellArgument = Annotated[str, typer.Argument(metavar="CELL", help="A cell's id, or its file.", show_default=False)]
@@ -263,6 +264,8 @@ def _read(file: Path, who: str, *, chosen: bool) -> list[dict[str, Any]]:
     rows, problems = [], []
     try:
         columns = [name.strip().lower() for name in next(reader, [])]
+        if "cell_id" not in columns:
+            columns = ["cell_id" if name in _ALSO_CELL_ID else name for name in columns]
         _check_columns(file, columns)
         line = reader.line_num + 1
         for values in reader:

@@ -177,7 +177,10 @@ class LabelHistory(Answer):
 
 _Cell = Annotated[
     Text,
-    Field(description="The cell: its id, a beginning of it, or the path of one of its files.", max_length=_MOST_TEXT),
+    Field(
+        description="The cell: its id, a beginning of it, or the path or SHA-256 of one of its files.",
+        max_length=_MOST_TEXT,
+    ),
 ]
 _Folder = Annotated[
     Text | None,

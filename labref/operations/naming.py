@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import hmac
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from labref.errors import LabrefError
 from labref.export.layout import ClassNames, name_key
 from labref.export.paths import path_from_text, path_to_text
+from labref.export.scan import Signature
 from labref.printing import unprintable
 from labref.store import Store
 from labref.tasks.context import Context
@@ -35,6 +37,7 @@ __all__ = [
 LEAST_ID: Final = 4
 """Characters of a cell's id, at least, that stand for the whole."""
 _ID: Final = re.compile(f"[0-9a-fA-F]{{{LEAST_ID},16}}")
+_DIGEST: Final = re.compile("[0-9a-fA-F]{17,64}")
 _MOST_LABEL: Final = 200  # characters
 _MOST_NAME: Final = 200  # characters of a person's name
 _SHOWN: Final = 5  # cells or files that a message names
@@ -78,8 +81,8 @@ def cell_named(context: Context, name: str, *, folder: str | None = None) -> str
 
 
 def id_of_cell(store: Store, text: str) -> str:
-    """The id that begins with `text`, in upper or lower case. A whole id is returned as it is, whether there is such a
-    cell or not.
+    """The id that begins with `text`, in upper or lower case, or that of the cell whose digest begins so. A whole id is
+    returned as it is, whether there is such a cell or not.
 
     Raises `LabrefError` where no cell's id begins so, or those of several do.
     """
@@ -99,10 +102,11 @@ def find_cells(
     context: Context, names: Iterable[str], *, folder: str | None = None
 ) -> dict[str, str | NoCellError | SeveralCellsError]:
     """The id of the cell that each name means, or the error to raise where it means no cell, or several. A name is the
-    cell's id, a beginning of it that no other id has, or the path of one of the cell's files.
+    cell's id, a beginning of it that no other id has, the SHA-256 of its bytes, or the path of one of its files.
 
     A path is absolute, or below a watched folder, or below `folder`, where the asker is. Where no file is written so,
     it may differ in the Unicode form, in a `\\` for `/`, and, on a folder that tells no upper from lower case, in case.
+    A file that holds other bytes by now than those of its cell is no name of it.
     """
     store, found = context.store, dict[str, str | NoCellError | SeveralCellsError]()
     wanted = dict.fromkeys(names)
@@ -110,16 +114,32 @@ def find_cells(
     for name in wanted:
         if name.lower() in whole and len(name) == 16:
             found[name] = name.lower()
-    bases = [*([Path(path_from_text(folder))] if folder else []), *context.lab.watched]
+    own = [Path(path_from_text(folder))] if folder else []
+    bases = [*own, *context.lab.watched]
+    ignore_case = any(_ignores_case(base) for base in bases)
+    files: dict[str, dict[str, str | None]] = {}
     for spelling in (_as_written, _slashes):
-        tried = {name: _paths(spelling(name), bases) for name in wanted if name not in found and spelling(name)}
-        found |= _by_path(tried, store.cells_of_files({path for paths in tried.values() for path in paths}))
+        tried = {
+            name: _paths(spelling(name), bases)
+            for name in wanted
+            if name not in found and name not in files and spelling(name)
+        }
+        files |= _files(tried, store.cells_of_files({path for paths in tried.values() for path in paths}))
+    files = _beside(store, files, context.lab.watched, ignore_case=ignore_case)
     for name in wanted:
-        if name not in found and (by_id := _by_id(store, name)) is not None:
+        if name not in found and name not in files and (by_id := _by_id(store, name)) is not None:
             found[name] = by_id
-    left = {name: _paths(_slashes(name) or name, bases) for name in wanted if name not in found and name}
+    left = {
+        name: _paths(_slashes(name) or name, bases)
+        for name in wanted
+        if name not in found and name not in files and name
+    }
     if left:
-        found |= _by_like_path(store, left, ignore_case=any(_ignores_case(base) for base in bases))
+        like = store.files_like({path for paths in left.values() for path in paths}, ignore_case=ignore_case)
+        files |= _all_files(left, like)
+    changed = _changed(context, files)
+    for name, there in files.items():
+        found[name] = _only(name, there, changed)
     for name in wanted:
         if name not in found:
             found[name] = NoCellError(
@@ -147,33 +167,65 @@ def _paths(name: str, bases: Sequence[Path]) -> list[str]:
     return list(dict.fromkeys(path_to_text(os.path.abspath(base / path)) for base in (bases or [Path()])))  # noqa: PTH100
 
 
-def _by_path(
-    tried: Mapping[str, Sequence[str]], files: Mapping[str, str | None]
-) -> dict[str, str | NoCellError | SeveralCellsError]:
-    found: dict[str, str | NoCellError | SeveralCellsError] = {}
-    for name, paths in tried.items():
-        there = {path: files[path] for path in paths if path in files}
-        if there:
-            found[name] = _only(name, there)
-    return found
+def _files(tried: Mapping[str, Sequence[str]], cells: Mapping[str, str | None]) -> dict[str, dict[str, str | None]]:
+    """The files that each name means, and their cells. cells : by path, of the files that there are."""
+    found = {name: {path: cells[path] for path in paths if path in cells} for name, paths in tried.items()}
+    return {name: there for name, there in found.items() if there}
 
 
-def _by_like_path(
-    store: Store, tried: Mapping[str, Sequence[str]], *, ignore_case: bool
-) -> dict[str, str | NoCellError | SeveralCellsError]:
-    like = store.files_like({path for paths in tried.values() for path in paths}, ignore_case=ignore_case)
-    found: dict[str, str | NoCellError | SeveralCellsError] = {}
-    for name, paths in tried.items():
-        there: dict[str, str | None] = {}
-        for path in paths:
-            there |= like.get(path, {})
-        if there:
-            found[name] = _only(name, there)
-    return found
+def _all_files(
+    tried: Mapping[str, Sequence[str]], like: Mapping[str, Mapping[str, str | None]]
+) -> dict[str, dict[str, str | None]]:
+    """The same where a path may mean several files. like : the files, and their cells, by each of these paths."""
+    found = {
+        name: {file: cell for path in paths for file, cell in like.get(path, {}).items()}
+        for name, paths in tried.items()
+    }
+    return {name: there for name, there in found.items() if there}
 
 
-def _only(name: str, files: Mapping[str, str | None]) -> str | NoCellError | SeveralCellsError:
-    """The cell of these files, where all are of one."""
+def _beside(
+    store: Store, files: Mapping[str, dict[str, str | None]], watched: Sequence[Path], *, ignore_case: bool
+) -> dict[str, dict[str, str | None]]:
+    """The files that names mean, with those of the other watched folders that people read the same: of two names in one
+    folder that differ in the form alone, the one that is written so is meant; of two folders nobody can say."""
+    tried = {
+        name: [path for path in _paths(name, watched) if path not in there]
+        for name, there in files.items()
+        if len(watched) > 1 and (ignore_case or not name.isascii()) and not os.path.isabs(path_from_text(name))  # noqa: PTH117
+    }
+    asked = {path for paths in tried.values() for path in paths}
+    alike = _all_files(tried, store.files_like(asked, ignore_case=ignore_case)) if asked else {}
+    return {name: alike.get(name, {}) | there for name, there in files.items()}
+
+
+def _changed(context: Context, files: Mapping[str, Mapping[str, str | None]]) -> set[str]:
+    """Those of these files that hold other bytes than those of the cell that the ledger names. One that is gone, or out
+    of reach, is the file that it was."""
+    store = context.store
+    states = store.states_of_files(
+        {path for there in files.values() for path, cell in there.items() if cell is not None}
+    )
+    doubtful: dict[str, int] = {}
+    for path, state in states.items():
+        with contextlib.suppress(OSError, ValueError):
+            seen = Signature.of(os.stat(path_from_text(path)))
+            if not state.is_of(seen.size_bytes, seen.mtime_ns, seen.ctime_ns, None):
+                doubtful[path] = seen.size_bytes
+    # touched only, or other bytes?
+    most = int(context.lab.config.watch.max_file_megabytes * 1e6)
+    changed = {path for path, size in doubtful.items() if size > most}
+    for path, named in store.file_digests([path for path in doubtful if path not in changed]).items():
+        with contextlib.suppress(OSError), open(path_from_text(path), "rb") as file:  # noqa: PTH123
+            if hashlib.file_digest(file, "sha256").hexdigest() != named:
+                changed.add(path)
+    return changed
+
+
+def _only(
+    name: str, files: Mapping[str, str | None], changed: Collection[str]
+) -> str | NoCellError | SeveralCellsError:
+    """The cell of these files, where all are of one. changed : files that hold other bytes than those of their cell."""
     cells = set(files.values())
     if len(cells) > 1:
         shown = ", ".join(sorted(files)[:_SHOWN])
@@ -184,10 +236,19 @@ def _only(name: str, files: Mapping[str, str | None]) -> str | NoCellError | Sev
         return NoCellError(
             f"no cell came from this file, {next(iter(files))}: it was rejected (`labref ledger --path`)."
         )
+    other = next((path for path in files if path in changed), None)
+    if other is not None:
+        return NoCellError(
+            f"{other} holds other bytes by now than those of cell {cell}, which came from it. The agent reads it again at its "
+            f"next scan (without one, `labref agent --once`); say {cell} where that cell is meant."
+        )
     return cell
 
 
 def _by_id(store: Store, text: str) -> str | SeveralCellsError | None:
+    if _DIGEST.fullmatch(text):
+        cell = store.cell(text[:16].lower())
+        return cell.cell_id if cell is not None and cell.digest.startswith(text.lower()) else None
     if not _ID.fullmatch(text):
         return None
     ids = store.cells_beginning(text.lower(), _SHOWN + 1)

@@ -766,6 +766,12 @@ class Store:
         with self._reading() as cursor:
             return rows.cells_of_files(cursor, list(paths))
 
+    def states_of_files(self, paths: Collection[str]) -> dict[str, FileState]:
+        """How each of these files looked when it was read, by path; files that the ledger does not have are left
+        out."""
+        with self._reading() as cursor:
+            return rows.states_of_files(cursor, list(paths))
+
     def files_like(self, paths: Collection[str], *, ignore_case: bool) -> dict[str, dict[str, str | None]]:
         """Files of the ledger whose paths differ from one of these in their Unicode form only, and, where
         `ignore_case`, in upper and lower case: by that path, {path in the ledger: its cell, or None}. Reads all

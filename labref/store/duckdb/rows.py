@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from labref.store.duckdb import sequence
 from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
-from labref.store.values import Cell, LedgerRow
+from labref.store.values import Cell, FileState, LedgerRow
 from labref.words import LabelSource, Outcome
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "path_labels",
     "recent",
     "states",
+    "states_of_files",
 ]
 
 CELL = {
@@ -179,14 +180,26 @@ def file_rows(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[s
 
 def cells_of_files(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[str, str | None]:
     """The cell of each of these files, by path; None for one without a cell."""
+    return {from_column(path): cell_id for path, cell_id in _of_files(cursor, paths, ["path", "cell_id"])}
+
+
+def states_of_files(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[str, FileState]:
+    """How each of these files looked when it was read, by path."""
+    columns = ["path", "size_bytes", "mtime_ns", "outcome", "ctime_ns", "inode"]
+    return {from_column(path): FileState(*state) for path, *state in _of_files(cursor, paths, columns)}
+
+
+def _of_files(
+    cursor: duckdb.DuckDBPyConnection, paths: Sequence[str], columns: Sequence[str]
+) -> Sequence[tuple[Any, ...]]:
+    """These columns of the ledger's rows of some files."""
     wanted = [to_column(path) for path in paths]
     if len(wanted) <= _FEW:
-        found = list(look_up(cursor, "file", ["path", "cell_id"], "path", wanted))
-    else:  # one pass over all paths, instead of a look at the key for each
-        found = cursor.execute(
-            "SELECT path, cell_id FROM file SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS path) USING (path)", [wanted]
-        ).fetchall()
-    return {from_column(path): cell_id for path, cell_id in found}
+        return list(look_up(cursor, "file", columns, "path", wanted))
+    # one pass over all paths, instead of a look at the key for each
+    return cursor.execute(
+        f"SELECT {', '.join(columns)} FROM file SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS path) USING (path)", [wanted]
+    ).fetchall()
 
 
 def files_like(
