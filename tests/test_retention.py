@@ -9,22 +9,27 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import duckdb
 import numpy as np
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from labref import failpoints
+from labref.agent.retries import Retries
 from labref.asking.answer import store_status
 from labref.bundles.bundle import Bundle
+from labref.cells.decoding import _TOO_LONG, Limits
 from labref.cli import app
 from labref.cli.status import _text as status_text
-from labref.config import RetentionConfig
+from labref.config import MapConfig, RetentionConfig
 from labref.errors import BundleError, LabrefError, StoreError
 from labref.lab import Lab
 from labref.operations.status import TrashState
+from labref.roles import Role
 from labref.som.placing import open_placer
 from labref.store import Due, SeenAgain, Store
 from labref.store.duckdb import rows
@@ -32,6 +37,9 @@ from labref.store.duckdb.reviews import Review
 from labref.store.memory.books import CellBook
 from labref.tasks import retention
 from labref.tasks.backup import restore, write
+from labref.tasks.jobs import Jobs
+from labref.tasks.mapping import FEWEST
+from labref.tasks.mapping import due as due_for_map
 from labref.times import local
 from labref.web import desk
 from tests.labs import ledger, make_lab, once
@@ -672,3 +680,69 @@ def test_retention_that_is_switched_off_still_empties_the_trash(lab: Lab) -> Non
         assert len(store.trash) > 0
         assert retention.empty_trash(off, store) > 0 and len(store.trash) == 0
         raise LabrefError("keeps all cells")
+
+
+# what else goes by the clock: a wrong one lasts no longer than it is wrong
+
+
+def test_a_session_opened_while_the_clock_was_ahead_ends_with_that(store: Store, clock: Clock) -> None:
+    idle, lasts = timedelta(hours=1), timedelta(hours=12)
+    store.people.add("A", Role.VIEW, "code", None)
+    clock.at += JUMPS["30 years ahead"]
+    assert store.people.sign_in("code", "token", lasts) is not None
+    assert store.people.of_session("token", idle) is not None
+    clock.at -= JUMPS["30 years ahead"]
+    assert store.people.of_session("token", idle) is None
+    assert store.people.sign_in("code", "another", lasts) is not None
+    clock.at -= timedelta(minutes=5)  # clocks are put right by some minutes, too
+    assert store.people.of_session("another", idle) is not None
+
+
+def test_a_map_trained_while_the_clock_was_ahead_is_trained_again(store: Store) -> None:
+    store.record([new_cell(number) for number in range(FEWEST)], bundle=BUNDLE)
+    put_on_map(store, BUNDLE, [np.zeros(50, np.float32), np.ones(50, np.float32)])
+    store.record([new_cell(number) for number in range(FEWEST, 2 * FEWEST)], bundle=BUNDLE)
+    now = datetime.now(UTC)
+    assert due_for_map(store, MapConfig(), BUNDLE, at=now) is None, "it rests"
+    for jump in JUMPS.values():
+        assert due_for_map(store, MapConfig(), BUNDLE, at=now - jump) is not None
+
+
+@pytest.mark.parametrize("name", ["30 years ahead", "two months ahead"])
+def test_a_picture_refused_while_the_clock_was_ahead_is_tried_again_for_a_day(name: str) -> None:
+    limits, reason = Limits(10.0, 1024, 40.0), f"{_TOO_LONG}: more than 10 s"
+    at = SimpleNamespace(now=1e9)
+    ahead = JUMPS[name].total_seconds()
+    running, started = (Retries(limits, lambda: at.now) for _ in range(2))
+    at.now += ahead
+    running.note("a", reason)
+    at.now -= ahead
+    started.recall("a", reason, at.now + ahead)
+    for retries in (running, started):
+        at.now = 1e9
+        tries = 0
+        while at.now < 1e9 + 3 * 86_400:
+            tries += retries.take("a")
+            at.now += 600
+        assert 24 <= tries <= 25
+
+
+def test_cells_taken_in_while_the_clock_was_ahead_are_not_today_s(store: Store, clock: Clock) -> None:
+    measured = np.ones(7, np.float32)
+    clock.at += JUMPS["30 years ahead"]
+    store.record([new_cell(number, measures=0 * measured) for number in range(3)], bundle=BUNDLE)
+    clock.at -= JUMPS["30 years ahead"]
+    store.record([new_cell(number, measures=measured) for number in range(3, 5)], bundle=BUNDLE)
+    today, past = store.optics.latest("DC-1", since=clock.at.replace(tzinfo=UTC) - DAY, most=9)
+    assert today.tolist() == [[1.0] * 7] * 2 and past.tolist() == [[0.0] * 7] * 3
+
+
+def test_a_job_that_failed_while_the_clock_was_ahead_is_due_again() -> None:
+    jobs = Jobs(structlog.get_logger())
+    try:
+        jobs._ended["map"] = {"at": (datetime.now(UTC) + 9 * DAY).isoformat(), "outcome": "failed", "message": ""}
+        assert not jobs.failed_within("map", timedelta(hours=1))
+        jobs._ended["map"]["at"] = datetime.now(UTC).isoformat()
+        assert jobs.failed_within("map", timedelta(hours=1))
+    finally:
+        jobs.close()

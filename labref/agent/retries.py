@@ -41,6 +41,7 @@ class Retries:
         if names_other_limits(reason, self._limits):
             self._files[path] = _Retry(0.0, self._clock() + _LAST_SECONDS)
         elif is_of_the_moment(reason):
+            at = min(at, self._clock())  # the clock may have been ahead
             self._files[path] = _Retry(at + _FIRST_SECONDS, at + _LAST_SECONDS)
 
     def note(self, path: str, reason: str | None) -> None:
@@ -57,6 +58,8 @@ class Retries:
         if retry is None:
             return False
         now = self._clock()
+        if retry.due > now + _NEXT_SECONDS:  # it was put back
+            retry.due, retry.until = now, now + _LAST_SECONDS
         if not retry.due <= now <= retry.until:
             return False
         retry.due = now + _NEXT_SECONDS

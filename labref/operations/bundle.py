@@ -324,7 +324,7 @@ def drop(context: Context, *, bundle: _Bundle) -> Iterator[Row]:
     store = context.store
     digest, name, version = _named(context, bundle)
     since = store.changes.activations()[-1][1]
-    if (datetime.now(UTC) - since).total_seconds() < _FRESH_SECONDS and context.jobs is not None:
+    if abs((datetime.now(UTC) - since).total_seconds()) < _FRESH_SECONDS and context.jobs is not None:
         raise LabrefError(f"the bundle was switched just now; drop in {_FRESH_SECONDS:.0f} seconds.")
     cells = 0
     if any(stored.digest == digest for stored in store.bundles()):

@@ -87,7 +87,7 @@ class Jobs:
             ended = self._ended.get(name)
         if ended is None or ended["outcome"] != "failed":
             return False
-        return datetime.now(UTC) - datetime.fromisoformat(ended["at"]) < wait
+        return abs(datetime.now(UTC) - datetime.fromisoformat(ended["at"])) < wait  # the clock may have been ahead
 
     def wait_idle(self, seconds: float) -> bool:
         """Wait until no job waits or runs. Returns False where that takes longer than `seconds`."""

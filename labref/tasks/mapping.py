@@ -53,7 +53,7 @@ def due(store: Store, config: MapConfig, bundle: str, *, at: datetime | None = N
     if store.maps.active(bundle) is None:
         return "the weights of the map are missing" if versions else "there is no map for this bundle yet"
     last = versions[-1]
-    age = (at or datetime.now(UTC)) - last.trained_at
+    age = abs((at or datetime.now(UTC)) - last.trained_at)  # the clock may have been ahead
     if age < timedelta(seconds=_REST * last.seconds):
         return None
     if cells >= last.cells * (1 + config.retrain_growth):

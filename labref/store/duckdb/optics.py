@@ -7,13 +7,15 @@ beside them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
+from labref.store.duckdb import rows
 from labref.store.duckdb.rows import carried, look_up
 from labref.store.duckdb.tables import OfCells
 from labref.store.memory.books import CellBook, id_to_int
@@ -22,6 +24,7 @@ from labref.words import MEASURES
 
 __all__ = ["OpticsBook", "OpticsMeasures", "codes", "load", "load_cells", "write"]
 
+_AHEAD: Final = timedelta(days=1)
 _NONE = ""  # an analyser without a name; a real name is never empty
 
 
@@ -124,14 +127,15 @@ class OpticsMeasures(OfCells):
         self, analyser: str | None, *, since: datetime, most: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Measures of the latest cells of one optics, at most `most` of each: those since a moment, and those before;
-        both float32[n, 7]."""
+        both float32[n, 7]. Cells dated more than a day ahead of the clock came while it was wrong, and are among those
+        before."""
         found = []
         with self._reading() as cursor:
-            for condition in ("added_at >= ?", "added_at < ?"):
+            for condition in ("(added_at >= $2 AND added_at < $3)", "(added_at < $2 OR added_at >= $3)"):
                 columns = cursor.execute(
-                    f"SELECT {', '.join(MEASURES)} FROM measure WHERE analyser IS NOT DISTINCT FROM ? AND {condition} "
+                    f"SELECT {', '.join(MEASURES)} FROM measure WHERE analyser IS NOT DISTINCT FROM $1 AND {condition} "
                     f"AND focus IS NOT NULL ORDER BY number DESC LIMIT {most:d}",
-                    [to_nullable(analyser), since.replace(tzinfo=None)],
+                    [to_nullable(analyser), since.replace(tzinfo=None), rows.now() + _AHEAD],
                 ).fetchnumpy()
                 found.append(np.stack([np.asarray(columns[name], np.float32) for name in MEASURES], axis=1))
         return found[0], found[1]

@@ -168,7 +168,8 @@ class People(Tables):
         with self._lock:
             known = self._known()
             session = self._sessions.get(key)
-            if session is None or now >= session.expires_at or now - session.seen_at > idle:
+            # one that was opened while the clock was ahead would not end for as long as it was
+            if session is None or now >= session.expires_at or abs(now - session.seen_at) > idle:
                 return None
             person = known[session.person]
             if not person.may_enter():
