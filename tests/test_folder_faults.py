@@ -35,7 +35,7 @@ from labref.bundles.bundle import Bundle
 from labref.cells.quality import judge
 from labref.cli import app
 from labref.config import LayoutPattern, WatchConfig
-from labref.errors import AgentError, LayoutError, StoreError, UnstorableError
+from labref.errors import AgentError, LabError, LayoutError, StoreError, UnstorableError
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_to_text
 from labref.export.roots import Roots
@@ -1158,3 +1158,40 @@ def test_a_pattern_that_takes_for_ever_on_one_path_costs_that_file_alone(
     assert "of [[watch.layout]] takes too long on this path" in refused["reason"]
     assert len(rows) == FEW and {row["outcome"] for row in rows.values()} == {"rejected", "stored"}
     assert "a pattern of the layout takes too long" in lab.log_file.read_text()
+
+
+# labs and analysers where they do not belong
+
+
+@pytest.mark.parametrize("other", ["{export}/../export", "{link}", "{export}"])
+def test_one_folder_under_two_names_has_one_analyser(tmp_path: Path, export: Path, starter: Bundle, other: str) -> None:
+    lab = Lab.create(tmp_path / "lab", [export], starter.folder)
+    (tmp_path / "link").symlink_to(export, target_is_directory=True)
+    again = other.format(export=export, link=tmp_path / "link")
+    text = lab.config_file.read_text() + f"\n[watch.analysers]\n'{export}' = 'A'\n"
+    text = text.replace(f"'{export}',\n", f"'{export}',\n    '{again}',\n")
+    for line, refused in ((f"'{again}' = 'B'\n", again != str(export)), (f"'{again}' = 'A'\n", False), ("", True)):
+        if again == str(export) and line:
+            continue  # TOML itself refuses a key twice
+        lab.config_file.write_text(text + line)
+        if refused and again != str(export):
+            with pytest.raises(LabError, match="are one folder, and .* gives it two analysers, A and"):
+                Lab.open(lab.folder)
+        else:
+            assert Lab.open(lab.folder).analysers[str(export)] == "A"
+
+
+def test_the_pictures_that_another_lab_makes_are_no_cells(tmp_path: Path) -> None:
+    made = tmp_path / "other lab" / "thumbnails" / "ab" / "1.jpg"
+    taken = tmp_path / "thumbnails" / "2.jpg"  # a folder of that name elsewhere
+    inside = tmp_path / "other lab" / "export" / "3.jpg"
+    for path in (made, taken, inside, tmp_path / "other lab" / "labref.toml", tmp_path / "other lab" / "store.duckdb"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    report = ScanReport()
+    found = {c.path for c in scan([tmp_path], extensions=(".jpg",), excluded=(), report=report)}
+    assert found == {str(taken), str(inside)} and report.reserved == 1
+    homes = Roots([tmp_path])
+    assert homes.home(str(made), str(tmp_path)) is None
+    for path in (taken, inside):
+        assert homes.home(str(path), str(tmp_path)) == (str(path), str(tmp_path))

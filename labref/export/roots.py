@@ -8,7 +8,7 @@ import fnmatch
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +61,9 @@ _NUMBERS_STAY: Final = frozenset(
 """File systems that write a file's number on the disk. FAT has none and makes them up at each mount; of those that are
 not listed nobody knows."""
 
+_OF_A_LAB: Final = frozenset({"labref.toml", "store.duckdb"})
+_THUMBNAILS: Final = "thumbnails"
+
 
 class Roots:
     """The watched folders as they are now. Where one lies in another, or a link leads into it, the innermost counts."""
@@ -95,6 +98,11 @@ class Roots:
         name = name.lower()
         return name in self._names or (self._pattern is not None and self._pattern.match(name) is not None)
 
+    def is_of_a_lab(self, name: str, beside: Callable[[str], bool]) -> bool:
+        """Whether the folder called `name` holds the pictures that a lab, this one or another, makes of its cells.
+        beside : whether there is a file of some name beside it."""
+        return name == _THUMBNAILS and all(map(beside, _OF_A_LAB))
+
     def home(self, path: str, root: str) -> tuple[str, str] | None:
         """Where a scan meets the file that an event in the watched folder `root` called `path`: its path, and the
         watched folder it belongs to. None where it lies in what a scan leaves alone."""
@@ -104,6 +112,9 @@ class Roots:
         if real in self._excluded:
             return None
         for number, part in enumerate(parts[:-1], 1):
+            above = real
+            if self.is_of_a_lab(part, lambda name: os.path.exists(os.path.join(above, name))):  # noqa: B023, PTH110, PTH118
+                return None
             real = os.path.join(real, os.path.normcase(part))  # noqa: PTH118
             if real in self._excluded:
                 return None

@@ -232,7 +232,8 @@ def scan(
     Hidden files, and names with other endings, are counted in `report` and not told of. A folder that lies in several
     of `roots` is walked once, as part of the innermost. Links to folders are followed, after the folders themselves; no
     folder is walked twice, so that loops end. The folders `excluded` are not entered, nor what has one of the names
-    `reserved`; see `labref.export.roots.Roots`. What cannot be read is named in `report`.
+    `reserved`, nor the pictures that a lab makes; see `labref.export.roots.Roots`. What cannot be read is named in
+    `report`.
     """
     endings = tuple(extensions)
     within = Roots(roots, excluded, reserved)
@@ -278,7 +279,7 @@ def scan(
         above = folder.above | {identity: [*folder.above.get(identity, ()), names]}
         below: list[_Folder] = []
         for entry in found:
-            if within.is_reserved(entry.name):
+            if within.is_reserved(entry.name) or within.is_of_a_lab(entry.name, names.__contains__):
                 report.reserved += 1
                 continue
             image_name = entry.name.lower().endswith(endings) and not entry.name.startswith(".")

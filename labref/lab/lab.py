@@ -92,6 +92,7 @@ class Lab:
             raise LabError(f"{folder} is no lab: {why}. Make one with `labref init {folder} --watch FOLDER`.")
         lab = Lab(folder, load_config(folder / _CONFIG))
         refuse_own(folder, lab.watched)
+        lab._refuse_two_analysers()
         follow(lab.rights)
         return lab
 
@@ -209,6 +210,20 @@ class Lab:
             for root, folder in zip(self.watched, self.config.watch.folders, strict=True)
             if folder in named
         }
+
+    def _refuse_two_analysers(self) -> None:
+        """Raise `LabError` where one folder is watched under two names, as by a link, with two analysers: its cells are
+        of one of them."""
+        watch = self.config.watch
+        named: dict[str, tuple[Path, str | None]] = {}
+        for root, folder in zip(self.watched, watch.folders, strict=True):
+            analyser = watch.analysers.get(folder, watch.analyser)
+            first, other = named.setdefault(_comparable(root), (folder, analyser))
+            if other != analyser:
+                raise LabError(
+                    f"{first} and {folder} are one folder, and {self.folder / _CONFIG} gives it two analysers, {other or 'none'} and "
+                    f"{analyser or 'none'}. Watch it under one name."
+                )
 
     @property
     def rights(self) -> Rights:
