@@ -7,6 +7,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -158,6 +159,7 @@ def cell_id_of(digest: str) -> str:
     return digest[:16]
 
 
+@lru_cache(maxsize=4096)
 def name_key(name: str) -> str:
     """`name` without the differences between spellings of one class: case, punctuation, the plural."""
     words = re.sub(r"[\W_]+", " ", unicodedata.normalize("NFC", name)).casefold().split()

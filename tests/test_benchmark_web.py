@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import socket
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,10 +22,15 @@ from labref.errors import StoreError
 from labref.lab import Lab
 from labref.lab.kept import Kept
 from labref.lab.pictures import Pictures
+from labref.printing import printable
 from labref.som.placing import open_placer
 from labref.store import Store
-from labref.store.memory.books import CellBook
-from labref.web.pages import _environment
+from labref.store import store as stores
+from labref.store.memory import index as indexes
+from labref.store.memory.books import CellBook, int_to_id
+from labref.web.application import Server
+from labref.web.connections import CONNECTION
+from labref.web.pages import _environment, _shown
 from labref.web.texts import LANGUAGES, texts_in
 from tests.benchmarks.web import measure
 from tests.stores import BUNDLE, LABELS, activate, new_cell, use_map
@@ -67,17 +76,128 @@ def test_the_bundle_in_use_is_known_at_once_and_a_closed_store_says_nothing(tmp_
         store.active_bundle()
 
 
-def test_latents_are_read_as_they_were_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("indexed", [False, True])
+def test_latents_are_read_as_they_were_written(tmp_path: Path, indexed: bool) -> None:
     cells = [new_cell(number) for number in range(300)]  # more than are looked up at once
     with Store.create(tmp_path / "store.duckdb") as store:
         activate(store)
+        if indexed:
+            store.build_index()
         store.record(cells, bundle=BUNDLE)
         found = store.latents([cell.cell_id for cell in cells] + ["0" * 16], bundle=BUNDLE)
         assert len(found) == 300
+        of_disk = store.latents(list(found), bundle=BUNDLE, from_disk=True)
+        assert of_disk.keys() == found.keys() and all(np.array_equal(of_disk[one], found[one]) for one in found)
         for cell in cells:
             assert found[cell.cell_id].dtype == np.float32 and np.array_equal(found[cell.cell_id], cell.latent)
         said = store.predicted([cells[0].cell_id, "0" * 16], bundle=BUNDLE)
         assert said == {cells[0].cell_id: ("neutrophil", 0.75)}
+
+
+def test_latents_are_found_by_id_in_full_blocks_and_in_those_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexes, "_UNSORTED", 4)
+    rng = np.random.default_rng(3)
+    ids = rng.permutation(np.arange(1000, dtype=np.uint64) * np.uint64(2**50))
+    latents = rng.standard_normal((1000, 5)).astype(np.float32)
+    index = indexes.Index(5, block_rows=64)
+    there = 0
+    for size in (1, 3, 60, 64, 200, 7, 2, 663):
+        index.add(ids[there : there + size], latents[there : there + size])
+        there += size
+        wanted = np.concatenate(
+            [ids[rng.integers(0, 1000, 20)], ids[[0, there - 1]], np.array([1, 2**64 - 1], np.uint64)]
+        )
+        found = index.latents(wanted)
+        places = [at for at in range(there) if ids[at] in set(wanted.tolist())]
+        assert found.keys() == {int(ids[at]) for at in places}
+        assert all(np.array_equal(found[int(ids[at])], latents[at]) for at in places)
+    assert indexes.Index(5).latents(ids[:3]) == {} == index.latents(ids[:0])
+
+
+def test_the_cells_of_a_slide_are_found_however_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.create(tmp_path / "store.duckdb") as store:
+        activate(store)
+        store.record([new_cell(number, slide=f"s {number % 3}") for number in range(30)], bundle=BUNDLE)
+        for apart in (0, 100):  # by their keys, and as a part of the table
+            monkeypatch.setattr(stores, "_APART", apart)
+            for slide in ("s 0", "s 1", "none"):
+                ids = [int_to_id(number) for number in store.slides.book.cells(slide)]
+                assert store.cells_of_slide(slide, ids) == store.cells(ids) and len(ids) == (
+                    10 if slide != "none" else 0
+                )
+                assert list(store.cells_of_slide(slide, ids[:2])) == ids[:2]
+        store.record([new_cell("late", slide="s 1", captured_at=datetime.now(UTC))], bundle=BUNDLE)
+        assert store.cells_of_slide("s 1", [new_cell("late").cell_id]) == store.cells([new_cell("late").cell_id])
+
+
+def test_slides_of_one_folder_are_kin_and_those_of_one_name_alone_are_not(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "store.duckdb") as store:
+        activate(store)
+        names = ["P/1", "P/2", "P", "Q", "QQ/1", "R/1/a", "R/2"]
+        store.record([new_cell(name, slide=name) for name in names], bundle=BUNDLE)
+        book = store.slides.book
+        assert {name: sorted(book.kin(name)) for name in names} == {
+            "P/1": ["P", "P/2"],
+            "P/2": ["P", "P/1"],
+            "P": ["P/1", "P/2"],
+            "Q": [],
+            "QQ/1": [],
+            "R/1/a": ["R/2"],
+            "R/2": ["R/1/a"],
+        }
+        store.record([new_cell("late", slide="Q/9")], bundle=BUNDLE)
+        assert book.kin("Q") == ["Q/9"] and book.kin("none") == []
+
+
+def test_what_was_said_of_a_reference_and_taken_back_stays_its_history(tmp_path: Path) -> None:
+    cells = [new_cell(number) for number in range(3)]
+    one, other, third = (cell.cell_id for cell in cells)
+    with Store.create(tmp_path / "store.duckdb") as store:
+        activate(store)
+        store.record(cells, bundle=BUNDLE)
+        assert store.rejections.history(one) == []
+        assert store.rejections.reject(one, other, "A") and store.rejections.undo(one, other, "B")
+        for asked in (one, other):
+            assert [(said.rejected, said.who) for said in store.rejections.history(asked)] == [
+                (True, "A"),
+                (False, "B"),
+            ]
+        assert store.rejections.history(third) == [] and not store.rejections.for_queries([other])
+        store.rejections.accept(third, "C")
+        assert [said.who for said in store.rejections.history(third)] == ["C"]
+
+
+def test_an_answer_is_sent_at_once_and_does_not_wait_for_the_other_side() -> None:
+    said: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        accepted = scope[CONNECTION].transport.get_extra_info("socket")
+        said.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with Server(app, 0) as server, contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as asking:
+        asking.request("GET", "/")
+        assert asking.getresponse().status == 204
+    assert len(said) == 1 and said[0] != 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "é\nplain",
+        "plain\n…\n",
+        "\n\n\u202e\n",
+        "x\u202ey\u200b\r\t\nplain",
+        "\u202e",
+        "…\n\u200d\n\n",
+        "ü\x00\nö",
+    ],
+)
+def test_what_hides_in_a_page_is_shown_line_by_line(text: str) -> None:
+    assert _shown(text) == "\n".join(map(printable, text.split("\n")))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

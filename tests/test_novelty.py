@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from labref.asking import novelty
 from labref.asking.analysers import Optics
 from labref.asking.novelty import NEAREST, UNUSUAL, Novelty, yardstick
 from labref.asking.prediction import far_from_training, judged, lacks
@@ -19,6 +22,10 @@ from labref.bundles.bundle import Bundle
 from labref.cells.optics import statistics
 from labref.export.layout import ClassNames
 from labref.store import NewCell, Store
+from labref.store.duckdb.reviews import Review
+from labref.tasks.context import Context
+from labref.tasks.jobs import Jobs
+from labref.tasks.novelty_job import keep_novelty
 from tests.stores import BUNDLE, JUDGED, mark, new_cell, new_store
 from training.measure.latents import Latents
 
@@ -242,3 +249,129 @@ def test_optics_far_from_the_training_are_told_by_the_analysers_cells_or_else_by
         assert far_from_training(store, trained, unknown, lambda: other[70]) is not None
         assert far_from_training(store, trained, unknown) is None
         assert far_from_training(store, untold, by["B"]) is None
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a store of 200 cells whose yardstick is kept in a file, as that of a lab with many."""
+    monkeypatch.setattr(novelty, "_LARGE", 100)
+    monkeypatch.setattr(novelty, "_EXACT", 100)
+    with new_store(tmp_path) as store:
+        store.build_index()
+        store.record(cells_of(*mixture(200, 2, classes=2)), bundle=BUNDLE)
+        assert yardstick(store, BUNDLE, None) is not None
+    return tmp_path
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[tuple[Store, list[str | None]]]:
+    """The store, opened again; and of which analysers a yardstick is made anew."""
+    anew: list[str | None] = []
+    made = novelty._made
+
+    def counted(store: Store, bundle: str, analyser: str | None, stopped: Any) -> Any:
+        anew.append(analyser)
+        return made(store, bundle, analyser, stopped)
+
+    with pytest.MonkeyPatch.context() as patch, Store.open(folder / "store.duckdb") as store:
+        patch.setattr(novelty, "_made", counted)
+        yield store, anew
+
+
+def test_the_yardstick_of_a_large_lab_outlives_a_start(large: Path) -> None:
+    with opened(large) as (store, anew):
+        assert not novelty.ready(store, BUNDLE, None)
+        kept = yardstick(store, BUNDLE, None)
+        assert anew == [] and novelty.ready(store, BUNDLE, None)
+        made = novelty._made(store, BUNDLE, None, lambda: False)
+        assert kept is not None and made is not None
+        assert np.array_equal(kept.near, made.near) and np.array_equal(kept.pooled, made.pooled)
+        assert (kept.called, kept.sample) == (made.called, made.sample) and len(kept.sample) == 128
+        anew.clear()
+        yardstick(store, BUNDLE, "DC-1")  # of these cells alone nothing is kept yet
+        assert anew == ["DC-1"]
+    with opened(large) as (store, anew):
+        assert (
+            yardstick(store, BUNDLE, "DC-1") is not None and yardstick(store, BUNDLE, None) is not None and anew == []
+        )
+
+
+def relabel(store: Store, of: int) -> None:
+    sample = sorted(cell.cell_id for cell in cells_of(*mixture(200, 2, classes=2)))[:128]
+    store.reviews.give([Review(cell_id, "another class", "somebody", None) for cell_id in sample[:of]])
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        (lambda store: relabel(store, 10), False),
+        (lambda store: relabel(store, 20), True),
+        (lambda store: store.record([new_cell(f"late {i}") for i in range(15)], bundle=BUNDLE), False),
+        (lambda store: store.record([new_cell(f"late {i}") for i in range(25)], bundle=BUNDLE), True),
+    ],
+    ids=("few labels changed", "many labels changed", "few cells came", "many cells came"),
+)
+def test_a_yardstick_of_another_lab_than_this_is_not_taken_from_the_file(
+    large: Path, change: Callable[[Store], None], stale: bool
+) -> None:
+    with opened(large) as (store, _):
+        change(store)
+    with opened(large) as (store, anew):
+        assert yardstick(store, BUNDLE, None) is not None and bool(anew) == stale
+    with opened(large) as (store, anew):  # what was made anew is kept in its place
+        assert yardstick(store, BUNDLE, None) is not None and anew == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda _: b"",
+        lambda _: b"[1, 2]",
+        lambda _: b"\xff\x00",
+        lambda data: data.replace(b"0.", b"1.", 1),
+        lambda data: data.replace(b'"version": 1', b'"version": 0'),
+        lambda _: None,
+    ],
+    ids=("cut off", "empty", "something else", "no text", "a number changed", "another version", "a folder"),
+)
+def test_a_damaged_file_of_yardsticks_is_made_anew(large: Path, damage: Callable[[bytes], bytes | None]) -> None:
+    file = large / "logs" / "novelty.json"
+    data = damage(file.read_bytes())
+    file.unlink()
+    if data is None:
+        file.mkdir()
+    else:
+        file.write_bytes(data)
+    with opened(large) as (store, anew):
+        kept = yardstick(store, BUNDLE, None)
+        assert kept is not None and len(kept.near) == 128 and anew == [None]
+    with opened(large) as (store, anew):
+        assert yardstick(store, BUNDLE, None) is not None and anew == ([] if data is not None else [None])
+    assert [path.name for path in file.parent.iterdir()] == [file.name]  # no draft is left
+
+
+def test_what_is_prepared_ends_when_it_is_told_to_and_keeps_nothing_half_made(large: Path) -> None:
+    (large / "logs" / "novelty.json").unlink()
+    with opened(large) as (store, anew):
+        for after in (0, 1):
+            novelty.prepare(store, BUNDLE, None, iter([*[False] * after, True]).__next__)
+            assert not novelty.ready(store, BUNDLE, None) and not (large / "logs" / "novelty.json").exists()
+        with novelty._MAKING:  # somebody makes one: nobody waits for that who is told to stop
+            novelty.prepare(store, BUNDLE, None, lambda: True)
+        anew.clear()
+        novelty.prepare(store, BUNDLE, None, lambda: False)
+        assert novelty.ready(store, BUNDLE, None) and yardstick(store, BUNDLE, None) is not None and anew == [None]
+
+
+def test_the_agent_has_the_yardsticks_of_a_large_lab_ready_before_somebody_asks(large: Path) -> None:
+    jobs = Jobs(cast(Any, SimpleNamespace(info=lambda *_, **__: None, error=lambda *_, **__: None)))
+    with opened(large) as (store, anew):
+        store.record([new_cell(f"other {i}", analyser=None) for i in range(5)], bundle=BUNDLE)
+        context = cast(Context, SimpleNamespace(store=store, jobs=jobs))
+        job = keep_novelty(context)
+        assert job is not None and jobs.submit(job) and keep_novelty(context) is None and jobs.wait_idle(60)
+        assert jobs.status()["ended"]["novelty"]["outcome"] == "done"
+        assert anew == ["DC-1"]  # that of all cells is in the file; of five cells it is made when it is asked for
+        assert keep_novelty(context) is None
+    jobs.close()

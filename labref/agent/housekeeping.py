@@ -12,6 +12,7 @@ from labref.operations.quality import due as judge_pictures
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job
 from labref.tasks.map_job import keep_map
+from labref.tasks.novelty_job import keep_novelty
 from labref.tasks.retention_job import keep_retention
 
 __all__ = ["HOUSEKEEPERS", "SECONDS", "housekeep"]
@@ -21,6 +22,7 @@ Housekeeper = Callable[[Context], Job | None]
 SECONDS: Final = 5.0
 """How often they are asked; each answers within milliseconds."""
 HOUSEKEEPERS: tuple[Housekeeper, ...] = (
+    keep_novelty,
     embed_again,
     compare_cells,
     keep_map,

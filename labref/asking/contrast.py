@@ -8,7 +8,7 @@ that has none among them, the nearest of its examples (`Store.examples`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Final
 
 import numpy as np
@@ -39,7 +39,7 @@ def contrasting(
     labelled: _Labelled,
     probabilities: Mapping[str, float],
     barred: Collection[str],
-    may: Callable[[str], bool],
+    may: Callable[[Collection[str]], Set[str]],
     choose: Callable[[Sequence[Neighbour], Mapping[str, int]], Neighbour],
 ) -> list[Neighbour]:
     """The nearest cell of each plausible class that the references do not show, the nearest first, at most
@@ -47,7 +47,7 @@ def contrasting(
 
     latent : float32[L], in the latent space of `bundle`.  references : what is shown.  neighbours : what the search
     found, nearest first.  labelled : {cell id: (class, who gave it)} of both.  probabilities : of the networks, by
-    class.  barred : ids of cells that may not be shown.  may : whether a cell, by id, is among those that are asked.
+    class.  barred : ids of cells that may not be shown.  may : those of some cells, by id, that are among those asked.
     choose : of cells of one class, nearest first, and the weights of their labels, the one that is shown.
     """
     if not references:
@@ -57,7 +57,8 @@ def contrasting(
     for one in neighbours:
         near.setdefault(labelled[one.cell_id][0], []).append(one)
     others = store.examples(latent, bundle=bundle, without={*shown, *near}, exclude=barred)
-    near |= {label: [one for one in cells if may(one.cell_id)] for label, cells in others.items()}
+    allowed = may([one.cell_id for cells in others.values() for one in cells])
+    near |= {label: [one for one in cells if one.cell_id in allowed] for label, cells in others.items()}
     farthest = _FARTHEST * sum(one.distance for one in references) / len(references)
     found: list[Neighbour] = []
     for label, cells in near.items():

@@ -20,16 +20,25 @@ The sample is 256 cells and up to 128 of each class; in a lab of more than 20,00
 are judged together. They are those with the smallest ids, which are digests: as good as drawn by chance, and the same
 for everybody. Their distances are computed when they are first asked for, and again when the lab has grown or shrunk by
 a tenth; in a lab of up to 500 cells after each change. In a large lab the questions do not wait for that.
+
+For a million cells that takes seconds, so the distances of a large lab are kept in LAB/logs/novelty.json as well, and
+the agent has them made before somebody asks (`ready`, `prepare`). What is kept there holds while the sample would be
+the same cells with the same labels, but for a tenth, and the lab has not grown or shrunk by a tenth; it is no more than
+a cache: a file that is damaged, or of another version, is passed over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -39,7 +48,7 @@ from labref.bundles.bundle import NoveltyThreshold
 from labref.errors import StoreError
 from labref.store import Store
 
-__all__ = ["NEAREST", "UNUSUAL", "Novelty", "Yardstick", "by_threshold", "judge", "yardstick"]
+__all__ = ["NEAREST", "UNUSUAL", "Novelty", "Yardstick", "by_threshold", "judge", "prepare", "ready", "yardstick"]
 
 NEAREST: Final = 3
 """Physical cells whose mean distance counts."""
@@ -59,6 +68,8 @@ _GROWN: Final = 0.1
 _COLUMNS: Final = 4096  # cells that the sample is compared with at once
 _CANDIDATES: Final = 12  # nearest captures kept of each, so that three physical cells are among them
 _ROUNDING: Final = 1e-9
+_VERSION: Final = 1  # of the file; grows when the distances come to be others
+_MOST_KEPT: Final = 16  # of bundles and analysers, in the file
 
 
 @dataclass(frozen=True)
@@ -86,13 +97,14 @@ class Yardstick:
 
     near : of the sample.  by_class : of cells of each class from their nearest of that class; only classes with enough
     cells.  pooled : the same of all classes together.  called : share of the sample by the class that the network
-    gives.
+    gives.  sample : the cells of the sample, by id, and their labels.
     """
 
     near: NDArray[np.float64]
     by_class: Mapping[str, NDArray[np.float64]]
     pooled: NDArray[np.float64]
     called: Mapping[str, float]
+    sample: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def enough(self) -> bool:
@@ -170,34 +182,151 @@ _MAKING = threading.Lock()
 def yardstick(store: Store, bundle: str, analyser: str | None) -> Yardstick | None:
     """The lab's own distances in the space of a bundle, among the cells of one analyser (None: of all); None for fewer
     than 20 cells. Microseconds; where it has to be made, milliseconds in a young lab, seconds for a million cells."""
-    counts = store.analysers()
-    cells = sum(counts.values()) if analyser is None else counts.get(analyser, 0)
-    if cells < _LEAST:
+    stamp = _stamp(store, analyser)
+    if stamp[0] < _LEAST:
         return None
-    stamp = (cells, store.label_book.changes, len(store.groups))
     kept = _KEPT.setdefault(store, {})
     found = kept.get((bundle, analyser))
     if found is not None and _still_good(found[0], stamp):
         return found[1]
-    if found is not None and cells > _LARGE:
+    if found is not None and stamp[0] > _LARGE:
         if _MAKING.acquire(blocking=False):
             threading.Thread(
                 target=_remade, args=(store, bundle, analyser, stamp), name="labref-novelty", daemon=True
             ).start()
         return found[1]
     with _MAKING:
-        found = kept.get((bundle, analyser))
-        if found is None or not _still_good(found[0], stamp):
-            found = kept[(bundle, analyser)] = (stamp, _made(store, bundle, analyser))
+        return _first(store, bundle, analyser, stamp, _never)
+
+
+def ready(store: Store, bundle: str, analyser: str | None) -> bool:
+    """Whether nobody who asks about a cell of this analyser (None: of all) has to wait for seconds."""
+    return _cells(store, analyser) <= _LARGE or (bundle, analyser) in _KEPT.get(store, {})
+
+
+def prepare(store: Store, bundle: str, analyser: str | None, stopped: Callable[[], bool]) -> None:
+    """Have the distances of a large lab ready for whoever asks next. stopped : asked some times a second; once it is
+    true this ends, and nothing is kept."""
+    while not _MAKING.acquire(timeout=0.2):
+        if stopped():
+            return
+    try:
+        with contextlib.suppress(_StoppedError):
+            _first(store, bundle, analyser, _stamp(store, analyser), stopped)
+    finally:
+        _MAKING.release()
+
+
+class _StoppedError(Exception):
+    """Nobody wants it any more."""
+
+
+def _never() -> bool:
+    return False
+
+
+def _cells(store: Store, analyser: str | None) -> int:
+    counts = store.analysers()
+    return sum(counts.values()) if analyser is None else counts.get(analyser, 0)
+
+
+def _stamp(store: Store, analyser: str | None) -> _Stamp:
+    return _cells(store, analyser), store.label_book.changes, len(store.groups)
+
+
+def _first(
+    store: Store, bundle: str, analyser: str | None, stamp: _Stamp, stopped: Callable[[], bool]
+) -> Yardstick | None:
+    """The distances, from the file or made now, where nobody made them meanwhile; the caller has the lock."""
+    kept = _KEPT.setdefault(store, {})
+    found = kept.get((bundle, analyser))
+    if found is None or not _still_good(found[0], stamp):
+        large = stamp[0] > _LARGE
+        made = _read(store, bundle, analyser, stamp) if large else None
+        if made is None:
+            made = _made(store, bundle, analyser, stopped)
+            if large:
+                _write(store, bundle, analyser, stamp, made)
+        found = kept[(bundle, analyser)] = (stamp, made)
     return found[1]
 
 
 def _remade(store: Store, bundle: str, analyser: str | None, stamp: _Stamp) -> None:
     try:
         with contextlib.suppress(StoreError):  # closed meanwhile
-            _KEPT[store][(bundle, analyser)] = (stamp, _made(store, bundle, analyser))
+            made = _made(store, bundle, analyser, _never)
+            _KEPT[store][(bundle, analyser)] = (stamp, made)
+            _write(store, bundle, analyser, stamp, made)
     finally:
         _MAKING.release()
+
+
+# the file
+
+
+def _file(store: Store) -> Path:
+    return store.path.parent / "logs" / "novelty.json"
+
+
+def _key(bundle: str, analyser: str | None) -> str:
+    return f"{bundle} {json.dumps(analyser)}"
+
+
+def _entries(store: Store) -> dict[str, Any]:
+    """What the file holds; nothing where it is damaged."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        held = json.loads(_file(store).read_bytes())
+        if held["version"] == _VERSION and held["sha256"] == _digest(held["entries"]):
+            return dict(held["entries"])
+    return {}
+
+
+def _digest(entries: Any) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
+def _read(store: Store, bundle: str, analyser: str | None, now: _Stamp) -> Yardstick | None:
+    """What the file holds, where that still holds for the lab as it is now."""
+    entry = _entries(store).get(_key(bundle, analyser))
+    if entry is None or not _still_good((entry["cells"], now[1], entry["repeats"]), now):
+        return None
+    made = Yardstick(
+        np.array(entry["near"], np.float64),
+        {label: np.array(known, np.float64) for label, known in entry["by_class"].items()},
+        np.array(entry["pooled"], np.float64),
+        entry["called"],
+        entry["sample"],
+    )
+    labels = store.labels(list(made.sample))
+    others = sum(labels.get(cell_id) != label for cell_id, label in made.sample.items())
+    return made if made.sample and others <= _GROWN * len(made.sample) else None
+
+
+def _write(store: Store, bundle: str, analyser: str | None, stamp: _Stamp, made: Yardstick | None) -> None:
+    """Keep it in the file; where that cannot be written, it is made again after the next start."""
+    if made is None:
+        return
+    entries = _entries(store)
+    entries.pop(_key(bundle, analyser), None)  # the last one written stands last
+    entries[_key(bundle, analyser)] = {
+        "cells": stamp[0],
+        "repeats": stamp[2],
+        "near": made.near.tolist(),
+        "by_class": {label: known.tolist() for label, known in made.by_class.items()},
+        "pooled": made.pooled.tolist(),
+        "called": dict(made.called),
+        "sample": dict(made.sample),
+    }
+    entries = dict(list(entries.items())[-_MOST_KEPT:])
+    file = _file(store)
+    draft = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        draft.write_text(json.dumps({"version": _VERSION, "sha256": _digest(entries), "entries": entries}))
+        os.replace(draft, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def _still_good(made: _Stamp, now: _Stamp) -> bool:
@@ -206,10 +335,12 @@ def _still_good(made: _Stamp, now: _Stamp) -> bool:
     return all(abs(after - before) <= _GROWN * made[0] for before, after in zip(made, now, strict=True))
 
 
-def _made(store: Store, bundle: str, analyser: str | None) -> Yardstick | None:
+def _made(store: Store, bundle: str, analyser: str | None, stopped: Callable[[], bool]) -> Yardstick | None:
     names, label_of = _labels(store)
     ids, labels = [], []
     for some, _ in store.every_latent(bundle=bundle, analyser=analyser):
+        if stopped():
+            raise _StoppedError
         ids.append(some)
         labels.append(label_of(some))
     if not ids:
@@ -237,6 +368,8 @@ def _made(store: Store, bundle: str, analyser: str | None) -> Yardstick | None:
     any_class, same_class = _Nearest(len(rows)), _Nearest(len(rows))
     for some, values in store.every_latent(bundle=bundle, analyser=analyser):
         for start in range(0, len(some), _COLUMNS):
+            if stopped():
+                raise _StoppedError
             part = slice(start, start + _COLUMNS)
             away = _apart(latents, values[part].astype(np.float64))
             of_one = groups.of(some[part])
@@ -257,7 +390,13 @@ def _made(store: Store, bundle: str, analyser: str | None) -> Yardstick | None:
     for one in said.values():
         called[one.label] = called.get(one.label, 0.0) + 1 / len(said)
     pooled = near_class[general]
-    return Yardstick(np.sort(near[general & np.isfinite(near)]), by_class, np.sort(pooled[np.isfinite(pooled)]), called)
+    return Yardstick(
+        np.sort(near[general & np.isfinite(near)]),
+        by_class,
+        np.sort(pooled[np.isfinite(pooled)]),
+        called,
+        store.labels(of_sample),
+    )
 
 
 def _labels(store: Store) -> tuple[list[str], Callable[[NDArray[np.uint64]], NDArray[np.int64]]]:

@@ -190,7 +190,7 @@ def find(
             labelled=labelled | store.labelled([one.cell_id for one in shown if one.cell_id not in labelled]),
             probabilities=probabilities or {},
             barred=barred,
-            may=lambda cell_id: only is None or store.is_of(cell_id, only),
+            may=lambda ids: set(ids) if only is None else store.those_of(ids, only),
             choose=_stand_in,
         )
     )

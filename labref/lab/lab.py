@@ -9,6 +9,7 @@ LAB/token                         secret of this lab's agent, readable by its ow
 LAB/agent.json                    where the running agent listens; gone when none runs
 LAB/logs/proven.json              which bundles this computer was seen to run rightly (labref.bundles.proof)
 LAB/logs/embedding.json           which cells the networks are at work on (labref.agent.suspects)
+LAB/logs/novelty.json             how far the cells of a large lab lie from each other (labref.asking.novelty)
 LAB/logs/crash.txt                where the agent crashed, if it did
 LAB/logs/labref.log               JSON lines, rotated
 LAB/thumbnails/<ab>/              small pictures for pages, made again where they are missing (labref.lab.pictures)

@@ -445,7 +445,7 @@ def _compare_latents(
     compared, largest = 0, 0.0
     for start in range(0, len(ids), _EMBED_AT_ONCE):
         part = store.cells(ids[start : start + _EMBED_AT_ONCE])
-        stored = store.latents(list(part), bundle=bundle)
+        stored = store.latents(list(part), bundle=bundle, from_disk=True)
         crops = {}
         for cell_id in stored:
             with contextlib.suppress(LabError, UnreadableImageError):  # reported as image_missing or image_damaged
@@ -519,7 +519,7 @@ def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
     yield from _embed_again(context, store.faults().found.get("cell_without_embedding", ()))
     for kind, ids in (*wrong.items(), ("cell_without_embedding", lost)):
         if active is not None and ids:
-            yield from _put_right(kind, len(store.latents(list(ids), bundle=active)))
+            yield from _put_right(kind, len(store.latents(list(ids), bundle=active, from_disk=True)))
 
 
 def _put_right(kind: str, count: int) -> Iterator[Row]:

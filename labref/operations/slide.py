@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Final, Literal
 from weakref import WeakKeyDictionary
 
@@ -199,7 +200,7 @@ def show(
         away = _away(latents, {cell_id: label for cell_id, (label, _) in labelled.items()})
     places = {label: place for place, label in enumerate(classes)}
     ids.sort(key=lambda cell_id: (places[labelled[cell_id][0]], -away.get(cell_id, (0.0, False))[0]))
-    yield from _cells(context, ids[offset : offset + limit], away)
+    yield from _cells(context, name, ids[offset : offset + limit], away)
     yield from _kin(context, name)
 
 
@@ -314,9 +315,9 @@ def _approval(given: Approval | None) -> Row | None:
     }
 
 
-def _cells(context: Context, ids: Sequence[str], away: Mapping[str, tuple[float, bool]]) -> Iterator[Row]:
+def _cells(context: Context, slide: str, ids: Sequence[str], away: Mapping[str, tuple[float, bool]]) -> Iterator[Row]:
     store = context.store
-    found, labelled = store.cells(ids), store.labelled(ids)
+    found, labelled = store.cells_of_slide(slide, ids), store.labelled(ids)
     predicted = [cell_id for cell_id in ids if cell_id in labelled and labelled[cell_id][1] is LabelSource.PREDICTED]
     bundle = store.active_bundle()
     said = {} if bundle is None else store.predicted(predicted, bundle=bundle)
@@ -351,10 +352,9 @@ def _withheld(context: Context, cells: Sequence[Cell]) -> dict[str, Because | No
     bundle = context.lab.bundle(store) if context.jobs is None else context.embedder().bundle
     names = ClassNames(bundle.manifest.labels, context.lab.config.watch.labels)
     seen = marks.known(store, bundle.digest, [cell.cell_id for cell in cells])
+    glance = cache(lambda label, analyser: at_a_glance(store, bundle, label, analyser, names))
     return {
-        cell.cell_id: seen[cell.cell_id].because
-        if cell.cell_id in seen
-        else at_a_glance(store, bundle, cell.label, cell.analyser, names)
+        cell.cell_id: seen[cell.cell_id].because if cell.cell_id in seen else glance(cell.label, cell.analyser)
         for cell in cells
     }
 
@@ -364,14 +364,7 @@ def _captured(cell: Cell) -> str | None:
 
 
 def _kin(context: Context, name: str) -> Iterator[Row]:
-    patient, nested, _ = name.partition("/")
-    if not nested and not any(slide.name.startswith(f"{patient}/") for slide in context.store.slides.book.newest()):
-        return
-    others = [
-        slide.name
-        for slide in context.store.slides.book.newest()
-        if slide.name != name and slide.name.partition("/")[0] == patient
-    ]
+    others = context.store.slides.book.kin(name)
     for row in _listed(context, others[:20]):
         yield {part: row[part] for part in ("slide", "name", "cells", "latest_at")}
 

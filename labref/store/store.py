@@ -101,7 +101,7 @@ _NOT_OF_A_ROW = (
 
 _T = TypeVar("_T")
 
-_FEW = 100  # latents of so many cells are looked up one by one, faster than a search of the whole index for them
+_APART = 100  # cells of others among which each of a slide lies: with more, each is looked up by its key
 
 
 class _Known(NamedTuple):
@@ -709,6 +709,15 @@ class Store:
         with self._reading() as cursor:
             return rows.cells(cursor, list(ids))
 
+    def cells_of_slide(self, slide: str, ids: Collection[str]) -> dict[str, Cell]:
+        """As `cells`, of cells of one slide: faster where they came one after the other."""
+        first, last = self.slides.book.span(slide)
+        if last - first > _APART * len(ids):
+            return self.cells(ids)
+        with self._reading() as cursor:
+            found = rows.cells_of_slide(cursor, slide, first, last)
+        return {cell_id: found[cell_id] for cell_id in ids if cell_id in found}
+
     def labels(self, ids: Collection[str]) -> dict[str, str]:
         """The labels of these cells, by id, from memory; ids the store does not have are left out."""
         return {cell_id: label for cell_id, (label, _) in self.labelled(ids).items()}
@@ -805,11 +814,15 @@ class Store:
 
     def is_of(self, cell_id: str, analyser: str) -> bool:
         """Whether a cell came from this analyser; from memory."""
+        return cell_id in self.those_of([cell_id], analyser)
+
+    def those_of(self, ids: Collection[str], analyser: str) -> set[str]:
+        """Those of these cells that came from this analyser; from memory."""
         book = self._optics()
         if book.cells is None:
             with self._writing, self._reading() as cursor:
                 book.cells = book.cells or optics.load_cells(cursor)
-        return book.is_of(cell_id, analyser)
+        return book.those_of(ids, analyser)
 
     def duplicate_group(self, cell_id: str) -> list[str]:
         """The cell and all that are linked with it as duplicates, directly or through others, oldest first; from
@@ -849,8 +862,15 @@ class Store:
                 )
             }
 
-    def latents(self, ids: Collection[str], *, bundle: str) -> dict[str, NDArray[np.float32]]:
-        """Latents float32[L] of these cells in the space of a bundle, by id; cells without one are left out."""
+    def latents(self, ids: Collection[str], *, bundle: str, from_disk: bool = False) -> dict[str, NDArray[np.float32]]:
+        """Latents float32[L] of these cells in the space of a bundle, by id; cells without one are left out.
+
+        from_disk : as the database has them, even where they are in memory.
+        """
+        index = None if from_disk else self._indexes.get(bundle)
+        if index is not None:
+            known = index.latents(np.array([id_to_int(cell_id) for cell_id in ids], np.uint64))
+            return {cell_id: known[number] for cell_id in ids if (number := id_to_int(cell_id)) in known}
         with self._reading() as cursor:
             return rows.latents(cursor, self._space(bundle)[0], list(ids))
 
@@ -966,9 +986,6 @@ class Store:
         barred = {id_to_int(cell_id) for cell_id in exclude}
 
         def latents_of(ids: list[int]) -> Mapping[int, NDArray[np.float32]]:
-            index = self._indexes.get(bundle)
-            if index is not None and len(ids) > _FEW:
-                return index.latents(np.array(ids, np.uint64))
             found = self.latents([int_to_id(number) for number in ids], bundle=bundle)
             return {id_to_int(cell_id): one for cell_id, one in found.items()}
 

@@ -113,6 +113,9 @@ def make_app(
     # no pages: those of FastAPI load their scripts from elsewhere, and a lab has no internet
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_plain_routes(app, answers, metrics)
+    visitors = Visitors(answers.entrance, token)
+    # before the operations: a page has a dozen pictures, and the first route that fits is taken
+    failure_page = add_pages(app, answers.perform, answers.image, visitors, answers.pictures)
     for operation in operations:
         endpoint = _endpoint(operation, answers, metrics, log)
         app.add_api_route(
@@ -136,9 +139,7 @@ def make_app(
 
     app.add_route(f"{PREFIX}/openapi.json", openapi, include_in_schema=False)
     of_images = {"/ask", *(operation.path for operation in operations if operation.takes_bytes)}
-    visitors = Visitors(answers.entrance, token)
     app.add_route("/events", Events(answers.latest, visitors).endpoint, include_in_schema=False)
-    failure_page = add_pages(app, answers.perform, answers.image, visitors, answers.pictures)
     _add_failures(app, {operation.path: operation for operation in operations}, failure_page)
     roles = {operation.path: operation.role for operation in operations}
     return Guard(
@@ -379,7 +380,9 @@ class Server:
 def _bound(address: str, port: int, setting: str) -> socket.socket:
     """A socket that listens there. Raises `AgentError` that names the setting to change."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listening = Listening(family, socket.SOCK_STREAM)
+    # by its protocol asyncio knows that it may send at once: else the end of each answer waits until the beginning is
+    # acknowledged, which the other side puts off by 40 ms
+    listening = Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows: or another program could listen on the same port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)

@@ -10,9 +10,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from labref.bundles.bundle import starter_bundle
+from labref.bundles.bundle import Bundle, starter_bundle
 from labref.demo.analyser import Specimen
 from labref.lab import Lab
+from labref.words import MEASURES
 from tests.benchmarks.exports import choose_source, labref_process
 from tests.benchmarks.query import build, note
 from tests.benchmarks.web_tiles import place
@@ -42,11 +43,33 @@ def make_lab(folder: Path, *, cells: int, side: int, pictures: int, seed: int = 
             "label_source = CASE WHEN number % 4 = 0 THEN 'predicted' ELSE 'analyser' END",
             [cells, apart],
         )
+    tend(lab, bundle)
     place(lab, bundle.digest, side, manifest.latent_size, np.random.default_rng(seed))
     note(f"{pictures} cells with pictures")
     for number, specimen in enumerate(choose_source(None, seed)[0].take(pictures)):
         deliver(export, number, specimen, slide=f"pictured {number // 100}")
     return lab
+
+
+def tend(lab: Lab, bundle: Bundle) -> None:
+    """Write what the agent measured of the pictures of other cells: else it would look for those of a million cells
+    while the pages are measured."""
+    with lab.open_store():  # brings the tables up to date
+        pass
+    optics = bundle.manifest.optics["measures"]
+    with duckdb.connect(str(lab.store_file), config={"memory_limit": "2GiB", "threads": 2}) as connection:
+        connection.execute("DELETE FROM measure WHERE focus IS NULL")
+        values = [f"{optics[name]['median']} + {optics[name]['deviation']} * (random() - 0.5)" for name in MEASURES]
+        connection.execute(
+            f"INSERT INTO measure (cell_id, analyser, added_at, number, {', '.join(MEASURES)}) "
+            f"SELECT cell_id, analyser, added_at, number, {', '.join(values)} "
+            "FROM cell ANTI JOIN measure USING (cell_id) ORDER BY number"
+        )
+        connection.execute("DELETE FROM quality WHERE is_cell IS NULL")
+        connection.execute(
+            "INSERT INTO quality SELECT cell_id, true, NULL, 1 + random() "
+            "FROM cell ANTI JOIN quality USING (cell_id) ORDER BY number"
+        )
 
 
 def deliver(export: Path, number: int, specimen: Specimen, *, slide: str) -> Path:

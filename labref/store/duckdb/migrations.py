@@ -534,3 +534,8 @@ def _qualities(connection: duckdb.DuckDBPyConnection) -> None:
             who         VARCHAR,
             admitted_at TIMESTAMP NOT NULL
         )""")
+
+
+@migration(24, "the judgement of one picture is found at once")
+def _key_of_qualities(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("CREATE INDEX quality_of_cell ON quality (cell_id)")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import duckdb
 
@@ -41,12 +41,20 @@ class Rejection:
     at: datetime
 
 
+class _Said(NamedTuple):
+    """What people said. rejected : the rejected cells of each query that has any, under None those of all queries.
+    named : every cell that anything was said of, or as whose reference."""
+
+    rejected: Mapping[str | None, Set[str]]
+    named: Set[str]
+
+
 class Rejections(Tables):
     """Rejected references of one store; `Store.rejections`. Methods may be called from any thread."""
 
     def __init__(self, access: Access) -> None:
         super().__init__(access)
-        self._known: Mapping[str | None, Set[str]] | None = None
+        self._known: _Said | None = None
 
     def reject(self, cell_id: str, query: str | None, who: str | None) -> bool:
         """Write down that a cell is no good reference; False, and nothing written, where that is so already."""
@@ -70,15 +78,18 @@ class Rejections(Tables):
 
     def for_any(self) -> Set[str]:
         """Ids of cells that are no good reference for any query. Microseconds but after a change."""
-        return self._all().get(None, frozenset())
+        return self._all().rejected.get(None, frozenset())
 
     def for_queries(self, queries: Collection[str]) -> set[str]:
         """Ids of cells that are no good reference for one of these. Microseconds but after a change."""
-        known = self._all()
+        known = self._all().rejected
         return {cell for query in queries for cell in known.get(query, ())}
 
     def history(self, cell_id: str) -> list[Rejection]:
-        """What people said of a cell as a reference, and of the references of this cell, oldest first."""
+        """What people said of a cell as a reference, and of the references of this cell, oldest first. Microseconds for
+        a cell that nobody said anything of."""
+        if cell_id not in self._all().named:
+            return []
         with self._reading() as cursor:
             found = cursor.execute(
                 "SELECT cell, query, decision, who, decided_at FROM reference_rejection WHERE cell = $1 OR query = $1 "
@@ -96,7 +107,7 @@ class Rejections(Tables):
 
     def _say(self, cell_id: str, query: str | None, who: str | None, *, rejected: bool) -> bool:
         with self._transaction() as connection:
-            said = _last(connection)
+            said = _last(connection).rejected
             if (cell_id in said.get(query, ())) == rejected:
                 return False
             numbers = sequence.begin(connection)
@@ -110,7 +121,7 @@ class Rejections(Tables):
         self._known = None
         return True
 
-    def _all(self) -> Mapping[str | None, Set[str]]:
+    def _all(self) -> _Said:
         known = self._known
         if known is None:
             with self._reading() as cursor:
@@ -118,13 +129,13 @@ class Rejections(Tables):
         return known
 
 
-def _last(connection: duckdb.DuckDBPyConnection) -> dict[str | None, set[str]]:
-    """The rejected cells of each query that has any; under None those of all queries."""
+def _last(connection: duckdb.DuckDBPyConnection) -> _Said:
     found = connection.execute(
-        "SELECT query, cell FROM reference_rejection GROUP BY query, cell HAVING last(decision ORDER BY number) = ?",
+        "SELECT query, cell, last(decision ORDER BY number) = ? FROM reference_rejection GROUP BY query, cell",
         [_REJECTED],
     ).fetchall()
     known: dict[str | None, set[str]] = {}
-    for query, cell in found:
-        known.setdefault(query, set()).add(cell)
-    return known
+    for query, cell, rejected in found:
+        if rejected:
+            known.setdefault(query, set()).add(cell)
+    return _Said(known, frozenset(one for query, cell, _ in found for one in (query, cell) if one is not None))

@@ -23,6 +23,7 @@ __all__ = [
     "carried",
     "cells",
     "cells_of_files",
+    "cells_of_slide",
     "file_rows",
     "files_like",
     "keep_history",
@@ -145,6 +146,16 @@ def carried(
 def cells(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, Cell]:
     """Cells by id."""
     return {row[0]: _cell(row) for row in look_up(cursor, "cell", list(CELL), "cell_id", ids)}
+
+
+def cells_of_slide(cursor: duckdb.DuckDBPyConnection, slide: str, first: int, last: int) -> dict[str, Cell]:
+    """The cells of a slide by id. first, last : numbers between which they came: DuckDB passes over what is not between
+    them, and takes a fifth of the time of a look at the key for each."""
+    found = cursor.execute(
+        f"SELECT {', '.join(CELL)} FROM cell WHERE number >= ? AND number <= ? AND slide = ?",
+        [first, last, to_column(slide)],
+    ).fetchall()
+    return {row[0]: _cell(row) for row in found}
 
 
 def recent(cursor: duckdb.DuckDBPyConnection, after: int, before: int | None, limit: int) -> list[tuple[int, Cell]]:
@@ -295,15 +306,26 @@ def path_labels(cursor: duckdb.DuckDBPyConnection, cell_id: str) -> list[dict[st
 
 
 def _cell(row: Sequence[Any]) -> Cell:
-    value = dict(zip(CELL, row, strict=True))
-    for column in ("path", "label", "slide", "analyser"):
-        value[column] = from_nullable(value[column])
-    for column in ("captured_at", "added_at"):
-        value[column] = None if value[column] is None else value[column].replace(tzinfo=UTC)
-    value["label_source"] = LabelSource(value["label_source"])
-    ruling = value["duplicate_verdict"]
-    value["duplicate_verdict"] = None if ruling is None else Outcome(ruling)
-    return Cell(**value)
+    cell_id, digest, path, size, width, height, label, source, slide, analyser, captured, of, verdict, group, added = (
+        row
+    )
+    return Cell(
+        cell_id,
+        digest,
+        from_column(path),
+        size,
+        width,
+        height,
+        from_column(label),
+        LabelSource(source),
+        from_nullable(slide),
+        from_nullable(analyser),
+        None if captured is None else captured.replace(tzinfo=UTC),
+        of,
+        None if verdict is None else Outcome(verdict),
+        group,
+        added.replace(tzinfo=UTC),
+    )
 
 
 def _file_row(row: Sequence[Any]) -> FileRow:

@@ -54,6 +54,7 @@ class SlideBook:
         self._of: CellBook[str] = CellBook(ids, codes, [name or _NONE for name in names])
         self._slides: dict[str, _Cells] = {}
         self._newest: list[Slide] | None = None
+        self._kin: tuple[Sequence[Slide], dict[str, list[str]]] | None = None
         order = np.lexsort((numbers, codes))
         ids, numbers, codes = ids[order], numbers[order], codes[order]
         starts = np.searchsorted(codes, np.arange(len(names) + 1))
@@ -80,6 +81,20 @@ class SlideBook:
             self._newest = found
         return found
 
+    def kin(self, slide: str) -> list[str]:
+        """The other slides whose names begin with the same folder, where one of them lies in it; as `newest` orders
+        them."""
+        newest = self.newest()
+        kept = self._kin
+        if kept is None or kept[0] is not newest:
+            of: dict[str, list[str]] = {}
+            for one in newest:
+                of.setdefault(one.name.partition("/")[0], []).append(one.name)
+            kept = self._kin = newest, {folder: names for folder, names in of.items() if len(names) > 1}
+        names = kept[1].get(slide.partition("/")[0], [])
+        # two slides without a folder have no name in common
+        return [name for name in names if name != slide] if any("/" in name for name in names) else []
+
     def cells(self, slide: str) -> list[int]:
         """The cells of a slide, in the order they came; empty where there is none of that name."""
         cells = self._slides.get(slide)
@@ -88,6 +103,11 @@ class SlideBook:
     def ids(self, slide: str) -> NDArray[np.uint64]:
         """The same as uint64[n]."""
         return np.array(self.cells(slide), np.uint64)
+
+    def span(self, slide: str) -> tuple[int, int]:
+        """The numbers of the slide's cells that came first and last; 0 and 0 where there is no such slide."""
+        cells = self._slides.get(slide)
+        return (0, 0) if cells is None or not cells.numbers else (cells.numbers[0], cells.numbers[-1])
 
     def last(self, slide: str) -> int:
         """The number of the slide's cell that came last; 0 where there is no such slide."""

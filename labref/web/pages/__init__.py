@@ -38,6 +38,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -71,7 +72,7 @@ _MOST_DIGITS: Final = 18
 _MOST_FIELDS: Final = 50  # of a form
 _IMPORT: Final = re.compile(rb"""(^import [^;]*?["'])\./([\w./-]+\.js)(["'])""", re.MULTILINE)
 """What a script imports from beside it."""
-_UNUSUAL: Final = re.compile(r"[^ -~\u00a0-\u00ac\u00ae-\u024f]")
+_UNUSUAL: Final = re.compile(r"[^\n -~\u00a0-\u00ac\u00ae-\u024f]")
 """All but Latin letters and signs, which `printable` leaves as they are: it is slow, and pages are long."""
 
 
@@ -223,8 +224,7 @@ def add_pages(
             methods=list(one.methods),
             include_in_schema=False,
         )
-    for name, data in _static().items():
-        app.add_route(f"/static/{name}", _file(name, data), include_in_schema=False)
+    app.add_route("/static/{name:path}", _file, include_in_schema=False)
 
     def failed(request: Request, status: int, problem: str) -> Response:
         visit = Visit(request, b"", perform, image, visitors, pictures)
@@ -259,19 +259,26 @@ def _answered(of: _Page, visit: Visit) -> Response:
 def _shown(content: str) -> str:
     """A page whose names cannot hide or turn round what stands beside them; see `labref.printing`. Each line of it
     stays a line."""
-    return "\n".join(printable(line) if _UNUSUAL.search(line) else line for line in content.split("\n"))
+    parts, end = [], 0
+    while found := _UNUSUAL.search(content, end):
+        start = content.rfind("\n", end, found.start()) + 1 or end
+        parts.append(content[end:start])
+        end = content.find("\n", start)
+        end = len(content) if end < 0 else end
+        parts.append(printable(content[start:end]))
+    return "".join([*parts, content[end:]])
 
 
-def _file(name: str, data: bytes) -> Callable[[Request], Any]:
+async def _file(request: Request) -> Response:
+    name: str = request.path_params["name"]
+    data = _static().get(name)
+    if data is None:
+        raise HTTPException(404)
     kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
     if name.endswith((".js", ".mjs")):
         kind = "text/javascript"  # Windows' registry may say otherwise
-
-    async def file(request: Request) -> Response:
-        # its address names its content, so it can be kept for ever
-        return Response(data, media_type=kind, headers={"Cache-Control": "public, max-age=31536000, immutable"})
-
-    return file
+    # its address names its content, so it can be kept for ever
+    return Response(data, media_type=kind, headers={"Cache-Control": "public, max-age=31536000, immutable"})
 
 
 @cache
