@@ -27,7 +27,6 @@ from PIL import Image
 
 from labref.agent.retries import Retries
 from labref.agent.service import _END_SECONDS
-from labref.agent.suspects import Suspects
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Described, Embedder, describe_each
 from labref.cells.decoding import _CRASHED, _TOO_LONG, _TOO_MUCH, Decoder, Limits, StoppedError, _Worker
@@ -35,7 +34,10 @@ from labref.cells.examination import TASKS
 from labref.config import DecodingConfig
 from labref.errors import AgentError, BundleError, DecodingLimitError, LabrefError, UnreadableImageError
 from labref.lab import Lab
+from labref.lab.suspects import Suspects
 from labref.operations.ledger import _compare_latents
+from labref.tasks.context import Context
+from labref.tasks.reembedding import catch_up
 from labref.web.client import AgentClient, read_agent_record
 from labref.web.desk import ask, run, status
 from tests.benchmarks.exports import REPOSITORY, labref_process
@@ -694,7 +696,7 @@ def test_who_was_at_work_when_an_agent_was_killed_from_outside_is_not_suspected(
     file = tmp_path / "embedding.json"
     dies = f"""
 import os, pathlib, signal
-from labref.agent.suspects import Suspects
+from labref.lab.suspects import Suspects
 with Suspects(pathlib.Path({str(file)!r})).at_work(["a", "b"]):
     os.kill(os.getpid(), signal.{by})
 """
@@ -796,3 +798,46 @@ def test_a_stuck_agent_is_not_ok_and_still_ends_when_asked(
             agent.communicate()
     assert once(lab).rejected == 0
     assert len(ledger(lab)) == 6, "the next pass finds all of it"
+
+
+def test_a_picture_on_which_re_embedding_crashes_is_set_aside_by_name_and_the_others_go_on(
+    tmp_path: Path, export: Path, starter: Bundle, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in sorted(export.iterdir())[3:]:
+        path.unlink()
+    (export / "bad.jpg").write_bytes(jpeg())
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    cells = {row["cell_id"] for row in ledger(lab).values()}
+    culprit = ledger(lab)["bad.jpg"]["cell_id"]
+    add_bad(export, monkeypatch, Died())
+
+    def no(*_: object) -> Any:
+        raise AssertionError("not asked for here")
+
+    with lab.open_store() as store:
+        store.forget_latents(cells, bundle=starter.digest)
+        for _ in range(2):
+            suspects = Suspects(lab.suspects_file)  # of the next process
+            context = Context(lab, store, no, None, no, suspects=lambda made=suspects: made)
+            with pytest.raises(Died):
+                list(catch_up(context, embedder, stopped=lambda: False))
+            crash_is_written(lab.suspects_file)
+        suspects = Suspects(lab.suspects_file)
+        context = Context(lab, store, no, None, no, suspects=lambda: suspects)
+        rows = list(catch_up(context, embedder, stopped=lambda: False))
+        assert rows[-1]["progress"]["done"] == rows[-1]["progress"]["total"] == len(cells)
+        assert set(store.latents(list(cells), bundle=starter.digest)) == cells - {culprit}
+        assert store.changes.failures(starter.digest)[culprit].startswith("labref crashed twice")
+        assert not list(catch_up(context, embedder, stopped=lambda: False)), "nothing is left to do"
+
+
+def test_two_threads_have_cells_at_work_side_by_side(tmp_path: Path) -> None:
+    suspects = Suspects(tmp_path / "embedding.json")
+    with pytest.raises(Died), suspects.at_work(["new"]):
+        with suspects.at_work(["stored"]):
+            pass
+        with suspects.at_work(["another"]):
+            raise Died
+    crash_is_written(tmp_path / "embedding.json")
+    assert Suspects(tmp_path / "embedding.json").order(["new", "stored", "another"]) == ([[1], [0], [2]], [])

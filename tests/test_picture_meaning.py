@@ -21,6 +21,9 @@ with the reason, and never other pixels without a word.
 | of a single colour, or of noise alone | refused by ingest and query |
 | of brightness that changes evenly: a gradient, an empty field with vignetting | likewise; a blurred spot is not |
 | zeros where a copy has not arrived yet | refused; a black frame, letterbox or eyepiece is not |
+| TIFF of 8 bits with a sign, or of an unread kind | refused |
+| JPEG cut off and closed with its end mark, not progressive | refused: the blocks that are missing are of one grey |
+| BMP filled up with one value where a copy ended | refused where it begins within a row; white, at a disk's block |
 """
 
 from __future__ import annotations
@@ -584,3 +587,51 @@ def test_a_lab_rejects_what_holds_nothing_and_a_question_is_told(
     assert ledger(lab)["copied.bmp"]["outcome"] == "stored"
     with pytest.raises(UnreadableImageError, match="holds nothing"):
         ask(lab, (export / "flat.png").read_bytes(), name="x")
+
+
+def of_format(kind: int, values: np.ndarray) -> bytes:
+    """A TIFF of 8 bits with this SampleFormat."""
+    return tiff(values, photometric=2 if values.ndim == 3 else 1, bits=8, sample_format=kind)
+
+
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+@pytest.mark.parametrize("values", [GREY, COLOUR], ids=["grey", "colour"])
+def test_pixels_with_a_sign_are_not_taken_for_others(kind: int, values: np.ndarray) -> None:
+    with pytest.raises(UnreadableImageError, match="with a sign|not read"):
+        decode(of_format(kind, values))
+    assert np.array_equal(decode(of_format(1, values))[..., 0], GREY)
+
+
+CLOSED = {"4:2:0": {"subsampling": 2}, "4:2:2": {"subsampling": 1}, "4:4:4": {"subsampling": 0}, "grey": {}}
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+def test_a_jpeg_that_was_cut_off_and_closed_is_no_picture(kind: str) -> None:
+    picture = Image.fromarray(FIELD).convert("L") if kind == "grey" else Image.fromarray(FIELD)
+    data = encoded(picture, "JPEG", quality=90, **CLOSED[kind])
+    decode(data)
+    for share in (0.2, 0.5, 0.85):
+        with pytest.raises(UnreadableImageError, match="truncated: the picture ends after"):
+            decode(data[: int(share * len(data))] + b"\xff\xd9")
+
+
+def test_grey_that_belongs_to_a_picture_is_kept() -> None:
+    for place in (np.s_[-32:], np.s_[:, -32:], np.s_[-20:, -20:]):  # a band, at the side, a corner for writing
+        pixels = FIELD.copy()
+        pixels[place] = 128
+        decode(encoded(Image.fromarray(pixels), "JPEG", quality=95, subsampling=0))
+        for value in (1, 0xCD, 0xFF):
+            pixels[place] = value
+            assert np.array_equal(decode(bmp(pixels)), pixels) and np.array_equal(
+                decode(bmp(pixels, from_top=True)), pixels
+            )
+
+
+@pytest.mark.parametrize("value", [0x01, 0x80, 0xCD, 0xFE, 0xFF])
+def test_a_bmp_that_is_filled_up_with_one_value_is_no_picture(value: int) -> None:
+    for kind in ("BMP", "BMP from the top", "BMP of grey"):
+        data = WHOLE[kind]
+        for share in (0.3, 0.6, 0.9):
+            at = int(share * len(data)) // 512 * 512
+            with pytest.raises(UnreadableImageError, match=f"not completely written: .* are all {value:#04x}"):
+                decode(data[:at] + bytes([value]) * (len(data) - at))

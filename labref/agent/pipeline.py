@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from labref.agent.reader import Known, NotYet, Prepared, Read, Refused, StorageError, read_cell
-from labref.agent.suspects import KILLED, Suspects
-from labref.bundles.inference import Described, Embedder, describe_each
+from labref.bundles.inference import Embedder
 from labref.cells.decoding import StoppedError
 from labref.cells.examination import Examined
 from labref.cells.quality import DEFAULTS as QUALITY_DEFAULTS
@@ -35,6 +34,7 @@ from labref.failpoints import failpoint
 from labref.lab import Lab
 from labref.lab.judge import Judge
 from labref.lab.log import Log
+from labref.lab.suspects import KILLED, Suspects
 from labref.store import LedgerRow, NewCell, Rejected, SeenAgain, Store
 from labref.web.metrics import Metrics
 from labref.words import Quality
@@ -145,7 +145,7 @@ class Pipeline:
         self._log, self._metrics, self._patient = log, metrics, patient
         self._judge: Judge | None = None
         self._judged_by: tuple[str | None, QualityThresholds] = (None, QUALITY_DEFAULTS)
-        self._suspects = Suspects(lab.folder / "logs" / "embedding.json")
+        self.suspects = Suspects(lab.suspects_file)
         self._layout_told = False
         self.tally = Tally()
         self.problem: str | None = None
@@ -424,7 +424,9 @@ class Pipeline:
             return records
         embedder = self._engine.embedder()
         started = time.perf_counter()
-        described = self._describe(embedder, prepared)
+        described = self.suspects.describe(
+            embedder, [item.digest for item in prepared], [item.crop for item in prepared]
+        )
         self._metrics.embedding.observe(time.perf_counter() - started)
         self._metrics.embedded.inc(len(prepared))
         self.tally.embedded += len(prepared)
@@ -459,15 +461,6 @@ class Pipeline:
             )
             records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records
-
-    def _describe(self, embedder: Embedder, prepared: Sequence[Prepared]) -> list[Described | str]:
-        """What the networks say of each cell, or why they say nothing."""
-        groups, refused = self._suspects.order([item.digest for item in prepared])
-        described: dict[int, Described | str] = dict.fromkeys(refused, KILLED)
-        for group in groups:
-            with self._suspects.at_work([prepared[at].digest for at in group]):
-                described |= zip(group, describe_each(embedder, [prepared[at].crop for at in group]), strict=True)
-        return [described[at] for at in range(len(prepared))]
 
     def _store_all(self) -> None:
         ended = False

@@ -339,7 +339,13 @@ class _Agent:
             self._jobs = Jobs(self._log)
             stack.callback(self._jobs.close)
             self._context = Context(
-                self._lab, self._store, self._engine.embedder, self._jobs, self._adopt, self._status
+                self._lab,
+                self._store,
+                self._engine.embedder,
+                self._jobs,
+                self._adopt,
+                self._status,
+                lambda: self._pipeline.suspects,
             )
             self._server = stack.enter_context(serving.result())
             self._log.info("agent started", version=__version__, bundle=bundle.short, once=self._once)

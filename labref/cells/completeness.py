@@ -1,7 +1,9 @@
 """Whether a file is written to its end: a copy in the making may have its final size from the start, with zeros where
 nothing has arrived yet.
 
-A BMP or an uncompressed TIFF becomes black there; a compressed picture may fail to decode, or become anything. A black
+A BMP or an uncompressed TIFF becomes black there; a compressed picture may fail to decode, or become anything. Some
+programs write another value than zero into what is missing of a BMP, or close a JPEG that was cut off, whose rest
+becomes grey. A black
 band that belongs to the picture is told from what is missing by where it begins and ends: a frame
 or a letterbox goes along whole rows, while a copy stops in the middle of one, or at the blocks of a disk. A part that
 ends between two rows is taken for missing where it is more than a fifth of the picture with no counterpart at the
@@ -35,6 +37,8 @@ _LEAST_CONTENT = 0.2  # of the bytes of a row that holds a picture are not zero
 _DARK = 16
 _BAND_SHARE = 0.2  # of the picture
 _BAND_ROWS = 2
+_WHITE = 0xFF
+_UNDECODED = 128  # what a decoder makes of the blocks that a scan does not bring
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ def require_complete(data: bytes, image: Image.Image) -> None:
     written."""
     if image.format == "JPEG" and data[-_JPEG_TAIL:] == bytes(_JPEG_TAIL) and not _has_end(data):
         raise _incomplete(data, len(data.rstrip(b"\0")), len(data))
+    if image.format in ("JPEG", "MPO"):
+        _require_scan(image)
+    if image.format == "BMP":
+        _require_filled(data, image)
     if image.format == "PNG":
         _require_chunks(data)
         return
@@ -78,6 +86,52 @@ def require_complete(data: bytes, image: Image.Image) -> None:
         if missing:
             raise _incomplete(data, at, end)
         at = data.find(_ZEROS, end)
+
+
+def _require_scan(image: Image.Image) -> None:
+    """Raise where the scan of a JPEG ended before its picture: the blocks to the last one are of one grey, and they
+    begin within a row of blocks, or are more than a fifth of the picture."""
+    last = image.getpixel((image.width - 1, image.height - 1))
+    if image.mode not in ("L", "RGB") or {*(last if isinstance(last, tuple) else (last,))} != {_UNDECODED}:
+        return
+    layers = getattr(image, "layer", None) or [(1, 1, 1, 0)]
+    side_x, side_y = 8 * max(layer[1] for layer in layers), 8 * max(layer[2] for layer in layers)
+    grey = (np.atleast_3d(np.asarray(image)) == _UNDECODED).all(axis=2)
+    rows, columns = -(-image.height // side_y), -(-image.width // side_x)
+    whole = np.ones((rows * side_y, columns * side_x), np.bool_)
+    whole[: image.height, : image.width] = grey
+    blocks = whole.reshape(rows, side_y, columns, side_x).all(axis=(1, 3)).ravel()
+    written = int(np.flatnonzero(~blocks).max(initial=-1)) + 1
+    left = len(blocks) - written
+    row, column = divmod(written, columns)
+    cut = column > 0 and not blocks[max(0, (row - 1) * columns + column) : row * columns].all()
+    if left and (cut or left > _BAND_SHARE * len(blocks)):
+        raise UnreadableImageError(
+            f"truncated: the picture ends after {written} of its {len(blocks)} blocks, and the rest is grey; copy it again"
+        )
+
+
+def _require_filled(data: bytes, image: Image.Image) -> None:
+    """Raise where the pixels of a BMP end in one value that is not zero and cannot belong to the picture: it begins
+    within a row, beside a row that goes on, or, as a bright background is white, at a block of the disk."""
+    raw = _raw(data, image)
+    value = data[raw.end - 1] if raw is not None and raw.row else 0
+    if raw is None or not value or data[raw.end - _BLOCK : raw.end] != bytes((value,)) * _BLOCK:
+        return
+    start = raw.start + len(data[raw.start : raw.end].rstrip(bytes((value,))))
+    first, begins = divmod(start - raw.start, raw.row)
+    if raw.end - start < raw.row or first < 1:
+        return
+    if value == _WHITE:
+        cut = start % _BLOCK == 0
+    else:
+        beside = np.frombuffer(data[raw.start + (first - 1) * raw.row + begins : raw.start + first * raw.row], np.uint8)
+        cut = len(beside) >= _LEAST_CUT and float((beside != value).mean()) >= _LEAST_CONTENT
+    if cut and begins:
+        raise UnreadableImageError(
+            f"not completely written: of its {len(data)} bytes, those from byte {start} to byte {raw.end} are all {value:#04x} (a "
+            "copy that has not ended, or broke off); copy it again"
+        )
 
 
 def _is_of_blocks(start: int, end: int, at_end: bool = False) -> bool:

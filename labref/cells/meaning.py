@@ -94,7 +94,10 @@ class Depth:
 
 
 def depth_of(image: Image.Image, data: bytes) -> Depth:
-    """The depth of an opened picture. data : the bytes that it was opened from."""
+    """The depth of an opened picture. data : the bytes that it was opened from.
+
+    Raises `UnreadableImageError` where its values are of a kind that Pillow takes for another.
+    """
     if image.format == "PNG":
         return Depth(image.format, data[24])
     if image.format == "BMP":
@@ -103,6 +106,11 @@ def depth_of(image: Image.Image, data: bytes) -> Depth:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return Depth(image.format, 8)
     tags = image.tag_v2
+    kinds = tags.get(339, 1)  # SampleFormat: 1 is without a sign
+    if image.mode not in ("I", "F") and {*(kinds if isinstance(kinds, tuple) else (kinds,))} != {1}:
+        raise UnreadableImageError(
+            "its pixels are numbers with a sign, or of another kind that is not read; export it with 8 bits without a sign"
+        )
     bits = max(int(value) for value in tags.get(258, (1,)))
     stated = tags.get(281, tags.get(341))  # MaxSampleValue, SMaxSampleValue
     stated = stated[0] if isinstance(stated, tuple) else stated

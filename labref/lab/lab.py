@@ -8,7 +8,7 @@ LAB/maps/<number>.npz             weights of the newest maps (labref.store.duckd
 LAB/token                         secret of this lab's agent, readable by its owner only
 LAB/agent.json                    where the running agent listens; gone when none runs
 LAB/logs/proven.json              which bundles this computer was seen to run rightly (labref.bundles.proof)
-LAB/logs/embedding.json           which cells the networks are at work on (labref.agent.suspects)
+LAB/logs/embedding.json           which cells the networks are at work on (labref.lab.suspects)
 LAB/logs/novelty.json             how far the cells of a large lab lie from each other (labref.asking.novelty)
 LAB/logs/crash.txt                where the agent crashed, if it did
 LAB/logs/labref.log               JSON lines, rotated
@@ -173,6 +173,11 @@ class Lab:
     def log_file(self) -> Path:
         """LAB/logs/labref.log, JSON lines."""
         return self.folder / "logs" / "labref.log"
+
+    @property
+    def suspects_file(self) -> Path:
+        """LAB/logs/embedding.json, which cells the networks are at work on; see `labref.lab.suspects`."""
+        return self.folder / "logs" / "embedding.json"
 
     @property
     def thumbnails(self) -> Path:

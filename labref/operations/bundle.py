@@ -418,7 +418,7 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
         yield progress(0, 0, "opening the networks")
         with contextlib.suppress(BundleError):  # a bundle that cannot be used must not hinder the change to another one
             embedder = context.embedder()
-            yield from catch_up(lab, store, embedder, stopped=stopped)
+            yield from catch_up(context, embedder, stopped=stopped)
             store.changes.predict()
     pending = store.changes.pending()
     if pending is None or stopped():
@@ -429,7 +429,7 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
         yield progress(0, 0, "opening the networks")
         with open_embedder(lab, bundle) as embedder:
             embedder.golden_difference()  # raises before hours of work on a computer that runs the networks wrongly
-            yield from catch_up(lab, store, embedder, stopped=given_up)
+            yield from catch_up(context, embedder, stopped=given_up)
         if given_up():
             return
     if pending.report is None:

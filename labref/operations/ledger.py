@@ -560,9 +560,8 @@ def _embed_again(context: Context, ids: Sequence[str]) -> Iterator[Row]:
     """Give cells their place in the active bundle's space again, from their kept bytes."""
     if not ids:
         return
-    store, pace = context.store, Pace()
-    embedder, done = context.embedder(), 0
+    embedder, done, pace = context.embedder(), 0, Pace()
     for start in range(0, len(ids), _EMBED_AT_ONCE):
-        done += embed(context.lab, store, embedder, ids[start : start + _EMBED_AT_ONCE])
+        done += embed(context, embedder, ids[start : start + _EMBED_AT_ONCE])
         if pace.due():
             yield progress(done, len(ids), "cells embedded again")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from labref.bundles.bundle import Bundle
     from labref.bundles.inference import Embedder
     from labref.lab import Lab
+    from labref.lab.suspects import Suspects
     from labref.store import Store
     from labref.tasks.jobs import Jobs
 
@@ -32,7 +33,7 @@ class Context:
     embedder : returns the active bundle's networks; the first call opens them.  jobs : the agent's background jobs;
     None where no agent runs, and an operation must do its work before it returns.  adopt : opens the bundle that shall
     replace the active one.  agent_status : returns the agent's own part of `labref status`, {`watch`, `agent`}; None
-    where no agent runs.
+    where no agent runs.  suspects : returns the cells on which labref crashed; None where nobody counts.
     """
 
     lab: Lab
@@ -41,3 +42,4 @@ class Context:
     jobs: Jobs | None
     adopt: Callable[[Bundle], Adoption]
     agent_status: Callable[[], dict[str, Any]] | None = None
+    suspects: Callable[[], Suspects] | None = None

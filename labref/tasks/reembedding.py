@@ -19,6 +19,7 @@ from labref.bundles.inference import Embedder, describe_each
 from labref.errors import LabError, UnreadableImageError
 from labref.failpoints import failpoint
 from labref.lab import Lab
+from labref.lab.suspects import KILLED
 from labref.progress import Row, progress
 from labref.store import CellEmbedding, Store
 from labref.store.memory.books import id_to_int
@@ -30,6 +31,7 @@ SAMPLE_PER_CLASS: Final = 250
 """The most cells of a class that the report before a switch is made of."""
 _AT_ONCE: Final = 32
 _REFERENCES: Final = 8
+_CRASHED: Final = "labref crashed twice while the bundle's networks ran on it (ONNX Runtime?)"
 
 Stopped = Callable[[], bool]
 
@@ -39,41 +41,47 @@ def installed(lab: Lab, digest: str) -> Bundle:
     return Bundle.installed(lab.bundles, digest)
 
 
-def catch_up(lab: Lab, store: Store, embedder: Embedder, *, stopped: Stopped) -> Iterator[Row]:
+def catch_up(context: Context, embedder: Embedder, *, stopped: Stopped) -> Iterator[Row]:
     """Embed every cell that has no latent in the latent space of the embedder's bundle. Yields progress.
 
-    Ends when all cells are embedded, or `stopped()` is true. A cell whose kept bytes are missing or damaged is left
-    out; the store keeps the reason.
+    Ends when all cells are embedded, or `stopped()` is true. A cell whose kept bytes are missing or damaged, or on
+    which labref crashed twice, is left out; the store keeps the reason.
     """
-    digest = embedder.bundle.digest
+    store, digest = context.store, embedder.bundle.digest
     while missing := store.changes.missing(digest):
         for start in range(0, len(missing), _AT_ONCE):
             if stopped():
                 return
-            embed(lab, store, embedder, missing[start : start + _AT_ONCE])
+            embed(context, embedder, missing[start : start + _AT_ONCE])
             coverage = store.changes.coverage(digest)
             yield progress(
                 coverage.embedded + coverage.failed, coverage.cells, f"cells embedded by bundle {digest[:12]}"
             )
 
 
-def embed(lab: Lab, store: Store, embedder: Embedder, ids: Sequence[str]) -> int:
+def embed(context: Context, embedder: Embedder, ids: Sequence[str]) -> int:
     """Embed these cells from their kept bytes, and store their latents in one transaction.
 
     Returns the number of cells embedded. For each other cell the store keeps the reason.
     """
-    bundle = embedder.bundle
-    crops, found, reasons = [], [], {}
+    lab, store, bundle = context.lab, context.store, embedder.bundle
+    crops, found, names, reasons = [], [], [], {}
     for cell_id, cell in store.cells(ids).items():
         try:
             crops.append(lab.decoder.prepare(lab.read_image(cell.digest)).crop)
             found.append(cell_id)
+            names.append(f"{bundle.short} {cell.digest}")  # another bundle may do what this one cannot
         except (LabError, UnreadableImageError) as error:
             reasons[cell_id] = str(error)
     made = []
-    for cell_id, embedded in zip(found, describe_each(embedder, crops), strict=True):
+    described = (
+        describe_each(embedder, crops)
+        if context.suspects is None
+        else context.suspects().describe(embedder, names, crops)
+    )
+    for cell_id, embedded in zip(found, described, strict=True):
         if isinstance(embedded, str):
-            reasons[cell_id] = embedded
+            reasons[cell_id] = _CRASHED if embedded == KILLED else embedded
         else:
             made.append(
                 CellEmbedding(cell_id, embedded.latent, embedded.probabilities, embedded.label, embedded.probability)
@@ -160,7 +168,7 @@ def switch(context: Context, bundle: Bundle, *, complete: bool) -> None:
     adoption.embedder.golden_difference()
     with store.quiet():
         if complete:
-            for _ in catch_up(context.lab, store, adoption.embedder, stopped=lambda: False):
+            for _ in catch_up(context, adoption.embedder, stopped=lambda: False):
                 pass
         failpoint("bundle.before")
         store.changes.switch(bundle.digest)

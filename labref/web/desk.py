@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -14,6 +15,7 @@ from labref.bundles.inference import Embedder
 from labref.errors import StoreLockedError
 from labref.export.paths import path_from_text, path_to_text
 from labref.lab import Lab, absolute
+from labref.lab.suspects import Suspects
 from labref.operations import perform
 from labref.progress import Pace, Row, waiting
 from labref.store import Store
@@ -35,7 +37,8 @@ class Desk:
         self._embedder: Embedder | None = None
         if store is not None:
             self._opened.callback(store.close)
-            self._context = Context(lab, store, self._open_embedder, None, self._adopt)
+            suspects = cache(lambda: Suspects(lab.suspects_file))
+            self._context = Context(lab, store, self._open_embedder, None, self._adopt, suspects=suspects)
 
     @staticmethod
     def open(lab: Lab) -> Desk:
