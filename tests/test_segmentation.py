@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
+from PIL import Image
 
 from labref.cells.centring import distance_from_middle
+from labref.cells.examination import TASKS
 from labref.cells.image import BACKGROUND, CROP_SIZE, colour_densities, decode, nuclear_density, prepare_pixels
-from labref.cells.segmentation import segment
+from labref.cells.segmentation import highest_around, segment
+from labref.demo.cells import OPTICS, draw_cell, make_slides
+from labref.words import Fingerprint
 from tests.benchmarks.neighbours import changed
 from training.networks.overlook import beside
 
@@ -221,3 +227,86 @@ def test_maps_of_any_shape_are_divided(shape: tuple[int, int]) -> None:
     assert found is not None and found.keep.shape == shape
     assert np.abs(np.subtract(found.centre, [shape[0] // 2 - 0.5, shape[1] // 2 - 0.5])).max() <= 1.0
     assert found.others == () and found.keep.min() == 1.0
+
+
+def drawn(label: str, number: int) -> np.ndarray:
+    slide = make_slides(2, seed=3)[number]
+    return draw_cell(label, OPTICS[slide.optics], slide, np.random.default_rng(3))
+
+
+def framed() -> np.ndarray:
+    picture = drawn("monocyte", 0).copy()
+    picture[:9] = 0
+    picture[:, :6] = 0
+    return picture
+
+
+# of the code at fee1bd9, before it was made faster: centre, other cells, mean of the crop, fingerprint, landmarks;
+# darkness, focus, chroma, inverted; measures of the optics
+FOUND_BEFORE = {
+    "neutrophil": (
+        ((175.136, 196.242), 0, 214.0048, Fingerprint(0xAA9A9D1E472E18B8, 0x4D878732F0DCFC3F), 1),
+        (1.4094, 1.1725, 0.2407, -7.5670),
+        (251.0, 226.0, 203.0, 0.6868, 0.1361, 0.2166, 0.0610),
+    ),
+    "lymphocyte": (
+        ((188.172, 171.118), 0, 224.8918, Fingerprint(0xD1F0CC8E8ECD3839, 0xFFE0C2433DBC9AC7), 1),
+        (1.1906, 0.5386, 0.2882, -9.1940),
+        (218.0, 214.0, 227.0, 0.2349, 0.1362, 0.2228, 0.0403),
+    ),
+    "platelet": (
+        ((185.520, 170.197), 1, 222.1842, Fingerprint(0x31503C0CCC595819, 0x2ECFE1631D9822D7), 1),
+        (0.7005, 1.2512, 0.1983, -7.3085),
+        (251.0, 226.0, 203.0, 0.8230, 0.0529, 0.0770, 0.0253),
+    ),
+    "two": (
+        ((185.429, 171.140), 1, 205.1614, Fingerprint(0xD94C8E161D08C8CC, 0x8240809CEF6C7F9F), 2),
+        (1.1404, 1.7014, 0.3178, -7.1261),
+        (250.0, 226.0, 203.0, 0.7962, 0.2497, 0.3992, 0.0877),
+    ),
+    "framed": (
+        ((186.090, 170.626), 0, 205.4009, Fingerprint(0xF94C8F171F0FCEDC, 0xA2418196DF6E7E9D), 1),
+        (1.1330, 1.5648, 0.3227, -7.9513),
+        (251.0, 226.0, 203.0, 0.8310, 0.2640, 0.4151, 0.0836),
+    ),
+    "part": (
+        ((90.259, 105.847), 0, 218.8126, Fingerprint(0xEDCE9F9F8787CCDC, 0x224181B0727E3C40), 2),
+        (1.1382, 0.8079, 0.3973, -9.3934),
+        (224.0, 220.0, 233.0, 0.3428, 0.1453, 0.2953, 0.0983),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND_BEFORE)
+def test_what_is_found_in_a_picture_stays_what_it_was(name: str) -> None:
+    made = {
+        "neutrophil": lambda: drawn("neutrophil", 0),
+        "lymphocyte": lambda: drawn("lymphocyte", 1),
+        "platelet": lambda: drawn("platelet", 0),
+        "two": lambda: beside(drawn("monocyte", 0), drawn("basophil", 0), 20, 95),
+        "framed": framed,
+        "part": lambda: np.ascontiguousarray(drawn("eosinophil", 1)[100:310, 60:300]),
+    }
+    file = io.BytesIO()
+    Image.fromarray(made[name]()).save(file, "PNG")
+    (centre, others, mean, fingerprint, marks), judged_by, measures = FOUND_BEFORE[name]
+    examined, searched = (TASKS[task](file.getvalue(), 10**7) for task in ("examine", "search"))
+    assert searched.cell.centre == pytest.approx(centre, abs=0.002)
+    assert len(searched.cell.others) == others
+    assert examined.crop.mean() == pytest.approx(mean, abs=0.001)
+    assert np.array_equal(examined.crop, searched.cell.crop)
+    assert examined.fingerprints[0] == fingerprint
+    assert (len(examined.landmarks), examined.landmarks) == (marks, searched.landmarks)
+    found = examined.judged_by
+    assert found == searched.judged_by
+    assert (found.darkness, found.focus, found.chroma, found.inverted) == pytest.approx(judged_by, abs=2e-4)
+    assert examined.measures.tolist() == pytest.approx(measures, abs=2e-4)
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (31, 47)])
+def test_the_highest_value_around_is_that_of_scipys_filter(shape: tuple[int, int], reach: int) -> None:
+    values = np.random.default_rng(reach).random(shape, np.float32)
+    assert np.array_equal(
+        highest_around(values, reach), scipy.ndimage.maximum_filter(values, 2 * reach + 1, mode="nearest")
+    )

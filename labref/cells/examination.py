@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from labref.cells.display import RENDERERS
-from labref.cells.image import U8, CellImage, decode, prepare, prepare_pixels, reduced, require_content
+from labref.cells.image import U8, CellImage, decode, opened, prepare, prepare_seen, reduced, require_content
 from labref.cells.optics import measure
 from labref.cells.quality import Measured, examine
 from labref.cells.registration import View, view
-from labref.cells.sameness import searched_by, seen, unframed
+from labref.cells.sameness import inside_frame, searched_by, seen
 from labref.errors import UnreadableImageError
 from labref.words import Fingerprint, Landmark
 
@@ -54,36 +55,56 @@ class Searched:
     view: View
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What is found in a decoded picture.
+
+    cell : prepared.  inner, bare : the picture without its black frame, and the cell prepared from that; the picture
+    and the cell themselves where it has none.  judged_by : of the picture without its frame.
+    """
+
+    cell: CellImage
+    inner: Image.Image
+    bare: CellImage
+    judged_by: Measured
+
+
+def _looked_at(picture: Image.Image, small: U8) -> _Seen:
+    cell, colours = prepare_seen(picture, small)
+    box = inside_frame(picture)
+    if box is None:
+        return _Seen(cell, picture, cell, examine(small, cell, colours))
+    inner = picture.crop(box)
+    small = reduced(inner)
+    bare, colours = prepare_seen(inner, small)
+    return _Seen(cell, inner, bare, examine(small, bare, colours))
+
+
 def _examine(data: bytes, max_pixels: int) -> Examined:
-    pixels = decode(data, max_pixels)
-    small = reduced(pixels)
+    picture = opened(data, max_pixels)
+    small = reduced(picture)
     empty = None
     try:
         require_content(small)
     except UnreadableImageError as error:  # a person may have it taken in all the same
         empty = str(error)
-    cell = prepare_pixels(pixels, small)
-    inner, bare = unframed(pixels, cell)
-    judged_by = examine(small if bare is cell else reduced(inner), bare)
-    return Examined(cell.crop, cell.size, *searched_by(inner, bare), measure(cell), judged_by, empty)
+    seen = _looked_at(picture, small)
+    cell = seen.cell
+    return Examined(cell.crop, cell.size, *searched_by(seen.inner, seen.bare), measure(cell), seen.judged_by, empty)
 
 
 def _search(data: bytes, max_pixels: int) -> Searched:
-    pixels = decode(data, max_pixels)
-    small = reduced(pixels)
+    picture = opened(data, max_pixels)
+    small = reduced(picture)
     require_content(small)
-    cell = prepare_pixels(pixels, small)
-    inner, bare = unframed(pixels, cell)
-    judged_by = examine(small if bare is cell else reduced(inner), bare)
-    return Searched(cell, judged_by, *searched_by(inner, bare), view(bare))
+    seen = _looked_at(picture, small)
+    return Searched(seen.cell, seen.judged_by, *searched_by(seen.inner, seen.bare), view(seen.bare))
 
 
 def _judge(data: bytes, max_pixels: int) -> tuple[CellImage, Measured]:
-    pixels = decode(data, max_pixels)
-    small = reduced(pixels)
-    cell = prepare_pixels(pixels, small)
-    inner, bare = unframed(pixels, cell)
-    return cell, examine(small if bare is cell else reduced(inner), bare)
+    picture = opened(data, max_pixels)
+    seen = _looked_at(picture, reduced(picture))
+    return seen.cell, seen.judged_by
 
 
 def _view(data: bytes, max_pixels: int) -> View:

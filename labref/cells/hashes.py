@@ -88,11 +88,16 @@ def hash_windows(grey: NDArray[np.uint8], corners: Sequence[tuple[int, int]]) ->
     grey : uint8[h, w].  corners : (row, column) of the upper left pixel of each window. All windows are resized at
     once, by a product with the weights of Pillow's Lanczos filter. imagehash uses the same filter, but rounds.
     """
-    windows = np.stack([grey[top : top + WINDOW, left : left + WINDOW] for top, left in corners]).astype(np.float32)
+    windows = np.empty((len(corners), WINDOW, WINDOW), np.float32)
+    for window, (top, left) in zip(windows, corners, strict=True):
+        window[:] = grey[top : top + WINDOW, left : left + WINDOW]
     eight, nine = _lanczos(8), _lanczos(9)
-    across = np.diff(eight.T @ windows @ nine, axis=2) > 0
-    down = np.diff(nine.T @ windows @ eight, axis=1) > 0
-    return tuple(Fingerprint(to_int(one), to_int(two)) for one, two in zip(across, down, strict=True))
+    across = eight.T @ windows @ nine
+    down = nine.T @ windows @ eight
+    bits = np.stack([across[:, :, 1:] > across[:, :, :-1], down[:, 1:] > down[:, :-1]], axis=1)
+    packed = np.packbits(bits.reshape(-1, 64), axis=1).tobytes()
+    ints = [int.from_bytes(packed[at : at + 8], "big") for at in range(0, len(packed), 8)]
+    return tuple(map(Fingerprint, ints[::2], ints[1::2]))
 
 
 @lru_cache

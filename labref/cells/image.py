@@ -34,13 +34,16 @@ __all__ = [
     "MIN_SIDE",
     "PREPARATION",
     "CellImage",
+    "as_picture",
     "colour_densities",
     "cut",
     "decode",
     "measure_background",
     "nuclear_density",
+    "opened",
     "prepare",
     "prepare_pixels",
+    "prepare_seen",
     "reduced",
     "require_content",
 ]
@@ -115,16 +118,17 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> U8:
     max_pixels : a larger image is refused by `DecodingLimitError`. Returns uint8[height, width, 3]. Raises
     `UnreadableImageError` whose message is a reason fit for the ledger, and MemoryError.
     """
-    return np.asarray(_decode(data, max_pixels))
+    return np.asarray(opened(data, max_pixels))
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `decode`: the picture itself, of mode RGB."""
     if not data:
         raise UnreadableImageError("the file is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-            choose_page(opened, data)
-            width, height = opened.size
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            choose_page(image, data)
+            width, height = image.size
             if width * height > max_pixels:
                 raise _too_large(width, height, max_pixels)
             if min(width, height) < MIN_SIDE:
@@ -132,15 +136,15 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
                     f"too small to hold a cell: {width}×{height} px, at least {MIN_SIDE}×{MIN_SIDE} is needed"
                 )
             try:
-                opened.load()
+                image.load()
             except OSError as error:
                 # libjpeg's word also where it got no memory for the coefficients of a progressive picture
-                if "broken data stream" in str(error) and opened.info.get("progressive"):
+                if "broken data stream" in str(error) and image.info.get("progressive"):
                     bytearray(_COEFFICIENT_BYTES * width * height)
                 raise
-            require_complete(data, opened)
-            depth = depth_of(opened, data)
-            return to_rgb(ImageOps.exif_transpose(opened) if _lies_turned(opened) else opened, depth)
+            require_complete(data, image)
+            depth = depth_of(image, data)
+            return to_rgb(ImageOps.exif_transpose(image) if _lies_turned(image) else image, depth)
     except UnreadableImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -192,9 +196,14 @@ def _png_or_unknown_size(data: bytes) -> tuple[int | None, int | None]:
     return None, None
 
 
+def as_picture(pixels: U8 | Image.Image) -> Image.Image:
+    """uint8[h, w, 3] as an RGB picture."""
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+
+
 def reduced(pixels: U8 | Image.Image) -> U8:
     """A picture uint8[h, w, 3] at a quarter of its scale: uint8[round(h / 4), round(w / 4), 3]."""
-    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture = as_picture(pixels)
     # not Image.reduce: its grid begins at one corner, so that a mirrored image would be cut elsewhere
     scaled = (round(picture.width / _REDUCE), round(picture.height / _REDUCE))
     return np.asarray(picture.resize(scaled, Image.Resampling.BOX))
@@ -208,7 +217,7 @@ def require_content(small: U8) -> None:
     the five real sets is near a limit: they span 35.7 grey values and more, 17.2 and more around the best even change,
     and their neighbouring pixels correlate by 0.806 and more.
     """
-    grey = small.astype(np.float32).mean(axis=2)
+    grey = _grey(small)
     if float(grey.max() - grey.min()) < _LEAST_RANGE:
         raise UnreadableImageError(f"{HOLDS_NOTHING}: the picture is of a single colour")
     off = grey - grey.mean()
@@ -222,10 +231,20 @@ def require_content(small: U8) -> None:
         raise UnreadableImageError(f"{HOLDS_NOTHING}: the picture's brightness changes evenly, without anything in it")
 
 
+def _grey(small: U8) -> F32:
+    """The mean of the three colours, float32[h, w]."""
+    red, green, blue = np.moveaxis(small.astype(np.float32), 2, 0)
+    return np.asarray((red + green + blue) / np.float32(3))
+
+
 def _is_radial_gradient(grey: F32) -> bool:
     """Whether the picture float32[h, w] is equally bright along each ring around its middle, and becomes steadily
     brighter or darker from the middle to its edge. A spot on an even ground does not: around it nothing changes."""
     height, width = grey.shape
+    around = scipy.ndimage.uniform_filter(grey, 3)
+    # two opposite pixels lie on one ring, and each may differ from it by less than the range
+    if float((around - around[::-1, ::-1]).max()) > _LEAST_RANGE_AROUND + 1.0:
+        return False
     half_height, half_width = (height - 1) / 2, (width - 1) / 2
     y, x = np.ogrid[-half_height : half_height + 0.5, -half_width : half_width + 0.5]
     most = int(min(half_height, half_width))
@@ -273,8 +292,8 @@ def measure_background(small: U8) -> tuple[float, float, float]:
     is_mode[-1] = smooth[-1] > smooth[-2]
     modes = np.flatnonzero(is_mode & (window >= max(0.03 * len(flat), 0.25 * window.max())))
     brightest = int(modes[-1]) if modes.size else int(np.percentile(grey, 98))
-    near = np.abs(grey.astype(np.int16) - brightest) <= 8
-    chosen = flat[near] if near.any() else flat
+    near = np.flatnonzero((grey + 8 >= brightest) & (grey <= brightest + 8))
+    chosen = flat[near] if near.size else flat
     red, green, blue = (_median(np.bincount(chosen[:, channel], minlength=256)) for channel in range(3))
     return red, green, blue
 
@@ -298,19 +317,18 @@ def _illumination(score: F32) -> F32:
     height, width = score.shape
     y = np.linspace(-1.0, 1.0, height, dtype=np.float32)
     x = np.linspace(-1.0, 1.0, width, dtype=np.float32)
+    by_powers_of_y, by_powers_of_x = np.stack([np.ones_like(y), y, y**2]), np.stack([np.ones_like(x), x, x**2], axis=1)
     half = score.size // 2
     level, by_row, by_column = float(np.partition(score, half, axis=None)[half]), 0.0, 0.0
     for _ in range(4):
         residual = score - (by_row * y[:, None] + (by_column * x + level))
         light = (residual <= np.partition(residual, half, axis=None)[half]).astype(np.float32)
-        values = light * score
-        rows, columns, count = light.sum(axis=1), light.sum(axis=0), float(light.sum())
-        sum_y, sum_x, sum_xy = float(rows @ y), float(columns @ x), float(y @ light @ x)
+        (count, sum_x, sum_xx), (sum_y, sum_xy, _), (sum_yy, _, _) = (by_powers_of_y @ light @ by_powers_of_x).tolist()
+        (values, values_x), (values_y, _) = (by_powers_of_y[:2] @ (light * score) @ by_powers_of_x[:, :2]).tolist()
         # a little ridge keeps the slopes at zero where the lighter pixels lie on one side only
-        sum_yy, sum_xx = float(rows @ y**2) + 0.02 * count, float(columns @ x**2) + 0.02 * count
+        sum_yy, sum_xx = sum_yy + 0.02 * count, sum_xx + 0.02 * count
         normal = [[count, sum_y, sum_x], [sum_y, sum_yy, sum_xy], [sum_x, sum_xy, sum_xx]]
-        right = [float(values.sum()), float(values.sum(axis=1) @ y), float(values.sum(axis=0) @ x)]
-        level, by_row, by_column = np.linalg.solve(normal, right).tolist()
+        level, by_row, by_column = np.linalg.solve(normal, [values, values_y, values_x]).tolist()
     slope: F32 = (by_row * y[:, None] + by_column * x).astype(np.float32)
     return slope
 
@@ -320,7 +338,7 @@ def colour_densities(small: U8, background: tuple[float, float, float]) -> F32:
 
     small : uint8[h, w, 3] at a quarter of the analyser's scale.  background : its intensity, R, G, B.
     """
-    densities: F32 = np.log(np.asarray(background, dtype=np.float32) + 1.0) - _LOG[small]
+    densities: F32 = np.log(np.asarray(background, dtype=np.float32) + 1.0) - _LOG.take(small)
     return densities
 
 
@@ -334,6 +352,18 @@ def nuclear_density(colours: F32) -> F32:
     score = np.clip(score - _illumination(score), 0.0, 2.0)
     smooth: F32 = scipy.ndimage.uniform_filter(score, 3, mode="nearest")
     return smooth
+
+
+def _cut_picture(picture: Image.Image, centre: tuple[float, float], fill: U8) -> Image.Image:
+    """`cut` of an RGB picture: 256×256 pixels."""
+    top, left = (round(at - (CROP_SIZE - 1) / 2) for at in centre)
+    inner = (max(left, 0), max(top, 0), min(left + CROP_SIZE, picture.width), min(top + CROP_SIZE, picture.height))
+    piece = picture.crop(inner)
+    if piece.size == (CROP_SIZE, CROP_SIZE):
+        return piece
+    crop = Image.new("RGB", (CROP_SIZE, CROP_SIZE), tuple(fill.tolist()))
+    crop.paste(piece, (inner[0] - left, inner[1] - top))
+    return crop
 
 
 def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
@@ -358,7 +388,7 @@ def prepare(data: bytes, max_pixels: int = MAX_PIXELS) -> CellImage:
 
     Raises `UnreadableImageError` whose message is a reason fit for the ledger.
     """
-    return prepare_pixels(_decode(data, max_pixels))
+    return prepare_pixels(opened(data, max_pixels))
 
 
 def prepare_pixels(pixels: U8 | Image.Image, small: U8 | None = None) -> CellImage:
@@ -366,10 +396,18 @@ def prepare_pixels(pixels: U8 | Image.Image, small: U8 | None = None) -> CellIma
 
     small : the picture as `reduced` gives it, where it is at hand.
     """
-    image = np.asarray(pixels)
-    height, width = image.shape[:2]
     if small is None:
         small = reduced(pixels)
+    return prepare_seen(pixels, small)[0]
+
+
+def prepare_seen(pixels: U8 | Image.Image, small: U8) -> tuple[CellImage, F32]:
+    """`prepare_pixels`, and the densities that the cell was found by, as `colour_densities` gives them.
+
+    small : the picture as `reduced` gives it.
+    """
+    picture = as_picture(pixels)
+    width, height = picture.size
     background = measure_background(small)
     colours = colour_densities(small, background)
     found = segment(nuclear_density(colours), colours)
@@ -382,9 +420,8 @@ def prepare_pixels(pixels: U8 | Image.Image, small: U8 | None = None) -> CellIma
     table = _gain_table(background)
     # the fill goes through the same table as the pixels, so it comes out as the background does
     fill = np.rint(background).astype(np.uint8)
-    raw = cut(image, centre, fill)
-    surroundings = np.asarray(Image.fromarray(raw).point(table.ravel().tolist()))
-    return CellImage(
+    surroundings = np.asarray(_cut_picture(picture, centre, fill).point(table.ravel().tolist()))
+    cell = CellImage(
         crop=surroundings if found is None else _faded(surroundings, found.keep, centre, (height, width)),
         surroundings=surroundings,
         centre=centre,
@@ -393,6 +430,7 @@ def prepare_pixels(pixels: U8 | Image.Image, small: U8 | None = None) -> CellIma
         background=background,
         nucleus_found=found is not None,
     )
+    return cell, colours
 
 
 def _faded(crop: U8, keep: F32, centre: tuple[float, float], size: tuple[int, int]) -> U8:

@@ -10,6 +10,7 @@ cell's centre.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from labref.cells.hashes import REDUCE, WINDOW, hash_windows, to_int
-from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
+from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage, as_picture
+from labref.cells.segmentation import highest_around
 from labref.words import BITS, Fingerprint, Landmark
 
 __all__ = ["landmarks"]
@@ -42,32 +44,46 @@ _GREY: Final = (0.299, 0.587, 0.114)  # weights of red, green and blue, as in Pi
 F32 = NDArray[np.float32]
 
 
-def landmarks(pixels: NDArray[np.uint8], cell: CellImage) -> tuple[Landmark, ...]:
+def landmarks(pixels: NDArray[np.uint8] | Image.Image, cell: CellImage) -> tuple[Landmark, ...]:
     """The landmarks of a picture, at most six, those nearest to the cell's centre first. Takes about 2 ms.
 
-    pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. A spot is left out where less than half
-    the bits of each hash compare places within the picture; the hashes are made of the 224 pixels around the spot.
+    pixels : uint8[h, w, 3] or an RGB picture, the decoded image that `cell` was prepared from. A spot is left out where
+    less than half the bits of each hash compare places within the picture; the hashes are made of the 224 pixels around
+    the spot.
     """
     # of a large field, only the part that the windows can show
     reach = _BESIDE + CROP_SIZE // 2
     corner = [max(0, round(middle) - reach) for middle in cell.centre]
-    part = pixels[corner[0] : round(cell.centre[0]) + reach, corner[1] : round(cell.centre[1]) + reach]
-    small = Image.fromarray(part).reduce(REDUCE)
+    bottom, right = (min(round(middle) + reach, size) for middle, size in zip(cell.centre, cell.size, strict=True))
+    small = as_picture(pixels).reduce(REDUCE, (corner[1], corner[0], right, bottom))
     spots, depths = _spots(_density(np.asarray(small)[:, :, 0], cell.background[0]))
     centre = (np.subtract(cell.centre, corner) + 0.5) / REDUCE - 0.5
     away = np.hypot(*(spots - centre).T)
     near = np.flatnonzero((depths >= _LEAST_SHARE * depths.max(initial=0.0)) & (away <= _BESIDE / REDUCE))
     gains = [share * BACKGROUND / max(level, 1.0) for share, level in zip(_GREY, cell.background, strict=True)]
     grey = np.asarray(small.convert("L", (*gains, 0.0)))
-    padded = np.pad(grey, WINDOW, mode="edge")
-    found: list[Landmark] = []
+    corners: list[tuple[int, int]] = []
+    shown: list[Fingerprint] = []
     for spot in spots[near[np.argsort(away[near], kind="stable")]].tolist():
         top, left = (round(at - (WINDOW - 1) / 2) for at in spot)
-        shown = _shown(_inside(top, grey.shape[0]), _inside(left, grey.shape[1]))
-        if len(found) < _MOST and min(bits.bit_count() for bits in shown) >= _LEAST_SHOWN:
-            corners = [(WINDOW + top + row, WINDOW + left + column) for row, column in _SHIFTS]
-            found.append(Landmark(hash_windows(padded, corners), shown))
-    return tuple(found)
+        bits = _shown(_inside(top, grey.shape[0]), _inside(left, grey.shape[1]))
+        if min(each.bit_count() for each in bits) >= _LEAST_SHOWN:
+            corners += [(WINDOW + top + row, WINDOW + left + column) for row, column in _SHIFTS]
+            shown.append(bits)
+            if len(shown) == _MOST:
+                break
+    hashes = hash_windows(_padded(grey), corners)
+    return tuple(Landmark(hashes[at * len(_SHIFTS) :][: len(_SHIFTS)], bits) for at, bits in enumerate(shown))
+
+
+def _padded(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture with a window's width around it, in which its edges go on."""
+    height, width = grey.shape
+    padded = np.empty((height + 2 * WINDOW, width + 2 * WINDOW), np.uint8)
+    padded[WINDOW:-WINDOW, WINDOW:-WINDOW] = grey
+    padded[WINDOW:-WINDOW, :WINDOW], padded[WINDOW:-WINDOW, -WINDOW:] = grey[:, :1], grey[:, -1:]
+    padded[:WINDOW], padded[-WINDOW:] = padded[WINDOW], padded[-WINDOW - 1]
+    return padded
 
 
 def _density(red: NDArray[np.uint8], background: float) -> F32:
@@ -82,7 +98,7 @@ def _density(red: NDArray[np.uint8], background: float) -> F32:
 def _spots(density: F32) -> tuple[NDArray[np.float64], F32]:
     """The peaks of the blurred density: (row, column) float64[n, 2], finer than a pixel, and heights float32[n]."""
     smooth = scipy.ndimage.gaussian_filter(density, _BLUR, mode="constant")
-    is_peak = (smooth == scipy.ndimage.maximum_filter(smooth, _APART, mode="nearest")) & (smooth > _LEAST)
+    is_peak = (smooth == highest_around(smooth, _APART // 2)) & (smooth > _LEAST)
     is_peak[[0, -1]] = is_peak[:, [0, -1]] = False
     rows, columns = np.nonzero(is_peak)
     found = [
@@ -98,25 +114,27 @@ def _vertex(before: F32, here: F32, after: F32) -> NDArray[np.float64]:
     return np.asarray(np.clip(0.5 * (before - after) / bend, -0.5, 0.5), np.float64)
 
 
-def _inside(start: int, length: int) -> NDArray[np.bool_]:
-    """Which pixels of a window that begins at `start` lie in a picture of `length` pixels: bool[56]."""
-    at = np.arange(start, start + WINDOW)
-    return (at >= 0) & (at < length)
+def _inside(start: int, length: int) -> tuple[int, int]:
+    """Which pixels of a window that begins at `start` lie in a picture of `length` pixels: the first, and the one after
+    the last, 0 to 56."""
+    first = min(max(-start, 0), WINDOW)
+    return first, max(first, min(length - start, WINDOW))
 
 
-def _shown(rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Fingerprint:
-    """The bits of a fingerprint that compare two places within the picture, as ones. rows, columns : bool[56], which
-    rows and columns of the window lie in the picture."""
+@lru_cache(maxsize=4096)
+def _shown(rows: tuple[int, int], columns: tuple[int, int]) -> Fingerprint:
+    """The bits of a fingerprint that compare two places within the picture, as ones. rows, columns : which of the
+    window lie in the picture, as `_inside` says."""
     across = _in_parts(rows, 8)[:, None] & _next_too(_in_parts(columns, 9))[None, :]
     down = _next_too(_in_parts(rows, 9))[:, None] & _in_parts(columns, 8)[None, :]
     return Fingerprint(to_int(across), to_int(down))
 
 
-def _in_parts(inside: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
-    """Which of `count` equal parts of `inside`, bool[56], are true for at least 90 %: bool[count]."""
+def _in_parts(inside: tuple[int, int], count: int) -> NDArray[np.bool_]:
+    """Which of `count` equal parts of a window lie inside for at least 90 %: bool[count]."""
     edges = np.linspace(0, WINDOW, count + 1).round().astype(int)
-    true = np.add.reduceat(inside, edges[:-1], dtype=int)
-    return np.asarray(true >= _INSIDE * np.diff(edges))
+    covered = np.diff(np.clip(edges, *inside))
+    return np.asarray(covered >= _INSIDE * np.diff(edges))
 
 
 def _next_too(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -45,14 +45,14 @@ _DENSITY: Final = -np.log10(np.maximum(np.arange(256), 1) / BACKGROUND).astype(n
 
 def measure(cell: CellImage) -> NDArray[np.float32]:
     """The seven measures of a prepared cell: float32[7], in the order of `MEASURES`. Takes about a millisecond."""
-    density = _DENSITY[cell.crop[_MIDDLE, _MIDDLE]]
-    green = density[:, :, 1]
+    density = _DENSITY.take(np.moveaxis(cell.crop[_MIDDLE, _MIDDLE], 2, 0))
+    green = density[1]
     half: NDArray[np.float32] = (
         green[::2, ::2] + green[1::2, ::2] + green[::2, 1::2] + green[1::2, 1::2]
     ) * np.float32(0.25)
     contrast = float(green.std())
     focus = float(_laplacian(half).std()) / contrast if contrast > 1e-6 else 0.0
-    return np.array([*cell.background, focus, *density.mean(axis=(0, 1))], np.float32)
+    return np.array([*cell.background, focus, *density.mean(axis=(1, 2))], np.float32)
 
 
 def statistics(values: NDArray[np.float32]) -> dict[str, Any]:

@@ -154,13 +154,15 @@ def _reason(of: Measured, at: Thresholds) -> Reason | None:
     return Reason.CUT if of.cut >= at.cut else None
 
 
-def examine(small: U8, cell: CellImage) -> Measured:
+def examine(small: U8, cell: CellImage, colours: F32 | None = None) -> Measured:
     """The measures of a picture. Takes less than a millisecond.
 
     small : uint8[h, w, 3], the picture as `labref.cells.image.reduced` gives it.  cell : prepared from the same
-    picture.
+    picture.  colours : its densities, as `labref.cells.image.colour_densities` gives them, where they are at hand.
     """
-    found = _found(small, cell)
+    if colours is None:
+        colours = colour_densities(small, cell.background)
+    found = _found(colours, cell)
     names = ("darkness", "blueness", "focus", "chroma", "greenness", "redness", "crowd", "cut")
     return Measured(
         found=cell.nucleus_found,
@@ -170,16 +172,15 @@ def examine(small: U8, cell: CellImage) -> Measured:
     )
 
 
-def _found(small: U8, cell: CellImage) -> dict[str, float]:
-    height, width = small.shape[:2]
+def _found(whole: F32, cell: CellImage) -> dict[str, float]:
+    height, width = whole.shape[:2]
     top, left = max(0, height // 2 - _REACH), max(0, width // 2 - _REACH)
-    part = small[top : height - top, left : width - left]
-    shape = part.shape[:2]
+    colours = whole[top : height - top, left : width - left]
+    shape = colours.shape[:2]
     row, column = (
         (at + 0.5) * now / before - 0.5 - start
-        for at, now, before, start in zip(cell.centre, small.shape[:2], cell.size, (top, left), strict=True)
+        for at, now, before, start in zip(cell.centre, (height, width), cell.size, (top, left), strict=True)
     )
-    colours = colour_densities(part, cell.background)
     grey = colours @ _EQUALLY
     few = colours[::2, ::2]
     red = scipy.ndimage.uniform_filter(colours @ _NUCLEAR, 3, mode="nearest")

@@ -11,14 +11,15 @@ found by their landmarks (`labref.cells.landmarks`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
+from PIL import Image
 
 from labref.cells.hashes import shifted_fingerprints
-from labref.cells.image import U8, CellImage, prepare_pixels
+from labref.cells.image import U8, CellImage, as_picture, prepare_pixels
 from labref.cells.landmarks import landmarks
 from labref.cells.registration import Alignment, View, view
 from labref.words import Fingerprint, Landmark, Verdict
@@ -127,26 +128,42 @@ def seen(pixels: U8) -> View:
     return view(without_frame(pixels, prepare_pixels(pixels)))
 
 
-def searched_by(inner: U8, bare: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
+def searched_by(inner: U8 | Image.Image, bare: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
     return shifted_fingerprints(bare.surroundings), landmarks(inner, bare)
 
 
-def unframed(pixels: U8, cell: CellImage) -> tuple[U8, CellImage]:
-    turned = pixels.swapaxes(0, 1)
-    sides = [_frame(pixels), _frame(pixels[::-1]), _frame(turned), _frame(turned[::-1])]
-    if not any(sides):
+def unframed(pixels: U8, cell: CellImage) -> tuple[U8 | Image.Image, CellImage]:
+    picture = as_picture(pixels)
+    box = inside_frame(picture)
+    if box is None:
         return pixels, cell
-    top, bottom, left, right = sides
-    height, width = pixels.shape[:2]
-    inner = np.ascontiguousarray(pixels[top : height - bottom, left : width - right])
+    inner = picture.crop(box)
     return inner, prepare_pixels(inner)
 
 
-def _frame(pixels: U8) -> int:
-    """The number of rows at the top of uint8[h, w, 3] that belong to a black frame, and two more, which compression has
-    blurred; 0 without a frame."""
-    most = min(_FRAME_MOST, len(pixels) // 8)
+def inside_frame(picture: Image.Image) -> tuple[int, int, int, int] | None:
+    """What a black frame leaves of an RGB picture: (left, top, right, bottom). None where it has none."""
+    width, height = picture.size
+    left = _frame(picture, lambda at: (at, 0, at + 1, height), width)
+    top = _frame(picture, lambda at: (0, at, width, at + 1), height)
+    right = _frame(picture, lambda at: (width - at - 1, 0, width - at, height), width)
+    bottom = _frame(picture, lambda at: (0, height - at - 1, width, height - at), height)
+    return (left, top, width - right, height - bottom) if left or top or right or bottom else None
+
+
+def _frame(picture: Image.Image, line: Callable[[int], tuple[int, int, int, int]], length: int) -> int:
+    """The number of lines at one side of an RGB picture that belong to a black frame, and two more, which compression
+    has blurred; 0 without a frame.
+
+    line : the box of the line that is so many pixels from the side.  length : the number of lines.
+    """
+    most = min(_FRAME_MOST, length // 8)
     framed = 0
-    while framed < most and (pixels[framed].max(axis=1) <= _DARK).mean() >= _FRAME_SHARE:
+    while framed < most and _is_dark(picture.crop(line(framed))):
         framed += 1
     return framed + 2 if framed else 0
+
+
+def _is_dark(line: Image.Image) -> bool:
+    red, green, blue = np.moveaxis(np.asarray(line) <= _DARK, 2, 0)
+    return bool((red & green & blue).mean() >= _FRAME_SHARE)
