@@ -15,6 +15,7 @@ import pytest
 from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+from tests.remembered import copying_stores, remembering
 from training.data.images import list_images
 from training.measure.latents import Latents, embed_latents, load_latents, save_latents
 
@@ -66,6 +67,7 @@ SLOW = {
     "test_centring": 30,
     "test_no_tracebacks": 30,
     "test_store_opening": 30,
+    "test_benchmark_web": 20,
     "test_browser": 20,
     "test_browser_cell": 20,
     "test_browser_map": 20,
@@ -95,6 +97,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -SLOW.get(item.path.stem, 0))  # stable: files stay together
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make test-fast` does not even import them: TensorFlow alone takes longer than most of its files."""
+    return True if config.option.markexpr == "not slow" and collection_path.stem in SLOW else None
+
+
 @pytest.fixture(scope="session")
 def real_cells() -> Path:
     """Folder with pbc/, chula/, bccd/ and bonemarrow/ of real cell images."""
@@ -122,6 +129,12 @@ def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The starter bundle, installed."""
     return install(starter_bundle(), tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _done_once(starter: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with remembering(starter), copying_stores(tmp_path_factory.mktemp("stores")):
+        yield
 
 
 @pytest.fixture(scope="module")

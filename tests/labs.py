@@ -17,6 +17,7 @@ import labref.web.application  # noqa: F401  # the first agent of this process w
 from labref.agent import run
 from labref.agent.service import Summary
 from labref.bundles.bundle import Bundle
+from labref.bundles.proof import prove
 from labref.lab import Lab
 from labref.web.client import AgentClient
 from labref.web.desk import ledger_rows
@@ -31,6 +32,7 @@ QUICK = {"stable_seconds": 0.2, "complete_seconds": 0.4}
 def make_lab(folder: Path, export: Path, bundle: Bundle, **watch: Any) -> Lab:
     """A lab in `folder` that watches `export`; `watch` are keys of labref.toml's [watch], over `QUICK`."""
     lab = Lab.create(folder, [export], bundle.folder)
+    prove(bundle, folder, lab.inference)  # once in this process: no agent of a process of its own does it again
     changed = lab.config.watch.model_copy(update=QUICK | watch)
     return replace(lab, config=lab.config.model_copy(update={"watch": changed}))
 
