@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -18,7 +19,7 @@ import pytest
 
 from labref.bundles.bundle import install
 from labref.bundles.inference import Embedder
-from tests.trainings import command
+from tests.trainings import command, eager  # noqa: F401
 from training.config import PRESETS, override
 from training.data.images import list_images
 from training.measure.evaluate import embed_tree, nearest
@@ -26,22 +27,17 @@ from training.networks import classifier, devices
 from training.networks.architecture import build_trunk
 from training.run import Run, load_attribute_codes
 
+pytestmark = [
+    pytest.mark.usefixtures("eager"),
+    pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`"),
+]
 ROOT = Path(__file__).parents[1]
 LABELS = ("eosinophil", "lymphocyte", "neutrophil")
 SETTINGS = [
-    "classifier.width=0.125", "classifier.input_size=64", "classifier.middle_repeats=1", "classifier.epochs=1",
+    "classifier.width=0.125", "classifier.input_size=64", "classifier.middle_repeats=0", "classifier.epochs=1",
     "classifier.attribute_weight=1", "attributes=attributes.csv", "holdout=0.3", "validation=0.1", "orientations=2",
     "vae.epochs=4", "vae.layers=0", "vae.batch_size=16", "vae.views=2", "vae.attribute_weight=5", "vae.neighbour_weight=5",
 ]  # fmt: skip
-
-COMPILED: dict[str, str] = {}
-"""Variables by which JAX keeps what XLA compiled: processes that run the same network compile it once."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    COMPILED["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    COMPILED["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +52,94 @@ def cells(real_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(*words: object, backend: str = "tensorflow", flags: str = "") -> str:
-    flags = f"{os.environ['XLA_FLAGS']} {flags}"
-    environment = {**os.environ, "KERAS_BACKEND": backend, "XLA_FLAGS": flags, **COMPILED}
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+Command = Callable[..., str]
+"""`python -m <program> <words>` → what it says; it has to end well."""
+
+JAX = """
+import contextlib, json, sys, traceback
+from pathlib import Path
+
+answers, sys.stdout = sys.stdout, sys.stderr
+import keras
+from rich.progress import Progress
+from tests.trainings import command
+from training.networks import classifier, devices
+from training.run import Run
+
+assert keras.backend.backend() == "jax"
 
 
-def train(cells: Path, run: Path, *settings: str, backend: str = "tensorflow") -> str:
+def over_two(run):
+    told = []
+    real = classifier._new_model, classifier.over_devices
+
+    def new(*args):
+        model = real[0](*args)
+        told.append(len(model.trainable_variables[0].value.devices()))
+        return model
+
+    classifier._new_model, classifier.over_devices = new, lambda batch: devices.over_devices(batch, "CPU")
+    try:
+        with Progress(disable=True) as progress:
+            classifier.train_classifier(Run.open(Path(run)), progress)
+    finally:
+        classifier._new_model, classifier.over_devices = real
+    return " ".join(map(str, ("devices", *told)))
+
+
+for line in sys.stdin:
+    program, *words = json.loads(line)
+    try:
+        said = over_two(*words) if program == "over two" else command(program, *words).output
+        answer = {"said": said}
+    except BaseException:
+        answer = {"failed": traceback.format_exc()}
+    print(json.dumps(answer), file=answers, flush=True)
+"""
+"""A process on JAX, which has two devices: it does command after command, and compiles a network once. `over two`
+trains the classifier of a run over both."""
+
+
+@pytest.fixture(scope="module")
+def on_jax(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags}
+    said = tmp_path_factory.mktemp("jax") / "said"
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", JAX], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+            cwd=ROOT, env=environment,
+        ) as process,
+    ):  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+
+        def ask(program: str, *words: object) -> str:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps([program, *map(str, words)]) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            assert line, said.read_text()[-3000:]
+            answer = json.loads(line)
+            assert "failed" not in answer, answer["failed"]
+            return str(answer["said"])
+
+        yield ask
+        process.stdin.close()
+
+
+def on_tensorflow(program: str, *words: object) -> str:
+    return command(program, *words).output
+
+
+@pytest.fixture(params=["tensorflow", "jax"])
+def backend(request: pytest.FixtureRequest) -> Command:
+    return on_tensorflow if request.param == "tensorflow" else request.getfixturevalue("on_jax")
+
+
+def train(ask: Command, cells: Path, run: Path, *settings: str) -> str:
     more = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
-    return python("-m", "training", "train", cells, "--run", run, "--preset", "starter", *more, backend=backend)
+    return ask("training", "train", cells, "--run", run, "--preset", "starter", *more)
 
 
 def weights(file: Path) -> np.ndarray:
@@ -75,11 +148,11 @@ def weights(file: Path) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def runs(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(cells: Path, tmp_path_factory: pytest.TempPathFactory, eager: None, on_jax: Command) -> dict[str, Path]:  # noqa: F811
     """One run on each backend, whose classifier is trained by one batch: more would let rounding grow."""
     folder = tmp_path_factory.mktemp("backends")
-    for backend in ("tensorflow", "jax"):
-        train(cells, folder / backend, "classifier.batch_size=64", backend=backend)
+    for name, ask in (("tensorflow", on_tensorflow), ("jax", on_jax)):
+        train(ask, cells, folder / name, "classifier.batch_size=64")
     return {name: folder / name for name in ("tensorflow", "jax")}
 
 
@@ -92,12 +165,14 @@ def test_both_backends_take_the_same_step(runs: dict[str, Path]) -> None:
     assert np.abs(mine - theirs).mean() < 1e-6
 
 
-def test_both_backends_give_the_same_bundle(runs: dict[str, Path], cells: Path, tmp_path: Path) -> None:
+def test_both_backends_give_the_same_bundle(
+    runs: dict[str, Path], cells: Path, tmp_path: Path, on_jax: Command
+) -> None:
     begun = tmp_path / "jax"
     begun.mkdir()
     for name in ("run.json", "split.csv", "history.csv", "classifier.keras", "classifier.json"):
         shutil.copy(runs["tensorflow"] / name, begun)
-    python("-m", "training", "resume", begun, backend="jax")  # the same classifier; features and VAE by JAX
+    on_jax("training", "resume", begun)  # the same classifier; features and VAE by JAX
     features = [np.load(run / "features" / "train-2.npy").astype(np.float32) for run in (begun, runs["tensorflow"])]
     np.testing.assert_allclose(features[0], features[1], atol=1e-4)
 
@@ -106,7 +181,8 @@ def test_both_backends_give_the_same_bundle(runs: dict[str, Path], cells: Path, 
         file = tmp_path / f"{run.name}.labref"
         words = ("exporters", "bundle", run, "--out", file, "--no-reduced")
         if run == begun:  # said for JAX, shipped by TensorFlow, which tf2onnx reads
-            python("-m", *words, backend="jax")
+            environment = {**os.environ, "KERAS_BACKEND": "jax"}
+            subprocess.run([sys.executable, "-m", *map(str, words)], check=True, cwd=ROOT, env=environment)
         else:
             command(*words)
         with zipfile.ZipFile(file) as opened:
@@ -130,10 +206,10 @@ def test_a_backend_that_does_not_train_is_named(cells: Path, tmp_path: Path) -> 
     assert "KERAS_BACKEND is torch; a run is trained by tensorflow or jax" in done.stderr
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
-def test_mixed_precision_trains_and_ships_a_full_one(cells: Path, tmp_path: Path, backend: str) -> None:
+def test_mixed_precision_trains_and_ships_a_full_one(cells: Path, tmp_path: Path, backend: Command) -> None:
     run = tmp_path / "run"
-    train(cells, run, "classifier.mixed_precision=true", "classifier.batch_size=16", backend=backend)
+    small = ("classifier.batch_size=16", "orientations=1", "vae.epochs=1", "vae.views=1")
+    train(backend, cells, run, "classifier.mixed_precision=true", *small)
     checkpoint = keras.models.load_model(next(run.glob("checkpoint-*.keras")), compile=False)
     policies = {layer.dtype_policy.name for layer in checkpoint.layers}
     assert "mixed_bfloat16" in policies, "the networks computed in half precision"
@@ -154,30 +230,6 @@ def test_mixed_precision_trains_and_ships_a_full_one(cells: Path, tmp_path: Path
         "INT64",
         "INT32",
     }
-
-
-OVER_TWO = """
-import sys
-from pathlib import Path
-import keras
-from rich.progress import Progress
-from training.networks import classifier, devices
-from training.run import Run
-
-classifier.over_devices = lambda batch: devices.over_devices(batch, "CPU")
-told = []
-real = classifier._new_model
-
-def new(*args):
-    model = real(*args)
-    told.append(len(model.trainable_variables[0].value.devices()))
-    return model
-
-classifier._new_model = new
-with Progress(disable=True) as progress:
-    classifier.train_classifier(Run.open(Path(sys.argv[1])), progress)
-print("devices", *told)
-"""
 
 
 @pytest.mark.parametrize("heads", [0.0, 1.0])
@@ -216,12 +268,11 @@ def test_a_batch_is_split_over_as_many_devices_as_divide_it(monkeypatch: pytest.
     assert [len(names) for names in made] == [2, 8, 3]
 
 
-def test_jax_trains_over_two_devices_as_over_one(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_jax_trains_over_two_devices_as_over_one(runs: dict[str, Path], tmp_path: Path, on_jax: Command) -> None:
     begun = tmp_path / "run"
     begun.mkdir()
     for name in ("run.json", "split.csv"):
         shutil.copy(runs["jax"] / name, begun)
-    said = python("-c", OVER_TWO, begun, backend="jax", flags="--xla_force_host_platform_device_count=2")
-    assert "devices 2" in said
+    assert on_jax("over two", begun) == "devices 2"
     one, two = weights(runs["jax"] / "classifier.keras"), weights(begun / "classifier.keras")
     assert np.abs(one - two).mean() < 1e-6
