@@ -439,15 +439,15 @@ if sys.platform == "linux":  # elsewhere nobody can change another process' limi
 
 
 def test_a_short_run_of_kills_loses_nothing_and_doubles_nothing(tmp_path: Path, starter: Bundle) -> None:
-    figures = kill_again_and_again(tmp_path, bundle=starter.folder, rounds=3, cells=24, seed=5)
+    figures = kill_again_and_again(tmp_path, bundle=starter.folder, rounds=3, cells=12, seed=5)
     assert figures["faults"] == []
     assert figures["killed"] == 3
     assert figures["store_opened"] == 3 + figures["ended_before_the_kill"]
 
 
 def test_the_ingest_benchmark_takes_every_cell_both_ways(tmp_path: Path, drawn_cells: Path, starter: Bundle) -> None:
-    figures = measure(tmp_path, bundle_file=starter.folder, cells=16, repeats=1, images=drawn_cells, seed=1)
-    assert figures["cells"] == 16
+    figures = measure(tmp_path, bundle_file=starter.folder, cells=8, repeats=1, images=drawn_cells, seed=1)
+    assert figures["cells"] == 8
     assert figures["ratio"] == pytest.approx(
         figures["agent_cells_per_s"] / figures["onnxruntime_cells_per_s"], rel=0.01
     )

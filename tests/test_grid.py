@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,13 @@ from labref.demo.cells import OPTICS, draw_cell, make_slides
 from labref.pictures import grid, lettering
 
 
+@functools.cache
 def picture(label: str, seed: int) -> NDArray[np.uint8]:
+    """Drawn once: it cannot be written into."""
     slide = make_slides(12, seed=3)[seed % 12]
-    return draw_cell(label, OPTICS[slide.optics], slide, np.random.default_rng(seed))
+    drawn = draw_cell(label, OPTICS[slide.optics], slide, np.random.default_rng(seed))
+    drawn.flags.writeable = False
+    return drawn
 
 
 def answer(k: int = 8, **changed: Any) -> dict[str, Any]:
