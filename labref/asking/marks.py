@@ -6,6 +6,7 @@ for: `known` gives that, `found` looks as well.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from labref.asking import references
 from labref.asking.prediction import Because, predict
 from labref.bundles.bundle import Bundle
 from labref.export.layout import ClassNames
-from labref.store import Cell, Store
+from labref.store import Cell, Embedded, Store
 
 __all__ = ["Marks", "found", "known"]
 
@@ -44,6 +45,7 @@ class Marks:
 
 
 _KEPT: WeakKeyDictionary[Store, dict[tuple[str, str], Marks]] = WeakKeyDictionary()
+_LOOKING = threading.Lock()
 
 
 def known(store: Store, bundle: str, ids: Sequence[str]) -> dict[str, Marks]:
@@ -62,21 +64,29 @@ def found(store: Store, bundle: Bundle, cells: Sequence[Cell], names: ClassNames
         said = embedded.get(cell.cell_id)
         if said is None:
             continue
-        predicted = (said.label, said.probability)
-        near = references.find(
-            store,
-            bundle=bundle,
-            latent=said.latent,
-            digest=cell.digest,
-            stored=cell,
-            k=1,
-            probabilities=dict([predicted]),
-        )
-        label, share = next(iter(near.distribution.weights.items()), (None, None))
-        prediction = predict(store, bundle, predicted, near, names, partial(store.optics.of, cell.cell_id))
-        novelty = near.novelty
-        made = Marks(novelty.score, novelty.is_novel, novelty.no_class, prediction.because, label, share)
-        marks[cell.cell_id] = kept[(bundle.digest, cell.cell_id)] = made
+        with _LOOKING:  # everybody who has the live page open asks about a new cell in the same moment
+            made = known(store, bundle.digest, [cell.cell_id]).get(cell.cell_id)
+            if made is None:
+                made = kept[(bundle.digest, cell.cell_id)] = _looked(store, bundle, cell, said, names)
+        marks[cell.cell_id] = made
     while len(kept) > _MOST_KEPT:
         kept.pop(next(iter(kept)), None)
     return marks
+
+
+def _looked(store: Store, bundle: Bundle, cell: Cell, said: Embedded, names: ClassNames) -> Marks:
+    predicted = (said.label, said.probability)
+    near = references.find(
+        store,
+        bundle=bundle,
+        latent=said.latent,
+        digest=cell.digest,
+        stored=cell,
+        k=1,
+        probabilities=dict([predicted]),
+        placed=False,
+    )
+    label, share = next(iter(near.distribution.weights.items()), (None, None))
+    prediction = predict(store, bundle, predicted, near, names, partial(store.optics.of, cell.cell_id))
+    novelty = near.novelty
+    return Marks(novelty.score, novelty.is_novel, novelty.no_class, prediction.because, label, share)

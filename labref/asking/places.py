@@ -104,13 +104,17 @@ class Spot:
         ]
 
 
-def locate(store: Store, bundle: str, latent: NDArray[np.float32]) -> Spot | None:
+def locate(store: Store, bundle: str, latent: NDArray[np.float32], stored: str | None = None) -> Spot | None:
     """Where a latent lies on the map in use for `bundle`; None while there is no such map.
 
-    latent : float32[L], in the latent space of `bundle`.
+    latent : float32[L], in the latent space of `bundle`.  stored : the id of the cell that has it, where one is stored:
+    its place is known then.
     """
     active = store.maps.active(bundle)
     if active is None:
         return None
-    nodes, _ = active.placer.place(latent[None])
-    return Spot(active, latent, int(nodes[0]))
+    node = None if stored is None else active.positions.node_of(id_to_int(stored))
+    if node is None:
+        nodes, _ = active.placer.place(latent[None])
+        node = int(nodes[0])
+    return Spot(active, latent, node)

@@ -125,6 +125,7 @@ def find(
     withheld: Collection[str] = (),
     probabilities: Mapping[str, float] | None = None,
     contrast: bool = False,
+    placed: bool = True,
 ) -> Found:
     """References of a query.
 
@@ -144,7 +145,7 @@ def find(
     repeats : ids of the stored cells that the query is a recapture of, the most alike first (`labref.cells.sameness`);
     empty where the query itself is stored.  withheld : ids of cells that are never references, such as possible
     duplicates that nobody has reviewed.  probabilities : of the networks, by class; the highest will do.  contrast :
-    whether the row of contrast is wanted.
+    whether the row of contrast is wanted.  placed : whether the place on the map is.
 
     Not among the references are: the query itself where it is stored, the duplicates of it, the cells that it repeats,
     and the duplicates of these cells; and what people called no good reference (`Store.rejections`).
@@ -171,7 +172,7 @@ def find(
     labelled = store.labelled([neighbour.cell_id for neighbour in neighbours])
     trust = {cell_id: source.weight for cell_id, (_, source) in labelled.items()}
     nearest = {_stand_in(of_one, trust): of_one[0].distance for of_one in captures}
-    spot = locate(store, bundle.digest, latent)
+    spot = locate(store, bundle.digest, latent, None if stored is None else stored.cell_id) if placed else None
     if by == "map" and spot is None:
         raise LabrefError(_no_map(store, bundle.digest))
     if by == "map" and spot is not None:

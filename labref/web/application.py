@@ -28,6 +28,7 @@ import inspect
 import itertools
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -67,6 +68,9 @@ _NOWHERE: Final = Elsewhere()
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 5
 _ROWS_AT_ONCE: Final = 500
+_SWITCH_SECONDS: Final = 0.001
+"""How long a thread keeps Python to itself while others wait for it. A page asks for it again a hundred times, after
+each look into the store; with Python's 5 ms it waited most of the time."""
 _FOR_PROGRAMS: Final = ("/health", "/metrics")
 _WAITING: Final = 512  # callers that the system keeps until they are accepted
 _ON_DISK: Final = frozenset({"file", "folder", "target"})
@@ -356,6 +360,8 @@ class Server:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as opened:
+            opened.callback(sys.setswitchinterval, sys.getswitchinterval())
+            sys.setswitchinterval(_SWITCH_SECONDS)
             listening = _bound(_LOOPBACK, self._wanted, "[agent] port, or 0 for any free one")
             self.port = listening.getsockname()[1]
             opened.enter_context(_serving(self._app, listening, None))

@@ -137,9 +137,10 @@ class _Block:
             self._sorted = ids, rows
         at = np.searchsorted(ids, wanted)
         at = at[at < len(ids)]  # those are the first: `wanted` ascends
-        there = rows[at[ids[at] == wanted[: len(at)]]]
-        late = self.ids[len(ids) : n]
-        return np.concatenate([there, len(ids) + np.flatnonzero(np.isin(late, wanted))])
+        there: NDArray[np.intp] = rows[at[ids[at] == wanted[: len(at)]]]
+        if n == len(ids):
+            return there
+        return np.concatenate([there, len(ids) + np.flatnonzero(np.isin(self.ids[len(ids) : n], wanted))])
 
     def settle(self) -> None:
         """Rotate a full block onto its principal axes, where a trial on part of its cells shows that it saves time."""
