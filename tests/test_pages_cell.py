@@ -8,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from labref.bundles.bundle import Bundle
-from labref.cells.display import THUMB_SIZE, nucleus_brightened
+from labref.cells.display import RENDERERS, THUMB_SIZE, nucleus_brightened
+from labref.cells.image import decode
 from labref.cli import app
 from labref.lab import Lab
 from labref.lab import pictures as lab_pictures
@@ -456,3 +460,47 @@ def test_a_bomb_and_a_flood_are_refused(lab: Lab, reviewer: Browser) -> None:
     stranger = Browser.of(lab).ask("POST", "/ask", body, **headers)
     assert stranger.status == 401
     assert reviewer.ask("POST", "/ask", body, Origin="http://evil.example", **headers).status == 403
+
+
+NAME = "Zuzanna Qvistgaard"
+
+
+def told(kind: str) -> bytes:
+    """A picture whose file names a patient in one of the ways in which files do."""
+    cell = Image.fromarray(np.random.default_rng(3).integers(90, 250, (64, 64, 3)).astype(np.uint8))
+    file, exif, info = io.BytesIO(), Image.Exif(), PngInfo()
+    exif[0x010E], exif[0x0112] = NAME, 6  # ImageDescription; turned
+    info.add_text("Patient", NAME)
+    info.add_itxt("XML:com.adobe.xmp", f"<x>{NAME}</x>")
+    options: dict[str, dict[str, Any]] = {
+        "JPEG, EXIF": {"exif": exif},
+        "JPEG, comment": {"comment": NAME.encode()},
+        "JPEG, XMP": {"xmp": NAME.encode()},
+        "PNG, text": {"pnginfo": info},
+        "PNG, EXIF": {"exif": exif},
+    }
+    cell.save(file, kind.partition(",")[0], **options.get(kind, {}))
+    data = file.getvalue()
+    if kind == "PNG, text behind":  # after the pixels, where Pillow reads it last
+        body = b"tEXtPatient\0" + NAME.encode()
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        return data[:-12] + chunk + data[-12:]
+    return data + NAME.encode() if kind.endswith("after the end") else data
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("JPEG, EXIF", "JPEG, comment", "JPEG, XMP", "JPEG, after the end"),
+        *("PNG, text", "PNG, EXIF", "PNG, text behind", "PNG, after the end"),
+    ],
+)
+def test_a_picture_that_is_shown_says_no_words_of_its_file(kind: str) -> None:
+    data = told(kind)
+    assert b"Qvistgaard" in data
+    for view in VIEWS:
+        made = RENDERERS[view](data, 10**6)
+        assert b"Qvistgaard" not in made, view
+    assert np.array_equal(np.asarray(picture(RENDERERS["captured"](data, 10**6))), decode(data)), "the same pixels"
+    plain = told(kind.partition(",")[0])
+    assert RENDERERS["captured"](plain, 10**6) == plain, "without words, the very bytes"

@@ -23,7 +23,7 @@ from labref.lab import Lab
 from labref.store import Store
 from labref.web import desk
 from tests.labs import make_lab, once
-from tests.stores import BUNDLE, activate, new_cell
+from tests.stores import BUNDLE, activate, new_cell, use_map
 
 HEADERS = 3 * 4096
 
@@ -220,3 +220,76 @@ def test_a_latent_that_is_not_its_cells_or_not_finite_is_noticed_and_made_anew(l
         after = connection.execute("SELECT cell_id, latent FROM embedding_1 ORDER BY cell_id").fetchall()
     assert [cell for cell, _ in after] == ids
     assert np.array([x for _, x in after]) == pytest.approx(np.array([x for _, x in before]), abs=1e-3)
+
+
+# other values that cannot be
+
+
+def test_values_that_cannot_be_are_noticed_and_put_right(lab: Lab, starter: Bundle) -> None:
+    """Of each kind one cell, or two that changed places."""
+    with lab.open_store() as store:
+        parts = [latents for _, latents in store.maps.latents(starter.digest)]
+        use_map(store, starter.digest, np.concatenate(parts)[:30].reshape(5, 6, -1))
+        ids = sorted(store.sample(32))
+    damaged = iter(ids)
+    whose = "WHERE cell_id = '{}'"
+    set_all = "UPDATE embedding_1 SET {0} = list_transform({0}, lambda x: {1}::FLOAT) " + whose
+    expected: dict[str, list[str]] = {}
+
+    def damage(kind: str, *statements: str) -> None:
+        for statement in statements:
+            cell = next(damaged)
+            expected.setdefault(kind, []).append(cell)
+            with duckdb.connect(str(lab.store_file)) as connection:
+                connection.execute(statement.format("{0}", cell) if "{0}" in statement else statement.format(cell))
+
+    damage("latent_not_finite", set_all.replace("{0}", "latent").replace("{1}", "1e18"))
+    damage(
+        "prediction_impossible",
+        *(set_all.replace("{0}", "probabilities").replace("{1}", value) for value in ("0.9", "-0.9", "0")),
+        f"UPDATE embedding_1 SET predicted_label = 'unicorn' {whose}",
+        f"UPDATE embedding_1 SET predicted_probability = 7 {whose}",
+    )
+    damage(
+        "place_off_map",
+        f"UPDATE map_position SET node = 30 {whose}",
+        f"UPDATE map_position SET node = -1 {whose}",
+        f"UPDATE map_position SET quantization_error = 'nan' {whose}",
+    )
+    damage("measure_not_finite", f"UPDATE measure SET focus = 'nan' {whose}")
+    damage(
+        "duplicate_of_nothing",
+        f"UPDATE cell SET duplicate_of = cell_id, duplicate_verdict = 'duplicate' {whose}",
+        f"UPDATE cell SET duplicate_of = (SELECT max(cell_id) FROM cell) {whose}",
+    )
+    damage("cell_without_valid_label", f"UPDATE cell SET label_source = 'oracle' {whose}")
+    faults, _ = found(lab, quick=True)
+    assert faults == {kind: sorted(cells) for kind, cells in expected.items()}
+    assert checked(lab)["faults"] == {kind: len(cells) for kind, cells in expected.items()}
+    # whoever looks meanwhile meets no place that the map does not have, and no number that is none
+    with lab.open_store() as store:
+        active = store.maps.active(starter.digest)
+        assert active is not None and len(active.positions) == 30
+        assert len(list(store.maps.cells(starter.digest))) == 30
+    assert json.loads(CliRunner().invoke(app, ["status", "--json", "--lab", str(lab.folder)]).stdout)["cells"] == 32
+    # what only the networks and the map can say
+    wrong = next(damaged), next(damaged)
+    with duckdb.connect(str(lab.store_file)) as connection:
+        connection.execute("UPDATE cell SET label_source = 'analyser'")
+        connection.execute("UPDATE map_position SET node = (node + 15) % 30 WHERE cell_id = ?", [wrong[0]])
+        connection.execute(
+            "UPDATE embedding_1 SET predicted_probability = 0.2, predicted_label = CASE predicted_label WHEN 'blast' "
+            "THEN 'monocyte' ELSE 'blast' END WHERE cell_id = ?",
+            [wrong[1]],
+        )
+    told = list(desk.run(lab, "ledger.check", repair=True))
+    repaired = {row["repaired"]: row["count"] for row in told if "repaired" in row}
+    del expected["cell_without_valid_label"]
+    assert repaired == {kind: len(cells) for kind, cells in expected.items()} | {
+        "place_of_another_cell": 1,
+        "prediction_of_another_cell": 1,
+    }
+    assert told[-1]["ok"], told
+    with lab.open_store() as store:
+        active = store.maps.active(starter.digest)
+        assert active is not None and len(active.positions) == 32

@@ -20,7 +20,7 @@ import pytest
 from pydantic import BaseModel
 
 from labref.bundles.bundle import Bundle
-from labref.errors import LabrefError
+from labref.errors import LabError, LabrefError
 from labref.lab import Lab
 from labref.lab.log import Log
 from labref.lab.pictures import Pictures
@@ -649,3 +649,18 @@ def test_a_backup_made_before_is_closed_and_the_user_s_own_files_are_left(
     loosen(target)
     commands(0o022, f"store|backup|{target}|--lab|{lab.folder}")
     assert open_to_others(target) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "link"), reason="no hard links here")
+def test_a_copy_made_of_hard_links_changes_nothing_in_the_original(
+    tmp_path: Path, export: Path, starter: Bundle
+) -> None:
+    lab = make_lab(tmp_path / "lab", export, starter)
+    copy = Lab.open(Path(shutil.copytree(lab.folder, tmp_path / "copy", copy_function=os.link)))
+    for one in (lab, copy):
+        with pytest.raises(LabError, match="hard link"):
+            one.open_store()
+    (copy.folder / "own").write_bytes(copy.store_file.read_bytes())
+    (copy.folder / "own").replace(copy.store_file)  # the remedy of the message
+    for one in (lab, copy):
+        one.open_store().close()

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from labref.bundles.bundle import starter_bundle
+from labref.bundles.schema import check_name
 from training.cli.app import app
 from training.config import PRESETS, RunConfig
 from training.networks.adopt import read_bundle
@@ -301,6 +302,13 @@ def test_the_preset_thesis_has_what_the_thesis_chose() -> None:
         ("123", [], "123"),
         ("hospital-2", ["name=mine"], "mine"),
         ("x" * 120, [], "starter"),  # no name for a bundle: the preset's
+        ("run:1", [], "starter"),
+        ("nul", [], "starter"),
+        ("-1", [], "starter"),
+        ("a\\b", [], "starter"),
+        (" a", [], "starter"),
+        ("a\u202eb", [], "starter"),
+        ("Bla\u030a prov 2", [], "Bl\u00e5 prov 2"),
     ],
 )
 def test_a_model_is_named_after_its_runs_folder(
@@ -325,9 +333,17 @@ def test_a_run_begun_by_an_earlier_labref_keeps_its_name(
     assert begun[0].config.name == "starter"
 
 
-@pytest.mark.parametrize("name", ["a/b", "a\\b", " a", "a\x1b[2J", "x" * 101])
+@pytest.mark.parametrize("name", ["a/b", "a\\b", " a", "a\x1b[2J", "x" * 101, "run:1", "CON", "-a", "..", "a.", "~"])
 def test_a_name_that_no_bundle_may_have_is_refused_before_training(
     drawn_cells: Path, tmp_path: Path, name: str
 ) -> None:
     done = command("train", drawn_cells, "--run", tmp_path / "mine", "--set", f"name={name}", code=2)
-    assert "one line of up to 100 characters" in done.stderr and not (tmp_path / "mine").exists()
+    said = "one line of up to 100 characters" in done.stderr or "a bundle may not be called so" in done.stderr
+    assert said and not (tmp_path / "mine").exists()
+    with pytest.raises(ValueError, match="must|Windows"):
+        check_name(name)
+
+
+def test_a_folder_that_no_system_takes_is_an_error(drawn_cells: Path, tmp_path: Path) -> None:
+    done = command("train", drawn_cells, "--run", tmp_path / ("x" * 300), code=1)
+    assert "cannot be a run's folder" in " ".join(done.stderr.split())

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, WrapValidator, field_validator
 from pydantic.dataclasses import dataclass
 
+from labref.bundles.schema import check_name
 from labref.printing import unprintable
-from training.settings import override_settings, read_settings
+from training.settings import SettingsError, override_settings, read_settings
 
 __all__ = ["PRESETS", "Augmentation", "ClassifierConfig", "RunConfig", "VaeConfig", "override"]
 
@@ -433,5 +434,12 @@ it."""
 
 
 def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
-    """`config` with `key=value` settings laid over it, as `classifier.epochs=3`. Raises `SettingsError`."""
-    return override_settings(RunConfig, config.to_json(), settings)
+    """`config` with `key=value` settings laid over it, as `classifier.epochs=3`. Raises `SettingsError`, also where no
+    bundle may have the name that they give: that would be said only after the training."""
+    made = override_settings(RunConfig, config.to_json(), settings)
+    try:
+        check_name(made.name)
+    except ValueError as error:
+        if made.name != config.name:
+            raise SettingsError([f"name={made.name}: a bundle may not be called so, it {error}"], "--set") from None
+    return made

@@ -12,6 +12,7 @@ optical densities and scales the three colours of a pixel alike, so that the sta
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -30,6 +31,10 @@ _THUMB_QUALITY: Final = 85
 _QUALITY: Final = 95
 _MOST_LOSSLESS: Final = 2_000_000  # pixels; a larger picture as PNG would be many megabytes
 _PLAIN: Final = {"JPEG": ("RGB", "L"), "PNG": ("RGB", "L")}  # what browsers show as `decode` does
+_WORDLESS: Final = frozenset({"APP0", "APP2", "APP14"})  # JFIF, colour profile, Adobe's way to keep colours
+_WORDLESS_CHUNKS: Final = frozenset(
+    {b"IHDR", b"PLTE", b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"pHYs", b"bKGD"}
+)
 
 # optical density (natural logarithm) in red light, where the nuclear stain absorbs
 _DENSE: Final = 0.30  # from here on it is compressed: above cytoplasm and red cells
@@ -101,7 +106,25 @@ def _is_plain(data: bytes) -> bool:
             opened.mode in _PLAIN.get(opened.format or "", ())
             and "transparency" not in opened.info
             and not getattr(opened, "is_animated", False)
+            and not _says_more(data, opened)
         )
+
+
+def _says_more(data: bytes, opened: Image.Image) -> bool:
+    """Whether a JPEG or PNG holds words beside its pixels, as EXIF, XMP and comments are: a patient's name may be among
+    them, and goes wherever the picture is saved."""
+    if opened.format == "JPEG":
+        parts = {name for name, _ in getattr(opened, "applist", ())}
+        return not parts <= _WORDLESS or not data.endswith(b"\xff\xd9")
+    at = 8
+    while at + 12 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        at += size + 12
+        if kind == b"IEND":
+            return at != len(data)
+        if kind not in _WORDLESS_CHUNKS:
+            return True
+    return True
 
 
 def _jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
@@ -118,6 +141,7 @@ RENDERERS: Final[Mapping[str, Callable[[bytes, int], bytes]]] = {
     "normalised": _normalised,
     "nucleus": _nucleus,
 }
-"""By name of the view: (bytes of a file, most pixels) → JPEG or PNG. captured : the whole picture.  cell : the piece
-around the cell, as captured.  thumb : that, small.  normalised : the piece with its background as the networks get it,
-other cells included.  nucleus : that, with dense nuclei brightened. Each raises `UnreadableImageError`."""
+"""By name of the view: (bytes of a file, most pixels) → JPEG or PNG. captured : the whole picture, without the
+words that its file holds.  cell : the piece around the cell, as captured.  thumb : that, small.  normalised : the piece
+with its background as the networks get it, other cells included.  nucleus : that, with dense nuclei brightened. Each
+raises `UnreadableImageError`."""

@@ -269,6 +269,12 @@ class Lab:
             raise LabError(
                 f"{self.store_file} is missing. Put it back from a backup, or make a new lab with `labref init`."
             )
+        if self.store_file.stat().st_nlink > 1:
+            raise LabError(
+                f"{self.store_file} is also in another folder, under another name of the same file (a hard link, as `cp -al` makes them): "
+                f"what is written here would be written there, and damage it. Give this lab a file of its own: copy {_STORE} (and "
+                f"{_STORE}.wal, if it is there) to another name, and put the copy in its place."
+            )
         self.give_rights()
         return Store.open(self.store_file, open_placer=open_placer)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import numpy as np
 from pydantic import Field
 
+from labref import som
 from labref.asking.answer import ledger_json
 from labref.cells.image import HOLDS_NOTHING
 from labref.errors import BundleError, LabError, LabrefError, UnreadableImageError
@@ -27,6 +28,7 @@ from labref.operations.models import Answer, FilePath, Limit, Progress, Text, Wh
 from labref.operations.naming import person
 from labref.progress import Pace, Row, progress
 from labref.roles import Role
+from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.reembedding import embed
 from labref.words import LabelSource, Outcome
@@ -55,7 +57,16 @@ _FEW_CELLS: Final = 20_000
 _FEW: Final = 20  # examples given of each kind of fault
 _GRACE_SECONDS: Final = 600.0  # bytes this fresh may belong to a cell that is just being stored
 _EMBED_AT_ONCE: Final = 32
-_LATENTS: Final = ("latent_not_finite", "latent_of_another_cell")
+_LATENTS: Final = (
+    "latent_not_finite",
+    "latent_of_another_cell",
+    "prediction_impossible",
+    "prediction_of_another_cell",
+)
+_PLACES: Final = ("place_off_map", "place_of_another_cell")
+_OTHER_PREDICTION: Final = 0.25  # by which no probability of a cell differs between two ways to run its bundle
+_OTHER_PLACE: Final = 1.001  # times as far from its node as from the nearest one; what is rounded is nearer
+_ROUNDED: Final = 1e-6
 UNCLAIMED: Final = "unclaimed"
 """Folder of the lab for kept bytes that belong to no cell."""
 
@@ -74,6 +85,14 @@ REMEDIES: Final = {
     "latent_not_finite": "--repair embeds the cell again from its kept bytes",
     "latent_of_another_cell": "--repair embeds the cell again from its kept bytes; only a sample of all cells was looked at "
     "(--latents)",
+    "prediction_impossible": "--repair embeds the cell again from its kept bytes",
+    "prediction_of_another_cell": "--repair embeds the cell again from its kept bytes; only a sample of all cells was looked "
+    "at (--latents)",
+    "place_off_map": "--repair places the cell on the map again",
+    "place_of_another_cell": "--repair places the cell on the map again; only a sample of all cells was looked at "
+    "(--latents)",
+    "measure_not_finite": "--repair forgets what was measured of its optics, and the agent measures it again",
+    "cell_without_valid_label": "restore a backup",
     "image_missing": "--repair takes the bytes from the export file, where that is still the same; else restore a backup",
     "image_damaged": "--repair takes the bytes from the export file, where that is still the same; else restore a backup",
     "image_without_cell": f"--repair moves it to the lab's folder {UNCLAIMED}",
@@ -441,19 +460,25 @@ def _compare_latents(
         return None
     # each of the two runtimes may be off by the tolerance, and twice that is still far less than two cells differ
     allowed = 4 * embedder.bundle.manifest.golden_tolerance
-    ids, others = store.sample(most), []
+    ids, others, mistaken = store.sample(most), [], []
+    known = {cell_id for kind in ("latent_not_finite", "prediction_impossible") for cell_id in found.get(kind, ())}
     compared, largest = 0, 0.0
     for start in range(0, len(ids), _EMBED_AT_ONCE):
         part = store.cells(ids[start : start + _EMBED_AT_ONCE])
         stored = store.latents(list(part), bundle=bundle, from_disk=True)
+        said = store.queues.predictions(bundle, list(part))
         crops = {}
         for cell_id in stored:
             with contextlib.suppress(LabError, UnreadableImageError):  # reported as image_missing or image_damaged
                 crops[cell_id] = context.lab.decoder.prepare(context.lab.read_image(part[cell_id].digest)).crop
         for cell_id, made in zip(crops, embedder.describe(list(crops.values())), strict=True):
-            if made is None or not np.isfinite(stored[cell_id]).all():
-                continue  # a stored latent that is not finite is reported as latent_not_finite
+            if made is None or cell_id in known or cell_id not in said:
+                continue  # reported already, or removed meanwhile
             compared += 1
+            label, probability = said[cell_id]
+            sure = max(made.probability, probability) > 0.5 + _OTHER_PREDICTION / 2
+            if sure if label != made.label else abs(made.probability - probability) > _OTHER_PREDICTION:
+                mistaken.append(cell_id)
             difference = float(np.abs(made.latent - stored[cell_id]).max())
             if difference > allowed:
                 others.append(cell_id)
@@ -461,9 +486,30 @@ def _compare_latents(
                 largest = max(largest, difference)
         if pace.due():
             yield progress(start, len(ids), "latents made anew")
-    if others:
-        found["latent_of_another_cell"] = others
+    for kind, what in (
+        ("latent_of_another_cell", others),
+        ("prediction_of_another_cell", sorted(set(mistaken) - set(others))),
+        ("place_of_another_cell", _misplaced(store, bundle, ids)),
+    ):
+        if what:
+            found[kind] = what
     return {"compared": compared, "largest": round(largest, 6) if compared > len(others) else None}
+
+
+def _misplaced(store: Store, bundle: str, ids: Sequence[str]) -> list[str]:
+    """Those of these cells that lie on the map clearly farther from their node than from the nearest one."""
+    active = store.maps.active(bundle)
+    places = {cell.cell_id: cell.node for cell in store.maps.cells(bundle, ids)}
+    found = store.latents(list(places), bundle=bundle, from_disk=True)
+    latents = {cell_id: latent for cell_id, latent in found.items() if np.isfinite(latent).all()}
+    if active is None or not latents:
+        return []
+    weights = som.load(store.maps.weights_file(active.version.number)).get_weights()
+    nodes = weights.reshape(-1, weights.shape[-1])[[places[cell_id] for cell_id in latents]]
+    data = np.stack(list(latents.values())).astype(np.float64)
+    _, nearest = active.placer.place(data)
+    wrong = np.linalg.norm(data - nodes, axis=1) > _OTHER_PLACE * nearest.astype(np.float64) + _ROUNDED
+    return [cell_id for cell_id, is_wrong in zip(latents, wrong.tolist(), strict=True) if is_wrong]
 
 
 def _kept(lab: Lab, prefix: str) -> Iterator[str]:
@@ -516,6 +562,9 @@ def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
     lost = store.faults().found.get("cell_without_embedding", ())
     if active is not None and wrong:
         store.forget_latents([cell_id for ids in wrong.values() for cell_id in ids], bundle=active)
+    if active is not None and (misplaced := [cell_id for kind in _PLACES for cell_id in found.get(kind, ())]):
+        store.maps.place_again(active, misplaced)
+        yield from _put_right("place_of_another_cell", len(found.get("place_of_another_cell", ())))
     yield from _embed_again(context, store.faults().found.get("cell_without_embedding", ()))
     for kind, ids in (*wrong.items(), ("cell_without_embedding", lost)):
         if active is not None and ids:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +17,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from labref.bundles.schema import check_name
 from labref.errors import LabrefError
-from labref.printing import unprintable
+from labref.printing import printable
 from training.cli import commands
 from training.cli.svomen import app as svomen_app
 from training.cli.svomen import embed
@@ -97,11 +99,25 @@ def _train(run: Run) -> None:
 
 
 def _name_of(folder: Path, otherwise: str) -> str:
-    """The name of the run in `folder`: that of the folder, where no run is there yet that has its own."""
-    if (folder / "run.json").exists():
-        return Run.open(folder).config.name
-    name = folder.resolve().name
-    return name if unprintable(name) is None and name.strip() == name and 0 < len(name) <= 100 else otherwise
+    """The name of the run in `folder`: that of the folder, where no run is there yet that has its own; `otherwise`
+    where no bundle may be called so. Raises `RunError` where it cannot be a folder."""
+    try:
+        if (folder / "run.json").exists():
+            return Run.open(folder).config.name
+        name = unicodedata.normalize("NFC", folder.resolve().name)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} cannot be a run's folder: {getattr(error, 'strerror', None) or error}.") from None
+    try:
+        return check_name(name)
+    except ValueError as error:
+        console.print(
+            f"note: no bundle may be called as the folder is, {printable(name)!r}: it {error}. The model is called {otherwise!r}; "
+            "`--set name=NAME` names it.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        return otherwise
 
 
 def _to_its_end(folder: Path, open_run: Callable[[], Run]) -> None:

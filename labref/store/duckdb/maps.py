@@ -152,14 +152,14 @@ class Maps(Tables):
         active = self.active(bundle)
         if active is None:
             return
-        number = active.version.number
+        number, nodes = active.version.number, active.version.rows * active.version.columns
         with self._reading() as cursor:
             table, _ = bundles.space(cursor, bundle)
             chosen = "" if ids is None else "AND p.cell_id IN (SELECT unnest($2::VARCHAR[]))"
             cursor.execute(
                 f"""SELECT p.cell_id, p.node, p.quantization_error, c.label, c.label_source, e.predicted_label, c.slide, c.analyser
                     FROM map_position p JOIN cell c USING (cell_id) JOIN {table} e USING (cell_id)
-                    WHERE p.map = $1 {chosen} ORDER BY c.number""",
+                    WHERE p.map = $1 AND p.node >= 0 AND p.node < {nodes} {chosen} ORDER BY c.number""",
                 [number] if ids is None else [number, list(ids)],
             )
             while found := cursor.fetchmany(4096):
@@ -221,9 +221,28 @@ class Maps(Tables):
             assert active.version.number == placed[0]
             active.positions.add(placed[1])
 
+    def place_again(self, bundle: str, ids: Sequence[str]) -> None:
+        """Place cells anew on the map in use, wherever they lie now; those that lie nowhere as well."""
+        active = self.active(bundle)
+        if active is not None:
+            with self._quiet():
+                with self._transaction() as connection:
+                    connection.execute(
+                        "DELETE FROM map_position WHERE map = ? AND cell_id IN (SELECT unnest(?::VARCHAR[]))",
+                        [active.version.number, list(ids)],
+                    )
+                self.drop_cached()
+            self.catch_up(bundle)
+
     def catch_up(self, bundle: str) -> None:
         """Place the cells of a latent space that lie nowhere on its map yet."""
         active = self.active(bundle)
+        if active is not None:  # a place that the map does not have is none
+            with self._transaction() as connection:
+                connection.execute(
+                    "DELETE FROM map_position WHERE map = ? AND (node < 0 OR node >= ?)",
+                    [active.version.number, active.version.rows * active.version.columns],
+                )
         while active is not None:
             with self._quiet():
                 active = self._loaded.get(bundle)
@@ -314,8 +333,8 @@ class Maps(Tables):
             table, _ = bundles.space(cursor, bundle)
             found = cursor.execute(
                 "SELECT ('0x' || p.cell_id)::UBIGINT AS id, p.node, p.quantization_error FROM map_position p "
-                f"SEMI JOIN {table} e USING (cell_id) WHERE p.map = ?",
-                [version.number],
+                f"SEMI JOIN {table} e USING (cell_id) WHERE p.map = ? AND p.node >= 0 AND p.node < ?",
+                [version.number, version.rows * version.columns],
             ).fetchnumpy()
         cells = Placed(
             np.asarray(found["id"], np.uint64),

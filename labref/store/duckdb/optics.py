@@ -145,7 +145,8 @@ class OpticsMeasures(OfCells):
                     f"AND focus IS NOT NULL ORDER BY number DESC LIMIT {most:d}",
                     [to_nullable(analyser), since.replace(tzinfo=None), rows.now() + _AHEAD],
                 ).fetchnumpy()
-                found.append(np.stack([np.asarray(columns[name], np.float32) for name in MEASURES], axis=1))
+                numbers = np.stack([np.asarray(columns[name], np.float32) for name in MEASURES], axis=1)
+                found.append(numbers[np.isfinite(numbers).all(axis=1)])
         return found[0], found[1]
 
 

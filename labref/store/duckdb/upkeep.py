@@ -14,8 +14,9 @@ import duckdb
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows
+from labref.store.memory import distances
 from labref.store.text import from_column, to_column
-from labref.words import Outcome
+from labref.words import MEASURES, LabelSource, Outcome, Verdict
 
 __all__ = [
     "TRASH",
@@ -44,6 +45,9 @@ _HISTORY = frozenset({"file_history", "label_change", "removed_cell"})
 """Tables that may name cells that are no longer there."""
 _DIGESTS: Final = f"SELECT digest, size_bytes FROM cell UNION ALL SELECT digest, size_bytes FROM {TRASH}cell"
 _STATES = 16_384
+_LARGEST: Final = distances.LARGEST_VALUE**2  # of the squares of a latent together; no network comes near it
+_ROUNDED: Final = 0.02
+_OFF_MAP: Final = "p.node < 0 OR p.node >= m.rows * m.columns OR NOT isfinite(p.quantization_error)"
 _LOST: Final = (
     "cell ANTI JOIN file USING (cell_id) WHERE cell.path NOT IN (SELECT path FROM file) AND cell.cell_id NOT IN "
     "(SELECT cell_id FROM file_history SEMI JOIN file USING (path) WHERE cell_id IS NOT NULL)"
@@ -91,8 +95,8 @@ def faults(cursor: duckdb.DuckDBPyConnection) -> Faults:
         outcomes: dict[str, int] = dict.fromkeys(map(str, Outcome), 0)
         outcomes.update(cursor.execute("SELECT outcome, count(*) FROM file GROUP BY outcome").fetchall())
         active = bundles.active(cursor)
-        space = None if active is None else bundles.space(cursor, active)[0]
-        checks = dict(_checks(cursor, space))
+        space, bundle = (None, None) if active is None else bundles.space(cursor, active)
+        checks = dict(_checks(cursor, space, () if bundle is None else bundle.labels))
         found = {kind: list(map(from_column, _column(cursor, query))) for kind, query in checks.items()}
         cells = _number(cursor, "SELECT count(*) FROM cell")
         embeddings = 0 if space is None else _number(cursor, f"SELECT count(*) FROM {space}")
@@ -101,8 +105,9 @@ def faults(cursor: duckdb.DuckDBPyConnection) -> Faults:
     return Faults(sum(outcomes.values()), outcomes, cells, embeddings, {k: v for k, v in found.items() if v})
 
 
-def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None) -> Iterator[tuple[str, str]]:
-    known = ", ".join(f"'{outcome}'" for outcome in Outcome)
+def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """labels : of the bundle in use, whose space this is."""
+    known, sources, verdicts = (", ".join(map(_quoted, kind)) for kind in (Outcome, LabelSource, Verdict))
     yield (
         "file_without_valid_outcome",
         (
@@ -118,9 +123,17 @@ def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None) -> Iterator[tu
     yield (
         "duplicate_of_nothing",
         (
-            "SELECT c.cell_id FROM cell c ANTI JOIN cell o ON c.duplicate_of = o.cell_id WHERE c.duplicate_of IS NOT NULL"
+            "SELECT c.cell_id FROM cell c LEFT JOIN cell o ON c.duplicate_of = o.cell_id WHERE c.duplicate_of IS NOT NULL "
+            f"AND (o.cell_id IS NULL OR o.cell_id = c.cell_id OR coalesce(c.duplicate_verdict, '') NOT IN ({verdicts}))"
         ),
     )
+    yield (
+        "cell_without_valid_label",
+        f"SELECT cell_id FROM cell WHERE label = '' OR label_source NOT IN ({sources})",
+    )
+    numbers = " AND ".join(f"isfinite({name})" for name in MEASURES)
+    yield "measure_not_finite", f"SELECT cell_id FROM measure WHERE NOT ({numbers})"
+    yield "place_off_map", f"SELECT cell_id FROM map_position p JOIN map m ON p.map = m.number WHERE {_OFF_MAP}"
     if space is not None:
         # cells that the networks cannot be given are told of when the bundle is activated
         yield (
@@ -133,8 +146,17 @@ def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None) -> Iterator[tu
         # a product with itself is finite where every number is
         yield (
             "latent_not_finite",
-            f"SELECT cell_id FROM {space} WHERE NOT (isfinite(array_inner_product(latent, latent)) "
+            f"SELECT cell_id FROM {space} WHERE NOT (array_inner_product(latent, latent) <= {_LARGEST:e} "
             "AND isfinite(array_inner_product(probabilities, probabilities)) AND isfinite(predicted_probability))",
+        )
+        # the squares of n probabilities add up to 1/n at least and 1 at most
+        squares = "array_inner_product(probabilities, probabilities)"
+        yield (
+            "prediction_impossible",
+            f"SELECT cell_id FROM {space} WHERE isfinite({squares}) AND isfinite(predicted_probability) AND "
+            f"({squares} NOT BETWEEN {1 / max(1, len(labels)) - _ROUNDED} AND {1 + _ROUNDED} "
+            f"OR predicted_probability NOT BETWEEN 0 AND {1 + _ROUNDED} "
+            f"OR predicted_label NOT IN ({', '.join(map(_quoted, map(to_column, labels))) or 'NULL'}))",
         )
     spaces = {f"embedding_{number}" for (number,) in cursor.execute("SELECT number FROM bundle").fetchall()}
     for table in tables_of_cells(cursor):
@@ -142,6 +164,10 @@ def _checks(cursor: duckdb.DuckDBPyConnection, space: str | None) -> Iterator[tu
         if kind == "embedding_without_cell" and table != space:
             kind = f"{table}_without_cell"
         yield kind, _IDS.format(table=table)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def tables_of_cells(cursor: duckdb.DuckDBPyConnection) -> list[str]:
@@ -217,7 +243,8 @@ class Comparison:
 
 
 def remove_faults(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Sequence[str]]) -> None:
-    """Take out rows that stand for nothing: as `faults` found them. The files they belong to are taken in again.
+    """Take out rows that stand for nothing, or for what cannot be: as `faults` found them. The files they belong to are
+    taken in again.
 
     Outcomes without a cell go to the history of their path; rows of other tables whose cell is gone are deleted; a cell
     that the ledger does not know gets back the outcome of the path it was stored from.
@@ -235,6 +262,11 @@ def remove_faults(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Seq
         "WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))",
         [list(found.get("duplicate_of_nothing", ()))],
     )
+    connection.execute(
+        "DELETE FROM measure WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))",
+        [list(found.get("measure_not_finite", ()))],
+    )
+    connection.execute(f"DELETE FROM map_position p USING map m WHERE p.map = m.number AND ({_OFF_MAP})")
     failpoint("repair.cells")
     # mtime 0 never equals a file's: the next scan looks at it again and finds the bytes it knows; asked anew, as the
     # outcomes taken out above may have been a cell's only ones
