@@ -121,7 +121,7 @@ def _says_more(data: bytes, opened: Image.Image) -> bool:
         size, kind = struct.unpack_from(">I4s", data, at)
         at += size + 12
         if kind == b"IEND":
-            return at != len(data)
+            return bool(at != len(data))
         if kind not in _WORDLESS_CHUNKS:
             return True
     return True
