@@ -45,7 +45,7 @@ from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.pictures import lettering
 from labref.printing import printable, unprintable
-from labref.store import Rejected, Store
+from labref.store import Rejected, SeenAgain, Store
 from labref.tasks.context import Context
 from labref.web import desk
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
@@ -1195,3 +1195,19 @@ def test_the_pictures_that_another_lab_makes_are_no_cells(tmp_path: Path) -> Non
     assert homes.home(str(made), str(tmp_path)) is None
     for path in (taken, inside):
         assert homes.home(str(path), str(tmp_path)) == (str(path), str(tmp_path))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_another_picture_with_the_id_of_a_cell_is_no_copy_of_it(tmp_path: Path, together: bool) -> None:
+    first = new_cell(0)
+    other = first.digest[:16] + "0" * 48
+    twin = new_cell(0, digest=other, path="/export/twin.jpg")
+    with new_store(tmp_path) as store:
+        if not together:
+            store.record([first], bundle=BUNDLE)
+        seen = SeenAgain(twin.path, 1, 1, other)
+        for batch in ([first, twin], [first, seen]) if together else ([twin], [seen]):
+            with pytest.raises(UnstorableError, match=f"not those of cell {first.cell_id}"):
+                store.record(batch, bundle=BUNDLE)
+        store.record([first, Rejected(twin.path, None, None, "why")], bundle=BUNDLE)
+        assert {row.path: row.cell_id for row in store.ledger()} == {first.path: first.cell_id, twin.path: None}

@@ -303,6 +303,11 @@ def draw_up(
             cell_id = cell_id_of(item.digest)
             if cell_id not in states:  # a copy may stand before its cell
                 made[cell_id] = _add_cell(plan, new.get(cell_id) or _unknown(item), states, state_of, comparing)
+            if states[cell_id].digest != item.digest:
+                raise StoreError(
+                    f"its bytes are not those of cell {cell_id}, but their digest begins with the same 16 characters, which "
+                    "are a cell's id; save the picture in another way."
+                )
             if new.get(cell_id) is item:
                 after = made[cell_id]
             else:
