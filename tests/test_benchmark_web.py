@@ -6,9 +6,7 @@ import contextlib
 import http.client
 import socket
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,7 @@ from labref.asking import survey as surveys
 from labref.asking.places import locate
 from labref.demo.cells import LABELS as CELL_LABELS
 from labref.demo.cells import OPTICS, draw_cell, encode_jpeg, make_slides
-from labref.errors import LabrefError, StoreError
+from labref.errors import StoreError
 from labref.lab import Lab
 from labref.lab.kept import Kept
 from labref.lab.pictures import Pictures
@@ -32,7 +30,6 @@ from labref.store import Store
 from labref.store import store as stores
 from labref.store.memory import index as indexes
 from labref.store.memory.books import CellBook, id_to_int, int_to_id
-from labref.web import pages
 from labref.web.application import Server
 from labref.web.connections import CONNECTION
 from labref.web.pages import _environment, _shown
@@ -185,52 +182,6 @@ def test_an_answer_is_sent_at_once_and_does_not_wait_for_the_other_side() -> Non
         asking.request("GET", "/")
         assert asking.getresponse().status == 204
     assert len(said) == 1 and said[0] != 0
-
-
-def test_pages_take_turns_but_wait_for_no_page_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_turn", threading.Semaphore(1))
-    monkeypatch.setattr(pages, "_PATIENCE_SECONDS", 60.0)
-    at_work, go_on, order = threading.Event(), threading.Event(), list[str]()
-
-    def made(name: str, then: Any = None) -> Any:
-        def function(visit: Any) -> Any:
-            order.append(f"{name} begins")
-            if then is not None:
-                then()
-            order.append(f"{name} is done")
-            return name
-
-        return pages._Page("/", function, ("GET",), None, quick=False)
-
-    def waits() -> None:
-        at_work.set()
-        assert go_on.wait(60)
-
-    def fails() -> None:
-        raise LabrefError("it cannot be made")
-
-    visit = cast(Any, SimpleNamespace(request=SimpleNamespace(path_params={}), fail=lambda status, _: status))
-    with ThreadPoolExecutor(3) as threads:
-        first = threads.submit(pages._in_turn, made("first", waits), visit)
-        assert at_work.wait(60)
-        second = threads.submit(pages._in_turn, made("second", fails), visit)
-        assert cast(Any, pages._answered(made("quick"), visit)) == "quick" and order == [
-            "first begins",
-            "quick begins",
-            "quick is done",
-        ]
-        go_on.set()
-        assert (first.result(60), second.result(60)) == ("first", 400)
-        assert order[3:] == ["first is done", "second begins"]
-        go_on.clear(), at_work.clear(), order.clear()
-        first = threads.submit(pages._in_turn, made("first", waits), visit)
-        assert at_work.wait(60)
-        monkeypatch.setattr(pages, "_PATIENCE_SECONDS", 0.01)
-        assert threads.submit(pages._in_turn, made("second"), visit).result(60) == "second"
-        go_on.set()
-        assert first.result(60) == "first" and pages._in_turn(made("third"), visit) == "third"
-    # each turn was given back once, and no more
-    assert pages._turn.acquire(blocking=False) and not pages._turn.acquire(blocking=False)
 
 
 def test_python_is_shared_finely_while_pages_are_served() -> None:

@@ -23,7 +23,6 @@ import json
 import mimetypes
 import pkgutil
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,23 +82,19 @@ class _Page:
     function: Callable[..., Response]
     methods: tuple[str, ...]
     role: Role | None
-    quick: bool
 
 
 _PAGES: list[_Page] = []
-_PATIENCE_SECONDS: Final = 0.25
-_turn = threading.Semaphore(1)
 
 
 def page(
-    path: str, *, methods: Sequence[str] = ("GET",), role: Role | None = Role.VIEW, quick: bool = False
+    path: str, *, methods: Sequence[str] = ("GET",), role: Role | None = Role.VIEW
 ) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
     """Register a function as a page. It is called in a worker thread with the `Visit`, and the parts of the path in
-    braces by name. role : what a person has to be at least; None: anybody may see it.  quick : it takes a millisecond
-    or two, and goes before the others (`_in_turn`)."""
+    braces by name. role : what a person has to be at least; None: anybody may see it."""
 
     def register(function: Callable[..., Response]) -> Callable[..., Response]:
-        _PAGES.append(_Page(path, function, tuple(methods), role, quick))
+        _PAGES.append(_Page(path, function, tuple(methods), role))
         return function
 
     return register
@@ -244,25 +239,9 @@ def _endpoint(
     async def endpoint(request: Request) -> Response:
         body = await request.body() if request.method == "POST" else b""
         visit = Visit(request, body, perform, image, visitors, pictures)
-        waits = request.method != "POST" and not of.quick
-        return await run_in_threadpool(_in_turn if waits else _answered, of, visit)
+        return await run_in_threadpool(_answered, of, visit)
 
     return endpoint
-
-
-def _in_turn(of: _Page, visit: Visit) -> Response:
-    """The same as `_answered`, when the page that came before is done.
-
-    Pages take turns, because Python does one thing at a time: of ten that are made at once each is done when all are,
-    and threads that take Python from each other make all of them slower. One that takes long keeps the others waiting
-    for a moment only.
-    """
-    its_turn = _turn.acquire(timeout=_PATIENCE_SECONDS)
-    try:
-        return _answered(of, visit)
-    finally:
-        if its_turn:
-            _turn.release()
 
 
 def _answered(of: _Page, visit: Visit) -> Response:

@@ -233,7 +233,7 @@ def _cell_picture(visit: Visit, of: _Drawn) -> Callable[[int, int], Image.Image 
     return picture
 
 
-@page("/map/tiles/{version}/{layer}/{level:int}/{x:int}_{y:int}.png", quick=True)
+@page("/map/tiles/{version}/{layer}/{level:int}/{x:int}_{y:int}.png")
 def tile(visit: Visit, version: str, layer: str, level: int, x: int, y: int) -> Response:
     """One tile."""
     wanted = Layer.of_text(layer)

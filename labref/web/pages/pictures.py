@@ -16,7 +16,7 @@ _VIEWS: Final = {name: name for name in get_args(View)}
 _KEPT_SECONDS: Final = 3600  # what a cell looks like does not change, but it may be removed
 
 
-@page("/cell/{cell_id}/picture", quick=True)
+@page("/cell/{cell_id}/picture")
 def picture(visit: Visit, cell_id: str) -> Response:
     view: View | None = _VIEWS.get(visit.query.get("view", "captured"))
     if view is None:
@@ -36,7 +36,7 @@ def picture(visit: Visit, cell_id: str) -> Response:
     return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
 
 
-@page("/classes.css", quick=True)
+@page("/classes.css")
 def colours(visit: Visit) -> Response:
     light, dark = [], []
     for row in visit.ask("classes.list"):

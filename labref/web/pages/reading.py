@@ -58,7 +58,7 @@ def read(visit: Visit, number: int) -> Response:
     return visit.show("reading.html", reading=title, next=found, classes=shown, styles=_styles(shown))
 
 
-@page("/reading/{number:int}/picture/{task:int}/{arm}/{part:int}", quick=True)
+@page("/reading/{number:int}/picture/{task:int}/{arm}/{part:int}")
 def picture(visit: Visit, number: int, task: int, arm: str, part: int) -> Response:
     cell = visit.one("reading.cell", reading=number, task=task, arm=arm, part=part)["cell_id"]
     made = visit.pictures.of_cell(cell, "cell")
