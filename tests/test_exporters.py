@@ -38,7 +38,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory, crops: np.ndarray) -> Path:
 
     keras.utils.set_random_seed(1)
     folder = tmp_path_factory.mktemp("graphs")
-    trunk = build_trunk(build_classifier(ClassifierConfig(width=0.125, input_size=64, middle_repeats=1), 8), 2)
+    trunk = build_trunk(build_classifier(ClassifierConfig(width=0.125, input_size=64, middle_repeats=0), 8), 2)
     shape = trunk.output["features"].shape[1:]
     size = int(np.prod(shape))
     config = VaeConfig(latent_size=10, width=32, pooling="flatten")

@@ -24,10 +24,10 @@ from training.run import Run, RunError, held
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 SMALL = [
     "classifier.width=0.125",
-    "classifier.input_size=64",
+    "classifier.input_size=32",
     "classifier.epochs=1",
-    "classifier.batch_size=8",
-    "classifier.middle_repeats=1",
+    "classifier.batch_size=16",
+    "classifier.middle_repeats=0",
     "holdout=0.3",
     "validation=0.2",
     "orientations=1",

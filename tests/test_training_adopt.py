@@ -35,7 +35,7 @@ from training.run import Run, RunError
 CONFIG = override(
     PRESETS["starter"],
     [
-        "name=small", "classifier.width=0.125", "classifier.input_size=64", "classifier.middle_repeats=1",
+        "name=small", "classifier.width=0.125", "classifier.input_size=64", "classifier.middle_repeats=0",
         "classifier.batch_size=8", "validation=0.3", "orientations=2", "vae.layers=1", "vae.width=16", "vae.latent_size=6",
         'aliases={"platelet":"neutrophil"}',
     ],

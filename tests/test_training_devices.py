@@ -30,8 +30,8 @@ def new(*args):
     return real(*args)
 
 classifier._new_model = new
-settings = ["classifier.width=0.125", "classifier.input_size=64", "classifier.epochs=1", "classifier.batch_size=8"]
-settings += ["classifier.middle_repeats=1", "validation=0.2"]
+settings = ["classifier.width=0.125", "classifier.input_size=32", "classifier.epochs=1", "classifier.batch_size=8"]
+settings += ["classifier.middle_repeats=0", "validation=0.2"]
 run = Run.create(Path(sys.argv[2]), Path(sys.argv[1]), override(PRESETS["starter"], settings))
 with Progress(disable=True) as progress:
     classifier.train_classifier(run, progress)

@@ -49,7 +49,7 @@ def two_optics(real_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def settings(*more: str) -> list[str]:
     chosen = [
         "classifier.width=0.125", "classifier.input_size=64", "classifier.epochs=1", "classifier.batch_size=8",
-        "classifier.middle_repeats=1", "validation=0.2", "holdout=0.2", "orientations=1", "vae.epochs=1", "vae.width=16",
+        "classifier.middle_repeats=0", "validation=0.2", "holdout=0.2", "orientations=1", "vae.epochs=1", "vae.width=16",
         "vae.batch_size=8", "vae.views=1", "vae.attribute_weight=5", 'domains=["pbc","bonemarrow"]',
         f"aliases={json.dumps(ALIASES)}", "attributes=attributes.csv", "classifier.attribute_weight=1",
         "classifier.domain_weight=0.1", *more,
@@ -112,7 +112,7 @@ def test_attributes_and_domains_follow_the_split(two_optics: Path, tmp_path: Pat
 
 
 def test_adapting_takes_the_statistics_of_the_cells_given() -> None:
-    classifier = build_classifier(ClassifierConfig(width=0.125, input_size=64, middle_repeats=1), 3)
+    classifier = build_classifier(ClassifierConfig(width=0.125, input_size=64, middle_repeats=0), 3)
     crops = np.random.default_rng(1).uniform(0, 255, (24, 64, 64, 3)).astype(np.float32)
     weights = [np.array(weight) for weight in classifier.trainable_variables]
     adapt(classifier, crops)
@@ -122,7 +122,7 @@ def test_adapting_takes_the_statistics_of_the_cells_given() -> None:
         np.testing.assert_array_equal(before, np.array(after))
     with pytest.raises(RunError, match="no batch normalisation"):
         adapt(
-            build_classifier(ClassifierConfig(width=0.125, input_size=64, middle_repeats=1, normalisation="group"), 3),
+            build_classifier(ClassifierConfig(width=0.125, input_size=64, middle_repeats=0, normalisation="group"), 3),
             crops,
         )
 
@@ -186,13 +186,13 @@ def test_a_reversed_gradient() -> None:
 
 
 def test_starting_from_trained_weights_leaves_only_the_last_layer_new() -> None:
-    config = ClassifierConfig(width=0.125, input_size=64, middle_repeats=1)
+    config = ClassifierConfig(width=0.125, input_size=64, middle_repeats=0)
     source, target = build_classifier(config, 3), build_classifier(config, 5)
     layers = sum(bool(layer.weights) for layer in target.layers)
     assert start_from(target, source) == layers - 1
     for mine, theirs in zip(target.get_weights()[:-2], source.get_weights()[:-2], strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    narrow = build_classifier(ClassifierConfig(width=0.25, input_size=64, middle_repeats=1), 3)
+    narrow = build_classifier(ClassifierConfig(width=0.25, input_size=64, middle_repeats=0), 3)
     with pytest.raises(ValueError, match="other layers"):
         start_from(target, narrow)
 
