@@ -96,15 +96,18 @@ for line in sys.stdin:
         answer = {"failed": traceback.format_exc()}
     print(json.dumps(answer), file=answers, flush=True)
 """
-"""A process on JAX, which has two devices: it does command after command, and compiles a network once. `over two`
-trains the classifier of a run over both."""
+"""A process on JAX, which has two devices: it does command after command. `over two` trains the classifier of a run
+over both."""
 
 
 @pytest.fixture(scope="module")
 def on_jax(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags}
-    said = tmp_path_factory.mktemp("jax") / "said"
+    folder = tmp_path_factory.mktemp("jax")
+    # what XLA compiled is kept: a second model of the same network is not compiled again
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags, **kept}
+    said = folder / "said"
     with (
         said.open("w") as errors,
         subprocess.Popen(
