@@ -10,8 +10,10 @@ first           milliseconds of the first page of each kind, while nobody else a
 ingest_alone    cells come in, nobody looks: stored a second, and seconds from the written file to the stored cell; and
                 how many a second are stored of a pile of files
 people          --viewers people look, each with a connection of their own, one request after the other, as people do:
-                a page, what it loads, then some --think seconds of thought. Two in ten of them keep the live page open
-                too, which asks for what is new at each event
+                a page, what it loads, then --think seconds of thought at the mean (half to one and a half of that). Two
+                in ten of them keep the live page open too, which asks for what is new at each event. They keep nothing
+                that they were sent, as if each picture was new to their browsers; and they share this computer with the
+                agent, whose processors they use too
 flat_out        the same people without a thought between two pages, as load tools do; and a pile of files again
 without_ingest  the people with their thoughts, while no cell comes in
 

@@ -2,7 +2,8 @@
 
 Table `quality`: a row for each cell that was judged (`labref.cells.quality`). `reason` is the name of a `Reason`, NULL
 where nothing is wrong; `is_cell` is NULL where the kept bytes could not be judged. A cell with a reason is no reference
-until a person gives it a class or says that it is a good one: the last row of `reference_rejection` then says so.
+until a person gives it a class or says that it is a good one: the last row of `reference_rejection` then says so. The
+page of a cell shows its judgement, so the table has an index: without it, all rows were read for each.
 
 Table `admitted`: the digests of files that were rejected because they seem to hold nothing, and that a person had taken
 in all the same.
