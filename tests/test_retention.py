@@ -542,6 +542,8 @@ def test_the_commands_list_bring_back_and_empty(lab: Lab, made: Lab) -> None:
     assert len(listed) == removed and all(row["days_left"] == 30 and row["bytes"] > 0 for row in listed)
     assert all(lab.image_path(row["digest"]).exists() for row in _cells(made)), "the bytes stay"
     assert sound(lab)
+    told = CliRunner().invoke(app, ["ledger", "--check", "--latents", "0", "--lab", str(lab.folder)]).stdout
+    assert f"{32 - removed} cells" in told and f"32 kept images read, {removed} of them of removed cells" in told
     one = listed[0]["cell_id"]
     run(lab, "bring-back", fails="name the cells")
     run(lab, "bring-back", one, "--all", fails="name the cells")

@@ -109,7 +109,7 @@ def test_a_sound_lab_is_found_sound(lab: Lab) -> None:
         "others": {},
         "reserved": 0,
     }
-    assert images == {"read": 8, "bytes": sum(path.stat().st_size for path in kept(lab))}
+    assert images == {"read": 8, "in_trash": 0, "bytes": sum(path.stat().st_size for path in kept(lab))}
 
 
 @pytest.mark.parametrize(

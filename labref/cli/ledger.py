@@ -217,7 +217,8 @@ def _told(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"{export['with_outcome']} of {export['on_disk']} files in the export folders have their outcome{gone}"
             yield from left_alone(export["others"], export["reserved"])
         if images := row["checked"]["images"]:
-            yield f"{images['read']} kept images read, {images['bytes'] / 1e6:.0f} MB"
+            trashed = f", {images['in_trash']} of them of removed cells in the trash" if images["in_trash"] else ""
+            yield f"{images['read']} kept images read{trashed}, {images['bytes'] / 1e6:.0f} MB"
         if latents := row["checked"]["latents"]:
             yield f"{latents['compared']} latents made anew from the kept bytes, of cells chosen at random"
         yield f"{'All is well' if row['ok'] else 'Not all is well'}, after {row['seconds']:.1f} s."

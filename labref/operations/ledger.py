@@ -170,6 +170,7 @@ class CheckedImages(Answer):
     """The kept bytes of cells."""
 
     read: int = Field(description="Images read.")
+    in_trash: int = Field(description="Those among them of removed cells that can be brought back.")
     bytes: int = Field(description="Their size.")
 
 
@@ -445,7 +446,7 @@ def _compare_images(context: Context, found: dict[str, list[str]]) -> Generator[
                 yield progress(read, total, "kept images read")
         faults["image_without_cell"] += [name for name in there - wanted.keys() if not _is_being_stored(context, name)]
     found.update({kind: what for kind, what in faults.items() if what})
-    return {"read": read, "bytes": size}
+    return {"read": read, "in_trash": len(store.trash), "bytes": size}
 
 
 def _compare_latents(
