@@ -10,20 +10,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import labref.web.application  # noqa: F401  # the first agent of this process would else begin later, and tests time files by it
 from labref.agent import run
 from labref.agent.service import Summary
 from labref.bundles.bundle import Bundle
 from labref.bundles.proof import prove
 from labref.lab import Lab
+from labref.web.certificate import TLS
 from labref.web.client import AgentClient
 from labref.web.desk import ledger_rows
+from labref.web.server import Server
+from labref.web.serving import serving
 from tests.benchmarks.exports import labref_process
 
-__all__ = ["ledger", "make_lab", "once", "running_agent", "wait_until"]
+__all__ = ["ledger", "make_lab", "once", "running_agent", "served", "wait_until"]
 
 QUICK = {"stable_seconds": 0.2, "complete_seconds": 0.4}
 """Waiting for fresh files, shortened: most tests write theirs just before the agent looks."""
@@ -40,6 +43,11 @@ def make_lab(folder: Path, export: Path, bundle: Bundle, **watch: Any) -> Lab:
 def once(lab: Lab) -> Summary:
     """One pass over the lab's export, in this process."""
     return run(lab, once=True)
+
+
+def served(app: Any, port: int = 0, tls: TLS | None = None) -> Server:
+    """A server of this application, as the agent's is."""
+    return Server(lambda: partial(serving, app), port, tls)
 
 
 def ledger(lab: Lab) -> dict[str, dict[str, Any]]:

@@ -30,11 +30,11 @@ from labref.store import Store
 from labref.store import store as stores
 from labref.store.memory import index as indexes
 from labref.store.memory.books import CellBook, id_to_int, int_to_id
-from labref.web.application import Server
 from labref.web.connections import CONNECTION
 from labref.web.pages import _environment, _shown
 from labref.web.texts import LANGUAGES, texts_in
 from tests.benchmarks.web import measure
+from tests.labs import served, wait_until
 from tests.stores import BUNDLE, LABELS, activate, new_cell, use_map
 
 
@@ -178,7 +178,7 @@ def test_an_answer_is_sent_at_once_and_does_not_wait_for_the_other_side() -> Non
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    with Server(app, 0) as server, contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as asking:
+    with served(app, 0) as server, contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as asking:
         asking.request("GET", "/")
         assert asking.getresponse().status == 204
     assert len(said) == 1 and said[0] != 0
@@ -189,8 +189,9 @@ def test_python_is_shared_finely_while_pages_are_served() -> None:
         pass
 
     before = sys.getswitchinterval()
-    with Server(app, 0):
-        assert sys.getswitchinterval() < 0.002
+    with served(app) as server:
+        server.begin()
+        wait_until(lambda: sys.getswitchinterval() < 0.002, 30)
     assert sys.getswitchinterval() == before
 
 

@@ -161,3 +161,12 @@ def test_the_store_loads_without_pictures_and_networks() -> None:
     code = "import sys, labref.store; print(sorted({'PIL', 'imagehash', 'onnxruntime', 'minisom'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_agent_loads_without_the_pages_until_somebody_asks_for_one() -> None:
+    code = (
+        "import sys, labref.cli, labref.agent.service;"
+        "print(sorted({'fastapi', 'starlette', 'uvicorn', 'jinja2', 'labref.web.pages'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

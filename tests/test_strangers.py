@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +23,20 @@ import pytest
 from pydantic import BaseModel
 
 from labref.bundles.bundle import Bundle
-from labref.errors import LabError, LabrefError
+from labref.errors import AgentError, LabError, LabrefError
 from labref.lab import Lab
 from labref.lab.log import Log
 from labref.lab.pictures import Pictures
 from labref.progress import Row
 from labref.web import client, connections, events
-from labref.web.application import Answers, Server, make_app
+from labref.web.application import Answers, make_app
 from labref.web.client import AgentClient
 from labref.web.desk import ledger_rows, run
 from labref.web.metrics import Metrics
+from labref.web.server import Server
+from labref.web.serving import serving
 from labref.web.visitors import Entrance
-from tests.labs import make_lab, once, running_agent, wait_until
+from tests.labs import make_lab, once, running_agent, served, wait_until
 
 TOKEN = "t" * 43
 KNOWN = f"Authorization: Bearer {TOKEN}\r\n"
@@ -67,7 +72,7 @@ def server_of_its_own() -> Server:
         latest=lambda: 0,
         pictures=Pictures(None, lambda _: False),  # type: ignore[arg-type]
     )
-    return Server(make_app(answers, Metrics(), token=TOKEN, max_bytes=1_000_000, log=log), 0)
+    return served(make_app(answers, Metrics(), token=TOKEN, max_bytes=1_000_000, log=log))
 
 
 @pytest.fixture
@@ -664,3 +669,44 @@ def test_a_copy_made_of_hard_links_changes_nothing_in_the_original(
     (copy.folder / "own").replace(copy.store_file)  # the remedy of the message
     for one in (lab, copy):
         one.open_store().close()
+
+
+def test_what_answers_is_made_for_the_first_caller_and_never_where_nobody_calls() -> None:
+    made = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def make() -> Any:
+        made.append(threading.current_thread().name)
+        return partial(serving, app)
+
+    with Server(make, 0) as server:
+        assert server.port > 0
+        time.sleep(0.1)
+        server.check()
+    assert made == []
+    with Server(make, 0) as server:
+        for _ in range(2):
+            with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as asking:
+                asking.request("GET", "/")
+                assert asking.getresponse().status == 204
+    assert made == ["labref-http-start"]
+    with Server(make, 0) as server:
+        server.begin()
+        wait_until(lambda: len(made) == 2, 30)
+        server.begin()
+    assert len(made) == 2
+
+
+def test_an_agent_says_that_what_answers_cannot_be_made() -> None:
+    def make() -> Any:
+        raise ValueError("a page is broken")
+
+    with Server(make, 0) as server:
+        server.begin()
+        with pytest.raises(AgentError, match="HTTP side did not start: ValueError: a page is broken"):
+            for _ in range(300):
+                server.check()
+                time.sleep(0.05)

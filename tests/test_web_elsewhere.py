@@ -20,12 +20,13 @@ from labref.lab.log import Log
 from labref.lab.pictures import Pictures
 from labref.roles import Role
 from labref.web import connections
-from labref.web.application import Answers, Server, make_app
+from labref.web.application import Answers, make_app
 from labref.web.certificate import TLS
 from labref.web.connections import MOST_EACH
 from labref.web.guard import Elsewhere
 from labref.web.metrics import Metrics
 from labref.web.visitors import Entrance, Visitor, Visitors
+from tests.labs import served, wait_until
 from tests.test_strangers import _NoLog
 
 TOKEN = "t" * 43
@@ -91,13 +92,13 @@ def free_port() -> int:
 def ports(files: tuple[Path, Path]) -> Iterator[tuple[int, int]]:
     """Of a server: of 127.0.0.1, and of HTTPS."""
     tls = TLS("127.0.0.1", free_port(), *files)
-    with Server(application(Elsewhere(frozenset({NAME}))), 0, tls) as server:
+    with served(application(Elsewhere(frozenset({NAME}))), 0, tls) as server:
         yield server.port, tls.port
 
 
 @pytest.fixture(scope="module")
 def proxied() -> Iterator[int]:
-    with Server(application(Elsewhere(frozenset({NAME}), proxy=True)), 0) as server:
+    with served(application(Elsewhere(frozenset({NAME}), proxy=True)), 0) as server:
         yield server.port
 
 
@@ -216,7 +217,7 @@ def test_wrong_codes_are_counted_by_whom_the_proxy_names_last(proxied: int) -> N
 
 
 def test_a_person_asks_about_so_many_pictures_a_minute_and_the_command_about_any() -> None:
-    with Server(application(Elsewhere(), pictures_a_minute=4), 0) as server:
+    with served(application(Elsewhere(), pictures_a_minute=4), 0) as server:
         local, own = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30), f"127.0.0.1:{server.port}"
         sent = {"Host": own, "Origin": f"http://{own}"}
         entered = ask(local, "POST", "/sign-in", b"code=AAAA", **sent)
@@ -239,7 +240,7 @@ def entered(port: int) -> dict[str, str]:
 
 
 def test_one_person_cannot_take_all_connections() -> None:
-    with Server(application(Elsewhere()), 0) as server:
+    with served(application(Elsewhere()), 0) as server:
         person = entered(server.port)
         head = "".join(f"{name}: {value}\r\n" for name, value in person.items())
         held = []
@@ -264,7 +265,7 @@ def test_one_person_cannot_take_all_connections() -> None:
 def test_a_person_who_reads_nothing_is_not_waited_for_and_a_command_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.2)
     picture = b"\xff\xd8" + bytes(30_000_000)
-    with Server(application(Elsewhere(), image=picture), 0) as server:
+    with served(application(Elsewhere(), image=picture), 0) as server:
         host = {"Host": f"127.0.0.1:{server.port}"}
         got = []
         for sent in (entered(server.port), {**host, "Authorization": f"Bearer {TOKEN}"}):
@@ -286,9 +287,9 @@ def test_silent_clients_of_the_network_take_few_connections_and_not_for_long(
 ) -> None:
     monkeypatch.setattr(connections, "MOST_HANDSHAKES", 8)
     monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 1.0)
-    monkeypatch.setattr("labref.web.application.HANDSHAKE_SECONDS", 1.0)
+    monkeypatch.setattr("labref.web.serving.HANDSHAKE_SECONDS", 1.0)
     tls = TLS("127.0.0.1", free_port(), *files)
-    with Server(application(Elsewhere(frozenset({NAME}))), 0, tls), ExitStack() as opened:
+    with served(application(Elsewhere(frozenset({NAME}))), 0, tls), ExitStack() as opened:
         silent = [opened.enter_context(socket.create_connection(("127.0.0.1", tls.port), 30)) for _ in range(40)]
         begun = time.monotonic()
         ended = []
@@ -337,7 +338,7 @@ def test_what_cannot_be_served_is_said(files: tuple[Path, Path], tmp_path: Path,
             taken.listen()
         with (
             pytest.raises(AgentError, match=r"labref\.toml, \[web\]"),
-            Server(application(Elsewhere()), 0, TLS("127.0.0.1", port, certificate, key)),
+            served(application(Elsewhere()), 0, TLS("127.0.0.1", port, certificate, key)),
         ):
             pass
 
@@ -352,7 +353,7 @@ def test_a_renewed_certificate_is_taken_without_a_restart_and_one_that_is_none_n
     certificate, key = made(tmp_path)
     first, renewed = certificate.read_text(), [file.read_text() for file in made(tmp_path / "new", "new.example")]
     port = free_port()
-    with Server(application(Elsewhere()), 0, TLS("127.0.0.1", port, certificate, key)) as server:
+    with served(application(Elsewhere()), 0, TLS("127.0.0.1", port, certificate, key)) as server:
         assert given(port).split() == first.split() and server.certificate_problem() is None
         certificate.write_text(renewed[0])  # its key is not there yet
         assert given(port).split() == first.split()
@@ -363,7 +364,7 @@ def test_a_renewed_certificate_is_taken_without_a_restart_and_one_that_is_none_n
         assert given(port).split() == renewed[0].split() and "cannot be read" in str(server.certificate_problem())
         key.write_text("nothing")
         assert given(port).split() == renewed[0].split() and "cannot be used" in str(server.certificate_problem())
-    with Server(application(Elsewhere()), 0) as plain:
+    with served(application(Elsewhere()), 0) as plain:
         assert plain.certificate_problem() is None
 
 
@@ -371,9 +372,11 @@ def test_a_renewed_certificate_is_taken_without_a_restart_and_one_that_is_none_n
 def test_a_handshake_that_does_not_end_is_ended_and_keeps_nobody_out(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("labref.web.application.HANDSHAKE_SECONDS", 0.5)
+    monkeypatch.setattr("labref.web.serving.HANDSHAKE_SECONDS", 0.5)
     port = free_port()
-    with Server(application(Elsewhere()), 0, TLS("127.0.0.1", port, *files)):
+    with served(application(Elsewhere()), 0, TLS("127.0.0.1", port, *files)):
+        given(port)  # the first caller of all has the server made
+        wait_until(lambda: all(thread.name != "labref-http-start" for thread in threading.enumerate()))
         before = threading.active_count()
         with closing(socket.create_connection(("127.0.0.1", port), timeout=30)) as half:
             half.sendall(sent)

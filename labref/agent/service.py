@@ -16,7 +16,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from functools import partial
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -50,12 +51,11 @@ from labref.store import FileState, Person, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
 from labref.times import local, utc_now
+from labref.web.certificate import TLS
 from labref.web.client import AgentClient
 from labref.web.desk import open_free_store
 from labref.web.metrics import Metrics
-
-if TYPE_CHECKING:
-    from labref.web.application import Server
+from labref.web.server import Serve, Server
 
 __all__ = ["Summary", "run_agent"]
 
@@ -311,8 +311,6 @@ class _Agent:
             # threads inherit their priority: the networks that answer must not get a background job's
             self._opening = stack.enter_context(ThreadPoolExecutor(1, "labref-open"))
             self._opening.submit(int).result()
-            preparing = stack.enter_context(ThreadPoolExecutor(1, "labref-http-start"))
-            serving = preparing.submit(self._make_server)
             self._engine = Engine(lambda: self._open_active(bundle))
             stack.callback(self._engine.close)
             if not self._once:
@@ -347,7 +345,7 @@ class _Agent:
                 self._status,
                 lambda: self._pipeline.suspects,
             )
-            self._server = stack.enter_context(serving.result())
+            self._server = stack.enter_context(self._addresses())
             self._log.info("agent started", version=__version__, bundle=bundle.short, once=self._once)
             self._write_record()
             stack.callback(self._lab.agent_file.unlink, missing_ok=True)
@@ -404,7 +402,7 @@ class _Agent:
                     self._pump()  # what was returned just before
                     if not self._settled and not self._settling and not self._held and not self._pipeline.in_flight:
                         break
-                self._pipeline.check()
+                self._check()
                 seconds, where = self._stalled()
                 if seconds > _GIVE_UP_SECONDS:
                     raise AgentError(f"the pass came to nothing more: {_no_progress(seconds, where)}. Start it again.")
@@ -416,9 +414,15 @@ class _Agent:
         self._pipeline.check()
         return self._summary(time.perf_counter() - started, interrupted=interrupted)
 
+    def _check(self) -> None:
+        """Raise what ended the pipeline or keeps the HTTP side from answering, where something did."""
+        self._pipeline.check()
+        self._server.check()
+
     def serve(self) -> Summary:
         """Watch and scan until asked to end."""
         started = time.perf_counter()
+        self._server.begin()  # whoever asks first need not wait for it
         watcher = Watcher(
             self._lab.watched,
             extensions=self._watch.extensions,
@@ -431,7 +435,7 @@ class _Agent:
             while not self._stop.is_set():
                 self._wake.clear()
                 self._moved_at = time.monotonic()
-                self._pipeline.check()
+                self._check()
                 now = time.monotonic()
                 if now >= roots_due:
                     if self._own_folder.is_here() is False:
@@ -760,10 +764,18 @@ class _Agent:
 
         return Adoption(embedder, use)
 
-    def _make_server(self) -> Server:
-        """The HTTP side, not serving yet; its modules load while the networks and the index do."""
-        from labref.web.application import TLS, Answers, Server, make_app
+    def _addresses(self) -> Server:
+        """The agent's addresses, not bound yet."""
+        web, tls = self._lab.config.web, None
+        if web.certificate is not None and web.key is not None:
+            tls = TLS(web.address, web.port, self._lab.folder / web.certificate, self._lab.folder / web.key)
+        return Server(self._make_web, self._lab.config.agent.port, tls)
+
+    def _make_web(self) -> Serve:
+        """What answers at them; its modules are loaded for the first caller."""
+        from labref.web.application import Answers, make_app
         from labref.web.guard import Elsewhere
+        from labref.web.serving import serving
         from labref.web.visitors import IDLE, LASTS, Entrance, Visitor
 
         def visitor(person: Person | None) -> Visitor | None:
@@ -785,10 +797,9 @@ class _Agent:
             latest=self._store.last_number,
             pictures=Pictures(self._lab, lambda cell: bool(self._store.labelled([cell]))),
         )
-        web, tls = self._lab.config.web, None
+        web = self._lab.config.web
         hosts = {*web.names}
-        if web.certificate is not None and web.key is not None:
-            tls = TLS(web.address, web.port, self._lab.folder / web.certificate, self._lab.folder / web.key)
+        if web.certificate is not None:
             hosts.add(f"[{web.address}]" if ":" in web.address else web.address)
         app = make_app(
             answers,
@@ -799,7 +810,7 @@ class _Agent:
             elsewhere=Elsewhere(hosts, web.proxy),
             pictures_a_minute=web.pictures_a_minute,
         )
-        return Server(app, self._lab.config.agent.port, tls)
+        return partial(serving, app)
 
     def _kept_image(self, cell: str) -> bytes | None:
         try:

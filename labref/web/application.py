@@ -21,21 +21,14 @@ closed; see `labref.web.connections`.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import functools
 import inspect
 import itertools
 import json
-import socket
-import sys
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final
 
-import uvicorn
 from fastapi import Body, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -51,8 +44,6 @@ from labref.lab.log import Log
 from labref.lab.pictures import Pictures
 from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
-from labref.web.certificate import HANDSHAKE_SECONDS, TLS, Certificate
-from labref.web.connections import BACKLOG, HEADER_BYTES, Connection, Listening
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
 from labref.web.events import Events
 from labref.web.failures import failure, told, unexpected
@@ -61,18 +52,11 @@ from labref.web.metrics import Metrics
 from labref.web.pages import add_pages
 from labref.web.visitors import Entrance, Visitors, visitor_of
 
-__all__ = ["TLS", "Answers", "Server", "make_app"]
+__all__ = ["Answers", "make_app"]
 
-_LOOPBACK: Final = "127.0.0.1"
 _NOWHERE: Final = Elsewhere()
-_START_SECONDS: Final = 20.0
-_STOP_SECONDS: Final = 5
 _ROWS_AT_ONCE: Final = 500
-_SWITCH_SECONDS: Final = 0.001
-"""How long a thread keeps Python to itself while others wait for it. A page asks for it again a hundred times, after
-each look into the store; with Python's 5 ms it waited most of the time."""
 _FOR_PROGRAMS: Final = ("/health", "/metrics")
-_WAITING: Final = 512  # callers that the system keeps until they are accepted
 _ON_DISK: Final = frozenset({"file", "folder", "target"})
 """Parameters that name a file or folder of the agent's computer. Who has the lab's token may give them; a person in a
 browser, who may be elsewhere, may not."""
@@ -343,120 +327,3 @@ def _media_type(data: bytes) -> str:
         if data.startswith(start):
             return f"image/{kind}"
     return "application/octet-stream"
-
-
-class Server:
-    """Serves an application on 127.0.0.1, and by HTTPS at another address where one is given, each from a thread of its
-    own."""
-
-    def __init__(self, app: ASGIApp, port: int, tls: TLS | None = None) -> None:
-        """port : of 127.0.0.1; 0 takes any free one."""
-        self._app = app
-        self._wanted = port
-        self._tls = tls
-        self._opened = contextlib.ExitStack()
-        self._certificate: Certificate | None = None
-        self.port = 0
-
-    def __enter__(self) -> Self:
-        with contextlib.ExitStack() as opened:
-            opened.callback(sys.setswitchinterval, sys.getswitchinterval())
-            sys.setswitchinterval(_SWITCH_SECONDS)
-            listening = _bound(_LOOPBACK, self._wanted, "[agent] port, or 0 for any free one")
-            self.port = listening.getsockname()[1]
-            opened.enter_context(_serving(self._app, listening, None))
-            if self._tls is not None:
-                self._certificate = Certificate(self._tls)
-                elsewhere = _bound(self._tls.address, self._tls.port, "[web] address and port")
-                opened.enter_context(_serving(self._app, elsewhere, self._tls, self._certificate))
-            self._opened = opened.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    def certificate_problem(self) -> str | None:
-        """Why the certificate that is on the disk now is not used; None where it is, or there is none."""
-        if self._certificate is None:
-            return None
-        self._certificate.newest()
-        return self._certificate.problem
-
-
-def _bound(address: str, port: int, setting: str) -> socket.socket:
-    """A socket that listens there. Raises `AgentError` that names the setting to change."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # by its protocol asyncio knows that it may send at once: else the end of each answer waits until the beginning is
-    # acknowledged, which the other side puts off by 40 ms
-    listening = Listening(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows: or another program could listen on the same port
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((address, port))
-        listening.listen(_WAITING)
-    except OSError as error:
-        listening.close()
-        where = "" if address == _LOOPBACK else f" at {address}"
-        raise AgentError(
-            f"port {port} of this computer{where} cannot be used ({error.strerror}). Choose another in labref.toml, {setting}."
-        ) from None
-    return listening
-
-
-class _TLSServer(uvicorn.Server):
-    """A server by HTTPS that waits a moment only for a handshake, and takes renewed certificates from the disk."""
-
-    def __init__(self, config: uvicorn.Config, certificate: Certificate) -> None:
-        super().__init__(config)
-        self._certificate = certificate
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        assert self.config.ssl is not None
-        self._certificate.serve(self.config.ssl)
-        loop = asyncio.get_running_loop()
-        # uvicorn has no setting for it, and asyncio would wait a minute
-        create = functools.partial(loop.create_server, ssl_handshake_timeout=HANDSHAKE_SECONDS)
-        loop.create_server = create  # type: ignore[method-assign]
-        await super().startup(sockets)
-
-
-@contextlib.contextmanager
-def _serving(
-    app: ASGIApp, listening: socket.socket, tls: TLS | None, certificate: Certificate | None = None
-) -> Iterator[None]:
-    """Serve an application on a socket, which is closed at the end. tls, certificate : None for plain HTTP."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        loop="asyncio",
-        http=Connection,
-        h11_max_incomplete_event_size=HEADER_BYTES,
-        backlog=BACKLOG,
-        ws="none",
-        server_header=False,
-        proxy_headers=False,  # or any program of this computer could say that it is another one; see the guard
-        timeout_graceful_shutdown=_STOP_SECONDS,
-        ssl_certfile=None if tls is None else tls.certificate,
-        ssl_keyfile=None if tls is None else tls.key,
-    )
-    server = uvicorn.Server(config) if certificate is None else _TLSServer(config, certificate)
-    name = "labref-http" if tls is None else "labref-https"
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name=name, daemon=True)
-    thread.start()
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not server.started:
-            if not thread.is_alive() or time.monotonic() > deadline:
-                raise AgentError("the agent's HTTP side did not start; see its log")
-            time.sleep(0.01)
-        # the system may queue more callers than are accepted at once
-        listening.listen(_WAITING)
-        yield
-    finally:
-        server.should_exit = True
-        thread.join(timeout=2 * _STOP_SECONDS)
-        listening.close()
