@@ -3,9 +3,11 @@ code."""
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import regex
+if TYPE_CHECKING:
+    import regex
 
 __all__ = ["printable", "unprintable"]
 
@@ -15,15 +17,22 @@ _ABOVE: Final = r"[\u0590-\u200b\u200e-\U0010ffff]"  # the scripts that need joi
 _VISIBLE: Final = (
     r"\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"  # signs around Arabic and other numbers
 )
-_FOUND: Final = regex.compile(
-    # controls, line and text direction, what has no width, invisible letters and tags, halves of characters
-    rf"[[\p{{Cc}}\p{{Cf}}\p{{Cs}}\p{{Zl}}\p{{Zp}}\p{{Default_Ignorable_Code_Point}}]--[\u200c\u200d\ufe0e\ufe0f{_VISIBLE}]]"
-    # joiners and variation selectors, where they join nothing and vary nothing
-    rf"|(?<!{_ABOVE})[\u200c\u200d]|[\u200c\u200d](?!{_ABOVE})|(?<![0-9#*©®]|{_ABOVE})[\ufe0e\ufe0f]",
-    regex.VERSION1,
-)
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LOST: Final = "\ufffd"  # stands for a character that could not be read
+
+
+@lru_cache(maxsize=1)
+def _unseen() -> regex.Pattern[str]:
+    """What cannot be seen, or is obeyed."""
+    import regex  # loaded and compiled where a text is printed: `--help` prints none
+
+    return regex.compile(
+        # controls, line and text direction, what has no width, invisible letters and tags, halves of characters
+        rf"[[\p{{Cc}}\p{{Cf}}\p{{Cs}}\p{{Zl}}\p{{Zp}}\p{{Default_Ignorable_Code_Point}}]--[\u200c\u200d\ufe0e\ufe0f{_VISIBLE}]]"
+        # joiners and variation selectors, where they join nothing and vary nothing
+        rf"|(?<!{_ABOVE})[\u200c\u200d]|[\u200c\u200d](?!{_ABOVE})|(?<![0-9#*©®]|{_ABOVE})[\ufe0e\ufe0f]",
+        regex.VERSION1,
+    )
 
 
 def printable(value: _T) -> _T:
@@ -34,7 +43,7 @@ def printable(value: _T) -> _T:
     """
     made: object = value
     if isinstance(value, str):
-        made = _FOUND.sub(_code, value)
+        made = _unseen().sub(_code, value)
     elif isinstance(value, dict):
         made = {printable(key): printable(item) for key, item in value.items()}
     elif isinstance(value, list | tuple):
@@ -45,7 +54,7 @@ def printable(value: _T) -> _T:
 def unprintable(text: str) -> str | None:
     """The first character of a text that `printable` would write as its code, or that stands for one that was lost, as
     `U+0007`; None where there is none. Names and labels hold none."""
-    at = [found.start()] if (found := _FOUND.search(text)) else []
+    at = [found.start()] if (found := _unseen().search(text)) else []
     if _LOST in text:
         at.append(text.index(_LOST))
     return f"U+{ord(text[min(at)]):04X}" if at else None

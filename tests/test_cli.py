@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from labref import __version__
 from labref.cli import app
+from labref.cli._app import whole_for
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 
 COMMANDS = [
@@ -366,3 +367,32 @@ def test_the_answers_are_the_same_while_an_agent_runs(lab: Path, unseen: Path, r
     labref("query", unseen, "--lab", lab, "--grid", unseen.with_name("grid.png"))
     _, stderr = labref("agent", "--once", "--lab", lab, code=1)
     assert "already runs" in stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "--help",
+        "-h",
+        "--version",
+        "--nope",
+        "qurey",
+        "agent --help",
+        "duplicates --help",
+        "map show --help",
+        "store chek",
+    ],
+)
+def test_a_command_says_the_same_where_the_others_are_not_made_whole(arguments: str) -> None:
+    words = arguments.split()
+    whole, told = (CliRunner().invoke(made, words, prog_name="labref") for made in (app, whole_for(words)))
+    assert (told.exit_code, told.output) == (whole.exit_code, whole.output)
+    assert whole.output
+
+
+def test_a_command_is_found_by_its_name_alone() -> None:
+    groups = {info.name: info.typer_instance for info in whole_for(["store", "check"]).registered_groups}
+    assert groups["store"].registered_commands  # type: ignore[union-attr]
+    assert not groups["bundle"].registered_commands  # type: ignore[union-attr]
+    assert {info.name: info.typer_instance for info in app.registered_groups}["bundle"].registered_commands  # type: ignore[union-attr]

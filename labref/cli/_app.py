@@ -5,6 +5,7 @@ at each start, and would have to evaluate them from text.
 """
 
 import contextlib
+import copy
 import errno
 import io
 import os
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.models import CommandInfo, TyperInfo
 
 from labref import __version__
 from labref.cli import (
@@ -37,7 +39,7 @@ from labref.errors import LabrefError
 from labref.files import own_process
 from labref.printing import printable
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "whole_for"]
 
 _HELP = """Adaptive reference cells: the lab's own most similar cells, beside the hard one.
 
@@ -151,9 +153,41 @@ def main() -> None:
             with contextlib.suppress(ValueError, OSError):
                 stream.reconfigure(errors="backslashreplace")
     try:
-        app(prog_name="labref")
+        whole_for(sys.argv[1:])(prog_name="labref")
     except SystemExit as end:
         sys.exit(_flushed(end.code))
+
+
+def whole_for(arguments: list[str]) -> typer.Typer:
+    """`app`, in which only the command that the arguments name has its parameters and sub-commands; the others have
+    their names and help. To make what all of them take, Typer takes longer than a command to ask an agent."""
+    if "_LABREF_COMPLETE" in os.environ:  # a shell asks what could be typed
+        return app
+    named = next((argument for argument in arguments if not argument.startswith("-")), None)
+    made = copy.copy(app)
+    made.registered_commands = [
+        info if _name_of(info) == named else _without_parameters(info) for info in app.registered_commands
+    ]
+    made.registered_groups = [info if info.name == named else _without_commands(info) for info in app.registered_groups]
+    return made
+
+
+def _name_of(info: CommandInfo) -> str | None:
+    return info.name or getattr(info.callback, "__name__", None)
+
+
+def _without_parameters(info: CommandInfo) -> CommandInfo:
+    bare = copy.copy(info)
+    bare.name, bare.callback = _name_of(info), lambda: None
+    return bare
+
+
+def _without_commands(info: TyperInfo) -> TyperInfo:
+    bare = copy.copy(info)
+    bare.typer_instance = copy.copy(info.typer_instance)
+    if bare.typer_instance is not None:
+        bare.typer_instance.registered_commands, bare.typer_instance.registered_groups = [], []
+    return bare
 
 
 def _flushed(code: str | int | None) -> str | int | None:
