@@ -305,7 +305,7 @@ def test_the_check_of_latents_decodes_in_processes_that_can_be_ended() -> None:
     store = SimpleNamespace(
         sample=lambda most: [1],
         cells=lambda ids: {1: SimpleNamespace(digest="d")},
-        latents=lambda ids, bundle: {1: np.zeros(2)},
+        latents=lambda ids, bundle, from_disk: {1: np.zeros(2)},
     )
     lab = SimpleNamespace(read_image=lambda digest: b"kept", decoder=SimpleNamespace(prepare=prepare))
     context: Any = SimpleNamespace(store=store, embedder=lambda: networks, lab=lab)
