@@ -12,9 +12,12 @@ steps:
    until they no longer change.
 
 The shift ends at the cell's centre of density, so a recapture that is shifted by some pixels ends at the same place.
-The centre is pulled back towards the middle under three conditions: the picture is not much larger than a cell, its
-middle lies in or near the cell's nucleus, and the centre ended far from the middle. What drew the centre away is then
-most likely part of a neighbour.
+The centre is pulled back towards the middle under three conditions: the picture is not much larger than a cell, the
+cell lies in the middle, by its nucleus, and the centre ended far from the middle. What drew the centre away is then
+most likely part of a neighbour. A cell alone that lies to one side of the middle is itself off the middle.
+
+A nucleus much thicker than any at the analyser's scale shows that the picture has a larger scale. The map is then
+reduced by as much before it is segmented.
 
 All lengths are pixels of the map, which has a quarter of the analyser's scale: one pixel is 0.4 µm.
 """
@@ -27,6 +30,7 @@ from typing import Final
 import numpy as np
 import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
+from PIL import Image
 
 __all__ = ["Segmented", "highest_around", "segment"]
 
@@ -64,8 +68,19 @@ _CUT: Final = 100  # a picture with a longer side is a field, not cut around a c
 _TRUSTED: Final = 7.8  # a centre up to this far from the middle is not pulled back
 # of the distance beyond _TRUSTED, a share of 0.6 stays up to 11.3, a share of 0.02 from there to 13.5, and none beyond
 _DRAWN: Final = ((11.3, 0.6), (13.5, 0.02))
-# distance between nucleus and middle: up to the first the cell contains the middle, from the second on it does not
+_NARROW: Final = (12.0, 1.5)  # radius around the middle, and its softness, that a neighbour of a cell there lies beyond
+# how far the centre of density within that radius lies from the middle: up to the first the cell surrounds the middle,
+# from the second on it lies beside
+_EVEN: Final = (4.5, 7.0)
+# distance between nucleus and middle: up to the first the cell is near the middle, from the second on it is not
 _HOLDS: Final = (5.0, 11.0)
+_CROWD_WITHIN: Final = 36.0  # of the centre, where nuclear pixels are counted
+_CROWD: Final = (800.0, 950.0)  # nuclear pixels: one cell has not more than the first, several have the second
+_THICK: Final = 14.5  # radius of the largest disc in a large nucleus at the analyser's scale
+_LARGER: Final = 1.1  # times as thick a nucleus is of another scale
+_LARGEST: Final = 2.5  # times
+_AROUND: Final = 50  # the radius around a nucleus' peak that its thickness is looked for in
+_NEAR_PEAK: Final = 10  # the farthest from the peak that the middle of its thickest place lies
 _LEAST_PART: Final = 8.0  # the fewest nuclear pixels of a part that counts as another cell
 # the same, of another cell that is removed from the crop: a smaller part is more often a lobe or granules of the cell
 _LEAST_FADED: Final = 200.0
@@ -93,7 +108,7 @@ class Segmented:
     keep: F32
 
 
-def segment(density: F32, colours: F32) -> Segmented | None:
+def segment(density: F32, colours: F32, *, may_reduce: bool = True) -> Segmented | None:
     """Find the cell near the middle of a map; None where the map shows nothing that could be a cell.
 
     density : float32[h, w], optical density of the nuclear stain, slightly smoothed, at a quarter of the analyser's
@@ -101,6 +116,7 @@ def segment(density: F32, colours: F32) -> Segmented | None:
     colours : float32[h, w, 3], optical density in red, green and blue light. A part whose colour differs from that of
     the chosen cell's nucleus is no nucleus, however dark it is: in some optics, red cells are as dark in red light as
     a pale nucleus.
+    may_reduce : whether a map of a larger scale is reduced first.
     """
     height, width = density.shape
     if max(height, width) > 2 * _SEEN + 2:
@@ -111,6 +127,10 @@ def segment(density: F32, colours: F32) -> Segmented | None:
         return None
     level = _level(density, chosen)
     nuclear = _between(density, level, _NUCLEAR)
+    if may_reduce:
+        times = _thickness(nuclear, chosen) / _THICK
+        if times > _LARGER:
+            return _segment_reduced(density, colours, min(times, _LARGEST))
     part_of, centres, masses = _parts(nuclear)
     if not len(centres):
         return None
@@ -137,6 +157,36 @@ def _segment_part(density: F32, colours: F32) -> Segmented | None:
     keep[top:bottom, left:right] = found.keep
     others = tuple((row + top, column + left) for row, column in found.others)
     return Segmented((found.centre[0] + top, found.centre[1] + left), others, keep)
+
+
+def _thickness(nuclear: F32, peak: NDArray[np.float64]) -> float:
+    """The radius of the largest disc in the nucleus at `peak`, pixels. A touching nucleus does not make it larger."""
+    row, column = (int(at) for at in peak)
+    top, left = max(row - _AROUND, 0), max(column - _AROUND, 0)
+    solid = scipy.ndimage.binary_fill_holes(nuclear[top : row + _AROUND + 1, left : column + _AROUND + 1] > 0.5)
+    depth = scipy.ndimage.distance_transform_edt(np.pad(solid, 1))[1:-1, 1:-1]
+    row, column, near = row - top, column - left, _NEAR_PEAK
+    return float(depth[max(row - near, 0) : row + near + 1, max(column - near, 0) : column + near + 1].max())
+
+
+def _segment_reduced(density: F32, colours: F32, times: float) -> Segmented | None:
+    """`segment` of a map whose nuclei are so many times as large as usual: of the map reduced by as much."""
+    height, width = density.shape
+    size = (max(8, round(width / times)), max(8, round(height / times)))
+
+    def resized(plane: F32, to: tuple[int, int]) -> F32:
+        return np.asarray(Image.fromarray(plane).resize(to, Image.Resampling.BILINEAR))
+
+    small = np.stack([resized(np.ascontiguousarray(colours[..., i]), size) for i in range(3)], axis=-1)
+    found = segment(resized(density, size), small, may_reduce=False)
+    if found is None:
+        return None
+    by_row, by_column = height / size[1], width / size[0]
+
+    def back(place: tuple[float, float]) -> tuple[float, float]:
+        return (place[0] + 0.5) * by_row - 0.5, (place[1] + 0.5) * by_column - 0.5
+
+    return Segmented(back(found.centre), tuple(map(back, found.others)), resized(found.keep, (width, height)))
 
 
 def _choose(density: F32, middle: NDArray[np.float64]) -> NDArray[np.float64] | None:
@@ -298,7 +348,11 @@ def _stained_like(colours: F32, nuclear: F32, part_of: NDArray[np.intp], own: ND
     return alike
 
 
-def _shifted(mass: NDArray[np.float64], places: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
+def _shifted(
+    mass: NDArray[np.float64],
+    places: NDArray[np.float64],
+    start: NDArray[np.float64],
+) -> NDArray[np.float64]:
     """The place (row, column) where the mean shift ends. mass, places : float64[n], and float64[2, n], row and column,
     of the pixels that it is computed over."""
     rows, columns = places
@@ -320,20 +374,36 @@ def _shifted(mass: NDArray[np.float64], places: NDArray[np.float64], start: NDAr
 def _pulled_back(
     centre: NDArray[np.float64], middle: NDArray[np.float64], nuclear: F32, own: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """The centre, pulled back towards the middle where the cell contains the middle: what drew the centre away is then
-    part of a neighbour."""
+    """The centre, pulled back towards the middle where the cell lies in the middle: what drew the centre away is then
+    part of a neighbour.
+
+    The cell lies in the middle where its nucleus surrounds the middle evenly; or, among several nuclei, where it is
+    near the middle at all. One cell alone that lies to one side of the middle is itself off the middle.
+    """
     away = float(np.hypot(*(centre - middle)))
     if away <= _TRUSTED:
         return centre
-    rows, columns = np.nonzero(own & (nuclear > 0.5))
-    gap = float(np.hypot(rows - middle[0], columns - middle[1]).min()) if len(rows) else np.inf
-    trust = min(1.0, max(0.0, (_HOLDS[1] - gap) / (_HOLDS[1] - _HOLDS[0])))
+    rows, columns = np.nonzero(own & (nuclear > 0.0))
+    to_middle = np.hypot(rows - middle[0], columns - middle[1])
+    weight = nuclear[rows, columns] * _soft((_NARROW[0] - to_middle) / _NARROW[1])
+    total = max(float(weight.sum()), 1e-6)
+    uneven = float(np.hypot(weight @ (rows - middle[0]), weight @ (columns - middle[1]))) / total
+    stained = np.nonzero(nuclear > 0.5)
+    crowd = float((np.hypot(stained[0] - centre[0], stained[1] - centre[1]) <= _CROWD_WITHIN).sum())
+    gap = float(to_middle[nuclear[rows, columns] > 0.5].min(initial=np.inf))
+    trust = max(1.0 - _rising(uneven, _EVEN), (1.0 - _rising(gap, _HOLDS)) * _rising(crowd, _CROWD))
     kept, begin = _TRUSTED, _TRUSTED
     for end, share in _DRAWN:
         kept += share * max(0.0, min(away, end) - begin)
         begin = end
     drawn: NDArray[np.float64] = middle + (centre - middle) * (1.0 - trust * (1.0 - kept / away))
     return drawn
+
+
+def _rising(value: float, limits: tuple[float, float]) -> float:
+    """0 up to the first limit, 1 from the second on, and in proportion in between."""
+    low, high = limits
+    return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
 def _territory(
