@@ -305,7 +305,9 @@ def test_the_check_of_latents_decodes_in_processes_that_can_be_ended() -> None:
     store = SimpleNamespace(
         sample=lambda most: [1],
         cells=lambda ids: {1: SimpleNamespace(digest="d")},
-        latents=lambda ids, bundle, from_disk: {1: np.zeros(2)},
+        latents=lambda ids, bundle, from_disk: {1: np.zeros(2)} if ids else {},
+        queues=SimpleNamespace(predictions=lambda bundle, ids: {}),
+        maps=SimpleNamespace(active=lambda bundle: None, cells=lambda bundle, ids: []),
     )
     lab = SimpleNamespace(read_image=lambda digest: b"kept", decoder=SimpleNamespace(prepare=prepare))
     context: Any = SimpleNamespace(store=store, embedder=lambda: networks, lab=lab)
@@ -753,7 +755,7 @@ STUCK = """
 @pytest.mark.parametrize(
     ("module", "name", "says", "end_seconds"),
     [
-        ("agent.pipeline", "describe_each", "a batch of cells is still in the networks", _END_SECONDS),
+        ("lab.suspects", "describe_each", "a batch of cells is still in the networks", _END_SECONDS),
         ("agent.pipeline", "read_cell", "a file is still being read", 2.0),
         ("agent.service", "scan", "the watched folders do not answer", 2.0),
     ],
