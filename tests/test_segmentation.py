@@ -50,6 +50,44 @@ def test_the_middle_cell_is_chosen_beside_a_darker_one(real_cells: Path, label: 
     assert np.mean(seen) >= 0.9
 
 
+def alone_in_the_middle(real_cells: Path, label: str) -> list[tuple[np.ndarray, tuple[float, float]]]:
+    """Pictures of one cell, cut around it, and its centre in each."""
+    prepared = [(picture, prepare_pixels(picture)) for picture in pictures(real_cells, label, 16)]
+    return [
+        (picture, cell.centre)
+        for picture, cell in prepared
+        if not cell.others and distance_from_middle(cell.centre, cell.size) < 25
+    ]
+
+
+@pytest.mark.parametrize("label", ["lymphocyte", "basophil", "monocyte", "neutrophil"])
+def test_a_cell_off_the_middle_is_centred_on(real_cells: Path, label: str) -> None:
+    """The centre was once drawn back towards the middle, though only red cells lay there."""
+    slips = []
+    for picture, (row, column) in alone_in_the_middle(real_cells, label):
+        for down, right in ((55, 0), (0, -60), (42, 42)):
+            top, left = round(row - 120 - down), round(column - 120 - right)
+            part = picture[max(top, 0) : top + 240, max(left, 0) : left + 240]
+            found = prepare_pixels(part).centre
+            slips.append(np.hypot(found[0] + max(top, 0) - row, found[1] + max(left, 0) - column))
+    assert len(slips) >= 12
+    assert np.mean(np.array(slips) < 15) >= 0.8 and max(slips) < 60
+
+
+@pytest.mark.parametrize("label", ["lymphocyte", "basophil"])
+def test_a_large_nucleus_is_whole_at_a_larger_scale(real_cells: Path, label: str) -> None:
+    """A microscope that shows cells 1.7 times as large: halves of one nucleus were once taken for two cells."""
+    times, whole = 1.7, []
+    for picture, centre in alone_in_the_middle(real_cells, label):
+        size = (round(times * picture.shape[1]), round(times * picture.shape[0]))
+        cell = prepare_pixels(np.asarray(Image.fromarray(picture).resize(size)))
+        inner = np.s_[64:-64, 64:-64]
+        faded = np.abs(cell.surroundings[inner].astype(int) - cell.crop[inner]).max(axis=2) > 40
+        slip = np.hypot(cell.centre[0] - times * centre[0], cell.centre[1] - times * centre[1])
+        whole.append(faded.mean() < 0.02 and slip < 15 * times)
+    assert len(whole) >= 4 and all(whole)
+
+
 def test_a_neighbour_is_faded_and_the_cell_is_not(real_cells: Path) -> None:
     for cell, other in zip(pictures(real_cells, "lymphocyte", 6), pictures(real_cells, "neutrophil", 6), strict=True):
         picture = beside(cell, other, 0, 120)
