@@ -769,9 +769,10 @@ class _Agent:
         web, tls = self._lab.config.web, None
         if web.certificate is not None and web.key is not None:
             tls = TLS(web.address, web.port, self._lab.folder / web.certificate, self._lab.folder / web.key)
-        return Server(self._make_web, self._lab.config.agent.port, tls)
+        # the token is read now: one that is damaged is said at the start, not to whoever calls first
+        return Server(partial(self._make_web, self._lab.token()), self._lab.config.agent.port, tls)
 
-    def _make_web(self) -> Serve:
+    def _make_web(self, token: str) -> Serve:
         """What answers at them; its modules are loaded for the first caller."""
         from labref.web.application import Answers, make_app
         from labref.web.guard import Elsewhere
@@ -804,7 +805,7 @@ class _Agent:
         app = make_app(
             answers,
             self._metrics,
-            token=self._lab.token(),
+            token=token,
             max_bytes=int(self._watch.max_file_megabytes * 1e6),
             log=self._log,
             elsewhere=Elsewhere(hosts, web.proxy),
