@@ -3,6 +3,9 @@ bundle."""
 
 from __future__ import annotations
 
+import tests.one_thread  # noqa: F401
+
+# isort: split
 import os
 import time
 from collections.abc import Iterator

@@ -3,8 +3,7 @@ nothing has arrived yet.
 
 A BMP or an uncompressed TIFF becomes black there; a compressed picture may fail to decode, or become anything. Some
 programs write another value than zero into what is missing of a BMP, or close a JPEG that was cut off, whose rest
-becomes grey. A black
-band that belongs to the picture is told from what is missing by where it begins and ends: a frame
+becomes grey. A black band that belongs to the picture is told from what is missing by where it begins and ends: a frame
 or a letterbox goes along whole rows, while a copy stops in the middle of one, or at the blocks of a disk. A part that
 ends between two rows is taken for missing where it is more than a fifth of the picture with no counterpart at the
 other end, or has picture on both sides.

@@ -21,7 +21,7 @@ import scipy  # its parts load when they are first used: a command that looks at
 from numpy.typing import NDArray
 from PIL import Image
 
-from labref.cells.image import BACKGROUND, U8, CellImage, cut, decode, prepare_pixels
+from labref.cells.image import BACKGROUND, U8, CellImage, as_picture, cut, decode, prepare_pixels
 
 __all__ = ["RENDERERS", "THUMB_SIZE", "nucleus_brightened"]
 
@@ -64,7 +64,7 @@ def nucleus_brightened(crop: U8) -> U8:
 
 def _around(pixels: U8, cell: CellImage) -> U8:
     """The piece around the cell as it was captured: uint8[256, 256, 3]."""
-    return cut(pixels, cell.centre, np.rint(cell.background).astype(np.uint8))
+    return np.asarray(cut(as_picture(pixels), cell.centre, np.rint(cell.background).astype(np.uint8)))
 
 
 def _captured(data: bytes, max_pixels: int) -> bytes:

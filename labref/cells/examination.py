@@ -73,11 +73,10 @@ def _looked_at(picture: Image.Image, small: U8) -> _Seen:
     cell, colours = prepare_seen(picture, small)
     box = inside_frame(picture)
     if box is None:
-        return _Seen(cell, picture, cell, examine(small, cell, colours))
+        return _Seen(cell, picture, cell, examine(cell, colours))
     inner = picture.crop(box)
-    small = reduced(inner)
-    bare, colours = prepare_seen(inner, small)
-    return _Seen(cell, inner, bare, examine(small, bare, colours))
+    bare, colours = prepare_seen(inner, reduced(inner))
+    return _Seen(cell, inner, bare, examine(bare, colours))
 
 
 def _examine(data: bytes, max_pixels: int) -> Examined:

@@ -354,8 +354,9 @@ def nuclear_density(colours: F32) -> F32:
     return smooth
 
 
-def _cut_picture(picture: Image.Image, centre: tuple[float, float], fill: U8) -> Image.Image:
-    """`cut` of an RGB picture: 256×256 pixels."""
+def cut(picture: Image.Image, centre: tuple[float, float], fill: U8) -> Image.Image:
+    """Crop of 256×256 pixels of an RGB picture around `centre` (row, column), which lies in it, `fill` uint8[3] beyond
+    its edges."""
     top, left = (round(at - (CROP_SIZE - 1) / 2) for at in centre)
     inner = (max(left, 0), max(top, 0), min(left + CROP_SIZE, picture.width), min(top + CROP_SIZE, picture.height))
     piece = picture.crop(inner)
@@ -363,23 +364,6 @@ def _cut_picture(picture: Image.Image, centre: tuple[float, float], fill: U8) ->
         return piece
     crop = Image.new("RGB", (CROP_SIZE, CROP_SIZE), tuple(fill.tolist()))
     crop.paste(piece, (inner[0] - left, inner[1] - top))
-    return crop
-
-
-def cut(image: U8, centre: tuple[float, float], fill: U8, size: int = CROP_SIZE) -> U8:
-    """Crop uint8[size, size, 3] of `image` uint8[h, w, 3] around `centre` (row, column), `fill` uint8[3] beyond its
-    edges."""
-    height, width = image.shape[:2]
-    top = round(centre[0] - (size - 1) / 2)
-    left = round(centre[1] - (size - 1) / 2)
-    y0, y1 = max(top, 0), min(top + size, height)
-    x0, x1 = max(left, 0), min(left + size, width)
-    if y1 - y0 == size and x1 - x0 == size:
-        return image[y0:y1, x0:x1]
-    crop = np.empty((size, size, 3), dtype=np.uint8)
-    crop[:] = fill
-    if y1 > y0 and x1 > x0:
-        crop[y0 - top : y1 - top, x0 - left : x1 - left] = image[y0:y1, x0:x1]
     return crop
 
 
@@ -391,14 +375,9 @@ def prepare(data: bytes, max_pixels: int = MAX_PIXELS) -> CellImage:
     return prepare_pixels(opened(data, max_pixels))
 
 
-def prepare_pixels(pixels: U8 | Image.Image, small: U8 | None = None) -> CellImage:
-    """Prepare a cell that is already decoded: an RGB picture, or uint8[h, w, 3]. `prepare` is this after `decode`.
-
-    small : the picture as `reduced` gives it, where it is at hand.
-    """
-    if small is None:
-        small = reduced(pixels)
-    return prepare_seen(pixels, small)[0]
+def prepare_pixels(pixels: U8 | Image.Image) -> CellImage:
+    """Prepare a cell that is already decoded: an RGB picture, or uint8[h, w, 3]. `prepare` is this after `decode`."""
+    return prepare_seen(pixels, reduced(pixels))[0]
 
 
 def prepare_seen(pixels: U8 | Image.Image, small: U8) -> tuple[CellImage, F32]:
@@ -420,7 +399,7 @@ def prepare_seen(pixels: U8 | Image.Image, small: U8) -> tuple[CellImage, F32]:
     table = _gain_table(background)
     # the fill goes through the same table as the pixels, so it comes out as the background does
     fill = np.rint(background).astype(np.uint8)
-    surroundings = np.asarray(_cut_picture(picture, centre, fill).point(table.ravel().tolist()))
+    surroundings = np.asarray(cut(picture, centre, fill).point(table.ravel().tolist()))
     cell = CellImage(
         crop=surroundings if found is None else _faded(surroundings, found.keep, centre, (height, width)),
         surroundings=surroundings,

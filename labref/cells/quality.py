@@ -34,7 +34,7 @@ import numpy as np
 import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from numpy.typing import NDArray
 
-from labref.cells.image import CROP_SIZE, U8, CellImage, colour_densities
+from labref.cells.image import CROP_SIZE, CellImage
 from labref.words import Quality, Reason
 
 __all__ = ["DEFAULTS", "Measured", "Thresholds", "examine", "judge"]
@@ -154,14 +154,11 @@ def _reason(of: Measured, at: Thresholds) -> Reason | None:
     return Reason.CUT if of.cut >= at.cut else None
 
 
-def examine(small: U8, cell: CellImage, colours: F32 | None = None) -> Measured:
+def examine(cell: CellImage, colours: F32) -> Measured:
     """The measures of a picture. Takes less than a millisecond.
 
-    small : uint8[h, w, 3], the picture as `labref.cells.image.reduced` gives it.  cell : prepared from the same
-    picture.  colours : its densities, as `labref.cells.image.colour_densities` gives them, where they are at hand.
+    cell, colours : prepared from the picture, and its densities, as `labref.cells.image.prepare_seen` gives them.
     """
-    if colours is None:
-        colours = colour_densities(small, cell.background)
     found = _found(colours, cell)
     names = ("darkness", "blueness", "focus", "chroma", "greenness", "redness", "crowd", "cut")
     return Measured(

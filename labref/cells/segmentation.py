@@ -79,6 +79,7 @@ _CROWD: Final = (800.0, 950.0)  # nuclear pixels: one cell has not more than the
 _THICK: Final = 14.5  # radius of the largest disc in a large nucleus at the analyser's scale
 _LARGER: Final = 1.1  # times as thick a nucleus is of another scale
 _LARGEST: Final = 2.5  # times
+_LEAST_SOLID: Final = 700  # pixels; a disc of a large nucleus has more
 _AROUND: Final = 50  # the radius around a nucleus' peak that its thickness is looked for in
 _NEAR_PEAK: Final = 10  # the farthest from the peak that the middle of its thickest place lies
 _LEAST_PART: Final = 8.0  # the fewest nuclear pixels of a part that counts as another cell
@@ -160,11 +161,16 @@ def _segment_part(density: F32, colours: F32) -> Segmented | None:
 
 
 def _thickness(nuclear: F32, peak: NDArray[np.float64]) -> float:
-    """The radius of the largest disc in the nucleus at `peak`, pixels. A touching nucleus does not make it larger."""
+    """The radius of the largest disc in the nucleus at `peak`, pixels; 0 where no large disc can be there. A touching
+    nucleus does not make it larger."""
     row, column = (int(at) for at in peak)
     top, left = max(row - _AROUND, 0), max(column - _AROUND, 0)
-    solid = scipy.ndimage.binary_fill_holes(nuclear[top : row + _AROUND + 1, left : column + _AROUND + 1] > 0.5)
-    depth = scipy.ndimage.distance_transform_edt(np.pad(solid, 1))[1:-1, 1:-1]
+    window = np.pad(nuclear[top : row + _AROUND + 1, left : column + _AROUND + 1] > 0.5, 1)
+    grounds, _ = scipy.ndimage.label(~window)
+    solid = grounds != grounds[0, 0]  # the nucleus, and the holes in it
+    if np.count_nonzero(solid) < _LEAST_SOLID:
+        return 0.0
+    depth = scipy.ndimage.distance_transform_edt(solid)[1:-1, 1:-1]
     row, column, near = row - top, column - left, _NEAR_PEAK
     return float(depth[max(row - near, 0) : row + near + 1, max(column - near, 0) : column + near + 1].max())
 
@@ -348,11 +354,7 @@ def _stained_like(colours: F32, nuclear: F32, part_of: NDArray[np.intp], own: ND
     return alike
 
 
-def _shifted(
-    mass: NDArray[np.float64],
-    places: NDArray[np.float64],
-    start: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def _shifted(mass: NDArray[np.float64], places: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
     """The place (row, column) where the mean shift ends. mass, places : float64[n], and float64[2, n], row and column,
     of the pixels that it is computed over."""
     rows, columns = places

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from labref.cells.image import U8, decode, prepare_pixels, reduced
+from labref.cells.image import U8, decode, prepare_seen, reduced
 from labref.cells.quality import examine, judge
 from labref.pictures.sheet import Tile, draw_sheet
 from training.measure.quality import KINDS, cells_of, doubted, field_of_nine
@@ -94,10 +94,9 @@ def _shares(found: Counter[str]) -> dict[str, Any]:
 
 
 def _time(pixels: U8) -> float:
-    small = reduced(pixels)
-    cell = prepare_pixels(pixels, small)
+    cell, colours = prepare_seen(pixels, reduced(pixels))
     started = time.thread_time()
-    judge(examine(small, cell))
+    judge(examine(cell, colours))
     return 1e3 * (time.thread_time() - started)
 
 

@@ -23,7 +23,7 @@ from labref.cells.image import (
     decode,
     measure_background,
     nuclear_density,
-    prepare_pixels,
+    prepare_seen,
     reduced,
     require_content,
 )
@@ -71,7 +71,7 @@ def measured(pixels: U8) -> Measured | None:
         require_content(small)
     except UnreadableImageError:
         return None
-    return examine(small, prepare_pixels(pixels, small))
+    return examine(*prepare_seen(pixels, small))
 
 
 def doubted(pixels: U8, thresholds: Thresholds = DEFAULTS) -> str:
