@@ -40,6 +40,14 @@ def bundle(
     agreement_references: Annotated[
         int, typer.Option(min=9, help="Cells trained on that they are compared among.")
     ] = 3000,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(
+            help="Let the bundle carry cells of yours, for labs that have too few of a class: a folder of class folders, "
+            "with a file atlas.toml that names each source and its licence."
+        ),
+    ] = None,
+    per_class: Annotated[int, typer.Option(min=1, max=1000, help="Cells of each class that the atlas holds.")] = 60,
 ) -> None:
     """Convert trunk and encoder to ONNX, check them against Keras on held-out crops, add golden outputs, manifest and
     model card, and pack one file.
@@ -71,6 +79,8 @@ def bundle(
                 precisions=PRECISIONS if reduced else (),
                 agreement_cells=(agreement_queries, agreement_references),
                 mantissa_bits=mantissa_bits,
+                atlas=atlas,
+                per_class=per_class,
             )
     except (ExportError, RunError, LabrefError, OSError) as error:
         console.print(f"error: {error}", style="red", highlight=False)
@@ -87,6 +97,42 @@ def bundle(
             f"{told['limit']} must), {told['ms_per_cell_one_thread']:.1f} ms a cell on one core, the full one "
             f"{told['ms_per_cell_one_thread_full']:.1f}"
         )
+
+
+@app.command(name="atlas")
+def atlas_(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that shall carry the atlas.")],
+    cells: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of class folders, with a file atlas.toml: a [[source]] with folder, name and licence for each data "
+            "set, and [labels] where class folders have other names than the bundle's classes."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The bundle file to write; it may be the same.")],
+    per_class: Annotated[int, typer.Option(min=1, max=1000, help="Cells of each class that the atlas holds.")] = 60,
+) -> None:
+    """Let a bundle carry cells of the central team's own, for labs that have too few of a class.
+
+    Those of each class are chosen to cover it. What the bundle's run held out, copies, pictures that are doubted, and
+    cells whose neighbours mostly carry another label are left out. The networks stay as they are.
+    """
+    console = Console(stderr=True)
+    from exporters.bundles import ExportError, with_atlas
+    from labref.errors import LabrefError
+    from training.progress import progress_bars
+
+    try:
+        with progress_bars(console) as progress:
+            made = with_atlas(bundle, cells, out, progress, per_class)
+    except (ExportError, LabrefError, OSError, ValueError) as error:
+        console.print(f"error: {error}", style="red", highlight=False)
+        raise typer.Exit(1) from None
+    held = made.manifest.atlas
+    print(
+        f"{out}: bundle {made.short} “{made.manifest.name}”, {out.stat().st_size / 1e6:.1f} MB, with an atlas of {held['cells']} cells: "
+        + ", ".join(f"{label} {count}" for label, count in held["classes"].items())
+    )
 
 
 @app.command(name="figures")

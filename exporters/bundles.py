@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from exporters.atlas import add_atlas
 from exporters.card import model_card
 from exporters.graphs import ExportError, Parity, convert, measure_parity
 from exporters.precision import PRECISIONS, add_reduced, open_sessions, round_graph, run_trunk
 from labref.bundles.bundle import (
-    FORMAT_VERSION,
+    WITHOUT_ATLAS,
     Bundle,
     Manifest,
     NoveltyThreshold,
@@ -34,6 +35,7 @@ from labref.bundles.bundle import (
     unpacked,
 )
 from labref.bundles.inference import Embedder
+from labref.bundles.schema import WITH_ATLAS
 from labref.cells.image import PREPARATION, CellImage, prepare, prepare_pixels
 from labref.cells.optics import measure, statistics
 from labref.cells.sameness import DEFAULTS as DUPLICATES
@@ -48,7 +50,7 @@ from training.networks.architecture import build_trunk
 from training.networks.vae import kept_features
 from training.run import Run
 
-__all__ = ["ExportError", "export_bundle", "intrinsic_dimension", "with_figures"]
+__all__ = ["ExportError", "export_bundle", "intrinsic_dimension", "with_atlas", "with_figures"]
 
 PARITY_LIMIT = 1e-3
 GOLDEN_TOLERANCE = 2e-2  # difference of latents and probabilities between computers, which sum in different orders
@@ -58,6 +60,8 @@ OPTICS_CELLS = 2_000
 NOVELTY_K = 1  # a cell is novel where even its nearest cell is far; in a young lab the eighth is always far
 NOVELTY_QUANTILE = 0.99
 _BLOCK = 256  # images prepared at once
+PER_CLASS = 60
+"""Cells of each class in an atlas, unless another number is asked for."""
 CALIBRATION = 128  # crops whose activations give the ranges of int8
 
 
@@ -70,6 +74,8 @@ def export_bundle(
     precisions: Sequence[Precision] = PRECISIONS,
     agreement_cells: tuple[int, int] = (500, 3000),
     mantissa_bits: int = 23,
+    atlas: Path | None = None,
+    per_class: int = PER_CLASS,
 ) -> tuple[Bundle, Parity]:
     """Ship `run` as the one file `out`.
 
@@ -78,6 +84,8 @@ def export_bundle(
     this is measured on up to `agreement_cells` held-out cells and as many training cells.
     mantissa_bits : the trunk's weights are rounded to this number of bits, for a smaller file (23 keeps them). The
     parity is measured on the rounded graph.
+    atlas : folder with the central team's own cells that the bundle shall carry (`exporters.atlas`), up to `per_class`
+    of each class; None for a bundle without.
     Returns the bundle as it was packed (its folder no longer exists), and the parity between Keras and ONNX Runtime on
     `parity_crops` held-out crops. Raises `ExportError` where parity fails or the run is not fully trained.
     """
@@ -126,7 +134,7 @@ def export_bundle(
         if figures and measured:
             _check_figures(figures, measured, version)
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=WITHOUT_ATLAS,
             name=run.config.name,
             version=version,
             labels=run.split.labels,
@@ -160,6 +168,8 @@ def export_bundle(
         for precision in ("full", "auto"):
             with Embedder.open(bundle, device="cpu", precision=precision) as embedder:
                 embedder.golden_difference()
+        if atlas is not None:
+            _put_atlas(bundle, atlas, per_class, progress)
         out.parent.mkdir(parents=True, exist_ok=True)
         return pack(folder, out), parity
 
@@ -181,6 +191,24 @@ def with_figures(source: Path, figures: Path, out: Path) -> Bundle:
         except KeyError as error:
             raise ExportError(f"{figures} lacks {error}: it is no JSON of `python -m training evaluate`") from None
         return pack(folder, out)
+
+
+def with_atlas(source: Path, atlas: Path, out: Path, progress: Progress, per_class: int = PER_CLASS) -> Bundle:
+    """Write the bundle `source` as the file `out`, with an atlas of up to `per_class` cells of each class from the
+    folder `atlas` (`exporters.atlas`), in place of the one it carried, if it did.
+
+    Its networks, thresholds and golden outputs are not changed. Raises `ExportError` and `BundleError`.
+    """
+    with unpacked(source) as bundle, tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
+        folder = Path(shutil.copytree(bundle.folder, Path(scratch) / "bundle"))
+        _put_atlas(replace(bundle, folder=folder), atlas, per_class, progress)
+        return pack(folder, out)
+
+
+def _put_atlas(bundle: Bundle, atlas: Path, per_class: int, progress: Progress) -> None:
+    entry = add_atlas(bundle, atlas, per_class, progress)
+    (bundle.folder / "manifest.json").unlink()
+    _describe(bundle.folder, replace(bundle.manifest, format_version=WITH_ATLAS, atlas=entry))
 
 
 def _read_figures(figures: Path) -> dict[str, Any]:

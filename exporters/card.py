@@ -24,17 +24,27 @@ _ATTRIBUTES = """\
 Attributes: WBCAtt, Tsutsui, Pang, Wen, NeurIPS 2023, eleven expert attributes of cells of the first source, licence MIT."""
 
 
-def _data(training: Mapping[str, Any], total: int) -> list[str]:
+def _data(training: Mapping[str, Any], total: int, atlas: Mapping[str, Any]) -> list[str]:
     """Where the images come from, and under which licence."""
     config = training["config"]
     domains = list(config.get("domains") or [training["data"]])
     lines = [_SOURCES.get(name, f"Class folders named `{name}`.") for name in domains]
     if config.get("attributes"):
         lines.append(_ATTRIBUTES if "pbc" in domains else f"Attributes: `{config['attributes']}`.")
+    carried = (
+        "of the images of cells only those of the\natlas are part of this bundle"
+        if atlas
+        else "no image is part of this bundle"
+    )
     lines.append(
-        f"{total:,} of these images were used as described here, cropped and normalised; no image is part of this bundle: the\n"
+        f"{total:,} of these images were used as described here, cropped and normalised; {carried}: the\n"
         "golden inputs are cells drawn by labref itself."
     )
+    if atlas:
+        lines.append(
+            f"Atlas: {atlas['cells']:,} cells, {atlas['how']}. It stands in where a lab has too few cells of a class, marked as central.\n"
+            + "\n".join(f"- {one['cells']:,} of {one['name']}, licence {one['licence']}" for one in atlas["sources"])
+        )
     return "\n\n".join(lines).split("\n")
 
 
@@ -58,7 +68,7 @@ def model_card(manifest: Manifest) -> str:
         "names are a hint, its distances a way to look.",
         "",
         "## Data and licence",
-        *_data(training, total),
+        *_data(training, total, manifest.atlas),
         "",
         f"Split by name hash, SHA-256 of the list `{training['split_digest'][:16]}…`: {images['train']:,} trained on, "
         f"{images['validation']:,} for curves and the novelty threshold, {images['holdout']:,} held out and never trained on.",

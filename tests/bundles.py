@@ -1,10 +1,11 @@
-"""Second bundles for tests: the starter with another latent space and another name for one of its classes."""
+"""Second bundles for tests: the starter with another latent space and another name for one of its classes; the starter
+with an atlas."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,53 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 
-from labref.bundles.bundle import Bundle, manifest_bytes, pack
+from labref.bundles.atlas import AtlasCell, AtlasSource, write
+from labref.bundles.bundle import Bundle, Manifest, golden_terms, manifest_bytes, pack
 from labref.bundles.inference import Embedder
+from labref.bundles.schema import WITH_ATLAS
+from labref.cells.image import prepare
 
-__all__ = ["RENAMED", "another"]
+__all__ = ["RENAMED", "SOURCE", "another", "carrying", "describe"]
 
 RENAMED = ("ig", "immature granulocyte")
 """A class of the starter, and what another bundle calls it."""
+
+SOURCE = AtlasSource("Drawn cells of labref, tests/conftest.py", "Apache-2.0")
+"""Where the cells of `carrying` are from."""
+
+
+def carrying(starter: Bundle, folder: Path, cells: Mapping[str, Sequence[Path]]) -> Path:
+    """A bundle file in `folder`: the starter with an atlas of these pictures, by class."""
+    draft = Path(shutil.copytree(starter.folder, folder / "carrying-draft"))
+    named = [(label, path.read_bytes()) for label, paths in cells.items() for path in paths]
+    with Embedder.open(starter, device="cpu", precision="full") as embedder:
+        latents = embedder.embed(np.stack([prepare(data).crop for _, data in named])).latents
+    entry = write(
+        draft,
+        [AtlasCell(latent, label, 0, data) for latent, (label, data) in zip(latents, named, strict=True)],
+        labels=starter.manifest.labels,
+        sources=[SOURCE],
+        how="all of them",
+    )
+    manifest = replace(starter.manifest, name="carrying", format_version=WITH_ATLAS, atlas=entry)
+    with np.load(draft / "golden.npz") as arrays:
+        golden = dict(arrays) | {"terms": np.array(golden_terms(manifest))}
+    np.savez(draft / "golden.npz", **golden)
+    describe(draft, manifest)
+    out = folder / "carrying.labref"
+    pack(draft, out)
+    shutil.rmtree(draft)
+    return out
+
+
+def describe(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of the files in a bundle's folder."""
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in folder.iterdir()
+        if path.name != "manifest.json"
+    }
+    (folder / "manifest.json").write_bytes(manifest_bytes(replace(manifest, files=files)))
 
 
 def another(
@@ -67,12 +108,7 @@ def another(
     with (draft / "golden.npz").open("wb") as file:
         np.savez(file, crops=golden.crops, probabilities=made.probabilities, latents=made.latents)
     tolerance = was.golden_tolerance * float(max(1.0, np.abs(mixing).sum(axis=0).max()))
-    files = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        for path in draft.iterdir()
-        if path.name != "manifest.json"
-    }
-    (draft / "manifest.json").write_bytes(manifest_bytes(replace(manifest, golden_tolerance=tolerance, files=files)))
+    describe(draft, replace(manifest, golden_tolerance=tolerance))
     out = folder / f"{name}.labref"
     with patch("labref.bundles.bundle.PREPARATION", dict(manifest.preparation)):
         pack(draft, out)

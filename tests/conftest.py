@@ -59,6 +59,7 @@ SLOW = {
     "test_map_benchmarks": 30,
     "test_pages_hostile": 30,
     "test_references": 30,
+    "test_atlas": 30,
     "test_som_parts": 30,
     "test_training_devices": 30,
     "test_upkeep_ledger": 30,

@@ -1,8 +1,9 @@
 """One shipped model version: a folder named by its digest, verified before any byte of it reaches the runtime.
 
 A bundle holds `manifest.json`, `trunk.onnx`, `encoder.onnx`, `golden.npz` (inputs and outputs measured at export) and
-`MODEL_CARD.md`. It is shipped as one zip file with the ending `.labref`. The manifest carries the SHA-256 of every
-other file, so the SHA-256 of the manifest's bytes names, and vouches for, the whole.
+`MODEL_CARD.md`; it may carry an atlas, cells of the central team's own (`labref.bundles.atlas`). It is shipped as one
+zip file with the ending `.labref`. The manifest carries the SHA-256 of every other file, so the SHA-256 of the
+manifest's bytes names, and vouches for, the whole.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.bundles.atlas import ARRAYS, PICTURES, Atlas
+from labref.bundles.atlas import read as read_atlas
 from labref.bundles.graph import check_graph
-from labref.bundles.schema import MAX_MANIFEST_BYTES, check_manifest, parse_json
+from labref.bundles.schema import MAX_MANIFEST_BYTES, WITH_ATLAS, check_manifest, parse_json
 from labref.cells.image import PREPARATION
 from labref.errors import BundleError
 from labref.failpoints import failpoint
@@ -40,6 +44,7 @@ __all__ = [
     "MAX_BYTES",
     "NO_ARCHIVE",
     "SUFFIX",
+    "WITHOUT_ATLAS",
     "Bundle",
     "Golden",
     "Manifest",
@@ -55,8 +60,10 @@ __all__ = [
     "unpacked",
 ]
 
-FORMAT_VERSION = 1
-"""The bundle format this labref reads and writes."""
+FORMAT_VERSION = WITH_ATLAS
+"""The newest bundle format that this labref reads: that of a bundle with an atlas."""
+WITHOUT_ATLAS = 1
+"""The format of a bundle without one, which every labref reads."""
 SUFFIX = ".labref"
 """Ending of a bundle shipped as one file."""
 MAX_BYTES = 2_000_000_000
@@ -80,8 +87,15 @@ _DIMENSION = 6.0  # intrinsic dimension of a bundle's latents where it does not 
 _REQUIRED = frozenset({"trunk.onnx", "encoder.onnx", "golden.npz", "MODEL_CARD.md"})
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _MOST_FILES = 20
-_MOST_BYTES = {_MANIFEST: MAX_MANIFEST_BYTES, "MODEL_CARD.md": 1_000_000, "golden.npz": 500_000_000}
-"""Of the files that are read whole; a graph may have what is left of `MAX_BYTES`."""
+_ATLAS = frozenset({ARRAYS, PICTURES})
+_MOST_BYTES = {
+    _MANIFEST: MAX_MANIFEST_BYTES,
+    "MODEL_CARD.md": 1_000_000,
+    "golden.npz": 500_000_000,
+    ARRAYS: 100_000_000,
+    PICTURES: 1_000_000_000,
+}
+"""Of the files that are no graphs; a graph may have what is left of `MAX_BYTES`."""
 _MOST_GOLDEN = 1_000  # crops
 _ROUNDING = 0.02  # of a sum of probabilities, of a trunk of reduced precision
 _TERMS = (
@@ -96,6 +110,7 @@ _TERMS = (
     "optics",
     "quality",
     "trunks",
+    "atlas",
 )
 """Fields of a manifest that bear on answers."""
 # a novelty threshold, times the mean distance of two cells; of the starters it was 0.08 to 0.13, of tiny trainings 0.6
@@ -182,6 +197,8 @@ class Manifest:
     quality : thresholds by which a picture is not that of one cell, see `labref.cells.quality`; empty where labref's
     own serve.
     trunks : trunks of reduced precision, those that may be used and those that were measured and may not.
+    atlas : how many cells of the central team's own the bundle carries, of which classes and sources, under which
+    licences, and how they were chosen; empty where it carries none.
     """
 
     format_version: int
@@ -204,6 +221,7 @@ class Manifest:
     trunks: tuple[Trunk, ...] = ()
     optics: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, Any] = field(default_factory=dict)
+    atlas: Mapping[str, Any] = field(default_factory=dict)
 
     def trunk(self, precision: Precision) -> Trunk | None:
         """The admitted trunk of a reduced precision, or None."""
@@ -232,6 +250,7 @@ class Manifest:
             **({"trunks": [vars(trunk) for trunk in self.trunks]} if self.trunks else {}),
             **({"optics": dict(self.optics)} if self.optics else {}),
             **({"quality": dict(self.quality)} if self.quality else {}),
+            **({"atlas": dict(self.atlas)} if self.atlas else {}),
         }
 
     @staticmethod
@@ -268,6 +287,7 @@ class Manifest:
             trunks=tuple(_trunk(entry) for entry in values.get("trunks", ())),
             optics=dict(values.get("optics") or {}),
             quality=dict(values.get("quality") or {}),
+            atlas=dict(values.get("atlas") or {}),
         )
         _check_novelty(manifest)
         return manifest
@@ -401,6 +421,23 @@ class Bundle:
             if name.endswith(".onnx"):
                 check_graph(self.folder / name)
 
+    @cached_property
+    def atlas(self) -> Atlas | None:
+        """The cells of the central team's own that the bundle carries; None where it carries none. Raises `BundleError`
+        where its files hold no atlas, or another one than the manifest says."""
+        manifest = self.manifest
+        if not manifest.atlas:
+            return None
+        try:
+            return read_atlas(self.folder, manifest.atlas, labels=manifest.labels, latent_size=manifest.latent_size)
+        except (*NO_ARCHIVE, TypeError, KeyError, OSError) as error:
+            raise BundleError(f"bundle {self.title}: its atlas cannot be used: {error}") from None
+
+    def check_contents(self) -> None:
+        """Raise `BundleError` where a graph of the bundle holds what none may, or its atlas is none."""
+        self.check_graphs()
+        _ = self.atlas
+
     def model_card(self) -> str:
         """The text of its model card, characters that would steer a terminal as their codes. Raises `BundleError`."""
         text = _read_small(self.folder, "MODEL_CARD.md").decode("utf-8", "replace")
@@ -512,7 +549,10 @@ def _read_manifest(raw: bytes, where: Path) -> Manifest:
     trunks = {trunk.file for trunk in manifest.trunks if trunk.admitted}
     if not trunks <= set(manifest.files):
         raise BundleError(f"bundle at {where}: its manifest tells of a trunk that is not among its files")
-    if unknown := set(manifest.files) - _REQUIRED - trunks:
+    of_atlas = _ATLAS if manifest.atlas else frozenset()
+    if not of_atlas <= set(manifest.files):
+        raise BundleError(f"bundle at {where}: its manifest tells of an atlas that is not among its files")
+    if unknown := set(manifest.files) - _REQUIRED - trunks - of_atlas:
         raise BundleError(
             f"bundle at {where}: its manifest names files that no bundle has: {', '.join(sorted(unknown))}"
         )
@@ -548,7 +588,7 @@ def pack(folder: Path, out: Path) -> Bundle:
     """Pack the bundle in `folder` as the one file `out`, after verifying it. The same bundle always gives the same
     bytes. Raises `BundleError`."""
     bundle = Bundle.open(folder)
-    bundle.check_graphs()
+    bundle.check_contents()
     temporary = out.with_name(out.name + ".part")
     with zipfile.ZipFile(temporary, "w", compression=zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name in [_MANIFEST, *sorted(bundle.manifest.files)]:
@@ -585,7 +625,7 @@ def install(source: Path, bundles: Path, check: Callable[[Bundle], object] | Non
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         bundle = Bundle.open(staging, source)
-        bundle.check_graphs()
+        bundle.check_contents()
         if check is not None:
             check(bundle)
         target = bundles / bundle.short
@@ -609,7 +649,7 @@ def unpacked(source: Path) -> Iterator[Bundle]:
     """The bundle in a `.labref` file (or a folder), verified, for as long as the block lasts. Raises `BundleError`."""
     if source.is_dir():
         bundle = Bundle.open(source)
-        bundle.check_graphs()
+        bundle.check_contents()
         yield bundle
         return
     if not source.is_file():
@@ -617,7 +657,7 @@ def unpacked(source: Path) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory(prefix="labref-bundle-", ignore_cleanup_errors=True) as folder:
         _unpack(source, Path(folder))
         bundle = Bundle.open(Path(folder), source)
-        bundle.check_graphs()
+        bundle.check_contents()
         yield bundle
 
 

@@ -14,13 +14,16 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from labref.bundles.atlas import MOST_CELLS
 from labref.printing import unprintable
 from labref.words import MEASURES, look_of, name_key
 
-__all__ = ["MAX_MANIFEST_BYTES", "check_manifest", "check_name", "parse_json"]
+__all__ = ["MAX_MANIFEST_BYTES", "WITH_ATLAS", "check_manifest", "check_name", "parse_json"]
 
 MAX_MANIFEST_BYTES: Final = 4_000_000
 """A longer manifest is none; the starter's has 12 kB."""
+WITH_ATLAS: Final = 2
+"""Format of a bundle that carries an atlas: a labref that knows no atlas refuses it, and says to upgrade."""
 _LONGEST: Final = 100  # characters of a name
 _MOST_TOLD: Final = 5  # faults of one manifest in a message
 _LOOSEST: Final = 2.0  # of a golden tolerance: latents are of the size of one
@@ -295,6 +298,28 @@ class _Quality(_Strict):
     how: _Words
 
 
+class _AtlasSource(_Strict):
+    name: Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_line)]
+    licence: Name
+    cells: Annotated[int, Field(ge=0, le=MOST_CELLS)]
+
+
+class _Atlas(_Strict):
+    """What `labref.bundles.atlas` keeps: so many cells of each class, and where they are from."""
+
+    cells: Annotated[int, Field(ge=1, le=MOST_CELLS)]
+    classes: Annotated[dict[_Label, Annotated[int, Field(ge=0, le=MOST_CELLS)]], Field(max_length=1000)]
+    sources: Annotated[list[_AtlasSource], Field(min_length=1, max_length=50)]
+    how: _Words
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> _Atlas:
+        for name, counts in (("classes", self.classes.values()), ("sources", [one.cells for one in self.sources])):
+            if sum(counts) != self.cells:
+                raise ValueError(f"the cells of its {name} must add up to {self.cells}")
+        return self
+
+
 def _one_kind(value: Any) -> Any:
     """The thresholds as the model that fits their `hash`, so that a fault is told of that one."""
     kind = value.get("hash") if isinstance(value, Mapping) else None
@@ -324,6 +349,16 @@ class _Manifest(_Strict):
     trunks: Annotated[list[_Trunk], Field(max_length=2)] = []
     optics: _Optics | None = None
     quality: _Quality | None = None
+    atlas: _Atlas | None = None
+
+    @model_validator(mode="after")
+    def _atlas_of_these(self) -> _Manifest:
+        if self.atlas is not None:
+            if self.format_version < WITH_ATLAS:
+                raise ValueError(f"a bundle with an atlas has format_version {WITH_ATLAS}")
+            if strange := set(self.atlas.classes) - {one.name for one in self.classes}:
+                raise ValueError(f"the atlas has cells of {_shown(min(strange))}, which is none of the classes")
+        return self
 
     @model_validator(mode="after")
     def _each_once(self) -> _Manifest:
