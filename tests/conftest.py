@@ -3,7 +3,7 @@ bundle."""
 
 from __future__ import annotations
 
-import tests.one_thread  # noqa: F401
+import tests.environment  # noqa: F401
 
 # isort: split
 import os
@@ -24,9 +24,6 @@ from training.measure.latents import Latents, embed_latents, load_latents, save_
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as Chromium
-
-# networks in tests take a few steps: XLA would compile for longer than it saves
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
