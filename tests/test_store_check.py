@@ -293,3 +293,54 @@ def test_values_that_cannot_be_are_noticed_and_put_right(lab: Lab, starter: Bund
     with lab.open_store() as store:
         active = store.maps.active(starter.digest)
         assert active is not None and len(active.positions) == 32
+
+
+OTHER_WORDS = {
+    "file_history.outcome": "INSERT INTO file_history BY NAME SELECT * REPLACE ('oracle' AS outcome), recorded_at AS "
+    "replaced_at, 0 AS number FROM file LIMIT 1",
+    "file.label_source": "UPDATE file SET label_source = 'oracle'",
+    "label_change.previous_source": "UPDATE label_change SET previous_source = 'oracle'",
+    "resemblance.verdict": "INSERT INTO resemblance (cell, other, score, verdict, found_at, number) SELECT cell_id, "
+    "cell_id, 0.5, 'oracle', added_at, 0 FROM cell LIMIT 1",
+    "duplicate_decision.decision": "INSERT INTO duplicate_decision (cell, other, decision, decided_at, number) SELECT "
+    "cell_id, cell_id, 'oracle', added_at, 0 FROM cell LIMIT 1",
+    "person.role": "UPDATE person SET role = 'oracle'",
+    "quality.reason": "UPDATE quality SET reason = 'oracle', is_cell = FALSE",
+}
+
+
+@pytest.mark.parametrize(
+    "command", [["query", "PATH"], ["label", "set", "CELL", "basophil"], ["label", "history", "CELL"]]
+)
+def test_a_label_source_that_nobody_knows_is_an_error_that_says_where(lab: Lab, command: list[str]) -> None:
+    where = ["--lab", str(lab.folder)]
+    with duckdb.connect(str(lab.store_file)) as connection:
+        ((cell, path),) = connection.execute("SELECT min(cell_id), arg_min(path, cell_id) FROM cell").fetchall()
+        connection.execute("UPDATE cell SET label_source = 'oracle' WHERE cell_id = ?", [cell])
+    done = CliRunner().invoke(app, [{"CELL": cell, "PATH": path}.get(word, word) for word in command] + where)
+    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+    assert "'oracle' as" in done.stderr and "label source" in done.stderr and "labref ledger --check" in done.stderr
+    done = CliRunner().invoke(app, ["store", "check", *where])
+    assert done.exit_code == 1 and "1 x cell_without_valid_label" in done.stderr
+    done = CliRunner().invoke(app, ["ledger", "--check", "--quick", *where])
+    assert done.exit_code == 1 and cell in done.output
+
+
+def test_any_word_that_nobody_knows_is_named_by_the_checks(lab: Lab) -> None:
+    """Of each column that holds one of a few words."""
+    where = ["--lab", str(lab.folder)]
+    runner = CliRunner()
+    assert runner.invoke(app, ["user", "add", "Anna", *where]).exit_code == 0
+    with lab.open_store() as store:
+        cell = sorted(store.sample(32))[0]
+    assert runner.invoke(app, ["label", "set", cell, "basophil", *where]).exit_code == 0
+    with duckdb.connect(str(lab.store_file)) as connection:
+        for statement in OTHER_WORDS.values():
+            ((count,),) = connection.execute(statement).fetchall()
+            assert count > 0, statement
+    faults, _ = found(lab, quick=True)
+    assert faults == {"word_unknown": [f"{column}: 'oracle'" for column in sorted(OTHER_WORDS)]}
+    assert checked(lab)["faults"] == {"word_unknown": len(OTHER_WORDS)}
+    for command in (["user", "list"], ["label", "history", cell], ["duplicates", "list"], ["ledger"], ["query", cell]):
+        done = runner.invoke(app, [*command, *where])
+        assert done.exception is None or isinstance(done.exception, SystemExit), (command, done.exception)

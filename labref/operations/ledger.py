@@ -93,6 +93,7 @@ REMEDIES: Final = {
     "(--latents)",
     "measure_not_finite": "--repair forgets what was measured of its optics, and the agent measures it again",
     "cell_without_valid_label": "restore a backup",
+    "word_unknown": "restore a backup",
     "image_missing": "--repair takes the bytes from the export file, where that is still the same; else restore a backup",
     "image_damaged": "--repair takes the bytes from the export file, where that is still the same; else restore a backup",
     "image_without_cell": f"--repair moves it to the lab's folder {UNCLAIMED}",

@@ -56,6 +56,7 @@ from labref.store.duckdb.slides import Slides
 from labref.store.duckdb.tables import Access
 from labref.store.duckdb.trash import Trash
 from labref.store.duckdb.upkeep import Comparison, Faults
+from labref.store.duckdb.vocabulary import word
 from labref.store.duckdb.writing import write, write_embeddings, write_labels
 from labref.store.memory import distances
 from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
@@ -1182,7 +1183,7 @@ def _uncollected() -> Iterator[None]:
 
 def _load_known(cursor: duckdb.DuckDBPyConnection) -> _Known:
     ids, codes, values = rows.carried(cursor, "label", "label_source")
-    labels = [(from_column(label), LabelSource(source)) for label, source in values]
+    labels = [(from_column(label), word(LabelSource, source, "a cell's label source")) for label, source in values]
     marks = load_book(cursor)
     book = HashBook()
     book.add(marks["across"], marks["down"], marks["id"], marks["age"])

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Final
 
 import duckdb
@@ -22,6 +21,7 @@ from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
 from labref.store.duckdb.tables import Access, Tables
+from labref.store.duckdb.vocabulary import Decision, word
 from labref.store.memory.books import GroupBook
 from labref.store.recording import reason_of
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
@@ -63,14 +63,6 @@ _CONFLICTS: Final = """
         SELECT coalesce(duplicate_group, cell_id) AS captured, arg_min(cell_id, number) AS other, arg_min(label, number) AS label
         FROM cell WHERE label_source <> 'predicted' GROUP BY ALL
     ) first USING (captured) WHERE later.label <> first.label"""
-
-
-class Decision(StrEnum):
-    """What a person said of a pair."""
-
-    CONFIRMED = "confirmed"
-    REJECTED = "rejected"
-    UNDONE = "undone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +196,13 @@ class Duplicates(Tables):
                 [cell_id],
             ).fetchall()
         return [
-            (cell, other, Decision(decision), from_nullable(who), at.replace(tzinfo=UTC))
+            (
+                cell,
+                other,
+                word(Decision, decision, f"a decision on cell {cell}"),
+                from_nullable(who),
+                at.replace(tzinfo=UTC),
+            )
             for cell, other, decision, who, at in found
         ]
 
@@ -425,7 +423,7 @@ def _last_decisions(cursor: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, st
     found = cursor.execute(
         "SELECT cell, other, last(decision ORDER BY number) FROM duplicate_decision GROUP BY cell, other"
     ).fetchall()
-    return ((cell, other, Decision(decision)) for cell, other, decision in found)
+    return ((cell, other, word(Decision, decision, f"a decision on cell {cell}")) for cell, other, decision in found)
 
 
 def _last_decided(connection: duckdb.DuckDBPyConnection, cell_id: str, of: str | None) -> tuple[str, str, str | None]:
@@ -469,7 +467,11 @@ def measured(connection: duckdb.DuckDBPyConnection, cell_id: str, other: str) ->
         "SELECT score, verdict FROM resemblance WHERE cell = ? AND other = ? ORDER BY number DESC LIMIT 1",
         [cell_id, other],
     ).fetchone()
-    return None if row is None else Resemblance(float(row[0]), Verdict(row[1]))
+    return (
+        None
+        if row is None
+        else Resemblance(float(row[0]), word(Verdict, row[1], f"the verdict on cells {cell_id} and {other}"))
+    )
 
 
 def regroup(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
@@ -510,11 +512,11 @@ def _pair(row: Sequence[Any]) -> Pair:
     return Pair(
         cell,
         other,
-        None if verdict == Decision.REJECTED else Verdict(verdict),
-        None if found is None else Verdict(found),
+        None if verdict == Decision.REJECTED else word(Verdict, verdict, f"the verdict on cell {cell}"),
+        None if found is None else word(Verdict, found, f"the verdict on cells {cell} and {other}"),
         score,
         None if found_at is None else found_at.replace(tzinfo=UTC),
-        None if decision is None else Decision(decision),
+        None if decision is None else word(Decision, decision, f"a decision on cell {cell}"),
         from_nullable(who),
         None if decided_at is None else decided_at.replace(tzinfo=UTC),
     )

@@ -17,6 +17,7 @@ from labref.failpoints import failpoint
 from labref.store.duckdb import rows
 from labref.store.duckdb.reviews import Review, Reviews
 from labref.store.duckdb.tables import Access, Tables
+from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_column, from_nullable, to_column
 from labref.words import LabelSource
 
@@ -62,9 +63,9 @@ class Events(Tables):
                 at.replace(tzinfo=UTC),
                 from_nullable(who),
                 from_column(label),
-                LabelSource(source),
+                word(LabelSource, source, f"a label source in the history of cell {cell_id}"),
                 from_column(previous),
-                LabelSource(previous_source),
+                word(LabelSource, previous_source, f"a label source in the history of cell {cell_id}"),
             )
             for number, cell_id, at, who, label, source, previous, previous_source in found
         ]

@@ -8,6 +8,7 @@ from typing import Final
 
 import duckdb
 
+from labref.store.duckdb.vocabulary import word
 from labref.store.recording import LabelChange
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import FileOfCell
@@ -79,7 +80,7 @@ def followed(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) ->
     for cell_id, *said in cursor.execute(
         f"SELECT cell_id, path, label, label_source, slide FROM file {_IDS} ORDER BY recorded_at, path", ids
     ).fetchall():
-        files.setdefault(cell_id, []).append(_said(*said))
+        files.setdefault(cell_id, []).append(_said(cell_id, *said))
     by_person = {
         cell_id
         for (cell_id,) in cursor.execute(
@@ -90,7 +91,7 @@ def followed(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) ->
     for cell_id, *said in cursor.execute(
         f"SELECT cell_id, path, label, label_source, slide FROM cell {_IDS}", ids
     ).fetchall():
-        cell = _said(*said)
+        cell = _said(cell_id, *said)
         there = [file for file in files.get(cell_id, ()) if file.path not in gone[cell_id]]
         if cell.path not in gone[cell_id] and all(file.path != cell.path for file in there):
             continue  # nobody knows what is there
@@ -103,8 +104,9 @@ def followed(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) ->
     return found
 
 
-def _said(path: str, label: str | None, source: str | None, slide: str | None) -> _Said:
-    given = LabelSource.PREDICTED if source is None else LabelSource(source)
+def _said(cell_id: str, path: str, label: str | None, source: str | None, slide: str | None) -> _Said:
+    where = f"the label source of cell {cell_id}"
+    given = LabelSource.PREDICTED if source is None else word(LabelSource, source, where)
     return _Said(from_column(path), from_nullable(label), given, from_nullable(slide))
 
 

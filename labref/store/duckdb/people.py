@@ -21,6 +21,7 @@ from labref.failpoints import failpoint
 from labref.roles import Role
 from labref.store.duckdb import rows, sequence
 from labref.store.duckdb.tables import Access, Tables
+from labref.store.duckdb.vocabulary import word
 from labref.store.recording import utc_naive
 from labref.store.text import from_column, to_column
 
@@ -197,7 +198,14 @@ class People(Tables):
                 ).fetchall()
                 sessions = cursor.execute("SELECT token_hash, person, seen_at, expires_at FROM session").fetchall()
             self._people = {
-                number: Person(number, from_column(name), Role(role), created, expires, revoked)
+                number: Person(
+                    number,
+                    from_column(name),
+                    word(Role, role, f"the role of {from_column(name)!r}"),
+                    created,
+                    expires,
+                    revoked,
+                )
                 for number, name, role, created, expires, revoked, _ in people
             }
             self._codes = {row[-1]: row[0] for row in people}

@@ -19,6 +19,7 @@ import duckdb
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
 from labref.store.duckdb.tables import Access, OfCells
+from labref.store.duckdb.vocabulary import word
 from labref.store.text import to_nullable
 from labref.words import Quality, Reason
 
@@ -55,7 +56,11 @@ class Qualities(OfCells):
             columns = ["cell_id", "is_cell", "reason", "focus"]
             found = list(rows.look_up(cursor, "quality", columns, "cell_id", list(ids)))
         return {
-            cell_id: Quality(is_cell, None if reason is None else Reason[reason], round(focus, 4))
+            cell_id: Quality(
+                is_cell,
+                None if reason is None else word(Reason, reason, f"what is wrong with cell {cell_id}", by_name=True),
+                round(focus, 4),
+            )
             for cell_id, is_cell, reason, focus in found
             if is_cell is not None
         }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows, sequence
 from labref.store.duckdb.tables import Tables
+from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.words import LabelSource
 
@@ -85,7 +86,13 @@ class Queues(Tables):
                 values | {"queue": queue},
             ).fetchall()
         return [
-            Doubtful(cell, from_column(label), LabelSource(source), from_column(predicted), probability)
+            Doubtful(
+                cell,
+                from_column(label),
+                word(LabelSource, source, f"the label source of cell {cell}"),
+                from_column(predicted),
+                probability,
+            )
             for cell, label, source, predicted, probability in found
         ]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from labref.failpoints import failpoint
 from labref.store.duckdb import clock, rows, sequence, trash
 from labref.store.duckdb.upkeep import tables_of_cells
+from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_column, from_nullable, to_column
 from labref.words import LabelSource, Outcome
 
@@ -74,7 +75,14 @@ def due(
         {"days": days, "cells": cells, "at_least": at_least, "reviewed": reviewed, "limit": limit} | clock.values(days),
     ).fetchall()
     return [
-        Due(cell_id, digest, from_column(label), LabelSource(source), from_nullable(analyser), why)
+        Due(
+            cell_id,
+            digest,
+            from_column(label),
+            word(LabelSource, source, f"the label source of cell {cell_id}"),
+            from_nullable(analyser),
+            why,
+        )
         for cell_id, digest, label, source, analyser, why in found
     ]
 

@@ -23,6 +23,7 @@ from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows
 from labref.store.duckdb.tables import Access, Tables
+from labref.store.duckdb.vocabulary import word
 from labref.store.duckdb.writing import write_labels
 from labref.store.recording import LabelChange, utc_naive
 from labref.store.text import from_column, from_nullable
@@ -256,9 +257,9 @@ class Reviews(Tables):
                 from_nullable(who),
                 from_column(path) or None,
                 from_column(label),
-                LabelSource(source),
+                word(LabelSource, source, f"a label source in the history of cell {cell_id}"),
                 from_column(previous),
-                LabelSource(previous_source),
+                word(LabelSource, previous_source, f"a label source in the history of cell {cell_id}"),
                 undo,
             )
             for at, given, who, path, label, source, previous, previous_source, undo in found
@@ -302,7 +303,10 @@ def _said(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str
 def _carried(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, tuple[str, LabelSource]]:
     """Label and source of each of these cells, by id."""
     found = connection.execute(f"SELECT cell_id, label, label_source FROM cell {_IDS}", [list(ids)]).fetchall()
-    return {cell_id: (from_column(label), LabelSource(source)) for cell_id, label, source in found}
+    return {
+        cell_id: (from_column(label), word(LabelSource, source, f"the label source of cell {cell_id}"))
+        for cell_id, label, source in found
+    }
 
 
 def _undo(
@@ -334,7 +338,7 @@ def _undo(
         None if by_person else carried.path,
         carried.slide,
         from_column(label),
-        LabelSource(source),
+        word(LabelSource, source, f"a label source in the history of cell {cell_id}"),
         carried.label,
         carried.label_source,
         who,

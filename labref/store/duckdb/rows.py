@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.store.duckdb import sequence
+from labref.store.duckdb.vocabulary import word
 from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import Cell, FileState, LedgerRow
@@ -178,7 +179,13 @@ def states(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, C
     """Of cells, what recording must know, by id."""
     columns = ["cell_id", "digest", "label", "label_source", "slide", "duplicate_group"]
     return {
-        cell_id: CellState(digest, from_column(label), LabelSource(source), from_nullable(slide), group)
+        cell_id: CellState(
+            digest,
+            from_column(label),
+            word(LabelSource, source, f"the label source of cell {cell_id}"),
+            from_nullable(slide),
+            group,
+        )
         for cell_id, digest, label, source, slide, group in look_up(cursor, "cell", columns, "cell_id", ids)
     }
 
@@ -271,7 +278,7 @@ def ledger(
         for path, outcome, reason, cell_id, label, source, slide, at, duplicate_of, classes in rows:
             yield LedgerRow(
                 from_column(path),
-                Outcome(outcome),
+                word(Outcome, outcome, "the outcome of a file"),
                 from_nullable(reason),
                 cell_id,
                 from_nullable(label),
@@ -317,12 +324,12 @@ def _cell(row: Sequence[Any]) -> Cell:
         width,
         height,
         from_column(label),
-        LabelSource(source),
+        word(LabelSource, source, f"the label source of cell {cell_id}"),
         from_nullable(slide),
         from_nullable(analyser),
         None if captured is None else captured.replace(tzinfo=UTC),
         of,
-        None if verdict is None else Outcome(verdict),
+        None if verdict is None else word(Outcome, verdict, f"the verdict on cell {cell_id}"),
         group,
         added.replace(tzinfo=UTC),
     )
@@ -332,5 +339,5 @@ def _file_row(row: Sequence[Any]) -> FileRow:
     value = dict(zip(FILE, row, strict=True))
     for column in ("path", "reason", "label", "slide"):
         value[column] = from_nullable(value[column])
-    value["outcome"] = Outcome(value["outcome"])
+    value["outcome"] = word(Outcome, value["outcome"], "the outcome of a file")
     return FileRow(**value)

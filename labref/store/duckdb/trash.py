@@ -18,6 +18,7 @@ from labref.failpoints import failpoint
 from labref.store.duckdb import clock, duplicates, rows, sequence
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.upkeep import TRASH, tables, tables_of_cells
+from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_column, from_nullable
 from labref.words import LabelSource, Outcome
 
@@ -136,7 +137,7 @@ def _cells(cursor: duckdb.DuckDBPyConnection, days: int) -> list[Trashed]:
             cell_id,
             digest,
             from_column(label),
-            LabelSource(source),
+            word(LabelSource, source, f"the label source of cell {cell_id} in the trash"),
             from_nullable(analyser),
             from_column(reason),
             at.replace(tzinfo=UTC),

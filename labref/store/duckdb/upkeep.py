@@ -13,7 +13,7 @@ import duckdb
 
 from labref.errors import StoreError
 from labref.failpoints import failpoint
-from labref.store.duckdb import bundles, rows
+from labref.store.duckdb import bundles, rows, vocabulary
 from labref.store.memory import distances
 from labref.store.text import from_column, to_column
 from labref.words import MEASURES, LabelSource, Outcome, Verdict
@@ -98,6 +98,7 @@ def faults(cursor: duckdb.DuckDBPyConnection) -> Faults:
         space, bundle = (None, None) if active is None else bundles.space(cursor, active)
         checks = dict(_checks(cursor, space, () if bundle is None else bundle.labels))
         found = {kind: list(map(from_column, _column(cursor, query))) for kind, query in checks.items()}
+        found["word_unknown"] = list(map(from_column, vocabulary.unknown(cursor)))
         cells = _number(cursor, "SELECT count(*) FROM cell")
         embeddings = 0 if space is None else _number(cursor, f"SELECT count(*) FROM {space}")
     finally:
