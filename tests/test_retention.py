@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ from labref.cli.status import _text as status_text
 from labref.config import MapConfig, RetentionConfig
 from labref.errors import BundleError, LabrefError, StoreError
 from labref.lab import Lab
+from labref.operations.bundle import drop
 from labref.operations.status import TrashState
 from labref.roles import Role
 from labref.som.placing import open_placer
@@ -748,3 +750,26 @@ def test_a_job_that_failed_while_the_clock_was_ahead_is_due_again() -> None:
         assert jobs.failed_within("map", timedelta(hours=1))
     finally:
         jobs.close()
+
+
+@pytest.mark.parametrize("jump", JUMPS.values(), ids=list(JUMPS))
+def test_a_bundle_of_just_now_is_not_dropped_whatever_the_clock_did_since(
+    tmp_path: Path, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch, jump: timedelta
+) -> None:
+    """A batch may still be on its way to the space of the bundle before."""
+    other = "cd" * 32
+    store.add_bundle(other, name="other", version="2", latent_size=50, labels=("a", "b"))
+    context: Any = SimpleNamespace(lab=SimpleNamespace(bundles=tmp_path), store=store, jobs=object())
+    clock.at += jump
+    store.changes.switch(other)
+    clock.at -= jump
+    with pytest.raises(LabrefError, match="switched just now"):
+        list(drop(context, bundle=BUNDLE))
+    assert {bundle.digest for bundle in store.bundles()} == {BUNDLE, other}
+    # ten seconds later it is, also where the clock says that this was the moment of the switch
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic() + 10.0: now)
+    clock.at = datetime.now(UTC).replace(tzinfo=None)
+    store.changes.switch(BUNDLE)
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic() + 10.0: now)
+    list(drop(context, bundle=other))
+    assert {bundle.digest for bundle in store.bundles()} == {BUNDLE}

@@ -20,6 +20,7 @@ from labref.errors import BundleError, LabrefError
 from labref.lab import Lab
 from labref.operations import operation
 from labref.operations.models import Answer, BundleName, FilePath, Progress, Text
+from labref.operations.naming import NoSuchNameError
 from labref.progress import Row, progress
 from labref.roles import Role
 from labref.store import Store
@@ -323,8 +324,7 @@ def drop(context: Context, *, bundle: _Bundle) -> Iterator[Row]:
     """Delete the latents of a bundle that is not active, and its installed files."""
     store = context.store
     digest, name, version = _named(context, bundle)
-    since = store.changes.activations()[-1][1]
-    if abs((datetime.now(UTC) - since).total_seconds()) < _FRESH_SECONDS and context.jobs is not None:
+    if store.changes.seconds_since_switch() < _FRESH_SECONDS and context.jobs is not None:
         raise LabrefError(f"the bundle was switched just now; drop in {_FRESH_SECONDS:.0f} seconds.")
     cells = 0
     if any(stored.digest == digest for stored in store.bundles()):
@@ -527,7 +527,7 @@ def _named(context: Context, wanted: str, *, other: bool = False) -> tuple[str, 
             f"{matching[0][0][:12]}: {listed}. `labref bundle show DIGEST` says what each is."
         )
     listed = ", ".join(f"{name}/{version} ({digest[:12]})" for digest, (name, version) in known.items())
-    raise LabrefError(
+    raise NoSuchNameError(
         f"{wanted!r} names no bundle of this lab; name one of {listed}, or bring one in with `labref bundle install FILE`."
     )
 

@@ -9,6 +9,8 @@ transaction.
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,6 +64,7 @@ class Changes(Tables):
         """access : the store's.  relabelled : called after cells got other labels."""
         super().__init__(access)
         self._relabelled = relabelled
+        self._switched: float | None = None
 
     # what there is
 
@@ -191,8 +194,13 @@ class Changes(Tables):
             failpoint("bundle.relabel")
             changed = _predict(connection, digest)
             failpoint("bundle.switch")
+        self._switched = time.monotonic()
         if changed:
             self._relabelled()
+
+    def seconds_since_switch(self) -> float:
+        """How long ago this process switched, whatever the computer's clock says; infinite where it never did."""
+        return math.inf if self._switched is None else time.monotonic() - self._switched
 
     def predict(self) -> int:
         """Give every cell that carries a prediction that of the active bundle; returns how many changed."""
