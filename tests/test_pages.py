@@ -164,7 +164,16 @@ def test_an_admin_lets_people_in_on_a_page_and_others_do_not(lab: Lab, reviewer:
 
 
 @pytest.mark.parametrize(
-    "address", ["/nosuch", "/cell/ffffffffffffffff", "/slide/unknown", "/slides/x/y", "/map/nosuch", "/reading/999"]
+    "address",
+    [
+        "/nosuch",
+        "/cell/ffffffffffffffff",
+        "/slide/unknown",
+        "/slides/x/y",
+        "/map/nosuch",
+        "/reading/999",
+        "/reading/999/picture/0/none/0",
+    ],
 )
 def test_an_address_that_leads_nowhere_is_a_page_that_says_so_and_where_to_go(reviewer: Browser, address: str) -> None:
     for accepts in ("text/html,*/*;q=0.8", "*/*", ""):

@@ -531,7 +531,15 @@ def test_a_form_starts_a_reading_and_what_is_wrong_with_it_is_said_there(lab: La
     assert "By &lt;form&gt;" in page
     wrong = reviewer.post("/reading", {"title": "x", "n": "many"})
     assert wrong.status == 400 and "whole number" in wrong.text
-    for address in ("/reading/none", "/reading/999", "/reading/1/picture/0/none/9", "/reading/1/picture/0/..%2F/0"):
+    for address in (
+        "/reading/none",
+        "/reading/999",
+        "/reading/999/report",
+        "/reading/999/votes.csv",
+        "/reading/1/picture/0/none/8",
+    ):
+        assert reviewer.get(address).status == 404, address
+    for address in ("/reading/1/picture/0/none/9", "/reading/1/picture/0/..%2F/0"):
         assert reviewer.get(address).status in (400, 404), address
 
 

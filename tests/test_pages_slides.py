@@ -293,6 +293,15 @@ def test_an_address_without_a_slide_says_so(reviewer: Browser, key: str) -> None
     assert page.status in (400, 404) and "<script>" not in page.text.replace("<script type", "")
 
 
+def test_what_is_refused_for_another_reason_is_not_called_missing(reviewer: Browser) -> None:
+    for address in (f"/reading/{10**12}", f"/reading/1/picture/{10**9}/none/0"):
+        page = reviewer.get(address)
+        assert page.status == 400 and 'role="alert"' in page.text and "Nothing is here" not in page.text, address
+    for address in ("/reading/7", "/reading/7/picture/1/none/0", "/slide/unknown"):
+        page = reviewer.get(address)
+        assert page.status == 404 and "Nothing is here" in page.text, address
+
+
 def test_a_viewer_looks_and_a_reviewer_approves_under_their_own_name(lab: Lab, reviewer: Browser) -> None:
     key = keys(lab)[NAMES[1]]
     viewer = let_in(lab, "Viewer", "view")

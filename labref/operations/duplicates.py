@@ -15,7 +15,7 @@ from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import BundleError, LabError, LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Limit, Progress, Text, Who
-from labref.operations.naming import id_of_cell, person
+from labref.operations.naming import NoCellError, id_of_cell, person
 from labref.progress import Row, progress
 from labref.roles import Role
 from labref.store import Cell, Pair
@@ -227,7 +227,7 @@ def overlay(
     cells = store.cells(ids)
     for cell_id in ids:
         if cell_id not in cells:
-            raise LabrefError(f"no cell {cell_id!r} in this lab; `labref duplicates list` lists the pairs.")
+            raise NoCellError(f"no cell {cell_id!r} in this lab; `labref duplicates list` lists the pairs.")
     views = []
     for cell_id in ids:
         with contextlib.suppress(LabrefError):  # the kept bytes are missing or damaged
@@ -247,7 +247,7 @@ def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
     cell = id_of_cell(context.store, cell)
     decisions = context.store.duplicates.history(cell)
     if not decisions and context.store.cell(cell) is None:
-        raise LabrefError(f"no cell {cell!r} in this lab; `labref ledger` lists cells and their files.")
+        raise NoCellError(f"no cell {cell!r} in this lab; `labref ledger` lists cells and their files.")
     for cell_id, other, decision, who, at in decisions:
         yield {
             "cell_id": cell_id,

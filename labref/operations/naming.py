@@ -25,6 +25,7 @@ __all__ = [
     "LEAST_ID",
     "Classes",
     "NoCellError",
+    "NoSuchNameError",
     "SeveralCellsError",
     "cell_named",
     "find_cells",
@@ -43,8 +44,12 @@ _MOST_NAME: Final = 200  # characters of a person's name
 _SHOWN: Final = 5  # cells or files that a message names
 
 
-class NoCellError(LabrefError):
-    """Nothing in the lab has this name."""
+class NoSuchNameError(LabrefError):
+    """Nothing in the lab has this name, or this number."""
+
+
+class NoCellError(NoSuchNameError):
+    """No cell in the lab has this name."""
 
 
 class SeveralCellsError(LabrefError):

@@ -25,7 +25,7 @@ from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Progress, Text, Who
-from labref.operations.naming import Classes
+from labref.operations.naming import Classes, NoSuchNameError
 from labref.operations.naming import person as name_of
 from labref.printing import unprintable
 from labref.progress import Row, progress
@@ -311,7 +311,7 @@ def cell(
     found = context.store.readings.task(reading, task)
     beside = () if found is None else found.shown.get(arm, ())
     if found is None or part > len(beside):
-        raise LabrefError(f"reading {reading} shows no such picture.")
+        raise NoSuchNameError(f"reading {reading} shows no such picture.")
     yield {"cell_id": found.cell if part == 0 else beside[part - 1][0]}
 
 
@@ -334,7 +334,7 @@ def answer(
     if found.ended_at is not None:
         raise LabrefError(f"reading {reading} has ended; who started it can let it go on.")
     if arm not in found.arms or context.store.readings.task(reading, task) is None:
-        raise LabrefError(f"reading {reading} has no task {task} in the arm {arm!r}.")
+        raise NoSuchNameError(f"reading {reading} has no task {task} in the arm {arm!r}.")
     if found.kind == "triplets":
         if choice not in ("0", "1", "2"):
             raise LabrefError("the choice has to be 1, 2, or 0 where neither is alike.")
@@ -508,7 +508,7 @@ def _reading(context: Context, number: int) -> Reading:
     for one in context.store.readings.all():
         if one.number == number:
             return one
-    raise LabrefError(f"there is no reading {number}; `reading.list` lists them.")
+    raise NoSuchNameError(f"there is no reading {number}; `reading.list` lists them.")
 
 
 def _person(who: str | None) -> str:

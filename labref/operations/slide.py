@@ -22,7 +22,7 @@ from labref.errors import LabrefError
 from labref.export.layout import ClassNames
 from labref.operations import operation
 from labref.operations.models import Answer, Text, Who
-from labref.operations.naming import person, slide_keys
+from labref.operations.naming import NoSuchNameError, person, slide_keys
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Cell, Store
@@ -260,7 +260,7 @@ _KEYS: WeakKeyDictionary[Store, dict[str, str]] = WeakKeyDictionary()
 
 
 def slide_named(context: Context, slide: str) -> str:
-    """The name of the slide with this key, or this name. Raises `LabrefError` where there is none."""
+    """The name of the slide with this key, or this name. Raises `NoSuchNameError` where there is none."""
     store = context.store
     known = _KEYS.setdefault(store, {})
     if slide not in known and len(slide) == 20:
@@ -268,7 +268,7 @@ def slide_named(context: Context, slide: str) -> str:
         known.update((key, name) for name, key in slide_keys(context, names).items())
     name = known.get(slide, slide)
     if not store.slides.book.cells(name):
-        raise LabrefError("no slide of this lab has this key or name; perhaps its cells were removed.")
+        raise NoSuchNameError("no slide of this lab has this key or name; perhaps its cells were removed.")
     return name
 
 

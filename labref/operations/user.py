@@ -14,6 +14,7 @@ from labref.config import WebConfig
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Text
+from labref.operations.naming import NoSuchNameError
 from labref.printing import unprintable
 from labref.progress import Row
 from labref.roles import Role
@@ -99,7 +100,7 @@ def list_(context: Context) -> Iterator[Row]:
 def _person(context: Context, name: str) -> Person:
     person = context.store.people.named(name)
     if person is None:
-        raise LabrefError(f"nobody called {name!r} is let in; `labref user list` shows who is.")
+        raise NoSuchNameError(f"nobody called {name!r} is let in; `labref user list` shows who is.")
     return person
 
 

@@ -45,7 +45,7 @@ from starlette.responses import RedirectResponse, Response
 from labref import __version__
 from labref.errors import LabrefError
 from labref.lab.pictures import Pictures
-from labref.operations.naming import NoCellError
+from labref.operations.naming import NoSuchNameError
 from labref.printing import printable
 from labref.progress import Row
 from labref.roles import Role
@@ -154,12 +154,10 @@ class Visit:
         return row
 
     def named(self, name: str, /, **parameters: Any) -> list[Row]:
-        """Rows of an operation about what the address names. Raises `NotThereError` where that is not there."""
+        """Rows of an operation about what the address names. Raises `NotThereError` where nothing has this name."""
         try:
             return list(self.ask(name, **parameters))
-        except LabrefError as error:
-            if type(error) not in (LabrefError, NoCellError):
-                raise  # the store, or the agent, failed
+        except NoSuchNameError as error:
             raise NotThereError(str(error)) from None
 
     def may(self, role: str) -> bool:

@@ -15,9 +15,8 @@ from starlette.responses import Response
 
 from labref.errors import LabrefError, UnreadableImageError
 from labref.lab.pictures import View
-from labref.operations.naming import NoCellError
 from labref.progress import Row
-from labref.web.pages import NotThereError, Visit, page
+from labref.web.pages import Visit, page
 
 _VIEWS: Final[tuple[View, ...]] = ("cell", "normalised", "nucleus")
 _BY: Final = ("latent", "map")
@@ -31,10 +30,7 @@ _MOST_PARTS: Final = 20  # of a form; the page's own has one
 @page("/cell/{cell_id}")
 def cell(visit: Visit, cell_id: str) -> Response:
     chosen = _chosen(visit)
-    try:
-        (shown,) = visit.ask("cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any")
-    except NoCellError as error:
-        raise NotThereError(str(error)) from None
+    (shown,) = visit.named("cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any")
     sources: dict[str, str] = {view: f"/cell/{shown['cell_id']}/picture?view={view}" for view in _VIEWS}
     return _show(visit, shown, chosen, sources)
 

@@ -60,8 +60,8 @@ def read(visit: Visit, number: int) -> Response:
 
 @page("/reading/{number:int}/picture/{task:int}/{arm}/{part:int}")
 def picture(visit: Visit, number: int, task: int, arm: str, part: int) -> Response:
-    cell = visit.one("reading.cell", reading=number, task=task, arm=arm, part=part)["cell_id"]
-    made = visit.pictures.of_cell(cell, "cell")
+    (found,) = visit.named("reading.cell", reading=number, task=task, arm=arm, part=part)
+    made = visit.pictures.of_cell(found["cell_id"], "cell")
     if made is None:
         return Response("no picture is kept of this cell", 404, media_type="text/plain; charset=utf-8")
     # no ETag, no name: nothing in the answer tells which cell this is
@@ -71,13 +71,13 @@ def picture(visit: Visit, number: int, task: int, arm: str, part: int) -> Respon
 @page("/reading/{number:int}/end", methods=("POST",), role=Role.REVIEW)
 def end(visit: Visit, number: int) -> Response:
     again = "again" in visit.form()
-    visit.one("reading.end", reading=number, again=again, who=_who(visit))
+    visit.named("reading.end", reading=number, again=again, who=_who(visit))
     return visit.go("/reading")
 
 
 @page("/reading/{number:int}/report", role=Role.REVIEW)
 def report(visit: Visit, number: int) -> Response:
-    rows = list(visit.ask("reading.report", reading=number))
+    rows = visit.named("reading.report", reading=number)
     title = next(row for row in visit.ask("reading.list") if row["reading"] == number)
     return visit.show(
         "reading-report.html",
@@ -90,14 +90,14 @@ def report(visit: Visit, number: int) -> Response:
 
 @page("/reading/{number:int}/set.json", role=Role.REVIEW)
 def triplets(visit: Visit, number: int) -> Response:
-    made = visit.one("reading.triplets", reading=number)
+    (made,) = visit.named("reading.triplets", reading=number)
     text = json.dumps(made["set"], indent=0, ensure_ascii=False) + "\n"
     return _file(text, "application/json", f"reading-{number}-set.json")
 
 
 @page("/reading/{number:int}/votes.csv", role=Role.REVIEW)
 def votes(visit: Visit, number: int) -> Response:
-    made = visit.one("reading.triplets", reading=number)
+    (made,) = visit.named("reading.triplets", reading=number)
     return _file(made["votes"], "text/csv; charset=utf-8", f"reading-{number}-votes.csv")
 
 
