@@ -18,6 +18,7 @@ import pytest
 from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+from tests.forking import forking
 from tests.remembered import copying_stores, remembering
 from training.data.images import list_images
 from training.measure.latents import Latents, embed_latents, load_latents, save_latents
@@ -133,7 +134,7 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="session", autouse=True)
 def _done_once(starter: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with remembering(starter), copying_stores(tmp_path_factory.mktemp("stores")):
+    with remembering(starter), copying_stores(tmp_path_factory.mktemp("stores")), forking():
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,13 +43,16 @@ def labref_process(*arguments: str | Path, passed: Sequence[str] = (), **setting
     settings : keys of labref.toml's [watch], as LABREF_WATCH__* variables; of the caller's own LABREF_* only those of
     the names `passed` are passed on.
     """
-    command = [sys.executable, "-m", "labref", *map(str, arguments)]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("LABREF_") or name in passed
     }
     environment |= {f"LABREF_WATCH__{name.upper()}": str(value) for name, value in settings.items()}
+    return _started([str(argument) for argument in arguments], environment)
+
+
+def _started(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "labref", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

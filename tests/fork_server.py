@@ -1,0 +1,118 @@
+"""One process that has imported labref, of which `tests.forking` has agents and commands forked.
+
+    python -m tests.fork_server SOCKET
+
+SOCKET is the number of a socket that it inherits. Each message there is an order: {"arguments", "environment",
+"folder", "umask"} of the process to be, with four files: its standard input, output and error, and a pipe to which
+this process writes its exit status, as `os.waitstatus_to_exitcode` gives it. The answer is its number. It ends with the
+socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import sys
+import types
+from typing import Any, Final
+
+_LONGEST: Final = 1 << 20  # bytes of an order
+
+
+def _serve(orders: socket.socket) -> dict[str, Any] | None:
+    """Fork what is ordered; in a forked process, return its order. None at the end."""
+    ended, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, whose end ends this process
+    running: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([orders, ended], [], [])
+        if ended in ready:
+            os.read(ended, 4096)
+            for pid in list(running):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    pipe = running.pop(pid)
+                    with contextlib.suppress(BrokenPipeError):  # nobody asks any more
+                        os.write(pipe, str(os.waitstatus_to_exitcode(status)).encode())
+                    os.close(pipe)
+        if orders in ready:
+            order, files, _, _ = socket.recv_fds(orders, _LONGEST, 4)
+            if not order:
+                return None
+            *streams, pipe = files
+            pid = os.fork()
+            if not pid:
+                for own in (ended, woken, pipe, orders.detach(), *running.values()):
+                    os.close(own)
+                return _become(json.loads(order), streams)
+            running[pid] = pipe
+            for stream in streams:
+                os.close(stream)
+            orders.send(str(pid).encode())
+
+
+def _become(order: dict[str, Any], streams: list[int]) -> dict[str, Any]:
+    """Take the standard streams, signals, environment and folder that a process started by itself would have."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    for stream in streams:
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.chdir(order["folder"])
+    os.umask(order["umask"])
+    return order
+
+
+class _Later(types.ModuleType):
+    """A module that is imported when something of it is first asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__version__":  # what Python itself looks for in every module
+            raise AttributeError(name)
+        sys.modules.pop(self.__name__, None)
+        real = importlib.import_module(self.__name__)
+        self.__dict__.update(real.__dict__)
+        return getattr(real, name)
+
+
+def _import_labref() -> None:
+    """All of labref that an agent imports, and what that imports, but for ONNX Runtime: it starts a thread, and is
+    imported when it is first used, in the forked process."""
+    sys.modules["onnxruntime"] = _Later("onnxruntime")
+    import labref
+
+    for found in pkgutil.walk_packages(labref.__path__, "labref."):
+        if found.name.rpartition(".")[2] not in ("__main__", "decoding_worker", "trial_process", "child_process"):
+            with contextlib.suppress(ImportError):  # a module of another system
+                importlib.import_module(found.name)
+
+
+def _main() -> None:
+    orders = socket.socket(fileno=int(sys.argv[1]))
+    _import_labref()
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads: a forked process would have one of them, and perhaps the locks of all"
+    gc.freeze()
+    order = _serve(orders)
+    if order is not None:
+        sys.argv[1:] = order["arguments"]
+        runpy.run_module("labref", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    _main()
