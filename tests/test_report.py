@@ -14,14 +14,17 @@ from typer.testing import Result
 
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from tests import trainings
-from tests.trainings import eagerly
+from tests.trainings import eager  # noqa: F401
 from training.config import PRESETS, override
 from training.measure.folds import _slug
 from training.measure.sweep import read_history
 from training.networks.pca import principal_components
 from training.run import Run, RunError, held
 
-pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
+pytestmark = [
+    pytest.mark.usefixtures("eager"),
+    pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`"),
+]
 SMALL = [
     "classifier.width=0.125",
     "classifier.input_size=32",
@@ -43,7 +46,7 @@ def command(*words: object, code: int = 0) -> Result:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, eager: None) -> Path:  # noqa: F811
     """A tiny run on drawn cells, with attributes made up so that they go with the file's number."""
     from training.networks.classifier import evaluate_classifier, train_classifier
     from training.networks.vae import train_vae
@@ -62,7 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (data / "attributes.csv").write_text("\n".join(rows) + "\n")
     folder = tmp_path_factory.mktemp("runs") / "small"
     made = Run.create(folder, data, override(PRESETS["starter"], SMALL))
-    with Progress(disable=True) as progress, eagerly():
+    with Progress(disable=True) as progress:
         train_classifier(made, progress)
         evaluate_classifier(made, progress)
         train_vae(made, progress)
@@ -106,8 +109,7 @@ def test_two_commands_do_not_train_the_same(run: Path, tmp_path: Path) -> None:
 
 def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path, tmp_path: Path) -> None:
     words = ("folds", run, "--folds", 2, "--try", "vae.beta=0", "--set", "vae.epochs=2")
-    with eagerly():
-        found = json.loads(command(*words, "--json").stdout)
+    found = json.loads(command(*words, "--json").stdout)
     split = Run.open(run).split
     names = {item.path for item in (*split.train, *split.validation)}
     assert [row["row"] for row in found["rows"]] == ["run", "vae.beta=0"] and found["split"] == split.digest
@@ -134,8 +136,7 @@ def test_settings_are_compared_by_folds_of_what_the_run_trains_on(run: Path, tmp
 
     # what is done is kept, another row joins it with its own network, other settings are refused, and nonsense is named
     kept = (run / "folds" / "2" / "0" / "classifier.keras").stat().st_mtime_ns
-    with eagerly():
-        another = command(*words, "--try", "classifier.attribute_weight=1 attributes=attributes.csv", "--json")
+    another = command(*words, "--try", "classifier.attribute_weight=1 attributes=attributes.csv", "--json")
     more = json.loads(another.stdout)
     assert more["rows"][:2] == found["rows"] and len(more["rows"]) == 3
     assert (run / "folds" / "2" / "0" / "classifier.keras").stat().st_mtime_ns == kept

@@ -179,6 +179,7 @@ def attribute_triplets(
         raise ValueError(f"{len(known)} of {len(set(items))} images have attributes: too few to draw triplets from")
     members = {label: np.flatnonzero(labels == label) for label in classes}
     values = [attributes[_name(item)] for item in known]
+    every = np.arange(len(known))
     rng = np.random.default_rng(seed)
     triplets: list[Triplet] = []
     seen: set[tuple[int, frozenset[int]]] = set()
@@ -195,9 +196,10 @@ def attribute_triplets(
                     f"only {found} of {per_draw} triplets {draw} have a margin of {margin}; ask for fewer or a smaller margin"
                 )
             own = members[classes[rng.integers(len(classes))]]
-            reference = int(rng.choice(own))
-            pools = [own if kind == "class" else np.arange(len(known)) for kind in draw.split("-")]
-            pair = [int(rng.choice(pool)) for pool in pools]
+            # as rng.choice draws, without what it checks each time
+            reference = int(own[rng.integers(len(own))])
+            pools = [own if kind == "class" else every for kind in draw.split("-")]
+            pair = [int(pool[rng.integers(len(pool))]) for pool in pools]
             rng.shuffle(pair)
             key = (reference, frozenset(pair))
             if reference in pair or pair[0] == pair[1] or key in seen:

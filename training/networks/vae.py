@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import time
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,17 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     targets = targets[rows]
     domains = domain_codes(run, part)[rows]
     changes = [VIEW] * (views - optics) + [with_optics(run.config.classifier.augmentation)] * optics
-    classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
-    model = build_feature_model(classifier, run.config.orientations)
-    shape = (len(rows), views, *model.output_shape[1:])
-
-    # the rows of one run share its features; complete features are only read
-    with contextlib.nullcontext() if _done(path, state) == len(rows) else held(folder, wait=True):
-        done = _done(path, state)
-        if done == 0:
-            np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
-        task = progress.add_task(f"features, {part}", total=len(rows), completed=done, info="")
-        if done < len(rows):
-            step = forward(model)
+    task = progress.add_task(f"features, {part}", total=len(rows), completed=_done(path, state), info="")
+    if not path.exists() or _done(path, state) < len(rows):
+        # the rows of one run share its features; complete features are only read, and need no network
+        with held(folder, wait=True):
+            done = _done(path, state)
+            progress.update(task, completed=done)
+            file = run.folder / "classifier.keras"
+            step, size = _feature_step(file, file.stat().st_mtime_ns, run.config.orientations)
+            if done == 0:
+                shape = (len(rows), views, *size)
+                np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
             out = np.lib.format.open_memmap(path, mode="r+")
             for start in range(done, len(rows), 64):
                 batch = rows[start : start + 64]
@@ -91,6 +91,16 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
                     write_json(state, {"done": start + len(batch)})
                 progress.update(task, advance=len(batch))
     return Features(np.load(path, mmap_mode="r"), targets, load_attribute_codes(run, part).codes[rows])
+
+
+@lru_cache(maxsize=1)  # part after part of a run is asked for
+def _feature_step(
+    classifier: Path, changed_ns: int, orientations: int
+) -> tuple[Callable[[NDArray[Any]], Any], tuple[int, ...]]:
+    """What gives the features at the break of crops, and the shape of one crop's. changed_ns : when the file was
+    written: another one is loaded anew."""
+    model = build_feature_model(keras.models.load_model(classifier, compile=False), orientations)
+    return forward(model), tuple(model.output_shape[1:])
 
 
 def _place(run: Run, part: str, views: int) -> tuple[Path, Path, int]:
