@@ -49,19 +49,19 @@ def other(starter: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def filled(starter: Bundle, export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lab that has taken the export in; copied for every test."""
+def filled(starter: Bundle, export: Path, other: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lab that has taken the export in, with the other bundle installed; copied for every test."""
     folder = tmp_path_factory.mktemp("filled") / "lab"
-    once(make_lab(folder, export, starter))
+    lab = make_lab(folder, export, starter)
+    once(lab)
+    run(lab, "bundle.install", file=str(other))
     return folder
 
 
 @pytest.fixture
-def lab(filled: Path, other: Path, tmp_path: Path) -> Lab:
+def lab(filled: Path, tmp_path: Path) -> Lab:
     """A filled lab with the other bundle installed."""
-    lab = Lab.open(Path(shutil.copytree(filled, tmp_path / "lab")))
-    run(lab, "bundle.install", file=str(other))
-    return lab
+    return Lab.open(Path(shutil.copytree(filled, tmp_path / "lab")))
 
 
 @pytest.fixture(autouse=True)
