@@ -38,6 +38,7 @@ __all__ = [
     "SYSTEM_NAMES",
     "AccessConfig",
     "AgentConfig",
+    "AtlasConfig",
     "BundlesConfig",
     "Config",
     "DecodingConfig",
@@ -421,6 +422,16 @@ class DuplicatesConfig(_Section):
     withhold_possible: bool = False
 
 
+class AtlasConfig(_Section):
+    """The bundle's atlas, where it carries one: cells of the central team's own.
+
+    enabled : True lets them stand in among the references, marked as central, for classes of which the lab has too few
+    cells.
+    """
+
+    enabled: bool = True
+
+
 class Config(BaseSettings):
     """Everything `labref.toml` can say, one section each; made by `load_config`."""
 
@@ -436,6 +447,7 @@ class Config(BaseSettings):
     retention: RetentionConfig = Field(default_factory=RetentionConfig)
     bundles: BundlesConfig = Field(default_factory=BundlesConfig)
     duplicates: DuplicatesConfig = Field(default_factory=DuplicatesConfig)
+    atlas: AtlasConfig = Field(default_factory=AtlasConfig)
     access: AccessConfig = Field(default_factory=AccessConfig)
     web: WebConfig = Field(default_factory=WebConfig)
 

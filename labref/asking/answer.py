@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from labref import __version__
 from labref.asking import change, references
 from labref.asking.analysers import Telling, of_file
+from labref.asking.central import Central
 from labref.asking.drift import overview
 from labref.asking.prediction import predict
 from labref.bundles.bundle import Bundle
@@ -108,6 +109,7 @@ def answer(
         withheld=withheld(lab, store),
         probabilities=_by_label(embedder.bundle, probabilities),
         contrast=True,
+        central=_central(lab, embedder.bundle),
     )
     told = _told(lab, store, embedder.bundle, probabilities, found, measures)
     ended = time.perf_counter()
@@ -152,10 +154,17 @@ def answer_for_stored(
         withheld=withheld(lab, store),
         probabilities=_by_label(bundle, probabilities),
         contrast=True,
+        central=_central(lab, bundle),
     )
     quality = store.qualities.of([cell.cell_id]).get(cell.cell_id)
     told = _told(lab, store, bundle, probabilities, found, measures)
     return {"quality": quality_json(quality), **told}
+
+
+def _central(lab: Lab, bundle: Bundle) -> Central | None:
+    """The atlas of the bundle, as the lab calls its classes; None where there is none, or the lab wants none."""
+    atlas = bundle.atlas if lab.config.atlas.enabled else None
+    return None if atlas is None else Central(atlas, ClassNames(bundle.manifest.labels, lab.config.watch.labels))
 
 
 def withheld(lab: Lab, store: Store) -> Set[str]:

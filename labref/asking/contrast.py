@@ -3,7 +3,8 @@ common one.
 
 A class is plausible where its nearest cell is not much farther than the references are, or where the networks give it
 some probability. Of the nearest neighbours that were searched anyway, the nearest of the class is taken; of a class
-that has none among them, the nearest of its examples (`Store.examples`).
+that has none among them, the nearest of its examples (`Store.examples`); and of a class that the lab has none of, the
+nearest of the bundle's atlas, where there is one (`labref.asking.central`).
 """
 
 from __future__ import annotations
@@ -35,24 +36,26 @@ def contrasting(
     latent: NDArray[np.float32],
     *,
     references: Sequence[Neighbour],
+    shown: Set[str],
     neighbours: Sequence[Neighbour],
     labelled: _Labelled,
     probabilities: Mapping[str, float],
     barred: Collection[str],
     may: Callable[[Collection[str]], Set[str]],
     choose: Callable[[Sequence[Neighbour], Mapping[str, int]], Neighbour],
+    central: Mapping[str, Neighbour],
 ) -> list[Neighbour]:
     """The nearest cell of each plausible class that the references do not show, the nearest first, at most
     `MOST_CONTRASTS`.
 
-    latent : float32[L], in the latent space of `bundle`.  references : what is shown.  neighbours : what the search
-    found, nearest first.  labelled : {cell id: (class, who gave it)} of both.  probabilities : of the networks, by
-    class.  barred : ids of cells that may not be shown.  may : those of some cells, by id, that are among those asked.
-    choose : of cells of one class, nearest first, and the weights of their labels, the one that is shown.
+    latent : float32[L], in the latent space of `bundle`.  references, shown : what is shown, and its classes.
+    neighbours : what the search found, nearest first.  labelled : {cell id: (class, who gave it)} of these.
+    probabilities : of the networks, by class.  barred : ids of cells that may not be shown.  may : those of some cells,
+    by id, that are among those asked.  choose : of cells of one class, nearest first, and the weights of their labels,
+    the one that is shown.  central : by class, the nearest cell of the atlas.
     """
     if not references:
         return []
-    shown = {labelled[one.cell_id][0] for one in references}
     near: dict[str, list[Neighbour]] = {}
     for one in neighbours:
         near.setdefault(labelled[one.cell_id][0], []).append(one)
@@ -66,4 +69,10 @@ def contrasting(
         if plausible and label not in shown:
             carried = store.labelled([one.cell_id for one in cells])
             found.append(choose(cells, {cell_id: source.weight for cell_id, (_, source) in carried.items()}))
+    had = {label for label, cells in near.items() if cells}
+    found += [
+        one
+        for label, one in central.items()
+        if label not in {*had, *shown} and (one.distance <= farthest or probabilities.get(label, 0.0) >= _PROBABLE)
+    ]
     return sorted(found, key=lambda one: (one.distance, one.cell_id))[:MOST_CONTRASTS]

@@ -16,6 +16,9 @@ trusted of those whose distance is at most 5 % above that of the nearest capture
 ones. The shown capture moves ahead of other cells by its own distance; other cells move ahead of it by the distance of
 the nearest capture. The limit of 5 % thus holds for every capture of a cell that is left out.
 
+Central cells. Where the bundle carries an atlas, cells of the central team's own stand in for classes of which the lab
+has too few (`labref.asking.central`); they are in the references and the contrast alone.
+
 The spread counts each physical cell once, by the capture that would be shown. With `by="map"` the cells are ordered by
 their place on the map, and the first capture in that order takes the place of the nearest capture.
 """
@@ -25,19 +28,23 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labref.asking.analysers import Optics, Telling, optics_of
+from labref.asking.central import Central, fill, nearest_of
 from labref.asking.contrast import contrasting
 from labref.asking.novelty import Novelty, judge, yardstick
 from labref.asking.places import Place, Spot, locate
+from labref.bundles.atlas import CENTRAL_ID
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.store import Cell, Neighbour, Store
 from labref.store.memory.books import id_to_int
 from labref.times import utc
+from labref.words import LabelSource
 
 __all__ = [
     "BANDWIDTH_RANK",
@@ -60,11 +67,13 @@ BANDWIDTH_RANK = 8
 
 @dataclass(frozen=True)
 class Reference:
-    """A stored cell to show beside the query.
+    """A cell to show beside the query: a stored one, or one of the bundle's atlas.
 
-    distance : mean squared error in latent space.  label_source : "reviewed", "analyser" or "predicted".  captured_at :
-    ISO 8601, UTC.  duplicate_of : the earlier cell that this cell repeats or may repeat.  captures : number of captures
-    that the lab has of this physical cell, this one included.
+    distance : mean squared error in latent space.  label_source : "reviewed", "analyser" or "predicted"; "central" for
+    a cell of the atlas.  captured_at : ISO 8601, UTC.  path : in the export folder; empty for a cell of the atlas.
+    duplicate_of : the earlier cell that this cell repeats or may repeat.  captures : number of captures that the lab
+    has of this physical cell, this one included.  origin : whether it is the lab's or of the atlas.  source, licence :
+    of a cell of the atlas: the data set that it is from, and its licence.
     """
 
     cell_id: str
@@ -77,6 +86,9 @@ class Reference:
     path: str
     duplicate_of: str | None
     captures: int
+    origin: Literal["lab", "central"] = "lab"
+    source: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,7 @@ def find(
     probabilities: Mapping[str, float] | None = None,
     contrast: bool = False,
     placed: bool = True,
+    central: Central | None = None,
 ) -> Found:
     """References of a query.
 
@@ -145,7 +158,8 @@ def find(
     repeats : ids of the stored cells that the query is a recapture of, the most alike first (`labref.cells.sameness`);
     empty where the query itself is stored.  withheld : ids of cells that are never references, such as possible
     duplicates that nobody has reviewed.  probabilities : of the networks, by class; the highest will do.  contrast :
-    whether the row of contrast is wanted.  placed : whether the place on the map is.
+    whether the row of contrast is wanted.  placed : whether the place on the map is.  central : the atlas that stands
+    in where the lab has too few cells; None for the lab's own cells alone.
 
     Not among the references are: the query itself where it is stored, the duplicates of it, the cells that it repeats,
     and the duplicates of these cells; and what people called no good reference (`Store.rejections`).
@@ -179,6 +193,21 @@ def find(
         shown = _by_map(store, spot, k, barred, only)
     else:
         shown = prefer(_in_order(nearest), trust, k, {one.cell_id: distance for one, distance in nearest.items()})
+    labelled |= store.labelled([one.cell_id for one in shown if one.cell_id not in labelled])
+    others: dict[str, Neighbour] = {}
+    if central is not None and by == "latent":
+        given = {labelled[one.cell_id][0] for one in shown}
+        shown = fill(
+            store,
+            central,
+            latent,
+            own=shown,
+            labels=given,
+            probabilities=probabilities or {},
+            k=k,
+            analyser=only,
+        )
+        others = nearest_of(central, latent) if contrast else {}
     contrasts = (
         []
         if not contrast
@@ -187,19 +216,21 @@ def find(
             bundle.digest,
             latent,
             references=shown,
+            shown={_label(one, labelled, central) for one in shown},
             neighbours=neighbours,
-            labelled=labelled | store.labelled([one.cell_id for one in shown if one.cell_id not in labelled]),
+            labelled=labelled,
+            central=others,
             probabilities=probabilities or {},
             barred=barred,
             may=lambda ids: set(ids) if only is None else store.those_of(ids, only),
             choose=_stand_in,
         )
     )
-    cells = store.cells([one.cell_id for one in (*shown, *contrasts)])
+    cells = store.cells([one.cell_id for one in (*shown, *contrasts) if not _is_central(one)])
     in_spread = _in_order(list(nearest)[:spread])
     return Found(
-        [_reference(store, cells[one.cell_id], one.distance) for one in shown],
-        [_reference(store, cells[one.cell_id], one.distance) for one in contrasts],
+        [_reference(store, cells, one, central) for one in shown],
+        [_reference(store, cells, one, central) for one in contrasts],
         distribution_of(
             [labelled[neighbour.cell_id][0] for neighbour in in_spread], [neighbour.distance for neighbour in in_spread]
         ),
@@ -339,12 +370,41 @@ def _no_map(store: Store, bundle: str) -> str:
     )
 
 
-def _reference(store: Store, cell: Cell, distance: float) -> Reference:
+def _is_central(neighbour: Neighbour) -> bool:
+    return neighbour.cell_id.startswith(CENTRAL_ID)
+
+
+def _label(neighbour: Neighbour, labelled: Mapping[str, tuple[str, LabelSource]], central: Central | None) -> str:
+    if central is not None and _is_central(neighbour):
+        return central.label(neighbour.cell_id)
+    return labelled[neighbour.cell_id][0]
+
+
+def _reference(store: Store, cells: Mapping[str, Cell], neighbour: Neighbour, central: Central | None) -> Reference:
+    cell_id = neighbour.cell_id
+    if central is not None and _is_central(neighbour):
+        source = central.source(cell_id)
+        return Reference(
+            cell_id,
+            central.label(cell_id),
+            "central",
+            neighbour.distance,
+            slide=None,
+            analyser=None,
+            captured_at=None,
+            path="",
+            duplicate_of=None,
+            captures=1,
+            origin="central",
+            source=source.name,
+            licence=source.licence,
+        )
+    cell = cells[cell_id]
     return Reference(
-        cell.cell_id,
+        cell_id,
         cell.label,
         str(cell.label_source),
-        distance,
+        neighbour.distance,
         cell.slide,
         cell.analyser,
         None if cell.captured_at is None else utc(cell.captured_at),

@@ -38,6 +38,10 @@ reviewed is shown rather than one that is about as near (its distance at most 5 
 cell is never left out. A predicted label is marked with a question mark. A cell that was captured again (`labref duplicates`)
 is shown once and counts once among the hundred: its nearest capture, or a more trusted one that is about as near.
 
+A bundle may carry an atlas, cells of the central team's own. While the lab has few cells of a class that the image may be of,
+they stand in among the references, each marked "central" with its source and licence. They are never counted as the lab's: not in
+the spread, the novelty or the map, and --by map shows none. labref.toml, [atlas] enabled = false, turns them off.
+
 An image is of the cell in its middle. Where the cell lies more than 25 pixels from there, the answer says so, and --grid
 marks it with four corners, in references as well. Where no cell is near the middle, the middle itself is compared, and the
 answer warns.
@@ -153,7 +157,10 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
     from labref.pictures.grid import draw
 
     def shown(reference: Mapping[str, Any]) -> "Shown":
-        kept = lab.kept_image(reference["cell_id"])
+        if reference["origin"] == "central":
+            kept = lab.central_image(answer["bundle"][:12], reference["cell_id"])
+        else:
+            kept = lab.kept_image(reference["cell_id"])
         image = None if kept is None else lab.decoder.decode(kept)
         return image, None if image is None else prepare_pixels(image).centre
 
@@ -209,11 +216,17 @@ def _text(answer: Mapping[str, Any]) -> str:
         )
     elif optics["how"] == "folder":
         lines.append(f"  no cell came from {optics['analyser']} yet: references from all analysers")
-    elif optics["how"] == "unknown" and len({r["analyser"] for r in references}) > 1:
+    elif optics["how"] == "unknown" and len({r["analyser"] for r in references if r["origin"] == "lab"}) > 1:
         lines.append("  the microscope is not known: references mix those of several; --analyser NAME keeps to one")
     shown = [(f"{rank:3d}", r) for rank, r in enumerate(references, 1)]
     others = [(" or", r) for r in answer["contrast"]]
     width = max((len(_named(r)) for _, r in (*shown, *others)), default=0)
+    central = sum(r["origin"] == "central" for r in references)
+    if central:
+        lines.append(
+            f"  central: {central} of {len(references)} references, cells of other microscopes that came with the bundle, as this lab "
+            "has few of their class"
+        )
     lines += [_line(mark, r, width) for mark, r in shown]
     if others:
         lines.append("  the nearest cell of each other class that comes near:")
@@ -245,7 +258,8 @@ def _named(reference: Mapping[str, Any]) -> str:
 
 def _line(mark: str, reference: Mapping[str, Any], width: int) -> str:
     """A reference on a line. mark : what stands before it.  width : of the column of classes."""
-    where = ", ".join(reference[key] for key in ("slide", "analyser") if reference.get(key))
+    parts = ("source", "licence") if reference["origin"] == "central" else ("slide", "analyser")
+    where = ", ".join(reference[key] for key in parts if reference.get(key))
     source, distance = reference["label_source"], reference["distance"]
     line = f"  {mark}  {_named(reference):<{width}}  {distance:<9.4g} {source:<9}  {reference['cell_id']}  {where}"
     return line.rstrip()

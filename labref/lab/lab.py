@@ -31,9 +31,10 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+from labref.bundles.atlas import Atlas
 from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.proof import prove
 from labref.bundles.trial import Inference
@@ -54,6 +55,7 @@ _INCOMING = ".incoming"  # inside images/: bytes on their way to their name
 _OWN_NAMES = (_CONFIG, _STORE, "images", "bundles", "maps", "logs", "thumbnails", "token", "agent.json")
 _LEFT_OUT = ("images", "bundles", "logs", "thumbnails")
 _CELL_ID = re.compile(r"[0-9a-f]{16}")
+_SHORT = re.compile(r"[0-9a-f]{12}")  # of a bundle's digest
 _sequence = itertools.count()
 
 
@@ -401,6 +403,17 @@ class Lab:
             failpoint("images.sync")
             sync_folder(folder)
 
+    def central_image(self, bundle: str, cell_id: str) -> bytes | None:
+        """The JPEG of a cell of the atlas that an installed bundle carries (`labref.bundles.atlas`); None where there
+        is no such bundle or cell. bundle : the first 12 characters of its digest."""
+        if not _SHORT.fullmatch(bundle):
+            return None
+        try:
+            atlas = _atlas_of(self.bundles / bundle)
+        except BundleError:
+            return None
+        return None if atlas is None else atlas.picture(cell_id)
+
     def clear_incoming(self) -> None:
         """Remove bytes and bundles that a killed agent left on their way, and marks of killed commands; only the
         process that has the store open may call it."""
@@ -428,6 +441,12 @@ class Lab:
     def own_folders(self) -> Iterator[Path]:
         """Folders of the lab that hold no export, even where the export folder lies in the lab or the lab in it."""
         yield from (self.folder / name for name in _LEFT_OUT)
+
+
+@lru_cache(maxsize=4)
+def _atlas_of(folder: Path) -> Atlas | None:
+    """The atlas of the bundle in this folder, verified once. Its pictures are verified each time they are read."""
+    return Bundle.in_its_folder(folder).atlas
 
 
 def _holds_others(folder: Path, watched: Iterable[Path]) -> bool:

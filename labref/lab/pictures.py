@@ -72,6 +72,19 @@ class Pictures:
             self._made.put(mark, made, len(made))
         return made
 
+    def of_central(self, bundle: str, cell_id: str, view: View) -> bytes | None:
+        """JPEG or PNG of a cell of the atlas that an installed bundle carries; None where there is none. bundle : the
+        first 12 characters of its digest. Raises `UnreadableImageError`, as `of_cell` does."""
+        made = self._made.get((bundle, cell_id, view))
+        if made is not None:
+            return made
+        data = self._lab.central_image(bundle, cell_id)
+        if data is None:
+            return None
+        made = self.of_bytes(data, view)
+        self._made.put((bundle, cell_id, view), made, len(made))
+        return made
+
     def of_bytes(self, data: bytes, view: View) -> bytes:
         """JPEG or PNG of a picture that is not stored. Raises `UnreadableImageError`."""
         if view not in VIEWS:

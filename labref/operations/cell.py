@@ -29,8 +29,8 @@ class CellOfSlide(StoredCell):
     slide_key: str | None = Field(description="What stands for its slide in addresses.")
 
 
-class CellReference(CellOfSlide, asked.Reference):
-    """A stored cell that resembles this one."""
+class CellReference(asked.Reference, CellOfSlide):
+    """A cell that resembles this one."""
 
 
 class OtherCapture(CellOfSlide):

@@ -14,7 +14,7 @@ from labref.operations.models import Answer, StoredCell, Text
 from labref.progress import Row
 from labref.roles import Role
 from labref.tasks.context import Context
-from labref.words import Reason
+from labref.words import LabelSource, Reason
 
 __all__ = [
     "CellFound",
@@ -69,12 +69,24 @@ class ShownPrediction(Prediction):
 
 
 class Reference(StoredCell):
-    """A stored cell that resembles the image."""
+    """A cell that resembles the image: a stored one, or one of the bundle's atlas, which stands in where the lab has
+    too few cells of a class."""
 
+    cell_id: str = Field(
+        description="The cell: 16 hexadecimal characters; those of a cell of the atlas stand after `central-`."
+    )
+    label_source: LabelSource | Literal["central"] = Field(  # type: ignore[assignment]  # wider than a stored cell's
+        description="Who gave the class; `central`: the central team."
+    )
     distance: float = Field(description="Mean squared error between the latents of cell and image.")
-    path: str = Field(description="Its file in the export folder; it can name a patient.")
+    path: str = Field(description="Its file in the export folder; it can name a patient. Empty for a central cell.")
     duplicate_of: str | None = Field(description="The earlier cell that it repeats.")
     captures: int = Field(description="How many captures of this physical cell the lab has, this one among them.")
+    origin: Literal["lab", "central"] = Field(
+        description="Whose cell it is: the lab's own, or the central team's, from another microscope."
+    )
+    source: str | None = Field(description="The data set that a central cell is from; null for the lab's own.")
+    licence: str | None = Field(description="The licence of a central cell; null for the lab's own.")
 
 
 class Distribution(Answer):

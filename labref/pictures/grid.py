@@ -46,6 +46,7 @@ _SOURCES: Final[Mapping[str, str]] = {
     "reviewed": "reviewed by a person",
     "analyser": "the analyser's class",
     "predicted": "predicted, not reviewed",
+    "central": "central, not this lab's",
 }
 
 
@@ -276,14 +277,22 @@ class _Page(Page):
         self.pen.rounded_rectangle((x + 8, y + 8, x + 20 + 11 * len(str(rank)), y + 32), 6, fill=PAPER)
         self.text((x + 14 + 5.5 * len(str(rank)), y + 10), str(rank), 16, bold=True, colour=SOFT, align="centre")
         if reference.get("duplicate_of"):
-            self.pen.rounded_rectangle((x + _TILE - 102, y + 8, x + _TILE - 8, y + 34), 6, fill=_NOTE_PAPER)
-            self.text((x + _TILE - 55, y + 12), "duplicate", 15, bold=True, colour=_NOTE_INK, align="centre")
+            self._badge((x, y), "duplicate")
+        if reference.get("origin") == "central":
+            self._badge((x, y), "central")
         line = y + _TILE + 12
         self._name((x, line), label, INK)
         self._source(x, line + 32, source)
         self.text((x + _TILE, line + 31), _number(reference["distance"]), 16, colour=SOFT, align="right")
-        where = "  ·  ".join(str(reference[key]) for key in ("slide", "analyser") if reference.get(key))
+        parts = ("source", "licence") if reference.get("origin") == "central" else ("slide", "analyser")
+        where = "  ·  ".join(str(reference[key]) for key in parts if reference.get(key))
         self.text((x, line + 56), where, 14, colour=SOFT, room=_TILE, cut="middle")
+
+    def _badge(self, at: tuple[int, int], word: str) -> None:
+        """Write a word into the upper right corner of a tile."""
+        x, y = at
+        self.pen.rounded_rectangle((x + _TILE - 102, y + 8, x + _TILE - 8, y + 34), 6, fill=_NOTE_PAPER)
+        self.text((x + _TILE - 55, y + 12), word, 15, bold=True, colour=_NOTE_INK, align="centre")
 
     def contrast(
         self, at: tuple[int, int], size: int, cells: Sequence[Mapping[str, Any]], images: Sequence[Shown]
@@ -299,7 +308,10 @@ class _Page(Page):
             line = upper + size + 12
             self._name((left, line), label, INK, size)
             self._source(left, line + 30, str(cell["label_source"]), size)
-            self.text((left, line + 53), f"distance {_number(cell['distance'])}", 14, colour=SOFT, room=size)
+            said = f"distance {_number(cell['distance'])}"
+            if cell.get("origin") == "central":
+                said += f"  ·  {cell['licence']}  ·  {cell['source']}"
+            self.text((left, line + 53), said, 14, colour=SOFT, room=size)
 
     def _name(self, at: tuple[int, int], label: str, colour: str, room: int = _TILE) -> None:
         """Write a class in bold. A long name is set in a smaller size first, and then shortened."""

@@ -60,7 +60,7 @@ from labref.store.duckdb.vocabulary import word
 from labref.store.duckdb.writing import write, write_embeddings, write_labels
 from labref.store.memory import distances
 from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
-from labref.store.memory.examples import Examples
+from labref.store.memory.examples import MOST_EXAMPLES, Examples
 from labref.store.memory.index import BLOCK_ROWS, Index
 from labref.store.memory.origins import Origins
 from labref.store.memory.positions import OpenPlacer, Placed
@@ -143,6 +143,7 @@ class Store:
         self._closed = False
         self._indexes: dict[str, Index] = {}
         self._examples: dict[str, Examples] = {}
+        self._counted = Examples()
         self._known: _Known | None = None
         access = Access(self._reading, self._transaction, self.quiet)
         self.maps = Maps(access, path.parent / "maps", open_placer)
@@ -999,6 +1000,24 @@ class Store:
             for label in examples.labels
             if label not in without
         }
+
+    def distinct(self, labels: Collection[str], *, analyser: str | None = None) -> dict[str, int]:
+        """By class, how many physical cells there are of these classes, each counted once however often it was
+        captured. analyser : only those that came from this one. From memory; of a class with more than `MOST_EXAMPLES`
+        captures it is reckoned from a sample of so many."""
+        examples = self._counted
+        examples.follow(self._in_memory().labels, _label)
+        totals = self.label_counts()
+        found: dict[str, int] = {}
+        for label in labels:
+            chosen = examples.chosen(label)
+            ids = {int_to_id(number) for number in chosen}
+            kept = ids if analyser is None else self.those_of(ids, analyser)
+            numbers = np.array(sorted(id_to_int(cell_id) for cell_id in kept), np.uint64)
+            cells = len(np.unique(self.groups.of(numbers)))
+            share = 1.0 if len(chosen) < MOST_EXAMPLES else max(1.0, totals.get(label, 0) / len(chosen))
+            found[label] = round(cells * share)
+        return found
 
     # inside
 

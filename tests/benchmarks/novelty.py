@@ -32,7 +32,7 @@ from tests.benchmarks.exports import REAL_CELLS
 from tests.stores import digest_of
 from training.data.images import Item, list_images, name_fraction
 
-__all__ = ["main", "measure"]
+__all__ = ["cell_of", "embedded", "main", "measure"]
 
 SIZES = (50, 200, 1000, 5000)
 
@@ -56,7 +56,7 @@ def measure(
     asked = np.array([int(name_fraction(name, "labref-novelty") < 0.5) != half for name in names])
     labels = np.array([item.label for item in items])
     order = np.argsort([name_fraction(name, "labref-order") for name in names])
-    cells = [_cell(item, latents[i], probabilities[i], bundle) for i, item in enumerate(items)]
+    cells = [cell_of(item, latents[i], probabilities[i], bundle) for i, item in enumerate(items)]
     figures: dict[str, Any] = {"cells": len(items), "bundle": bundle.short, "half": half, "sizes": {}}
     for left_out in np.unique(labels).tolist():
         stored = [i for i in order.tolist() if labels[i] != left_out and not held[i]]
@@ -108,7 +108,8 @@ def _said(store: Store, bundle: Bundle, queries: list[NewCell]) -> dict[str, Any
     }
 
 
-def _cell(item: Item, latent: NDArray[np.float32], probabilities: NDArray[np.float32], bundle: Bundle) -> NewCell:
+def cell_of(item: Item, latent: NDArray[np.float32], probabilities: NDArray[np.float32], bundle: Bundle) -> NewCell:
+    """The item as a cell of a store. latent : float32[L].  probabilities : float32[c]."""
     digest = digest_of(item.path)  # the bytes play no part here
     best = int(probabilities.argmax())
     return NewCell(
@@ -131,7 +132,7 @@ def _cell(item: Item, latent: NDArray[np.float32], probabilities: NDArray[np.flo
     )
 
 
-def _embedded(
+def embedded(
     tree: Path, bundle: Bundle, kept: Path | None
 ) -> tuple[list[Item], NDArray[np.float32], NDArray[np.float32]]:
     """Items of the tree, latents and probabilities. kept : npz with `paths`, `latents`, `probabilities`; it is written
@@ -177,7 +178,7 @@ def main() -> int:
         bundle = install(options.bundle or starter_bundle(), Path(folder) / "bundles")
         figures = measure(
             Path(folder),
-            *_embedded(options.tree, bundle, options.latents),
+            *embedded(options.tree, bundle, options.latents),
             bundle=bundle,
             sizes=tuple(sorted(options.sizes)),
             half=options.half,

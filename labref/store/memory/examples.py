@@ -58,6 +58,10 @@ class Examples:
         self._chosen = book.firsts(label_of, MOST_EXAMPLES)
         self._book, self._changes, self._chosen_at = book, changes, time.monotonic()
 
+    def chosen(self, label: str) -> list[int]:
+        """Ids of the examples of a class, those without a latent too."""
+        return self._chosen.get(label, [])
+
     @property
     def labels(self) -> list[str]:
         """The classes that cells have."""

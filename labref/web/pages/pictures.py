@@ -36,6 +36,22 @@ def picture(visit: Visit, cell_id: str) -> Response:
     return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
 
 
+@page("/central/{bundle}/{cell_id}/picture")
+def central(visit: Visit, bundle: str, cell_id: str) -> Response:
+    """The picture of a cell of a bundle's atlas."""
+    view: View | None = _VIEWS.get(visit.query.get("view", "captured"))
+    if view is None:
+        return _none(f"there is no such view; there is {', '.join(_VIEWS)}", 400)
+    try:
+        made = visit.pictures.of_central(bundle, cell_id, view)
+    except UnreadableImageError as error:
+        return _none(str(error), 422)
+    if made is None:
+        return _none("there is no such cell", 404)
+    headers = {"Cache-Control": f"private, max-age={_KEPT_SECONDS}"}
+    return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
+
+
 @page("/classes.css")
 def colours(visit: Visit) -> Response:
     light, dark = [], []

@@ -112,7 +112,7 @@ function other(choice) {
 }
 
 // the focus, in the nine
-const stops = [...nine.children].map((tile) => (tile.matches(".query") ? tile : tile.querySelector("a.frame")));
+const stops = [...nine.children].map((tile) => (tile.matches(".query") ? tile : tile.querySelector("a.frame, .frame[tabindex]")));
 
 function go(rows, columns) {
   const now = Math.max(0, stops.findIndex((stop) => stop && stop === document.activeElement));
@@ -187,6 +187,7 @@ function setClass(label) {
 }
 
 function reject(everywhere) {
+  if (document.activeElement.closest("[data-central]")) return say(text("A central cell is not the lab's: it cannot be left out."));
   const tile = document.activeElement.closest("[data-reference]");
   if (!tile) return say(text("Go to a reference first, with the arrow keys."));
   if (tile.classList.contains("left-out")) return say(text("It is left out already; u takes that back."));
