@@ -22,7 +22,8 @@ with the reason, and never other pixels without a word.
 | of brightness that changes evenly: a gradient, an empty field with vignetting | likewise; a blurred spot is not |
 | zeros where a copy has not arrived yet | refused; a black frame, letterbox or eyepiece is not |
 | TIFF of 8 bits with a sign, or of an unread kind | refused |
-| JPEG cut off and closed with its end mark, not progressive | refused: the blocks that are missing are of one grey |
+| JPEG cut off and closed with its end mark | refused: the blocks that are missing are of one grey |
+| the same of several scans: progressive, or a scan for each colour | refused: scans are missing, or one breaks off |
 | BMP filled up with one value where a copy ended | refused where it begins within a row; white, at a disk's block |
 """
 
@@ -635,3 +636,70 @@ def test_a_bmp_that_is_filled_up_with_one_value_is_no_picture(value: int) -> Non
             at = int(share * len(data)) // 512 * 512
             with pytest.raises(UnreadableImageError, match=f"not completely written: .* are all {value:#04x}"):
                 decode(data[:at] + bytes([value]) * (len(data) - at))
+
+
+SCANS: dict[str, dict[str, Any]] = {
+    "colour": {"subsampling": 2},
+    "4:4:4, best": {"subsampling": 0, "quality": 100},
+    "rough": {"subsampling": 1, "quality": 30},
+    "restarts": {"subsampling": 2, "restart_marker_rows": 1},
+    "grey": {"mode": "L"},
+    "four inks": {"mode": "CMYK"},
+}
+
+
+def progressive(values: np.ndarray, mode: str = "RGB", quality: int = 85, **options: Any) -> bytes:
+    return encoded(Image.fromarray(values).convert(mode), "JPEG", progressive=True, quality=quality, **options)
+
+
+def scan_for_each_colour(values: np.ndarray) -> bytes:
+    """A JPEG that is not progressive, whose three colours lie one after the other: made of three grey ones."""
+    layers = Image.fromarray(values).convert("YCbCr").split()
+    parts = [encoded(layer, "JPEG", quality=90) for layer in layers]
+    frames = [part.index(b"\xff\xc0") for part in parts]
+    height, width = values.shape[:2]
+    frame = struct.pack(">BBHBHHB", 0xFF, 0xC0, 17, 8, height, width, 3) + b"".join(
+        bytes((i, 0x11, 0)) for i in (1, 2, 3)
+    )
+    made = parts[0][: frames[0]] + frame
+    for number, (part, at) in enumerate(zip(parts, frames, strict=True), 1):
+        rest = part[at + 13 : -2]  # Huffman tables and the scan
+        scan = rest.index(b"\xff\xda")
+        made += rest[: scan + 5] + bytes((number,)) + rest[scan + 6 :]
+    return made + b"\xff\xd9"
+
+
+def test_whole_jpegs_of_several_scans_are_pictures(drawn_cells: Path) -> None:
+    picture = np.asarray(Image.open(sorted(drawn_cells.rglob("*.jpg"))[0]).convert("RGB"))
+    for options in SCANS.values():
+        for values in (FIELD, COLOUR, picture, picture[:97, :101]):
+            data = progressive(values, **options)
+            assert decode(data).shape == values.shape
+            decode(data + b"more")  # behind its end
+    assert np.abs(decode(scan_for_each_colour(picture)).astype(int) - picture).mean() < 4
+
+
+@pytest.mark.parametrize("kind", SCANS)
+def test_a_jpeg_of_several_scans_that_was_cut_off_and_closed_is_no_picture(kind: str, drawn_cells: Path) -> None:
+    """Wherever it broke off: between two scans, in one of them, or in the last one."""
+    picture = np.asarray(Image.open(sorted(drawn_cells.rglob("*.jpg"))[0]).convert("RGB"))
+    data = progressive(picture, **SCANS[kind])
+    last = data.rindex(b"\xff\xda")
+    between = [at for at in range(len(data) - 1) if data[at : at + 2] in (b"\xff\xda", b"\xff\xc4")][4:]
+    assert len(between) > 3
+    for at in (*between, *range(last + 20, len(data) - 40, max(1, (len(data) - last) // 12))):
+        with pytest.raises(UnreadableImageError, match="truncated: "):
+            decode(data[:at].removesuffix(b"\xff") + b"\xff\xd9")
+
+
+def test_a_jpeg_with_a_scan_for_each_colour_that_was_cut_off_and_closed_is_no_picture(drawn_cells: Path) -> None:
+    picture = np.asarray(Image.open(sorted(drawn_cells.rglob("*.jpg"))[0]).convert("RGB"))
+    data = scan_for_each_colour(picture)
+    starts = [at for at in range(len(data) - 1) if data[at : at + 2] == b"\xff\xda"]
+    for at, words in (
+        (starts[1], "2 of its 3 colours"),
+        (starts[2], "1 of its 3 colours"),
+        (starts[2] + 60, "last of the 3"),
+    ):
+        with pytest.raises(UnreadableImageError, match=f"truncated: .*{words}"):
+            decode(data[:at].removesuffix(b"\xff") + b"\xff\xd9")

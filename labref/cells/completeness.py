@@ -3,10 +3,10 @@ nothing has arrived yet.
 
 A BMP or an uncompressed TIFF becomes black there; a compressed picture may fail to decode, or become anything. Some
 programs write another value than zero into what is missing of a BMP, or close a JPEG that was cut off, whose rest
-becomes grey. A black band that belongs to the picture is told from what is missing by where it begins and ends: a frame
-or a letterbox goes along whole rows, while a copy stops in the middle of one, or at the blocks of a disk. A part that
-ends between two rows is taken for missing where it is more than a fifth of the picture with no counterpart at the
-other end, or has picture on both sides.
+becomes grey, or coarse (`labref.cells.scans`). A black band that belongs to the picture is told from what is missing by
+where it begins and ends: a frame or a letterbox goes along whole rows, while a copy stops in the middle of one, or at
+the blocks of a disk. A part that ends between two rows is taken for missing where it is more than a fifth of the
+picture with no counterpart at the other end, or has picture on both sides.
 
 What is refused here is waited for like any file that is no usable image yet (`labref.export.settle`): it is read again
 when it changes, and is rejected with this reason once it has stood still for `complete_seconds`.
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from labref.cells.scans import require_scans
 from labref.errors import UnreadableImageError
 
 __all__ = ["require_complete"]
@@ -62,6 +63,7 @@ def require_complete(data: bytes, image: Image.Image) -> None:
         raise _incomplete(data, len(data.rstrip(b"\0")), len(data))
     if image.format in ("JPEG", "MPO"):
         _require_scan(image)
+        require_scans(data, image)
     if image.format == "BMP":
         _require_filled(data, image)
     if image.format == "PNG":
