@@ -33,12 +33,14 @@ from labref.store import store as stores
 from labref.store.duckdb.reviews import Review
 from labref.store.memory import examples
 from labref.web.desk import run, status
+from tests.benchmarks import atlas as benchmark
 from tests.bundles import SOURCE, carrying
 from tests.labs import make_lab, once, running_agent
 from tests.pages import let_in
 from tests.stores import BUNDLE, JUDGED, mark, new_cell, new_store, put_on_map
 from tests.test_grid import answer, drawn, picture
 from tests.test_references import at
+from training.measure.latents import Latents
 
 BASOPHIL = {"basophil": 0.9, "neutrophil": 0.1}
 
@@ -348,3 +350,42 @@ def test_the_picture_says_that_a_cell_is_central_and_where_it_is_from() -> None:
         for source in ("central", "reviewed")
     ]
     assert ImageChops.difference(*rows).getbbox() is not None and said["contrast"]
+
+
+# the benchmark
+
+
+def test_the_benchmark_compares_own_central_and_both_on_cells_that_are_in_none_of_them(
+    real_latents: Latents, starter: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "_PER_CLASS", 5)
+    labels = np.array([item.label for item in real_latents.items])
+    known = starter.manifest.labels
+    said = np.array([[0.9 if name == label else 0.1 / (len(known) - 1) for name in known] for label in labels])
+    cells = benchmark.Cells(real_latents.items, labels, real_latents.values, said.astype(np.float32))
+    asked: list[set[str]] = []
+    compared = benchmark._compared
+
+    def seen(labs: Any, central: Central, *rest: Any) -> dict[str, Any]:
+        for lab, queries in labs:
+            stored = {item.path for item in lab.items}
+            asked.append({item.path for item in queries.items})
+            assert not stored & asked[-1]
+            atlas = {latent.tobytes() for latent in central.atlas.latents}
+            assert not atlas & {latent.tobytes() for latent in (*lab.latents, *queries.latents)}
+        return compared(labs, central, *rest)
+
+    monkeypatch.setattr(benchmark, "_compared", seen)
+    found = benchmark.measure(cells, {}, bundle=starter, folder=tmp_path, sizes=(30,), repeats=2)
+    assert [(lab["set"], lab["cells"], lab["draws"]) for lab in found["labs"]] == [("pbc", 30, 2)]
+    assert found["atlas"] == 40 and asked[0] == asked[1]
+    (lab,) = found["labs"]
+    assert lab["queries"] == 2 * len(asked[0]) and 0 < lab["share"] < 1
+    for over in lab["over"].values():
+        assert over["own"] < over["both"], "thirty cells of eight classes, and the networks are right"
+        assert over["won"]["value"] == pytest.approx(over["both"] - max(over["own"], over["central"]), abs=2e-4)
+    contrast = benchmark.measure_contrast(cells, cells, bundle=starter, folder=tmp_path)
+    assert contrast["queries"] == contrast["among"] == 160 and contrast["classes"] == 8
+    assert contrast["by_references_alone"] < contrast["held"]["value"] == 1.0, (
+        "nine tenths are enough for a place in the row"
+    )
