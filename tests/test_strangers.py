@@ -21,8 +21,10 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
 from labref.bundles.bundle import Bundle
+from labref.cli import app
 from labref.errors import AgentError, LabError, LabrefError
 from labref.lab import Lab
 from labref.lab.log import Log
@@ -405,6 +407,66 @@ def test_a_copied_lab_is_not_answered_by_the_original_s_agent(tmp_path: Path, ex
             assert who_reviewed(lab, cell) == []
             shutil.copy(lab.agent_file, copy.agent_file)  # the original's record, once more
             assert AgentClient.find(copy) is None
+
+
+@contextlib.contextmanager
+def mounted(kind: str, source: str, at: Path, options: str) -> Iterator[None]:
+    """A mount, where this system lets a test make one."""
+    at.mkdir()
+    command = (
+        ["mount", "-t", kind, "-o", options, source, str(at)] if kind else ["mount", "-o", options, source, str(at)]
+    )
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip(f"only root of a Linux that allows it can mount: {' '.join(command[1:5])}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bind", "bind, read-only", "overlay", "overlay, read-only", "snapshot"])
+def test_a_mount_of_the_lab_is_its_agent_s_and_a_copy_in_layers_is_not(
+    tmp_path: Path, export: Path, starter: Bundle, kind: str
+) -> None:
+    """A bind mount shows the very folder; what is written in an overlay or a snapshot never reaches the original."""
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    cell = next(iter(ledger_rows(lab)))["cell_id"]
+    other = tmp_path / "other"
+    with running_agent(lab), contextlib.ExitStack() as mounts:
+        if kind == "snapshot":  # a file system of its own, with what the lab held at one moment
+            mounts.enter_context(mounted("tmpfs", "labref-test", other, "size=256m"))
+            subprocess.run(["cp", "-a", "--reflink=auto", f"{lab.folder}/.", str(other)], check=True)
+            subprocess.run(["mount", "-o", "remount,ro", str(other)], check=True)
+        elif kind.startswith("bind"):
+            mounts.enter_context(mounted("", str(lab.folder), other, "bind"))
+            if "read-only" in kind:
+                subprocess.run(["mount", "-o", "remount,ro,bind", str(other)], check=True)
+        else:
+            layers = [tmp_path / name for name in ("upper", "work", "empty")]
+            for layer in layers:
+                layer.mkdir()
+            upper, work, empty = layers
+            over = f"lowerdir={lab.folder},upperdir={upper},workdir={work}"
+            over = f"lowerdir={empty}:{lab.folder}" if "read-only" in kind else over
+            mounts.enter_context(mounted("overlay", "overlay", other, over))
+        seen = Lab.open(other)
+        found = AgentClient.find(seen)
+        assert AgentClient.find(lab) is not None
+        if kind == "bind":
+            assert found is not None, "the same folder by another name"
+            return
+        assert found is None
+        if kind == "overlay":  # a copy: what is said there is not said in the original
+            commands(0o022, f"label|set|{cell}|monocyte|--new|--lab|{other}")
+            assert who_reviewed(seen, cell) == ["monocyte"] and who_reviewed(lab, cell) == []
+        else:
+            done = CliRunner().invoke(app, ["label", "set", cell, "monocyte", "--new", "--lab", str(other)])
+            assert done.exit_code == 1 and "store.duckdb cannot be opened" in done.stderr
+            assert "Read-only file system" in done.stderr
+            assert who_reviewed(lab, cell) == []
+        assert not list(lab.folder.glob(".labref-here-*"))
 
 
 @contextlib.contextmanager
