@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from labref import __version__
 from labref.asking import change, references
 from labref.asking.analysers import Telling, of_file
-from labref.asking.central import Central
+from labref.asking.central import Central, as_called
 from labref.asking.drift import overview
 from labref.asking.prediction import predict
 from labref.bundles.bundle import Bundle
@@ -164,7 +164,7 @@ def answer_for_stored(
 def _central(lab: Lab, bundle: Bundle) -> Central | None:
     """The atlas of the bundle, as the lab calls its classes; None where there is none, or the lab wants none."""
     atlas = bundle.atlas if lab.config.atlas.enabled else None
-    return None if atlas is None else Central(atlas, ClassNames(bundle.manifest.labels, lab.config.watch.labels))
+    return None if atlas is None else as_called(atlas, bundle.manifest.labels, tuple(lab.config.watch.labels.items()))
 
 
 def withheld(lab: Lab, store: Store) -> Set[str]:

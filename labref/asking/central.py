@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -30,7 +30,7 @@ from labref.bundles.atlas import Atlas, AtlasSource
 from labref.export.layout import ClassNames
 from labref.store import Neighbour, Store
 
-__all__ = ["AS_NEAR", "NEARER", "PLAUSIBLE", "Central", "fill", "nearest_of", "plausible"]
+__all__ = ["AS_NEAR", "NEARER", "PLAUSIBLE", "Central", "as_called", "fill", "nearest_of", "plausible"]
 
 NEARER: Final = 0.7
 """The distance of a central cell counts as so much of what it is where the lab has no cell of its class."""
@@ -50,7 +50,13 @@ class Central:
     @cached_property
     def labels(self) -> NDArray[np.str_]:
         """The class of each cell of the atlas, as the lab calls it: str[n]."""
-        return np.array([self.names.label(label) for label in self.atlas.labels])
+        called = {label: self.names.label(label) for label in set(self.atlas.labels)}
+        return np.array([called[label] for label in self.atlas.labels])
+
+    @cached_property
+    def rows(self) -> Mapping[str, NDArray[np.int64]]:
+        """The rows of each class, as the lab calls it."""
+        return {label: np.flatnonzero(self.labels == label) for label in sorted(set(self.labels.tolist()))}
 
     def label(self, cell_id: str) -> str:
         """The class of a cell of the atlas, as the lab calls it."""
@@ -61,6 +67,13 @@ class Central:
         return self.atlas.sources[self.atlas.rows[cell_id]]
 
 
+@lru_cache(maxsize=4)
+def as_called(atlas: Atlas, classes: tuple[str, ...], own: tuple[tuple[str, str], ...]) -> Central:
+    """The atlas of a bundle with these classes, in a lab whose labref.toml names classes so ([watch.labels]). It is
+    made once."""
+    return Central(atlas, ClassNames(classes, dict(own)))
+
+
 def plausible(central: Central, references: Collection[str], probabilities: Mapping[str, float]) -> set[str]:
     """The classes of the atlas, as the lab calls them, that the query may be of. references : classes of the lab's own
     references.  probabilities : of the networks, by class."""
@@ -68,7 +81,7 @@ def plausible(central: Central, references: Collection[str], probabilities: Mapp
     if probabilities:
         likely.add(max(probabilities, key=lambda label: probabilities[label]))
     named = {central.names.label(label) for label in (*references, *likely)}
-    return named & set(central.labels.tolist())
+    return named & set(central.rows)
 
 
 def fill(
@@ -93,9 +106,10 @@ def fill(
     for label, cells in store.distinct(called, analyser=analyser).items():
         known = central.names.label(label)
         counted[known] = counted.get(known, 0) + cells
-    rows = np.flatnonzero(np.isin(central.labels, sorted(classes)))
+    rows = np.concatenate([np.empty(0, np.int64), *(central.rows[label] for label in sorted(classes))])
     away = central.atlas.distances(latent)[rows]
-    counts_as = away * np.array([_factor(central, str(label), counted) for label in central.labels[rows]])
+    factors = [np.full(len(central.rows[label]), _factor(central, label, counted)) for label in sorted(classes)]
+    counts_as = away * np.concatenate([np.empty(0), *factors])
     first = np.argsort(counts_as, kind="stable")[:k].tolist()
     order = sorted(
         [
@@ -109,14 +123,12 @@ def fill(
 
 def _factor(central: Central, label: str, counted: Mapping[str, int]) -> float:
     """What the distance of a central cell of this class is multiplied by. counted : the lab's cells, by class."""
-    share = counted.get(label, 0) / (AS_NEAR * int((central.labels == label).sum()))
+    share = counted.get(label, 0) / (AS_NEAR * len(central.rows[label]))
     return NEARER + (1 - NEARER) * share
 
 
 def nearest_of(central: Central, latent: NDArray[np.float32]) -> dict[str, Neighbour]:
     """By class, as the lab calls it, the cell of the atlas that is nearest to latent float32[L]."""
     away = central.atlas.distances(latent)
-    found: dict[str, Neighbour] = {}
-    for row in np.argsort(away, kind="stable").tolist():
-        found.setdefault(str(central.labels[row]), Neighbour(central.atlas.ids[row], float(away[row])))
-    return found
+    nearest = {label: int(rows[away[rows].argmin()]) for label, rows in central.rows.items()}
+    return {label: Neighbour(central.atlas.ids[row], float(away[row])) for label, row in nearest.items()}

@@ -820,11 +820,7 @@ class Store:
 
     def those_of(self, ids: Collection[str], analyser: str) -> set[str]:
         """Those of these cells that came from this analyser; from memory."""
-        book = self._optics()
-        if book.cells is None:
-            with self._writing, self._reading() as cursor:
-                book.cells = book.cells or optics.load_cells(cursor)
-        return book.those_of(ids, analyser)
+        return self._book_of_optics().those_of(ids, analyser)
 
     def duplicate_group(self, cell_id: str) -> list[str]:
         """The cell and all that are linked with it as duplicates, directly or through others, oldest first; from
@@ -1011,10 +1007,8 @@ class Store:
         found: dict[str, int] = {}
         for label in labels:
             chosen = examples.chosen(label)
-            ids = {int_to_id(number) for number in chosen}
-            kept = ids if analyser is None else self.those_of(ids, analyser)
-            numbers = np.array(sorted(id_to_int(cell_id) for cell_id in kept), np.uint64)
-            cells = len(np.unique(self.groups.of(numbers)))
+            kept = chosen if analyser is None else self._book_of_optics().numbers_of(chosen, analyser)
+            cells = len(np.unique(self.groups.of(np.array(kept, np.uint64))))
             share = 1.0 if len(chosen) < MOST_EXAMPLES else max(1.0, totals.get(label, 0) / len(chosen))
             found[label] = round(cells * share)
         return found
@@ -1036,6 +1030,14 @@ class Store:
             with self._reading() as cursor:
                 found = bundles.space(cursor, bundle)
         return found
+
+    def _book_of_optics(self) -> OpticsBook:
+        """The analyser of every cell."""
+        book = self._optics()
+        if book.cells is None:
+            with self._writing, self._reading() as cursor:
+                book.cells = book.cells or optics.load_cells(cursor)
+        return book
 
     def _optics(self) -> OpticsBook:
         book = self._optics_book

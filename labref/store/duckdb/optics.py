@@ -6,7 +6,7 @@ beside them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -58,10 +58,14 @@ class OpticsBook:
 
     def those_of(self, ids: Collection[str], analyser: str) -> set[str]:
         """Those of these cells that came from this analyser, once `cells` are read. Microseconds."""
+        numbers = {id_to_int(cell_id): cell_id for cell_id in ids}
+        return {numbers[number] for number in self.numbers_of(list(numbers), analyser)}
+
+    def numbers_of(self, numbers: Sequence[int], analyser: str) -> list[int]:
+        """The same for ids as integers."""
         if self.cells is None:
-            return set()
-        found = self.cells.of([id_to_int(cell_id) for cell_id in ids])
-        return {cell_id for cell_id, name in zip(ids, found, strict=True) if name == analyser}
+            return []
+        return [number for number, name in zip(numbers, self.cells.of(numbers), strict=True) if name == analyser]
 
 
 def load(cursor: duckdb.DuckDBPyConnection) -> OpticsBook:
