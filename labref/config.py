@@ -79,7 +79,9 @@ SYSTEM_NAMES: Final = (
         ".SynologyWorkingDirectory",
     ),
     *("@Recycle", "@Recently-Snapshot", "@Transcode", ".@__thumb", ".@upload_cache", ".@qmr", ".streams", "trashbox"),
-    *(".recycle", "recycle.bin", ".wdmc", ".stversions", ".stfolder"),
+    *(".recycle", "recycle.bin", ".wdmc"),
+    # programs that synchronise folders: Syncthing, Resilio, GoodSync, Dropbox, rsync
+    *(".stversions", ".stfolder", ".sync", "_gsdata_", ".dropbox.cache", ".rsync-partial", ".~tmp~"),
     # snapshots: NetApp, ZFS, Btrfs, Ceph, Windows' previous versions
     *(".snapshot", "~snapshot", ".snapshots", ".zfs", ".snap", ".ckpt", "@GMT-*"),
 )

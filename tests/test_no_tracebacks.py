@@ -537,3 +537,12 @@ def test_no_command_meets_nonsense_with_a_traceback(
     for words in (["ledger", "--check", "--latents", "0"], ["store", "check"]):
         assert command(*words, "--lab", tmp_path / "lab")[0] == 0
     assert {entry.name for entry in tmp_path.iterdir()} <= {"work", "lab"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device here")  # noqa: PTH110
+def test_a_device_that_never_ends_is_no_picture_and_no_list(tmp_path: Path, lab: Lab) -> None:
+    other = shutil.copytree(lab.folder, tmp_path / "lab")
+    text = (other / "labref.toml").read_text(encoding="utf-8")
+    (other / "labref.toml").write_text(text.replace("[watch]", "[watch]\nmax_file_megabytes = 3", 1), encoding="utf-8")
+    refused("query", "/dev/zero", "--lab", other, said=["larger than 3 MB"])
+    refused("label", "import", "/dev/zero", "--who", "NN", "--lab", other, said=["is too large"])

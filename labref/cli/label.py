@@ -290,9 +290,10 @@ def _read(file: Path, who: str, *, chosen: bool) -> list[dict[str, Any]]:
 def _text(file: Path) -> str:
     """The text of a list. Raises `LabrefError` where it is none that can be trusted."""
     try:
-        if file.stat().st_size > _MOST_BYTES:
+        with file.open("rb") as opened:  # a device or a pipe has no size, and may never end
+            data = opened.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
             raise LabrefError(f"{file} is too large: a list has at most {_MOST_BYTES // 1_000_000} MB. Split it.")
-        data = file.read_bytes()
     except OSError as error:
         raise LabrefError(f"{file} cannot be read: {error.strerror or error}.") from None
     save = "Save it as `CSV UTF-8` and import it again; nothing was written."

@@ -133,9 +133,10 @@ def _answer(
 ) -> None:
     most = desk.lab.config.watch.max_file_megabytes
     try:
-        if image.stat().st_size > most * 1e6:
+        with image.open("rb") as file:  # a device or a pipe has no size, and may never end
+            data = file.read(int(most * 1e6) + 1)
+        if len(data) > most * 1e6:
             raise LabrefError(f"larger than {most:g} MB, so no image of a cell ([watch] max_file_megabytes)")
-        data = image.read_bytes()
     except OSError as error:
         raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the permissions.") from None
     answer = desk.ask(data, name=str(image), k=k, by=by.value, analyser=analyser, any_optics=any_optics, path=image)
