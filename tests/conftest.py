@@ -32,6 +32,7 @@ DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shar
 SLOW = {
     "test_training_backends": 200,
     "test_report": 150,
+    "test_report_lab": 100,
     "test_bundles_changing": 120,
     "test_agent": 110,
     "test_api": 100,

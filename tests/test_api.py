@@ -154,6 +154,10 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("map.region", row=row, column=column, last_row=7)
     run("map.spot", cell=placed["cell_id"][0])
     run("map.facets")
+    run("report.show")
+    run("report.make", sample=20)
+    run("report.make", sample=20, counts_only=True)
+    run("report.show")
     run("review.queues")
     run("review.cells", queue="suspects")
     doubtful = run("review.cells", queue="doubtful", below=1.0)[0]["cell_id"]

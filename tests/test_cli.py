@@ -33,6 +33,7 @@ COMMANDS = [
     "map",
     "query",
     "reading",
+    "report",
     "review",
     "slide",
     "status",

@@ -618,6 +618,7 @@ ASKED_OVER_HTTP = {  # by pages and other systems; no command asks them
     *("cell.show", "classes.list", "duplicates.overlay", "event.give", "event.labels", "event.links", "label.undo"),
     *("live.cells", "live.marks", "map.facets", "map.picture", "map.region", "map.spot", "reading.answer"),
     *("quality.judge", "reading.cell", "reading.next", "reading.undo", "reference.reject", "reference.undo"),
+    "report.show",
 }
 
 

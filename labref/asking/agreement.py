@@ -1,12 +1,13 @@
 """How well people agree with each other and with a truth, each figure with its 95 % interval.
 
-Shares have Wilson's score interval (1927) where the answers are independent; what is pooled over people or compared
-between arms has the percentile bootstrap over cells (Efron & Tibshirani 1993, section 13.3), since the answers to one
-cell belong together.
+Shares have Wilson's score interval (1927) where the answers are independent, and so have means of shares; what is
+pooled over people or compared between arms has the percentile bootstrap over cells (Efron & Tibshirani 1993, section
+13.3), since the answers to one cell belong together.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,9 +16,21 @@ import numpy as np
 import scipy  # its parts load when they are first used
 from numpy.typing import NDArray
 
-__all__ = ["Figure", "cohen", "difference", "fleiss", "mean_over_cells", "median", "share", "sign_test"]
+__all__ = [
+    "Figure",
+    "cohen",
+    "difference",
+    "fleiss",
+    "mean_over_cells",
+    "mean_share",
+    "median",
+    "share",
+    "sign_test",
+    "weighted",
+]
 
 _LEVEL: Final = 0.95
+_NORMAL: Final = 1.959963984540054  # quantile of the normal distribution that belongs to it
 _RESAMPLES: Final = 2000
 _SEED: Final = 1
 
@@ -40,10 +53,34 @@ NOTHING: Final = Figure(None, None, None, 0)
 
 def share(right: int, n: int) -> Figure:
     """`right` of n, with Wilson's interval."""
-    if not n:
+    return _wilson(right / n, n, n) if n else NOTHING
+
+
+def mean_share(values: Sequence[float]) -> Figure:
+    """The mean of shares, 0 to 1, of cells that were drawn independently, with Wilson's interval for as many answers of
+    yes or no. No shares with that mean scatter more than these do, so the interval is never too narrow; unlike the
+    bootstrap's it has a width where all shares are 1."""
+    return _wilson(math.fsum(values) / len(values), len(values), len(values)) if values else NOTHING
+
+
+def weighted(parts: Sequence[tuple[float, Figure]]) -> Figure:
+    """The weighted mean of shares of several strata, with Wilson's interval for the number of independent draws that
+    would scatter as much (Kish 1965, Survey Sampling, section 11.7). parts : (weight, share) of each stratum; those
+    without a value are left out."""
+    known = [(weight, part.value, part.n) for weight, part in parts if part.value is not None and weight > 0]
+    if not known:
         return NOTHING
-    interval = scipy.stats.binomtest(right, n).proportion_ci(_LEVEL, method="wilson")
-    return Figure(right / n, float(interval.low), float(interval.high), n)
+    total = math.fsum(weight for weight, _, _ in known)
+    mean = math.fsum(weight * value for weight, value, _ in known) / total
+    draws = total**2 / math.fsum(weight**2 / n for weight, _, n in known)
+    return _wilson(mean, draws, sum(n for _, _, n in known))
+
+
+def _wilson(mean: float, draws: float, n: int) -> Figure:
+    mean, square = min(max(mean, 0.0), 1.0), _NORMAL**2
+    middle = (mean + square / (2 * draws)) / (1 + square / draws)
+    half = _NORMAL / (1 + square / draws) * math.sqrt(mean * (1 - mean) / draws + square / (4 * draws**2))
+    return Figure(mean, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
 def mean_over_cells(values: Mapping[Any, Sequence[float]]) -> Figure:

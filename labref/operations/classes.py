@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Final, NamedTuple
 
 from pydantic import Field
@@ -17,7 +17,7 @@ from labref.progress import Row
 from labref.roles import Role
 from labref.tasks.context import Context
 
-__all__ = ["CellClass"]
+__all__ = ["CellClass", "known_names", "style_of"]
 
 
 class CellClass(Answer):
@@ -83,6 +83,16 @@ On pages lower-case letters give classes, but for u (undo) and g (go); what else
 _SPARE: Final = "123456789z0"
 
 
+def known_names() -> Set[str]:
+    """Names of the classes that labref knows whatever the lab calls its own, as `name_key` gives them."""
+    return _KNOWN.keys()
+
+
+def style_of(label: str) -> str:
+    """Name of the style of a class on pages."""
+    return f"c-{hashlib.sha256(label.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
 @operation("classes.list", CellClass, role=Role.VIEW)
 def list_(context: Context) -> Iterator[Row]:
     """List the classes that cells of this lab can be given, with the key of each."""
@@ -97,8 +107,7 @@ def list_(context: Context) -> Iterator[Row]:
         if key is not None:
             taken.add(key)
         code = known.code if known is not None else "".join(filter(str.isalnum, label))[:4].upper() or "?"
-        style = f"c-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
-        row = {"label": label, "code": code, "key": key, "style": style, "cells": counts.get(label, 0)}
+        row = {"label": label, "code": code, "key": key, "style": style_of(label), "cells": counts.get(label, 0)}
         names = (None, None) if known is None else (known.icsh, known.loinc)
         rows.append(row | {"icsh": names[0], "loinc": names[1], "kind": str(kind_of(label))})
     yield from sorted(rows, key=lambda row: str(row["label"]))

@@ -4,9 +4,10 @@ May import words, errors, files and failpoints; knows no lab, no picture and no 
 pictures show one cell, and what finds a latent's node on a map, is handed in.
 """
 
-from labref.store.duckdb.duplicates import Conflict, Pair
+from labref.store.duckdb.duplicates import Conflict, Pair, PairCounts
 from labref.store.duckdb.maps import ActiveMap, MapCell, Maps, StoredMap
 from labref.store.duckdb.people import Person
+from labref.store.duckdb.qualities import QualityCounts
 from labref.store.duckdb.removal import Due
 from labref.store.memory.positions import OpenPlacer, Placed, Placer, Positions
 from labref.store.store import Store
@@ -48,10 +49,12 @@ __all__ = [
     "OpenPlacer",
     "Outcome",
     "Pair",
+    "PairCounts",
     "Person",
     "Placed",
     "Placer",
     "Positions",
+    "QualityCounts",
     "Rejected",
     "Resemblance",
     "SeenAgain",

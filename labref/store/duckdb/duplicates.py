@@ -10,7 +10,7 @@ with how alike they were; the last row of a pair holds, and only neighbours of r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ __all__ = [
     "Duplicates",
     "Learnt",
     "Pair",
+    "PairCounts",
     "decided",
     "load_book",
     "load_groups",
@@ -95,6 +96,17 @@ class Conflict:
     label: str
     label_source: str
     says: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class PairCounts:
+    """How many cells repeat others. found : cells that are linked as duplicates.  possible : cells that may repeat
+    another and that nobody has decided on.  confirmed, rejected : pairs of which people said so last."""
+
+    found: int = 0
+    possible: int = 0
+    confirmed: int = 0
+    rejected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +244,26 @@ class Duplicates(Tables):
                 }
             self._possible = known
         return known
+
+    def by_analyser(self) -> dict[str | None, PairCounts]:
+        """How many cells of each analyser repeat others; a pair counts where its later cell is from. An analyser
+        without any is left out. Some hundredths of a second for a million cells."""
+        with self._reading() as cursor:
+            linked = cursor.execute(
+                "SELECT analyser, count(*) FILTER (duplicate_verdict = 'duplicate'), "
+                "count(*) FILTER (duplicate_verdict = 'possible_duplicate') FROM cell WHERE duplicate_of IS NOT NULL "
+                "GROUP BY analyser"
+            ).fetchall()
+            said = cursor.execute(
+                "SELECT c.analyser, count(*) FILTER (decision = 'confirmed'), count(*) FILTER (decision = 'rejected') "
+                "FROM (SELECT cell, last(decision ORDER BY number) AS decision FROM duplicate_decision "
+                "GROUP BY cell, other) d JOIN cell c ON c.cell_id = d.cell WHERE decision <> 'undone' GROUP BY c.analyser"
+            ).fetchall()
+        found = {from_nullable(analyser): PairCounts(*counts) for analyser, *counts in linked}
+        for analyser, confirmed, rejected in said:
+            known = found.get(from_nullable(analyser), PairCounts())
+            found[from_nullable(analyser)] = replace(known, confirmed=confirmed, rejected=rejected)
+        return found
 
     def drop_cached(self) -> None:
         """Read again what is kept in memory when it is next asked for."""

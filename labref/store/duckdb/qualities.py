@@ -12,6 +12,7 @@ in all the same.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import duckdb
@@ -20,15 +21,27 @@ from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
 from labref.store.duckdb.tables import Access, OfCells
 from labref.store.duckdb.vocabulary import word
-from labref.store.text import to_nullable
+from labref.store.text import from_nullable, to_nullable
 from labref.words import Quality, Reason
 
-__all__ = ["Qualities", "write"]
+__all__ = ["Qualities", "QualityCounts", "write"]
 
 _DOUBTED: Final = (
     "quality q JOIN cell c USING (cell_id) WHERE q.reason IS NOT NULL AND c.label_source <> 'reviewed' "
     "AND q.cell_id NOT IN (SELECT cell FROM reference_rejection WHERE query IS NULL)"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class QualityCounts:
+    """What the pictures of some cells are. judged : cells whose picture was judged.  no_cell : of these, those that
+    cannot be read as one cell.  reasons : of these, by what is wrong, most frequent first.  waiting : cells that are no
+    reference until a person decides."""
+
+    judged: int
+    no_cell: int
+    reasons: Mapping[Reason, int]
+    waiting: int
 
 
 class Qualities(OfCells):
@@ -69,6 +82,32 @@ class Qualities(OfCells):
         """What is wrong with the pictures of those of these cells that are `doubted`, by id."""
         found = self.of(doubted) if (doubted := self.doubted().intersection(ids)) else {}
         return {cell_id: quality.reason for cell_id, quality in found.items() if quality.reason is not None}
+
+    def by_analyser(self) -> dict[str | None, QualityCounts]:
+        """What the pictures of each analyser's cells are; a tenth of a second for a million cells."""
+        with self._reading() as cursor:
+            counts = cursor.execute(
+                "SELECT c.analyser, q.reason, q.is_cell, count(*) AS n FROM cell c JOIN quality q USING (cell_id) "
+                "WHERE q.is_cell IS NOT NULL GROUP BY ALL ORDER BY n DESC, q.reason"
+            ).fetchall()
+            waiting = dict(
+                cursor.execute(f"SELECT c.analyser, count(*) FROM {_DOUBTED} GROUP BY c.analyser").fetchall()
+            )
+        found: dict[str | None, QualityCounts] = {}
+        for analyser in {of_one[0] for of_one in counts} | set(waiting):
+            own = [of_one[1:] for of_one in counts if of_one[0] == analyser]
+            reasons: dict[Reason, int] = {}
+            for reason, _, n in own:
+                if reason is not None:
+                    wrong = word(Reason, reason, "what is wrong with a picture", by_name=True)
+                    reasons[wrong] = reasons.get(wrong, 0) + n
+            found[from_nullable(analyser)] = QualityCounts(
+                sum(n for _, _, n in own),
+                sum(n for _, is_cell, n in own if not is_cell),
+                reasons,
+                waiting.get(analyser, 0),
+            )
+        return found
 
     def add(self, judged: Mapping[str, Quality | None]) -> None:
         """Write the judgements of stored cells; None for one whose bytes cannot be judged. Cells that have one already,

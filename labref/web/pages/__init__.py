@@ -52,7 +52,18 @@ from labref.roles import Role
 from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
 from labref.web.visitors import Visitor, Visitors
 
-__all__ = ["NAVIGATION", "NotThereError", "Visit", "add_pages", "has_static", "page", "page_number", "whole_number"]
+__all__ = [
+    "NAVIGATION",
+    "NotThereError",
+    "Visit",
+    "add_pages",
+    "has_static",
+    "page",
+    "page_number",
+    "rendered",
+    "static_text",
+    "whole_number",
+]
 
 Perform = Callable[[str, Mapping[str, Any] | BaseModel, bytes | None], Iterator[Row]]
 
@@ -166,22 +177,17 @@ class Visit:
 
     def show(self, template: str, /, *, status: int = 200, **values: Any) -> Response:
         """A page from a template."""
-        texts = self.texts
-        content = (
-            _environment(texts.language)
-            .get_template(template)
-            .render(
-                visit=self,
-                path=self.request.url.path,
-                languages=LANGUAGES,
-                language=texts.language,
-                navigation=NAVIGATION,
-                scripts=_script_texts(texts),
-                version=__version__,
-                **values,
-            )
+        content = rendered(
+            template,
+            self.texts.language,
+            visit=self,
+            path=self.request.url.path,
+            languages=LANGUAGES,
+            navigation=NAVIGATION,
+            scripts=_script_texts(self.texts),
+            **values,
         )
-        return Response(_shown(content), status, media_type="text/html; charset=utf-8")
+        return Response(content, status, media_type="text/html; charset=utf-8")
 
     def fail(self, status: int, problem: str) -> Response:
         """A page that says what is wrong, and where to go from there."""
@@ -190,6 +196,17 @@ class Visit:
     def go(self, address: str) -> Response:
         """Send the browser to another page of this agent."""
         return RedirectResponse(address, 303)
+
+
+def rendered(template: str, language: str, /, **values: Any) -> str:
+    """A template of `labref/web/templates` in one of `labref.web.texts.LANGUAGES`, with these values."""
+    made = _environment(language).get_template(template).render(language=language, version=__version__, **values)
+    return _shown(made)
+
+
+def static_text(name: str) -> str:
+    """A text file of `labref/web/static`."""
+    return _static()[name].decode()
 
 
 def whole_number(text: str | None, otherwise: int, *, most: int = 10**18) -> int:

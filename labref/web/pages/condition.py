@@ -11,6 +11,8 @@ from labref.roles import Role
 from labref.web.pages import Visit, page
 from labref.web.texts import Texts
 
+__all__ = ["words"]
+
 _REJECTED: Final = 20  # files shown, the newest
 
 
@@ -24,7 +26,7 @@ def condition(visit: Visit) -> Response:
         state=state,
         map=visit.one("map.status"),
         rejected=rejected,
-        words=_words(visit.texts),
+        words=words(visit.texts),
     )
 
 
@@ -56,7 +58,7 @@ def _users(visit: Visit, *, status: int = 200, **told: Any) -> Response:
     return visit.show("users.html", status=status, people=list(visit.ask("user.list")), link=link, **values)
 
 
-def _words(texts: Texts) -> dict[str, str]:
+def words(texts: Texts) -> dict[str, str]:
     """What operations call things, by a word, in the reader's language. Whole sentences of theirs stay English."""
     return {
         "starting": texts.gettext("starting"),
@@ -68,6 +70,7 @@ def _words(texts: Texts) -> dict[str, str]:
         "retention": texts.gettext("old cells are removed"),
         "fingerprints": texts.gettext("cells are compared with each other"),
         "optics": texts.gettext("the optics of cells are measured"),
+        "report": texts.gettext("the report is made"),
         "bundle": texts.gettext("cells are embedded by another bundle"),
         "background_red": texts.gettext("background, red"),
         "background_green": texts.gettext("background, green"),

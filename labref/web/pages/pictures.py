@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final, get_args
 
 from starlette.responses import Response
 
 from labref.errors import UnreadableImageError
 from labref.lab.pictures import View
+from labref.operations.classes import style_of
 from labref.pictures.colours import colour_of
 from labref.web.pages import Visit, page
+
+__all__ = ["class_colours"]
 
 _VIEWS: Final = {name: name for name in get_args(View)}
 _KEPT_SECONDS: Final = 3600  # what a cell looks like does not change, but it may be removed
@@ -52,15 +56,19 @@ def central(visit: Visit, bundle: str, cell_id: str) -> Response:
     return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
 
 
+def class_colours(labels: Iterable[str]) -> str:
+    """The style sheet with the colours of these classes, on light and on dark ground."""
+    light, dark = [], []
+    for label in labels:
+        colour, style = colour_of(label), style_of(label)
+        light.append(f".{style} {{ --class: {colour.light}; }}\n")
+        dark.append(f".{style} {{ --class: {colour.dark}; }}\n")
+    return "".join(light) + "@media (prefers-color-scheme: dark) {\n" + "".join(dark) + "}\n"
+
+
 @page("/classes.css")
 def colours(visit: Visit) -> Response:
-    light, dark = [], []
-    for row in visit.ask("classes.list"):
-        colour = colour_of(row["label"])
-        light.append(f".{row['style']} {{ --class: {colour.light}; }}\n")
-        dark.append(f".{row['style']} {{ --class: {colour.dark}; }}\n")
-    text = "".join(light) + "@media (prefers-color-scheme: dark) {\n" + "".join(dark) + "}\n"
-    made = text.encode()
+    made = class_colours([row["label"] for row in visit.ask("classes.list")]).encode()
     # it changes with the lab's classes: asked for each time, and then mostly not sent
     headers = {"ETag": f'"{hashlib.sha256(made).hexdigest()[:20]}"', "Cache-Control": "private, no-cache"}
     if _has(visit, headers["ETag"]):
