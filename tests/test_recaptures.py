@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
 from labref.bundles.bundle import starter_bundle
 from labref.cells.image import decode
+from labref.cells.registration import align
+from labref.cells.sameness import DEFAULTS, ruling, seen
 from labref.store.memory.books import HashBook, int_to_id
 from labref.store.recording import Search
-from labref.words import Fingerprint, Landmark
+from labref.words import Fingerprint, Landmark, Verdict
 from tests.benchmarks.duplicates import KINDS, recapture
+from tests.benchmarks.recaptures import looked_at, same_cells
 from training.cli.app import app
 from training.data.recaptures import recapture_groups
 
@@ -88,3 +94,58 @@ def test_an_evaluation_counts_cells(tree: Path) -> None:
     assert "recaptures_left_out" not in images
     assert cells["recaptures_left_out"] == {"references": 3, "queries": 3}
     assert cells["precision_at_8"]["micro"] > 0.8
+
+
+# real pictures of one cell, in other light and focus: the list by eye of tests/recaptures
+
+
+def _ruled(real_cells: Path, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+    views = {name: seen(decode((real_cells / "chula" / name).read_bytes())) for pair in pairs for name in pair}
+    return [ruling(align(views[first], views[second]), DEFAULTS) for first, second in pairs]
+
+
+def test_pictures_of_one_cell_in_other_light_and_focus_are_possible_duplicates(real_cells: Path) -> None:
+    """By their colours alone two in a hundred of these agree enough."""
+    by_cell: dict[str, list[str]] = {}
+    for image, cell in same_cells("chula").items():
+        by_cell.setdefault(cell, []).append(image)
+    pairs = [(images[0], images[-1]) for images in by_cell.values()][::4]
+    verdicts = _ruled(real_cells, pairs)
+    assert len(pairs) >= 20
+    assert np.mean([verdict.is_one_cell for verdict in verdicts]) >= 0.7
+    assert np.mean([verdict is not Verdict.DIFFERENT for verdict in verdicts]) >= 0.8
+
+
+def test_other_cells_of_the_same_series_are_not(real_cells: Path) -> None:
+    known = same_cells("chula")
+    series: dict[str, list[str]] = {}
+    for path in sorted((real_cells / "chula").glob("*/*.jpg")):
+        series.setdefault(path.stem.rsplit("_", 2)[0], []).append(f"{path.parent.name}/{path.name}")
+    doubtful = {frozenset(pair) for pair in looked_at("chula", "cannot tell")}
+    pairs = [
+        (first, second)
+        for names in series.values()
+        for first, second in itertools.pairwise(names)
+        if known.get(first, first) != known.get(second, second) and frozenset((first, second)) not in doubtful
+    ][::3]
+    assert len(pairs) >= 30
+    for (first, second), verdict in zip(pairs, _ruled(real_cells, pairs), strict=True):
+        # two cells of one frame are named alike but for the last number; such pictures show one field
+        of_one_frame = Path(first).stem.rsplit("_", 1)[0] == Path(second).stem.rsplit("_", 1)[0]
+        assert verdict is Verdict.DIFFERENT or (of_one_frame and verdict is Verdict.NEIGHBOUR), (first, second)
+
+
+def test_the_structure_agrees_where_light_and_focus_changed(real_cells: Path) -> None:
+    """A simulated change beyond what colours bear: half the light, another cast, out of focus."""
+    pixels = decode(sorted((real_cells / "pbc" / "eosinophil").iterdir())[3].read_bytes())
+    other = decode(sorted((real_cells / "pbc" / "eosinophil").iterdir())[4].read_bytes())
+
+    def changed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        ramp = np.linspace(0.45, 0.8, picture.shape[1])[None, :, None] * np.array([1.0, 0.85, 1.1])
+        blurred = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(3))
+        return np.clip(np.asarray(blurred) * ramp + 20, 0, 255).astype(np.uint8)
+
+    found = align(seen(pixels), seen(changed(pixels)))
+    assert found.structure > 0.75 and abs(found.turn) < 1 and found.middles < 4
+    assert ruling(found, DEFAULTS).is_one_cell
+    assert align(seen(pixels), seen(changed(other))).structure < 0.6

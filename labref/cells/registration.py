@@ -26,6 +26,10 @@ SIDE: Final = 64
 _SCALE: Final = CROP_SIZE // SIDE
 _LEAST_OVERLAP: Final = 0.25  # share of a thumbnail that both must show: a smaller overlap says little about two cells
 _HOPELESS: Final = 0.6  # a lower correlation is not refined; recaptures have 0.9 and more
+_ENOUGH: Final = 0.93  # from this correlation on the structure is not looked at
+_HOPELESS_STRUCTURE: Final = 0.35
+_FINE, _COARSE = 1.0, 5.0  # pixels of a thumbnail, standard deviations: of what is compared, and of its surroundings
+_NOISE: Final = 3.0  # grey values: a ground that varies less has no structure
 _STEPS: Final = 8
 _MOST_TURN: Final = 0.1  # radians; at a larger turn the steps no longer converge
 _HAZE: Final = 0.1  # optical density in red light that is too low for a nucleus
@@ -59,7 +63,8 @@ class Alignment:
     score : normalised cross-correlation in the overlap, mean of the three colours, -1 to 1.  shift : (rows, columns)
     from the first view's centre to the second's, crop pixels.  turn : degrees.  middles : distance between the middles
     of the two images, crop pixels.  overlap : share of the thumbnail that both views show.  stained : the smaller of
-    the two views' `stained`.
+    the two views' `stained`.  structure : the same correlation of the pictures' structure; 0 where the
+    colours agree so far that it was not looked at. Where it was, the pose is that at which the structure agrees best.
     """
 
     score: float
@@ -68,6 +73,7 @@ class Alignment:
     middles: float
     overlap: float
     stained: float = 0.0
+    structure: float = 0.0
 
 
 def view(cell: CellImage) -> View:
@@ -99,12 +105,13 @@ def _stained(thumb: NDArray[np.uint8], middle: tuple[float, float]) -> float:
 
 
 def align(a: View, b: View) -> Alignment:
-    """Register `b` on `a`. The score is symmetric except for the last digits. Takes some milliseconds."""
+    """Register `b` on `a`. The scores are symmetric except for the last digits. Takes some milliseconds."""
+    masks = _mask(a), _mask(b)
     first, second = a.thumb.astype(np.float32), b.thumb.astype(np.float32)
-    score, shift, overlap = _best_shift(first.mean(axis=2), _mask(a), second.mean(axis=2), _mask(b))
-    pose = np.array([shift[0], shift[1], 0.0])
-    if score >= _HOPELESS:
-        score, pose, overlap = _refine(first, _mask(a), second, _mask(b), pose)
+    score, pose, overlap = _registered(first, second, *masks, _HOPELESS)
+    structure = 0.0
+    if score < _ENOUGH:
+        structure, pose, overlap = _registered(_structure(first), _structure(second), *masks, _HOPELESS_STRUCTURE)
     rows, columns = float(pose[0] * _SCALE), float(pose[1] * _SCALE)
     apart = (rows + b.middle[0] - a.middle[0], columns + b.middle[1] - a.middle[1])
     return Alignment(
@@ -114,7 +121,25 @@ def align(a: View, b: View) -> Alignment:
         float(np.hypot(apart[0], apart[1])),
         float(overlap),
         min(a.stained, b.stained),
+        structure,
     )
+
+
+def _registered(a: F32, b: F32, a_mask: F32, b_mask: F32, hopeless: float) -> tuple[float, F64, float]:
+    """The best correlation of two pictures float32[64, 64, 3]; its pose (rows, columns, radians); the overlap there.
+    hopeless : a correlation below this is not refined."""
+    score, shift, overlap = _best_shift(a.mean(axis=2), a_mask, b.mean(axis=2), b_mask)
+    pose = np.array([shift[0], shift[1], 0.0])
+    return _refine(a, a_mask, b, b_mask, pose) if score >= hopeless else (score, pose, overlap)
+
+
+def _structure(picture: F32) -> F32:
+    """Each pixel of a picture float32[64, 64, 3] less its surroundings, as a share of how much these vary; in grey
+    values, so that it is compared as a picture is."""
+    fine = scipy.ndimage.gaussian_filter(picture, (_FINE, _FINE, 0))
+    rest = fine - scipy.ndimage.gaussian_filter(fine, (_COARSE, _COARSE, 0))
+    spread = np.sqrt(scipy.ndimage.gaussian_filter(np.square(rest).mean(axis=2), _COARSE)) + _NOISE
+    return np.asarray(np.clip(128.0 + 48.0 * rest / spread[..., None], 0.0, 255.0), np.float32)
 
 
 def _mask(shown: View) -> F32:
