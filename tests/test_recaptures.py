@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
-from labref.bundles.bundle import starter_bundle
+from labref.bundles.bundle import Bundle, starter_bundle
 from labref.cells.image import decode
 from labref.cells.registration import align
 from labref.cells.sameness import DEFAULTS, ruling, seen
 from labref.store.memory.books import HashBook, int_to_id
 from labref.store.recording import Search
+from labref.web.desk import run
 from labref.words import Fingerprint, Landmark, Verdict
 from tests.benchmarks.duplicates import KINDS, recapture
 from tests.benchmarks.recaptures import looked_at, same_cells
+from tests.labs import ledger, make_lab, once
 from training.cli.app import app
 from training.data.recaptures import recapture_groups
 
@@ -149,3 +151,31 @@ def test_the_structure_agrees_where_light_and_focus_changed(real_cells: Path) ->
     assert found.structure > 0.75 and abs(found.turn) < 1 and found.middles < 4
     assert ruling(found, DEFAULTS).is_one_cell
     assert align(seen(pixels), seen(changed(other))).structure < 0.6
+
+
+def test_a_lab_asks_a_person_about_them_and_lays_one_on_the_other(
+    real_cells: Path, starter: Bundle, tmp_path: Path
+) -> None:
+    """Four pictures of each of four cells, each taken in other light and focus, through an agent's whole pass."""
+    by_cell: dict[str, list[str]] = {}
+    for image, cell in same_cells("chula").items():
+        by_cell.setdefault(cell, []).append(image)
+    chosen = [images[:4] for images in by_cell.values() if len(images) >= 4][:4]
+    cell_of = {Path(image).name: number for number, images in enumerate(chosen) for image in images}
+    export = tmp_path / "export"
+    for image in (image for images in chosen for image in images):
+        (export / image).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(real_cells / "chula" / image, export / image)
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    pairs = [row for row in run(lab, "duplicates.list") if row["kind"] == "pair"]
+    names = {row["cell_id"]: Path(path).name for path, row in ledger(lab).items()}
+    assert len(pairs) >= 6
+    assert all(cell_of[names[pair["cell_id"]]] == cell_of[names[pair["duplicate_of"]]] for pair in pairs)
+    by_structure = 0
+    for pair in (pair for pair in pairs if pair["verdict"] == "possible_duplicate"):
+        (laid,) = run(lab, "duplicates.overlay", cell=pair["cell_id"], other=pair["duplicate_of"])
+        assert laid["score"] == pytest.approx(pair["score"], abs=0.01)
+        assert (laid["rows"], laid["columns"]) != (0, 0), "not registered: nothing to compare by flicker"
+        by_structure += laid["score"] < DEFAULTS.possible_from
+    assert by_structure >= 3

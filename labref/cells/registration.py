@@ -75,6 +75,11 @@ class Alignment:
     stained: float = 0.0
     structure: float = 0.0
 
+    @property
+    def agreement(self) -> float:
+        """How far the two agree, in colours or in structure, whichever is more: what a person is told."""
+        return max(self.score, self.structure)
+
 
 def view(cell: CellImage) -> View:
     """The view of a prepared cell."""

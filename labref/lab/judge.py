@@ -43,7 +43,7 @@ class Judge:
         if seen is None:
             return None
         found = align(shown, seen)
-        return Resemblance(round(max(found.score, found.structure), 4), ruling(found, self.thresholds))
+        return Resemblance(round(found.agreement, 4), ruling(found, self.thresholds))
 
     def _read(self, digest: str) -> View | None:
         try:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from labref.cells.registration import align
-from labref.cells.sameness import DEFAULTS, Thresholds
+from labref.cells.sameness import DEFAULTS, Thresholds, ruling
 from labref.errors import BundleError, LabError, LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Limit, Progress, Text, Who
@@ -24,7 +24,7 @@ from labref.tasks.comparing import catch_up
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
 from labref.times import utc
-from labref.words import LabelSource, Outcome
+from labref.words import LabelSource, Outcome, Verdict
 
 __all__ = [
     "JOB",
@@ -236,9 +236,9 @@ def overlay(
         yield {"score": None, "rows": 0.0, "columns": 0.0, "turn": 0.0}
         return
     found = align(*views)
-    alike = found.score >= _thresholds(context).possible_from
+    alike = ruling(found, _thresholds(context)) is not Verdict.DIFFERENT
     rows, columns, turn = (*found.shift, found.turn) if alike else (0.0, 0.0, 0.0)
-    yield {"score": found.score, "rows": rows, "columns": columns, "turn": turn}
+    yield {"score": found.agreement, "rows": rows, "columns": columns, "turn": turn}
 
 
 @operation("duplicates.history", Decided, role=Role.VIEW)
