@@ -150,6 +150,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     row, column = divmod(placed["node"][0], 8)
     run("map.node", row=row, column=column)
     run("map.suspects")
+    run("map.unidentified")
     run("map.picture", classes=[LABELS[0]], since="2020-01-01", doubtful=True)
     run("map.region", row=row, column=column, last_row=7)
     run("map.spot", cell=placed["cell_id"][0])

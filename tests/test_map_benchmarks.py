@@ -6,7 +6,7 @@ from pathlib import Path
 
 from labref.bundles.bundle import Bundle, starter_bundle
 from tests.benchmarks import map as holding_up
-from tests.benchmarks import suspects
+from tests.benchmarks import map_optics, suspects
 
 
 def test_most_changed_labels_are_among_the_first_suspects(real_cells: Path, starter: Bundle, tmp_path: Path) -> None:
@@ -14,6 +14,7 @@ def test_most_changed_labels_are_among_the_first_suspects(real_cells: Path, star
     assert figures["classes"]["changed"] == 6
     assert figures["found"] >= 0.6
     assert figures["fine"]["labels"] > figures["classes"]["labels"]
+    assert figures["classes"]["of_the_first"] >= 0.5
 
 
 def test_ingest_and_queries_are_measured_while_a_map_is_trained(drawn_cells: Path, tmp_path: Path) -> None:
@@ -24,3 +25,12 @@ def test_ingest_and_queries_are_measured_while_a_map_is_trained(drawn_cells: Pat
     assert figures["ingest_ratio"] > 0
     assert figures["queries"]["rest"] == figures["queries"]["training"] == 3
     assert figures["map"]["rows"] == 14
+
+
+def test_one_map_is_compared_with_a_map_for_each_analyser(real_cells: Path, starter: Bundle, tmp_path: Path) -> None:
+    figures = map_optics.measure(tmp_path, real_cells, bundle=starter, trees=("pbc", "bccd"), cells=70, seeds=1)
+    for tree in ("pbc", "bccd"):
+        assert figures["cells"][tree] == 70
+        assert set(figures[tree]["agree"]) == set(figures[tree]["found"]) == {"one", "own"}
+        assert figures[tree]["nodes"]["one"] > figures[tree]["nodes"]["own"]
+        assert min(figures[tree]["agree"].values()) > 0.4

@@ -102,7 +102,7 @@ def test_each_queue_says_how_many_are_left_and_leads_to_its_page(lab: Lab, revie
     (left,) = ask(lab, "review.queues")
     assert left["duplicates"] == 3
     page = reviewer.get("/review").text
-    for queue in ("duplicates", "suspects", "doubtful", "novel"):
+    for queue in ("duplicates", "suspects", "unidentified", "doubtful", "novel"):
         assert f'href="/review/{queue}"' in page
         shown = reviewer.get(f"/review/{queue}")
         assert shown.status == 200
@@ -589,7 +589,7 @@ def command(lab: Lab, *words: str, fails: str = "") -> str:
 def test_commands_decide_on_the_cells_of_queues_as_the_pages_do(lab: Lab) -> None:
     left = ask(lab, "review.queues")[0]
     assert json.loads(command(lab, "review", "queues", "--json")) == left
-    assert f"suspects    {left['suspects']}\n" in command(lab, "review", "queues")
+    assert f"suspects      {left['suspects']}\n" in command(lab, "review", "queues")
     listed = [json.loads(line) for line in command(lab, "review", "list", "suspects", "--json").splitlines()]
     assert [row["cell_id"] for row in listed] == [row["cell_id"] for row in ask(lab, "review.cells", queue="suspects")]
     first = listed[0]

@@ -14,7 +14,7 @@ from typing import Final
 
 from labref.export.layout import name_key
 
-__all__ = ["Differential", "Kind", "differential", "kind_of"]
+__all__ = ["Differential", "Kind", "differential", "is_abstention", "kind_of"]
 
 
 class Kind(StrEnum):
@@ -28,6 +28,13 @@ class Kind(StrEnum):
 _ERYTHROBLASTS: Final = frozenset(
     {"erythroblast", "normoblast", "nrbc", "erb", "nucleated red cell", "nucleated red blood cell", "megaloblast"}
 )
+_NO_OPINION: Final = frozenset(
+    {
+        *("unidentified", "ui", "young unidentified", "unknown", "not classed", "not classified", "unclassified"),
+        *("unclassifiable", "not identified", "undetermined", "indeterminate"),
+        *("oidentifierad", "ej klassad", "okänd", "nicht identifiziert", "nicht klassifiziert", "unbekannt"),
+    }
+)
 _OTHERS: Final = frozenset(
     {
         *("smudge cell", "smear cell", "basket cell", "gumprecht shadow", "smu"),
@@ -35,9 +42,15 @@ _OTHERS: Final = frozenset(
         *("thrombocyte aggregation", "platelet clump", "platelet aggregation", "erc", "megakaryocyte"),
         *("arifact", "artifact", "artefact", "art", "debris", "stain deposit", "dirt", "no cell", "not a cell"),
         *("erythrocyte", "red cell", "red blood cell", "rbc", "parasite"),
-        *("unidentified", "ui", "unknown", "not classed", "unclassified", "unusable"),
+        "unusable",
+        *_NO_OPINION,
     }
 )
+
+
+def is_abstention(label: str) -> bool:
+    """Whether a label says only that whoever gave it could not tell the class, as CellaVision's "Unidentified"."""
+    return name_key(label) in _NO_OPINION
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,18 @@ class Spot:
     latent: NDArray[np.float32]
     node: int
 
-    def place(self, store: Store, *, exclude: Collection[str] = ()) -> Place:
-        """The node's place, and the class of the cells around it. exclude : ids of cells that do not count."""
+    def place(self, store: Store, *, exclude: Collection[str] = (), analyser: str | None = None) -> Place:
+        """The node's place, and the class of the cells around it. exclude : ids of cells that do not count.  analyser :
+        only cells that came from this one count; None takes all."""
         positions = self.active.positions
         reach = round((_REACH * RADIUS) ** 2)
         near = positions.within(self.node, reach)
         excluded = {id_to_int(cell) for cell in exclude}
         near = near.of(~np.isin(near.ids, np.fromiter(excluded, np.uint64, len(excluded))))
+        if analyser is not None:
+            ids = [int_to_id(cell) for cell in near.ids.tolist()]
+            of_analyser = store.those_of(ids, analyser)
+            near = near.of(np.array([cell in of_analyser for cell in ids], np.bool_))
         near = near.of(store.groups.firsts(near.ids))
         book = store.label_book
         codes, squared = book.codes_of(near.ids), positions.away(self.node, near.nodes)

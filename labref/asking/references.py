@@ -245,7 +245,7 @@ def find(
             predicted=max(probabilities.items(), key=lambda of_one: of_one[1]) if probabilities else None,
         ),
         duplicate_of,
-        None if spot is None else spot.place(store, exclude=barred),
+        None if spot is None else spot.place(store, exclude=barred, analyser=only),
         optics,
     )
 

@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.asking.differential import is_abstention
 from labref.errors import LabrefError
 from labref.som.files import load
 from labref.som.labels import RADIUS, Doubts, doubts
@@ -33,6 +34,10 @@ __all__ = ["GIVEN", "SOURCES", "Chosen", "Facets", "Nodes", "Survey", "survey"]
 SOURCES: Final = tuple(LabelSource)
 GIVEN: Final = frozenset((LabelSource.REVIEWED, LabelSource.ANALYSER))
 """Sources of labels that can be doubted: the network's own follow the map."""
+_FEWEST_SHARE: Final = 0.01
+"""A smaller share of a cell's own class about it is as surprising as this one: so small, the counts are chance."""
+_FEW_CELLS: Final = 10.0
+"""A class with so many cells loses half of its surprise: where a class is rare, others lie about each of its cells."""
 _REST: Final = 20  # a survey is made again when it is so many times as old as it took to make
 _LONG: Final = 0.2  # seconds that nobody waits for a survey where there is one
 _STALE_SECONDS: Final = 60.0
@@ -180,8 +185,9 @@ class Survey:
         return doubtful
 
     def doubt(self, sources: Collection[LabelSource]) -> tuple[NDArray[np.intp], Doubts]:
-        """The cells with a label of these sources that the labels of the same sources about it call otherwise, the most
-        surprising first: places in the survey, and what is said of each."""
+        """The cells with a label of these sources that the labels of the same sources and the same analyser about it
+        call otherwise, the most surprising first: places in the survey, and what the map says of each. Labels that are
+        no opinion neither count nor are judged."""
         return self._doubted if frozenset(sources) == GIVEN else self._doubt(frozenset(sources))
 
     @cached_property
@@ -189,16 +195,54 @@ class Survey:
         """Of the labels that a page shows: it takes a second for a million cells."""
         return self._doubt(GIVEN)
 
+    @cached_property
+    def abstained(self) -> NDArray[np.bool_]:
+        """bool[n], which cells carry a label that is no opinion (`is_abstention`)."""
+        return np.array([*map(is_abstention, self.labels), False], np.bool_)[self.label]
+
+    def evidence(self, sources: Collection[LabelSource]) -> NDArray[np.bool_]:
+        """bool[n], which labels are from these sources and an opinion."""
+        of_source = np.array([source in sources for source in SOURCES], np.bool_)
+        kept: NDArray[np.bool_] = of_source[self.source] & ~self.abstained
+        return kept
+
+    def surprise(
+        self, share: NDArray[np.float64], share_of_label: NDArray[np.float64], cells: NDArray[Any]
+    ) -> NDArray[np.float64]:
+        """How surprising labels are: float64[m], the larger the more likely wrong.
+
+        share, share_of_label : float64[m], about each cell, of the class that most have and of the cell's own.  cells :
+        int[m], how many cells carry the own class. The value is log(share / share of label) + log(c / (c + 10)): a rare
+        class lies among others, right or wrong. Both constants were chosen on pbc and chula; see
+        `tests/benchmarks/suspects.py`.
+        """
+        ratio = np.log(share / np.maximum(share_of_label, _FEWEST_SHARE))
+        return np.asarray(ratio + np.log(cells / (cells + _FEW_CELLS)), np.float64)
+
     def _doubt(self, sources: frozenset[LabelSource]) -> tuple[NDArray[np.intp], Doubts]:
-        (at,) = np.nonzero(np.array([source in sources for source in SOURCES], np.bool_)[self.source])
-        found = doubts(
-            self.cells.nodes[at], self.label[at], rows=self.rows, cols=self.columns, classes=len(self.labels)
+        parts: list[tuple[NDArray[np.intp], Doubts]] = []
+        evidence, classes = self.evidence(sources), len(self.labels)
+        # cells of different optics lie apart on the map, and say nothing of each other's labels
+        for analyser in np.unique(self.analyser[evidence]).tolist():
+            (at,) = np.nonzero(evidence & (self.analyser == analyser))
+            own = self.label[at]
+            found = doubts(self.cells.nodes[at], own, rows=self.rows, cols=self.columns, classes=classes)
+            cells = np.bincount(own, minlength=max(classes, 1))[own]
+            surprise = self.surprise(found.share, found.share_of_label, cells)
+            (kept,) = np.nonzero((surprise > 0) & (found.majority != own))
+            parts.append((at[kept], replace(found, surprise=surprise).of(kept)))
+        if not parts:
+            nothing = np.empty(0)
+            return np.empty(0, np.intp), Doubts(nothing, np.empty(0, np.int64), nothing, nothing)
+        at = np.concatenate([places for places, _ in parts])
+        joined = Doubts(
+            *(
+                np.concatenate([getattr(one, name) for _, one in parts])
+                for name in ("surprise", "majority", "share", "share_of_label")
+            )
         )
-        (order,) = np.nonzero(found.surprise > 0)
-        order = order[np.lexsort((self.cells.ids[at[order]], -found.surprise[order]))]
-        return at[order], Doubts(
-            found.surprise[order], found.majority[order], found.share[order], found.share_of_label[order]
-        )
+        order = np.lexsort((self.cells.ids[at], -joined.surprise))
+        return at[order], joined.of(order)
 
     @cached_property
     def facets(self) -> Facets:

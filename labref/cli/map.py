@@ -1,6 +1,6 @@
 """`labref map`: the lab's self-organising map: trained, shown, asked."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +31,7 @@ Examples:
   labref map show --out map.png                  a picture of it: classes over the U-matrix
   labref map show --class monocyte --out m.png   one class, what the network takes for another in red
   labref map suspects --grid suspects.png        labels that disagree with their neighbourhood
+  labref map unidentified                        a class for each cell whose label is no opinion
   labref query cell.jpg --by map                 references by the map
 
 Works while the agent runs and while it does not.
@@ -102,6 +103,7 @@ Examples:
   labref map show --class eosinophil --out eosinophil.png
   labref map show --slide "A-1" --slide "A-2" --out two.png
   labref map show --patient 10234 --patient 10311 --out two.png
+  labref map show --analyser "DM96 left" --out left.png
   labref map show --json                      what is where, without a picture (unless --out is given)
 
 With --json, one object.
@@ -120,28 +122,48 @@ With --json, one object a line.
 
 @map.MapCellRow
 """
-_SUSPECTS_HELP = """List cells whose label disagrees with the labels about them on the map, most surprising first: look at these again.
+_SUSPECTS_HELP = """List cells whose label disagrees with the labels about them, most surprising first: look at these again.
 
-Only labels that a person or the analyser gave are doubted, and only those are believed. The surprise is the logarithm
-of how many times more of the neighbourhood is of another class than of the cell's own; each cell about it counts by
-its nearness, exp(-d²/2r²) with r two nodes. Correct one with `labref label`.
+Only labels that a person or the analyser gave are doubted, and only those are believed, each for cells of its own
+analyser. Two witnesses are heard: the cells about it on the map, each counted by its nearness, exp(-d²/2r²) with r two
+nodes, and, of the 300 most surprising, its 30 nearest cells. The surprise is the logarithm of how many times more of
+them are of another class than of the cell's own; it is less for a class of few cells, which lies among others whether
+it is right or wrong. Labels that are no opinion are left out: see `labref map unidentified`. Correct one with `labref label`.
 
 \b
 Examples:
   labref map suspects
   labref map suspects --limit 24 --grid suspects.png
+  labref map suspects --analyser "DM96 left"
   labref map suspects --json
 
 With --json, one object a line.
 
 @map.MapSuspect
 """
+_UNIDENTIFIED_HELP = """List cells whose label is no opinion, such as "Unidentified", with the class that the cells about them suggest.
+
+The clearest come first. Nothing is changed: give a class with `labref label`.
+
+\b
+Examples:
+  labref map unidentified
+  labref map unidentified --limit 24 --grid unidentified.png
+  labref map unidentified --json
+
+With --json, one object a line.
+
+@map.MapUnidentified
+"""
 _CLASSIFY_HELP = """Say what class the neighbourhood on the map gives: to images, or, without any, how often it is a cell's own label.
+
+Only cells of the same analyser are believed, where that is known.
 
 \b
 Examples:
   labref map classify cell.jpg            the class that most cells about its node have
   labref map classify                     of the labelled cells, itself left out: how many agree, class by class
+  labref map classify --analyser "DM96 left"
   labref map classify --json
 
 With --json, one object a line: of an image, or without images of a class.
@@ -172,6 +194,10 @@ OutOption = Annotated[
 GridOption = Annotated[
     Path | None,
     typer.Option("--grid", parser=a_path, metavar="OUT.png", help="Also draw the cells.", show_default=False),
+]
+
+AnalyserOption = Annotated[
+    str | None, typer.Option("--analyser", metavar="NAME", help="Only cells of this analyser.", show_default=False)
 ]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -239,6 +265,7 @@ def show(
     patient: Annotated[
         list[str] | None, typer.Option("--patient", metavar="NAME", help="How a patient spreads.", show_default=False)
     ] = None,
+    analyser: AnalyserOption = None,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
@@ -254,8 +281,12 @@ def show(
         where.refuse_in_export(out)
     first, *parts = perform(where, "map.cells", patients=patient or [])
     cells = {name: [value for part in parts for value in part[name]] for name in (parts[0] if parts else {})}
+    if analyser is not None:
+        _check_analyser(analyser, cells.get("analyser", []))
+        kept = [at for at, name in enumerate(cells["analyser"]) if name == analyser]
+        cells = {name: [values[at] for at in kept] for name, values in cells.items()}
     if out is not None:
-        _save(_picture(first, cells, what, label, slide or [], patient or []), out, "--out")
+        _save(_picture(first, cells, what, label, slide or [], patient or [], analyser), out, "--out")
     if json:
         print_json(_located(first, cells, out))
     else:
@@ -284,27 +315,95 @@ def node(
         _sheet(where, f"Node {row} {column}", subtitle, rows, lines, grid)
 
 
-@app.command(help=_SUSPECTS_HELP, short_help="Labels that disagree with their neighbourhood.")
+@app.command(help=_SUSPECTS_HELP, short_help="Labels that disagree with the cells about them.")
 def suspects(
     lab: LabOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 50,
+    analyser: AnalyserOption = None,
     grid: GridOption = None,
     json: JsonOption = False,
 ) -> None:
+    _list(
+        "map.suspects",
+        _suspect,
+        "Labels that disagree with the cells about them",
+        "most surprising first: the label it carries in bold, and what most cells about it have",
+        lambda row: (
+            f"about it: {row['neighbourhood']} {row['share']:.0%}",
+            f"network: {row['predicted']}",
+            row["cell_id"],
+        ),
+        "no label disagrees with the cells about it",
+        lab,
+        limit,
+        analyser,
+        grid,
+        json,
+    )
+
+
+@app.command(help=_UNIDENTIFIED_HELP, short_help="A class for cells whose label is no opinion.")
+def unidentified(
+    lab: LabOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 50,
+    analyser: AnalyserOption = None,
+    grid: GridOption = None,
+    json: JsonOption = False,
+) -> None:
+    _list(
+        "map.unidentified",
+        _unidentified,
+        "Cells whose label is no opinion",
+        "the clearest first: the label it carries in bold, and what most cells about it have",
+        lambda row: (f"{row['suggested']} {row['share']:.0%}", f"network: {row['predicted']}", row["cell_id"]),
+        "no cell on the map has a label that is no opinion",
+        lab,
+        limit,
+        analyser,
+        grid,
+        json,
+    )
+
+
+def _list(
+    operation: str,
+    line: Callable[[Mapping[str, Any]], str],
+    title: str,
+    subtitle: str,
+    below: Callable[[Mapping[str, Any]], tuple[str, ...]],
+    otherwise: str,
+    lab: Path | None,
+    limit: int,
+    analyser: str | None,
+    grid: Path | None,
+    json: bool,
+) -> None:
+    """Print the cells that an operation lists, and draw them where that is wanted. below : lines under a picture."""
     from labref.lab import Lab
 
     where = Lab.find(lab)
     if grid is not None:
         where.refuse_in_export(grid)
-    rows = list(perform(where, "map.suspects", limit=limit))
-    _tell(rows, json, _suspect, otherwise="no label disagrees with its neighbourhood")
+    rows = list(perform(where, operation, limit=limit, **_only(where, analyser)))
+    _tell(rows, json, line, otherwise=otherwise)
     if grid is not None:
-        subtitle = "most surprising first: the label it carries in bold, and what lies about it on the map"
-        lines = [
-            (f"about it: {r['neighbourhood']} {r['share']:.0%}", f"network: {r['predicted']}", r["cell_id"])
-            for r in rows
-        ]
-        _sheet(where, "Labels that disagree with their neighbourhood", subtitle, rows, lines, grid)
+        _sheet(where, title, subtitle, rows, [below(row) for row in rows], grid)
+
+
+def _only(lab: "Lab", analyser: str | None) -> dict[str, list[str]]:
+    """The parameter that asks for the cells of one analyser."""
+    if analyser is None:
+        return {}
+    (facets,) = perform(lab, "map.facets")
+    _check_analyser(analyser, list(facets["analysers"]))
+    return {"analysers": [analyser]}
+
+
+def _check_analyser(wanted: str, known: Iterable[str | None]) -> None:
+    names = sorted({name for name in known if name is not None})
+    if wanted not in names:
+        there = ", ".join(names) or "none has a name"
+        raise LabrefError(f"no cell on the map is from the analyser {wanted!r}; analysers are: {there}")
 
 
 @app.command(help=_CLASSIFY_HELP, short_help="The class that the neighbourhood gives.")
@@ -313,27 +412,31 @@ def classify(
         list[Path] | None, typer.Argument(parser=a_path, metavar="[IMAGE]...", show_default=False)
     ] = None,
     lab: LabOption = None,
+    analyser: AnalyserOption = None,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
 
     where = Lab.find(lab)
     if images:
-        _classify_images(where, images, json)
+        _classify_images(where, images, analyser, json)
         return
     _tell(
-        perform(where, "map.classify"), json, _class, otherwise="no cell has a label that a person or the analyser gave"
+        perform(where, "map.classify", **_only(where, analyser)),
+        json,
+        _class,
+        otherwise="no cell has a label that a person or the analyser gave",
     )
 
 
-def _classify_images(lab: "Lab", images: Sequence[Path], json: bool) -> None:
+def _classify_images(lab: "Lab", images: Sequence[Path], analyser: str | None, json: bool) -> None:
     from labref.web.desk import Desk
 
     failed = False
     with Desk.open(lab) as desk:
         for image in images:
             try:
-                answer = desk.ask(image.read_bytes(), name=str(image), k=1, by="map", path=image)
+                answer = desk.ask(image.read_bytes(), name=str(image), k=1, by="map", path=image, analyser=analyser)
             except (OSError, LabrefError) as error:
                 what = error if isinstance(error, LabrefError) else f"cannot be read: {error.strerror or error}"
                 say(f"error: {image}: {what}", err=True)
@@ -415,6 +518,13 @@ def _suspect(row: Mapping[str, Any]) -> str:
     )
 
 
+def _unidentified(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['cell_id']}  {row['label']:<16} about it {row['suggested']} {row['share']:.0%}, network: {row['predicted']}; "
+        f"node {row['row']} {row['column']}  {row['path']}"
+    )
+
+
 def _class(row: Mapping[str, Any]) -> str:
     others = ", ".join(f"{label} {cells}" for label, cells in row["mistaken_for"].items())
     name = "all classes" if row["label"] is None else row["label"]
@@ -431,6 +541,7 @@ def _picture(
     label: str | None,
     slides: Sequence[str],
     patients: Sequence[str],
+    analyser: str | None,
 ) -> "Image":
     import numpy as np
 
@@ -443,7 +554,7 @@ def _picture(
         nodes=np.array(cells.get("node", []), np.int64),
         labels=np.array(cells.get("label", []), np.str_),
         predicted=np.array(cells.get("predicted", []), np.str_),
-        title=f"Map {version['number']} of this lab" + ("" if label is None else f": {label}"),
+        title=f"Map {version['number']} of this lab" + "".join(f": {name}" for name in (analyser, label) if name),
         subtitle=(
             f"{version['rows']}×{version['columns']} nodes  ·  {len(cells.get('node', [])):,} cells  ·  quantisation error "
             f"{version['qe']:.3g}, topographic error {version['te']:.3f}  ·  trained {local(version['trained_at'], day=True)}  ·  bundle "
@@ -476,7 +587,7 @@ def _located(first: Mapping[str, Any], cells: Mapping[str, list[Any]], out: Path
 
     columns = first["map"]["columns"]
     nodes = cells.get("node", [])
-    names = ("cell_id", "label", "label_source", "predicted", "slide", "patient")
+    names = ("cell_id", "label", "label_source", "predicted", "slide", "analyser", "patient")
     located = {name: cells.get(name, []) for name in names}
     located |= {"row": [n // columns for n in nodes], "column": [n % columns for n in nodes]}
     u = u_matrix(load(Path(first["weights"])).get_weights()).round(5).tolist()

@@ -16,10 +16,11 @@ __all__ = ["add_to"]
 _HELP = """Cells that wait for a person's decision, in queues.
 
 \b
-suspects  their class disagrees with the cells about them on the map
-doubtful  nobody reviewed them, and no class is probable
-novel     nobody reviewed them, and nothing in the lab resembles them
-pictures  their picture is doubted, so they are no references until somebody decides
+suspects      their class disagrees with the cells about them
+unidentified  their label is no opinion, as "Unidentified"; the cells about them suggest a class
+doubtful      nobody reviewed them, and no class is probable
+novel         nobody reviewed them, and nothing in the lab resembles them
+pictures      their picture is doubted, so they are no references until somebody decides
 
 Possible duplicates wait as well; `labref duplicates` lists them.
 
@@ -59,6 +60,7 @@ class Queue(StrEnum):
     """A queue of single cells."""
 
     SUSPECTS = "suspects"
+    UNIDENTIFIED = "unidentified"
     DOUBTFUL = "doubtful"
     NOVEL = "novel"
     PICTURES = "pictures"
@@ -77,8 +79,8 @@ def queues(lab: LabOption = None, json: JsonOption = False) -> None:
     if json:
         print_json(row)
         return
-    for name in ("duplicates", "suspects", "doubtful", "novel", "pictures"):
-        typer.echo(f"{name:<11} {'no map yet' if row[name] is None else row[name]}")
+    for name in ("duplicates", "suspects", "unidentified", "doubtful", "novel", "pictures"):
+        typer.echo(f"{name:<13} {'no map yet' if row[name] is None else row[name]}")
 
 
 def list_(
@@ -97,7 +99,7 @@ def list_(
         row = printable(row)
         why = f"the networks say {row['predicted']}, {row['probability']:.0%}"
         if row["neighbourhood"] is not None:
-            why = f"of the cells about it on the map, {row['share']:.0%} are {row['neighbourhood']}"
+            why = f"of the cells about it, {row['share']:.0%} are {row['neighbourhood']}"
         if row["doubt"] is not None:
             why = row["doubt"]
         near = ", ".join(f"{label} {share:.0%}" for label, share in list(row["weights"].items())[:3] if share >= 0.005)

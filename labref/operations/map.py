@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from labref import som
+from labref.asking.differential import is_abstention
+from labref.asking.mislabelled import suggestions
+from labref.asking.mislabelled import suspects as doubted
 from labref.asking.survey import GIVEN, Chosen, Nodes, Survey, survey
 from labref.config import MapConfig
 from labref.errors import LabrefError
@@ -44,6 +47,7 @@ __all__ = [
     "MapSpot",
     "MapState",
     "MapSuspect",
+    "MapUnidentified",
     "MapVersion",
     "PlacesOnMap",
 ]
@@ -115,10 +119,23 @@ class MapCellRow(Answer):
 class MapSuspect(MapCellRow):
     """A cell whose label disagrees with the labels about it."""
 
-    neighbourhood: str = Field(description="The class that most cells about it have.")
-    share: float = Field(description="Share of that class, each cell counted by its nearness.")
+    neighbourhood: str = Field(description="The class that most cells of its analyser about it have.")
+    share: float = Field(
+        description="Share of that class about it on the map and among its nearest cells, each counted by its nearness."
+    )
     share_of_label: float = Field(description="Share of the cell's own class.")
-    surprise: float = Field(description="Logarithm of the one share over the other.")
+    surprise: float = Field(
+        description="Logarithm of the one share over the other, less where few cells of the analyser carry the label."
+    )
+
+
+class MapUnidentified(MapCellRow):
+    """A cell whose label is no opinion, and the class that the cells about it suggest."""
+
+    suggested: str = Field(description="The class that most cells of its analyser about it have.")
+    share: float = Field(
+        description="Share of that class about it on the map and among its nearest cells, each counted by its nearness."
+    )
 
 
 class MapShown(Answer):
@@ -136,6 +153,7 @@ class PlacesOnMap(Answer):
     label_source: list[LabelSource] = Field(description="Who gave it.")
     predicted: list[str] = Field(description="The bundle's class.")
     slide: list[str | None] = Field(description="Its slide; it can name a patient.")
+    analyser: list[str | None] = Field(description="Its analyser.")
     patient: list[str | None] = Field(description="Its patient, as named in `patients`; null for cells of others.")
     row: list[int] = Field(description="Row of its node, from 0.")
     column: list[int] = Field(description="Column of its node, from 0.")
@@ -166,6 +184,7 @@ class CellsOnMap(Answer):
     label_source: list[LabelSource] = Field(description="Who gave these.")
     predicted: list[str] = Field(description="The classes that the bundle's networks give.")
     slide: list[str | None] = Field(description="Their slides; a name can identify a patient.")
+    analyser: list[str | None] = Field(description="Their analysers.")
     patient: list[str | None] = Field(description="Their patients, as named in `patients`; null for cells of others.")
 
 
@@ -282,6 +301,9 @@ class MapFacets(Answer):
 _Sources = Annotated[
     list[LabelSource] | None,
     Field(description="Whose labels count; by default those that a person or the analyser gave."),
+]
+_Analysers = Annotated[
+    list[Text] | None, Field(max_length=1000, description="Only cells of these analysers; by default of all.")
 ]
 _Node = Annotated[int, Field(ge=0, le=1_000_000)]
 _MOST_SLIDES: Final = 500  # that are listed
@@ -425,22 +447,49 @@ def suspects(
     limit: Annotated[Limit, Field(description="At most so many cells.")] = 50,
     offset: Annotated[int, Field(ge=0, le=1_000_000_000, description="Leave out so many first ones.")] = 0,
     sources: _Sources = None,
+    analysers: _Analysers = None,
 ) -> Iterator[Row]:
-    """List cells whose label disagrees with the labels about them on the map, most surprising first.
+    """List cells whose label disagrees with the labels about them, most surprising first.
 
-    The labels that are judged are also the evidence. The surprise is that of `labref.som.suspicion`.
+    The labels that are judged are also the evidence, each only for cells of its own analyser. Labels that are no
+    opinion, such as "Unidentified", are neither; see `map.unidentified`. See `labref.asking.mislabelled`.
     """
     found = _survey(context)
-    at, doubts = found.doubt(sources or GIVEN)
-    at = at[offset : offset + limit]
-    about = dict(zip(at.tolist(), range(offset, offset + len(at)), strict=True))
-    for place, row in _rows(context, found, at):
+    at, doubts = doubted(context.store, found, sources or GIVEN)
+    (kept,) = np.nonzero(_of_analysers(found, at, analysers))
+    kept = kept[offset : offset + limit]
+    about = dict(zip(at[kept].tolist(), kept.tolist(), strict=True))
+    for place, row in _rows(context, found, at[kept]):
         here = about[place]
         yield row | {
             "neighbourhood": found.labels[int(doubts.majority[here])],
             "share": float(doubts.share[here]),
             "share_of_label": float(doubts.share_of_label[here]),
             "surprise": float(doubts.surprise[here]),
+        }
+
+
+@operation("map.unidentified", MapUnidentified, role=Role.VIEW)
+def unidentified(
+    context: Context,
+    *,
+    limit: Annotated[Limit, Field(description="At most so many cells.")] = 50,
+    offset: Annotated[int, Field(ge=0, le=1_000_000_000, description="Leave out so many first ones.")] = 0,
+    sources: _Sources = None,
+    analysers: _Analysers = None,
+) -> Iterator[Row]:
+    """List cells whose label is no opinion, such as "Unidentified", each with the class that the cells of its analyser
+    about it suggest. The clearest come first."""
+    found = _survey(context)
+    suggested = suggestions(context.store, found, sources or GIVEN)
+    (kept,) = np.nonzero(_of_analysers(found, suggested.at, analysers))
+    kept = kept[offset : offset + limit]
+    about = dict(zip(suggested.at[kept].tolist(), kept.tolist(), strict=True))
+    for place, row in _rows(context, found, suggested.at[kept]):
+        here = about[place]
+        yield row | {
+            "suggested": found.labels[int(suggested.label[here])],
+            "share": float(suggested.share[here]),
         }
 
 
@@ -569,16 +618,15 @@ def facets(context: Context) -> Iterator[Row]:
 
 
 @operation("map.classify", ClassOnMap, role=Role.VIEW)
-def classify(context: Context, *, sources: _Sources = None) -> Iterator[Row]:
-    """Say how well a cell's neighbourhood on the map tells its label. There is a row for each class, the largest first,
-    and one for all."""
+def classify(context: Context, *, sources: _Sources = None, analysers: _Analysers = None) -> Iterator[Row]:
+    """Say how well a cell's neighbourhood on the map tells its label, each by the labels of its own analyser. There is
+    a row for each class, the largest first, and one for all."""
     _, active = _active(context)
-    labelled = _labelled(context, sources)
+    labelled = _labelled(context, sources, analysers)
     if not labelled:
         return
     labels = np.array([cell.label for cell in labelled])
-    about = _about(labelled, labels, active)
-    told = np.array(about.labels)[about.majority]
+    told = _told(labelled, labels, active)
     names, counts = np.unique(labels, return_counts=True)
     for name in [str(names[i]) for i in np.argsort(-counts, kind="stable")]:
         of_class = labels == name
@@ -654,14 +702,35 @@ def _rows(context: Context, found: Survey, at: NDArray[np.intp]) -> Iterator[tup
                 yield place, _cell(on_map, found.active) | {"path": cell.path}
 
 
-def _labelled(context: Context, sources: list[LabelSource] | None) -> list[MapCell]:
-    wanted = set(map(str, sources or (LabelSource.REVIEWED, LabelSource.ANALYSER)))
-    return [cell for cell in context.store.maps.cells(_bundle(context)) if cell.label_source in wanted]
+def _of_analysers(found: Survey, at: NDArray[np.intp], analysers: list[str] | None) -> NDArray[np.bool_]:
+    """Which cells at these places of the survey came from these analysers; None: whatever they came from."""
+    if analysers is None:
+        return np.ones(len(at), np.bool_)
+    return found.select(Chosen(analysers=frozenset(analysers)))[at]
 
 
-def _about(labelled: list[MapCell], labels: np.ndarray[Any, Any], active: ActiveMap) -> som.Neighbourhood:
+def _labelled(context: Context, sources: list[LabelSource] | None, analysers: list[str] | None) -> list[MapCell]:
+    """The cells whose label is from these sources and an opinion."""
+    wanted = set(map(str, sources or GIVEN))
+    return [
+        cell
+        for cell in context.store.maps.cells(_bundle(context))
+        if cell.label_source in wanted
+        and (analysers is None or cell.analyser in analysers)
+        and not is_abstention(cell.label)
+    ]
+
+
+def _told(labelled: list[MapCell], labels: NDArray[np.str_], active: ActiveMap) -> NDArray[np.str_]:
+    """The class that the cells of its analyser about each cell have."""
+    told = np.empty_like(labels)
     nodes = np.array([cell.node for cell in labelled], np.int64)
-    return som.neighbourhood(nodes, labels, rows=active.version.rows, cols=active.version.columns)
+    analysers = np.array([cell.analyser or "" for cell in labelled])
+    for analyser in np.unique(analysers):
+        (at,) = np.nonzero(analysers == analyser)
+        about = som.neighbourhood(nodes[at], labels[at], rows=active.version.rows, cols=active.version.columns)
+        told[at] = np.array(about.labels)[about.majority]
+    return told
 
 
 def _cell(cell: MapCell, active: ActiveMap) -> Row:
@@ -671,7 +740,7 @@ def _cell(cell: MapCell, active: ActiveMap) -> Row:
 
 
 def _columns(part: list[MapCell], of_patient: dict[str, str]) -> Row:
-    names = ("cell_id", "node", "label", "label_source", "predicted", "slide")
+    names = ("cell_id", "node", "label", "label_source", "predicted", "slide", "analyser")
     columns: Row = {name: [getattr(cell, name) for cell in part] for name in names}
     return columns | {"patient": [of_patient.get(cell.cell_id) for cell in part]}
 

@@ -139,7 +139,10 @@ class MapPlace(Answer):
 
     row: int = Field(description="Row of its node, from 0.")
     column: int = Field(description="Column of its node, from 0.")
-    label: str | None = Field(description="The class that most cells about the node have; null where no cell is near.")
+    label: str | None = Field(
+        description="The class that most cells about the node have, of the same analyser as the references; null where "
+        "no cell is near."
+    )
     share: float | None = Field(description="Share of that class among them, weighted by nearness.")
     cells: int = Field(description="How many physical cells they are.")
     map: int = Field(description="Number of the map's version.")

@@ -1,9 +1,9 @@
 """What waits for a person: queues of cells, one decision each.
 
 `duplicates`: pairs that may be of one cell (`duplicates.list`). `suspects`: cells whose label disagrees with the labels
-about them on the map. `doubtful`: cells that nobody reviewed and whose class is uncertain. `novel`: cells that nobody
-reviewed and that nothing in the lab resembles. `pictures`: cells whose picture is doubted (`labref.cells.quality`) and
-that are no reference until somebody decides.
+about them. `unidentified`: cells whose label is no opinion, as "Unidentified". `doubtful`: cells that nobody reviewed
+and whose class is uncertain. `novel`: cells that nobody reviewed and that nothing in the lab resembles. `pictures`:
+cells whose picture is doubted (`labref.cells.quality`) and that are no reference until somebody decides.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LOOKED_AT: Final = 20_000  # cells that lie farthest from the map, among which 
 _MOST_NOVEL: Final = 500
 _REMEMBERED: Final = 100_000  # of cells, whether they are novel
 
-Queue = Literal["suspects", "doubtful", "novel", "pictures"]
+Queue = Literal["suspects", "unidentified", "doubtful", "novel", "pictures"]
 
 
 class ReviewQueues(Answer):
@@ -50,6 +50,9 @@ class ReviewQueues(Answer):
     duplicates: int | None = Field(description="Pairs that may be of one cell.")
     suspects: int | None = Field(
         description=f"Cells whose label disagrees with those about them, at most {_MOST_SUSPECTS}; null without a map."
+    )
+    unidentified: int | None = Field(
+        description=f"Cells whose label is no opinion, at most {_MOST_SUSPECTS}; null without a map."
     )
     doubtful: int | None = Field(description="Cells that nobody reviewed and whose class is uncertain.")
     novel: int | None = Field(
@@ -77,8 +80,10 @@ class CellInQueue(Answer):
     label_source: LabelSource = Field(description="Who gave the class.")
     predicted: str = Field(description="What the bundle calls it.")
     probability: float = Field(description="The probability of that.")
-    neighbourhood: str | None = Field(description="The class of most cells about it on the map; null but for suspects.")
-    share: float | None = Field(description="The share of that class; null but for suspects.")
+    neighbourhood: str | None = Field(
+        description="The class of most cells about it; null but for suspects and unidentified cells."
+    )
+    share: float | None = Field(description="The share of that class; null where there is none.")
     novelty: float | None = Field(description="Distance of the nearest cells over the bundle's threshold.")
     is_novel: bool = Field(description="Whether nothing in the lab resembles it.")
     doubt: Reason | None = Field(description="What is wrong with its picture, in words; null where nothing is.")
@@ -107,18 +112,20 @@ def queues(
     context: Context,
     *,
     queue: Annotated[
-        Literal["duplicates", "suspects", "doubtful", "novel", "pictures"] | None,
+        Literal["duplicates", "suspects", "unidentified", "doubtful", "novel", "pictures"] | None,
         Field(description="Only this queue; the others are null."),
     ] = None,
     below: _Below = DOUBTFUL_BELOW,
 ) -> Iterator[Row]:
     """Say how much waits for review in each queue."""
     store, bundle = context.store, context.lab.bundle(context.store)
-    left: Row = dict.fromkeys(("duplicates", "suspects", "doubtful", "novel", "pictures"))
+    left: Row = dict.fromkeys(("duplicates", "suspects", "unidentified", "doubtful", "novel", "pictures"))
     if queue in (None, "duplicates"):
         left["duplicates"] = len(store.duplicates.possible())
-    if queue in (None, "suspects") and store.maps.active(bundle.digest) is not None:
-        left["suspects"] = sum(1 for _ in _suspects(context))
+    if store.maps.active(bundle.digest) is not None:
+        for name in ("suspects", "unidentified"):
+            if queue in (None, name):
+                left[name] = sum(1 for _ in _on_map(context, name))
     if queue in (None, "doubtful"):
         left["doubtful"] = store.queues.count_doubtful(bundle.digest, below)
     if queue in (None, "novel"):
@@ -141,12 +148,13 @@ def cells(
 ) -> Iterator[Row]:
     """List the first cells of a queue, each with its neighbours.
 
-    What is most surprising, least probable or least like all others comes first."""
+    What is most surprising, clearest, least probable or least like all others comes first."""
     bundle, out = context.lab.bundle(context.store), set(leave_out or ())
-    if queue == "suspects":
-        rows = [row for row in _suspects(context) if row["cell_id"] not in out][:limit]
+    if queue in ("suspects", "unidentified"):
+        rows = [row for row in _on_map(context, queue) if row["cell_id"] not in out][:limit]
         wanted = [str(row["cell_id"]) for row in rows]
-        about = {str(row["cell_id"]): (row["neighbourhood"], row["share"]) for row in rows}
+        name = "neighbourhood" if queue == "suspects" else "suggested"
+        about = {str(row["cell_id"]): (row[name], row["share"]) for row in rows}
     else:
         about = {}
         if queue == "novel":
@@ -207,10 +215,10 @@ def _decided(store: Store, cell_id: str, before: str) -> Row:
     return {"cell_id": cell_id, "label": label, "label_source": str(source), "previous": before}
 
 
-def _suspects(context: Context) -> Iterator[Row]:
-    """The suspects that nobody settled under the label that they carry."""
-    settled = context.store.queues.settled("suspects")
-    for row in perform(context, "map.suspects", {"limit": _MOST_SUSPECTS + len(settled)}):
+def _on_map(context: Context, queue: Literal["suspects", "unidentified"]) -> Iterator[Row]:
+    """The cells of a queue that the map gives, but those that somebody settled under the label that they carry."""
+    settled = context.store.queues.settled(queue)
+    for row in perform(context, f"map.{queue}", {"limit": _MOST_SUSPECTS + len(settled)}):
         found = settled.get(str(row["cell_id"]))
         if found is None or found.label != row["label"]:
             yield row

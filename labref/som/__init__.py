@@ -11,7 +11,7 @@ Node (row, column) is MiniSom's (i, j). Distances are Euclidean, as in MiniSom.
 """
 
 from labref.som.files import load, save
-from labref.som.labels import Doubts, Neighbourhood, doubts, neighbourhood, suspicion
+from labref.som.labels import Doubts, Neighbourhood, doubts, neighbourhood, shares_about, suspicion
 from labref.som.quality import moved, quality, u_matrix
 from labref.som.schedule import FINAL_SIGMA, Stage, size_for, stages
 from labref.som.search import winners
@@ -29,6 +29,7 @@ __all__ = [
     "neighbourhood",
     "quality",
     "save",
+    "shares_about",
     "size_for",
     "stages",
     "suspicion",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from labref.som.products import gaussian
 
-__all__ = ["Doubts", "Neighbourhood", "doubts", "neighbourhood", "suspicion"]
+__all__ = ["Doubts", "Neighbourhood", "doubts", "neighbourhood", "shares_about", "suspicion"]
 
 RADIUS: Final = 2.0
 """σ, in nodes, of the Gaussian that weighs the cells around a cell."""
@@ -91,6 +91,10 @@ class Doubts:
     share: NDArray[np.float64]
     share_of_label: NDArray[np.float64]
 
+    def of(self, chosen: NDArray[Any]) -> Doubts:
+        """Of the chosen cells."""
+        return Doubts(self.surprise[chosen], self.majority[chosen], self.share[chosen], self.share_of_label[chosen])
+
 
 def doubts(nodes: NDArray[Any], codes: NDArray[Any], *, rows: int, cols: int, classes: int) -> Doubts:
     """The same as `suspicion` of `neighbourhood`, for a million cells in a second: cells of one class on one node are
@@ -98,22 +102,43 @@ def doubts(nodes: NDArray[Any], codes: NDArray[Any], *, rows: int, cols: int, cl
 
     nodes : int[n], row * cols + column.  codes : int[n], the class of each cell, from 0 to `classes` - 1.
     """
-    classes = max(classes, 1)
-    counts = np.bincount(np.asarray(nodes, np.int64) * classes + codes, minlength=rows * cols * classes).astype(float)
-    spread = gaussian(rows, RADIUS) @ counts.reshape(rows, -1)
-    spread = np.matmul(gaussian(cols, RADIUS), spread.reshape(rows, cols, classes)).reshape(-1, classes)
-    (pairs,) = np.nonzero(counts)
+    nodes, classes = np.asarray(nodes, np.int64), max(classes, 1)
+    key = nodes * classes + codes
+    (pairs,) = np.nonzero(np.bincount(key, minlength=rows * cols * classes))
     at, own = np.divmod(pairs, classes)
-    sums = spread[at]
+    shares = shares_about(nodes, codes, at, rows=rows, cols=cols, classes=classes, own=own)
     every = np.arange(len(pairs))
-    sums[every, own] -= 1.0
-    sums = np.maximum(sums, 0)
-    overall = counts.reshape(-1, classes).sum(axis=0) / max(len(nodes), 1)
-    shares = (sums + _DOUBT * overall) / (sums.sum(axis=1) + _DOUBT)[:, None]
     majority = shares.argmax(axis=1)
     share, share_of_label = shares[every, majority], shares[every, own]
     surprise = np.log(share / np.maximum(share_of_label, 1e-9))
-    place = np.empty(len(counts), np.int64)
+    place = np.empty(rows * cols * classes, np.int64)
     place[pairs] = every
-    of_cell = place[np.asarray(nodes, np.int64) * classes + codes]
+    of_cell = place[key]
     return Doubts(surprise[of_cell], majority[of_cell], share[of_cell], share_of_label[of_cell])
+
+
+def shares_about(
+    nodes: NDArray[Any],
+    codes: NDArray[Any],
+    at: NDArray[Any],
+    *,
+    rows: int,
+    cols: int,
+    classes: int,
+    own: NDArray[Any] | None = None,
+) -> NDArray[np.float64]:
+    """The shares of the classes around some nodes, as of `neighbourhood`: float64[m, classes].
+
+    nodes, codes : int[n], of the labelled cells.  at : int[m], the nodes to describe.  own : int[m], the class of a
+    labelled cell on each of these nodes that does not count; None where none is left out.
+    """
+    classes = max(classes, 1)
+    counts = np.bincount(np.asarray(nodes, np.int64) * classes + codes, minlength=rows * cols * classes).astype(float)
+    spread = gaussian(rows, RADIUS) @ counts.reshape(rows, -1)
+    sums = np.matmul(gaussian(cols, RADIUS), spread.reshape(rows, cols, classes)).reshape(-1, classes)[at]
+    if own is not None:
+        sums[np.arange(len(sums)), own] -= 1.0
+    sums = np.maximum(sums, 0)
+    overall = counts.reshape(-1, classes).sum(axis=0) / max(len(nodes), 1)
+    shares: NDArray[np.float64] = (sums + _DOUBT * overall) / (sums.sum(axis=1) + _DOUBT)[:, None]
+    return shares

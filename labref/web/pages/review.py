@@ -1,4 +1,4 @@
-"""What waits for a person: possible duplicates, suspects, doubtful and novel cells, doubtful pictures."""
+"""What waits for a person: possible duplicates, suspects, unidentified, doubtful and novel cells, doubtful pictures."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def duplicates(visit: Visit) -> Response:
 @page("/review/suspects")
 def suspects(visit: Visit) -> Response:
     return _queue(visit, "suspects")
+
+
+@page("/review/unidentified")
+def unidentified(visit: Visit) -> Response:
+    return _queue(visit, "unidentified")
 
 
 @page("/review/doubtful")

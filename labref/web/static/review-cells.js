@@ -42,9 +42,9 @@ function show(cell, coming) {
     reviewed: text("reviewed"), analyser: text("by the analyser"), predicted: text("predicted"),
   }[cell.label_source];
   document.getElementById("why").textContent =
-    name === "suspects"
-      ? text("Of the cells about it on the map, {share} are {name}.", { share: share(cell.share), name: cell.neighbourhood })
-      : queue === "pictures"
+    cell.neighbourhood !== null
+      ? text("Of the cells about it, {share} are {name}.", { share: share(cell.share), name: cell.neighbourhood })
+      : name === "pictures"
       ? doubts[cell.doubt] ?? ""
       : text("The network says {name}, with {share}.", { name: cell.predicted, share: share(cell.probability) }) +
         (cell.is_novel ? ` ${text("Nothing in the lab resembles it.")}` : "");
