@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -66,7 +66,9 @@ def measure(
             "agree": {},
             "nodes": {},
         }
-    right = {tree: ([path.relative_to(data / tree).parts[0] for path in images[tree]], ()) for tree in trees}
+    right: dict[str, tuple[list[str], tuple[int, ...]]] = {
+        tree: ([path.relative_to(data / tree).parts[0] for path in images[tree]], ()) for tree in trees
+    }
     for way, groups in (("one", [tuple(trees)]), ("own", [(tree,) for tree in trees])):
         for group in groups:
             lab, _ = _lab(folder / f"{way}-right-{group[0]}", images, embedded, right, bundle, group)
@@ -97,9 +99,9 @@ def _changed(images: Sequence[Path], tree: Path, seed: int) -> tuple[list[str], 
 
 def _lab(
     folder: Path,
-    images: dict[str, list[Path]],
-    embedded: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
-    labels: dict[str, tuple[list[str], tuple[int, ...]]],
+    images: Mapping[str, list[Path]],
+    embedded: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    labels: Mapping[str, tuple[list[str], tuple[int, ...]]],
     bundle: Bundle,
     trees: Sequence[str],
 ) -> tuple[Lab, dict[str, set[str]]]:
