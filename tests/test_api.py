@@ -142,6 +142,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     run("cell.show", cell=cell["cell_id"])
     run("query", data=first.read_bytes(), name="before there is a map")
     run("map.status")
+    unclear = [row["cell_id"] for row in ledger if row["outcome"] == "stored"][1]
+    run("label.set", cell=unclear, label="Unidentified", new=True)
     run("map.train", rows=8, columns=8, seed=1)
     run("map.list")
     run("map.use", number=1)
@@ -150,7 +152,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Answe
     row, column = divmod(placed["node"][0], 8)
     run("map.node", row=row, column=column)
     run("map.suspects")
-    run("map.unidentified")
+    assert [row["cell_id"] for row in run("map.unidentified")] == [unclear]
+    run("label.undo", cell=unclear)
     run("map.picture", classes=[LABELS[0]], since="2020-01-01", doubtful=True)
     run("map.region", row=row, column=column, last_row=7)
     run("map.spot", cell=placed["cell_id"][0])

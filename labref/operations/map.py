@@ -478,8 +478,9 @@ def unidentified(
     sources: _Sources = None,
     analysers: _Analysers = None,
 ) -> Iterator[Row]:
-    """List cells whose label is no opinion, such as "Unidentified", each with the class that the cells of its analyser
-    about it suggest. The clearest come first."""
+    """List cells whose label is no opinion, each with the class that the cells about it suggest.
+
+    The clearest come first. Only the cells of its own analyser count."""
     found = _survey(context)
     suggested = suggestions(context.store, found, sources or GIVEN)
     (kept,) = np.nonzero(_of_analysers(found, suggested.at, analysers))
