@@ -343,7 +343,8 @@ def test_made_up_requests_meet_no_fault_and_no_status_that_is_not_documented(
     def ask(case: Any) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("target"), str) and case.body["target"]:
             case.body["target"] = str(written / hashlib.sha256(case.body["target"].encode()).hexdigest()[:12])
-        case.call_and_validate(headers=headers, checks=CHECKS)
+        # a busy machine is no fault: an answer that takes long is one all the same
+        case.call_and_validate(headers=headers, checks=CHECKS, timeout=120)
 
     try:
         ask()
