@@ -197,6 +197,8 @@ def test_a_repair_says_what_it_did_and_no_more(lab: Lab) -> None:
     _, left, repaired = check(lab, repair=True, latents=0)
     assert left.pop("image_missing") == 1 and set(repaired) == {"file_without_valid_outcome"}
     assert set(left) == {"file_changed"}, "the outcome was forgotten, its cell was not"
+    with duckdb.connect(str(lab.store_file)) as connection:
+        assert connection.execute("SELECT count(*) FROM file_history WHERE outcome = 'lost'").fetchall() == [(0,)]
 
 
 def test_bytes_that_are_nowhere_else_stay_a_fault(lab: Lab) -> None:

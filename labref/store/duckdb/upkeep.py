@@ -253,7 +253,9 @@ def remove_faults(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Seq
     for kind in ("outcome_without_cell", "file_without_valid_outcome"):
         paths = list(map(to_column, found.get(kind, ())))
         listed = "path IN (SELECT unnest(?::VARCHAR[]))"
-        rows.keep_history(connection, listed, [paths], rows.now())
+        # an outcome that is none of the words is no history either: nobody could read it
+        known = ", ".join(map(_quoted, Outcome))
+        rows.keep_history(connection, f"{listed} AND outcome IN ({known})", [paths], rows.now())
         connection.execute(f"DELETE FROM file WHERE {listed}", [paths])
     failpoint("repair.files")
     for table in tables_of_cells(connection):
