@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.progress import Progress
 
@@ -217,7 +218,8 @@ def _embedded(
             return "", None
         piece = cut(picture, cell.centre, np.rint(cell.background).astype(np.uint8))
         file = io.BytesIO()
-        piece.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+        # anew from its pixels: what else the file says, such as a comment with a name, is not for other labs
+        Image.fromarray(np.asarray(piece)).save(file, "JPEG", quality=_QUALITY, subsampling=0)
         return digest(data), _Candidate(item.label, source, cell.crop, file.getvalue())
 
     found: dict[str, _Candidate] = {}

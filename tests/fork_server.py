@@ -21,6 +21,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import types
 from typing import Any, Final
 
@@ -73,6 +74,7 @@ def _become(order: dict[str, Any], streams: list[int]) -> dict[str, Any]:
         os.close(stream)
     os.environ.clear()
     os.environ.update(order["environment"])
+    time.tzset()
     os.chdir(order["folder"])
     os.umask(order["umask"])
     return order

@@ -89,8 +89,10 @@ class _Forked(subprocess.Popen[str]):
         takes."""
         if flags and not select.select([self._ended], [], [], 0)[0]:
             return 0, 0
-        code = int(os.read(self._ended, 100) or b"0")
+        said = os.read(self._ended, 100)
         os.close(self._ended)
+        assert said, "the process that forks has ended: how this one did is not known"
+        code = int(said)
         return self.pid, -code if code < 0 else code << 8
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:

@@ -225,6 +225,9 @@ def central(tmp_path: Path, drawn_cells: Path) -> Path:
         shutil.copytree(drawn_cells / ("ig" if label == "promyelocyte" else label), folder / "drawn" / label)
     first = sorted((folder / "drawn" / "monocyte").iterdir())[0]
     shutil.copyfile(first, first.with_name("copy.jpg"))
+    for path in (folder / "drawn").rglob("*.jpg"):  # an analyser may write anything there
+        with Image.open(path) as picture:
+            picture.save(path, quality="keep", comment=b"Andersson 1912")
     (folder / "drawn" / "monocyte" / "broken.jpg").write_bytes(b"no picture")
     (folder / "atlas.toml").write_text(
         '[[source]]\nfolder = "drawn"\nname = "Drawn by labref"\nlicence = "Apache-2.0"\n', encoding="utf-8"
@@ -263,7 +266,9 @@ def test_a_bundle_is_given_an_atlas_by_a_command(central: Path, starter: Bundle,
             assert np.abs(known - atlas.latents[row]).max(axis=1).min() < 1e-5, "what was held out is not in it"
             data = atlas.picture(cell_id)
             assert data is not None
+            assert b"Andersson" not in data, "pixels only"
             with Image.open(io.BytesIO(data)) as opened:
+                assert "comment" not in opened.info
                 assert (opened.format, opened.size) == ("JPEG", (256, 256))
             # what is shown is what was embedded, but for JPEG
             again = embedder.embed(prepare(data).crop[None]).latents[0]

@@ -224,6 +224,17 @@ def test_the_contrast_has_a_central_cell_of_a_class_that_the_lab_has_none_of(sto
     assert ask(store, bundle, None, probabilities=one, contrast=True).contrast == found.contrast
 
 
+def test_the_contrast_takes_a_class_for_the_same_whatever_the_lab_calls_it(store: Store, bundle: Bundle) -> None:
+    store.record([new_cell(i, latent=at(1 + i / 9)) for i in range(9)], bundle=BUNDLE)
+    own = new_cell("own", latent=at(2.5))
+    store.record([own], bundle=BUNDLE)
+    store.reviews.give([Review(own.cell_id, "Eosinophils", "NN", None)])
+    filled = central({"eosinophil": [2.0], "basophil": [90.0]}, {"basophil": "Baso"})
+    said = {"neutrophil": 0.9, "basophil": 0.1}
+    found = ask(store, bundle, filled, probabilities=said, contrast=True).contrast
+    assert [(one.label, one.origin) for one in found] == [("Eosinophils", "lab"), ("Baso", "central")]
+
+
 # a lab
 
 

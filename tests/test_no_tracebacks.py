@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -494,6 +495,7 @@ def test_no_command_meets_nonsense_with_a_traceback(
     (work / "a file").write_text("nonsense")
     shutil.copytree(lab.folder, tmp_path / "lab")
     monkeypatch.chdir(work)
+    importlib.import_module("onnxruntime")  # which makes a folder .cache at home when it is first imported
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     plain = {
         "lab": str(tmp_path / "lab"),
@@ -545,4 +547,5 @@ def test_a_device_that_never_ends_is_no_picture_and_no_list(tmp_path: Path, lab:
     text = (other / "labref.toml").read_text(encoding="utf-8")
     (other / "labref.toml").write_text(text.replace("[watch]", "[watch]\nmax_file_megabytes = 3", 1), encoding="utf-8")
     refused("query", "/dev/zero", "--lab", other, said=["larger than 3 MB"])
+    refused("map", "classify", "/dev/zero", "--lab", other, said=["larger than 3 MB"])
     refused("label", "import", "/dev/zero", "--who", "NN", "--lab", other, said=["is too large"])

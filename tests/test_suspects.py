@@ -193,7 +193,9 @@ def test_cells_that_came_since_are_judged_too(lab: Lab, real_cells: Path, tmp_pa
     assert ask(own, source.read_bytes(), name="x")["map"]["label"] == "eosinophil"
 
 
-@pytest.mark.parametrize("name", ["Unidentified", "UI", "young unidentified", "Not classed", "oidentifierad", "Okänd"])
+@pytest.mark.parametrize(
+    "name", ["Unidentified", "UI", "young unidentified", "Not classed", "Ej identifierad", "Okänd"]
+)
 def test_names_that_are_no_opinion(name: str) -> None:
     assert is_abstention(name)
     assert kind_of(name) == "other"

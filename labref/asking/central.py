@@ -5,11 +5,12 @@ Own cells come first. A cell of the atlas may stand in only for a class that is 
 one of the lab's own references, the networks' most probable class, or one that they give at least 20 %.
 
 Among these and the lab's own references the k nearest are shown. A central cell is from another microscope, so the
-lab's own cells of other classes are nearer to the query by their optics alone. For this choice its distance therefore
-counts as 0.7 of what it is where the lab has no cell of its class; as all of it where the lab has eight times as many
-as the atlas; and so on, in a line. So the share of central cells falls as the lab grows, twice over: its own cells come
-nearer, and those of the atlas count as farther. The lab's cells of a class are those from the optics that are searched;
-a physical cell counts once, however often it was captured. What is told of a central cell is the distance itself.
+lab's own cells of other classes are nearer to the query by their optics alone. For this choice its distance is
+therefore multiplied by 0.7 + 0.3 n / 8a, where n is how many cells of its class the lab has, and a how many the atlas
+has: by 0.7 where the lab has none, by 1 where it has eight times as many as the atlas. So the share of central cells
+falls as the lab grows, twice over: its own cells come nearer, and those of the atlas count as farther. The
+lab's cells of a class are those from the optics that are searched; a physical cell counts once, however often it was
+captured. What is told of a central cell is the distance itself.
 
 The numbers were chosen on labs of 50 to 4,900 cells of pbc and of up to 80 of chula, by class precision@8
 (`tests.benchmarks.atlas`, whose figures are of other cells). Central cells are never counted: not in the spread, the

@@ -44,6 +44,7 @@ def contrasting(
     may: Callable[[Collection[str]], Set[str]],
     choose: Callable[[Sequence[Neighbour], Mapping[str, int]], Neighbour],
     central: Mapping[str, Neighbour],
+    called: Callable[[str], str],
 ) -> list[Neighbour]:
     """The nearest cell of each plausible class that the references do not show, the nearest first, at most
     `MOST_CONTRASTS`.
@@ -52,7 +53,8 @@ def contrasting(
     neighbours : what the search found, nearest first.  labelled : {cell id: (class, who gave it)} of these.
     probabilities : of the networks, by class.  barred : ids of cells that may not be shown.  may : those of some cells,
     by id, that are among those asked.  choose : of cells of one class, nearest first, and the weights of their labels,
-    the one that is shown.  central : by class, the nearest cell of the atlas.
+    the one that is shown.  central : by class, the nearest cell of the atlas.  called : the class that a label of the
+    lab or of the bundle stands for, as the classes of `central` are called.
     """
     if not references:
         return []
@@ -69,10 +71,9 @@ def contrasting(
         if plausible and label not in shown:
             carried = store.labelled([one.cell_id for one in cells])
             found.append(choose(cells, {cell_id: source.weight for cell_id, (_, source) in carried.items()}))
-    had = {label for label, cells in near.items() if cells}
+    had = {called(label) for label in (*shown, *(label for label, cells in near.items() if cells))}
+    likely = {called(label) for label, probability in probabilities.items() if probability >= _PROBABLE}
     found += [
-        one
-        for label, one in central.items()
-        if label not in {*had, *shown} and (one.distance <= farthest or probabilities.get(label, 0.0) >= _PROBABLE)
+        one for label, one in central.items() if label not in had and (one.distance <= farthest or label in likely)
     ]
     return sorted(found, key=lambda one: (one.distance, one.cell_id))[:MOST_CONTRASTS]

@@ -32,7 +32,15 @@ _NO_OPINION: Final = frozenset(
     {
         *("unidentified", "ui", "young unidentified", "unknown", "not classed", "not classified", "unclassified"),
         *("unclassifiable", "not identified", "undetermined", "indeterminate"),
-        *("oidentifierad", "ej klassad", "okänd", "nicht identifiziert", "nicht klassifiziert", "unbekannt"),
+        *(
+            "oidentifierad",
+            "ej identifierad",
+            "ej klassad",
+            "okänd",
+            "nicht identifiziert",
+            "nicht klassifiziert",
+            "unbekannt",
+        ),
     }
 )
 _OTHERS: Final = frozenset(

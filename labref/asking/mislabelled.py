@@ -111,7 +111,11 @@ def _shares(
     cells of its analyser carry each cell's own class, int64[m]. own : the cells are evidence themselves, and do not
     count for themselves."""
     on_map, cells = _on_map(found, at, evidence, own=own)
-    near, there = _nearest(store, found, at, evidence)
+    # a physical cell is one witness, however often it was captured
+    witnesses = np.flatnonzero(evidence)
+    counted = np.zeros_like(evidence)
+    counted[witnesses[store.groups.firsts(found.cells.ids[witnesses])]] = True
+    near, there = _nearest(store, found, at, counted)
     on_map[there] = (on_map[there] + near[there]) / 2
     return on_map, cells
 

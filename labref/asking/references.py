@@ -220,6 +220,7 @@ def find(
             neighbours=neighbours,
             labelled=labelled,
             central=others,
+            called=(lambda label: label) if central is None else central.names.label,
             probabilities=probabilities or {},
             barred=barred,
             may=lambda ids: set(ids) if only is None else store.those_of(ids, only),

@@ -112,7 +112,7 @@ def make(lab: Lab, store: Store, bundle: Bundle, *, sample: int = SAMPLE, seed: 
         "made_at": utc(datetime.now(UTC), timespec="seconds"),
         "version": __version__,
         "bundle": {"name": manifest.name, "version": manifest.version, "digest": bundle.digest},
-        "atlas": bundle.atlas is not None,
+        "atlas": bool(bundle.manifest.atlas),
         "sample": sample,
         "seed": seed,
         "k": REFERENCES,
@@ -269,7 +269,7 @@ def _of_analyser(
         (one for one in questions if one.counted and one.right < one.counted),
         key=lambda one: (one.precision or 0.0, one.own, one.cell.cell_id),
     )
-    given = {name_key(label) for label, source in _held(cells) if source is not LabelSource.PREDICTED}
+    given = {name_key(names.label(label)) for label, source in _held(cells) if source is not LabelSource.PREDICTED}
     return {
         "analyser": analyser,
         "cells": len(cells.ids),

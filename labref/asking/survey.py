@@ -168,8 +168,9 @@ class Survey:
 
     @cached_property
     def areas(self) -> NDArray[np.int32]:
-        """int32[nodes], index in `labels` of the class with the largest sum of weights around each node, as the place
-        of a query is told (`labref.asking.places`); -1 where no cell is near."""
+        """int32[nodes], index in `labels` of the class with the largest sum of weights around each node, of the cells
+        of all analysers; -1 where no cell is near. The place of one query is told by its own analyser's cells
+        (`labref.asking.places`), so its class may be another."""
         rows, columns, classes = self.rows, self.columns, max(len(self.labels), 1)
         counts = np.bincount(self.cells.nodes * classes + self.label, minlength=rows * columns * classes)
         shape = counts.reshape(rows, columns, classes).astype(np.float64)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
 
-__all__ = ["SIDE", "Alignment", "View", "align", "view"]
+__all__ = ["SIDE", "STRUCTURE_FROM", "Alignment", "View", "align", "view"]
 
 SIDE: Final = 64
 """Side of the thumbnails that are compared, pixels; one of these pixels is four of the crop's."""
@@ -35,6 +35,11 @@ _MOST_TURN: Final = 0.1  # radians; at a larger turn the steps no longer converg
 _HAZE: Final = 0.1  # optical density in red light that is too low for a nucleus
 _AROUND: Final = 5  # pixels of a thumbnail around a middle, in which a nucleus is looked for
 _FIELD: Final = 1.75 * CROP_SIZE  # pixels; an image with a longer side shows a field, and its middle means nothing
+
+STRUCTURE_FROM: Final = 0.62
+"""From this agreement of the structure on two pictures show one field, whatever light and focus: a person is asked. Of
+911 pairs of one cell in `chula`, in other light and focus, 0.90 agree so far, and none of 4,000 pairs of other cells,
+1,500 of these of one series."""
 
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -64,7 +69,8 @@ class Alignment:
     from the first view's centre to the second's, crop pixels.  turn : degrees.  middles : distance between the middles
     of the two images, crop pixels.  overlap : share of the thumbnail that both views show.  stained : the smaller of
     the two views' `stained`.  structure : the same correlation of the pictures' structure; 0 where the
-    colours agree so far that it was not looked at. Where it was, the pose is that at which the structure agrees best.
+    colours agree so far that it was not looked at. Where it agrees to
+    `STRUCTURE_FROM`, the pose is that at which it agrees best.
     """
 
     score: float
@@ -116,7 +122,9 @@ def align(a: View, b: View) -> Alignment:
     score, pose, overlap = _registered(first, second, *masks, _HOPELESS)
     structure = 0.0
     if score < _ENOUGH:
-        structure, pose, overlap = _registered(_structure(first), _structure(second), *masks, _HOPELESS_STRUCTURE)
+        structure, other, shared = _registered(_structure(first), _structure(second), *masks, _HOPELESS_STRUCTURE)
+        if structure >= STRUCTURE_FROM:
+            pose, overlap = other, shared
     rows, columns = float(pose[0] * _SCALE), float(pose[1] * _SCALE)
     apart = (rows + b.middle[0] - a.middle[0], columns + b.middle[1] - a.middle[1])
     return Alignment(

@@ -21,7 +21,7 @@ from PIL import Image
 from labref.cells.hashes import shifted_fingerprints
 from labref.cells.image import U8, CellImage, as_picture, prepare_pixels
 from labref.cells.landmarks import landmarks
-from labref.cells.registration import Alignment, View, view
+from labref.cells.registration import STRUCTURE_FROM, Alignment, View, view
 from labref.words import Fingerprint, Landmark, Verdict
 
 __all__ = ["DEFAULTS", "Thresholds", "marks", "ruling", "seen", "without_frame"]
@@ -29,10 +29,6 @@ __all__ = ["DEFAULTS", "Thresholds", "marks", "ruling", "seen", "without_frame"]
 _DARK: Final = 16  # of 255: darker than any cell in every colour
 _FRAME_SHARE: Final = 0.05  # of a row or column that is dark
 _FRAME_MOST: Final = 32  # pixels
-_STRUCTURE_FROM: Final = 0.62
-"""From this agreement of the structure on two pictures show one field, whatever light and focus: a person is asked. Of
-911 pairs of one cell in `chula`, in other light and focus, 0.90 agree so far, and none of 4,000 pairs of other cells,
-1,500 of these of one series."""
 _ONE_OR_TWO: Final = (28.0, 58.0)  # pixels; two stained places at such a distance may lie in one nucleus or in two
 _STAINED: Final = 0.6  # share of the chosen cell's density; from this on a nucleus lies in the picture's middle as well
 
@@ -96,7 +92,7 @@ def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
        cells, or, at a smaller distance, of one large nucleus or two that touch: a person decides. Where one picture
        has no nucleus in its middle, it was cut beside the only cell: one cell.
     """
-    if found.score < thresholds.possible_from and found.structure < _STRUCTURE_FROM:
+    if found.score < thresholds.possible_from and found.structure < STRUCTURE_FROM:
         return Verdict.DIFFERENT
     one_cell = Verdict.DUPLICATE if found.score >= thresholds.duplicate_from else Verdict.POSSIBLE
     if found.middles <= thresholds.same_within:

@@ -28,6 +28,7 @@ __all__ = [
     "print_json",
     "program",
     "quoted",
+    "read_image",
     "say",
     "without_progress",
 ]
@@ -45,6 +46,22 @@ def a_path(text: str) -> Path:
 
         return absolute(Path(text))
     return Path(text)
+
+
+def read_image(lab: "Lab", image: Path) -> bytes:
+    """The bytes of an image's file, at most as many as the lab takes. Raises `LabrefError` where it is larger, or
+    cannot be read."""
+    from labref.errors import LabrefError
+
+    most = lab.config.watch.max_file_megabytes
+    try:
+        with image.open("rb") as file:  # a device or a pipe has no size, and may never end
+            data = file.read(int(most * 1e6) + 1)
+    except OSError as error:
+        raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the permissions.") from None
+    if len(data) > most * 1e6:
+        raise LabrefError(f"larger than {most:g} MB, so no image of a cell ([watch] max_file_megabytes)")
+    return data
 
 
 LabOption = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say
+from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, read_image, say
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -436,10 +436,9 @@ def _classify_images(lab: "Lab", images: Sequence[Path], analyser: str | None, j
     with Desk.open(lab) as desk:
         for image in images:
             try:
-                answer = desk.ask(image.read_bytes(), name=str(image), k=1, by="map", path=image, analyser=analyser)
-            except (OSError, LabrefError) as error:
-                what = error if isinstance(error, LabrefError) else f"cannot be read: {error.strerror or error}"
-                say(f"error: {image}: {what}", err=True)
+                answer = desk.ask(read_image(lab, image), name=str(image), k=1, by="map", path=image, analyser=analyser)
+            except LabrefError as error:
+                say(f"error: {image}: {error}", err=True)
                 failed = True
                 continue
             place = answer["map"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, print_json
+from labref.cli._shared import JsonOption, LabOption, a_path, print_json, read_image
 from labref.errors import LabrefError
 from labref.printing import printable
 
@@ -131,15 +131,16 @@ def _answer(
     json: bool,
     grid: Path | None,
 ) -> None:
-    most = desk.lab.config.watch.max_file_megabytes
-    try:
-        with image.open("rb") as file:  # a device or a pipe has no size, and may never end
-            data = file.read(int(most * 1e6) + 1)
-        if len(data) > most * 1e6:
-            raise LabrefError(f"larger than {most:g} MB, so no image of a cell ([watch] max_file_megabytes)")
-    except OSError as error:
-        raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the permissions.") from None
-    answer = desk.ask(data, name=str(image), k=k, by=by.value, analyser=analyser, any_optics=any_optics, path=image)
+    data = read_image(desk.lab, image)
+    answer = desk.ask(
+        data,
+        name=str(image),
+        k=k,
+        by=by.value,
+        analyser=analyser,
+        any_optics=any_optics,
+        path=image,
+    )
     if json:
         print_json(answer)
     else:
