@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -107,3 +108,19 @@ def test_a_graph_that_cannot_run_is_a_bundle_error(starter: Bundle, tmp_path: Pa
         (tmp_path / name).write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"trunk\.onnx cannot be run"):
         Embedder.open(Bundle(tmp_path, starter.digest, starter.manifest), device="cpu")
+
+
+def test_the_runtime_keeps_and_sends_no_record_of_its_use(tmp_path: Path) -> None:
+    """Newer versions of ONNX Runtime keep one below the home folder, and send it."""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    (tmp_path / "export").mkdir()
+    environment |= {name: str(tmp_path / "home") for name in ("HOME", "USERPROFILE", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-m", "labref", "init", str(tmp_path / "lab"), "--watch", str(tmp_path / "export")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "home").exists(), sorted((tmp_path / "home").rglob("*"))

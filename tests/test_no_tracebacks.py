@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -495,7 +494,6 @@ def test_no_command_meets_nonsense_with_a_traceback(
     (work / "a file").write_text("nonsense")
     shutil.copytree(lab.folder, tmp_path / "lab")
     monkeypatch.chdir(work)
-    importlib.import_module("onnxruntime")  # which makes a folder .cache at home when it is first imported
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     plain = {
         "lab": str(tmp_path / "lab"),
