@@ -39,7 +39,7 @@ SIZES: Final = ((1366, 768), (1920, 1080), (3840, 2160))
 CELLS: Final = Path(__file__).parents[2] / "shared" / "data" / "pbc"
 
 NOT_SEEN: Final = (  # asked for by pages, not looked at
-    r"/classes\.css", r"/live/new", r"/map/tiles/.*", r"/map/picture/.*", r"/map/at/.*", r"/map/node", r".*/picture.*", r".*\.json", r".*\.csv",
+    r"/classes\.css", r"/live/new", r"/map/tiles/.*", r"/map/picture/.*", r"/map/at/.*", r"/map/node", r".*/picture.*", r".*\.json", r".*\.csv", r"/report/file",
 )  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def shown_lab(folder: Path, bundle: Bundle, cells: Path, *, each: int = 13, rows
 
 
 def fill(lab: Lab) -> None:
-    """Make what repeats a cell in a lab a possible duplicate; give it an approved slide, and a reading of each kind."""
+    """Make what repeats a cell in a lab a possible duplicate; give it an approved slide, a reading of each kind, and
+    a report."""
     with lab.open_store() as store, store._transaction() as connection:
         connection.execute("UPDATE resemblance SET verdict = 'possible_duplicate' WHERE verdict = 'duplicate'")
     with Desk.open(lab) as desk:
@@ -87,6 +88,7 @@ def fill(lab: Lab) -> None:
             if pair["kind"] == "pair":
                 ask("duplicates.confirm", cell=pair["cell_id"])
                 ask("duplicates.undo", cell=pair["cell_id"])
+        ask("report.make", sample=40)
         for kind, title in (("classes", "Hard cells, spring"), ("triplets", "Which is more alike")):
             ask("reading.start", title=title, kind=kind, n=16, sources=["reviewed", "analyser"], who="A. Lind")
         slides = [row["slide"] for row in ask("slide.list") if "slide" in row]
