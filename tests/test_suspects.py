@@ -10,30 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from labref.asking.differential import is_abstention, kind_of
 from labref.asking.survey import GIVEN, survey
 from labref.bundles.bundle import Bundle
 from labref.bundles.proof import prove
-from labref.cli import app
 from labref.lab import Lab
 from labref.web.desk import ask, run
 from tests.labs import once, running_agent
+from tests.test_map import labref, rows
 
 NEAR, FAR = "DM96", "far microscope"
 CLASSES = ("eosinophil", "lymphocyte", "neutrophil")
-
-
-def labref(*arguments: object, code: int = 0) -> str:
-    """What `labref map ...` prints."""
-    done = CliRunner().invoke(app, ["map", *map(str, arguments)])
-    assert done.exit_code == code, (done.output, done.exception)
-    return done.stdout if code == 0 else done.output
-
-
-def rows(*arguments: object) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in labref(*arguments, "--json").splitlines()]
 
 
 @pytest.fixture(scope="module")

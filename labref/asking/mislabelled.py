@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.asking.references import BANDWIDTH_RANK
+from labref.asking.references import BANDWIDTH_RANK, weights
 from labref.asking.survey import Survey
 from labref.som.labels import Doubts, shares_about
 from labref.store import Store
@@ -71,12 +71,7 @@ def suspects(store: Store, found: Survey, sources: Collection[LabelSource]) -> t
         (kept,) = np.nonzero((again.surprise > 0) & (majority != own))
         rest = np.arange(len(first), len(at))
         at = np.concatenate([first[kept], at[rest]])
-        doubts = Doubts(
-            *(
-                np.concatenate([getattr(again, name)[kept], getattr(doubts, name)[rest]])
-                for name in ("surprise", "majority", "share", "share_of_label")
-            )
-        )
+        doubts = Doubts.joined([again.of(kept), doubts.of(rest)])
         order = np.lexsort((found.cells.ids[at], -doubts.surprise))
         at, doubts = at[order], doubts.of(order)
     known[wanted] = at, doubts
@@ -188,8 +183,7 @@ def _nearest(
         overall[analysers == analyser] = counts / max(counts.sum(), 1)
     for place, (away, _, where) in enumerate(best):
         if len(away):
-            width = away[:BANDWIDTH_RANK][-1]
-            weight = np.exp(-away / width) if width > 0 else (away == 0).astype(np.float64)
+            weight = np.array(weights(away.tolist(), float(away[:BANDWIDTH_RANK][-1])))
             sums = np.bincount(found.label[where], weights=weight, minlength=classes)
             shares[asked[place]] = (sums + _PRIOR * overall[place]) / (weight.sum() + _PRIOR)
             there[asked[place]] = True

@@ -236,12 +236,7 @@ class Survey:
             nothing = np.empty(0)
             return np.empty(0, np.intp), Doubts(nothing, np.empty(0, np.int64), nothing, nothing)
         at = np.concatenate([places for places, _ in parts])
-        joined = Doubts(
-            *(
-                np.concatenate([getattr(one, name) for _, one in parts])
-                for name in ("surprise", "majority", "share", "share_of_label")
-            )
-        )
+        joined = Doubts.joined([one for _, one in parts])
         order = np.lexsort((self.cells.ids[at], -joined.surprise))
         return at[order], joined.of(order)
 

@@ -456,11 +456,7 @@ def suspects(
     """
     found = _survey(context)
     at, doubts = doubted(context.store, found, sources or GIVEN)
-    (kept,) = np.nonzero(_of_analysers(found, at, analysers))
-    kept = kept[offset : offset + limit]
-    about = dict(zip(at[kept].tolist(), kept.tolist(), strict=True))
-    for place, row in _rows(context, found, at[kept]):
-        here = about[place]
+    for here, row in _part(context, found, at, analysers, offset, limit):
         yield row | {
             "neighbourhood": found.labels[int(doubts.majority[here])],
             "share": float(doubts.share[here]),
@@ -483,11 +479,7 @@ def unidentified(
     The clearest come first. Only the cells of its own analyser count."""
     found = _survey(context)
     suggested = suggestions(context.store, found, sources or GIVEN)
-    (kept,) = np.nonzero(_of_analysers(found, suggested.at, analysers))
-    kept = kept[offset : offset + limit]
-    about = dict(zip(suggested.at[kept].tolist(), kept.tolist(), strict=True))
-    for place, row in _rows(context, found, suggested.at[kept]):
-        here = about[place]
+    for here, row in _part(context, found, suggested.at, analysers, offset, limit):
         yield row | {
             "suggested": found.labels[int(suggested.label[here])],
             "share": float(suggested.share[here]),
@@ -703,11 +695,18 @@ def _rows(context: Context, found: Survey, at: NDArray[np.intp]) -> Iterator[tup
                 yield place, _cell(on_map, found.active) | {"path": cell.path}
 
 
-def _of_analysers(found: Survey, at: NDArray[np.intp], analysers: list[str] | None) -> NDArray[np.bool_]:
-    """Which cells at these places of the survey came from these analysers; None: whatever they came from."""
-    if analysers is None:
-        return np.ones(len(at), np.bool_)
-    return found.select(Chosen(analysers=frozenset(analysers)))[at]
+def _part(
+    context: Context, found: Survey, at: NDArray[np.intp], analysers: list[str] | None, offset: int, limit: int
+) -> Iterator[tuple[int, Row]]:
+    """Some of the cells at these places of the survey, each with its index in `at`. analysers : only cells that came
+    from these; None: whatever they came from."""
+    kept = np.arange(len(at))
+    if analysers is not None:
+        (kept,) = np.nonzero(found.select(Chosen(analysers=frozenset(analysers)))[at])
+    kept = kept[offset : offset + limit]
+    here = dict(zip(at[kept].tolist(), kept.tolist(), strict=True))
+    for place, row in _rows(context, found, at[kept]):
+        yield here[place], row
 
 
 def _labelled(context: Context, sources: list[LabelSource] | None, analysers: list[str] | None) -> list[MapCell]:

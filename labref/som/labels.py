@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -94,6 +95,16 @@ class Doubts:
     def of(self, chosen: NDArray[Any]) -> Doubts:
         """Of the chosen cells."""
         return Doubts(self.surprise[chosen], self.majority[chosen], self.share[chosen], self.share_of_label[chosen])
+
+    @staticmethod
+    def joined(parts: Sequence[Doubts]) -> Doubts:
+        """All parts as one; there is at least one."""
+        return Doubts(
+            np.concatenate([part.surprise for part in parts]),
+            np.concatenate([part.majority for part in parts]),
+            np.concatenate([part.share for part in parts]),
+            np.concatenate([part.share_of_label for part in parts]),
+        )
 
 
 def doubts(nodes: NDArray[Any], codes: NDArray[Any], *, rows: int, cols: int, classes: int) -> Doubts:
