@@ -47,6 +47,7 @@ __all__ = [
     "answer_for_stored",
     "ledger_json",
     "open_embedder",
+    "probability_by_label",
     "quality_json",
     "store_status",
     "withheld",
@@ -107,7 +108,7 @@ def answer(
         telling=Telling(None if path is None else of_file(lab, store, embedder.bundle.manifest.labels, path), measures),
         repeats=repeats,
         withheld=withheld(lab, store),
-        probabilities=_by_label(embedder.bundle, probabilities),
+        probabilities=probability_by_label(embedder.bundle, probabilities),
         contrast=True,
         central=_central(lab, embedder.bundle),
     )
@@ -152,7 +153,7 @@ def answer_for_stored(
         any_optics=any_optics,
         telling=Telling(measures=measures),
         withheld=withheld(lab, store),
-        probabilities=_by_label(bundle, probabilities),
+        probabilities=probability_by_label(bundle, probabilities),
         contrast=True,
         central=_central(lab, bundle),
     )
@@ -189,7 +190,7 @@ def _told(
 ) -> dict[str, Any]:
     """What the networks and the search say of a cell, as JSON values. measures : returns those of its optics."""
     labels = bundle.manifest.labels
-    by_label = _by_label(bundle, probabilities)
+    by_label = probability_by_label(bundle, probabilities)
     label, probability = max(by_label.items(), key=lambda of_one: of_one[1])
     prediction = predict(
         store, bundle, (label, probability), found, ClassNames(labels, lab.config.watch.labels), measures
@@ -209,7 +210,8 @@ def _told(
     }
 
 
-def _by_label(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, float]:
+def probability_by_label(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, float]:
+    """{class of the bundle: probability}. probabilities : float32[c], of one cell."""
     return {label: float(p) for label, p in zip(bundle.manifest.labels, probabilities, strict=True)}
 
 

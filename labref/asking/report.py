@@ -39,7 +39,7 @@ from labref import __version__
 from labref.asking import marks, references
 from labref.asking.agreement import Figure, mean_share, share, weighted
 from labref.asking.analysers import Telling
-from labref.asking.answer import withheld
+from labref.asking.answer import probability_by_label, withheld
 from labref.asking.drift import overview
 from labref.asking.prediction import Prediction, predict
 from labref.bundles.bundle import Bundle
@@ -335,7 +335,7 @@ def _ask(
     if embedding is None:
         return None
     latent, probabilities = embedding
-    by_label = dict(zip(bundle.manifest.labels, map(float, probabilities), strict=True))
+    by_label = probability_by_label(bundle, probabilities)
     measures = functools.cache(lambda: store.optics.of(cell.cell_id))
     found = references.find(
         store,
