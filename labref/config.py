@@ -31,6 +31,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from labref.errors import ConfigError
+from labref.files import read_file
 from labref.printing import printable, unprintable
 from labref.words import name_key
 
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 _PREFIX = "LABREF_"
+_MOST_BYTES: Final = 10_000_000  # of a labref.toml
 _NOT_SETTINGS = frozenset({"LABREF_LAB"})  # names the lab itself
 _LAYOUT_GROUPS = frozenset({"slide", "label", "analyser"})
 
@@ -471,7 +473,7 @@ def load_config(file: Path) -> Config:
     Raises `ConfigError` that names the key, the file (or the variable) and the remedy.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_file(file, _MOST_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         values = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{file} is not there; `labref init` makes a lab with one") from None

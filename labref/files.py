@@ -1,22 +1,63 @@
-"""Files that survive a power cut, and that strangers on the computer do not read.
+"""Files that survive a power cut, that strangers on the computer do not read, and that are read to an end.
 
 Folders are 700 and files 600, whatever the umask; with `[access] group = true` in labref.toml 2770 and 660. Windows has
 no such modes: there a file takes the rights of the folder it is made in. A folder in a user's profile is that user's
 and the administrators'; one made elsewhere, such as C:\\labref, is usually readable by every user of the computer,
 and `icacls` or the folder's properties change that. labref changes no such list.
+
+What a person names, or what took the place of a file, may be a device, a pipe, or a file that is written to all the
+time. `open_file` takes files only, without waiting; what reads them stops at the size that they had.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-__all__ = ["GROUP", "OWNER", "Rights", "follow", "give", "give_all", "new_files", "own_process", "sync_folder"]
+__all__ = [
+    "GROUP",
+    "OPEN_FLAGS",
+    "OWNER",
+    "LargeFileError",
+    "NoFileError",
+    "Rights",
+    "copy_file",
+    "digest_of",
+    "follow",
+    "give",
+    "give_all",
+    "new_files",
+    "open_file",
+    "own_process",
+    "read_file",
+    "sync_folder",
+]
+
+OPEN_FLAGS: Final = (
+    os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+)
+"""To open a file for reading by `os.open`; without O_NONBLOCK, a pipe that took its place would be waited for."""
+_CHUNK: Final = 1 << 20  # bytes
+_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+class NoFileError(OSError):
+    """A folder, a device, a pipe or a socket, where a file has to be. `strerror` says which."""
+
+
+class LargeFileError(OSError):
+    """More bytes than are read. `strerror` says how many may be."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +157,60 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A file, opened for reading. Raises `NoFileError` where it is a device, a pipe, a folder or a socket, and OSError
+    where it cannot be opened; it never waits."""
+    _check(os.stat(path).st_mode)  # first: opening a device can do something
+    descriptor = os.open(path, OPEN_FLAGS)
+    try:
+        _check(os.fstat(descriptor).st_mode)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: str | Path, most: int | None = None, *, streams: bool = False) -> bytes:
+    """The bytes of a file, as many as it had when it was opened. Raises OSError.
+
+    most : raise `LargeFileError` where it has more bytes.  streams : a device or a pipe is read too, to its end or as
+    far as `most`, for what a person's own command is given.
+    """
+    with open(path, "rb") if streams else open_file(path) as file:  # noqa: PTH123
+        if most is None:
+            return b"".join(_parts(file))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise LargeFileError(errno.EFBIG, f"it is larger than {most / 1e6:g} MB")
+    return data
+
+
+def digest_of(path: str | Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal characters, of the bytes that it had when it was opened. Raises OSError."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        for part in _parts(file):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the bytes that a file had when it was opened. Raises OSError."""
+    with open_file(source) as file, target.open("wb") as out:
+        for part in _parts(file):
+            out.write(part)
+
+
+def _parts(file: BinaryIO) -> Iterator[bytes]:
+    left = os.fstat(file.fileno()).st_size
+    while left > 0 and (part := file.read(min(_CHUNK, left))):
+        left -= len(part)
+        yield part
+
+
+def _check(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_one, name in _KINDS if is_one(mode)), "a device")
+        raise NoFileError(errno.EINVAL, f"it is {kind}, and no file")

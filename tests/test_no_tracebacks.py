@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -19,13 +22,15 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from labref import files
 from labref.bundles.bundle import Bundle, pack, unpacked
 from labref.cli import app
-from labref.errors import BundleError, LabError
+from labref.config import load_config
+from labref.errors import BundleError, ConfigError, LabError
 from labref.lab import Lab, absolute
 from labref.store import Store
 from labref.tasks.backup import Backup
-from tests.labs import make_lab, once
+from tests.labs import ledger, make_lab, once, running_agent
 
 
 @pytest.fixture(scope="module")
@@ -539,11 +544,177 @@ def test_no_command_meets_nonsense_with_a_traceback(
     assert {entry.name for entry in tmp_path.iterdir()} <= {"work", "lab"}
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device here")  # noqa: PTH110
-def test_a_device_that_never_ends_is_no_picture_and_no_list(tmp_path: Path, lab: Lab) -> None:
+# what has no end
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """What is done in the block must end within a minute; a wait for ever ends as an error."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError("it did not end")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(60)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> dict[str, Path]:
+    """What no file is, by its kind: a device without end, a pipe that nobody writes to, a folder, a socket."""
+    if sys.platform == "win32" or not Path("/dev/zero").exists():
+        pytest.skip("no such devices here")
+    folder = tmp_path / "endless"
+    (folder / "empty").mkdir(parents=True)
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "socket"))
+    return {
+        "a device": Path("/dev/zero"),
+        "a device, by a link": folder / "link",
+        "a pipe": folder / "pipe",
+        "a socket": folder / "socket",
+        "a folder": folder / "empty",
+    }
+
+
+def test_a_device_that_never_ends_is_no_picture_and_no_list(tmp_path: Path, lab: Lab, endless: dict[str, Path]) -> None:
     other = shutil.copytree(lab.folder, tmp_path / "lab")
     text = (other / "labref.toml").read_text(encoding="utf-8")
     (other / "labref.toml").write_text(text.replace("[watch]", "[watch]\nmax_file_megabytes = 3", 1), encoding="utf-8")
-    refused("query", "/dev/zero", "--lab", other, said=["larger than 3 MB"])
-    refused("map", "classify", "/dev/zero", "--lab", other, said=["larger than 3 MB"])
-    refused("label", "import", "/dev/zero", "--who", "NN", "--lab", other, said=["is too large"])
+    with at_once():
+        refused("query", endless["a device"], "--lab", other, said=["larger than 3 MB"])
+        refused("map", "classify", endless["a device"], "--lab", other, said=["larger than 3 MB"])
+        refused("label", "import", endless["a device"], "--who", "NN", "--lab", other, said=["is too large"])
+
+
+@pytest.mark.parametrize("kind", ["a device", "a device, by a link", "a pipe", "a socket", "a folder"])
+def test_what_is_no_file_is_no_backup_and_no_bundle(
+    tmp_path: Path, lab: Lab, endless: dict[str, Path], kind: str
+) -> None:
+    path, there = endless[kind], sorted(lab.bundles.iterdir())
+    said = [str(path)] if kind == "a folder" else [str(path), f"it is {kind.partition(',')[0]}, and no file"]
+    with at_once():
+        refused("store", "restore", path, tmp_path / "again", said=said)
+        refused("bundle", "install", path, "--lab", lab.folder, said=said)
+        refused("bundle", "verify", path, "--lab", lab.folder, said=[str(path)])
+        refused("init", tmp_path / "new", "--watch", tmp_path, "--bundle", path, said=[str(path)])
+    assert sorted(lab.bundles.iterdir()) == there
+    assert [entry.name for entry in tmp_path.iterdir()] == ["endless"]
+
+
+@pytest.mark.parametrize("kind", ["a device", "a pipe", "a folder"])
+def test_what_is_no_file_within_a_bundle_or_a_backup_is_refused(
+    tmp_path: Path, lab: Lab, starter: Bundle, archive: Path, endless: dict[str, Path], kind: str
+) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "backup")
+    for name in ("trunk.onnx", "manifest.json"):
+        bundle = shutil.copytree(starter.folder, tmp_path / f"bundle {name}")
+        (bundle / name).unlink()
+        (bundle / name).symlink_to(endless[kind])
+        with at_once():
+            refused("bundle", "install", bundle, "--lab", lab.folder, said=[str(bundle)])
+    store = json.loads((tmp_path / "backup" / "backup.json").read_text())["files"]["store.duckdb"]["sha256"]
+    for name in (f"files/{store}", "backup.json"):
+        (tmp_path / "backup" / name).unlink()
+        (tmp_path / "backup" / name).symlink_to(endless[kind])
+        with at_once():
+            refused("store", "restore", tmp_path / "backup", tmp_path / "again", said=[str(tmp_path / "backup")])
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_configuration_that_is_no_file_stops_no_command(tmp_path: Path, endless: dict[str, Path]) -> None:
+    for kind in ("a pipe", "a device"):
+        (tmp_path / "labref.toml").symlink_to(endless[kind])
+        with at_once():
+            refused("status", "--lab", tmp_path, said=["is no lab: it has no labref.toml"])
+            with pytest.raises(ConfigError, match=f"it is {kind}, and no file"):
+                load_config(tmp_path / "labref.toml")
+        (tmp_path / "labref.toml").unlink()
+
+
+def test_a_pipe_in_the_place_of_a_cell_s_file_keeps_no_command_waiting(
+    tmp_path: Path, drawn_cells: Path, starter: Bundle, endless: dict[str, Path]
+) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    path = export / "1.jpg"
+    shutil.copy(sorted(drawn_cells.rglob("*.jpg"))[0], path)
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    cell = ledger(lab)["1.jpg"]["cell_id"]
+    path.unlink()
+    os.mkfifo(path)
+    with at_once():
+        command("label", "set", path, "monocyte", "--who", "NN", "--new", "--lab", lab.folder)
+        command("ledger", "--check", "--digests", "--latents", "0", "--lab", lab.folder)
+        next(lab.images.glob(f"*/*/{cell}*")).unlink()
+        code, output = command("ledger", "--check", "--repair", "--latents", "0", "--lab", lab.folder)
+    assert code == 1, output
+
+
+def test_the_agent_waits_for_no_pipe_and_reads_no_device(lab: Lab, endless: dict[str, Path]) -> None:
+    with running_agent(lab), at_once():
+        for kind in ("a device", "a pipe", "a socket"):
+            refused("bundle", "install", endless[kind], "--lab", lab.folder, said=[f"it is {kind}, and no file"])
+            refused("bundle", "verify", endless[kind], "--lab", lab.folder)
+            refused("store", "backup", endless[kind], "--lab", lab.folder)
+            refused("store", "export", endless[kind], "--lab", lab.folder)
+        assert command("status", "--lab", lab.folder)[0] == 0
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_as_far_as_it_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, first = tmp_path / "growing", os.urandom(3_000_000)
+    path.write_bytes(first)
+
+    class Growing:
+        """A digest; each part that it gets is added to the file as well."""
+
+        def __init__(self) -> None:
+            self._digest = sha256()
+
+        def update(self, part: bytes) -> None:
+            with path.open("ab") as out:
+                out.write(part)
+            self._digest.update(part)
+
+        def hexdigest(self) -> str:
+            return self._digest.hexdigest()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "sha256", Growing)
+        with at_once():
+            assert files.digest_of(path) == sha256(first).hexdigest()
+    assert path.stat().st_size == 6_000_000
+    with pytest.raises(files.LargeFileError):
+        files.read_file(path, 5_999_999)
+    assert len(files.read_file(path, 6_000_000)) == 6_000_000
+
+
+def test_a_file_of_a_backup_is_read_no_further_than_the_record_says(tmp_path: Path, archive: Path) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path / "backup")
+    record = json.loads((tmp_path / "backup" / "backup.json").read_text())
+    name = record["files"]["labref.toml"]["sha256"]
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as out:
+        for path in (tmp_path / "backup").rglob("*"):
+            if path.is_file() and path.name != name:
+                out.write(path, path.relative_to(tmp_path / "backup").as_posix())
+        out.writestr(f"files/{name}", bytes(100_000_000))
+    into = tmp_path / "into"
+    into.mkdir()
+    with Backup.open(bomb) as backup, pytest.raises(LabError, match=r"labref\.toml .* is damaged"):
+        for _ in backup.verify(into=into):
+            pass
+    assert (into / "labref.toml").stat().st_size < 3_000_000
+    refused("store", "restore", bomb, tmp_path / "again", said=["labref.toml"])
+    assert not (tmp_path / "again").exists()

@@ -19,6 +19,7 @@ from labref.cells.quality import Measured
 from labref.errors import DecodingLimitError, UnreadableImageError
 from labref.export.layout import PathMeaning
 from labref.export.scan import Candidate, Signature, refusal
+from labref.files import OPEN_FLAGS
 from labref.words import Fingerprint, Landmark, Quality, Reason
 
 __all__ = ["Known", "NotYet", "Prepared", "Read", "Refused", "StorageError", "read_cell"]
@@ -169,9 +170,7 @@ class _TooLargeError(Exception):
 
 def _read_whole(path: str, max_bytes: int) -> tuple[bytes | None, Signature]:
     """A file's bytes and its signature; None for the bytes where it was changed or replaced meanwhile."""
-    # without O_NONBLOCK, opening a pipe that took the file's place would wait for ever
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(path, flags)
+    descriptor = os.open(path, OPEN_FLAGS)
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):

@@ -16,7 +16,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import struct
 import tempfile
 import zipfile
@@ -37,6 +36,7 @@ from labref.bundles.schema import MAX_MANIFEST_BYTES, WITH_ATLAS, check_manifest
 from labref.cells.image import PREPARATION
 from labref.errors import BundleError
 from labref.failpoints import failpoint
+from labref.files import LargeFileError, NoFileError, copy_file, digest_of, open_file, read_file
 from labref.printing import printable
 
 __all__ = [
@@ -373,17 +373,13 @@ class Bundle:
                 odd = ", ".join(sorted(ascii(name)[1:-1] for name in present ^ expected)[:_MOST_FILES])
                 raise BundleError(f"bundle at {where} is not whole: missing or unknown {odd}. Install it again.")
             for name, entry in manifest.files.items():
-                status = (folder / name).stat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise BundleError(f"bundle at {where} is damaged: {name} is no file. Install it again.")
-                found = None
-                if status.st_size == entry["bytes"]:
-                    with (folder / name).open("rb") as file:
-                        found = hashlib.file_digest(file, "sha256").hexdigest()
-                if found != entry["sha256"]:
+                size = (folder / name).stat().st_size
+                if size != entry["bytes"] or digest_of(folder / name) != entry["sha256"]:
                     raise BundleError(
                         f"bundle at {where} is damaged: {name} does not have its digest. Install it again."
                     )
+        except NoFileError:
+            raise BundleError(f"bundle at {where} is damaged: {name} is no file. Install it again.") from None
         except OSError as error:
             raise BundleError(f"bundle at {where} cannot be read: {error}. Install it again.") from None
         return Bundle(folder, hashlib.sha256(raw).hexdigest(), manifest)
@@ -520,15 +516,15 @@ def _first_difference(then: Any, now: Any) -> str:
 def _read_small(folder: Path, name: str) -> bytes:
     """The bytes of a file of a bundle that is read whole. Raises `BundleError`."""
     try:
-        with (folder / name).open("rb") as file:
-            raw = file.read(_MOST_BYTES[name] + 1)
+        return read_file(folder / name, _MOST_BYTES[name])
+    except LargeFileError:
+        raise BundleError(f"bundle at {folder}: {name} is longer than {_MOST_BYTES[name] / 1e6:g} MB") from None
+    except NoFileError:
+        raise BundleError(f"bundle at {folder} is damaged: {name} is no file. Install it again.") from None
     except OSError as error:
         raise BundleError(
             f"no bundle at {folder}: {error.strerror or error}. Install one with `labref init --bundle FILE`."
         ) from None
-    if len(raw) > _MOST_BYTES[name]:
-        raise BundleError(f"bundle at {folder}: {name} is longer than {_MOST_BYTES[name] / 1e6:g} MB")
-    return raw
 
 
 def _read_manifest(raw: bytes, where: Path) -> Manifest:
@@ -617,7 +613,7 @@ def install(source: Path, bundles: Path, check: Callable[[Bundle], object] | Non
         if source.is_dir():
             original = Bundle.open(source)
             for name in [_MANIFEST, *original.manifest.files]:
-                shutil.copyfile(source / name, staging / name)
+                copy_file(source / name, staging / name)
         else:
             _unpack(source, staging)
         failpoint("bundle.fsync")
@@ -680,7 +676,7 @@ def remove(bundles: Path, digest: str) -> None:
 
 def _unpack(source: Path, folder: Path) -> None:
     try:
-        with zipfile.ZipFile(source) as archive:
+        with open_file(source) as file, zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
             names = [info.filename for info in infos]
             if _MANIFEST not in names or len({name.lower() for name in names}) != len(names):
@@ -698,6 +694,8 @@ def _unpack(source: Path, folder: Path) -> None:
             for info in infos:
                 with archive.open(info) as packed, (folder / info.filename).open("wb") as out:
                     shutil.copyfileobj(packed, out)
+    except NoFileError as error:
+        raise BundleError(f"{source} is no labref bundle: {error.strerror}.") from None
     except NO_ARCHIVE as error:
         raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None
     except OSError as error:

@@ -15,6 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from labref.errors import BundleError
+from labref.files import read_file
 from labref.printing import printable
 
 __all__ = ["OPERATORS", "check_graph"]
@@ -93,7 +94,7 @@ def _model() -> Any:
 def check_graph(path: Path) -> None:
     """Raise `BundleError` where the ONNX file at `path` is none, or holds what no bundle carries: an operator outside
     `OPERATORS`, a graph inside an operator, a function of its own, or weights in another file."""
-    why = _fault(path.read_bytes())
+    why = _fault(read_file(path))
     if why is not None:
         raise BundleError(f"{path.name} cannot be run: {why}")
 

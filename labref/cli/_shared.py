@@ -52,16 +52,15 @@ def read_image(lab: "Lab", image: Path) -> bytes:
     """The bytes of an image's file, at most as many as the lab takes. Raises `LabrefError` where it is larger, or
     cannot be read."""
     from labref.errors import LabrefError
+    from labref.files import LargeFileError, read_file
 
     most = lab.config.watch.max_file_megabytes
     try:
-        with image.open("rb") as file:  # a device or a pipe has no size, and may never end
-            data = file.read(int(most * 1e6) + 1)
+        return read_file(image, int(most * 1e6), streams=True)
+    except LargeFileError:
+        raise LabrefError(f"larger than {most:g} MB, so no image of a cell ([watch] max_file_megabytes)") from None
     except OSError as error:
         raise LabrefError(f"cannot be read: {error.strerror or error}. Check the path and the permissions.") from None
-    if len(data) > most * 1e6:
-        raise LabrefError(f"larger than {most:g} MB, so no image of a cell ([watch] max_file_megabytes)")
-    return data
 
 
 LabOption = Annotated[

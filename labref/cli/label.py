@@ -12,6 +12,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, a_path, here, named, perform, print_json, say
 from labref.errors import AgentError, LabrefError
+from labref.files import LargeFileError, read_file
 from labref.printing import printable
 from labref.times import local
 
@@ -290,10 +291,9 @@ def _read(file: Path, who: str, *, chosen: bool) -> list[dict[str, Any]]:
 def _text(file: Path) -> str:
     """The text of a list. Raises `LabrefError` where it is none that can be trusted."""
     try:
-        with file.open("rb") as opened:  # a device or a pipe has no size, and may never end
-            data = opened.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise LabrefError(f"{file} is too large: a list has at most {_MOST_BYTES // 1_000_000} MB. Split it.")
+        data = read_file(file, _MOST_BYTES, streams=True)
+    except LargeFileError:
+        raise LabrefError(f"{file} is too large: a list has at most {_MOST_BYTES // 1_000_000} MB. Split it.") from None
     except OSError as error:
         raise LabrefError(f"{file} cannot be read: {error.strerror or error}.") from None
     save = "Save it as `CSV UTF-8` and import it again; nothing was written."

@@ -42,7 +42,7 @@ from labref.cells.decoding import Decoder, Limits, decoder
 from labref.config import Config, load_config, starting_config
 from labref.errors import BundleError, LabError
 from labref.failpoints import failpoint
-from labref.files import GROUP, OWNER, Rights, follow, give, give_all, sync_folder
+from labref.files import GROUP, OWNER, Rights, follow, give, give_all, read_file, sync_folder
 from labref.lab.presence import clear_marks
 from labref.som.placing import open_placer
 from labref.store import Store
@@ -333,7 +333,7 @@ class Lab:
         """The kept original bytes with this digest. Raises `LabError` where they are missing or damaged."""
         path = self.image_path(digest)
         try:
-            data = path.read_bytes()
+            data = read_file(path)
         except OSError as error:
             raise LabError(f"the kept image {digest[:16]} cannot be read: {error.strerror}. Restore {path}.") from None
         if hashlib.sha256(data).hexdigest() != digest:

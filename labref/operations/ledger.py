@@ -22,6 +22,7 @@ from labref.export.paths import path_from_text, path_to_text
 from labref.export.roots import FileNumbers
 from labref.export.scan import ScanReport, scan
 from labref.failpoints import failpoint
+from labref.files import digest_of, read_file
 from labref.lab import Lab
 from labref.operations import operation
 from labref.operations.models import Answer, FilePath, Limit, Progress, Text, Who
@@ -263,7 +264,7 @@ def take_in(
     digests = []
     for row in wanted:
         try:
-            digests.append(hashlib.sha256(Path(path_from_text(row.path)).read_bytes()).hexdigest())
+            digests.append(digest_of(path_from_text(row.path)))
         except OSError as error:
             raise LabrefError(f"{row.path} cannot be read: {error.strerror or error}. Nothing was changed.") from None
     context.store.qualities.admit(digests, who)
@@ -411,9 +412,8 @@ def _compare_bytes(
     cells = context.store.file_digests([path for path, *_ in files])
     for path, named in cells.items():
         try:
-            with open(path_from_text(path), "rb") as file:  # noqa: PTH123
-                if hashlib.file_digest(file, "sha256").hexdigest() != named:
-                    found["file_differs"].append(path)
+            if digest_of(path_from_text(path)) != named:
+                found["file_differs"].append(path)
         except FileNotFoundError:
             continue  # gone meanwhile
         except OSError:
@@ -584,7 +584,7 @@ def _take_back(context: Context, digest: str) -> bool:
     cell = store.cell(digest[:16])
     for path in dict.fromkeys([*store.paths(digest[:16]), *([] if cell is None else [cell.path])]):
         with contextlib.suppress(OSError):
-            data = Path(path_from_text(path)).read_bytes()
+            data = read_file(path_from_text(path))
             if hashlib.sha256(data).hexdigest() == digest:
                 failpoint("repair.image")
                 lab.image_path(digest).unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import os
 import re
@@ -16,6 +15,7 @@ from labref.errors import LabrefError
 from labref.export.layout import ClassNames, name_key
 from labref.export.paths import path_from_text, path_to_text
 from labref.export.scan import Signature
+from labref.files import digest_of
 from labref.printing import unprintable
 from labref.store import Store
 from labref.tasks.context import Context
@@ -223,8 +223,8 @@ def _changed(context: Context, files: Mapping[str, Mapping[str, str | None]]) ->
     most = int(context.lab.config.watch.max_file_megabytes * 1e6)
     changed = {path for path, size in doubtful.items() if size > most}
     for path, named in store.file_digests([path for path in doubtful if path not in changed]).items():
-        with contextlib.suppress(OSError), open(path_from_text(path), "rb") as file:  # noqa: PTH123
-            if hashlib.file_digest(file, "sha256").hexdigest() != named:
+        with contextlib.suppress(OSError):
+            if digest_of(path_from_text(path)) != named:
                 changed.add(path)
     return changed
 

@@ -25,6 +25,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import tomllib
 import zipfile
@@ -38,7 +39,7 @@ from labref.bundles.bundle import NO_ARCHIVE
 from labref.config import Config, load_config, watch_instead
 from labref.errors import ConfigError, LabError
 from labref.failpoints import failpoint
-from labref.files import Rights, give, give_all, sync_folder
+from labref.files import NoFileError, Rights, digest_of, give, give_all, open_file, sync_folder
 from labref.lab import Lab, absolute, new_token, refuse_own
 from labref.progress import Pace, Steps
 from labref.store import Store
@@ -60,6 +61,8 @@ _OLD_PART: Final = re.compile(r"[0-9a-f]{64}\.part")  # what earlier versions le
 _SCRATCH: Final = ".labref-backup-"
 _CHUNK: Final = 1 << 20
 _MOST_CONFIG: Final = 10_000_000
+_MOST_RECORD: Final = 500_000_000  # bytes; it names each kept image that is missing
+_MOST_IMAGE: Final = 4_096_000_000  # bytes; [watch] max_file_megabytes may be no more
 _LINE: Final = 100  # bytes; a digest is 64 characters
 _NO_RECORD: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 _SAME: Final = ("cell", "file")  # tables whose number of rows no migration changes
@@ -98,8 +101,8 @@ class _FolderTarget:
         self._changed: set[Path] = set()
 
     def has(self, name: str, digest: str) -> bool:
-        with contextlib.suppress(OSError), (self.folder / name).open("rb") as source:
-            return bool(_described(source)["sha256"] == digest)
+        with contextlib.suppress(OSError):
+            return digest_of(self.folder / name) == digest
         return False
 
     def add(self, name: str, source: IO[bytes]) -> None:
@@ -227,7 +230,7 @@ def _write(lab: Lab, store: Store, target: Path, destination: _Target) -> Steps[
 
     def add(name: str, path: Path) -> None:
         with path.open("rb") as source:
-            files[name] = _described(source)
+            files[name] = _described(source, sys.maxsize)
             digest = str(files[name]["sha256"])
             if _file_name(digest) not in added and not destination.has(_file_name(digest), digest):
                 source.seek(0)
@@ -301,10 +304,11 @@ def _other_files(lab: Lab) -> Iterator[Path]:
                 yield path
 
 
-def _described(source: IO[bytes], out: IO[bytes] | None = None) -> dict[str, Any]:
-    """Read `source` to its end: {`bytes`: its size, `sha256`: its digest}. out : a file to copy the bytes to."""
+def _described(source: IO[bytes], most: int, out: IO[bytes] | None = None) -> dict[str, Any]:
+    """Read `source` to its end, or until it has more than `most` bytes: {`bytes`: those read, `sha256`: their digest}.
+    out : a file to copy the bytes to."""
     digest, size = hashlib.sha256(), 0
-    while chunk := source.read(_CHUNK):
+    while size <= most and (chunk := source.read(_CHUNK)):
         digest.update(chunk)
         size += len(chunk)
         if out is not None:
@@ -329,25 +333,29 @@ class Backup:
     @staticmethod
     def open(path: Path) -> Backup:
         """Open a backup. Raises `LabError` where there is none, or it is damaged, or a newer labref made it."""
-        archive: zipfile.ZipFile | None = None
+        opened = contextlib.ExitStack()
         try:
             if path.is_dir():
-                opener: Callable[[str], IO[bytes]] = lambda name: (path / name).open("rb")  # noqa: E731
-                close: Callable[[], None] = lambda: None  # noqa: E731
+                opener: Callable[[str], IO[bytes]] = lambda name: open_file(path / name)  # noqa: E731
             else:
-                archive = zipfile.ZipFile(path)
-                opener, close = archive.open, archive.close
+                opener = opened.enter_context(zipfile.ZipFile(opened.enter_context(open_file(path)))).open
             with opener(_RECORD) as source:
-                record = json.loads(source.read())
+                raw = source.read(_MOST_RECORD + 1)
+            if len(raw) > _MOST_RECORD:
+                raise ValueError(f"its {_RECORD} is longer than {_MOST_RECORD / 1e6:g} MB")
+            record = json.loads(raw)
             made_by, number = str(record["labref"]), int(record["format"])
             record["at"] = utc(datetime.fromisoformat(record["at"]))  # an earlier labref wrote +00:00
             names = list(record["files"])
             digests = [str(entry["sha256"]) for entry in record["files"].values()]
+            sizes = [int(entry["bytes"]) for entry in record["files"].values()]
             complete = {_CONFIG, _IMAGES, _STORE} <= set(names) and int(record["tables"]["cell"]) >= 0
-            complete = complete and number >= 1
+            complete = complete and number >= 1 and min(sizes) >= 0
+        except NoFileError as error:
+            opened.close()
+            raise LabError(f"{path} is no backup of a lab: {error.strerror}.") from None
         except (*_NO_RECORD, *NO_ARCHIVE) as error:
-            if archive is not None:
-                archive.close()
+            opened.close()
             raise LabError(f"{path} is no backup of a lab, or is damaged: {error or type(error).__name__}.") from None
         if number > FORMAT:
             raise LabError(
@@ -356,7 +364,7 @@ class Backup:
         plain = all(_NAME.fullmatch(name) and ".." not in name.split("/") for name in names)
         if not complete or not plain or not all(map(_DIGEST.fullmatch, digests)):
             raise LabError(f"{path} is damaged: its {_RECORD} lacks something, or names files that no lab has.")
-        return Backup(path, record, opener, close)
+        return Backup(path, record, opener, opened.close)
 
     def verify(self, *, into: Path | None = None, only: Container[str] | None = None) -> Steps[None]:
         """Read every file and compare it with its digest. Yields progress.
@@ -366,7 +374,7 @@ class Backup:
         """
         pace = Pace()
         total = int(self.record["tables"]["cell"])
-        for number, (name, stored, digest) in enumerate(self._files()):
+        for number, (name, stored, digest, most) in enumerate(self._files()):
             if only is not None and stored not in only:
                 continue
             with contextlib.ExitStack() as stack:
@@ -380,7 +388,7 @@ class Backup:
                     failpoint("restore.write")
                     out = stack.enter_context((into / name).open("xb"))
                 try:
-                    found = _described(source, out)["sha256"]
+                    found = _described(source, most, out)["sha256"]
                     if out is not None:
                         out.flush()
                         os.fsync(out.fileno())
@@ -399,20 +407,20 @@ class Backup:
         """The analysers of single watched folders, as the lab's labref.toml names them; empty where it is wrong."""
         try:
             with self.read(_file_name(self.record["files"][_CONFIG]["sha256"])) as source:
-                named = tomllib.loads(source.read().decode("utf-8-sig"))["watch"]["analysers"]
+                named = tomllib.loads(source.read(_MOST_CONFIG).decode("utf-8-sig"))["watch"]["analysers"]
             return {str(folder): str(analyser) for folder, analyser in named.items()}
         except (OSError, KeyError, ValueError, TypeError, AttributeError, *NO_ARCHIVE):
             return {}
 
-    def _files(self) -> Iterator[tuple[str, str, str]]:
-        """(name in the lab, name in the backup, digest) of every file. The images come last; the list of images is a
-        file as well, and comes before them."""
+    def _files(self) -> Iterator[tuple[str, str, str, int]]:
+        """(name in the lab, name in the backup, digest, bytes that it has at most) of every file. The images come last;
+        the list of images is a file as well, and comes before them."""
         files: dict[str, dict[str, Any]] = self.record["files"]
         for name, entry in files.items():
-            yield name, _file_name(entry["sha256"]), str(entry["sha256"])
+            yield name, _file_name(entry["sha256"]), str(entry["sha256"]), int(entry["bytes"])
         with contextlib.closing(self._listed(files)) as listed:
             for digest in listed:
-                yield _image_name(digest), _image_name(digest), digest
+                yield _image_name(digest), _image_name(digest), digest, _MOST_IMAGE
 
     def _listed(self, files: dict[str, dict[str, Any]]) -> Generator[str, None, None]:
         """Digests of the images."""
