@@ -39,7 +39,7 @@ from labref.errors import AgentError, LabError, LayoutError, StoreError, Unstora
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_to_text
 from labref.export.roots import Roots
-from labref.export.scan import UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
+from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
 from labref.export.watch import Watcher
 from labref.lab import Lab
 from labref.lab.log import open_log
@@ -126,6 +126,64 @@ def test_a_file_that_is_no_image_has_its_outcome_however_slow_the_reader_is(
 
     monkeypatch.setattr(Pipeline, "_done", late)
     assert once(lab).rejected == 1
+
+
+def test_a_pass_loses_no_file_where_another_work_of_the_process_ends(lab: Lab) -> None:
+    """Whoever ends gives up all pictures in work; the pass goes on and has its own decoded again."""
+    ended, pictures = threading.Event(), 0
+
+    def end_others() -> None:
+        nonlocal pictures
+        while not ended.wait(0.005) and pictures < 4:
+            pictures += bool(lab.decoder._busy)
+            lab.decoder.leave_off()
+
+    ending = threading.Thread(target=end_others)
+    ending.start()
+    summary = once(lab)
+    ended.set()
+    ending.join()
+    assert pictures
+    assert (summary.found, summary.stored) == (FEW, FEW)
+
+
+def test_a_file_that_is_deleted_while_it_is_read_has_its_outcome(
+    lab: Lab, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deleted(path: str, most: int) -> Any:
+        Path(path).unlink()
+        return None, Signature(1, 1, 1)  # what was read is not what was there before
+
+    read = reader._read_whole
+    monkeypatch.setattr(
+        reader, "_read_whole", lambda path, most: (deleted if path.endswith("0.jpg") else read)(path, most)
+    )
+    summary = once(lab)
+    assert (summary.found, summary.stored, summary.vanished) == (FEW, FEW - 1, 1)
+    assert ledger(lab)["0.jpg"]["reason"] == GONE
+
+
+def test_a_pass_finds_a_file_again_that_came_to_no_outcome_and_says_where_one_stays_so(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lost = Pipeline._read, 1
+
+    def losing(self: Pipeline, candidate: Candidate) -> Any:
+        nonlocal lost
+        if candidate.path.endswith(("0.jpg", "new.jpg")) and lost:
+            lost -= 1
+            return None
+        return real(self, candidate)
+
+    monkeypatch.setattr(Pipeline, "_read", losing)
+    summary = once(lab)
+    assert (summary.found, summary.stored, summary.unchanged) == (FEW, FEW, 0)
+    shutil.copy(lab.watched[0] / "1.jpg", lab.watched[0] / "new.jpg")
+    lost = 99
+    with pytest.raises(AgentError, match="1 of the files found came to no outcome"):
+        once(lab)
+    lost = 0
+    assert once(lab).duplicate == 1
 
 
 def test_a_store_that_cannot_be_read_for_a_moment_ends_no_agent_and_rejects_no_file(
@@ -216,7 +274,9 @@ def test_a_rejection_that_cannot_be_stored_is_left_to_the_check(lab: Lab, monkey
         return real(store, batch, **how)
 
     monkeypatch.setattr(Store, "record", record)
-    assert once(lab).stored == FEW - 1
+    with pytest.raises(AgentError, match="1 of the files found came to no outcome"):
+        once(lab)
+    assert sum(row["outcome"] == "stored" for row in ledger(lab).values()) == FEW - 1
     assert [Path(path).name for path in faults(lab)["file_without_outcome"]] == ["0.jpg"]
 
 

@@ -370,7 +370,9 @@ class Pipeline:
                     max_bytes=self._max_bytes,
                 )
             except StoppedError:
-                return None  # the next scan finds it again
+                if self._stopping.is_set():
+                    return None  # the next scan finds it again
+                # somebody else of this process ended his work, whose picture had the decoding process just before
             except LayoutError as error:
                 if not self._layout_told:
                     self._layout_told = True

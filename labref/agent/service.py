@@ -71,6 +71,7 @@ _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
 _LEARNT_AT_ONCE: Final = 65_536
 _LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
 _GIVE_UP_SECONDS: Final = 300.0
+_PASSES: Final = 2  # of `agent --once`, where a file came to no outcome
 _END_SECONDS: Final = 8.0  # whoever ends the agent waits no longer than 10
 
 
@@ -84,6 +85,7 @@ class Summary:
     ignored : other files, and others : the same by their endings.  reserved : folders and files with a name of the
     system's, not looked at.  vanished : files deleted while they were still being written.  unreachable : watched
     folders, and folders in them, that could not be read.  interrupted : asked to end before the pass was whole.
+    without_outcome : files that a pass met and that came to no outcome, though it looked for them twice.
     """
 
     found: int = 0
@@ -101,6 +103,7 @@ class Summary:
     vanished: int = 0
     unreachable: list[str] = field(default_factory=list)
     interrupted: bool = False
+    without_outcome: int = 0
 
 
 def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> Summary:
@@ -138,6 +141,11 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
         raise AgentError(
             f"{len(summary.unreachable)} folders could not be read: {', '.join(summary.unreachable[:3])}. Mount them, or give the "
             "agent's user access; the others were taken in."
+        )
+    if summary.without_outcome:
+        raise AgentError(
+            f"{summary.without_outcome} of the files found came to no outcome; `labref ledger --check` names them. Start it "
+            "again; all others were taken in."
         )
     return summary
 
@@ -293,6 +301,7 @@ class _Agent:
         self._follow_due = 0.0
         self._scan_ended = time.monotonic()
         self._unchanged: array[int] = array("q")
+        self._met: array[int] = array("q")  # by a pass of `agent --once`
         self._tried_again: set[str] = set()
         self._scanned = False
         self._last_report = ScanReport()
@@ -390,29 +399,45 @@ class _Agent:
         """One full pass over the export folders."""
         started = time.perf_counter()
         self._state = "scanning"
+        left = 0
         with _progress(console, self._progress):
-            self._scan()
-            while not self._stop.is_set():
-                self._pump(_TICK_SECONDS)
-                if self._settled:
-                    continue
-                if self._settling:
-                    self._stop.wait(_TICK_SECONDS)
-                elif self._pipeline.wait_idle(_TICK_SECONDS):
-                    self._pump()  # what was returned just before
-                    if not self._settled and not self._settling and not self._held and not self._pipeline.in_flight:
-                        break
-                self._check()
-                seconds, where = self._stalled()
-                if seconds > _GIVE_UP_SECONDS:
-                    raise AgentError(f"the pass came to nothing more: {_no_progress(seconds, where)}. Start it again.")
+            for _ in range(_PASSES):
+                self._scan()
+                self._take_in_whole()
+                left = 0 if self._stop.is_set() else self._without_outcome()
+                if not left:
+                    break
+                self._log.error("files came to no outcome", files=left)
             if not self._stop.is_set():
                 self._follow_moves()
         self._pipeline.check()
         interrupted = self._stop.is_set()
         self._pipeline.close()
         self._pipeline.check()
-        return self._summary(time.perf_counter() - started, interrupted=interrupted)
+        return self._summary(time.perf_counter() - started, interrupted=interrupted, without_outcome=left)
+
+    def _take_in_whole(self) -> None:
+        """Go on until every file that was scanned has its outcome, or the agent is asked to end."""
+        while not self._stop.is_set():
+            self._pump(_TICK_SECONDS)
+            if self._settled:
+                continue
+            if self._settling:
+                self._stop.wait(_TICK_SECONDS)
+            elif self._pipeline.wait_idle(_TICK_SECONDS):
+                self._pump()  # what was returned just before
+                if not self._settled and not self._settling and not self._held and not self._pipeline.in_flight:
+                    return
+            self._check()
+            seconds, where = self._stalled()
+            if seconds > _GIVE_UP_SECONDS:
+                raise AgentError(f"the pass came to nothing more: {_no_progress(seconds, where)}. Start it again.")
+
+    def _without_outcome(self) -> int:
+        """How many of the files that the last scan met have no outcome."""
+        with self._noting:
+            known = {*map(hash, self._known), *map(hash, self._tried_again)}
+        return len({*self._met} - known)
 
     def _check(self) -> None:
         """Raise what ended the pipeline or keeps the HTTP side from answering, where something did."""
@@ -526,6 +551,7 @@ class _Agent:
         report = ScanReport()
         self._file_numbers = FileNumbers()  # something else may be mounted there by now
         unchanged: array[int] = array("q")
+        met: array[int] = array("q")
         filled: set[str] = set()
         if not self._scanned:
             self._unchanged = unchanged  # progress is told of the first scan, while it goes on
@@ -540,6 +566,8 @@ class _Agent:
             if self._stop.is_set():
                 break
             filled.add(candidate.root)
+            if self._once:
+                met.append(hash(path_to_text(candidate.path)))
             name = self._consider(candidate, observe=self._scanned)
             if name is not None:
                 unchanged.append(hash(name))
@@ -560,6 +588,7 @@ class _Agent:
         if not self._stop.is_set():
             self._scanned = True
             self._unchanged, self._filled, self._scan_ended = unchanged, filled, time.monotonic()
+            self._met = met
             if set(report.unreadable) - set(self._last_report.unreadable):
                 self._log.warning("folders could not be read", folders=len(report.unreadable))
             self._last_report = report
@@ -653,7 +682,9 @@ class _Agent:
         for back in self._pipeline.returned():
             if back.changed:
                 now = look(back.candidate.path, back.candidate.root)
-                if now is not None and self._settling.add(now, observe=True):
+                if now is None:
+                    now = self._settling.gone(back.candidate)
+                if self._settling.add(now, observe=True):
                     self._settled.append(now)
             elif not self._settling.unfinished(back.candidate):
                 self._settled.append(replace(back.candidate, refusal=back.reason))
@@ -885,7 +916,7 @@ class _Agent:
         done = sum(tally.outcomes.values())
         return f"{done} files taken in, {tally.embedded} cells embedded, {len(self._unchanged)} unchanged"
 
-    def _summary(self, seconds: float, *, interrupted: bool) -> Summary:
+    def _summary(self, seconds: float, *, interrupted: bool, without_outcome: int = 0) -> Summary:
         tally = self._pipeline.tally
         # by file: one can have had several outcomes, and have been met unchanged at the scans before or after them
         with self._noting:
@@ -911,6 +942,7 @@ class _Agent:
                 path_to_text(folder) for folder in (*self._last_report.unreachable, *self._last_report.unreadable)
             ],
             interrupted=interrupted,
+            without_outcome=without_outcome,
         )
 
 

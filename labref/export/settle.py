@@ -82,6 +82,11 @@ class Settling:
         self._waiting[candidate.path] = _Waiting(candidate, now, now, hold_until=now + left)
         return True
 
+    def gone(self, candidate: Candidate) -> Candidate:
+        """Count a file that was deleted before it was read; returns it without signature, with that reason."""
+        self.vanished += 1
+        return replace(candidate, signature=None, refusal=GONE)
+
     def settled(self) -> Iterator[Candidate]:
         """Look at every waiting file. Returns those that have settled; they are no longer kept here.
 
@@ -93,8 +98,7 @@ class Settling:
             seen = look(path, waiting.candidate.root)
             if seen is None:
                 del self._waiting[path]
-                self.vanished += 1
-                yield replace(waiting.candidate, signature=None, refusal=GONE)
+                yield self.gone(waiting.candidate)
                 continue
             if seen.signature is None:
                 del self._waiting[path]

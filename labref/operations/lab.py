@@ -73,3 +73,6 @@ class AgentSummary(Answer):
     vanished: int = Field(description="Files deleted while they were being written.")
     unreachable: list[str] = Field(description="Folders that could not be read.")
     interrupted: bool = Field(description="Whether it was ended before the pass was whole.")
+    without_outcome: int = Field(
+        description="Files that a pass met and that came to no outcome, though it looked for them twice."
+    )
