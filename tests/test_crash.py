@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,36 @@ def test_a_pass_on_a_full_disk_says_so_and_the_next_finishes_it(lab: Lab, point:
     once(lab)
     assert is_whole(lab, 8)
     assert len(ledger(lab)) == 9
+
+
+@pytest.mark.parametrize("point", ["label.commit", "review.settle", "store.commit"])
+def test_half_a_decision_is_never_written_nor_taken_back(lab: Lab, point: str) -> None:
+    once(lab)
+
+    def waiting() -> list[dict[str, Any]]:
+        return list(desk.run(lab, "review.cells", queue="doubtful", below=1.0, limit=50))
+
+    def told() -> dict[str, Any]:
+        return next(desk.run(lab, "label.history", cell=cell))
+
+    def failing(name: str, point: str, **parameters: Any) -> None:
+        failpoints.arm(f"{point}=eio@1")
+        with pytest.raises(LabrefError):
+            list(desk.run(lab, name, cell=cell, queue="doubtful", who="A", **parameters))
+        failpoints.disarm()
+
+    queue = waiting()
+    cell, label = queue[0]["cell_id"], next(row["label"] for row in queue if row["label"] != queue[0]["label"])
+    before = told()
+    failing("review.decide", point, label=label)
+    assert (waiting(), told()) == (queue, before)
+    list(desk.run(lab, "review.decide", cell=cell, queue="doubtful", label=label, who="A"))
+    decided = told()
+    assert decided["label"] == label
+    failing("review.undo", "label.undo" if point == "label.commit" else point)
+    assert told() == decided
+    list(desk.run(lab, "review.undo", cell=cell, queue="doubtful", who="A"))
+    assert waiting() == queue
 
 
 def test_an_agent_waits_while_its_disk_is_broken_and_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,6 @@ from labref.operations.naming import Classes, cell_named, person
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Store
-from labref.store.duckdb.reviews import Review
 from labref.store.memory.books import int_to_id
 from labref.tasks.context import Context
 from labref.words import LabelSource, Reason
@@ -185,8 +184,7 @@ def decide(
     with store.quiet():  # nobody gives another class between the look and the change
         before, _ = carried_as_seen(context, cell_id, seen)
         given = before if named is None else named
-        (outcome,) = store.reviews.give([Review(cell_id, given, who, None)])
-        store.queues.settle(queue, cell_id, given, who, changed=outcome == "changed")
+        store.queues.decide(queue, cell_id, given, who)
     yield _decided(store, cell_id, before)
 
 
@@ -204,9 +202,7 @@ def undo(context: Context, *, cell: _Cell, queue: _Queue, who: Who = None) -> It
         if who is not None and settled.who not in (None, who):
             raise LabrefError(f"{settled.who} decided on cell {cell_id} since then: that stays.")
         before, _ = carried_as_seen(context, cell_id, settled.label)
-        if settled.changed:
-            store.reviews.undo(cell_id, who, own=who is not None)
-        store.queues.settle(queue, cell_id, store.labelled([cell_id])[cell_id][0], who, undone=True)
+        store.queues.undo(queue, cell_id, settled, who, own=who is not None)
     yield _decided(store, cell_id, before)
 
 

@@ -168,7 +168,7 @@ class Store:
         """Whether pictures show one stained cell; see labref.store.duckdb.qualities."""
         self.rejections = Rejections(access)
         """References that people called no good; see labref.store.duckdb.rejections."""
-        self.queues = Queues(access)
+        self.queues = Queues(access, self.reviews)
         """What waits for review; see labref.store.duckdb.queues."""
         self.readings = Readings(access)
         """Blinded readings; see labref.store.duckdb.readings."""

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import duckdb
+
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows, sequence
-from labref.store.duckdb.tables import Tables
+from labref.store.duckdb.reviews import CHANGED, Review, Reviews
+from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.words import LabelSource
@@ -52,6 +55,11 @@ class Settled:
 
 class Queues(Tables):
     """What waits for review in one store; `Store.queues`. Methods may be called from any thread."""
+
+    def __init__(self, access: Access, reviews: Reviews) -> None:
+        """access, reviews : the store's."""
+        super().__init__(access)
+        self._reviews = reviews
 
     def doubtful(
         self, bundle: str, below: float, limit: int, leave_out: Sequence[str] = (), *, queue: str = "doubtful"
@@ -113,16 +121,46 @@ class Queues(Tables):
             ).fetchall()
         return {cell: Settled(from_column(label), changed, from_nullable(who)) for cell, label, changed, who in found}
 
-    def settle(
-        self, queue: str, cell_id: str, label: str, who: str | None, *, changed: bool = False, undone: bool = False
-    ) -> None:
-        """Write down that somebody decided on a cell of a queue, or took that back. label : the class that it carries
-        from then on.  changed : whether the decision gave it that, so that taking it back takes the label back."""
-        with self._transaction() as connection:
-            numbers = sequence.begin(connection)
-            connection.execute(
-                "INSERT INTO review_decision VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [numbers.take(), queue, cell_id, to_column(label), to_nullable(who), rows.now(), changed, undone],
-            )
-            sequence.keep(connection, numbers)
-            failpoint("review.settle")
+    def decide(self, queue: str, cell_id: str, label: str, who: str | None) -> None:
+        """Give a cell of a queue its class, and write down that somebody decided, in one transaction. label : the one
+        that it carries, where that is right."""
+
+        def settle(connection: duckdb.DuckDBPyConnection, outcomes: Sequence[str | None]) -> None:
+            (outcome,) = outcomes
+            _settle(connection, queue, cell_id, label, who, changed=outcome == CHANGED)
+
+        self._reviews.give([Review(cell_id, label, who, None)], beside=settle)
+
+    def undo(self, queue: str, cell_id: str, settled: Settled, who: str | None, *, own: bool) -> None:
+        """Take back what somebody decided on a cell of a queue, and the label with it where the decision gave it one,
+        in one transaction; the cell waits again. own : only what `who` said. Raises what `Reviews.undo` does."""
+
+        def settle(connection: duckdb.DuckDBPyConnection, label: str) -> None:
+            _settle(connection, queue, cell_id, label, who, undone=True)
+
+        if settled.changed:
+            self._reviews.undo(cell_id, who, own=own, beside=settle)
+        else:
+            with self._transaction() as connection:
+                settle(connection, settled.label)
+
+
+def _settle(
+    connection: duckdb.DuckDBPyConnection,
+    queue: str,
+    cell_id: str,
+    label: str,
+    who: str | None,
+    *,
+    changed: bool = False,
+    undone: bool = False,
+) -> None:
+    """Write down that somebody decided on a cell of a queue, or took that back. label : the class that it carries from
+    then on.  changed : whether the decision gave it that, so that taking it back takes the label back."""
+    numbers = sequence.begin(connection)
+    connection.execute(
+        "INSERT INTO review_decision VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [numbers.take(), queue, cell_id, to_column(label), to_nullable(who), rows.now(), changed, undone],
+    )
+    sequence.keep(connection, numbers)
+    failpoint("review.settle")

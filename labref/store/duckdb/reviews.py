@@ -131,11 +131,19 @@ class Reviews(Tables):
                 self._reviewed({cell_id: (label, LabelSource.REVIEWED) for cell_id, label in given_to.items()})
         return outcomes
 
-    def undo(self, cell_id: str, who: str | None, *, own: bool = False) -> tuple[str, LabelSource]:
+    def undo(
+        self,
+        cell_id: str,
+        who: str | None,
+        *,
+        own: bool = False,
+        beside: Callable[[duckdb.DuckDBPyConnection, str], None] | None = None,
+    ) -> tuple[str, LabelSource]:
         """Take back the label that a person gave a cell last; returns what it carries from now on, and from whom.
 
         It carries what it carried before: of a predicted label, what the active bundle calls it now. Once more takes
-        back the label before that.  who : who takes it back.  own : only what they said themselves.
+        back the label before that.  who : who takes it back.  own : only what they said themselves.  beside : writes in
+        the same transaction what belongs to this; it is told the label that the cell carries from now on.
 
         Raises StoreError where no person gave the label that the cell carries, or a file has brought one since; with
         `own`, where another person gave or confirmed it last.
@@ -143,6 +151,8 @@ class Reviews(Tables):
         with self._quiet():
             with self._transaction() as connection:
                 carried = _undo(connection, cell_id, who, own=own)
+                if beside is not None:
+                    beside(connection, carried[0])
                 failpoint("label.undo")
             self._reviewed({cell_id: carried})
         return carried
