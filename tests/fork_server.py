@@ -22,8 +22,8 @@ import signal
 import socket
 import sys
 import time
-import types
 from typing import Any, Final
+from unittest.mock import MagicMock
 
 _LONGEST: Final = 1 << 20  # bytes of an order
 
@@ -80,28 +80,20 @@ def _become(order: dict[str, Any], streams: list[int]) -> dict[str, Any]:
     return order
 
 
-class _Later(types.ModuleType):
-    """A module that is imported when something of it is first asked for."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__version__":  # what Python itself looks for in every module
-            raise AttributeError(name)
-        sys.modules.pop(self.__name__, None)
-        real = importlib.import_module(self.__name__)
-        self.__dict__.update(real.__dict__)
-        return getattr(real, name)
-
-
 def _import_labref() -> None:
-    """All of labref that an agent imports, and what that imports, but for ONNX Runtime: it starts a thread, and is
-    imported when it is first used, in the forked process."""
-    sys.modules["onnxruntime"] = _Later("onnxruntime")
+    """All of labref that an agent imports, and what that imports; and its application once, for the models of the
+    requests that are made with it, and for what FastAPI imports when it meets the first of them."""
     import labref
 
     for found in pkgutil.walk_packages(labref.__path__, "labref."):
         if found.name.rpartition(".")[2] not in ("__main__", "decoding_worker", "trial_process", "child_process"):
             with contextlib.suppress(ImportError):  # a module of another system
                 importlib.import_module(found.name)
+    importlib.import_module("onnxruntime")
+    from labref.web.application import make_app
+    from labref.web.metrics import Metrics
+
+    make_app(MagicMock(), Metrics(), token="t" * 43, max_bytes=1, log=MagicMock())
 
 
 def _main() -> None:
