@@ -62,7 +62,7 @@ _LAYOUT_GROUPS = frozenset({"slide", "label", "analyser"})
 
 SYSTEM_NAMES: Final = (
     # Windows
-    *("$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "$Extend", "found.000", "DfsrPrivate"),
+    *("$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "$Extend", "found.0*", "DfsrPrivate"),
     *("Thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
     # macOS
     *(".DS_Store", "._*", "__MACOSX", ".Trashes", ".Spotlight-V100", ".fseventsd", ".TemporaryItems", ".AppleDouble"),
@@ -82,8 +82,8 @@ SYSTEM_NAMES: Final = (
     ),
     *("@Recycle", "@Recently-Snapshot", "@Transcode", ".@__thumb", ".@upload_cache", ".@qmr", ".streams", "trashbox"),
     *(".recycle", "recycle.bin", ".wdmc"),
-    # programs that synchronise folders: Syncthing, Resilio, GoodSync, Dropbox, rsync
-    *(".stversions", ".stfolder", ".sync", "_gsdata_", ".dropbox.cache", ".rsync-partial", ".~tmp~"),
+    # programs that synchronise folders: Syncthing, Resilio, GoodSync, Dropbox, rsync, Google Drive
+    *(".stversions", ".stfolder", ".sync", "_gsdata_", ".dropbox.cache", ".rsync-partial", ".~tmp~", ".tmp.drive*"),
     # snapshots: NetApp, ZFS, Btrfs, Ceph, Windows' previous versions
     *(".snapshot", "~snapshot", ".snapshots", ".zfs", ".snap", ".ckpt", "@GMT-*"),
 )

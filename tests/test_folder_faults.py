@@ -606,7 +606,8 @@ def test_a_jfif_is_a_jpeg(lab: Lab, export: Path) -> None:
 
 SYSTEM = ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "lost+found", "#Snapshot"]
 SYSTEM += [".@__thumb", "~snapshot", ".zfs", "@Recently-Snapshot", ".Trashes", "__MACOSX", "@GMT-2024.01.01-00.00.00"]
-SYSTEM += [".sync", "_gsdata_", ".dropbox.cache", ".rsync-partial", ".~tmp~", ".stversions"]
+SYSTEM += [".sync", "_gsdata_", ".dropbox.cache", ".rsync-partial", ".~tmp~", ".stversions", ".tmp.drivedownload"]
+SYSTEM += ["found.000", "FOUND.001"]
 
 
 def test_system_folders_are_not_entered_and_counted(lab: Lab, export: Path) -> None:
@@ -714,6 +715,7 @@ WRITERS = {
     "map suspects": ["map", "suspects", "--grid"],
     "export": ["store", "export"],
     "backup": ["store", "backup"],
+    "report": ["report", "--out"],
 }
 
 
@@ -749,7 +751,28 @@ def test_nothing_is_written_into_a_watched_folder(filled: Lab, writer: str, monk
         assert done.exit_code == 1
         assert "which labref watches and never writes to" in done.stderr, out
     assert sorted(export.rglob("*")) == before
-    filled.refuse_in_export(export.with_name("export 2") / "out.png")
+    filled.refuse_output(export.with_name("export 2") / "out.png")
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_nothing_is_written_over_what_a_lab_works_with(filled: Lab, tmp_path: Path, writer: str) -> None:
+    command = [str(filled.watched[0] / "0.jpg") if part == "IMAGE" else part for part in WRITERS[writer]]
+    (tmp_path / "link.png").symlink_to(filled.config_file)
+    other = tmp_path / "another"
+    other.mkdir()
+    shutil.copy(filled.config_file, other)
+    files = {
+        path: path.read_bytes() for path in filled.folder.rglob("*") if path.is_file() and "logs" not in path.parts
+    }
+    own = ("labref.toml", "store.duckdb", "store.duckdb.wal", "token", "images/out.png", "logs/out.png", "maps")
+    for out in (*(filled.folder / name for name in own), tmp_path / "link.png", other / "store.duckdb"):
+        done = CliRunner().invoke(app, [*command, str(out), "--lab", str(filled.folder)])
+        assert done.exit_code == 1
+        assert "would be lost" in done.stderr, out
+    assert all(path.read_bytes() == data for path, data in files.items())
+    assert [path.name for path in other.iterdir()] == ["labref.toml"]
+    filled.refuse_output(filled.folder / "out.png")
+    filled.refuse_output(tmp_path / "store.duckdb")
 
 
 # a watch is known to be alive

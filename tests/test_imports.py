@@ -45,7 +45,7 @@ ROOMS = {
     "asking": "words errors progress times cells bundles som export store.memory store lab",
     "tasks": "words errors failpoints files progress times config cells bundles som store.memory store.duckdb store lab asking",
     "operations": "words errors failpoints files progress printing times config cells bundles som export store.memory store.duckdb store lab asking tasks roles",
-    "web": "errors progress printing bundles pictures export store lab asking tasks operations roles",
+    "web": "errors files progress printing bundles pictures export store lab asking tasks operations roles",
     "agent": "words errors failpoints files printing times cpus cells bundles export store lab asking tasks operations web",
     "cli": "errors files progress printing times cells som pictures export lab tasks operations web agent roles",
     "demo": "errors lab web cli",

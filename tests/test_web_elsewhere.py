@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -315,7 +317,7 @@ def test_guesses_from_many_addresses_do_not_free_the_one_that_waits() -> None:
     assert len(visitors._failures) <= 1000
 
 
-@pytest.mark.parametrize("what", ["missing", "no PEM", "of another", "with a password", "port in use"])
+@pytest.mark.parametrize("what", ["missing", "no PEM", "a pipe", "of another", "with a password", "port in use"])
 def test_what_cannot_be_served_is_said(files: tuple[Path, Path], tmp_path: Path, what: str) -> None:
     certificate, key = files
     port = free_port()
@@ -324,6 +326,11 @@ def test_what_cannot_be_served_is_said(files: tuple[Path, Path], tmp_path: Path,
     elif what == "no PEM":
         certificate = tmp_path / "text.pem"
         certificate.write_text("nothing")
+    elif what == "a pipe":
+        if sys.platform == "win32":
+            pytest.skip("no such pipes here")
+        key = tmp_path / "pipe"
+        os.mkfifo(key)
     elif what == "with a password":
         key = tmp_path / "locked.pem"
         command = ["openssl", "pkey", "-in", str(files[1]), "-aes128", "-passout", "pass:abcd", "-out", str(key)]

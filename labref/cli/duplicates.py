@@ -126,7 +126,7 @@ def duplicates(
 
     where = Lab.find(lab)
     if grid is not None:
-        where.refuse_in_export(grid)
+        where.refuse_output(grid)
     verdict = "possible_duplicate" if only is Only.POSSIBLE else None if only is None else only.value
     rows = list(perform(where, "duplicates.list", verdict=verdict, limit=limit))
     shown = rows if json else _once(rows)

@@ -278,7 +278,7 @@ def show(
         raise typer.BadParameter("at most two slides or patients stand side by side")
     where = Lab.find(lab)
     if out is not None:
-        where.refuse_in_export(out)
+        where.refuse_output(out)
     first, *parts = perform(where, "map.cells", patients=patient or [])
     cells = {name: [value for part in parts for value in part[name]] for name in (parts[0] if parts else {})}
     if analyser is not None:
@@ -306,7 +306,7 @@ def node(
 
     where = Lab.find(lab)
     if grid is not None:
-        where.refuse_in_export(grid)
+        where.refuse_output(grid)
     rows = list(perform(where, "map.node", row=row, column=column, limit=limit))
     _tell(rows, json, _cell, otherwise=f"no cell lies on node {row} {column}; `labref map show` says where some do")
     if grid is not None:
@@ -383,7 +383,7 @@ def _list(
 
     where = Lab.find(lab)
     if grid is not None:
-        where.refuse_in_export(grid)
+        where.refuse_output(grid)
     rows = list(perform(where, operation, limit=limit, **_only(where, analyser)))
     _tell(rows, json, line, otherwise=otherwise)
     if grid is not None:

@@ -108,7 +108,7 @@ def query(
     failed = False
     where = Lab.find(lab)
     if grid is not None:
-        where.refuse_in_export(grid)
+        where.refuse_output(grid)
     with Desk.open(where) as desk:
         for number, image in enumerate(images, 1):
             out = grid if grid is None or len(images) == 1 else grid.with_stem(f"{grid.stem}-{number}")

@@ -180,7 +180,7 @@ def export(
         raise LabrefError("say with --out into which folder set.json and votes.csv are written, or ask for --json.")
     where = Lab.find(lab)
     if out is not None:
-        where.refuse_in_export(out)
+        where.refuse_output(out)
     (row,) = perform(where, "reading.triplets", reading=number)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

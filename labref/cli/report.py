@@ -72,7 +72,7 @@ def report(
         raise typer.BadParameter("say where the report goes: --out report.html, or ask for --json")
     where = Lab.find(lab)
     if out is not None:
-        where.refuse_in_export(out)
+        where.refuse_output(out)
         _refuse_no_place(out)
     (made,) = perform(where, "report.make", sample=sample, seed=seed, counts_only=counts_only)
     if out is not None:

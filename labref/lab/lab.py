@@ -421,10 +421,18 @@ class Lab:
             shutil.rmtree(left, ignore_errors=True)
         clear_marks(self.folder)
 
-    def refuse_in_export(self, target: Path) -> None:
+    def refuse_output(self, target: Path) -> None:
         """Raise `LabError` where `target`, a file or folder that shall be written, lies in a watched folder, under
-        whatever name: the export is only read, and a picture in it would become a cell."""
+        whatever name: the export is only read, and a picture in it would become a cell. So it does where `target` is,
+        or lies in, what a lab needs for itself, this one or another: its configuration, its store, its images."""
         real = _comparable(target)
+        for folder in Path(real).parents:
+            first = Path(real).relative_to(folder).parts[0]
+            if first in map(os.path.normcase, (*_OWN_NAMES, f"{_STORE}.wal")) and (folder / _CONFIG).is_file():
+                raise LabError(
+                    f"{target} is what the lab in {folder} works with, and would be lost. Choose another name, or a place "
+                    "outside."
+                )
         for folder in self.watched:
             if real.startswith(_comparable(folder)):
                 raise LabError(

@@ -239,7 +239,7 @@ def export(
 ) -> Iterator[Row]:
     """Write all cells into one Parquet file. See `labref store export --help` for its columns."""
     path = absolute(Path(target))
-    context.lab.refuse_in_export(path)
+    context.lab.refuse_output(path)
     if os.path.lexists(path):
         raise LabError(f"{path} is there already. Choose another name; an export never replaces a file.")
     without = 0

@@ -291,7 +291,7 @@ def _image_name(digest: str) -> str:
 
 
 def _refuse_inside(lab: Lab, target: Path) -> None:
-    lab.refuse_in_export(target)
+    lab.refuse_output(target)
     if (os.path.realpath(target) + os.sep).startswith(os.path.realpath(lab.folder) + os.sep):
         raise LabError(f"{target} lies in {lab.folder}. Choose a place outside the lab, best on another disk.")
 

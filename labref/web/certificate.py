@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from labref.errors import AgentError
+from labref.files import read_file
 
 __all__ = ["HANDSHAKE_SECONDS", "TLS", "Certificate"]
 
+_MOST_BYTES: Final = 1_000_000
 HANDSHAKE_SECONDS: Final = 10.0
 """Seconds from a connection to the end of its handshake; it is closed after that."""
 
@@ -72,7 +74,7 @@ class Certificate:
 def _loaded(tls: TLS) -> ssl.SSLContext:
     for what, file in (("certificate", tls.certificate), ("key", tls.key)):
         try:
-            file.read_bytes()
+            read_file(file, _MOST_BYTES)  # a pipe would be waited for
         except OSError as error:
             raise AgentError(f"labref.toml, [web] {what}: {file} cannot be read ({error.strerror}).") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
