@@ -420,7 +420,8 @@ class RetentionConfig(_Section):
 class DuplicatesConfig(_Section):
     """Cells that may be the same cell captured again.
 
-    withhold_possible : True keeps possible duplicates out of the references until somebody has reviewed them.
+    withhold_possible : True keeps possible duplicates out of the references until somebody has reviewed them, and what
+    may be a capture of the very cell that is asked about. False shows it, marked.
     """
 
     withhold_possible: bool = False

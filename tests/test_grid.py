@@ -124,6 +124,7 @@ def test_other_numbers_than_eight_are_drawn(k: int) -> None:
         {"slide": "another slide"},
         {"analyser": "another analyser"},
         {"duplicate_of": "00ff00ff00ff00ff"},
+        {"may_be_same": True},
     ],
 )
 def test_all_that_is_said_of_a_reference_shows(change: dict[str, Any]) -> None:

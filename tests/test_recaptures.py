@@ -18,13 +18,15 @@ from labref.bundles.bundle import Bundle, starter_bundle
 from labref.cells.image import decode
 from labref.cells.registration import align
 from labref.cells.sameness import DEFAULTS, ruling, seen
+from labref.cli import app as query_app
 from labref.store.memory.books import HashBook, int_to_id
 from labref.store.recording import Search
 from labref.web.desk import run
 from labref.words import Fingerprint, Landmark, Verdict
 from tests.benchmarks.duplicates import KINDS, recapture
 from tests.benchmarks.recaptures import looked_at, same_cells
-from tests.labs import ledger, make_lab, once
+from tests.labs import ledger, make_lab, once, running_agent
+from tests.pages import let_in
 from training.cli.app import app
 from training.data.recaptures import recapture_groups
 
@@ -179,3 +181,45 @@ def test_a_lab_asks_a_person_about_them_and_lays_one_on_the_other(
         assert (laid["rows"], laid["columns"]) != (0, 0), "not registered: nothing to compare by flicker"
         by_structure += laid["score"] < DEFAULTS.possible_from
     assert by_structure >= 3
+
+
+_THREE_OF_EACH = (
+    ("basophil/B-53_0091_0.jpg", "basophil/B-53_0092_0.jpg", "basophil/B-53_0093_0.jpg"),
+    ("eosinophil/E-11_0981_0.jpg", "eosinophil/E-11_0982_0.jpg", "eosinophil/E-11_0983_0.jpg"),
+    ("lymphocyte/L-9_0243_0.jpg", "lymphocyte/L-9_0244_0.jpg", "lymphocyte/L-9_0246_0.jpg"),
+    ("monocyte/M-8_0694_0.jpg", "monocyte/M-8_0696_0.jpg", "monocyte/M-8_0697_0.jpg"),
+)
+"""Pictures of one cell each, in `chula`."""
+
+
+def test_a_reference_that_may_be_the_very_cell_says_so_wherever_answers_are_read(
+    real_cells: Path, starter: Bundle, tmp_path: Path
+) -> None:
+    """Three pictures of each of four cells but one picture, which is asked about."""
+    cell_of = {Path(image).name: number for number, images in enumerate(_THREE_OF_EACH) for image in images}
+    out, kept, *_ = _THREE_OF_EACH[0]
+    outside, export = real_cells / "chula" / out, tmp_path / "export"
+    for image in (image for images in _THREE_OF_EACH for image in images if image != out):
+        (export / image).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(real_cells / "chula" / image, export / image)
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    with running_agent(lab):
+        stored = ledger(lab)[kept]["cell_id"]
+        (shown,) = run(lab, "cell.show", cell=stored)
+        done = CliRunner().invoke(query_app, ["query", str(outside), "--json", "--lab", str(lab.folder)])
+        asked = json.loads(done.stdout)
+        for answer in (shown, asked):
+            cells = [cell_of[Path(one["path"]).name] for one in answer["references"]]
+            assert [one["may_be_same"] for one in answer["references"]] == [cell == 0 for cell in cells]
+            assert sorted(cells) == [0, 1, 2, 3]
+        grid = tmp_path / "grid.png"
+        done = CliRunner().invoke(query_app, ["query", str(outside), "--grid", str(grid), "--lab", str(lab.folder)])
+        assert done.exit_code == 0 and done.stdout.count("may be the very cell") == 1
+        reviewer = let_in(lab, "Åsa Lind")
+        for language, words in (
+            ("en", "may be the very cell"),
+            ("sv", "kan vara samma cell"),
+            ("de", "vielleicht dieselbe Zelle"),
+        ):
+            assert words in reviewer.get(f"/cell/{stored}", Accept_Language=language).text

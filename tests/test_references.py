@@ -53,8 +53,11 @@ def ask(
     *,
     k: int = 8,
     spread: int = 100,
+    by: str = "latent",
     repeats: Sequence[str] = (),
+    may_repeat: Sequence[str] = (),
     withheld: Collection[str] = (),
+    show_same: bool = True,
 ) -> Found:
     """References of the origin, or of a cell."""
     return find(
@@ -62,8 +65,11 @@ def ask(
         bundle=bundle,
         latent=at(0) if cell is None else cell.latent,
         digest=None if cell is None else cell.digest,
+        by=by,
         repeats=repeats,
+        may_repeat=may_repeat,
         withheld=withheld,
+        show_same=show_same,
         k=k,
         spread=spread,
     )
@@ -142,11 +148,11 @@ def test_a_cell_in_the_store_and_its_duplicates_are_not_its_references(store: St
     for cell in chain:
         found = ask(store, bundle, cell)
         assert found.duplicate_of == cell.cell_id
-        assert [reference.cell_id for reference in found.references] == others
+        assert shown(found) == others[:1], "what may be one cell takes one place"
     found = ask(store, bundle, possible)
     assert new_cell("like it").cell_id in [reference.cell_id for reference in found.references]
     (marked,) = [reference for reference in found.references if reference.cell_id == new_cell("like it").cell_id]
-    assert marked.duplicate_of == possible.cell_id, "a possible duplicate stays, and says so"
+    assert marked.duplicate_of == possible.cell_id and marked.may_be_same, "a possible duplicate stays, and says so"
     withheld = store.duplicates.possible()
     assert withheld == {new_cell("like it").cell_id}
     assert new_cell("like it").cell_id not in [r.cell_id for r in ask(store, bundle, withheld=withheld).references]
@@ -264,24 +270,94 @@ def test_behind_a_cell_captured_hundreds_of_times_there_are_still_eight_and_a_hu
     assert shown(ask(store, bundle, k=100))[1:] == [cell.cell_id for cell in others[:99]]
 
 
-def test_a_possible_duplicate_is_a_cell_of_its_own_until_a_person_confirms_it(store: Store, bundle: Bundle) -> None:
+def test_a_possible_duplicate_takes_no_place_of_its_own_until_a_person_says_that_it_is_another_cell(
+    store: Store, bundle: Bundle
+) -> None:
+    cells = [
+        new_cell("first", fingerprints=mark(0), latent=at(1)),
+        new_cell("like it", fingerprints=mark(7), latent=at(2)),
+        new_cell("another", latent=at(3)),
+    ]
+    ids = [cell.cell_id for cell in cells]
+    store.record(cells, bundle=BUNDLE, **JUDGED)
+    found = ask(store, bundle)
+    assert (shown(found), [one.captures for one in found.references]) == ([ids[0], ids[2]], [1, 1])
+    assert not any(one.may_be_same for one in found.references), "of another cell than the one that is asked about"
+    assert found.distribution.n == 2
+    store.duplicates.confirm(ids[1], "A")
+    found = ask(store, bundle)
+    assert (shown(found), [one.captures for one in found.references]) == ([ids[0], ids[2]], [2, 1])
+    store.duplicates.reject(ids[1], "A")
+    assert shown(ask(store, bundle)) == ids
+    store.duplicates.undo(ids[1], "A")
+    assert shown(ask(store, bundle)) == [ids[0], ids[2]]
+    assert store.duplicates.possible() == {ids[1]}
+
+
+def test_all_cells_that_one_may_repeat_take_one_place_with_it(store: Store, bundle: Bundle) -> None:
+    """Two cells that are not like each other, and a later one that is like both: it is linked with one of them."""
+    cells = [
+        new_cell("left", fingerprints=mark(0b111), latent=at(1)),
+        new_cell("right", fingerprints=mark(0b111 << 10), latent=at(2)),
+    ]
+    left, right = (cell.cell_id for cell in cells)
+    store.record(cells, bundle=BUNDLE, **JUDGED)
+    assert shown(ask(store, bundle)) == [left, right]
+    middle = new_cell("middle", fingerprints=mark(0), latent=at(3))
+    store.record([middle], bundle=BUNDLE, **JUDGED)
+    of_middle = store.cell(middle.cell_id)
+    assert of_middle is not None and of_middle.duplicate_of in (left, right)
+    assert shown(ask(store, bundle)) == [left]
+    assert store.may_be_same(left) == {right, middle.cell_id}
+    linked = of_middle.duplicate_of
+    store.duplicates.reject(middle.cell_id, "A")
+    other = right if linked == left else left
+    assert store.may_be_same(middle.cell_id) == {other}, "only what the person spoke of is another cell"
+    assert len(shown(ask(store, bundle))) == 2
+
+
+def test_where_a_person_said_that_two_are_apart_a_third_does_not_bring_them_together(
+    store: Store, bundle: Bundle
+) -> None:
     cells = [
         new_cell("first", fingerprints=mark(0), latent=at(1)),
         new_cell("like it", fingerprints=mark(7), latent=at(2)),
     ]
     ids = [cell.cell_id for cell in cells]
     store.record(cells, bundle=BUNDLE, **JUDGED)
-    found = ask(store, bundle)
-    assert (shown(found), [one.captures for one in found.references]) == (ids, [1, 1])
-    assert shown(ask(store, bundle, withheld=store.duplicates.possible())) == ids[:1]
-    store.duplicates.confirm(ids[1], "A")
-    found = ask(store, bundle)
-    assert (shown(found), [one.captures for one in found.references]) == (ids[:1], [2])
     store.duplicates.reject(ids[1], "A")
-    assert shown(ask(store, bundle)) == ids
-    store.duplicates.undo(ids[1], "A")
-    assert shown(ask(store, bundle)) == ids
-    assert store.duplicates.possible() == {ids[1]}
+    third = new_cell("third", fingerprints=mark(7 << 10), latent=at(3))
+    beside = new_cell("beside", fingerprints=mark(7 | 7 << 10), latent=at(4))
+    store.record([third, beside], bundle=BUNDLE, **JUDGED)
+    assert len(shown(ask(store, bundle))) == 4, "the possible ones of such a group do not count"
+    assert not store.may_be_same(ids[0])
+
+
+@pytest.mark.parametrize("by", ["latent", "map"])
+def test_what_may_be_the_very_cell_is_marked_takes_one_place_and_can_be_kept_out(
+    store: Store, bundle: Bundle, by: str
+) -> None:
+    cells = [
+        new_cell("first", fingerprints=mark(0), latent=at(1)),
+        new_cell("like it", fingerprints=mark(7), latent=at(2), label="monocyte"),
+        new_cell("like it too", fingerprints=mark(7 << 10), latent=at(3)),
+        new_cell("another", latent=at(4)),
+    ]
+    first, *_, another = ids = [cell.cell_id for cell in cells]
+    store.record(cells, bundle=BUNDLE, **JUDGED)
+    if by == "map":
+        put_on_map(store, BUNDLE, [at(0), turned(1000)])
+    for asked in cells[:3]:
+        found = ask(store, bundle, asked, by=by)
+        same = [one for one in found.references if one.may_be_same]
+        assert len(same) == 1 and same[0].cell_id in set(ids[:3]) - {asked.cell_id}
+        assert [one.cell_id for one in found.references if not one.may_be_same] == [another]
+        assert shown(ask(store, bundle, asked, by=by, show_same=False)) == [another]
+    assert not any(one.may_be_same for one in ask(store, bundle, cells[3], by=by).references)
+    outside = ask(store, bundle, by=by, may_repeat=[first])
+    assert [(one.cell_id, one.may_be_same) for one in outside.references] == [(first, True), (another, False)]
+    two = ask(store, bundle, by=by, may_repeat=[first, another])
+    assert len(two.references) == 1 and two.references[0].may_be_same, "one cell, whichever of them it is"
 
 
 def test_captures_left_out_make_room_for_others_of_the_same_cell(store: Store, bundle: Bundle) -> None:

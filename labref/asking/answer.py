@@ -94,8 +94,9 @@ def answer(
     probabilities, latent = embeddings.probabilities[0], embeddings.latents[0]
     measures = functools.cache(lambda: measure(cell))  # of the optics; not every answer needs them
     repeats: list[str] = []
+    may_repeat: list[str] = []
     if searched is not None:
-        repeats = repeated(store, Judge(lab, Thresholds.of(embedder.bundle.manifest.duplicates)), searched)
+        repeats, may_repeat = repeated(store, Judge(lab, Thresholds.of(embedder.bundle.manifest.duplicates)), searched)
     found = references.find(
         store,
         bundle=embedder.bundle,
@@ -107,7 +108,9 @@ def answer(
         any_optics=any_optics,
         telling=Telling(None if path is None else of_file(lab, store, embedder.bundle.manifest.labels, path), measures),
         repeats=repeats,
+        may_repeat=may_repeat,
         withheld=withheld(lab, store),
+        show_same=not lab.config.duplicates.withhold_possible,
         probabilities=probability_by_label(embedder.bundle, probabilities),
         contrast=True,
         central=_central(lab, embedder.bundle),
@@ -153,6 +156,7 @@ def answer_for_stored(
         any_optics=any_optics,
         telling=Telling(measures=measures),
         withheld=withheld(lab, store),
+        show_same=not lab.config.duplicates.withhold_possible,
         probabilities=probability_by_label(bundle, probabilities),
         contrast=True,
         central=_central(lab, bundle),

@@ -78,22 +78,24 @@ class Spot:
         *,
         exclude: Collection[str] = (),
         keep: Callable[[str], bool] | None = None,
+        same: Collection[str] = (),
     ) -> list[Neighbour]:
         """The k references by map, in the thesis' order (section 4.6): first the cells on the same node, ordered by
         quantisation error, then the cells on the nearest nodes. Each has its mean squared error in latent space as
-        distance, as every reference has. Of several captures of one physical cell (`Store.groups`), only the first in
-        this order is returned.
+        distance, as every reference has. Of several captures of what is or may be one physical cell (`Store.alike`),
+        only the first in this order is returned.
 
         exclude : ids of cells that are not returned.  keep : takes a cell id, and returns whether that cell may be
-        returned; None allows all.
+        returned; None allows all.  same : ids of cells that count as one physical cell.
         """
+        one_cell = {id_to_int(cell) for cell in same}
         excluded = {id_to_int(cell) for cell in exclude}
 
         def may(ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
             allowed = np.array(
                 [n not in excluded and (keep is None or keep(int_to_id(n))) for n in ids.tolist()], np.bool_
             ).reshape(len(ids))
-            allowed[allowed] = store.groups.firsts(ids[allowed])
+            allowed[allowed] = store.alike.firsts(ids[allowed], one_cell)
             return allowed
 
         found = self.active.positions.nearest(self.node, k, may)

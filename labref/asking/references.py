@@ -10,11 +10,14 @@ Then a cell moves ahead of less trusted cells, as long as its distance is at mos
 a mean squared error is 2.5 % of a length). The first k cells are the references; they are returned nearest first. A
 nearer cell is thus left out only for a more trusted cell whose distance is at most 5 % larger.
 
-Captures of one cell. A physical cell is shown once, however often it was captured. `Store.groups` knows the duplicates;
-a possible duplicate counts as a cell of its own until a person confirms it. One capture of the cell is shown: the most
+Captures of one cell. A physical cell is shown once, however often it was captured: duplicates, and possible duplicates
+that nobody has decided on, take one place (`Store.alike`). One capture of the cell is shown: the most
 trusted of those whose distance is at most 5 % above that of the nearest capture, and the nearest of equally trusted
 ones. The shown capture moves ahead of other cells by its own distance; other cells move ahead of it by the distance of
 the nearest capture. The limit of 5 % thus holds for every capture of a cell that is left out.
+
+The very cell. A reference that may be a capture of the cell that is asked about says so (`Reference.may_be_same`); all
+of these take one place. A lab's setting keeps them, and every other possible duplicate, out of the references.
 
 Central cells. Where the bundle carries an atlas, cells of the central team's own stand in for classes of which the lab
 has too few (`labref.asking.central`); they are in the references and the contrast alone.
@@ -42,7 +45,7 @@ from labref.bundles.atlas import CENTRAL_ID
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.store import Cell, Neighbour, Store
-from labref.store.memory.books import id_to_int
+from labref.store.memory.books import id_to_int, int_to_id
 from labref.times import utc
 from labref.words import LabelSource
 
@@ -73,7 +76,8 @@ class Reference:
     a cell of the atlas.  captured_at : ISO 8601, UTC.  path : in the export folder; empty for a cell of the atlas.
     duplicate_of : the earlier cell that this cell repeats or may repeat.  captures : number of captures that the lab
     has of this physical cell, this one included.  origin : whether it is the lab's or of the atlas.  source, licence :
-    of a cell of the atlas: the data set that it is from, and its licence.
+    of a cell of the atlas: the data set that it is from, and its licence.  may_be_same : whether it may be a capture of
+    the very cell that is asked about, which nobody has decided on.
     """
 
     cell_id: str
@@ -89,6 +93,7 @@ class Reference:
     origin: Literal["lab", "central"] = "lab"
     source: str | None = None
     licence: str | None = None
+    may_be_same: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,9 @@ def find(
     any_optics: bool = False,
     telling: Telling | None = None,
     repeats: Sequence[str] = (),
+    may_repeat: Sequence[str] = (),
     withheld: Collection[str] = (),
+    show_same: bool = True,
     probabilities: Mapping[str, float] | None = None,
     contrast: bool = False,
     placed: bool = True,
@@ -156,10 +163,11 @@ def find(
     analyser.
 
     repeats : ids of the stored cells that the query is a recapture of, the most alike first (`labref.cells.sameness`);
-    empty where the query itself is stored.  withheld : ids of cells that are never references, such as possible
-    duplicates that nobody has reviewed.  probabilities : of the networks, by class; the highest will do.  contrast :
-    whether the row of contrast is wanted.  placed : whether the place on the map is.  central : the atlas that stands
-    in where the lab has too few cells; None for the lab's own cells alone.
+    empty where the query itself is stored. may_repeat : ids of those that it may be a recapture of. withheld : ids of
+    cells that are never references, such as possible duplicates that nobody has reviewed. show_same : whether what may
+    be the very cell that is asked about may be a reference. probabilities : of the networks, by class; the highest will
+    do. contrast : whether the row of contrast is wanted. placed : whether the place on the map is. central : the atlas
+    that stands in where the lab has too few cells; None for the lab's own cells alone.
 
     Not among the references are: the query itself where it is stored, the duplicates of it, the cells that it repeats,
     and the duplicates of these cells; and what people called no good reference (`Store.rejections`).
@@ -175,14 +183,15 @@ def find(
     for cell_id in repeats:
         excluded += store.duplicate_group(cell_id)
     duplicate_of = stored_id or (repeats[0] if repeats else None)
-    barred = {*excluded, *withheld, *_rejected(store, excluded)}
+    same = {one for cell_id in (*excluded, *may_repeat) for one in (cell_id, *store.may_be_same(cell_id))} - {*excluded}
+    barred = {*excluded, *withheld, *_rejected(store, excluded), *(() if show_same else same)}
 
     repeated = store.cell(repeats[0]) if repeats else None
     optics = optics_of(store, stored, repeated, analyser, any_optics, telling)
     only = optics.analyser if optics.only else None
     novelty = bundle.manifest.novelty
     wanted = max(k + _CANDIDATES, spread, novelty.k, BANDWIDTH_RANK)
-    neighbours, captures = _nearest(store, bundle.digest, latent, wanted, barred, only)
+    neighbours, captures = _nearest(store, bundle.digest, latent, wanted, barred, only, same)
     labelled = store.labelled([neighbour.cell_id for neighbour in neighbours])
     trust = {cell_id: source.weight for cell_id, (_, source) in labelled.items()}
     nearest = {_stand_in(of_one, trust): of_one[0].distance for of_one in captures}
@@ -190,7 +199,7 @@ def find(
     if by == "map" and spot is None:
         raise LabrefError(_no_map(store, bundle.digest))
     if by == "map" and spot is not None:
-        shown = _by_map(store, spot, k, barred, only)
+        shown = _by_map(store, spot, k, barred, only, same)
     else:
         shown = prefer(_in_order(nearest), trust, k, {one.cell_id: distance for one, distance in nearest.items()})
     labelled |= store.labelled([one.cell_id for one in shown if one.cell_id not in labelled])
@@ -229,19 +238,21 @@ def find(
     )
     cells = store.cells([one.cell_id for one in (*shown, *contrasts) if not _is_central(one)])
     in_spread = _in_order(list(nearest)[:spread])
+    # novelty is measured against cells that were counted so: see `labref.asking.novelty`
+    certain = _together(neighbours, store.groups.of(_numbers(neighbours)))[:wanted]
     return Found(
-        [_reference(store, cells, one, central) for one in shown],
-        [_reference(store, cells, one, central) for one in contrasts],
+        [_reference(store, cells, one, central, same) for one in shown],
+        [_reference(store, cells, one, central, same) for one in contrasts],
         distribution_of(
             [labelled[neighbour.cell_id][0] for neighbour in in_spread], [neighbour.distance for neighbour in in_spread]
         ),
         judge(
-            [of_one[0].distance for of_one in captures],
-            [labelled[of_one[0].cell_id][0] for of_one in captures],
+            [of_one[0].distance for of_one in certain],
+            [labelled[of_one[0].cell_id][0] for of_one in certain],
             novelty,
             optics.cells,
             yardstick(store, bundle.digest, only),
-            whole=len(captures) < wanted,
+            whole=len(certain) < wanted,
             nearest=[neighbour.distance for neighbour in neighbours],
             predicted=max(probabilities.items(), key=lambda of_one: of_one[1]) if probabilities else None,
         ),
@@ -281,22 +292,41 @@ def prefer(
 
 
 def _nearest(
-    store: Store, bundle: str, latent: NDArray[np.float32], cells: int, barred: Collection[str], analyser: str | None
+    store: Store,
+    bundle: str,
+    latent: NDArray[np.float32],
+    cells: int,
+    barred: Collection[str],
+    analyser: str | None,
+    same: Collection[str],
 ) -> tuple[list[Neighbour], list[list[Neighbour]]]:
     """Two lists, each nearest first: the nearest captures, as many as it takes to have `cells` physical cells (fewer
-    where the lab has fewer); and for each of these physical cells, ordered by their nearest capture, its captures."""
+    where the lab has fewer); and for each of these physical cells, ordered by their nearest capture, its captures.
+
+    same : ids of what may be one physical cell, that which is asked about.
+    """
     # where the lab has recaptures, the first search asks for half as many more: a second search takes as long
-    wanted = cells + cells // 2 if len(store.groups) else cells
+    alike, one_cell = store.alike, {id_to_int(cell_id) for cell_id in same}
+    wanted = cells + cells // 2 if len(alike) else cells
     while True:
         neighbours = store.nearest(latent, bundle=bundle, k=wanted, exclude=barred, analyser=analyser)
-        groups = store.groups.of(np.array([id_to_int(neighbour.cell_id) for neighbour in neighbours], np.uint64))
-        captures: dict[int, list[Neighbour]] = {}
-        for group, neighbour in zip(groups.tolist(), neighbours, strict=True):
-            captures.setdefault(group, []).append(neighbour)
+        captures = _together(neighbours, alike.of(_numbers(neighbours), one_cell))
         if len(captures) >= cells or len(neighbours) < wanted:
-            return neighbours, list(captures.values())[:cells]
-        hidden = sum(len(store.groups.members(group)) - len(seen) for group, seen in captures.items())
+            return neighbours, captures[:cells]
+        hidden = sum(len(alike.members(id_to_int(seen[0].cell_id))) - len(seen) for seen in captures)
         wanted = max(2 * wanted, wanted + hidden + 2 * (cells - len(captures)))
+
+
+def _numbers(neighbours: Sequence[Neighbour]) -> NDArray[np.uint64]:
+    return np.array([id_to_int(neighbour.cell_id) for neighbour in neighbours], np.uint64)
+
+
+def _together(neighbours: Sequence[Neighbour], groups: NDArray[np.uint64]) -> list[list[Neighbour]]:
+    """The neighbours of each group, in their order. groups : uint64[n], that of each neighbour."""
+    found: dict[int, list[Neighbour]] = {}
+    for group, neighbour in zip(groups.tolist(), neighbours, strict=True):
+        found.setdefault(group, []).append(neighbour)
+    return list(found.values())
 
 
 def _stand_in(captures: Sequence[Neighbour], trust: Mapping[str, int]) -> Neighbour:
@@ -311,18 +341,24 @@ def _in_order(neighbours: Iterable[Neighbour]) -> list[Neighbour]:
     return sorted(neighbours, key=lambda neighbour: (neighbour.distance, neighbour.cell_id))
 
 
-def _by_map(store: Store, spot: Spot, k: int, barred: Collection[str], analyser: str | None) -> list[Neighbour]:
-    """The k references in the order of the map."""
+def _by_map(
+    store: Store, spot: Spot, k: int, barred: Collection[str], analyser: str | None, same: Collection[str]
+) -> list[Neighbour]:
+    """The k references in the order of the map. same : ids of what may be one physical cell."""
+    alike = store.alike
 
     def may(cell_id: str) -> bool:
         return analyser is None or store.is_of(cell_id, analyser)
 
-    firsts = spot.nearest(store, k, exclude=barred, keep=may)
-    groups = [store.duplicate_group(first.cell_id) for first in firsts]
+    def captures(cell_id: str) -> list[str]:
+        return [*same] if cell_id in same else [int_to_id(one) for one in alike.members(id_to_int(cell_id))]
+
+    firsts = spot.nearest(store, k, exclude=barred, keep=may, same=same)
+    groups = [captures(first.cell_id) for first in firsts]
     labelled = store.labelled({cell_id for group in groups for cell_id in group})
     trust = {cell_id: source.weight for cell_id, (_, source) in labelled.items()}
     better = [
-        [one for one in group if trust[one] > trust[first.cell_id] and one not in barred and may(one)]
+        [one for one in group if trust.get(one, 0) > trust[first.cell_id] and one not in barred and may(one)]
         for first, group in zip(firsts, groups, strict=True)
     ]
     away = {one.cell_id: one for one in spot.away(store, [cell_id for group in better for cell_id in group])}
@@ -381,7 +417,9 @@ def _label(neighbour: Neighbour, labelled: Mapping[str, tuple[str, LabelSource]]
     return labelled[neighbour.cell_id][0]
 
 
-def _reference(store: Store, cells: Mapping[str, Cell], neighbour: Neighbour, central: Central | None) -> Reference:
+def _reference(
+    store: Store, cells: Mapping[str, Cell], neighbour: Neighbour, central: Central | None, same: Collection[str]
+) -> Reference:
     cell_id = neighbour.cell_id
     if central is not None and _is_central(neighbour):
         source = central.source(cell_id)
@@ -412,4 +450,5 @@ def _reference(store: Store, cells: Mapping[str, Cell], neighbour: Neighbour, ce
         cell.path,
         cell.duplicate_of,
         len(store.duplicate_group(cell.cell_id)),
+        may_be_same=cell_id in same,
     )

@@ -3,9 +3,10 @@
 Precision. Distinct cells of an analyser are asked as questions, each left out in turn: their references are found as a
 query's are (`labref.asking.references.find`), so a cell is not its own reference, nor are its duplicates. Only classes
 that people gave count: the questions are cells that a person reviewed, and of the eight references of a question those
-that a person reviewed are called right or wrong. The precision of a question is the share that is right; a question
-none of whose references was reviewed is counted apart. Where nobody reviewed a cell of the analyser, the same is made
-with the classes that the analyser gave; that says how well both agree, and not how right either is.
+that a person reviewed are called right or wrong. A reference that may be the very cell is called neither. The precision
+of a question is the share that is right; a question none of whose references was reviewed is counted apart. Where
+nobody reviewed a cell of the analyser, the same is made with the classes that the analyser gave; that says how well
+both agree, and not how right either is.
 
 Sample. Of each class as many cells are asked as there are, up to an equal share of the sample; what a rare class does
 not use is left to the others. The precision of a class is thus that of a random sample of it. Over all cells, each
@@ -245,10 +246,10 @@ def _of_analyser(
     names = ClassNames(bundle.manifest.labels, lab.config.watch.labels)
     asked: dict[int, _Asked] = {}
     total, pace = len(wanted) + len(tried), Pace()
-    barred = withheld(lab, store)
+    barred, show_same = withheld(lab, store), not lab.config.duplicates.withhold_possible
     yield 0, total, "the references of cells are looked up"
     for done, (place, cell) in enumerate(_cells(store, cells, wanted)):
-        answer = None if cell is None else _ask(store, bundle, cell, counts, barred, names)
+        answer = None if cell is None else _ask(store, bundle, cell, counts, barred, names, show_same)
         if answer is not None:
             asked[place] = answer
         if pace.due():
@@ -328,7 +329,13 @@ def _cells(store: Store, cells: _Carried, places: Sequence[int]) -> Iterator[tup
 
 
 def _ask(
-    store: Store, bundle: Bundle, cell: Cell, counts: Collection[str], barred: Collection[str], names: ClassNames
+    store: Store,
+    bundle: Bundle,
+    cell: Cell,
+    counts: Collection[str],
+    barred: Collection[str],
+    names: ClassNames,
+    show_same: bool,
 ) -> _Asked | None:
     """The lab's own references of a cell; None where it has no latent of the bundle in use."""
     embedding = store.embedding(cell.cell_id, bundle=bundle.digest)
@@ -346,11 +353,12 @@ def _ask(
         k=REFERENCES,
         telling=Telling(measures=measures),
         withheld=barred,
+        show_same=show_same,
         probabilities=by_label,
         placed=False,
     )
     predicted = max(by_label.items(), key=lambda item: item[1])
-    counted = [one for one in found.references if one.label_source in counts]
+    counted = [one for one in found.references if one.label_source in counts and not one.may_be_same]
     return _Asked(
         cell,
         found,

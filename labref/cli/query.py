@@ -263,8 +263,8 @@ def _line(mark: str, reference: Mapping[str, Any], width: int) -> str:
     parts = ("source", "licence") if reference["origin"] == "central" else ("slide", "analyser")
     where = ", ".join(reference[key] for key in parts if reference.get(key))
     source, distance = reference["label_source"], reference["distance"]
-    line = f"  {mark}  {_named(reference):<{width}}  {distance:<9.4g} {source:<9}  {reference['cell_id']}  {where}"
-    return line.rstrip()
+    line = f"  {mark}  {_named(reference):<{width}}  {distance:<9.4g} {source:<9}  {reference['cell_id']}  {where}".rstrip()
+    return f"{line}  (may be the very cell)" if reference["may_be_same"] else line
 
 
 def add_to(app: typer.Typer) -> None:

@@ -52,13 +52,15 @@ class Judge:
             return None  # `labref ledger --check` finds such bytes, and says what to do
 
 
-def repeated(store: Store, judge: Judge, cell: Searched) -> list[str]:
-    """The stored cells that a cell which is not in the store is a duplicate of: most alike first, then oldest."""
-    found = []
+def repeated(store: Store, judge: Judge, cell: Searched) -> tuple[list[str], list[str]]:
+    """The stored cells that a cell which is not in the store is a duplicate of, and those that it may be one of: most
+    alike first, then oldest."""
+    found: dict[Verdict, list[tuple[float, int, str]]] = {Verdict.DUPLICATE: [], Verdict.POSSIBLE: []}
     near = store.candidates(cell.fingerprints, judge.thresholds.candidate_bits, cell.landmarks)
     cells = store.cells(near)
     for place, cell_id in enumerate(near):
         resemblance = judge.compare(cell.view, cells[cell_id].digest) if cell_id in cells else None
-        if resemblance is not None and resemblance.verdict is Verdict.DUPLICATE:
-            found.append((-resemblance.score, place, cell_id))
-    return [cell_id for _, _, cell_id in sorted(found)]
+        if resemblance is not None and resemblance.verdict.is_one_cell:
+            found[resemblance.verdict].append((-resemblance.score, place, cell_id))
+    certain, possible = ([cell_id for _, _, cell_id in sorted(alike)] for alike in found.values())
+    return certain, possible

@@ -130,7 +130,7 @@ def show(
             for name in ("references", "contrast")
         },
         **changes_of(context, found),
-        "captures": _captures(context, cell_id, found.duplicate_of),
+        "captures": _captures(context, cell_id),
         "judgements": [
             {
                 "cell_id": said.cell_id,
@@ -161,13 +161,12 @@ def _key(context: Context, slide: str | None) -> str | None:
     return None if slide is None else slide_key(context, slide)
 
 
-def _captures(context: Context, cell_id: str, possible: str | None) -> list[Row]:
-    """Other captures of a cell, oldest first. possible : the cell that it repeats, or may repeat."""
+def _captures(context: Context, cell_id: str) -> list[Row]:
+    """Other captures of a cell, and what may be one, oldest first."""
     store = context.store
     certain = [one for one in store.duplicate_group(cell_id) if one != cell_id]
-    others = certain if possible is None or possible in certain else [*certain, possible]
-    cells = store.cells(others)
+    cells = store.cells([*certain, *store.may_be_same(cell_id)])
     return [
         _of_slide(context, one) | {"certain": one.cell_id in certain}
-        for one in (cells[other] for other in others if other in cells)
+        for one in sorted(cells.values(), key=lambda one: (one.added_at, one.cell_id))
     ]

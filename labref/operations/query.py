@@ -87,6 +87,10 @@ class Reference(StoredCell):
     )
     source: str | None = Field(description="The data set that a central cell is from; null for the lab's own.")
     licence: str | None = Field(description="The licence of a central cell; null for the lab's own.")
+    may_be_same: bool = Field(
+        description="Whether it may be a capture of the very cell that is asked about: laid over each other they agree, and "
+        "nobody has decided."
+    )
 
 
 class Distribution(Answer):

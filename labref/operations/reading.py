@@ -461,7 +461,9 @@ def _references(context: Context, bundle: Bundle, latent: Any, digest: str, arm:
     store = context.store
     # a second picture of the cell would tell its class: possible ones are withheld, whatever the lab's setting
     out = store.duplicates.possible() | store.qualities.doubted()
-    found = references.find(store, bundle=bundle, latent=latent, digest=digest, k=_EIGHT, by=arm, withheld=out)
+    found = references.find(
+        store, bundle=bundle, latent=latent, digest=digest, k=_EIGHT, by=arm, withheld=out, show_same=False
+    )
     return [(one.cell_id, one.label) for one in found.references]
 
 
@@ -470,10 +472,11 @@ def _triplet(
 ) -> tuple[list[tuple[str, str]], str] | None:
     """Two alternatives, as the thesis drew them: one of the eight nearest, against another of them, one of the class,
     or any. None where there are too few cells."""
-    barred = {*store.duplicate_group(cell.cell_id), *store.duplicates.possible()}
+    same = store.may_be_same(cell.cell_id)
+    barred = {*store.duplicate_group(cell.cell_id), *same, *store.duplicates.possible()}
     near = store.nearest(latent, bundle=bundle.digest, k=3 * _EIGHT, exclude=barred)
     ids = np.array([id_to_int(one.cell_id) for one in near], np.uint64)
-    near = [one for one, first in zip(near, store.groups.firsts(ids), strict=True) if first][:_EIGHT]
+    near = [one for one, first in zip(near, store.alike.firsts(ids), strict=True) if first][:_EIGHT]
     if len(near) < 2:
         return None
     labels = store.labels([one.cell_id for one in near])

@@ -276,7 +276,9 @@ class _Page(Page):
         self.pen.rectangle((x, y + _TILE, x + _TILE - 1, y + _TILE + 4), fill=colour)
         self.pen.rounded_rectangle((x + 8, y + 8, x + 20 + 11 * len(str(rank)), y + 32), 6, fill=PAPER)
         self.text((x + 14 + 5.5 * len(str(rank)), y + 10), str(rank), 16, bold=True, colour=SOFT, align="centre")
-        if reference.get("duplicate_of"):
+        if reference.get("may_be_same"):
+            self._badge((x, y), "may be the very cell", 178)
+        elif reference.get("duplicate_of"):
             self._badge((x, y), "duplicate")
         if reference.get("origin") == "central":
             self._badge((x, y), "central")
@@ -288,11 +290,11 @@ class _Page(Page):
         where = "  ·  ".join(str(reference[key]) for key in parts if reference.get(key))
         self.text((x, line + 56), where, 14, colour=SOFT, room=_TILE, cut="middle")
 
-    def _badge(self, at: tuple[int, int], word: str) -> None:
-        """Write a word into the upper right corner of a tile."""
+    def _badge(self, at: tuple[int, int], words: str, width: int = 94) -> None:
+        """Write words into the upper right corner of a tile, on a ground of `width` pixels."""
         x, y = at
-        self.pen.rounded_rectangle((x + _TILE - 102, y + 8, x + _TILE - 8, y + 34), 6, fill=_NOTE_PAPER)
-        self.text((x + _TILE - 55, y + 12), word, 15, bold=True, colour=_NOTE_INK, align="centre")
+        self.pen.rounded_rectangle((x + _TILE - 8 - width, y + 8, x + _TILE - 8, y + 34), 6, fill=_NOTE_PAPER)
+        self.text((x + _TILE - 8 - width // 2, y + 12), words, 15, bold=True, colour=_NOTE_INK, align="centre")
 
     def contrast(
         self, at: tuple[int, int], size: int, cells: Sequence[Mapping[str, Any]], images: Sequence[Shown]
@@ -311,6 +313,8 @@ class _Page(Page):
             said = f"distance {_number(cell['distance'])}"
             if cell.get("origin") == "central":
                 said += f"  ·  {cell['licence']}  ·  {cell['source']}"
+            if cell.get("may_be_same"):
+                said += "  ·  may be the very cell"
             self.text((left, line + 53), said, 14, colour=SOFT, room=size)
 
     def _name(self, at: tuple[int, int], label: str, colour: str, room: int = _TILE) -> None:

@@ -184,16 +184,18 @@ class Plan:
 class Found:
     """What comparing a cell with others gave.
 
-    link : the cell that it repeats or may repeat, if any.  neighbours : the cells beside it in the same field.
+    link : the cell that it repeats or may repeat, if any.  others : further cells of which that is true: other captures
+    of the same cell, if labref is right.  neighbours : the cells beside it in the same field.
     """
 
     link: tuple[str, Resemblance] | None = None
+    others: Sequence[tuple[str, Resemblance]] = ()
     neighbours: Sequence[tuple[str, Resemblance]] = ()
 
     @property
     def resemblances(self) -> Sequence[tuple[str, Resemblance]]:
         """All of them."""
-        return (*(() if self.link is None else (self.link,)), *self.neighbours)
+        return (*(() if self.link is None else (self.link,)), *self.others, *self.neighbours)
 
 
 class Search:
@@ -336,7 +338,7 @@ def compare(cell_id: str, digest: str, others: Sequence[tuple[str, str]], compar
     """
     if comparing.judge is None:
         return Found()
-    link: tuple[str, Resemblance] | None = None
+    alike: list[tuple[str, Resemblance]] = []
     neighbours: list[tuple[str, Resemblance]] = []
     for other, other_digest in others:
         if frozenset((cell_id, other)) in comparing.rejected:
@@ -346,9 +348,12 @@ def compare(cell_id: str, digest: str, others: Sequence[tuple[str, str]], compar
             continue
         if found.verdict is Verdict.NEIGHBOUR:
             neighbours.append((other, found))
-        elif found.verdict.is_one_cell and (link is None or _rank(found) > _rank(link[1])):
-            link = other, found
-    return Found(link, neighbours)
+        elif found.verdict.is_one_cell:
+            alike.append((other, found))
+    if not alike:
+        return Found(None, (), neighbours)
+    link = max(alike, key=lambda of_one: _rank(of_one[1]))  # the first of equals
+    return Found(link, [one for one in alike if one is not link], neighbours)
 
 
 def _rank(found: Resemblance) -> tuple[bool, float]:

@@ -40,7 +40,7 @@ from labref.store.duckdb import (
 from labref.store.duckdb.blocks import Blocks
 from labref.store.duckdb.changes import Changes
 from labref.store.duckdb.connection import connect, release
-from labref.store.duckdb.duplicates import Duplicates, Learnt, load_book, load_groups, load_landmarks
+from labref.store.duckdb.duplicates import Duplicates, Learnt, load_alike, load_book, load_groups, load_landmarks
 from labref.store.duckdb.events import Events
 from labref.store.duckdb.exporting import Export
 from labref.store.duckdb.maps import Maps
@@ -59,6 +59,7 @@ from labref.store.duckdb.upkeep import Comparison, Faults
 from labref.store.duckdb.vocabulary import word
 from labref.store.duckdb.writing import write, write_embeddings, write_labels
 from labref.store.memory import distances
+from labref.store.memory.alike import AlikeBook
 from labref.store.memory.books import MOST_LANDMARKS, CellBook, GroupBook, HashBook, id_to_int, int_to_id
 from labref.store.memory.examples import MOST_EXAMPLES, Examples
 from labref.store.memory.index import BLOCK_ROWS, Index
@@ -106,12 +107,13 @@ _APART = 100  # cells of others among which each of a slide lies: with more, eac
 
 
 class _Known(NamedTuple):
-    """What is kept in memory of all cells: label and who gave it, fingerprints, which repeat which; and of the last the
-    landmarks."""
+    """What is kept in memory of all cells: label and who gave it, fingerprints, which repeat which, and which may; and
+    of the last the landmarks."""
 
     labels: CellBook[tuple[str, LabelSource]]
     hashes: HashBook
     groups: GroupBook
+    alike: AlikeBook
     landmarks: HashBook
 
 
@@ -619,6 +621,15 @@ class Store:
             self.qualities.drop_cached()
         for cell_id, group in plan.groups.items():
             groups.add(id_to_int(cell_id), id_to_int(group))
+        found_alike = [
+            (id_to_int(cell), id_to_int(other)) for cell, other, found in plan.resemblances if found.verdict.is_one_cell
+        ]
+        if found_alike:
+            alike = known.alike.joined(found_alike)
+            if alike is None:
+                with self._reading() as cursor:
+                    alike = load_alike(cursor)
+            self._known = known._replace(alike=alike)
         self.slides.came(
             (id_to_int(cell.cell_id), cell.slide, row[-1]) for cell, row in zip(plan.embedded, plan.cells, strict=True)
         )
@@ -836,6 +847,19 @@ class Store:
     def groups(self) -> GroupBook:
         """Which cells are captures of one physical cell: those linked as duplicates, not possible ones. From memory."""
         return self._in_memory().groups
+
+    @property
+    def alike(self) -> AlikeBook:
+        """Which cells are or may be captures of one physical cell: those linked as duplicates, and possible ones that
+        nobody has decided on. From memory."""
+        return self._in_memory().alike
+
+    def may_be_same(self, cell_id: str) -> set[str]:
+        """The cells that may be captures of the same physical cell as this one; those that certainly are, itself among
+        them, are left out. From memory."""
+        known = self._in_memory()
+        others = {int_to_id(one) for one in known.alike.members(id_to_int(cell_id))}
+        return others - set(self.duplicate_group(cell_id))
 
     # latents
 
@@ -1067,7 +1091,7 @@ class Store:
         """Read again which cells repeat which; readers see all of it changed at once, and do not wait."""
         with self._writing, self._reading() as cursor:
             if self._known is not None:
-                self._known = self._known._replace(groups=load_groups(cursor))
+                self._known = self._known._replace(groups=load_groups(cursor), alike=load_alike(cursor))
 
     def _came_back(self) -> None:
         """Cells came out of the trash: those that carry predictions get that of the active bundle, and all a place on
@@ -1211,7 +1235,7 @@ def _load_known(cursor: duckdb.DuckDBPyConnection) -> _Known:
     marks = load_landmarks(cursor, MOST_LANDMARKS)
     landmarks = HashBook(most=MOST_LANDMARKS)
     landmarks.add(marks["across"], marks["down"], marks["id"], marks["age"])
-    return _Known(CellBook(ids, codes, labels), book, load_groups(cursor), landmarks)
+    return _Known(CellBook(ids, codes, labels), book, load_groups(cursor), load_alike(cursor), landmarks)
 
 
 def _label(carried: tuple[str, LabelSource]) -> str:

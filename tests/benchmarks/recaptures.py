@@ -16,6 +16,13 @@ cell.
 
 `different_called_duplicate`, `different_called_possible`: pairs of two cells that storing called so, in the order of
 the names. Pairs in doubt are left out.  `compared_per_image`: registrations.
+
+`answers`, with --answers: the set is stored in a lab by an agent, from an export folder, with the starter bundle. Each
+cell of the store is asked about, for eight references; then pictures from outside: of each cell of which there are two
+pictures or more the last one is not stored and asked about. Of both: `queries`; `twice`, the share of answers in which
+two references are of one cell, by the lists; `unmarked`, the share in which a reference is of the very cell that is
+asked about and does not say that it may be; `wrongly_marked`, the share in which one says so and is not, pairs in
+doubt left out.
 """
 
 from __future__ import annotations
@@ -24,6 +31,8 @@ import argparse
 import csv
 import json
 import os
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +41,15 @@ from typing import Any, Final
 
 import numpy as np
 
+from labref.asking.answer import answer, open_embedder
+from labref.bundles.bundle import install, starter_bundle
 from labref.cells.registration import align
 from labref.cells.sameness import DEFAULTS, ruling
 from labref.store.memory.books import HashBook, id_to_int, int_to_id
 from labref.store.recording import Search
 from labref.words import Verdict
 from tests.benchmarks.duplicates import DATA, Seen, note, see
+from tests.labs import make_lab, once
 
 SETS: Final = ("chula", "bccd", "raabin", "bonemarrow", "pbc")
 LISTS: Final = Path(__file__).resolve().parents[1] / "recaptures"
@@ -56,13 +68,17 @@ def looked_at(name: str, verdict: str) -> list[tuple[str, str]]:
     return [(row["first"], row["second"]) for row in found]
 
 
-def measure(data: Path, name: str, *, orders: int = 3, limit: int | None = None, threads: int = 2) -> dict[str, Any]:
-    """What the module's docstring describes, of one set. limit : only so many pictures of each class."""
-    files = [
+def _files(data: Path, name: str, limit: int | None) -> list[Path]:
+    return [
         path
         for folder in sorted(path for path in (data / name).iterdir() if path.is_dir())
         for path in sorted(folder.glob("*.jpg"))[:limit]
     ]
+
+
+def measure(data: Path, name: str, *, orders: int = 3, limit: int | None = None, threads: int = 2) -> dict[str, Any]:
+    """What the module's docstring describes, of one set. limit : only so many pictures of each class."""
+    files = _files(data, name, limit)
     with ThreadPoolExecutor(threads) as pool:
         seen = list(pool.map(lambda path: see(path.read_bytes(), path.parent.name, path), files))
     return measure_seen(name, seen, orders=orders)
@@ -139,6 +155,50 @@ def measure_seen(name: str, seen: Sequence[Seen], *, orders: int = 3) -> dict[st
     }
 
 
+def measure_answers(data: Path, name: str, folder: Path, *, limit: int | None = None) -> dict[str, Any]:
+    """`answers` of the module's docstring, of one set. folder : where the labs are made."""
+    files = {f"{path.parent.name}/{path.name}": path for path in _files(data, name, limit)}
+    known = same_cells(name)
+    doubtful = {frozenset(known.get(key, key) for key in pair) for pair in looked_at(name, "cannot tell")}
+    last = {cell: key for key, cell in sorted(known.items()) if key in files}
+    often = {cell for cell, count in Counter(known[key] for key in files if key in known).items() if count > 1}
+    outside = {key for cell, key in last.items() if cell in often}
+    bundle = install(starter_bundle(), folder / "bundles")
+    found = {}
+    for which, stored, queries in (
+        ("stored", files.keys(), files.keys()),
+        ("outside", files.keys() - outside, outside),
+    ):
+        note(f"{name}: answers, {len(queries)} {which}")
+        export = folder / name / which / "export"
+        for key in stored:
+            (export / key).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(files[key], export / key)
+        lab = make_lab(export.parent / "lab", export, bundle)
+        once(lab)
+        answers = []
+        with lab.open_store() as store:
+            embedder = open_embedder(lab, bundle)
+            for key in sorted(queries):
+                answers.append((key, answer(lab, store, embedder, files[key].read_bytes(), name=key)["references"]))
+        counts: Counter[str] = Counter(queries=len(answers))
+        for key, references in answers:
+            asked = known.get(key, key)
+            shown = ["/".join(Path(one["path"]).parts[-2:]) for one in references]
+            cells = [known.get(one, one) for one in shown]
+            marked = [one["may_be_same"] for one in references]
+            counts["twice"] += len(set(cells)) < len(cells)
+            counts["unmarked"] += any(cell == asked and not said for cell, said in zip(cells, marked, strict=True))
+            counts["wrongly_marked"] += any(
+                said and cell != asked and frozenset((cell, asked)) not in doubtful
+                for cell, said in zip(cells, marked, strict=True)
+            )
+        found[which] = {"queries": counts["queries"]} | {
+            kind: round(counts[kind] / len(answers), 4) for kind in ("twice", "unmarked", "wrongly_marked")
+        }
+    return found
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -147,12 +207,17 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=3, help="orders in which the pictures are stored")
     parser.add_argument("--limit", type=int, help="only so many images of each class")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--answers", action="store_true", help="measure answers too; a minute for 500 pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     asked = parser.parse_args()
     found = {
         name: measure(asked.data, name, orders=asked.orders, limit=asked.limit, threads=asked.threads)
         for name in asked.sets
     }
+    if asked.answers:
+        with tempfile.TemporaryDirectory() as folder:
+            for name in asked.sets:
+                found[name]["answers"] = measure_answers(asked.data, name, Path(folder), limit=asked.limit)
     print(json.dumps(found) if asked.json else json.dumps(found, indent=1))
 
 

@@ -82,7 +82,7 @@ def _compare_late(
     others = _looked_up(connection, ids)
     earlier = [(other, found.digest) for other, found in others.items() if found.age < own.age]
     found = compare(cell.cell_id, own.digest, earlier, comparing)
-    _write_neighbours(connection, cell.cell_id, found, at)
+    _write_others(connection, cell.cell_id, found, at)
     if cell.cell_id not in peoples:
         if found.link is not None:
             _link(connection, cell.cell_id, found.link, at)
@@ -91,7 +91,7 @@ def _compare_late(
     for other, theirs in others.items():
         if theirs.age > own.age:
             found = compare(other, theirs.digest, [(cell.cell_id, own.digest)], comparing)
-            _write_neighbours(connection, other, found, at)
+            _write_others(connection, other, found, at)
             if found.link is not None and theirs.linked is None and other not in peoples:
                 _link(connection, other, found.link, at)
 
@@ -134,9 +134,9 @@ def _unlink(
     set_link(connection, cell_id, None, outcome=Outcome.STORED, reason=_NOT_CONFIRMED, at=at)
 
 
-def _write_neighbours(connection: duckdb.DuckDBPyConnection, cell_id: str, found: Found, at: datetime) -> None:
-    """Remember the neighbours of a cell that are not remembered as such."""
-    for other, resemblance in found.neighbours:
+def _write_others(connection: duckdb.DuckDBPyConnection, cell_id: str, found: Found, at: datetime) -> None:
+    """Remember what a cell is found to be like beside the one that it is linked with, where that is not remembered."""
+    for other, resemblance in (*found.others, *found.neighbours):
         before = measured(connection, cell_id, other)
         if before is None or before.verdict is not resemblance.verdict:
             write_resemblances(connection, [(cell_id, other, resemblance)], at)

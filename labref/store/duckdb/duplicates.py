@@ -22,7 +22,8 @@ from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.vocabulary import Decision, word
-from labref.store.memory.books import GroupBook
+from labref.store.memory.alike import AlikeBook
+from labref.store.memory.books import GroupBook, id_to_int
 from labref.store.recording import reason_of
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.store.values import Resemblance
@@ -36,6 +37,7 @@ __all__ = [
     "Pair",
     "PairCounts",
     "decided",
+    "load_alike",
     "load_book",
     "load_groups",
     "load_landmarks",
@@ -444,6 +446,27 @@ def load_groups(cursor: duckdb.DuckDBPyConnection) -> GroupBook:
         "WHERE duplicate_group IS NOT NULL AND duplicate_group <> cell_id ORDER BY number"
     ).fetchnumpy()
     return GroupBook(np.asarray(found["id"], np.uint64), np.asarray(found["first"], np.uint64))
+
+
+def load_alike(cursor: duckdb.DuckDBPyConnection) -> AlikeBook:
+    """The groups of the cells that repeat or may repeat others: those that are linked, and those that labref found
+    alike beside; a person's word counts more."""
+    linked = cursor.execute(
+        "SELECT cell_id, duplicate_of, duplicate_verdict FROM cell WHERE duplicate_of IS NOT NULL ORDER BY number"
+    ).fetchall()
+    beside = cursor.execute(
+        "SELECT cell, other FROM (SELECT cell, other, arg_max(verdict, number) AS verdict, min(number) AS number "
+        "FROM resemblance GROUP BY cell, other) alike SEMI JOIN cell c ON c.cell_id = alike.cell "
+        "SEMI JOIN cell o ON o.cell_id = alike.other WHERE verdict IN (?, ?) ORDER BY alike.number",
+        [str(Verdict.DUPLICATE), str(Verdict.POSSIBLE)],
+    ).fetchall()
+    apart = {(cell, other) for cell, other, decision in _last_decisions(cursor) if decision is Decision.REJECTED}
+    same = [(cell, other) for cell, other, verdict in linked if verdict == Verdict.DUPLICATE]
+    possible = [(cell, other) for cell, other, verdict in linked if verdict == Verdict.POSSIBLE]
+    possible += [pair for pair in beside if pair not in apart]
+    return AlikeBook(
+        *([(id_to_int(one), id_to_int(other)) for one, other in pairs] for pairs in (same, possible, list(apart)))
+    )
 
 
 def decided(connection: duckdb.DuckDBPyConnection) -> set[str]:
