@@ -35,7 +35,7 @@ from training.run import Run, RunError
 CONFIG = override(
     PRESETS["starter"],
     [
-        "name=small", "classifier.width=0.125", "classifier.input_size=64", "classifier.middle_repeats=0",
+        "name=small", "classifier.width=0.125", "classifier.input_size=32", "classifier.middle_repeats=0",
         "classifier.batch_size=8", "validation=0.3", "orientations=2", "vae.layers=1", "vae.width=16", "vae.latent_size=6",
         'aliases={"platelet":"neutrophil"}',
     ],
@@ -124,7 +124,7 @@ def test_training_begins_with_the_networks_taken_over(shipped: Path, drawn_cells
     file = tmp_path / "adopted" / "classifier.keras"
     config = override(CONFIG, [f"classifier.initial={file}"])
     model = training_classifier._new_model(Run.create(tmp_path / "next", drawn_cells, config), (), 4)
-    crops = np.random.default_rng(1).uniform(0, 255, (4, 64, 64, 3)).astype("f4")
+    crops = np.random.default_rng(1).uniform(0, 255, (4, 32, 32, 3)).astype("f4")
     taken = keras.models.load_model(file, compile=False)
     np.testing.assert_array_equal(np.asarray(model(crops, training=False)), np.asarray(taken(crops, training=False)))
     with pytest.raises(RunError, match="holds a run already"), Progress(disable=True) as progress:
@@ -136,7 +136,7 @@ def test_normalised_by_a_batch_the_network_gives_what_it_gave() -> None:
     plain = with_drawn_weights(build_classifier(config, 5), 1)
     settled = keras.models.clone_model(plain)
     settled.set_weights(plain.get_weights())
-    crops = np.random.default_rng(2).uniform(0, 255, (16, 64, 64, 3)).astype("f4")
+    crops = np.random.default_rng(2).uniform(0, 255, (16, 32, 32, 3)).astype("f4")
     settle_normalisation(settled, crops, batch_size=5)
     before = np.asarray(plain(crops, training=False))
     np.testing.assert_allclose(np.asarray(settled(crops, training=False)), before, atol=1e-5)

@@ -48,7 +48,7 @@ def two_optics(real_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def settings(*more: str) -> list[str]:
     chosen = [
-        "classifier.width=0.125", "classifier.input_size=64", "classifier.epochs=1", "classifier.batch_size=8",
+        "classifier.width=0.125", "classifier.input_size=32", "classifier.epochs=1", "classifier.batch_size=8",
         "classifier.middle_repeats=0", "validation=0.2", "holdout=0.2", "orientations=1", "vae.epochs=1", "vae.width=16",
         "vae.batch_size=8", "vae.views=1", "vae.attribute_weight=5", 'domains=["pbc","bonemarrow"]',
         f"aliases={json.dumps(ALIASES)}", "attributes=attributes.csv", "classifier.attribute_weight=1",
