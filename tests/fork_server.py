@@ -2,10 +2,10 @@
 
     python -m tests.fork_server SOCKET
 
-SOCKET is the number of a socket that it inherits. Each message there is an order: {"arguments", "environment",
-"folder", "umask"} of the process to be, with four files: its standard input, output and error, and a pipe to which
-this process writes its exit status, as `os.waitstatus_to_exitcode` gives it. The answer is its number. It ends with the
-socket.
+SOCKET is the number of a socket that it inherits. Each message there is an order: {"module", "arguments",
+"environment", "folder", "umask"} and perhaps {"priority"} of the process to be, with four files: its standard input,
+output and error, and a pipe to which this process writes its exit status, as `os.waitstatus_to_exitcode` gives it. The
+answer is its number. It ends with the socket. Processes that it has forked connect to it, each for one order.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ import time
 from typing import Any, Final
 from unittest.mock import MagicMock
 
+from tests.forking import fork_workers
+
 _LONGEST: Final = 1 << 20  # bytes of an order
 
 
-def _serve(orders: socket.socket) -> dict[str, Any] | None:
+def _serve(orders: socket.socket, listening: socket.socket) -> dict[str, Any] | None:
     """Fork what is ordered; in a forked process, return its order. None at the end."""
     ended, woken = os.pipe()
     os.set_blocking(woken, False)
@@ -36,8 +38,9 @@ def _serve(orders: socket.socket) -> dict[str, Any] | None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, whose end ends this process
     running: dict[int, int] = {}
+    awaited: list[Any] = [orders, listening, ended]
     while True:
-        ready, _, _ = select.select([orders, ended], [], [])
+        ready, _, _ = select.select(awaited, [], [])
         if ended in ready:
             os.read(ended, 4096)
             for pid in list(running):
@@ -47,20 +50,26 @@ def _serve(orders: socket.socket) -> dict[str, Any] | None:
                     with contextlib.suppress(BrokenPipeError):  # nobody asks any more
                         os.write(pipe, str(os.waitstatus_to_exitcode(status)).encode())
                     os.close(pipe)
-        if orders in ready:
-            order, files, _, _ = socket.recv_fds(orders, _LONGEST, 4)
-            if not order:
+        for asking in [one for one in (orders, listening) if one in ready]:
+            asked = orders if asking is orders else listening.accept()[0]
+            order, files, _, _ = socket.recv_fds(asked, _LONGEST, 4)
+            if not order and asked is orders:
                 return None
-            *streams, pipe = files
-            pid = os.fork()
-            if not pid:
-                for own in (ended, woken, pipe, orders.detach(), *running.values()):
-                    os.close(own)
-                return _become(json.loads(order), streams)
-            running[pid] = pipe
-            for stream in streams:
-                os.close(stream)
-            orders.send(str(pid).encode())
+            if order:
+                *streams, pipe = files
+                pid = os.fork()
+                if not pid:
+                    for own in (ended, woken, pipe, *running.values()):
+                        os.close(own)
+                    for one in {orders, listening, asked}:
+                        one.close()
+                    return _become(json.loads(order), streams)
+                running[pid] = pipe
+                for stream in streams:
+                    os.close(stream)
+                asked.send(str(pid).encode())
+            if asked is not orders:
+                asked.close()
 
 
 def _become(order: dict[str, Any], streams: list[int]) -> dict[str, Any]:
@@ -77,6 +86,8 @@ def _become(order: dict[str, Any], streams: list[int]) -> dict[str, Any]:
     time.tzset()
     os.chdir(order["folder"])
     os.umask(order["umask"])
+    if "priority" in order:
+        os.setpriority(os.PRIO_PROCESS, 0, order["priority"])
     return order
 
 
@@ -98,14 +109,18 @@ def _import_labref() -> None:
 
 def _main() -> None:
     orders = socket.socket(fileno=int(sys.argv[1]))
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(f"\0labref-tests-{os.getpid()}")  # Linux: a name that is no file
+    listening.listen(16)
     _import_labref()
+    fork_workers(listening.getsockname().decode())
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: a forked process would have one of them, and perhaps the locks of all"
     gc.freeze()
-    order = _serve(orders)
+    order = _serve(orders, listening)
     if order is not None:
         sys.argv[1:] = order["arguments"]
-        runpy.run_module("labref", run_name="__main__", alter_sys=True)
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 import what it needs as to do most of what a test wants of it.
 
 A forked process is one of its own, with its own number, signals, streams and exit status; it differs from one that is
-started by not having imported anything itself. `tests.fork_server` is the process that they are forked from.
+started by not having imported anything itself. `tests.fork_server` is the process that they are forked from. The
+processes in which a forked agent has pictures decoded are forked from it too.
 """
 
 from __future__ import annotations
@@ -21,41 +22,41 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from labref import processes
+from labref.cells import decoding
 from tests.benchmarks import exports
 
-__all__ = ["forking"]
+__all__ = ["fork_workers", "forking"]
 
 _ROOT = Path(__file__).parents[1]
 
 
 class _Server:
-    """The process that forks, started when it is first needed."""
+    """The process that forks, started when it is first needed, with the environment of now."""
 
     def __init__(self) -> None:
+        self._environment = dict(os.environ)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._orders: socket.socket | None = None
 
-    def fork(self, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, files: Sequence[int]) -> int:
-        """Have a process forked that does `python -m labref arguments`; its number.
+    def fork(self, order: dict[str, Any], files: Sequence[int]) -> int:
+        """Have a process forked as `order` says, but for its umask; its number.
 
-        files : its three streams, and the pipe that gets its exit status.
+        order, files : see `tests.fork_server`.
         """
-        order: dict[str, Any] = {"arguments": list(arguments), "environment": dict(environment), "folder": str(folder)}
         with self._lock:
-            order["umask"] = os.umask(0)
-            os.umask(order["umask"])
+            umask = os.umask(0)
+            os.umask(umask)
             if self._orders is None:
                 self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 with theirs:
                     self._process = subprocess.Popen(
                         [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
-                        pass_fds=[theirs.fileno()], cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                        pass_fds=[theirs.fileno()], cwd=_ROOT, env=self._environment,
+                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                     )  # fmt: skip
-            socket.send_fds(self._orders, [json.dumps(order).encode()], list(files))
-            answer = self._orders.recv(100)
-        assert answer, "the process that forks has ended"
-        return int(answer)
+            return _ask(self._orders, order | {"umask": umask}, files)
 
     def close(self) -> None:
         with self._lock:
@@ -64,11 +65,33 @@ class _Server:
                 self._process.wait()
 
 
-class _Forked(subprocess.Popen[str]):
-    """A process that `server` forks; for whoever started it, one like any other."""
+def _ask(orders: socket.socket, order: dict[str, Any], files: Sequence[int]) -> int:
+    socket.send_fds(orders, [json.dumps(order).encode()], list(files))
+    answer = orders.recv(100)
+    assert answer, "the process that forks has ended"
+    return int(answer)
 
-    def __init__(self, server: _Server, arguments: Sequence[str], **how: Any) -> None:
-        self._server = server
+
+class _Caller:
+    """In a process that was forked: asks the one that forked it, at `address`, to fork another."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def fork(self, order: dict[str, Any], files: Sequence[int]) -> int:
+        """As `_Server.fork`; with the priority of the calling thread, as a child has."""
+        priority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as orders:
+            orders.connect(self._address)
+            return _ask(orders, order | {"umask": 0o077, "priority": priority}, files)
+
+
+class _Forked(subprocess.Popen[Any]):
+    """A process that `server` forks; for whoever started it, one like any other. It does `python -m module
+    arguments`."""
+
+    def __init__(self, server: _Server | _Caller, module: str, arguments: Sequence[str], **how: Any) -> None:
+        self._server, self._module = server, module
         super().__init__(arguments, **how)
 
     def _execute_child(  # type: ignore[no-untyped-def]
@@ -78,7 +101,8 @@ class _Forked(subprocess.Popen[str]):
         self._ended, status = os.pipe()
         try:
             streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
-            self.pid = self._server.fork(args, env, cwd, [*streams, status])
+            order = {"module": self._module, "arguments": list(args), "environment": dict(env), "folder": str(cwd)}
+            self.pid = self._server.fork(order, [*streams, status])
             self._child_created = True
         finally:
             os.close(status)
@@ -119,11 +143,31 @@ def forking() -> Iterator[None]:
         if any(name.startswith("LABREF_FAILPOINTS") for name in environment):
             return real(arguments, environment)
         return _Forked(
-            server, arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment
-        )
+            server, "labref", arguments,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment,
+        )  # fmt: skip
 
     try:
         with patch.object(exports, "_started", started):
             yield
     finally:
         server.close()
+
+
+def fork_workers(address: str) -> None:
+    """From now on this process, and those that are forked from it, have the processes that decode pictures forked by
+    the one that listens at `address`. Not where Python looks for modules elsewhere: a test has put something into the
+    worker's way."""
+    paths = os.environ.get("PYTHONPATH")
+
+    def start_child(
+        module: str, *arguments: str, errors: Any, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        if os.environ.get("PYTHONPATH") != paths:
+            return processes.start_child(module, *arguments, errors=errors, environment=dict(environment or {}))
+        return _Forked(
+            _Caller(address), module, arguments,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=_ROOT, env=os.environ | (environment or {}),
+        )  # fmt: skip
+
+    vars(decoding)["start_child"] = start_child
