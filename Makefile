@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.labref web
 	$(BIN)/labref demo
 
-# on all cores; the tests of one file share what they set up, so they stay together, long files first
+# one worker more than there are cores; the tests of one file share what they set up, so they stay together, long files first
 test: $(VENV)/.test web
 	$(BIN)/python -m pytest -n logical --dist loadfile --no-loadscope-reorder
 

@@ -17,6 +17,7 @@ import pytest
 
 from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
+from labref.cpus import usable_cpus
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from tests.forking import forking
 from tests.remembered import copying_stores, remembering
@@ -100,6 +101,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: -SLOW.get(item.path.stem, 0))  # stable: files stay together
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n logical` is one worker more than there are cores: tests wait for files to settle, for agents and for a
+    browser, and a core would be idle meanwhile."""
+    return usable_cpus() + 1
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
