@@ -52,6 +52,7 @@ __all__ = [
     "WebConfig",
     "load_config",
     "starting_config",
+    "successors",
     "watch_instead",
 ]
 
@@ -630,7 +631,7 @@ def watch_instead(file: Path, folders: Sequence[Path]) -> None:
         named = {Path(folder): str(analyser) for folder, analyser in watch.get("analysers", {}).items()}
         _replace_items(watch, "folders", [str(folder) for folder in folders])
         if named:
-            for folder, analyser in _rename_keys(watch["analysers"], _successors(before, folders)):
+            for folder, analyser in _rename_keys(watch["analysers"], successors(before, folders)):
                 left = f"{_toml_string(folder)} = {_toml_string(analyser)}"
                 document.add(tomlkit.comment(f"[watch.analysers] had {left}; that folder is watched no more"))
         text = tomlkit.dumps(document)
@@ -650,8 +651,9 @@ def watch_instead(file: Path, folders: Sequence[Path]) -> None:
     file.write_bytes(text.encode())
 
 
-def _successors(before: Sequence[Path], folders: Sequence[Path]) -> dict[Path, Path]:
-    """Which folder takes the place of which."""
+def successors(before: Sequence[Path], folders: Sequence[Path]) -> dict[Path, Path]:
+    """Which watched folder takes the place of which: the one of the same name, else, where there are as many as before,
+    the one in its place."""
     found = {folder: folder for folder in before if folder in folders}
     if len(before) == len(folders):
         found |= {old: new for old, new in zip(before, folders, strict=True) if old not in found and new not in before}

@@ -24,6 +24,7 @@ __all__ = [
     "Outcome",
     "Quality",
     "Reason",
+    "SlideId",
     "Verdict",
     "cell_id_of",
     "hamming",
@@ -59,6 +60,16 @@ class Verdict(StrEnum):
     def is_one_cell(self) -> bool:
         """Whether the two are one cell, or may be."""
         return self in (Verdict.DUPLICATE, Verdict.POSSIBLE)
+
+
+class SlideId(NamedTuple):
+    """Which slide: two watched folders can each hold one of the same name.
+
+    folder : the watched folder, as text; empty where that is not known.  name : of the slide in it.
+    """
+
+    folder: str
+    name: str
 
 
 class Fingerprint(NamedTuple):

@@ -52,6 +52,7 @@ SLOW = {
     "test_bundle_sense": 40,
     "test_map": 40,
     "test_pages_review": 40,
+    "test_slides_alike": 40,
     "test_store_model": 40,
     "test_training_optics": 40,
     "test_atlas": 30,

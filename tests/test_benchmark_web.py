@@ -33,6 +33,7 @@ from labref.store.memory.books import CellBook, id_to_int, int_to_id
 from labref.web.connections import CONNECTION
 from labref.web.pages import _environment, _shown
 from labref.web.texts import LANGUAGES, texts_in
+from labref.words import SlideId
 from tests.benchmarks.web import measure
 from tests.labs import served, wait_until
 from tests.stores import BUNDLE, LABELS, activate, new_cell, use_map
@@ -122,14 +123,15 @@ def test_the_cells_of_a_slide_are_found_however_they_came(tmp_path: Path, monkey
         store.record([new_cell(number, slide=f"s {number % 3}") for number in range(30)], bundle=BUNDLE)
         for apart in (0, 100):  # by their keys, and as a part of the table
             monkeypatch.setattr(stores, "_APART", apart)
-            for slide in ("s 0", "s 1", "none"):
+            for slide in (SlideId("", name) for name in ("s 0", "s 1", "none")):
                 ids = [int_to_id(number) for number in store.slides.book.cells(slide)]
                 assert store.cells_of_slide(slide, ids) == store.cells(ids) and len(ids) == (
-                    10 if slide != "none" else 0
+                    10 if slide.name != "none" else 0
                 )
                 assert list(store.cells_of_slide(slide, ids[:2])) == ids[:2]
         store.record([new_cell("late", slide="s 1", captured_at=datetime.now(UTC))], bundle=BUNDLE)
-        assert store.cells_of_slide("s 1", [new_cell("late").cell_id]) == store.cells([new_cell("late").cell_id])
+        late = store.cells_of_slide(SlideId("", "s 1"), [new_cell("late").cell_id])
+        assert late == store.cells([new_cell("late").cell_id])
 
 
 def test_slides_of_one_folder_are_kin_and_those_of_one_name_alone_are_not(tmp_path: Path) -> None:
@@ -138,7 +140,11 @@ def test_slides_of_one_folder_are_kin_and_those_of_one_name_alone_are_not(tmp_pa
         names = ["P/1", "P/2", "P", "Q", "QQ/1", "R/1/a", "R/2"]
         store.record([new_cell(name, slide=name) for name in names], bundle=BUNDLE)
         book = store.slides.book
-        assert {name: sorted(book.kin(name)) for name in names} == {
+
+        def kin(name: str) -> list[str]:
+            return sorted(one.name for one in book.kin(SlideId("", name)))
+
+        assert {name: kin(name) for name in names} == {
             "P/1": ["P", "P/2"],
             "P/2": ["P", "P/1"],
             "P": ["P/1", "P/2"],
@@ -148,7 +154,9 @@ def test_slides_of_one_folder_are_kin_and_those_of_one_name_alone_are_not(tmp_pa
             "R/2": ["R/1/a"],
         }
         store.record([new_cell("late", slide="Q/9")], bundle=BUNDLE)
-        assert book.kin("Q") == ["Q/9"] and book.kin("none") == []
+        assert kin("Q") == ["Q/9"] and kin("none") == []
+        store.record([new_cell("far", slide="Q/10", folder="/other")], bundle=BUNDLE)
+        assert kin("Q") == ["Q/9"], "in another watched folder it may be another patient"
 
 
 def test_what_was_said_of_a_reference_and_taken_back_stays_its_history(tmp_path: Path) -> None:
@@ -278,7 +286,8 @@ def test_the_facets_of_a_survey_are_counted(tmp_path: Path) -> None:
         found = surveys.survey(store, BUNDLE)
         assert found is not None
         assert found.facets.classes == {LABELS[0]: 3, LABELS[1]: 2, LABELS[2]: 2}
-        assert found.facets.slides == {"slide 0": 4, "slide 1": 3} and found.facets.first is None
+        assert {slide.name: count for slide, count in found.facets.slides.items()} == {"slide 0": 4, "slide 1": 3}
+        assert found.facets.first is None
         at, doubts = found.doubt(surveys.GIVEN)
         assert found.doubtful.sum() == len(at) == len(doubts.surprise) and (doubts.surprise > 0).all()
         assert (np.diff(doubts.surprise) <= 0).all()

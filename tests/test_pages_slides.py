@@ -25,13 +25,14 @@ from labref.store.duckdb.removal import Due
 from labref.store.duckdb.reviews import Review
 from labref.store.values import SeenAgain
 from labref.web.desk import run
-from labref.words import LabelSource
+from labref.words import LabelSource, SlideId
 from tests.labs import make_lab, once, running_agent
 from tests.pages import Browser, let_in
 from tests.stores import BUNDLE, activate, digest_of, new_cell, new_store
 
 NAMES = ("Ålund <b>&amp; 1", "Ålund 2")
 """Names of slides that a page has to show as they are."""
+S = SlideId("", "s")
 
 
 def lay_out(cells: Path, export: Path) -> None:
@@ -76,7 +77,7 @@ def shown(lab: Lab, key: str, **asked: Any) -> tuple[dict[str, Any], list[dict[s
 def test_a_slide_has_the_cells_that_the_store_has_whatever_became_of_them(tmp_path: Path) -> None:
     with new_store(tmp_path) as store:
         store.record([new_cell(i, slide=f"s{i % 2}") for i in range(6)], bundle=BUNDLE)
-        assert [(slide.name, slide.cells) for slide in store.slides.book.newest()] == [("s1", 3), ("s0", 3)]
+        assert [(slide.id.name, slide.cells) for slide in store.slides.book.newest()] == [("s1", 3), ("s0", 3)]
         store.record([new_cell(6, slide="s0"), new_cell(7, slide=None), new_cell(8, slide="new")], bundle=BUNDLE)
         # a person's file says more than the analyser's, and where the cell is
         again = SeenAgain("/export/r.jpg", 1, 1, digest_of(0), "monocyte", "reviewed", "s1")
@@ -85,11 +86,11 @@ def test_a_slide_has_the_cells_that_the_store_has_whatever_became_of_them(tmp_pa
         moved = SeenAgain("/export/moved.jpg", 1, 1, digest_of(1), None, "predicted", "renamed")
         store.record([moved], bundle=BUNDLE)
         store.follow({new_cell(1).cell_id: {"/export/1.jpg"}})
-        lived = {slide.name: store.slides.book.cells(slide.name) for slide in store.slides.book.newest()}
-        order = [slide.name for slide in store.slides.book.newest()]
+        lived = {slide.id.name: store.slides.book.cells(slide.id) for slide in store.slides.book.newest()}
+        order = [slide.id.name for slide in store.slides.book.newest()]
         store.reload()
-        assert {slide.name: store.slides.book.cells(slide.name) for slide in store.slides.book.newest()} == lived
-        assert [slide.name for slide in store.slides.book.newest()] == order
+        assert {slide.id.name: store.slides.book.cells(slide.id) for slide in store.slides.book.newest()} == lived
+        assert [slide.id.name for slide in store.slides.book.newest()] == order
         assert set(lived) == {"s0", "s1", "new", "renamed"} and sum(map(len, lived.values())) == 8
         assert int(new_cell(0).cell_id, 16) == lived["s1"][0], "in the order the cells came"
 
@@ -122,8 +123,8 @@ def test_an_approval_ends_by_itself_when_cells_come_or_labels_change(
             store.reviews.give(
                 [Review(cells[0].cell_id, "monocyte", "A", None), Review(cells[1].cell_id, "blast", "A", None)]
             )
-        store.slides.approve("s", "A")
-        assert store.slides.approvals(["s"])["s"].standing == "approved"
+        store.slides.approve(S, "A")
+        assert store.slides.approvals([S])[S].standing == "approved"
         first = cells[0].cell_id
         if what == "a cell elsewhere":
             store.record([new_cell(9, slide="t")], bundle=BUNDLE)
@@ -150,16 +151,16 @@ def test_an_approval_ends_by_itself_when_cells_come_or_labels_change(
             activate(store, "cd" * 32)
         elif what == "approved again":
             store.reviews.give([Review(first, "monocyte", "B", None)])
-            store.slides.approve("s", "B")
+            store.slides.approve(S, "B")
         elif what == "taken back":
-            store.slides.unapprove("s", "B")
-        before = store.slides.approvals(["s", "t"])
+            store.slides.unapprove(S, "B")
+        before = store.slides.approvals([S, SlideId("", "t")])
     with Store.open(tmp_path / "store.duckdb") as store:
-        found = store.slides.approvals(["s", "t"])
+        found = store.slides.approvals([S, SlideId("", "t")])
         assert found == before, "and so it is for who opens the store again"
-        assert (found["s"].standing if found else None) == standing
+        assert (found[S].standing if found else None) == standing
         if what == "approved again":
-            assert found["s"].who == "B" and found["s"].cells == 3
+            assert found[S].who == "B" and found[S].cells == 3
 
 
 def test_who_approves_a_slide_has_seen_what_others_changed_on_it(lab: Lab) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from labref.errors import StoreError
 from labref.store import CellEmbedding, FileState, Rejected, SeenAgain, Store
+from labref.words import SlideId
 from tests.stores import BUNDLE, JUDGED, LABELS, activate, digest_of, mark, new_cell, new_store
 
 
@@ -72,7 +73,7 @@ def test_every_file_has_one_outcome_and_the_ledger_lists_them_oldest_first(store
     assert counts.files == 5 and counts.cells == 2
     assert counts.outcomes == {"stored": 2, "duplicate": 1, "possible_duplicate": 0, "rejected": 2}
     assert counts.by_label == {"neutrophil": 2} and counts.by_label_source == {"analyser": 2}
-    assert counts.by_slide == {"slide 1": 2} and counts.by_analyser == {"DC-1": 2}
+    assert counts.by_slide == {SlideId("", "slide 1"): 2} and counts.by_analyser == {"DC-1": 2}
     with pytest.raises(ValueError, match="lost"):
         list(store.ledger(outcome="lost"))
 
@@ -276,7 +277,7 @@ def test_any_file_name_is_kept_to_the_last_byte(store: Store, name: str) -> None
     assert store.paths(cell.cell_id) == [name]
     found = store.cell(cell.cell_id)
     assert found is not None and (found.path, found.slide, found.label) == (name, name, name)
-    assert name in store.counts().by_slide
+    assert SlideId("", name) in store.counts().by_slide
 
 
 def test_names_that_differ_only_in_a_broken_byte_are_different_files(store: Store) -> None:

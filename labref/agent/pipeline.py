@@ -460,6 +460,7 @@ class Pipeline:
                 landmarks=item.landmarks,
                 ctime_ns=item.signature.ctime_ns,
                 inode=item.signature.inode,
+                folder=path_to_text(item.candidate.root),
             )
             records.append(_Record(item.candidate, item.signature, cell, embedder.bundle.digest))
         return records
@@ -632,6 +633,7 @@ def _record(item: Known | Refused) -> _Record:
         slide=item.place.slide,
         ctime_ns=item.signature.ctime_ns,
         inode=item.signature.inode,
+        folder=path_to_text(item.candidate.root),
     )
     return _Record(item.candidate, item.signature, entry)
 

@@ -326,9 +326,10 @@ class _Agent:
                 self._lab.decoder.warm()
                 # side by side: both take seconds in a large lab, and people wait
                 with ThreadPoolExecutor(1, "labref-index") as indexing:
-                    indexed = indexing.submit(self._store.build_index)
+                    read = indexing.submit(self._store.build_index), indexing.submit(lambda: self._store.slides.book)
                     self._engine.embedder()
-                    indexed.result()
+                    for part in read:
+                        part.result()
                 self._store.has_digest("0" * 64)  # the labels, which the first answer needs
             self._pipeline = Pipeline(
                 self._lab,

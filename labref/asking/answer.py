@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Set
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -39,7 +40,7 @@ from labref.lab import Lab
 from labref.lab.judge import Judge, repeated
 from labref.store import Cell, LedgerRow, Store
 from labref.times import utc
-from labref.words import Quality
+from labref.words import Quality, SlideId
 
 __all__ = [
     "MOST_REFERENCES",
@@ -257,7 +258,7 @@ def store_status(lab: Lab, store: Store, embedder: Embedder | BundleError) -> di
         "outcomes": {str(name): number for name, number in counts.outcomes.items()},
         "labels": dict(counts.by_label),
         "label_sources": {str(name): number for name, number in counts.by_label_source.items()},
-        "slides": {name: number for name, number in counts.by_slide.items() if name is not None},
+        "slides": _slides(counts.by_slide),
         "analysers": {name: number for name, number in counts.by_analyser.items() if name is not None},
     }
 
@@ -298,3 +299,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return str(value) if isinstance(value, Path) else value
+
+
+def _slides(by_slide: Mapping[SlideId | None, int]) -> dict[str, int]:
+    """Cells by the name of their slide, with the watched folder where several slides have the name."""
+    slides = {slide: cells for slide, cells in by_slide.items() if slide is not None}
+    named = Counter(slide.name for slide in slides)
+    return {
+        slide.name if named[slide.name] == 1 else f"{slide.name} ({slide.folder})": cells
+        for slide, cells in slides.items()
+    }

@@ -27,7 +27,7 @@ from labref.som.quality import u_matrix
 from labref.store import ActiveMap, Store
 from labref.store.memory.origins import NOTHING
 from labref.store.memory.positions import Placed
-from labref.words import LabelSource
+from labref.words import LabelSource, SlideId
 
 __all__ = ["GIVEN", "SOURCES", "Chosen", "Facets", "Nodes", "Survey", "survey"]
 
@@ -47,12 +47,12 @@ _STALE_SECONDS: Final = 60.0
 class Chosen:
     """Which cells count; None: whatever they have.
 
-    labels, slides, analysers : names.  since, until : seconds since 1970, UTC; `until` itself does not count.
+    labels, analysers : names.  since, until : seconds since 1970, UTC; `until` itself does not count.
     sources : who gave the label.  doubtful : only cells whose label disagrees with the labels about them.
     """
 
     labels: frozenset[str] | None = None
-    slides: frozenset[str] | None = None
+    slides: frozenset[SlideId] | None = None
     analysers: frozenset[str] | None = None
     since: int | None = None
     until: int | None = None
@@ -86,7 +86,7 @@ class Facets:
     classes: dict[str, int]
     sources: dict[str, int]
     analysers: dict[str, int]
-    slides: dict[str, int]
+    slides: dict[SlideId, int]
     first: int | None
     last: int | None
 
@@ -108,7 +108,7 @@ class Survey:
     labels: tuple[str, ...]
     source: NDArray[np.uint8]
     slide: NDArray[np.int32]
-    slides: tuple[str, ...]
+    slides: tuple[SlideId, ...]
     analyser: NDArray[np.int32]
     analysers: tuple[str, ...]
     seconds: NDArray[np.int64]
@@ -390,7 +390,7 @@ def _make(store: Store, active: ActiveMap, before: Survey | None) -> Survey:
         labels,
         source,
         slide,
-        origins.slide_names,
+        origins.slide_ids,
         analyser,
         origins.analyser_names,
         seconds,

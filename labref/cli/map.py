@@ -260,7 +260,8 @@ def show(
         str | None, typer.Option("--class", metavar="NAME", help="Only this class.", show_default=False)
     ] = None,
     slide: Annotated[
-        list[str] | None, typer.Option("--slide", metavar="NAME", help="How a slide spreads.", show_default=False)
+        list[str] | None,
+        typer.Option("--slide", metavar="NAME", help="How a slide spreads: its name or key.", show_default=False),
     ] = None,
     patient: Annotated[
         list[str] | None, typer.Option("--patient", metavar="NAME", help="How a patient spreads.", show_default=False)
@@ -565,7 +566,7 @@ def _picture(
             known = ", ".join(shown.classes) or "none"
             raise LabrefError(f"no cell on the map is called {label!r}; classes are: {known}")
         return picture.draw_class(shown, label)
-    parts = [(f"Slide {name}", _are(cells.get("slide", []), name)) for name in slides]
+    parts = [(f"Slide {name}", _of_slide(cells, name)) for name in slides]
     parts += [(f"Patient {name}", _are(cells.get("patient", []), name)) for name in patients]
     if parts:
         for name, chosen in parts:
@@ -573,6 +574,18 @@ def _picture(
                 raise LabrefError(f"{name}: no cell of it lies on the map; `labref status --json` lists the slides")
         return picture.draw_spread(shown, parts)
     return picture.draw_map(shown, digits=what is not What.UMATRIX, background=what is not What.DIGITS)
+
+
+def _of_slide(cells: Mapping[str, list[Any]], slide: str) -> Any:
+    """Which cells are of the slide with this name or key. Raises `LabrefError` where several have the name."""
+    names, keys = cells.get("slide", []), cells.get("slide_key", [])
+    named = sorted({key for name, key in zip(names, keys, strict=True) if name == slide})
+    if len(named) > 1:
+        raise LabrefError(
+            f"{len(named)} slides are called {slide}, in several watched folders: {', '.join(named)}. Give the key of the one "
+            "that is meant; `labref slide list` shows where each lies."
+        )
+    return _are(keys, slide) if slide in keys else _are(names, slide)
 
 
 def _are(values: Sequence[str | None], name: str) -> Any:
@@ -586,7 +599,7 @@ def _located(first: Mapping[str, Any], cells: Mapping[str, list[Any]], out: Path
 
     columns = first["map"]["columns"]
     nodes = cells.get("node", [])
-    names = ("cell_id", "label", "label_source", "predicted", "slide", "analyser", "patient")
+    names = ("cell_id", "label", "label_source", "predicted", "slide", "slide_key", "analyser", "patient")
     located = {name: cells.get(name, []) for name in names}
     located |= {"row": [n // columns for n in nodes], "column": [n % columns for n in nodes]}
     u = u_matrix(load(Path(first["weights"])).get_weights()).round(5).tolist()

@@ -15,7 +15,8 @@ __all__ = ["add_to"]
 
 _HELP = """The slides of the lab: which there are, the differential of each, who approved it.
 
-A slide is named by its key, which `labref slide list` shows and the pages' addresses have, or by its name. An approval ends
+A slide is named by its key, which `labref slide list` shows and the pages' addresses have, or by its name. Slides of one name
+in two watched folders are two slides: each is shown with its folder, and named by its key. An approval ends
 by itself when a cell comes to the slide or moves away from it, or one of its cells gets another class.
 
 \b
@@ -109,7 +110,7 @@ def show(
             odd = ", odd" if row["odd"] else ""
             typer.echo(f"  {row['cell_id']}  {row['label']} ({row['label_source']}){odd}")
         else:
-            typer.echo(f"  same patient: {row['name']}  {row['slide']}  {row['cells']} cells")
+            typer.echo(f"  same patient: {_name(row)}  {row['slide']}  {row['cells']} cells")
     if about["erythroblasts"]:
         typer.echo(f"  {about['erythroblasts']:.1f} erythroblasts for 100 leukocytes")
 
@@ -140,7 +141,12 @@ def _line(row: dict[str, Any]) -> str:
     if given is not None:
         by = f" by {given['who']}" if given["who"] else ""
         said = f"approved{by}, {local(given['at'])}{_STANDING[given['standing']]}"
-    return f"{row['slide']}  {row['name']}  {row['cells']} cells, {waiting}; last {local(row['latest_at'])}; {said}"
+    return f"{row['slide']}  {_name(row)}  {row['cells']} cells, {waiting}; last {local(row['latest_at'])}; {said}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    """What a slide is called, with its watched folder where several are called so."""
+    return row["name"] if row["folder"] is None else f"{row['name']} ({row['folder']})"
 
 
 def add_to(app: typer.Typer) -> None:

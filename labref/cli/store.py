@@ -61,7 +61,7 @@ labref's schema; where anything fails, nothing is left. A backup by a newer labr
 
 --watch gives the export folders another name, as on another computer; all else in labref.toml stays. Give as many as the
 lab had, in its order: each has the analyser of the one in whose place it stands. Of more or fewer, only a folder of the
-same name keeps its analyser.
+same name keeps its analyser. Slides and approvals go with the folder that they lie in.
 
 \b
 Examples:
@@ -78,7 +78,7 @@ _EXPORT = """Write all cells into one Parquet file, which DuckDB, pandas and Emb
 Columns: cell_id, label, label_source, analyser, captured_at, added_at (UTC), width, height, predicted_label,
 predicted_probability, probabilities {label: p}, latent, map_row, map_column, map_error (null without a map), duplicate_of,
 duplicate_verdict, digest, is_cell and doubt (whether the picture shows one cell, and what is wrong with it), thumbnail
-{bytes: a JPEG of the prepared crop, path}, bundle. With --identifying also slide and path, which can name a patient. Without it, label is null where only the name of a folder says the class, which could be a
+{bytes: a JPEG of the prepared crop, path}, bundle. With --identifying also slide, folder (the watched folder of the slide) and path, which can name a patient. Without it, label is null where only the name of a folder says the class, which could be a
 patient's; a class of the bundle, of CellaVision, of [watch.labels], or that people gave is written.
 
 \b

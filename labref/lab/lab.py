@@ -41,8 +41,10 @@ from labref.bundles.trial import Inference
 from labref.cells.decoding import Decoder, Limits, decoder
 from labref.config import Config, load_config, starting_config
 from labref.errors import BundleError, LabError
+from labref.export.paths import path_to_text
 from labref.failpoints import failpoint
 from labref.files import GROUP, OWNER, Rights, follow, give, give_all, read_file, sync_folder
+from labref.lab.moved import follow_folders
 from labref.lab.presence import clear_marks
 from labref.som.placing import open_placer
 from labref.store import Store
@@ -278,7 +280,15 @@ class Lab:
                 f"{_STORE}.wal, if it is there) to another name, and put the copy in its place."
             )
         self.give_rights()
-        return Store.open(self.store_file, open_placer=open_placer)
+        store = Store.open(self.store_file, open_placer=open_placer)
+        try:
+            watched = [path_to_text(str(folder)) for folder in self.watched]
+            store.slides.locate(watched)
+            follow_folders(store, watched)
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def bundle(self, store: Store) -> Bundle:
         """The lab's active bundle, verified. Raises `LabError` where the store names none, `BundleError` where it is

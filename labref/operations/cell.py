@@ -13,12 +13,14 @@ from labref.operations import operation
 from labref.operations import query as asked
 from labref.operations.label import LabelChange, changes_of
 from labref.operations.models import Answer, GivenLabel, StoredCell, Text
-from labref.operations.naming import NoCellError, cell_named, slide_key
+from labref.operations.naming import NoCellError, cell_named, slide_key, told_apart
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Cell
+from labref.store.memory.books import id_to_int
 from labref.tasks.context import Context
 from labref.times import utc
+from labref.words import SlideId
 
 __all__ = ["CellOfSlide", "CellReference", "CellShown", "OtherCapture", "ReferenceRecord"]
 
@@ -27,6 +29,9 @@ class CellOfSlide(StoredCell):
     """A stored cell, with the key of its slide."""
 
     slide_key: str | None = Field(description="What stands for its slide in addresses.")
+    slide_folder: str | None = Field(
+        description="The watched folder that its slide lies in, where several have the slide's name; else null."
+    )
 
 
 class CellReference(asked.Reference, CellOfSlide):
@@ -116,6 +121,7 @@ def show(
                 f"cell {cell_id} has no latent of the bundle in use, and its kept image is missing; restore it from a backup."
             )
         told = answer(context.lab, context.store, embedder, data, name=cell_id, k=k, by=by, any_optics=any_optics)
+    book = context.store.slides.book
     keep = ("quality", "bundle", "predicted", "prediction", "probabilities", "distribution", "novelty", "optics", "map")
     yield {
         **_of_slide(context, found),
@@ -126,7 +132,11 @@ def show(
         **{name: told[name] for name in keep},
         "is_doubted": cell_id in context.store.qualities.doubted(),
         **{
-            name: [row | {"slide_key": _key(context, row["slide"])} for row in told[name]]
+            name: [
+                # of a cell of the central team's own there is none
+                row | _slide(context, None if row["slide"] is None else book.slide(id_to_int(row["cell_id"])))
+                for row in told[name]
+            ]
             for name in ("references", "contrast")
         },
         **changes_of(context, found),
@@ -151,14 +161,17 @@ def _of_slide(context: Context, cell: Cell) -> Row:
         "label": cell.label,
         "label_source": str(cell.label_source),
         "slide": cell.slide,
-        "slide_key": _key(context, cell.slide),
+        **_slide(context, cell.slide_id),
         "analyser": cell.analyser,
         "captured_at": None if cell.captured_at is None else utc(cell.captured_at),
     }
 
 
-def _key(context: Context, slide: str | None) -> str | None:
-    return None if slide is None else slide_key(context, slide)
+def _slide(context: Context, slide: SlideId | None) -> Row:
+    """What tells the slide of a cell from others."""
+    if slide is None:
+        return {"slide_key": None, "slide_folder": None}
+    return {"slide_key": slide_key(context, slide), "slide_folder": told_apart(context, [slide])[slide]}
 
 
 def _captures(context: Context, cell_id: str) -> list[Row]:

@@ -15,7 +15,7 @@ from labref.cells.sameness import DEFAULTS, Thresholds, ruling
 from labref.errors import BundleError, LabError, LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Limit, Progress, Text, Who
-from labref.operations.naming import NoCellError, id_of_cell, person
+from labref.operations.naming import NoCellError, id_of_cell, person, told_apart
 from labref.progress import Row, progress
 from labref.roles import Role
 from labref.store import Cell, Pair
@@ -49,6 +49,9 @@ class CellOfPair(Answer):
     label: str = Field(description="Its class.")
     label_source: LabelSource = Field(description="Who gave the class.")
     slide: str | None = Field(description="The slide it came from; it can name a patient.")
+    slide_folder: str | None = Field(
+        description="The watched folder that its slide lies in, where several have the slide's name; else null."
+    )
     analyser: str | None = Field(description="The analyser it came from.")
     captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
     path: str = Field(description="Its file in the export folder; it can name a patient.")
@@ -308,7 +311,7 @@ def _described(context: Context, pairs: Sequence[Pair]) -> Iterator[Row]:
     )
     for pair in pairs:
         conflict = (pair.cell_id, pair.other) in in_conflict
-        yield {"kind": "pair"} | _pair(pair, cells) | {"conflict": conflict}
+        yield {"kind": "pair"} | _pair(context, pair, cells) | {"conflict": conflict}
 
 
 def _conflicts(context: Context, same_bytes: Sequence[Conflict], captures: Sequence[Pair]) -> Iterator[Row]:
@@ -332,10 +335,10 @@ def _conflicts(context: Context, same_bytes: Sequence[Conflict], captures: Seque
                 "label": cell.label,
                 "label_source": str(cell.label_source),
                 "paths": [_said(cell_id, *said) for cell_id in files for said in says.get(cell_id, ())],
-            } | _pair(pair, cells)
+            } | _pair(context, pair, cells)
 
 
-def _pair(pair: Pair, cells: Mapping[str, Cell]) -> dict[str, Any]:
+def _pair(context: Context, pair: Pair, cells: Mapping[str, Cell]) -> dict[str, Any]:
     return {
         "cell_id": pair.cell_id,
         "duplicate_of": pair.other,
@@ -346,8 +349,8 @@ def _pair(pair: Pair, cells: Mapping[str, Cell]) -> dict[str, Any]:
         "decision": None if pair.decision is None else str(pair.decision),
         "who": pair.who,
         "decided_at": _when(pair.decided_at),
-        "cell": _cell(cells.get(pair.cell_id)),
-        "other": _cell(cells.get(pair.other)),
+        "cell": _cell(context, cells.get(pair.cell_id)),
+        "other": _cell(context, cells.get(pair.other)),
     }
 
 
@@ -355,13 +358,15 @@ def _said(cell_id: str, path: str, label: str, source: str) -> dict[str, str]:
     return {"path": path, "label": label, "label_source": source, "cell_id": cell_id}
 
 
-def _cell(cell: Cell | None) -> dict[str, Any] | None:
+def _cell(context: Context, cell: Cell | None) -> dict[str, Any] | None:
     if cell is None:
         return None
+    slide = cell.slide_id
     return {
         "label": cell.label,
         "label_source": str(cell.label_source),
         "slide": cell.slide,
+        "slide_folder": None if slide is None else told_apart(context, [slide])[slide],
         "analyser": cell.analyser,
         "captured_at": _when(cell.captured_at),
         "path": cell.path,

@@ -13,7 +13,7 @@ from pydantic import Field
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Text, Who
-from labref.operations.naming import Classes, cell_named, person, slide_keys
+from labref.operations.naming import Classes, cell_named, person, slide_key
 from labref.operations.slide import slide_named
 from labref.progress import Row
 from labref.roles import Role
@@ -91,14 +91,16 @@ def links(
         Field(description="Only this cell of it: its id, its file's name or path.", max_length=4096),
     ] = None,
 ) -> Iterator[Row]:
-    """Give the addresses of a slide's page and of those of its cells, for another system to open."""
-    store, name = context.store, slide_named(context, slide)
+    """Give the addresses of a slide's page and of those of its cells, for another system to open.
+
+    Where slides in several watched folders have the name, it is an error that gives the key of each."""
+    store, found = context.store, slide_named(context, slide)
     versions = _versions(context)
-    ids = [int_to_id(number) for number in store.slides.book.cells(name)]
+    ids = [int_to_id(number) for number in store.slides.book.cells(found)]
     labelled = store.labelled(ids)
     if cell is not None:
         ids = [_cell_of_slide(context, cell, ids)]
-    key = slide_keys(context, [name])[name]
+    key = slide_key(context, found)
     yield {"slide": key, "address": f"/slide/{key}", "cells": len(labelled), **versions}
     for cell_id in ids:
         if cell_id in labelled:

@@ -12,7 +12,7 @@ from labref.asking.prediction import Because
 from labref.export.layout import ClassNames
 from labref.operations import operation
 from labref.operations.models import Answer, Text
-from labref.operations.naming import slide_keys
+from labref.operations.naming import slide_keys, told_apart
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Cell
@@ -53,6 +53,9 @@ class LiveCell(Answer):
     number: int = Field(description="Its number in the order in which all came; larger for a later one.")
     slide: str | None = Field(description="The key of its slide, as `slide.list` gives it.")
     slide_name: str | None = Field(description="The slide's name; it can name a patient.")
+    slide_folder: str | None = Field(
+        description="The watched folder that the slide lies in, where several have its name; else null."
+    )
     label: str = Field(description="The class that it carries.")
     label_source: LabelSource = Field(description="Who gave it.")
     confidence: float | None = Field(description="Probability of a predicted label; null for one that somebody gave.")
@@ -81,14 +84,16 @@ def cells(
     predicted = [cell.cell_id for _, cell in recent if cell.label_source is LabelSource.PREDICTED]
     said = {} if bundle is None else store.predicted(predicted, bundle=bundle)
     known = {} if bundle is None else marks.known(store, bundle, ids)
-    keys = slide_keys(context, {cell.slide for _, cell in recent if cell.slide is not None})
+    slides = {cell.slide_id for _, cell in recent if cell.slide_id is not None}
+    keys, folders = slide_keys(context, slides), told_apart(context, slides)
     doubts = store.qualities.doubts(ids)
     for number, cell in recent:
         yield {
             "cell_id": cell.cell_id,
             "number": number,
-            "slide": None if cell.slide is None else keys[cell.slide],
+            "slide": None if cell.slide_id is None else keys[cell.slide_id],
             "slide_name": cell.slide,
+            "slide_folder": None if cell.slide_id is None else folders[cell.slide_id],
             "label": cell.label,
             "label_source": str(cell.label_source),
             "confidence": said[cell.cell_id][1] if cell.cell_id in said else None,

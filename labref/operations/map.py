@@ -21,7 +21,7 @@ from labref.config import MapConfig
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, JobEnded, JobRunning, Limit, Progress, Request, Text
-from labref.operations.naming import cell_named, slide_keys
+from labref.operations.naming import cell_named, slide_keys, told_apart
 from labref.operations.query import MapPlace
 from labref.progress import Row, progress
 from labref.roles import Role
@@ -31,7 +31,7 @@ from labref.tasks import mapping
 from labref.tasks.context import Context
 from labref.tasks.map_job import NAME, map_job
 from labref.times import utc
-from labref.words import LabelSource
+from labref.words import LabelSource, SlideId
 
 __all__ = [
     "CellsOnMap",
@@ -153,6 +153,9 @@ class PlacesOnMap(Answer):
     label_source: list[LabelSource] = Field(description="Who gave it.")
     predicted: list[str] = Field(description="The bundle's class.")
     slide: list[str | None] = Field(description="Its slide; it can name a patient.")
+    slide_key: list[str | None] = Field(
+        description="What stands for the slide in addresses; two slides can have one name."
+    )
     analyser: list[str | None] = Field(description="Its analyser.")
     patient: list[str | None] = Field(description="Its patient, as named in `patients`; null for cells of others.")
     row: list[int] = Field(description="Row of its node, from 0.")
@@ -184,6 +187,7 @@ class CellsOnMap(Answer):
     label_source: list[LabelSource] = Field(description="Who gave these.")
     predicted: list[str] = Field(description="The classes that the bundle's networks give.")
     slide: list[str | None] = Field(description="Their slides; a name can identify a patient.")
+    slide_key: list[str | None] = Field(description="What stands for these in addresses; slides can have one name.")
     analyser: list[str | None] = Field(description="Their analysers.")
     patient: list[str | None] = Field(description="Their patients, as named in `patients`; null for cells of others.")
 
@@ -216,8 +220,8 @@ class CellsWanted(Request):
         """The same as the survey takes it, with names of slides and moments."""
         of_keys = None
         if self.slides is not None:
-            names = {key: name for name, key in slide_keys(context, found.slides).items()}
-            of_keys = frozenset(names[key] for key in self.slides if key in names)
+            slides = {key: slide for slide, key in slide_keys(context, found.slides).items()}
+            of_keys = frozenset(slides[key] for key in self.slides if key in slides)
         return Chosen(
             None if self.classes is None else frozenset(self.classes),
             of_keys,
@@ -280,6 +284,9 @@ class SlideOnMap(Answer):
     """A slide with cells on the map."""
 
     slide: str = Field(description="The slide; its name can identify a patient.")
+    folder: str | None = Field(
+        description="The watched folder that it lies in, where several slides have its name; else null."
+    )
     key: str = Field(description="What stands for it in addresses.")
     cells: int = Field(description="How many of its cells.")
 
@@ -434,10 +441,10 @@ def cells(
     for cell in context.store.maps.cells(bundle):
         part.append(cell)
         if len(part) == _COLUMNS_AT_ONCE:
-            yield _columns(part, of_patient)
+            yield _columns(context, part, of_patient)
             part.clear()
     if part:
-        yield _columns(part, of_patient)
+        yield _columns(context, part, of_patient)
 
 
 @operation("map.suspects", MapSuspect, role=Role.VIEW)
@@ -596,14 +603,18 @@ def facets(context: Context) -> Iterator[Row]:
     found = _survey(context)
     facets = found.facets
     slides = list(facets.slides.items())
-    keys = slide_keys(context, [name for name, _ in slides[:_MOST_SLIDES]])
+    listed = [slide for slide, _ in slides[:_MOST_SLIDES]]
+    keys, folders = slide_keys(context, listed), told_apart(context, listed)
     yield {
         "map": found.active.version.number,
         "version": found.digest,
         "classes": facets.classes,
         "sources": facets.sources,
         "analysers": facets.analysers,
-        "slides": [{"slide": name, "key": keys[name], "cells": cells} for name, cells in slides[:_MOST_SLIDES]],
+        "slides": [
+            {"slide": slide.name, "folder": folders[slide], "key": keys[slide], "cells": facets.slides[slide]}
+            for slide in listed
+        ],
         "more_slides": max(0, len(slides) - _MOST_SLIDES),
         "first": None if facets.first is None else _day(facets.first),
         "last": None if facets.last is None else _day(facets.last),
@@ -691,6 +702,7 @@ def _rows(context: Context, found: Survey, at: NDArray[np.intp]) -> Iterator[tup
                     said[cell_id][0],
                     cell.slide,
                     cell.analyser,
+                    cell.folder,
                 )
                 yield place, _cell(on_map, found.active) | {"path": cell.path}
 
@@ -735,14 +747,20 @@ def _told(labelled: list[MapCell], labels: NDArray[np.str_], active: ActiveMap) 
 
 def _cell(cell: MapCell, active: ActiveMap) -> Row:
     values = asdict(cell)
+    del values["folder"]
     row, column = divmod(values.pop("node"), active.version.columns)
     return values | {"quantization_error": values.pop("error"), "row": row, "column": column}
 
 
-def _columns(part: list[MapCell], of_patient: dict[str, str]) -> Row:
+def _columns(context: Context, part: list[MapCell], of_patient: dict[str, str]) -> Row:
     names = ("cell_id", "node", "label", "label_source", "predicted", "slide", "analyser")
     columns: Row = {name: [getattr(cell, name) for cell in part] for name in names}
-    return columns | {"patient": [of_patient.get(cell.cell_id) for cell in part]}
+    slides = [None if cell.slide is None else SlideId(cell.folder, cell.slide) for cell in part]
+    keys = slide_keys(context, {slide for slide in slides if slide is not None})
+    return columns | {
+        "slide_key": [None if slide is None else keys[slide] for slide in slides],
+        "patient": [of_patient.get(cell.cell_id) for cell in part],
+    }
 
 
 def _described(context: Context, version: StoredMap) -> Row:

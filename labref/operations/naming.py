@@ -19,7 +19,7 @@ from labref.files import digest_of
 from labref.printing import unprintable
 from labref.store import Store
 from labref.tasks.context import Context
-from labref.words import look_of
+from labref.words import SlideId, look_of
 
 __all__ = [
     "LEAST_ID",
@@ -28,11 +28,13 @@ __all__ = [
     "NoSuchNameError",
     "SeveralCellsError",
     "cell_named",
+    "earlier_slide_keys",
     "find_cells",
     "id_of_cell",
     "person",
     "slide_key",
     "slide_keys",
+    "told_apart",
 ]
 
 LEAST_ID: Final = 4
@@ -46,6 +48,10 @@ _SHOWN: Final = 5  # cells or files that a message names
 
 class NoSuchNameError(LabrefError):
     """Nothing in the lab has this name, or this number."""
+
+
+class SeveralSlidesError(LabrefError):
+    """Slides in several watched folders have this name."""
 
 
 class NoCellError(NoSuchNameError):
@@ -280,7 +286,7 @@ def _ignores_case(folder: Path) -> bool:
 # classes
 
 
-def slide_key(context: Context, slide: str) -> str:
+def slide_key(context: Context, slide: SlideId) -> str:
     """The key that stands for a slide in web addresses, 20 hexadecimal characters, because a slide's name can identify
     a patient.
 
@@ -289,13 +295,26 @@ def slide_key(context: Context, slide: str) -> str:
     return slide_keys(context, [slide])[slide]
 
 
-def slide_keys(context: Context, slides: Iterable[str]) -> dict[str, str]:
+def slide_keys(context: Context, slides: Iterable[SlideId]) -> dict[SlideId, str]:
     """What stands for each of these slides; see `slide_key`."""
     token = context.lab.token().encode()
-    return {
-        slide: hmac.new(token, b"slide:" + slide.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:20]
-        for slide in slides
-    }
+    return {slide: _key(token, f"{slide.folder}\0{slide.name}") for slide in slides}
+
+
+def earlier_slide_keys(context: Context, names: Iterable[str]) -> dict[str, str]:
+    """What stood for the slides of these names before the watched folder counted: it is in links that people kept."""
+    token = context.lab.token().encode()
+    return {name: _key(token, name) for name in names}
+
+
+def told_apart(context: Context, slides: Iterable[SlideId]) -> dict[SlideId, str | None]:
+    """What people are told these slides apart by: the watched folder, where several have the name; else None."""
+    book = context.store.slides.book
+    return {slide: slide.folder if len(book.named(slide.name)) > 1 else None for slide in slides}
+
+
+def _key(token: bytes, slide: str) -> str:
+    return hmac.new(token, b"slide:" + slide.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:20]
 
 
 class Classes:

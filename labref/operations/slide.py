@@ -22,7 +22,14 @@ from labref.errors import LabrefError
 from labref.export.layout import ClassNames
 from labref.operations import operation
 from labref.operations.models import Answer, Text, Who
-from labref.operations.naming import NoSuchNameError, person, slide_keys
+from labref.operations.naming import (
+    NoSuchNameError,
+    SeveralSlidesError,
+    earlier_slide_keys,
+    person,
+    slide_keys,
+    told_apart,
+)
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Cell, Store
@@ -31,7 +38,7 @@ from labref.store.memory import distances
 from labref.store.memory.books import int_to_id
 from labref.tasks.context import Context
 from labref.times import utc
-from labref.words import LabelSource, Outcome, Reason
+from labref.words import LabelSource, Outcome, Reason, SlideId
 
 __all__ = ["SlideApproval", "SlideCell", "SlideClass", "SlideKin", "SlideListed", "SlideShown", "SlidesFound"]
 
@@ -40,6 +47,8 @@ _MOST_ALIKE: Final = 3000
 _FEWEST: Final = 5  # cells of a class among which one can be odd
 _ODD: Final = 3.0  # robust standard deviations above the median
 _NORMAL: Final = 1.4826  # of the median absolute deviation to a standard deviation
+_KEY: Final = 20  # characters of a key
+_SHOWN: Final = 5  # slides of one name that are told of
 
 
 class SlideApproval(Answer):
@@ -64,6 +73,9 @@ class SlideListed(Answer):
 
     slide: str = Field(description="Its key, 20 characters: it stands for the slide in addresses.")
     name: str = Field(description="Its name; it can name a patient.")
+    folder: str | None = Field(
+        description="The watched folder that it lies in, where several slides have its name; else null."
+    )
     cells: int = Field(description="How many of its cells are stored.")
     awaiting: int = Field(description="How many of them no person has reviewed.")
     latest_at: str = Field(description="When its last cell was stored, ISO 8601, UTC.")
@@ -122,6 +134,9 @@ class SlideKin(Answer):
 
     slide: str = Field(description="Its key.")
     name: str = Field(description="Its name; it can name a patient.")
+    folder: str | None = Field(
+        description="The watched folder that it lies in, where several slides have its name; else null."
+    )
     cells: int = Field(description="How many of its cells are stored.")
     latest_at: str = Field(description="When its last cell was stored, ISO 8601, UTC.")
 
@@ -138,15 +153,16 @@ def list_(
     context: Context,
     *,
     search: Annotated[Text, Field(description="Only slides whose name has this in it.", max_length=200)] = "",
+    slide: Annotated[_Slide | None, Field(description="Only the slides that have this key or name.")] = None,
     limit: _Limit = 50,
     offset: _Offset = 0,
 ) -> Iterator[Row]:
     """List the slides; first the one whose last cell came last."""
     wanted = search.strip().casefold()
-    found = [slide for slide in context.store.slides.book.newest() if wanted in slide.name.casefold()]
+    among = [one.id for one in context.store.slides.book.newest()] if slide is None else _slides_named(context, slide)
+    found = [one for one in among if wanted in one.name.casefold()]
     yield {"slides": len(found)}
-    shown = found[offset : offset + limit]
-    yield from _listed(context, [slide.name for slide in shown])
+    yield from _listed(context, found[offset : offset + limit])
 
 
 @operation("slide.show", SlideShown, SlideClass, SlideCell, SlideKin, role=Role.VIEW, hurried=False)
@@ -166,16 +182,16 @@ def show(
     Classes stand in the order of the differential: leukocytes by their number, then erythroblasts, then what is not
     counted. A slide of more than 3000 cells is not ordered by similarity.
     """
-    store, name = context.store, slide_named(context, slide)
+    store, wanted = context.store, slide_named(context, slide)
     seen = store.last_number()
-    ids = [int_to_id(number) for number in store.slides.book.cells(name)]
+    ids = [int_to_id(number) for number in store.slides.book.cells(wanted)]
     labelled = store.labelled(ids)
     ids = [cell_id for cell_id in ids if cell_id in labelled]
     counts = Counter(label for label, _ in labelled.values())
     awaiting = Counter(label for label, source in labelled.values() if source is not LabelSource.REVIEWED)
     made = differential(counts)
     by_similarity = order == "similarity" and len(ids) <= _MOST_ALIKE
-    (listed,) = _listed(context, [name])
+    (listed,) = _listed(context, [wanted])
     yield listed | {
         "leukocytes": made.leukocytes,
         "erythroblasts": made.erythroblasts,
@@ -200,8 +216,8 @@ def show(
         away = _away(latents, {cell_id: label for cell_id, (label, _) in labelled.items()})
     places = {label: place for place, label in enumerate(classes)}
     ids.sort(key=lambda cell_id: (places[labelled[cell_id][0]], -away.get(cell_id, (0.0, False))[0]))
-    yield from _cells(context, name, ids[offset : offset + limit], away)
-    yield from _kin(context, name)
+    yield from _cells(context, wanted, ids[offset : offset + limit], away)
+    yield from _kin(context, wanted)
 
 
 @operation("slide.approve", SlideListed, role=Role.REVIEW)
@@ -228,66 +244,94 @@ def approve(
     label.
     """
     who = person(who)
-    store, name = context.store, slide_named(context, slide)
+    store, approved = context.store, slide_named(context, slide)
     with store.quiet():
-        there = len(store.slides.book.cells(name))
+        there = len(store.slides.book.cells(approved))
         if cells is not None and cells != there:
             raise LabrefError(f"the slide has {there} cells by now, not {cells}: look at it again, then approve it.")
-        if seen is not None and (changed := store.slides.changed_by_others(name, seen, who)):
+        if seen is not None and (changed := store.slides.changed_by_others(approved, seen, who)):
             raise LabrefError(
                 f"others changed the class of {changed} cell{'s' if changed > 1 else ''} of the slide meanwhile: look at it "
                 "again, then approve it."
             )
-        store.slides.approve(name, who)
-    yield from _listed(context, [name])
+        store.slides.approve(approved, who)
+    yield from _listed(context, [approved])
 
 
 @operation("slide.unapprove", SlideListed, role=Role.REVIEW)
 def unapprove(context: Context, *, slide: _Slide, who: Who = None) -> Iterator[Row]:
     """Take the approval of a slide back."""
     who = person(who)
-    name = slide_named(context, slide)
-    if name not in context.store.slides.approvals([name]):
+    approved = slide_named(context, slide)
+    if approved not in context.store.slides.approvals([approved]):
         raise LabrefError("nobody has approved this slide; there is nothing to take back.")
-    context.store.slides.unapprove(name, who)
-    yield from _listed(context, [name])
+    context.store.slides.unapprove(approved, who)
+    yield from _listed(context, [approved])
 
 
 # slides by their keys
 
-_KEYS: WeakKeyDictionary[Store, dict[str, str]] = WeakKeyDictionary()
-"""By store, the name of each slide by its key."""
+
+class _Keys:
+    """The slides of one store by their keys, and the names of slides by the keys of before (`earlier_slide_keys`)."""
+
+    def __init__(self) -> None:
+        self.slides: dict[str, SlideId] = {}
+        self.names: dict[str, str] = {}
 
 
-def slide_named(context: Context, slide: str) -> str:
-    """The name of the slide with this key, or this name. Raises `NoSuchNameError` where there is none."""
-    store = context.store
-    known = _KEYS.setdefault(store, {})
-    if slide not in known and len(slide) == 20:
-        names = {found.name for found in store.slides.book.newest()} - set(known.values())
-        known.update((key, name) for name, key in slide_keys(context, names).items())
-    name = known.get(slide, slide)
-    if not store.slides.book.cells(name):
+_KEYS: WeakKeyDictionary[Store, _Keys] = WeakKeyDictionary()
+
+
+def slide_named(context: Context, slide: str) -> SlideId:
+    """The slide with this key, or this name. Raises `NoSuchNameError` where there is none, and `SeveralSlidesError`
+    where several have the name."""
+    named = _slides_named(context, slide)
+    if not named:
         raise NoSuchNameError("no slide of this lab has this key or name; perhaps its cells were removed.")
-    return name
+    if len(named) > 1:
+        keys = slide_keys(context, named)
+        told = "; ".join(f"{keys[one]} in {one.folder or 'a folder that is not known'}" for one in named[:_SHOWN])
+        more = f"; and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
+        raise SeveralSlidesError(
+            f"{len(named)} slides have this name: {told}{more}. Give the key of the one that is meant."
+        )
+    return named[0]
 
 
-def _listed(context: Context, names: Sequence[str]) -> Iterator[Row]:
+def _slides_named(context: Context, slide: str) -> list[SlideId]:
+    """The slides with this key, or this name; the one whose last cell came last first."""
+    book, known = context.store.slides.book, _KEYS.setdefault(context.store, _Keys())
+    if len(slide) == _KEY and slide not in known.slides:
+        there = {found.id for found in book.newest()}
+        fresh = there - set(known.slides.values())
+        known.slides.update((key, one) for one, key in slide_keys(context, fresh).items())
+        if slide not in known.slides and slide not in known.names:
+            names = {one.name for one in there} - set(known.names.values())
+            known.names.update((key, name) for name, key in earlier_slide_keys(context, names).items())
+    if (found := known.slides.get(slide)) is not None and book.cells(found):
+        return [found]
+    return book.named(known.names.get(slide, slide))
+
+
+def _listed(context: Context, slides: Sequence[SlideId]) -> Iterator[Row]:
     store = context.store
-    keys, approvals = slide_keys(context, names), store.slides.approvals(names)
-    of_each = {name: store.slides.book.ids(name) for name in names}
+    keys, folders = slide_keys(context, slides), told_apart(context, slides)
+    approvals = store.slides.approvals(slides)
+    of_each = {slide: store.slides.book.ids(slide) for slide in slides}
     last = store.cells([int_to_id(int(cells[-1])) for cells in of_each.values() if len(cells)])
     awaiting = _awaiting(store, list(of_each.values()))
-    for (name, cells), waiting in zip(of_each.items(), awaiting, strict=True):
+    for (slide, cells), waiting in zip(of_each.items(), awaiting, strict=True):
         if not len(cells) or (latest := last.get(int_to_id(int(cells[-1])))) is None:
             continue  # removed at this moment
         yield {
-            "slide": keys[name],
-            "name": name,
+            "slide": keys[slide],
+            "name": slide.name,
+            "folder": folders[slide],
             "cells": len(cells),
             "awaiting": waiting,
             "latest_at": utc(latest.added_at, timespec="seconds"),
-            "approval": _approval(approvals.get(name)),
+            "approval": _approval(approvals.get(slide)),
         }
 
 
@@ -315,7 +359,9 @@ def _approval(given: Approval | None) -> Row | None:
     }
 
 
-def _cells(context: Context, slide: str, ids: Sequence[str], away: Mapping[str, tuple[float, bool]]) -> Iterator[Row]:
+def _cells(
+    context: Context, slide: SlideId, ids: Sequence[str], away: Mapping[str, tuple[float, bool]]
+) -> Iterator[Row]:
     store = context.store
     found, labelled = store.cells_of_slide(slide, ids), store.labelled(ids)
     predicted = [cell_id for cell_id in ids if cell_id in labelled and labelled[cell_id][1] is LabelSource.PREDICTED]
@@ -363,10 +409,10 @@ def _captured(cell: Cell) -> str | None:
     return None if cell.captured_at is None else utc(cell.captured_at, timespec="seconds")
 
 
-def _kin(context: Context, name: str) -> Iterator[Row]:
-    others = context.store.slides.book.kin(name)
+def _kin(context: Context, slide: SlideId) -> Iterator[Row]:
+    others = context.store.slides.book.kin(slide)
     for row in _listed(context, others[:20]):
-        yield {part: row[part] for part in ("slide", "name", "cells", "latest_at")}
+        yield {part: row[part] for part in ("slide", "name", "folder", "cells", "latest_at")}
 
 
 def _away(latents: Mapping[str, NDArray[np.float32]], labels: Mapping[str, str]) -> dict[str, tuple[float, bool]]:

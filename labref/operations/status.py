@@ -102,7 +102,9 @@ class Status(Answer):
     outcomes: dict[Outcome, int] = Field(description="Files by outcome.")
     labels: dict[str, int] = Field(description="Cells by class.")
     label_sources: dict[LabelSource, int] = Field(description="Cells by who gave their class.")
-    slides: dict[str, int] = Field(description="Cells by slide; a name can identify a patient.")
+    slides: dict[str, int] = Field(
+        description="Cells by slide, with the watched folder where several have the name; it can identify a patient."
+    )
     analysers: dict[str, int] = Field(description="Cells by analyser, of those that name one.")
     disk: DiskState | None = Field(
         description="The disk that holds the lab's folder; null where the system does not say."

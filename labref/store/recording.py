@@ -14,7 +14,17 @@ from labref.store.memory import distances
 from labref.store.memory.books import HashBook, HashChanges, id_to_int, int_to_id
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, Judge, LedgerRow, NewCell, Rejected, Resemblance, SeenAgain, StoredBundle
-from labref.words import STORED, Fingerprint, LabelSource, Landmark, Outcome, Verdict, cell_id_of, within_64_bits
+from labref.words import (
+    STORED,
+    Fingerprint,
+    LabelSource,
+    Landmark,
+    Outcome,
+    SlideId,
+    Verdict,
+    cell_id_of,
+    within_64_bits,
+)
 
 __all__ = [
     "CellState",
@@ -52,7 +62,7 @@ class CellState:
     digest: str
     label: str
     label_source: LabelSource
-    slide: str | None
+    slide: SlideId | None
     duplicate_group: str | None
 
 
@@ -86,6 +96,7 @@ class FileRow:
     recorded_at: datetime
     ctime_ns: int | None = None
     inode: int | None = None
+    folder: str = ""
 
     def said(self) -> tuple[Any, ...]:
         """What it says of the file; two rows that say the same are one outcome, and no history."""
@@ -107,6 +118,7 @@ class FileRow:
             self.recorded_at,
             None if self.ctime_ns is None else within_64_bits(self.ctime_ns),
             self.inode,
+            to_column(self.folder),
         )
 
 
@@ -121,7 +133,7 @@ class LabelChange:
 
     cell_id: str
     path: str | None
-    slide: str | None
+    slide: SlideId | None
     label: str
     label_source: LabelSource
     previous: str
@@ -398,7 +410,7 @@ def _add_cell(
         plan.linked = True
         if found.verdict is Verdict.DUPLICATE:
             group = plan.groups[cell.cell_id] = state(resembles).duplicate_group or resembles
-    states[cell.cell_id] = CellState(cell.digest, label, source, cell.slide, group)
+    states[cell.cell_id] = CellState(cell.digest, label, source, cell.slide_id, group)
     plan.cells.append(
         (
             cell.cell_id,
@@ -416,6 +428,7 @@ def _add_cell(
             None if resembles is None else str(outcome),
             group,
             plan.at,
+            to_column(cell.folder),
             number,
         )
     )
@@ -434,6 +447,7 @@ def _add_cell(
         plan.at,
         cell.ctime_ns,
         cell.inode,
+        cell.folder,
     )
 
 
@@ -449,6 +463,7 @@ def _again(item: NewCell | SeenAgain, cell_id: str, before: FileRow | None, at: 
             label=item.label,
             label_source=source,
             slide=item.slide,
+            folder=item.folder,
         )
     return FileRow(
         item.path,
@@ -464,6 +479,7 @@ def _again(item: NewCell | SeenAgain, cell_id: str, before: FileRow | None, at: 
         at,
         item.ctime_ns,
         item.inode,
+        item.folder,
     )
 
 
@@ -498,7 +514,7 @@ def _promote(plan: Plan, item: NewCell | SeenAgain, cell_id: str, states: dict[s
     source = LabelSource(item.label_source)
     if source.weight <= state.label_source.weight:
         return
-    slide = item.slide or state.slide
+    slide = state.slide if item.slide is None else SlideId(item.folder, item.slide)
     plan.label_changes.append(
         LabelChange(cell_id, item.path, slide, item.label, source, state.label, state.label_source)
     )
@@ -516,7 +532,7 @@ def _ledger_row(row: FileRow, states: dict[str, CellState]) -> LedgerRow:
         row.cell_id,
         label,
         source,
-        row.slide or (None if state is None else state.slide),
+        row.slide or (None if state is None or state.slide is None else state.slide.name),
         row.recorded_at.replace(tzinfo=UTC),
         row.duplicate_of,
     )

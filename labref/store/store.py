@@ -82,7 +82,7 @@ from labref.store.values import (
     SeenAgain,
     StoredBundle,
 )
-from labref.words import Fingerprint, LabelSource, Landmark, Outcome, cell_id_of
+from labref.words import Fingerprint, LabelSource, Landmark, Outcome, SlideId, cell_id_of
 
 __all__ = ["MEMORY_LIMIT", "THREADS", "Store"]
 
@@ -631,7 +631,8 @@ class Store:
                     alike = load_alike(cursor)
             self._known = known._replace(alike=alike)
         self.slides.came(
-            (id_to_int(cell.cell_id), cell.slide, row[-1]) for cell, row in zip(plan.embedded, plan.cells, strict=True)
+            (id_to_int(cell.cell_id), cell.slide_id, row[-1])
+            for cell, row in zip(plan.embedded, plan.cells, strict=True)
         )
         self.slides.moved((id_to_int(change.cell_id), change.slide) for change in plan.label_changes)
         if self._optics_book is not None:  # read first after this commit, it has them
@@ -722,7 +723,7 @@ class Store:
         with self._reading() as cursor:
             return rows.cells(cursor, list(ids))
 
-    def cells_of_slide(self, slide: str, ids: Collection[str]) -> dict[str, Cell]:
+    def cells_of_slide(self, slide: SlideId, ids: Collection[str]) -> dict[str, Cell]:
         """As `cells`, of cells of one slide: faster where they came one after the other."""
         first, last = self.slides.book.span(slide)
         if last - first > _APART * len(ids):
@@ -808,10 +809,16 @@ class Store:
             cursor.begin()  # all counts of one moment; closing the cursor ends it
             outcomes: dict[str, int] = dict.fromkeys(map(str, Outcome), 0)
             outcomes.update(cursor.execute("SELECT outcome, count(*) FROM file GROUP BY outcome").fetchall())
-            for column in ("label", "label_source", "slide", "analyser"):
+            for column in ("label", "label_source", "analyser"):
                 cursor.execute(f"SELECT {column}, count(*) AS n FROM cell GROUP BY {column} ORDER BY n DESC, {column}")
                 by.append({from_nullable(value): n for value, n in cursor.fetchall()})
-        return Counts(sum(outcomes.values()), sum(by[0].values()), outcomes, *by)
+            slides = cursor.execute(
+                "SELECT slide, CASE WHEN slide IS NOT NULL THEN coalesce(folder, '') END AS folder, count(*) AS n FROM cell "
+                "GROUP BY ALL ORDER BY n DESC, slide, folder"
+            ).fetchall()
+        labels, sources, analysers = by
+        by_slide = {rows.slide_id(slide, folder): n for slide, folder, n in slides}
+        return Counts(sum(outcomes.values()), sum(labels.values()), outcomes, labels, sources, by_slide, analysers)
 
     def candidates(
         self, fingerprints: Sequence[Fingerprint], bits: int, landmarks: Sequence[Landmark] = ()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.words import Fingerprint, LabelSource, Landmark, Outcome, Quality, Verdict
+from labref.words import Fingerprint, LabelSource, Landmark, Outcome, Quality, SlideId, Verdict
 
 __all__ = [
     "Cell",
@@ -42,6 +42,7 @@ class NewCell:
     fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them
     they are made later, and the cell is compared with no other until then. landmarks: of its picture,
     `labref.cells.landmarks`, nearest to its centre first.
+    folder: the watched folder that it lies in, as text; two of them can have slides of one name.
     label: None where neither a person nor the analyser gave one; the cell then has predicted_label as its label, with
     the source "predicted".
     """
@@ -68,6 +69,12 @@ class NewCell:
     landmarks: tuple[Landmark, ...] = ()
     ctime_ns: int | None = None
     inode: int | None = None
+    folder: str = ""
+
+    @property
+    def slide_id(self) -> SlideId | None:
+        """The slide that it is of; None where it has none."""
+        return None if self.slide is None else SlideId(self.folder, self.slide)
 
     def carries(self) -> tuple[str, LabelSource]:
         """The label that the cell gets, and its source."""
@@ -99,7 +106,8 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class SeenAgain:
-    """A file whose bytes are those of a cell already stored: one more path of that cell."""
+    """A file whose bytes are those of a cell already stored: one more path of that cell. folder : the watched folder
+    that it lies in."""
 
     path: str
     size_bytes: int
@@ -110,6 +118,7 @@ class SeenAgain:
     slide: str | None = None
     ctime_ns: int | None = None
     inode: int | None = None
+    folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +197,8 @@ class Cell:
 
     path: where it was found; of several paths, the one that gave the label. duplicate_of and duplicate_verdict
     ("duplicate" or "possible_duplicate"): the earlier cell it resembles, or None. duplicate_group: cell_id of the
-    first of a chain of duplicates, None for a cell that is no duplicate.
+    first of a chain of duplicates, None for a cell that is no duplicate. folder: the watched folder of its slide, as
+    text; empty where that is not known.
     """
 
     cell_id: str
@@ -206,6 +216,12 @@ class Cell:
     duplicate_verdict: Outcome | None
     duplicate_group: str | None
     added_at: datetime
+    folder: str = ""
+
+    @property
+    def slide_id(self) -> SlideId | None:
+        """The slide that it is of; None where it has none."""
+        return None if self.slide is None else SlideId(self.folder, self.slide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,5 +266,5 @@ class Counts:
     outcomes: Mapping[str, int]
     by_label: Mapping[str, int]
     by_label_source: Mapping[str, int]
-    by_slide: Mapping[str | None, int]
+    by_slide: Mapping[SlideId | None, int]
     by_analyser: Mapping[str | None, int]

@@ -36,8 +36,9 @@ from typing import IO, Any, Final, Protocol
 
 from labref import __version__
 from labref.bundles.bundle import NO_ARCHIVE
-from labref.config import Config, load_config, watch_instead
+from labref.config import Config, load_config, successors, watch_instead
 from labref.errors import ConfigError, LabError
+from labref.export.paths import path_to_text
 from labref.failpoints import failpoint
 from labref.files import NoFileError, Rights, digest_of, give, give_all, open_file, sync_folder
 from labref.lab import Lab, absolute, new_token, refuse_own
@@ -444,9 +445,9 @@ class Backup:
         self.close()
 
 
-def _configuration(backup: Backup, file: Path, watch: Sequence[Path]) -> Config:
-    """The lab's labref.toml, written to `file`, watching `watch` where that names folders. Raises `LabError` where it
-    is no configuration that this labref can use."""
+def _configuration(backup: Backup, file: Path, watch: Sequence[Path]) -> tuple[Config, dict[Path, Path]]:
+    """The lab's labref.toml, written to `file`, watching `watch` where that names folders; and which of these takes the
+    place of which folder. Raises `LabError` where it is no configuration that this labref can use."""
     stored = _file_name(backup.record["files"][_CONFIG]["sha256"])
     try:
         with backup.read(stored) as source:
@@ -454,9 +455,12 @@ def _configuration(backup: Backup, file: Path, watch: Sequence[Path]) -> Config:
     except (OSError, *NO_ARCHIVE):
         raise LabError(f"{_CONFIG} of the backup {backup.path} is missing or damaged; use another one.") from None
     try:
-        if watch:
-            watch_instead(file, watch)
-        return load_config(file)
+        if not watch:
+            config = load_config(file)
+            return config, {folder: folder for folder in config.watch.folders}
+        before = load_config(file).watch.folders
+        watch_instead(file, watch)
+        return load_config(file), {folder: folder for folder in before} | successors(before, watch)
     except ConfigError as error:
         raise LabError(
             f"the {_CONFIG} of the backup {backup.path} cannot be used by this labref, and nothing was restored: "
@@ -484,7 +488,7 @@ def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
             # before hours of copying, and before anything stands under its name
             checked = staging / f".{_CONFIG}"
-            config = _configuration(backup, checked, [absolute(path) for path in watch])
+            config, named = _configuration(backup, checked, [absolute(path) for path in watch])
             refuse_own(folder, Lab(folder, config).watched)
             yield from backup.verify(into=staging)
             (staging / _IMAGES).unlink()
@@ -494,6 +498,10 @@ def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[
             new_token(staging)
             yield 0, 0, "the store is read"
             with Store.open(staging / _STORE) as store:
+                if any(old != new for old, new in named.items()):
+                    folders = {path_to_text(str(old)): path_to_text(str(new)) for old, new in named.items()}
+                    store.slides.locate(folders)
+                    store.slides.rename(folders)
                 tables = store.read_all()
             wrong = [
                 name for name, number in backup.record["tables"].items() if name in _SAME and tables[name] != number

@@ -81,14 +81,14 @@ def build(path: Path, kind: str, n: int, size: int, *, digest: str = BUNDLE, lab
             )
             connection.execute(
                 "INSERT INTO cell SELECT digest[1:16], digest, path, 30000, 360, 363, label, 'analyser', "
-                "'slide ' || number // 200, 'DC-1', now()::TIMESTAMP, NULL, NULL, NULL, now()::TIMESTAMP, number + 1 FROM made"
+                "'slide ' || number // 200, 'DC-1', now()::TIMESTAMP, NULL, NULL, NULL, now()::TIMESTAMP, number + 1, '/export' FROM made"
             )
             connection.execute(
                 f"INSERT INTO fingerprint SELECT digest[1:16], {VERSION}, hash(number), hash(number + 0.5) FROM made"
             )
             connection.execute(
                 "INSERT INTO file SELECT path, 30000, 1700000000000000000 + number, 'stored', NULL, digest[1:16], label, "
-                "'analyser', 'slide ' || number // 200, NULL, now()::TIMESTAMP, NULL, NULL FROM made"
+                "'analyser', 'slide ' || number // 200, NULL, now()::TIMESTAMP, NULL, NULL, '/export' FROM made"
             )
             connection.execute(
                 f"INSERT INTO embedding_1 SELECT digest[1:16], array_value({numbers}), "

@@ -67,7 +67,7 @@ class Export:
             [active],
         ).fetchone()
         number, columns = on_map or (-1, 1)
-        who = "c.slide, c.path," if identifying else ""
+        who = "c.slide, coalesce(c.folder, '') AS folder, c.path," if identifying else ""
         labels = ", ".join(f"'{label.replace(chr(39), 2 * chr(39))}'" for label in bundle.labels)
         cursor.execute(
             f"""

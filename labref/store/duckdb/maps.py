@@ -102,6 +102,7 @@ class MapCell:
     predicted: str
     slide: str | None
     analyser: str | None
+    folder: str
 
 
 class Maps(Tables):
@@ -157,13 +158,14 @@ class Maps(Tables):
             table, _ = bundles.space(cursor, bundle)
             chosen = "" if ids is None else "AND p.cell_id IN (SELECT unnest($2::VARCHAR[]))"
             cursor.execute(
-                f"""SELECT p.cell_id, p.node, p.quantization_error, c.label, c.label_source, e.predicted_label, c.slide, c.analyser
+                f"""SELECT p.cell_id, p.node, p.quantization_error, c.label, c.label_source, e.predicted_label,
+                           c.slide, c.analyser, c.folder
                     FROM map_position p JOIN cell c USING (cell_id) JOIN {table} e USING (cell_id)
                     WHERE p.map = $1 AND p.node >= 0 AND p.node < {nodes} {chosen} ORDER BY c.number""",
                 [number] if ids is None else [number, list(ids)],
             )
             while found := cursor.fetchmany(4096):
-                for cell_id, node, error, label, source, predicted, slide, analyser in found:
+                for cell_id, node, error, label, source, predicted, slide, analyser, folder in found:
                     yield MapCell(
                         cell_id,
                         node,
@@ -173,6 +175,7 @@ class Maps(Tables):
                         from_column(predicted),
                         from_nullable(slide),
                         from_nullable(analyser),
+                        from_column(folder or ""),
                     )
 
     def cells_of_patient(self, name: str) -> set[str]:

@@ -539,3 +539,12 @@ def _qualities(connection: duckdb.DuckDBPyConnection) -> None:
 @migration(24, "the judgement of one picture is found at once")
 def _key_of_qualities(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("CREATE INDEX quality_of_cell ON quality (cell_id)")
+
+
+@migration(25, "two watched folders can each have a slide of one name")
+def _folders(connection: duckdb.DuckDBPyConnection) -> None:
+    # NULL where it is not known: the lab, which knows its watched folders, says it (`Slides.locate`)
+    there = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    for table in ("cell", "file", "file_history", "slide_approval", "slide_move", "trash_cell", "trash_file"):
+        if table in there:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN folder VARCHAR")

@@ -8,11 +8,12 @@ from typing import Final
 
 import duckdb
 
+from labref.store.duckdb import rows
 from labref.store.duckdb.vocabulary import word
 from labref.store.recording import LabelChange
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import FileOfCell
-from labref.words import LabelSource
+from labref.words import LabelSource, SlideId
 
 __all__ = ["cells_at", "followed", "shared_files"]
 
@@ -32,7 +33,7 @@ class _Said:
     path: str
     label: str | None
     source: LabelSource
-    slide: str | None
+    slide: SlideId | None
 
 
 def shared_files(cursor: duckdb.DuckDBPyConnection, cells: Sequence[str] | None = None) -> list[FileOfCell]:
@@ -78,7 +79,7 @@ def followed(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) ->
     ids = [list(gone)]
     files: dict[str, list[_Said]] = {}
     for cell_id, *said in cursor.execute(
-        f"SELECT cell_id, path, label, label_source, slide FROM file {_IDS} ORDER BY recorded_at, path", ids
+        f"SELECT cell_id, path, label, label_source, slide, folder FROM file {_IDS} ORDER BY recorded_at, path", ids
     ).fetchall():
         files.setdefault(cell_id, []).append(_said(cell_id, *said))
     by_person = {
@@ -89,7 +90,7 @@ def followed(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) ->
     }
     found = []
     for cell_id, *said in cursor.execute(
-        f"SELECT cell_id, path, label, label_source, slide FROM cell {_IDS}", ids
+        f"SELECT cell_id, path, label, label_source, slide, folder FROM cell {_IDS}", ids
     ).fetchall():
         cell = _said(cell_id, *said)
         there = [file for file in files.get(cell_id, ()) if file.path not in gone[cell_id]]
@@ -104,10 +105,12 @@ def followed(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) ->
     return found
 
 
-def _said(cell_id: str, path: str, label: str | None, source: str | None, slide: str | None) -> _Said:
+def _said(
+    cell_id: str, path: str, label: str | None, source: str | None, slide: str | None, folder: str | None
+) -> _Said:
     where = f"the label source of cell {cell_id}"
     given = LabelSource.PREDICTED if source is None else word(LabelSource, source, where)
-    return _Said(from_column(path), from_nullable(label), given, from_nullable(slide))
+    return _Said(from_column(path), from_nullable(label), given, rows.slide_id(slide, folder))
 
 
 def _followed(cell: _Said, there: Sequence[_Said], *, by_person: bool) -> _Said | None:

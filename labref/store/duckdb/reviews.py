@@ -346,7 +346,7 @@ def _undo(
     change = LabelChange(
         cell_id,
         None if by_person else carried.path,
-        carried.slide,
+        carried.slide_id,
         from_column(label),
         word(LabelSource, source, f"a label source in the history of cell {cell_id}"),
         carried.label,

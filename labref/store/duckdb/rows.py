@@ -15,7 +15,7 @@ from labref.store.duckdb.vocabulary import word
 from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import Cell, FileState, LedgerRow
-from labref.words import LabelSource, Outcome
+from labref.words import LabelSource, Outcome, SlideId
 
 __all__ = [
     "CELL",
@@ -34,6 +34,7 @@ __all__ = [
     "now",
     "path_labels",
     "recent",
+    "slide_id",
     "states",
     "states_of_files",
 ]
@@ -54,6 +55,7 @@ CELL = {
     "duplicate_verdict": "VARCHAR",
     "duplicate_group": "VARCHAR",
     "added_at": "TIMESTAMP",
+    "folder": "VARCHAR",
 }
 """Columns of table `cell` and their types, in the order of `Cell`'s fields."""
 FILE = {
@@ -70,6 +72,7 @@ FILE = {
     "recorded_at": "TIMESTAMP",
     "ctime_ns": "BIGINT",
     "inode": "UBIGINT",
+    "folder": "VARCHAR",
 }
 """Columns of table `file` and their types, in the order of `FileRow`'s fields."""
 _NEIGHBOURS = """
@@ -149,12 +152,17 @@ def cells(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, Ce
     return {row[0]: _cell(row) for row in look_up(cursor, "cell", list(CELL), "cell_id", ids)}
 
 
-def cells_of_slide(cursor: duckdb.DuckDBPyConnection, slide: str, first: int, last: int) -> dict[str, Cell]:
+def slide_id(slide: str | None, folder: str | None) -> SlideId | None:
+    """The slide that two columns name; None where they name none."""
+    return None if slide is None else SlideId(from_column(folder or ""), from_column(slide))
+
+
+def cells_of_slide(cursor: duckdb.DuckDBPyConnection, slide: SlideId, first: int, last: int) -> dict[str, Cell]:
     """The cells of a slide by id. first, last : numbers between which they came: DuckDB passes over what is not between
     them, and takes a fifth of the time of a look at the key for each."""
     found = cursor.execute(
-        f"SELECT {', '.join(CELL)} FROM cell WHERE number >= ? AND number <= ? AND slide = ?",
-        [first, last, to_column(slide)],
+        f"SELECT {', '.join(CELL)} FROM cell WHERE number >= ? AND number <= ? AND slide = ? AND coalesce(folder, '') = ?",
+        [first, last, to_column(slide.name), to_column(slide.folder)],
     ).fetchall()
     return {row[0]: _cell(row) for row in found}
 
@@ -177,16 +185,16 @@ def recent(cursor: duckdb.DuckDBPyConnection, after: int, before: int | None, li
 
 def states(cursor: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> dict[str, CellState]:
     """Of cells, what recording must know, by id."""
-    columns = ["cell_id", "digest", "label", "label_source", "slide", "duplicate_group"]
+    columns = ["cell_id", "digest", "label", "label_source", "slide", "folder", "duplicate_group"]
     return {
         cell_id: CellState(
             digest,
             from_column(label),
             word(LabelSource, source, f"the label source of cell {cell_id}"),
-            from_nullable(slide),
+            slide_id(slide, folder),
             group,
         )
-        for cell_id, digest, label, source, slide, group in look_up(cursor, "cell", columns, "cell_id", ids)
+        for cell_id, digest, label, source, slide, folder, group in look_up(cursor, "cell", columns, "cell_id", ids)
     }
 
 
@@ -313,9 +321,10 @@ def path_labels(cursor: duckdb.DuckDBPyConnection, cell_id: str) -> list[dict[st
 
 
 def _cell(row: Sequence[Any]) -> Cell:
-    cell_id, digest, path, size, width, height, label, source, slide, analyser, captured, of, verdict, group, added = (
+    cell_id, digest, path, size, width, height, label, source, slide, analyser, captured, of, verdict, group, *more = (
         row
     )
+    added, folder = more
     return Cell(
         cell_id,
         digest,
@@ -332,6 +341,7 @@ def _cell(row: Sequence[Any]) -> Cell:
         None if verdict is None else word(Outcome, verdict, f"the verdict on cell {cell_id}"),
         group,
         added.replace(tzinfo=UTC),
+        from_column(folder or ""),
     )
 
 
@@ -339,5 +349,6 @@ def _file_row(row: Sequence[Any]) -> FileRow:
     value = dict(zip(FILE, row, strict=True))
     for column in ("path", "reason", "label", "slide"):
         value[column] = from_nullable(value[column])
+    value["folder"] = from_column(value["folder"] or "")
     value["outcome"] = word(Outcome, value["outcome"], "the outcome of a file")
     return FileRow(**value)

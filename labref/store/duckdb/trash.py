@@ -193,7 +193,7 @@ def _give_back_files(connection: duckdb.DuckDBPyConnection) -> None:
         f"(SELECT path FROM {TRASH}file WHERE cell_id IN (SELECT cell_id FROM coming))"
     )
     rows.keep_history(connection, still, [], at)
-    columns = ("outcome", "reason", "cell_id", "label", "label_source", "slide", "duplicate_of")
+    columns = ("outcome", "reason", "cell_id", "label", "label_source", "slide", "folder", "duplicate_of")
     connection.execute(
         f"UPDATE file SET {', '.join(f'{name} = was.{name}' for name in columns)}, recorded_at = ? "
         f"FROM {TRASH}file was JOIN coming USING (cell_id) "

@@ -274,10 +274,10 @@ def remove_faults(connection: duckdb.DuckDBPyConnection, found: Mapping[str, Seq
     # mtime 0 never equals a file's: the next scan looks at it again and finds the bytes it knows; asked anew, as the
     # outcomes taken out above may have been a cell's only ones
     connection.execute(
-        "INSERT INTO file (path, size_bytes, mtime_ns, outcome, cell_id, label, label_source, slide, duplicate_of, "
-        "recorded_at) SELECT DISTINCT ON (path) path, size_bytes, 0, coalesce(duplicate_verdict, 'stored'), cell_id, "
+        "INSERT INTO file (path, size_bytes, mtime_ns, outcome, cell_id, label, label_source, slide, folder, "
+        "duplicate_of, recorded_at) SELECT DISTINCT ON (path) path, size_bytes, 0, coalesce(duplicate_verdict, 'stored'), cell_id, "
         "CASE WHEN label_source <> 'predicted' THEN label END, CASE WHEN label_source <> 'predicted' THEN label_source END, "
-        f"slide, duplicate_of, ? FROM {_LOST} ORDER BY path, number DESC",
+        f"slide, folder, duplicate_of, ? FROM {_LOST} ORDER BY path, number DESC",
         [rows.now()],
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ _LABEL_CHANGE: Final = {
     "undoes": "BIGINT",
     "number": "BIGINT",
 }
-_SLIDE_MOVE: Final = {"number": "BIGINT", "slide": "VARCHAR", "came": "BOOLEAN"}
+_SLIDE_MOVE: Final = {"number": "BIGINT", "slide": "VARCHAR", "folder": "VARCHAR", "came": "BOOLEAN"}
 
 
 def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: StoredBundle) -> None:
@@ -76,15 +76,17 @@ def write_labels(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelC
     moves = _moves(connection, [change for change in last if change.path is not None])
     connection.execute(
         "UPDATE cell SET label = said.label, label_source = said.source, path = coalesce(said.path, cell.path), "
-        "slide = CASE WHEN said.path IS NULL THEN cell.slide ELSE said.slide END FROM (SELECT "
+        "slide = CASE WHEN said.path IS NULL THEN cell.slide ELSE said.slide END, "
+        "folder = CASE WHEN said.path IS NULL THEN cell.folder ELSE said.folder END FROM (SELECT "
         "unnest($1::VARCHAR[]) AS cell_id, unnest($2::VARCHAR[]) AS label, unnest($3::VARCHAR[]) AS source, "
-        "unnest($4::VARCHAR[]) AS path, unnest($5::VARCHAR[]) AS slide) said WHERE cell.cell_id = said.cell_id",
+        "unnest($4::VARCHAR[]) AS path, unnest($5::VARCHAR[]) AS slide, unnest($6::VARCHAR[]) AS folder) said "
+        "WHERE cell.cell_id = said.cell_id",
         [
             [change.cell_id for change in last],
             [to_column(change.label) for change in last],
             [str(change.label_source) for change in last],
             [to_nullable(change.path) for change in last],
-            [to_nullable(change.slide) for change in last],
+            *_columns(last),
         ],
     )
     numbers = sequence.begin(connection)
@@ -114,16 +116,28 @@ def write_labels(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelC
     sequence.keep(connection, numbers)
 
 
-def _moves(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelChange]) -> list[tuple[str, bool]]:
-    """The slides that cells leave (False) and come to (True) by changes that name the slide, before these are made."""
+def _columns(changes: Iterable[LabelChange]) -> tuple[list[str | None], list[str]]:
+    """Names and watched folders of the slides of some changes."""
+    slides = [change.slide for change in changes]
+    return (
+        [None if slide is None else to_column(slide.name) for slide in slides],
+        ["" if slide is None else to_column(slide.folder) for slide in slides],
+    )
+
+
+def _moves(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelChange]) -> list[tuple[str, str, bool]]:
+    """The slides that cells leave (False) and come to (True) by changes that name the slide, before these are made:
+    name and watched folder of each."""
     if not changes:
         return []
     return connection.execute(
-        "WITH move AS (SELECT cell.slide AS before, said.slide AS after FROM cell JOIN (SELECT "
-        "unnest($1::VARCHAR[]) AS cell_id, unnest($2::VARCHAR[]) AS slide) said USING (cell_id) "
-        "WHERE cell.slide IS DISTINCT FROM said.slide) "
-        "SELECT before, false FROM move WHERE before IS NOT NULL UNION SELECT after, true FROM move WHERE after IS NOT NULL",
-        [[change.cell_id for change in changes], [to_nullable(change.slide) for change in changes]],
+        "WITH move AS (SELECT cell.slide AS before, coalesce(cell.folder, '') AS from_folder, said.slide AS after, "
+        "said.folder AS to_folder FROM cell JOIN (SELECT unnest($1::VARCHAR[]) AS cell_id, unnest($2::VARCHAR[]) AS slide, "
+        "unnest($3::VARCHAR[]) AS folder) said USING (cell_id) "
+        "WHERE cell.slide IS DISTINCT FROM said.slide OR coalesce(cell.folder, '') <> said.folder) "
+        "SELECT before, from_folder, false FROM move WHERE before IS NOT NULL "
+        "UNION SELECT after, to_folder, true FROM move WHERE after IS NOT NULL",
+        [[change.cell_id for change in changes], *_columns(changes)],
     ).fetchall()
 
 

@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.words import SlideId
+
 __all__ = ["NOTHING", "Origins"]
 
 NOTHING: Final = -(2**62)
@@ -18,7 +20,7 @@ NOTHING: Final = -(2**62)
 class Origins:
     """Where cells come from. It never changes.
 
-    ids : uint64[n], sorted.  slides, analysers : int32[n], index in `slide_names`, `analyser_names`; -1 where a cell
+    ids : uint64[n], sorted.  slides, analysers : int32[n], index in `slide_ids`, `analyser_names`; -1 where a cell
     has none.  seconds : int64[n], when it was captured, seconds since 1970, UTC; `NOTHING` where that is not known.
     last : the largest number of these cells in the store's order.
     """
@@ -27,7 +29,7 @@ class Origins:
     slides: NDArray[np.int32]
     analysers: NDArray[np.int32]
     seconds: NDArray[np.int64]
-    slide_names: tuple[str, ...]
+    slide_ids: tuple[SlideId, ...]
     analyser_names: tuple[str, ...]
     last: int
 
@@ -58,7 +60,7 @@ class Origins:
         slides: NDArray[np.int32],
         analysers: NDArray[np.int32],
         seconds: NDArray[np.int64],
-        slide_names: tuple[str, ...],
+        slide_ids: tuple[SlideId, ...],
         analyser_names: tuple[str, ...],
         last: int,
     ) -> Origins:
@@ -70,7 +72,7 @@ class Origins:
             np.concatenate([self.slides, slides])[order],
             np.concatenate([self.analysers, analysers])[order],
             np.concatenate([self.seconds, seconds])[order],
-            slide_names,
+            slide_ids,
             analyser_names,
             last,
         )

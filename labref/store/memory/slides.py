@@ -12,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.store.memory.books import CellBook
+from labref.words import SlideId
 
 __all__ = ["Slide", "SlideBook"]
 
-_NONE: Final = ""  # a cell without a slide; a real name is never empty
+_NONE: Final = SlideId("", "")  # a cell without a slide; a real name is never empty
 
 
 @dataclass(frozen=True, slots=True)
 class Slide:
     """A slide. cells : how many of its cells are stored.  last : number of the cell that came last, and its id."""
 
-    name: str
+    id: SlideId
     cells: int
     last: int
     last_cell: int
@@ -36,6 +37,11 @@ class _Cells:
     numbers: array[int] = field(default_factory=lambda: array("q"))
 
 
+def _patient(slide: SlideId) -> tuple[str, str]:
+    """The watched folder, and the first folder in it that the slide's name has."""
+    return slide.folder, slide.name.partition("/")[0]
+
+
 class SlideBook:
     """The cells of each slide, in the order they came. Cells without a slide are not among them.
 
@@ -47,21 +53,23 @@ class SlideBook:
         ids: NDArray[np.uint64],
         numbers: NDArray[np.int64],
         codes: NDArray[np.uint32],
-        names: Sequence[str | None],
+        slides: Sequence[SlideId | None],
     ) -> None:
-        """ids : uint64[n].  numbers : int64[n], in which order the cells came.  codes : uint32[n], the index in `names`
-        of each cell's slide."""
-        self._of: CellBook[str] = CellBook(ids, codes, [name or _NONE for name in names])
-        self._slides: dict[str, _Cells] = {}
+        """ids : uint64[n].  numbers : int64[n], in which order the cells came.  codes : uint32[n], the index in
+        `slides` of each cell's slide."""
+        self._of: CellBook[SlideId] = CellBook(ids, codes, [slide or _NONE for slide in slides])
+        self._slides: dict[SlideId, _Cells] = {}
         self._newest: list[Slide] | None = None
-        self._kin: tuple[Sequence[Slide], dict[str, list[str]]] | None = None
+        self._kin: tuple[Sequence[Slide], dict[tuple[str, str], list[SlideId]]] | None = None
+        self._named: dict[str, tuple[SlideId, ...]] = {}
         order = np.lexsort((numbers, codes))
         ids, numbers, codes = ids[order], numbers[order], codes[order]
-        starts = np.searchsorted(codes, np.arange(len(names) + 1))
-        for code, name in enumerate(names):
+        starts = np.searchsorted(codes, np.arange(len(slides) + 1))
+        for code, slide in enumerate(slides):
             part = slice(starts[code], starts[code + 1])
-            if name:
-                cells = self._slides[name] = _Cells()
+            if slide is not None:
+                self._named[slide.name] = (*self._named.get(slide.name, ()), slide)
+                cells = self._slides[slide] = _Cells()
                 cells.ids.frombytes(ids[part].astype("=u8").tobytes())
                 cells.numbers.frombytes(numbers[part].astype("=i8").tobytes())
 
@@ -73,58 +81,63 @@ class SlideBook:
         found = self._newest
         if found is None:
             found = [
-                Slide(name, len(cells.ids), cells.numbers[-1], cells.ids[-1])
-                for name, cells in list(self._slides.items())
+                Slide(slide, len(cells.ids), cells.numbers[-1], cells.ids[-1])
+                for slide, cells in list(self._slides.items())
                 if cells.ids
             ]
             found.sort(key=lambda slide: -slide.last)
             self._newest = found
         return found
 
-    def kin(self, slide: str) -> list[str]:
-        """The other slides whose names begin with the same folder, where one of them lies in it; as `newest` orders
-        them."""
+    def named(self, name: str) -> list[SlideId]:
+        """The slides of this name; first the one whose last cell came last. Microseconds."""
+        return sorted(self._named.get(name, ()), key=lambda slide: -self.last(slide))
+
+    def kin(self, slide: SlideId) -> list[SlideId]:
+        """The other slides of its watched folder whose names begin with the same folder, where one of them lies in it;
+        as `newest` orders them."""
         newest = self.newest()
         kept = self._kin
         if kept is None or kept[0] is not newest:
-            of: dict[str, list[str]] = {}
+            of: dict[tuple[str, str], list[SlideId]] = {}
             for one in newest:
-                of.setdefault(one.name.partition("/")[0], []).append(one.name)
-            kept = self._kin = newest, {folder: names for folder, names in of.items() if len(names) > 1}
-        names = kept[1].get(slide.partition("/")[0], [])
+                of.setdefault(_patient(one.id), []).append(one.id)
+            kept = self._kin = newest, {patient: slides for patient, slides in of.items() if len(slides) > 1}
+        slides = kept[1].get(_patient(slide), [])
         # two slides without a folder have no name in common
-        return [name for name in names if name != slide] if any("/" in name for name in names) else []
+        return [one for one in slides if one != slide] if any("/" in one.name for one in slides) else []
 
-    def cells(self, slide: str) -> list[int]:
-        """The cells of a slide, in the order they came; empty where there is none of that name."""
+    def cells(self, slide: SlideId) -> list[int]:
+        """The cells of a slide, in the order they came; empty where there is no such slide."""
         cells = self._slides.get(slide)
         return [] if cells is None else cells.ids.tolist()
 
-    def ids(self, slide: str) -> NDArray[np.uint64]:
+    def ids(self, slide: SlideId) -> NDArray[np.uint64]:
         """The same as uint64[n]."""
         return np.array(self.cells(slide), np.uint64)
 
-    def span(self, slide: str) -> tuple[int, int]:
+    def span(self, slide: SlideId) -> tuple[int, int]:
         """The numbers of the slide's cells that came first and last; 0 and 0 where there is no such slide."""
         cells = self._slides.get(slide)
         return (0, 0) if cells is None or not cells.numbers else (cells.numbers[0], cells.numbers[-1])
 
-    def last(self, slide: str) -> int:
+    def last(self, slide: SlideId) -> int:
         """The number of the slide's cell that came last; 0 where there is no such slide."""
         cells = self._slides.get(slide)
         return cells.numbers[-1] if cells is not None and cells.numbers else 0
 
-    def slide(self, number: int) -> str | None:
+    def slide(self, number: int) -> SlideId | None:
         """The slide of a cell, by its id; None where it has none, or is unknown."""
-        return self._of.get(number) or None
+        found = self._of.get(number)
+        return None if found == _NONE else found
 
-    def add(self, number: int, slide: str | None, came: int) -> None:
+    def add(self, number: int, slide: SlideId | None, came: int) -> None:
         """A new cell. came : its number in the order of all cells, larger than those before."""
         self._of.add(number, slide or _NONE)
         self._put(number, slide, came)
         self._newest = None
 
-    def move(self, number: int, slide: str | None) -> None:
+    def move(self, number: int, slide: SlideId | None) -> None:
         """A cell is of another slide from now on; one that the book does not hold is left alone."""
         before = self._of.get(number)
         if before is None or before == (slide or _NONE):
@@ -139,12 +152,15 @@ class SlideBook:
                 self._slides[before] = left
             else:
                 del self._slides[before]
+                self._named[before.name] = tuple(one for one in self._named[before.name] if one != before)
         self._of.change(number, slide or _NONE)
         self._put(number, slide, came)
         self._newest = None
 
-    def _put(self, number: int, slide: str | None, came: int) -> None:
-        if slide:
+    def _put(self, number: int, slide: SlideId | None, came: int) -> None:
+        if slide is not None:
+            if slide not in self._slides:
+                self._named[slide.name] = (*self._named.get(slide.name, ()), slide)
             cells = self._slides.get(slide, _Cells())
             at = bisect(cells.numbers, came)
             if at == len(cells.ids):

@@ -8,6 +8,7 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from labref.errors import LabrefError
+from labref.operations.naming import SeveralSlidesError
 from labref.progress import Row
 from labref.web.pages import Visit, page, page_number
 
@@ -54,7 +55,11 @@ def beside(visit: Visit) -> Response:
 def slide(visit: Visit, key: str) -> Response:
     order = "arrival" if visit.query.get("order") == "arrival" else "similarity"
     number = page_number(visit.query.get("page"))
-    shown = _shown(visit, key, order=order, limit=_CELLS_A_PAGE, offset=(number - 1) * _CELLS_A_PAGE)
+    try:
+        shown = _shown(visit, key, order=order, limit=_CELLS_A_PAGE, offset=(number - 1) * _CELLS_A_PAGE)
+    except SeveralSlidesError:  # a link from before watched folders counted
+        found, *rows = visit.ask("slide.list", slide=key)
+        return visit.show("slides.html", status=300, slides=rows, found=found["slides"], search="", number=1, pages=1)
     classes = _classes(visit)
     there = {row["label"] for row in shown.classes}
     # a cell can be moved into each class

@@ -48,7 +48,7 @@ function show(pair, coming) {
     const label = section.querySelector(`[data-label="${side}"]`);
     label.textContent = about?.label ?? "";
     label.className = `class ${styles[about?.label] ?? ""}`;
-    section.querySelector(`[data-about="${side}"]`).textContent = [about?.slide, moment(about?.captured_at)].filter(Boolean).join(" · ");
+    section.querySelector(`[data-about="${side}"]`).textContent = [about?.slide, about?.slide_folder, moment(about?.captured_at)].filter(Boolean).join(" · ");
   }
   document.getElementById("score").textContent =
     pair.score === null ? "" : text("alike to {score} of 1", { score: number(pair.score) });
