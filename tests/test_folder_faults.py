@@ -775,6 +775,24 @@ def test_nothing_is_written_over_what_a_lab_works_with(filled: Lab, tmp_path: Pa
     filled.refuse_output(tmp_path / "store.duckdb")
 
 
+def test_the_picture_of_an_answer_never_takes_the_place_of_an_image(filled: Lab, tmp_path: Path) -> None:
+    image, other, export = tmp_path / "own.png", tmp_path / "own-2.png", filled.watched[0]
+    for path in (image, other):
+        shutil.copy(export / "0.jpg", path)
+    (tmp_path / "linked-1.png").symlink_to(export / "linked.png")
+    whole, before = image.read_bytes(), sorted(export.iterdir())
+    for images, grid, why in (
+        ([image], image, "is an image that is asked about"),
+        ([image, other], image, "is an image that is asked about"),  # own-2.png would be written
+        ([image, other], tmp_path / "linked.png", "which labref watches and never writes to"),
+    ):
+        words = ["query", *map(str, images), "--grid", str(grid), "--lab", str(filled.folder)]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 1 and why in done.stderr, done.output
+    assert image.read_bytes() == other.read_bytes() == whole
+    assert sorted(export.iterdir()) == before
+
+
 # a watch is known to be alive
 
 

@@ -107,11 +107,17 @@ def query(
 
     failed = False
     where = Lab.find(lab)
+    outs: list[Path | None] = [None] * len(images)
     if grid is not None:
-        where.refuse_output(grid)
+        outs = [grid] if len(images) == 1 else [grid.with_stem(f"{grid.stem}-{n}") for n, _ in enumerate(images, 1)]
+        for target in filter(None, outs):
+            where.refuse_output(target)
+            if any(_is_one_file(target, image) for image in images):
+                raise LabrefError(
+                    f"{target} is an image that is asked about, and would be lost. Give --grid another name."
+                )
     with Desk.open(where) as desk:
-        for number, image in enumerate(images, 1):
-            out = grid if grid is None or len(images) == 1 else grid.with_stem(f"{grid.stem}-{number}")
+        for image, out in zip(images, outs, strict=True):
             try:
                 _answer(desk, image, k, by, analyser, any_optics, json, out)
             except LabrefError as error:
@@ -119,6 +125,13 @@ def query(
                 failed = True
     if failed:
         raise typer.Exit(1)
+
+
+def _is_one_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one of them is not there
+        return False
 
 
 def _answer(
