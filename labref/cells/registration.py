@@ -19,27 +19,36 @@ from PIL import Image
 
 from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
 
-__all__ = ["SIDE", "STRUCTURE_FROM", "Alignment", "View", "align", "view"]
+__all__ = ["SIDE", "STAINED", "STRUCTURE_FROM", "Alignment", "View", "align", "view"]
 
 SIDE: Final = 64
 """Side of the thumbnails that are compared, pixels; one of these pixels is four of the crop's."""
 _SCALE: Final = CROP_SIZE // SIDE
 _LEAST_OVERLAP: Final = 0.25  # share of a thumbnail that both must show: a smaller overlap says little about two cells
+_STRUCTURE_OVERLAP: Final = 0.5  # the same for the structure, which says less where little is seen
 _HOPELESS: Final = 0.6  # a lower correlation is not refined; recaptures have 0.9 and more
-_ENOUGH: Final = 0.93  # from this correlation on the structure is not looked at
-_HOPELESS_STRUCTURE: Final = 0.35
+_SURE: Final = 0.7  # from this on it is refined whatever the structure says: neighbours have little in common
+_ENOUGH: Final = 0.93  # from this correlation on the pose is that of the colours
+_HOPELESS_STRUCTURE: Final = 0.45
 _FINE, _COARSE = 1.0, 5.0  # pixels of a thumbnail, standard deviations: of what is compared, and of its surroundings
 _NOISE: Final = 3.0  # grey values: a ground that varies less has no structure
 _STEPS: Final = 8
 _MOST_TURN: Final = 0.1  # radians; at a larger turn the steps no longer converge
 _HAZE: Final = 0.1  # optical density in red light that is too low for a nucleus
 _AROUND: Final = 5  # pixels of a thumbnail around a middle, in which a nucleus is looked for
+_BODY: Final = 3.0  # pixels of a thumbnail, standard deviation: blurred so far, a nucleus has one peak
+_CENTRED: Final = 12.0  # pixels of the crop; a picture with its middle so near to the centre was taken of that nucleus
+_ASIDE: Final = 60.0  # pixels of the crop; no nucleus that touches another reaches so far from its own
+_ONE_PEAK: Final = 3.0  # pixels of a thumbnail; peaks that lie closer are one
 _FIELD: Final = 1.75 * CROP_SIZE  # pixels; an image with a longer side shows a field, and its middle means nothing
 
-STRUCTURE_FROM: Final = 0.62
+STAINED: Final = 0.6
+"""Share of the chosen cell's density; from this on a nucleus lies in the picture's middle as well."""
+STRUCTURE_FROM: Final = 0.66
 """From this agreement of the structure on two pictures show one field, whatever light and focus: a person is asked. Of
-911 pairs of one cell in `chula`, in other light and focus, 0.90 agree so far, and none of 4,000 pairs of other cells,
-1,500 of these of one series."""
+912 pairs of one cell in `chula`, in other light and focus, 0.98 agree so far. Of pairs of other cells, most of one
+class or series, none of 5,000 of `chula` (two cells of one field apart) and 2,000 of `pbc` does, and 1 of 2,000 of
+`bonemarrow`."""
 
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
@@ -68,9 +77,11 @@ class Alignment:
     score : normalised cross-correlation in the overlap, mean of the three colours, -1 to 1.  shift : (rows, columns)
     from the first view's centre to the second's, crop pixels.  turn : degrees.  middles : distance between the middles
     of the two images, crop pixels.  overlap : share of the thumbnail that both views show.  stained : the smaller of
-    the two views' `stained`.  structure : the same correlation of the pictures' structure; 0 where the
-    colours agree so far that it was not looked at. Where it agrees to
-    `STRUCTURE_FROM`, the pose is that at which it agrees best.
+    the two views' `stained`.  structure : the same correlation of the structure of the pictures in grey, where half
+    a thumbnail is shown by both. Where it agrees to `STRUCTURE_FROM` and the colours agree less, the pose is that at
+    which it agrees best.  one_body : whether both centres lie on one
+    nucleus in either view, and so does the image's middle where it is stained, and at least one of the pictures was
+    taken of that nucleus; False where the views do not agree.
     """
 
     score: float
@@ -80,6 +91,7 @@ class Alignment:
     overlap: float
     stained: float = 0.0
     structure: float = 0.0
+    one_body: bool = False
 
     @property
     def agreement(self) -> float:
@@ -102,11 +114,53 @@ def view(cell: CellImage) -> View:
     return View(thumb, (top, left, bottom, right), middle, stained)
 
 
-def _stained(thumb: NDArray[np.uint8], middle: tuple[float, float]) -> float:
+def _density(thumb: NDArray[np.uint8], blur: float) -> F32:
+    """Optical density in red light above haze, blurred: float32[64, 64]. blur : standard deviation, pixels."""
     density = np.log((BACKGROUND + 1.0) / (thumb[:, :, 0].astype(np.float32) + 1.0)) - _HAZE
-    smooth = scipy.ndimage.gaussian_filter(density, 2.0)
-    of_crop, of_image = ([round((SIDE - 1) / 2 + at / _SCALE) for at in place] for place in ((0.0, 0.0), middle))
-    if not all(0 <= at < SIDE for at in of_image):
+    return np.asarray(scipy.ndimage.gaussian_filter(density, blur))
+
+
+def _on_thumb(place: tuple[float, float]) -> tuple[int, int] | None:
+    """The pixel of a thumbnail at a place, crop pixels from the crop's middle; None outside."""
+    row, column = (round((SIDE - 1) / 2 + at / _SCALE) for at in place)
+    return (row, column) if 0 <= row < SIDE and 0 <= column < SIDE else None
+
+
+def _one_body(shown: View, other: tuple[float, float]) -> bool:
+    """Whether the crop's middle, the `other` place (crop pixels from it), and the image's middle where that is stained
+    lie on one nucleus: from each of them the way up the blurred density leads to the same peak."""
+    density = _density(shown.thumb, _BODY)
+    places = [(0.0, 0.0), other, *([shown.middle] if shown.stained >= STAINED else [])]
+    peaks = [None if (at := _on_thumb(place)) is None else _peak(density, at) for place in places]
+    first = peaks[0]
+    return all(
+        peak is not None and first is not None and np.hypot(*np.subtract(peak, first)) <= _ONE_PEAK for peak in peaks
+    )
+
+
+def _one_was_taken_of_it(a: View, b: View) -> bool:
+    """Whether the nucleus that was found is no mix of two, each of them in the middle of one picture: then both middles
+    would lie at its sides, and not far."""
+    nearer, farther = sorted(float(np.hypot(*shown.middle)) for shown in (a, b))
+    return nearer <= _CENTRED or farther >= _ASIDE
+
+
+def _peak(density: F32, at: tuple[int, int]) -> tuple[int, int]:
+    """The peak that the steepest way up from a pixel leads to."""
+    while True:
+        row, column = at
+        top, left = max(0, row - 1), max(0, column - 1)
+        around = density[top : row + 2, left : column + 2]
+        down, right = divmod(int(around.argmax()), around.shape[1])
+        if around[down, right] <= density[at]:
+            return at
+        at = top + down, left + right
+
+
+def _stained(thumb: NDArray[np.uint8], middle: tuple[float, float]) -> float:
+    smooth = _density(thumb, 2.0)
+    of_crop, of_image = _on_thumb((0.0, 0.0)), _on_thumb(middle)
+    if of_crop is None or of_image is None:
         return 0.0
     in_image, in_crop = (
         float(smooth[max(0, row - _AROUND) : row + _AROUND + 1, max(0, column - _AROUND) : column + _AROUND + 1].max())
@@ -118,14 +172,22 @@ def _stained(thumb: NDArray[np.uint8], middle: tuple[float, float]) -> float:
 def align(a: View, b: View) -> Alignment:
     """Register `b` on `a`. The scores are symmetric except for the last digits. Takes some milliseconds."""
     masks = _mask(a), _mask(b)
-    first, second = a.thumb.astype(np.float32), b.thumb.astype(np.float32)
-    score, pose, overlap = _registered(first, second, *masks, _HOPELESS)
-    structure = 0.0
-    if score < _ENOUGH:
-        structure, other, shared = _registered(_structure(first), _structure(second), *masks, _HOPELESS_STRUCTURE)
-        if structure >= STRUCTURE_FROM:
-            pose, overlap = other, shared
+    grey_a, grey_b = (shown.thumb.mean(axis=2, dtype=np.float32) for shown in (a, b))
+    score, shift, overlap = _best_shift(grey_a, masks[0], grey_b, masks[1], _least(*masks, _LEAST_OVERLAP, 0.5))
+    pose = np.array([*shift, 0.0])
+    of_structure = _structure(grey_a), _structure(grey_b)
+    structure, other, _ = _best_shift(
+        of_structure[0], masks[0], of_structure[1], masks[1], _least(*masks, _STRUCTURE_OVERLAP, 0.8)
+    )
+    if score >= _SURE or (score >= _HOPELESS and structure >= _HOPELESS_STRUCTURE):
+        first, second = a.thumb.astype(np.float32), b.thumb.astype(np.float32)
+        score, pose, overlap = _refine(first, masks[0], second, masks[1], pose)
+    if structure >= STRUCTURE_FROM and score < _ENOUGH:
+        of_both = [picture[..., None] for picture in of_structure]
+        refined, pose, overlap = _refine(of_both[0], masks[0], of_both[1], masks[1], np.array([*other, 0.0]))
+        structure = max(structure, refined)
     rows, columns = float(pose[0] * _SCALE), float(pose[1] * _SCALE)
+    agree = max(score, structure) >= STRUCTURE_FROM
     apart = (rows + b.middle[0] - a.middle[0], columns + b.middle[1] - a.middle[1])
     return Alignment(
         score,
@@ -135,24 +197,17 @@ def align(a: View, b: View) -> Alignment:
         float(overlap),
         min(a.stained, b.stained),
         structure,
+        agree and _one_was_taken_of_it(a, b) and _one_body(a, (rows, columns)) and _one_body(b, (-rows, -columns)),
     )
 
 
-def _registered(a: F32, b: F32, a_mask: F32, b_mask: F32, hopeless: float) -> tuple[float, F64, float]:
-    """The best correlation of two pictures float32[64, 64, 3]; its pose (rows, columns, radians); the overlap there.
-    hopeless : a correlation below this is not refined."""
-    score, shift, overlap = _best_shift(a.mean(axis=2), a_mask, b.mean(axis=2), b_mask)
-    pose = np.array([shift[0], shift[1], 0.0])
-    return _refine(a, a_mask, b, b_mask, pose) if score >= hopeless else (score, pose, overlap)
-
-
-def _structure(picture: F32) -> F32:
-    """Each pixel of a picture float32[64, 64, 3] less its surroundings, as a share of how much these vary; in grey
+def _structure(grey: F32) -> F32:
+    """Each pixel of a grey picture float32[64, 64] less its surroundings, as a share of how much these vary; in grey
     values, so that it is compared as a picture is."""
-    fine = scipy.ndimage.gaussian_filter(picture, (_FINE, _FINE, 0))
-    rest = fine - scipy.ndimage.gaussian_filter(fine, (_COARSE, _COARSE, 0))
-    spread = np.sqrt(scipy.ndimage.gaussian_filter(np.square(rest).mean(axis=2), _COARSE)) + _NOISE
-    return np.asarray(np.clip(128.0 + 48.0 * rest / spread[..., None], 0.0, 255.0), np.float32)
+    fine = scipy.ndimage.gaussian_filter(grey, _FINE)
+    rest = fine - scipy.ndimage.gaussian_filter(fine, _COARSE)
+    spread = np.sqrt(scipy.ndimage.gaussian_filter(np.square(rest), _COARSE)) + _NOISE
+    return np.asarray(np.clip(128.0 + 48.0 * rest / spread, 0.0, 255.0), np.float32)
 
 
 def _mask(shown: View) -> F32:
@@ -162,13 +217,15 @@ def _mask(shown: View) -> F32:
     return mask
 
 
-def _least(a_mask: F32, b_mask: F32) -> float:
-    """The least number of pixels that both views must show."""
-    return min(_LEAST_OVERLAP * SIDE**2, 0.5 * float(min(a_mask.sum(), b_mask.sum())))
+def _least(a_mask: F32, b_mask: F32, share: float, of_smaller: float) -> float:
+    """The least number of pixels that both views must show. share : of a thumbnail.  of_smaller : of the part of the
+    thumbnail that shows the image, in the view that has less of it."""
+    return min(share * SIDE**2, of_smaller * float(min(a_mask.sum(), b_mask.sum())))
 
 
-def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[int, int], float]:
-    """The highest correlation of two grey pictures over all whole shifts of `b`; the shift; the overlap there."""
+def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32, least: float) -> tuple[float, tuple[int, int], float]:
+    """The highest correlation of two grey pictures over all whole shifts of `b` at which both show `least` pixels; the
+    shift; the overlap there."""
     size = 2 * SIDE
 
     def forward(picture: F32) -> NDArray[np.complex64]:
@@ -187,7 +244,7 @@ def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[
     common = back(fa * fb) - sum_a * sum_b / count
     spread = np.maximum(back(fa2 * fbm) - sum_a**2 / count, 0.0) * np.maximum(back(fam * fb2) - sum_b**2 / count, 0.0)
     # a flat overlap has no correlation: its spread is only rounding error
-    enough = (pixels >= _least(a_mask, b_mask)) & (spread > (0.25 * count) ** 2)
+    enough = (pixels >= least) & (spread > (0.25 * count) ** 2)
     scores = np.where(enough, common / np.sqrt(np.maximum(spread, 1e-6)), -1.0)
     row, column = divmod(int(np.argmax(scores)), size)
     shift = (row - size if row >= SIDE else row, column - size if column >= SIDE else column)
@@ -195,7 +252,9 @@ def _best_shift(a: F32, a_mask: F32, b: F32, b_mask: F32) -> tuple[float, tuple[
 
 
 def _refine(a: F32, a_mask: F32, b: F32, b_mask: F32, pose: F64) -> tuple[float, F64, float]:
-    """The best correlation of the colours near a pose (rows, columns, radians); the pose; the overlap there."""
+    """The best correlation of the colours near a pose (rows, columns, radians); the pose; the overlap there. a, b :
+    float32[64, 64, colours]."""
+    least = 0.9 * _least(a_mask, b_mask, _LEAST_OVERLAP, 0.5)
     middle = (SIDE - 1) / 2
     rows = np.broadcast_to((np.arange(SIDE) - middle)[:, None], (SIDE, SIDE))
     columns = rows.T
@@ -207,11 +266,14 @@ def _refine(a: F32, a_mask: F32, b: F32, b_mask: F32, pose: F64) -> tuple[float,
         turn = np.array([[cosine, -sine], [sine, cosine]])
         offset = np.array([middle, middle]) - turn @ (np.array([middle, middle]) + pose[:2])
         moved = np.stack(
-            [scipy.ndimage.affine_transform(b[..., i], turn, offset, order=1, mode="nearest") for i in range(3)],
+            [
+                scipy.ndimage.affine_transform(b[..., i], turn, offset, order=1, mode="nearest")
+                for i in range(b.shape[2])
+            ],
             axis=-1,
         )
         shown = (a_mask > 0) & (scipy.ndimage.affine_transform(b_mask, turn, offset, order=1, mode="constant") > 0.999)
-        if shown.sum() < 0.9 * _least(a_mask, b_mask):
+        if shown.sum() < least:
             break
         target, found = a[shown] - a[shown].mean(axis=0), moved[shown] - moved[shown].mean(axis=0)
         energy = np.maximum((found**2).sum(axis=0), 1.0)

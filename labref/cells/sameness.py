@@ -21,7 +21,7 @@ from PIL import Image
 from labref.cells.hashes import shifted_fingerprints
 from labref.cells.image import U8, CellImage, as_picture, prepare_pixels
 from labref.cells.landmarks import landmarks
-from labref.cells.registration import STRUCTURE_FROM, Alignment, View, view
+from labref.cells.registration import STAINED, STRUCTURE_FROM, Alignment, View, view
 from labref.words import Fingerprint, Landmark, Verdict
 
 __all__ = ["DEFAULTS", "Thresholds", "marks", "ruling", "seen", "without_frame"]
@@ -30,7 +30,7 @@ _DARK: Final = 16  # of 255: darker than any cell in every colour
 _FRAME_SHARE: Final = 0.05  # of a row or column that is dark
 _FRAME_MOST: Final = 32  # pixels
 _ONE_OR_TWO: Final = (28.0, 58.0)  # pixels; two stained places at such a distance may lie in one nucleus or in two
-_STAINED: Final = 0.6  # share of the chosen cell's density; from this on a nucleus lies in the picture's middle as well
+_ONE_BODY: Final = 36.0  # pixels; centres farther apart are of two cells, even on what looks like one nucleus
 
 
 @dataclass(frozen=True)
@@ -87,22 +87,25 @@ def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
 
     Pictures that agree show one field. They may still have been taken of two cells. Three cases:
     1. The middles of the pictures coincide: one cell. The analyser meant the same cell, whatever centre was found.
-    2. Neither the middles nor the centres coincide: two cells, neighbours.
+    2. Neither the middles nor the centres coincide: two cells, neighbours. Where the centres lie on one nucleus all the
+       same, not far apart, a person decides: a large nucleus has no certain centre.
     3. The centres coincide, the middles do not. Where a nucleus lies in the middle of both pictures, they are of two
-       cells, or, at a smaller distance, of one large nucleus or two that touch: a person decides. Where one picture
-       has no nucleus in its middle, it was cut beside the only cell: one cell.
+       cells, or, at a smaller distance or where it is the very nucleus of the centre, of one large nucleus or two that
+       touch: a person decides. Where one picture has no nucleus in its middle, it was cut beside the only cell: one
+       cell.
     """
     if found.score < thresholds.possible_from and found.structure < STRUCTURE_FROM:
         return Verdict.DIFFERENT
     one_cell = Verdict.DUPLICATE if found.score >= thresholds.duplicate_from else Verdict.POSSIBLE
     if found.middles <= thresholds.same_within:
         return one_cell
-    if float(np.hypot(*found.shift)) > thresholds.same_within:
-        return Verdict.NEIGHBOUR
+    apart = float(np.hypot(*found.shift))
+    if apart > thresholds.same_within:
+        return Verdict.POSSIBLE if found.one_body and apart <= _ONE_BODY else Verdict.NEIGHBOUR
     near, far = _ONE_OR_TWO
-    if found.middles <= near or found.stained < _STAINED:
+    if found.middles <= near or found.stained < STAINED:
         return one_cell
-    return Verdict.POSSIBLE if found.middles <= far else Verdict.NEIGHBOUR
+    return Verdict.POSSIBLE if found.middles <= far or found.one_body else Verdict.NEIGHBOUR
 
 
 def without_frame(pixels: U8, cell: CellImage) -> CellImage:

@@ -46,6 +46,9 @@ __all__ = [
 
 _MOST_CANDIDATES = 32  # cells that one is registered with because their fingerprints resemble its own
 _MOST_BESIDE = 4  # cells that one is registered with because of one landmark
+_LATEST = 64  # cells stored last, among which fingerprints may differ more: one cell is often taken again at once
+_LATEST_BITS = 4  # so many bits more
+_MOST_LATEST = 8  # cells that one is registered with because of that
 
 
 def utc_naive(moment: datetime) -> datetime:
@@ -218,13 +221,15 @@ class Search:
         self._fingerprints, self._landmarks = HashChanges(fingerprints), HashChanges(landmarks)
 
     def candidates(self, fingerprints: Sequence[Fingerprint], landmarks: Sequence[Landmark], bits: int) -> list[str]:
-        """Ids of the cells whose fingerprints are like one of a cell's own, and then of those with a landmark of its
-        picture.
+        """Ids of the cells whose fingerprints are like one of a cell's own; then, among the cells stored last, of those
+        whose fingerprints are somewhat like it: pictures taken in other focus differ more, and come soon; and then of
+        those with a landmark of its picture.
 
         Of each kind only some, those first that differ least, the oldest of equals.  bits : of 64, in which they differ
         at most.
         """
         near = _cells(self._fingerprints.within(fingerprints, bits))[:_MOST_CANDIDATES]
+        near += _cells(self._fingerprints.within(fingerprints, bits + _LATEST_BITS, latest=_LATEST))[:_MOST_LATEST]
         for landmark in landmarks:
             near += _cells(self._landmarks.within(landmark.marks, bits, landmark.shown))[:_MOST_BESIDE]
         return [int_to_id(number) for number in dict.fromkeys(near)]

@@ -1238,7 +1238,8 @@ def _load_known(cursor: duckdb.DuckDBPyConnection) -> _Known:
     labels = [(from_column(label), word(LabelSource, source, "a cell's label source")) for label, source in values]
     marks = load_book(cursor)
     book = HashBook()
-    book.add(marks["across"], marks["down"], marks["id"], marks["age"])
+    by_age = np.argsort(marks["age"], kind="stable")  # those stored last are searched once more
+    book.add(*(np.asarray(marks[column])[by_age] for column in ("across", "down", "id", "age")))
     marks = load_landmarks(cursor, MOST_LANDMARKS)
     landmarks = HashBook(most=MOST_LANDMARKS)
     landmarks.add(marks["across"], marks["down"], marks["id"], marks["age"])

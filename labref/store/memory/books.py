@@ -299,16 +299,17 @@ class HashBook:
         self._n = end  # set last, so that readers see only whole rows
 
     def within(
-        self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
+        self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL, *, latest: int | None = None
     ) -> list[tuple[int, int, int]]:
         """The cells whose fingerprint is close to one of these, as (differing bits, age, id): the fewest bits first,
         then the smallest age.
 
         bits : the most bits, of 64, in which each of the two hashes may differ; fewer in proportion where `shown` has
-        fewer bits.  shown : the bits of each hash that are compared, as ones. The differing bits returned are those of
-        the hash that differs more, of the fingerprint that differs least. Takes some milliseconds for a million cells.
+        fewer bits.  shown : the bits of each hash that are compared, as ones.  latest : only so many fingerprints are
+        searched, those added last. The differing bits returned are those of the hash that differs more, of the
+        fingerprint that differs least. Takes some milliseconds for a million cells.
         """
-        across, down, ids, ages = self._filled(self._most)
+        across, down, ids, ages = self._filled(self._most if latest is None else latest)
         most = [bits * count.bit_count() // BITS for count in shown]
         differ: dict[int, int] = {}
         for together in _near_one_another(fingerprints, shown):
@@ -382,10 +383,14 @@ class HashChanges:
         )
 
     def within(
-        self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL
+        self, fingerprints: Sequence[Fingerprint], bits: int, shown: Fingerprint = _ALL, *, latest: int | None = None
     ) -> list[tuple[int, int, int]]:
         """As `HashBook.within`, over the book and the fingerprints to be added."""
-        return sorted(self._book.within(fingerprints, bits, shown) + self._pending.within(fingerprints, bits, shown))
+        pending = self._pending.within(fingerprints, bits, shown, latest=latest)
+        before = None if latest is None else max(0, latest - len(self._pending))
+        if before == 0:
+            return pending
+        return sorted(self._book.within(fingerprints, bits, shown, latest=before) + pending)
 
     def apply(self) -> None:
         """Add the pending fingerprints to the book; none is pending afterwards."""
