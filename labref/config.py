@@ -36,6 +36,7 @@ from labref.printing import printable, unprintable
 from labref.words import name_key
 
 __all__ = [
+    "MOST_BYTES",
     "SYSTEM_NAMES",
     "AccessConfig",
     "AgentConfig",
@@ -57,7 +58,8 @@ __all__ = [
 ]
 
 _PREFIX = "LABREF_"
-_MOST_BYTES: Final = 10_000_000  # of a labref.toml
+MOST_BYTES: Final = 10_000_000
+"""A labref.toml has no more bytes."""
 _NOT_SETTINGS = frozenset({"LABREF_LAB"})  # names the lab itself
 _LAYOUT_GROUPS = frozenset({"slide", "label", "analyser"})
 
@@ -475,7 +477,7 @@ def load_config(file: Path) -> Config:
     Raises `ConfigError` that names the key, the file (or the variable) and the remedy.
     """
     try:
-        text = read_file(file, _MOST_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        text = read_file(file, MOST_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         values = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{file} is not there; `labref init` makes a lab with one") from None

@@ -15,9 +15,8 @@ __all__ = ["follow_folders"]
 _LOOKED_AT: Final = 20  # of the cells that came last
 
 
-def follow_folders(store: Store, watched: Sequence[str]) -> dict[str, str]:
-    """Let slides go with the watched folders that lie elsewhere now; returns these, old → new. watched : the lab's, as
-    text.
+def follow_folders(store: Store, watched: Sequence[str]) -> None:
+    """Let slides go with the watched folders that lie elsewhere now. watched : the lab's, as text.
 
     A folder is taken for one of before that is watched no more where both are one folder, by a link or another case; or
     where that one is not there any more, and this one alone holds most of the files of the cells that came from it
@@ -25,7 +24,7 @@ def follow_folders(store: Store, watched: Sequence[str]) -> dict[str, str]:
     """
     new = [folder for folder in watched if not store.slides.has(folder)]
     if not new:
-        return {}
+        return
     found: dict[str, str] = {}
     for old in store.slides.folders() - {"", *watched}:
         holding = [folder for folder in new if _is_same(old, folder)]
@@ -34,10 +33,8 @@ def follow_folders(store: Store, watched: Sequence[str]) -> dict[str, str]:
             holding = [folder for folder in new if 2 * _held(files, old, folder) > len(files)]
         if len(holding) == 1:
             found[old] = holding[0]
-    if len(set(found.values())) < len(found):  # two in one: nobody can say
-        return {}
-    store.slides.rename(found)
-    return found
+    if len(set(found.values())) == len(found):  # else two came together in one, and nobody can say which it was
+        store.slides.rename(found)
 
 
 def _is_same(old: str, new: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,7 +13,7 @@ from labref.operations import operation
 from labref.operations import query as asked
 from labref.operations.label import LabelChange, changes_of
 from labref.operations.models import Answer, GivenLabel, StoredCell, Text
-from labref.operations.naming import NoCellError, cell_named, slide_key, told_apart
+from labref.operations.naming import NoCellError, cell_named, slide_keys, told_apart
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Cell
@@ -122,25 +122,25 @@ def show(
             )
         told = answer(context.lab, context.store, embedder, data, name=cell_id, k=k, by=by, any_optics=any_optics)
     book = context.store.slides.book
+    captures = _captures(context, cell_id)
+    slides = {
+        # of a cell of the central team's own there is none
+        row["cell_id"]: None if row["slide"] is None else book.slide(id_to_int(row["cell_id"]))
+        for row in (*told["references"], *told["contrast"])
+    }
+    apart = _apart(context, {found.slide_id, *slides.values(), *(one.slide_id for one, _ in captures)})
     keep = ("quality", "bundle", "predicted", "prediction", "probabilities", "distribution", "novelty", "optics", "map")
     yield {
-        **_of_slide(context, found),
+        **_of_slide(found, apart),
         "stored_at": utc(found.added_at, timespec="seconds"),
         "path": found.path,
         "width": found.width,
         "height": found.height,
         **{name: told[name] for name in keep},
         "is_doubted": cell_id in context.store.qualities.doubted(),
-        **{
-            name: [
-                # of a cell of the central team's own there is none
-                row | _slide(context, None if row["slide"] is None else book.slide(id_to_int(row["cell_id"])))
-                for row in told[name]
-            ]
-            for name in ("references", "contrast")
-        },
+        **{name: [row | apart[slides[row["cell_id"]]] for row in told[name]] for name in ("references", "contrast")},
         **changes_of(context, found),
-        "captures": _captures(context, cell_id),
+        "captures": [_of_slide(one, apart) | {"certain": certain} for one, certain in captures],
         "judgements": [
             {
                 "cell_id": said.cell_id,
@@ -154,32 +154,32 @@ def show(
     }
 
 
-def _of_slide(context: Context, cell: Cell) -> Row:
-    """A cell as `CellOfSlide`."""
+def _of_slide(cell: Cell, apart: Mapping[SlideId | None, Row]) -> Row:
+    """A cell as `CellOfSlide`. apart : of `_apart`."""
     return {
         "cell_id": cell.cell_id,
         "label": cell.label,
         "label_source": str(cell.label_source),
         "slide": cell.slide,
-        **_slide(context, cell.slide_id),
+        **apart[cell.slide_id],
         "analyser": cell.analyser,
         "captured_at": None if cell.captured_at is None else utc(cell.captured_at),
     }
 
 
-def _slide(context: Context, slide: SlideId | None) -> Row:
-    """What tells the slide of a cell from others."""
-    if slide is None:
-        return {"slide_key": None, "slide_folder": None}
-    return {"slide_key": slide_key(context, slide), "slide_folder": told_apart(context, [slide])[slide]}
+def _apart(context: Context, slides: Iterable[SlideId | None]) -> dict[SlideId | None, Row]:
+    """What tells each of these slides from others; of no slide, nothing."""
+    there = [slide for slide in slides if slide is not None]
+    keys, folders = slide_keys(context, there), told_apart(context, there)
+    found: dict[SlideId | None, Row] = {None: {"slide_key": None, "slide_folder": None}}
+    return found | {slide: {"slide_key": keys[slide], "slide_folder": folders[slide]} for slide in there}
 
 
-def _captures(context: Context, cell_id: str) -> list[Row]:
-    """Other captures of a cell, and what may be one, oldest first."""
+def _captures(context: Context, cell_id: str) -> list[tuple[Cell, bool]]:
+    """Other captures of a cell, and what may be one, oldest first; whether each certainly is."""
     store = context.store
     certain = [one for one in store.duplicate_group(cell_id) if one != cell_id]
     cells = store.cells([*certain, *store.may_be_same(cell_id)])
     return [
-        _of_slide(context, one) | {"certain": one.cell_id in certain}
-        for one in sorted(cells.values(), key=lambda one: (one.added_at, one.cell_id))
+        (one, one.cell_id in certain) for one in sorted(cells.values(), key=lambda one: (one.added_at, one.cell_id))
     ]

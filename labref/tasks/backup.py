@@ -36,7 +36,7 @@ from typing import IO, Any, Final, Protocol
 
 from labref import __version__
 from labref.bundles.bundle import NO_ARCHIVE
-from labref.config import Config, load_config, successors, watch_instead
+from labref.config import MOST_BYTES, Config, load_config, successors, watch_instead
 from labref.errors import ConfigError, LabError
 from labref.export.paths import path_to_text
 from labref.failpoints import failpoint
@@ -61,7 +61,6 @@ _STORE: Final = "store.duckdb"
 _OLD_PART: Final = re.compile(r"[0-9a-f]{64}\.part")  # what earlier versions left when they were killed
 _SCRATCH: Final = ".labref-backup-"
 _CHUNK: Final = 1 << 20
-_MOST_CONFIG: Final = 10_000_000
 _MOST_RECORD: Final = 500_000_000  # bytes; it names each kept image that is missing
 _MOST_IMAGE: Final = 4_096_000_000  # bytes; [watch] max_file_megabytes may be no more
 _LINE: Final = 100  # bytes; a digest is 64 characters
@@ -408,7 +407,7 @@ class Backup:
         """The analysers of single watched folders, as the lab's labref.toml names them; empty where it is wrong."""
         try:
             with self.read(_file_name(self.record["files"][_CONFIG]["sha256"])) as source:
-                named = tomllib.loads(source.read(_MOST_CONFIG).decode("utf-8-sig"))["watch"]["analysers"]
+                named = tomllib.loads(source.read(MOST_BYTES).decode("utf-8-sig"))["watch"]["analysers"]
             return {str(folder): str(analyser) for folder, analyser in named.items()}
         except (OSError, KeyError, ValueError, TypeError, AttributeError, *NO_ARCHIVE):
             return {}
@@ -451,7 +450,7 @@ def _configuration(backup: Backup, file: Path, watch: Sequence[Path]) -> tuple[C
     stored = _file_name(backup.record["files"][_CONFIG]["sha256"])
     try:
         with backup.read(stored) as source:
-            file.write_bytes(source.read(_MOST_CONFIG))
+            file.write_bytes(source.read(MOST_BYTES))
     except (OSError, *NO_ARCHIVE):
         raise LabError(f"{_CONFIG} of the backup {backup.path} is missing or damaged; use another one.") from None
     try:

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from labref.store.memory.books import first_of_each
+
 __all__ = ["AlikeBook"]
 
 Pair = tuple[int, int]
@@ -49,9 +51,7 @@ class AlikeBook:
 
     def firsts(self, ids: NDArray[np.uint64], together: Collection[int] = ()) -> NDArray[np.bool_]:
         """Which cells are the first of their group in `ids`: bool[n]. ids, together : as of `of`."""
-        chosen = np.zeros(len(ids), np.bool_)
-        chosen[np.unique(self.of(ids, together), return_index=True)[1]] = True
-        return chosen
+        return first_of_each(self.of(ids, together))
 
     def members(self, number: int) -> tuple[int, ...]:
         """The cells of the group that a cell is in, this one among them, in no order."""

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from labref.words import BITS, Fingerprint, hamming
 
-__all__ = ["MOST_LANDMARKS", "CellBook", "GroupBook", "HashBook", "HashChanges", "id_to_int", "int_to_id"]
+__all__ = [
+    "MOST_LANDMARKS",
+    "CellBook",
+    "GroupBook",
+    "HashBook",
+    "HashChanges",
+    "first_of_each",
+    "id_to_int",
+    "int_to_id",
+]
 
 MOST_LANDMARKS = 400_000
 """Number of landmarks that are searched: the latest ones, of at least 200,000 cells. The pictures of one field are
@@ -37,6 +46,13 @@ def id_to_int(cell_id: str) -> int:
 def int_to_id(number: int) -> str:
     """The cell id of an integer: the inverse of `id_to_int`."""
     return f"{number:016x}"
+
+
+def first_of_each(groups: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which are the first with their value: bool[n]. groups : uint64[n]."""
+    chosen = np.zeros(len(groups), np.bool_)
+    chosen[np.unique(groups, return_index=True)[1]] = True
+    return chosen
 
 
 class CellBook(Generic[_Value]):
@@ -218,9 +234,7 @@ class GroupBook:
         """Which cells are the first of their group in `ids`: bool[n]. ids : uint64[n]."""
         if not len(self):
             return np.ones(len(ids), np.bool_)
-        chosen = np.zeros(len(ids), np.bool_)
-        chosen[np.unique(self.of(ids), return_index=True)[1]] = True
-        return chosen
+        return first_of_each(self.of(ids))
 
     def members(self, group: int) -> list[int]:
         """The captures in a group, oldest first. Takes microseconds."""
