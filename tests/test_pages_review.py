@@ -27,7 +27,7 @@ from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.operations import review
 from labref.web.desk import Desk, run
-from tests.labs import ledger, make_lab, once, running_agent
+from tests.labs import ledger, make_lab, once, running_agent, wait_until
 from tests.pages import Answered, Browser, let_in
 from training.measure.triplets import TripletSet, judged, read_votes
 
@@ -157,7 +157,8 @@ def test_a_decided_cell_leaves_its_queue_and_comes_back_when_that_is_undone(
     assert cell["cell_id"] not in {row["cell_id"] for row in ask(lab, "review.cells", **asked)}
     (undone,) = rows(api(reviewer, "review.undo", cell=cell["cell_id"], queue=queue))
     assert (undone["label"], undone["label_source"]) == (cell["label"], cell["label_source"])
-    assert ask(lab, "review.cells", **asked)[0]["cell_id"] == cell["cell_id"]
+    # the survey of the map may be behind by twenty times what it takes to make
+    wait_until(lambda: ask(lab, "review.cells", **asked)[0]["cell_id"] == cell["cell_id"])
     refused = api(reviewer, "review.undo", cell=cell["cell_id"], queue=queue)
     assert refused.status == 400 and "nothing to take back" in refused.text
 

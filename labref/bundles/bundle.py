@@ -373,8 +373,10 @@ class Bundle:
                 odd = ", ".join(sorted(ascii(name)[1:-1] for name in present ^ expected)[:_MOST_FILES])
                 raise BundleError(f"bundle at {where} is not whole: missing or unknown {odd}. Install it again.")
             for name, entry in manifest.files.items():
-                size = (folder / name).stat().st_size
-                if size != entry["bytes"] or digest_of(folder / name) != entry["sha256"]:
+                file = folder / name
+                # a folder has a size too: what is no file is told by digest_of
+                other_size = file.is_file() and file.stat().st_size != entry["bytes"]
+                if other_size or digest_of(file) != entry["sha256"]:
                     raise BundleError(
                         f"bundle at {where} is damaged: {name} does not have its digest. Install it again."
                     )
