@@ -847,6 +847,8 @@ class Store:
         labels, groups = known.labels, known.groups
         (group,) = groups.of(np.array([id_to_int(cell_id)], np.uint64)).tolist()
         members = groups.members(group)
+        if len(members) == 1:  # as most cells are
+            return [int_to_id(group)] if group in labels else []
         there = zip(members, labels.of(members), strict=True)
         return [int_to_id(member) for member, label in there if label is not None]
 

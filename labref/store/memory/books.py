@@ -326,6 +326,8 @@ class HashBook:
         across, down, ids, ages = self._filled(self._most if latest is None else latest)
         most = [bits * count.bit_count() // BITS for count in shown]
         differ: dict[int, int] = {}
+        if not len(ids):
+            return []
         for together in _near_one_another(fingerprints, shown):
             first = together[0]
             # a cell close to any of these is not much farther from the first (triangle inequality), so one pass over
@@ -338,6 +340,8 @@ class HashBook:
             near = np.concatenate(parts) if parts else np.empty(0, np.int64)
             reach = most[1] + max(_differ(first, mark, shown)[1] for mark in together)
             near = near[hamming(first.down, down[near], shown.down) <= reach]
+            if not len(near):
+                continue
             for mark in together:
                 one = hamming(mark.across, across[near], shown.across)
                 two = hamming(mark.down, down[near], shown.down)
