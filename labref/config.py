@@ -547,13 +547,22 @@ def _refuse_control_characters(value: Any, where: str, lab: Path, key: str = "")
 def _refuse_unknown_variables() -> None:
     # a mistyped section would otherwise be ignored in silence; mistyped keys are refused by their section
     for name in os.environ:
-        if name.upper().startswith(_PREFIX) and "__" in name and name.upper() not in _NOT_SETTINGS:
-            section = name[len(_PREFIX) :].split("__", 1)[0].lower()
+        if not name.upper().startswith(_PREFIX) or name.upper() in _NOT_SETTINGS:
+            continue
+        rest = name[len(_PREFIX) :].lower()
+        if "__" in rest:
+            section = rest.split("__", 1)[0]
             if section not in Config.model_fields:
                 raise ConfigError(
                     f"the variable {name} sets nothing: there is no section {section!r}"
                     f"{_did_you_mean(section, list(Config.model_fields))}; unset or rename it"
                 )
+        elif (section := rest.split("_", 1)[0]) in Config.model_fields and "_" in rest:
+            meant = f"{_PREFIX}{section}__{rest.split('_', 1)[1]}".upper()
+            raise ConfigError(
+                f"the variable {name} sets nothing: between section and key stand two underscores (did you mean {meant}?); "
+                "unset or rename it"
+            )
 
 
 def _explain(error: ValidationError, values: dict[str, Any], file: Path) -> str:
@@ -567,8 +576,9 @@ def _explain(error: ValidationError, values: dict[str, Any], file: Path) -> str:
     where = f"{file}"
     # of an item of a list, the list is what a variable holds
     variables = {_PREFIX + "__".join(part.upper() for part in path[:length]) for length in range(1, len(path) + 1)}
+    deeper = f"{_PREFIX}{'__'.join(part.upper() for part in path)}__"
     for name in os.environ:
-        if name.upper() in variables:
+        if name.upper() in variables or name.upper().startswith(deeper):
             where = f"the variable {name.upper()}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])

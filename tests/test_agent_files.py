@@ -223,6 +223,31 @@ def test_a_file_that_is_no_image_yet_is_given_time_to_become_one(
     assert not settling.unfinished(seen(path))
 
 
+@pytest.mark.parametrize("kind", ["another size than its bytes", "written to now and then"])
+def test_a_file_that_is_no_use_each_time_it_is_read_is_given_up(
+    tmp_path: Path, settling: Settling, clock: Clock, kind: str
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"x")
+    given_up, began = None, clock.now
+    while given_up is None and clock.now < began + 200:
+        if kind == "another size than its bytes":  # as in /proc: each reading says that it changed
+            given_up = settling.changed(seen(path))
+        else:
+            path.write_bytes(path.read_bytes() + b"x")
+            given_up = None if settling.unfinished(seen(path)) else seen(path)
+        while given_up is None and not paths(settling.settled()):
+            path.write_bytes(path.read_bytes() + b"x")
+            clock.now += 2
+    assert given_up is not None
+    assert 60 < clock.now - began < 80
+    if kind == "another size than its bytes":
+        assert "still being written after 60 s" in str(given_up.refusal)
+    # at the next scan it has as long again
+    clock.now += 900
+    assert settling.unfinished(seen(path))
+
+
 def read(path: Path, *, max_bytes: int = 10_000_000, removed: str | None = None) -> Any:
     kept: list[bytes] = []
     return read_cell(

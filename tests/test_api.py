@@ -313,6 +313,25 @@ def test_the_document_is_a_valid_openapi_3_1_and_holds_every_operation(small: La
     assert len(named) == len(set(named)), "a name stands for one model"
 
 
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_no_whole_number_is_larger_than_the_store_takes(name: str) -> None:
+    unlimited: list[str] = []
+
+    def look(schema: Any, where: str) -> None:
+        if isinstance(schema, dict):
+            is_open = schema.get("type") == "integer" and not {"enum", "const"} & set(schema)
+            if is_open and not -(2**63) <= schema.get("maximum", 2**64) < 2**63:
+                unlimited.append(where)
+            for key, part in schema.items():
+                look(part, f"{where}/{key}")
+        elif isinstance(schema, list):
+            for part in schema:
+                look(part, where)
+
+    look(OPERATIONS[name].request.model_json_schema(), name)
+    assert unlimited == []
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "code", "says"),
     [

@@ -139,6 +139,8 @@ def test_a_variable_overrides_the_file_and_leaves_the_rest(tmp_path: Path, monke
         ("LABREF_AGENT__PROT", "1", "did you mean 'port'"),
         ("LABREF_AGNT__PORT", "1", "did you mean 'agent'"),
         ("LABREF_AGENT__PORT", "x", "LABREF_AGENT__PORT: agent.port should be a valid integer"),
+        ("LABREF_AGENT_PORT", "1", "did you mean LABREF_AGENT__PORT?"),
+        ("LABREF_AGENT__PORT__X", "1", "LABREF_AGENT__PORT__X: agent.port should be a valid integer"),
         ("LABREF_WATCH__FOLDERS", "/mnt/a", "lists are written as JSON"),
         ("LABREF_WATCH__FOLDERS", '[""]', "is empty"),
         ("LABREF_AGENT__PORT", "9" * 5000, "LABREF_AGENT__PORT"),

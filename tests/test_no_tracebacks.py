@@ -413,6 +413,22 @@ def test_output_that_cannot_be_written_is_an_error_and_a_reader_that_goes_is_non
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="closes streams as a POSIX shell does")
+def test_a_command_whose_streams_are_closed_works_and_no_file_takes_their_numbers(lab: Lab, tmp_path: Path) -> None:
+    said = tmp_path / "said.txt"
+    script = (
+        "import os, pathlib, labref.cli as cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: code = end.code\n"
+        f"pathlib.Path({str(said)!r}).write_text(f'{{code}} {{os.open(os.devnull, os.O_RDONLY)}}')\n"
+    )
+    words = [sys.executable, "-c", script, "slide", "list", "--lab", str(lab.folder)]
+    subprocess.run(["/bin/sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words], check=False, timeout=120)
+    code, number = said.read_text().split()
+    assert code == "0"
+    assert int(number) > 2
+
+
 # every command
 
 

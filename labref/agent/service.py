@@ -685,8 +685,9 @@ class _Agent:
                 now = look(back.candidate.path, back.candidate.root)
                 if now is None:
                     now = self._settling.gone(back.candidate)
-                if self._settling.add(now, observe=True):
-                    self._settled.append(now)
+                given_up = self._settling.changed(now)
+                if given_up is not None:
+                    self._settled.append(given_up)
             elif not self._settling.unfinished(back.candidate):
                 self._settled.append(replace(back.candidate, refusal=back.reason))
         if time.monotonic() >= self._look_due:

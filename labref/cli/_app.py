@@ -148,6 +148,7 @@ for _module in (
 
 def main() -> None:
     """Runs the command line; the entry point of the `labref` script."""
+    _open_closed_streams()
     own_process()
     for stream in (sys.stdout, sys.stderr):
         # a Windows console or a pipe in a code page without Å or 日本 must not end a command
@@ -158,6 +159,29 @@ def main() -> None:
         whole_for(sys.argv[1:])(prog_name="labref")
     except SystemExit as end:
         sys.exit(_flushed(end.code))
+
+
+def _open_closed_streams() -> None:
+    """Open to nowhere what the caller has closed of stdin, stdout and stderr (`>&-`, a service, pythonw).
+
+    Else the next file that is opened, such as the store, has the number 1 or 2, and is written over by a library that
+    prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)  # the lowest number that is free
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115, PTH123 - as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
 
 def whole_for(arguments: list[str]) -> typer.Typer:

@@ -24,6 +24,15 @@ class _Waiting:
     hold_until: float = 0.0
 
 
+@dataclass
+class _TakenBack:
+    """A file that had settled and was no use when it was read. Monotonic seconds: when that was for the first time of
+    several in a row, and for the last."""
+
+    first: float
+    last: float
+
+
 class Settling:
     """The files that are not yet settled. For one thread.
 
@@ -37,6 +46,7 @@ class Settling:
         self._watch = watch
         self._clock = clock
         self._waiting: dict[str, _Waiting] = {}
+        self._taken_back: dict[str, _TakenBack] = {}
         self.vanished = 0
 
     def __len__(self) -> int:
@@ -66,9 +76,25 @@ class Settling:
         self._waiting[candidate.path] = _Waiting(candidate, now - min(proven, self._watch.stable_seconds), now)
         return False
 
+    def changed(self, candidate: Candidate) -> Candidate | None:
+        """Take back a settled file, seen now, that changed while it was read; returned where it does not settle: it is
+        gone, no file any more, or was taken back again and again for longer than `settle_limit_seconds`.
+
+        The last happens where a file has another size than its bytes, as in /proc and on some mounted clouds.
+        """
+        if candidate.signature is None:
+            return candidate
+        first = self._back(candidate.path)
+        if self._clock() - first > self._watch.settle_limit_seconds:
+            del self._taken_back[candidate.path]
+            return self._given_up(candidate)
+        self.add(candidate, observe=True)
+        self._waiting[candidate.path].first = first
+        return None
+
     def unfinished(self, candidate: Candidate) -> bool:
-        """Take back a settled file that is no usable image; False where it stood still for `complete_seconds`
-        already.
+        """Take back a settled file that is no usable image; False where it stood still for `complete_seconds` already,
+        or was taken back again and again for longer than `settle_limit_seconds`.
 
         A copy that stalls, of a file made in its full size before, is such a file too (`labref.cells.completeness`).
         """
@@ -78,9 +104,28 @@ class Settling:
         left = self._watch.complete_seconds - max(age, 0.0)
         if left <= 0 or age < _CLOCK_AHEAD:
             return False
-        now = self._clock()
-        self._waiting[candidate.path] = _Waiting(candidate, now, now, hold_until=now + left)
+        now, first = self._clock(), self._back(candidate.path)
+        if now - first > self._watch.settle_limit_seconds:
+            del self._taken_back[candidate.path]
+            return False
+        self._waiting[candidate.path] = _Waiting(candidate, now, first, hold_until=now + left)
         return True
+
+    def _back(self, path: str) -> float:
+        """When a file that is taken back was taken back for the first time."""
+        now = self._clock()
+        # it settles, waits and is read between two times
+        most = self._watch.settle_limit_seconds + self._watch.stable_seconds + self._watch.complete_seconds
+        for old in [old for old, back in self._taken_back.items() if now - back.last > most]:
+            del self._taken_back[old]
+        back = self._taken_back.setdefault(path, _TakenBack(now, now))
+        back.last = now
+        return back.first
+
+    def _given_up(self, candidate: Candidate) -> Candidate:
+        limit = f"{self._watch.settle_limit_seconds:g}"
+        reason = f"still being written after {limit} s; it is tried again at the next scan"
+        return replace(candidate, signature=None, refusal=reason)
 
     def gone(self, candidate: Candidate) -> Candidate:
         """Count a file that was deleted before it was read; returns it without signature, with that reason."""
@@ -110,9 +155,7 @@ class Settling:
                 yield waiting.candidate
             elif now - waiting.first > self._watch.settle_limit_seconds:
                 del self._waiting[path]
-                limit = f"{self._watch.settle_limit_seconds:g}"
-                reason = f"still being written after {limit} s; it is tried again at the next scan"
-                yield replace(seen, signature=None, refusal=reason)
+                yield self._given_up(seen)
 
     def _see(self, waiting: _Waiting, seen: Candidate) -> None:
         if seen.signature != waiting.candidate.signature:

@@ -118,7 +118,9 @@ def links(
 def labels(
     context: Context,
     *,
-    after: Annotated[int, Field(ge=0, description="The number of the last event that is known; 0 for all.")] = 0,
+    after: Annotated[
+        int, Field(ge=0, le=2**62, description="The number of the last event that is known; 0 for all.")
+    ] = 0,
     limit: Annotated[int, Field(ge=1, le=10_000, description="At most so many.")] = 1000,
 ) -> Iterator[Row]:
     """List the label changes after an event, oldest first. Ask again from the last one's number."""

@@ -79,7 +79,7 @@ class LabelUndone(Answer):
 class ImportRow(Request):
     """One row of a list of labels; it names a cell by `cell_id` or `path`."""
 
-    line: int = Field(description="Line of the list, for messages.")
+    line: int = Field(ge=0, le=2**62, description="Line of the list, for messages.")
     path: str | None = Field(None, description="A file that the cell came from.")
     cell_id: str | None = Field(None, description="The cell: its id, or a beginning of it.")
     label: str | None = Field(None, description="The class; a row without one is refused.")

@@ -296,6 +296,7 @@ def check(
         int,
         Field(
             ge=0,
+            le=2**62,
             description="Of so many cells, chosen at random, the latent is made anew and compared; not where `quick`. Some "
             "30 ms each.",
         ),

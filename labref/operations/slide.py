@@ -226,12 +226,14 @@ def approve(
     *,
     slide: _Slide,
     cells: Annotated[
-        int | None, Field(ge=0, description="How many cells the approver saw: with others meanwhile, it is refused.")
+        int | None,
+        Field(ge=0, le=2**62, description="How many cells the approver saw: with others meanwhile, it is refused."),
     ] = None,
     seen: Annotated[
         int | None,
         Field(
             ge=0,
+            le=2**62,
             description="What `slide.show` gave as `seen` when the approver looked: where others changed labels since, it is "
             "refused.",
         ),
