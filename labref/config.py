@@ -14,6 +14,7 @@ import re
 import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -45,12 +46,15 @@ __all__ = [
     "Config",
     "DecodingConfig",
     "DuplicatesConfig",
+    "HealthConfig",
     "InferenceConfig",
     "LayoutPattern",
     "MapConfig",
     "RetentionConfig",
+    "Setting",
     "WatchConfig",
     "WebConfig",
+    "every_setting",
     "load_config",
     "starting_config",
     "successors",
@@ -440,6 +444,17 @@ class AtlasConfig(_Section):
     enabled: bool = True
 
 
+class HealthConfig(_Section):
+    """What `labref status`, /health and the page about the lab's condition call a problem.
+
+    backup_days : the last `labref store backup` is older than so many days; 0 where the lab is backed up otherwise.
+    disk_days : the disk that holds the lab is full in fewer days than that, at the lab's own rate.
+    """
+
+    backup_days: int = Field(default=30, ge=0, le=3650)
+    disk_days: int = Field(default=14, ge=0, le=3650)
+
+
 class Config(BaseSettings):
     """Everything `labref.toml` can say, one section each; made by `load_config`."""
 
@@ -456,6 +471,7 @@ class Config(BaseSettings):
     bundles: BundlesConfig = Field(default_factory=BundlesConfig)
     duplicates: DuplicatesConfig = Field(default_factory=DuplicatesConfig)
     atlas: AtlasConfig = Field(default_factory=AtlasConfig)
+    health: HealthConfig = Field(default_factory=HealthConfig)
     access: AccessConfig = Field(default_factory=AccessConfig)
     web: WebConfig = Field(default_factory=WebConfig)
 
@@ -471,26 +487,65 @@ class Config(BaseSettings):
         return env_settings, init_settings
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One setting. section, key : its name.  value : in use, as JSON has it.  default : the value where nobody sets it.
+    source : "default", the path of the labref.toml, or the name of a variable.  text : what it is, in words."""
+
+    section: str
+    key: str
+    value: Any
+    default: Any
+    source: str
+    text: str
+
+
+def every_setting(file: Path) -> list[Setting]:
+    """Every setting of the lab with this labref.toml, and where its value comes from. Raises `ConfigError` as
+    `load_config` does."""
+    used = load_config(file).model_dump(mode="json")
+    given = _values_of(file)
+    variables = {name.upper(): name for name, value in os.environ.items() if value}
+    found: list[Setting] = []
+    for section, field in Config.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type) and issubclass(model, BaseModel)
+        defaults, texts = model().model_dump(mode="json"), _texts_of(model)
+        for key in model.model_fields:
+            beginning = f"{_PREFIX}{section}__{key}".upper()
+            # a key of a table can have a variable of its own
+            named = next(
+                (variables[name] for name in variables if name == beginning or name.startswith(f"{beginning}__")), None
+            )
+            if named is None and key in _section_variable(variables.get(f"{_PREFIX}{section}".upper())):
+                named = variables[f"{_PREFIX}{section}".upper()]
+            source = named or (str(file) if key in given.get(section, {}) else "default")
+            found.append(Setting(section, key, used[section][key], defaults[key], source, texts.get(key, "")))
+    return found
+
+
+def _section_variable(name: str | None) -> Any:
+    """The keys that a variable for a whole section sets."""
+    return () if name is None else json.loads(os.environ[name])
+
+
+def _texts_of(model: type[BaseModel]) -> dict[str, str]:
+    """What the docstring of a section says of each of its keys."""
+    found: dict[str, str] = {}
+    keys: list[str] = []
+    for part in re.split(r"(?:^|(?<=\.)\s)\s*(?=(?:\w+, )*\w+ : )", model.__doc__ or "", flags=re.MULTILINE):
+        names, colon, text = part.partition(" : ")
+        keys = names.split(", ") if colon else []
+        found |= dict.fromkeys(keys, " ".join(text.split()))
+    return found
+
+
 def load_config(file: Path) -> Config:
     """The configuration in `file` (a labref.toml) with the LABREF_* variables over it.
 
     Raises `ConfigError` that names the key, the file (or the variable) and the remedy.
     """
-    try:
-        text = read_file(file, MOST_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        values = tomllib.loads(text)
-    except FileNotFoundError:
-        raise ConfigError(f"{file} is not there; `labref init` makes a lab with one") from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file} is not UTF-8 text; save it again as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file} is not valid TOML: {error}{_hint(text, error)}") from None
-    except (RecursionError, ValueError):
-        raise ConfigError(
-            f"{file} is no configuration: it nests hundreds of brackets, or holds a number of thousands of digits"
-        ) from None
+    values = _values_of(file)
     _refuse_control_characters(values, str(file), file.parent)
     _refuse_unknown_variables()
     try:
@@ -505,6 +560,25 @@ def load_config(file: Path) -> Config:
     # what is wrong now came in by a variable
     _refuse_control_characters(config.model_dump(mode="json"), "the LABREF_* variables", file.parent)
     return config
+
+
+def _values_of(file: Path) -> dict[str, Any]:
+    """What a labref.toml says. Raises `ConfigError` where it cannot be read."""
+    try:
+        text = read_file(file, MOST_BYTES).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        return tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(f"{file} is not there; `labref init` makes a lab with one") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is not UTF-8 text; save it again as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}{_hint(text, error)}") from None
+    except (RecursionError, ValueError):
+        raise ConfigError(
+            f"{file} is no configuration: it nests hundreds of brackets, or holds a number of thousands of digits"
+        ) from None
 
 
 def _hint(text: str, error: tomllib.TOMLDecodeError) -> str:

@@ -25,7 +25,9 @@ from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slide
 COMMANDS = [
     "agent",
     "bundle",
+    "config",
     "demo",
+    "doctor",
     "duplicates",
     "init",
     "label",

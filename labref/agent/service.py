@@ -28,6 +28,7 @@ from labref.agent.moves import Moves
 from labref.agent.pipeline import Engine, Pipeline, Settled
 from labref.agent.retries import Retries
 from labref.asking.answer import open_embedder
+from labref.asking.room import wanting
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.bundles.trial import leave_off
@@ -68,6 +69,7 @@ _FOLLOW_SECONDS: Final = 30.0  # after a scan, cells follow moved files even whe
 _FOLLOW_AGAIN_SECONDS: Final = 10.0  # until the next try, where the store could not be written
 _STORE_AGAIN_SECONDS: Final = 5.0  # until the next scan, where the store failed one
 _ROOTS_SECONDS: Final = 2.0  # watched folders are looked for this often
+_LOOK_AHEAD_SECONDS: Final = 300.0  # the disk that fills and the backup that ages are looked at this often
 _LEARNT_AT_ONCE: Final = 65_536
 _LOCK_SECONDS: Final = 10.0  # a `labref query` without agent has the store for a moment
 _GIVE_UP_SECONDS: Final = 300.0
@@ -306,6 +308,7 @@ class _Agent:
         self._scanned = False
         self._last_report = ScanReport()
         self._last_scan: tuple[str, float] | None = None
+        self._wanting: str | None = None
         self._state = "starting"
         self._unread: str | None = None  # why the store cannot be read
         self._moved_at = time.monotonic()
@@ -456,7 +459,7 @@ class _Agent:
             wake=self._wake,
             log=self._log,
         )
-        next_scan = roots_due = housekeeping_due = 0.0
+        next_scan = roots_due = housekeeping_due = wanting_due = 0.0
         with contextlib.closing(watcher):
             while not self._stop.is_set():
                 self._wake.clear()
@@ -476,6 +479,9 @@ class _Agent:
                     roots_due = now + _ROOTS_SECONDS
                 if now >= housekeeping_due:
                     self._patiently(lambda: housekeeping.housekeep(self._context))
+                    if now >= wanting_due:
+                        self._patiently(self._look_ahead)
+                        wanting_due = now + _LOOK_AHEAD_SECONDS
                     housekeeping_due = now + housekeeping.SECONDS
                 if self._revision != self._store.revision and self._patiently(self._remember_files):
                     next_scan = 0.0
@@ -860,7 +866,14 @@ class _Agent:
             return "no progress"
         if self._watcher is None:
             return "folder" if self._last_report.unreachable else "ok"
-        return "folder" if "missing" in self._watcher.methods().values() else "ok"
+        if "missing" in self._watcher.methods().values():
+            return "folder"
+        return self._wanting or "ok"
+
+    def _look_ahead(self) -> None:
+        """What /health says where nothing is wrong yet."""
+        embedder = self._context.embedder()
+        self._wanting = "provider" if embedder.fallback is not None else wanting(self._lab, self._store)
 
     def _stalled(self) -> tuple[float, str]:
         """How long, in seconds, the longest piece of work takes so far, and the thread at it."""

@@ -238,11 +238,12 @@ def store_status(lab: Lab, store: Store, embedder: Embedder | BundleError) -> di
         if digest is None or stored is None:
             raise embedder
         name, version, optics = stored.name, stored.version, overview(store, None)
+        fallback = None
         provider, provider_line = "none", f"the bundle cannot be used: {embedder}"
     else:
         manifest, digest = embedder.bundle.manifest, embedder.bundle.digest
         name, version, optics = manifest.name, manifest.version, overview(store, embedder.bundle)
-        provider, provider_line = embedder.provider, embedder.provider_line
+        provider, provider_line, fallback = embedder.provider, embedder.provider_line, embedder.fallback
     pending = store.changes.pending()
     return {
         "lab": path_to_text(str(lab.folder)),
@@ -253,6 +254,7 @@ def store_status(lab: Lab, store: Store, embedder: Embedder | BundleError) -> di
         "bundle_change": None if pending is None else change.describe(store, pending.digest),
         "provider": provider,
         "provider_line": provider_line,
+        "fallback": fallback,
         "cells": counts.cells,
         "trash": _trash(lab, store),
         "outcomes": {str(name): number for name, number in counts.outcomes.items()},

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
@@ -17,13 +18,23 @@ from labref.bundles.graph import check_graph
 from labref.cpus import usable_cpus
 from labref.errors import BundleError
 
-__all__ = ["Described", "Device", "Embedder", "Embeddings", "cuda_problem", "describe_each", "expected_provider"]
+__all__ = [
+    "Described",
+    "Device",
+    "Embedder",
+    "Embeddings",
+    "cuda_problem",
+    "describe_each",
+    "expected_provider",
+    "missing_library",
+]
 
 Device = Literal["auto", "cpu", "cuda"]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _BATCH = {_CPU: 16, _CUDA: 128}
 _REDUCED: dict[str, Precision] = {_CPU: "int8", _CUDA: "float16"}
 _ENCODER = "encoder.onnx"
+_CUDA_DLLS: Final = ("cudart64_12.dll", "cublasLt64_12.dll", "cublas64_12.dll", "cufft64_11.dll", "cudnn64_9.dll")
 _QUIET = 4  # ONNX Runtime's severity "fatal": what matters is said once, in labref's words
 
 
@@ -57,6 +68,7 @@ class Embedder:
     use; a reduced one is in the bundle only if its references are those of the full one, also beside cells that the
     full one embedded (measured at export, in the manifest), so both fill the same latent space.
     provider_line : one line for people, saying which device is used and why.
+    fallback : why the GPU of this computer is not used, where it was to be; None where there is none, or it is used.
     batch_size : crops that go through the graphs at once; memory is bounded by it, whatever `embed` is given.
     """
 
@@ -68,11 +80,14 @@ class Embedder:
         provider: str,
         provider_line: str,
         precision: Precision = "full",
+        *,
+        fallback: str | None = None,
     ) -> None:
         self.bundle = bundle
         self.precision = precision
         self.provider = provider
         self.provider_line = provider_line
+        self.fallback = fallback
         self.batch_size = _BATCH[provider]
         self._trunk = trunk
         self._encoder = encoder
@@ -95,7 +110,7 @@ class Embedder:
         """
         onnxruntime.set_default_logger_severity(_QUIET)
         threads = threads or usable_cpus()
-        reason = "asked for in the configuration"
+        reason, fallback = "asked for in the configuration", None
         if device != "cpu":
             problem = cuda_problem()
             if problem is None:
@@ -105,9 +120,14 @@ class Embedder:
                         line = f"inference on the GPU (CUDA, onnxruntime {onnxruntime.__version__})"
                         full = Embedder(bundle, *sessions, _CUDA, line)
                         return _reduced(full, [_CUDA, _CPU], threads, precision)
-                    problem = "the CUDA libraries could not be loaded; install them with `pip install labref[cuda]`"
+                    missing = missing_library()
+                    named = "" if missing is None else f" ({missing} is missing or does not fit)"
+                    problem = (
+                        f"the CUDA libraries could not be loaded{named}; install them with `pip install labref[cuda]`"
+                    )
                 except BundleError as error:
                     problem = f"CUDA failed to start ({error})"
+                fallback = problem
             if device == "cuda":
                 raise BundleError(
                     f'inference on CUDA was asked for, but {problem}. Set device = "auto" to use the CPU.'
@@ -115,7 +135,7 @@ class Embedder:
             reason = problem
         plural = "" if threads == 1 else "s"
         line = f"inference on the CPU, {threads} thread{plural} (onnxruntime {onnxruntime.__version__}): {reason}"
-        full = Embedder(bundle, *_sessions(bundle, [_CPU], threads), _CPU, line)
+        full = Embedder(bundle, *_sessions(bundle, [_CPU], threads), _CPU, line, fallback=fallback)
         return _reduced(full, [_CPU], threads, precision)
 
     def embed(self, crops: NDArray[np.uint8]) -> Embeddings:
@@ -262,7 +282,7 @@ def _reduced(full: Embedder, providers: list[str], threads: int, precision: Lite
         if session.get_providers()[0] != full.provider:
             return full
         line = f"{full.provider_line}, {wanted} trunk"
-        reduced = Embedder(full.bundle, session, full._encoder, full.provider, line, wanted)
+        reduced = Embedder(full.bundle, session, full._encoder, full.provider, line, wanted, fallback=full.fallback)
         if precision == "auto":
             reduced.golden_difference()
     except BundleError:  # it has to earn its place on this computer; the full trunk says what is wrong, if it is
@@ -349,6 +369,27 @@ def cuda_problem() -> str | None:
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
         return "no NVIDIA GPU in this computer"
     return _preload_problem()
+
+
+def missing_library() -> str | None:
+    """The first library that ONNX Runtime's CUDA provider lacks here, by its file name; None where it lacks none, or it
+    cannot be told which."""
+    capi = Path(onnxruntime.__file__).parent / "capi"
+    if sys.platform == "win32":
+        for name in _CUDA_DLLS:
+            try:
+                ctypes.CDLL(name)
+            except OSError:
+                return name
+        return None
+    try:
+        # the provider needs what this one defines
+        ctypes.CDLL(str(capi / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(capi / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        # as the loader says it: "libcublasLt.so.12: cannot open shared object file: No such file or directory"
+        return str(error).partition(":")[0].rpartition("/")[2] or None
+    return None
 
 
 def _preload_problem() -> str | None:

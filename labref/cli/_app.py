@@ -20,7 +20,9 @@ from labref import __version__
 from labref.cli import (
     agent,
     bundle,
+    config,
     demo,
+    doctor,
     duplicates,
     init,
     label,
@@ -130,6 +132,8 @@ for _module in (
     agent,
     query,
     status,
+    doctor,
+    config,
     ledger,
     duplicates,
     label,

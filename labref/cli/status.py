@@ -83,6 +83,20 @@ def _text(found: Mapping[str, Any]) -> str:
     if found["bundle_change"] is not None:
         lines += [("", line) for line in change_lines(found["bundle_change"])]
     lines.append(("device", found["provider_line"]))
+    if (disk := found["disk"]) is not None:
+        left = (
+            ""
+            if disk["days_left"] is None
+            else f", for {disk['days_left']:,.0f} days at {disk['cells_a_day']:,.0f} cells a day"
+        )
+        lines.append(("disk", f"{disk['free'] / 1e9:.1f} GB free of {disk['total'] / 1e9:.1f} GB{left}"))
+    backup = found["backup"]
+    lines.append(
+        (
+            "backup",
+            "none yet" if backup is None else f"{local(backup['at'])}, {backup['cells']} cells, {backup['target']}",
+        )
+    )
     lines.append(("files", _counted(found["outcomes"])))
     lines.append(("cells", str(found["cells"])))
     if trash := found["trash"]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Literal
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Final, Literal
 
 from pydantic import Field
 
 from labref.asking.answer import store_status
+from labref.asking.room import LEAST_FREE, is_short, room
 from labref.bundles.inference import Embedder
 from labref.errors import BundleError
 from labref.export.paths import path_to_text
 from labref.export.scan import condition
+from labref.lab import Lab
+from labref.lab.backups import age_of_backup, is_old, last_backup
 from labref.operations import operation
 from labref.operations.bundle import BundleChange
 from labref.operations.models import Answer, BundleName, JobEnded, JobRunning
@@ -23,7 +26,7 @@ from labref.roles import Role
 from labref.tasks.context import Context
 from labref.words import LabelSource, Outcome
 
-__all__ = ["AgentJobs", "AgentStatus", "DiskState", "Status", "TrashState", "WatchedFolder"]
+__all__ = ["AgentJobs", "AgentStatus", "BackupState", "DiskState", "Status", "TrashState", "WatchedFolder", "problems"]
 
 
 class WatchedFolder(Answer):
@@ -84,6 +87,22 @@ class DiskState(Answer):
 
     free: int = Field(description="Bytes that are free for labref.")
     total: int = Field(description="Bytes in all.")
+    bytes_a_cell: int | None = Field(
+        description="Bytes that a cell takes, its original and its rows in the store; null where none came in the last thirty days."
+    )
+    cells_a_day: float | None = Field(
+        description="Cells that came a day, in the last thirty days; null where the lab has not grown for two days yet."
+    )
+    days_left: float | None = Field(description="Days until the disk is full, at this rate; null where there is none.")
+
+
+class BackupState(Answer):
+    """The last backup that `labref store backup` made of this lab."""
+
+    at: str = Field(description="When it was whole, ISO 8601, UTC.")
+    target: str = Field(description="The folder or file.")
+    cells: int = Field(description="Cells in its store.")
+    missing: int = Field(description="Kept images that it could not have, as they are missing or damaged.")
 
 
 class Status(Answer):
@@ -97,6 +116,9 @@ class Status(Answer):
     bundle_change: BundleChange | None = Field(description="The change to another bundle that is under way.")
     provider: str = Field(description="Where the networks run: ONNX Runtime's name of the execution provider, or none.")
     provider_line: str = Field(description="The same in words, and why.")
+    fallback: str | None = Field(
+        description="Why the GPU of this computer is not used, where it was to be; null where there is none, or it is used."
+    )
     cells: int = Field(description="Cells stored.")
     trash: TrashState | None = Field(description="Removed cells that can be brought back; null where there are none.")
     outcomes: dict[Outcome, int] = Field(description="Files by outcome.")
@@ -109,6 +131,7 @@ class Status(Answer):
     disk: DiskState | None = Field(
         description="The disk that holds the lab's folder; null where the system does not say."
     )
+    backup: BackupState | None = Field(description="The last backup; null where there was none.")
     watch: list[WatchedFolder] = Field(description="The watched folders.")
     agent: AgentStatus | None = Field(description="The running agent; null while none runs.")
     attention: list[str] = Field(
@@ -133,49 +156,85 @@ def status(context: Context) -> Iterator[Row]:
             for folder in context.lab.watched
         ]
         found |= {"watch": watch, "agent": None}
-    found["disk"] = _disk(context.lab.folder)
-    yield found | {"attention": list(_attention(found, context.lab.config_file))}
+    found["disk"] = room(context.lab, context.store)
+    made = last_backup(context.lab)
+    found["backup"] = None if made is None else asdict(made)
+    told = [what if remedy is None else f"{what}; {remedy}" for _, what, remedy in problems(found, context.lab)]
+    yield found | {"attention": told}
 
 
-def _disk(folder: Path) -> Row | None:
-    try:
-        usage = shutil.disk_usage(folder)
-    except OSError:
-        return None
-    return {"free": usage.free, "total": usage.total} if usage.total else None
-
-
-def _attention(found: Row, config_file: Path) -> Iterator[str]:
-    """The problems in a status that somebody has to solve, each with what to do."""
+def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
+    """The problems in a status that somebody has to solve: what it is about, what is wrong, and what to do, where that
+    is not already said. found : a `Status`."""
     if found["provider"] == "none":
         yield (
-            f"{found['provider_line']} Until then no cell is taken in and no question answered; or change to another "
-            "bundle: labref bundle install FILE, then labref bundle activate NAME"
+            "bundle",
+            f"{found['provider_line']} Until then no cell is taken in and no question answered",
+            "or change to another bundle: labref bundle install FILE, then labref bundle activate NAME",
+        )
+    if found["fallback"] is not None:
+        yield (
+            "device",
+            f"this computer has a GPU that is not used: {found['fallback']}",
+            'or set device = "cpu" in labref.toml, [inference]',
         )
     for watched in found["watch"]:
         if watched["how"] == "missing":
             yield (
-                f"the watched folder {watched['folder']} is not there; mount it, or correct [watch] folders in "
-                f"{path_to_text(str(config_file))}"
+                "export",
+                f"the watched folder {watched['folder']} is not there",
+                f"mount it, or correct [watch] folders in {path_to_text(str(lab.config_file))}",
             )
         elif watched["how"] == "unreadable":
-            yield f"the watched folder {watched['folder']} cannot be listed; give labref's user access"
+            yield "export", f"the watched folder {watched['folder']} cannot be listed", "give labref's user access"
     change = found["bundle_change"]
     if change is not None and change["state"] == "held":
         yield (
-            f"the change to another bundle waits, as {change['failed']} cells cannot be embedded; restore them from a "
-            f"backup, or leave them out: labref bundle activate {change['bundle']['digest'][:12]} --switch --leave-out"
+            "change",
+            f"the change to another bundle waits, as {change['failed']} cells cannot be embedded",
+            "restore them from a backup, or leave them out: labref bundle activate "
+            f"{change['bundle']['digest'][:12]} --switch --leave-out",
         )
+    if is_short(found["disk"], lab.config.health.disk_days):
+        yield "disk", _short_of_room(found["disk"]), _MORE_ROOM
+    if is_old(lab, found["cells"]):
+        yield "backup", _old_backup(lab, found["backup"]), _BACK_UP
     agent = found["agent"]
     if agent is not None:
         if agent["problem"] is not None:
-            yield f"the agent stores nothing: {agent['problem']}"
+            yield "agent", f"the agent stores nothing: {agent['problem']}", None
         if agent["certificate_problem"] is not None:
-            yield f"the renewed certificate is not used: {agent['certificate_problem']}"
-        yield from agent["slow_patterns"]
+            yield "certificate", f"the renewed certificate is not used: {agent['certificate_problem']}", None
+        for slow in agent["slow_patterns"]:
+            yield "layout", slow, None
         if agent["unreadable"]:
             named = ", ".join(agent["unreadable"][:3])
-            yield f"{len(agent['unreadable'])} folders in the watched ones cannot be read: {named}; give labref's user access"
+            yield (
+                "export",
+                f"{len(agent['unreadable'])} folders in the watched ones cannot be read: {named}",
+                "give labref's user access",
+            )
         for name, ended in agent["jobs"]["ended"].items():
             if ended["outcome"] == "failed":
-                yield f"the job {name} failed: {ended['message']}"
+                yield "job", f"the job {name} failed: {ended['message']}", None
+
+
+_MORE_ROOM: Final = "free space, move the lab to a larger disk, or let old cells go ([retention] in labref.toml)"
+_BACK_UP: Final = (
+    "make one with `labref store backup FOLDER`, best on another disk. Where the lab's folder is backed up in another way, "
+    "say so: [health] backup_days = 0 in labref.toml"
+)
+
+
+def _short_of_room(disk: Row) -> str:
+    if disk["free"] < LEAST_FREE:
+        return f"the disk that holds the lab is full: {disk['free'] / 1e6:.0f} MB are free"
+    return (
+        f"the disk that holds the lab will be full in {disk['days_left']:.0f} days: {disk['free'] / 1e9:.1f} GB are free, and "
+        f"{disk['cells_a_day']:.0f} cells of {disk['bytes_a_cell'] / 1e3:.0f} kB come a day"
+    )
+
+
+def _old_backup(lab: Lab, made: Row | None) -> str:
+    age = age_of_backup(lab, datetime.now(UTC))
+    return "the lab was never backed up" if made is None or age is None else f"the last backup is {age.days} days old"

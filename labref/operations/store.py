@@ -22,13 +22,14 @@ from labref.export.layout import ClassNames
 from labref.failpoints import failpoint
 from labref.files import give
 from labref.lab import absolute
+from labref.lab.backups import LastBackup, remember_backup
 from labref.operations import operation
 from labref.operations.models import Answer, FilePath, Progress, Text
 from labref.progress import Pace, Row, progress, rows_of
 from labref.store.duckdb.exporting import Export
 from labref.tasks import backup, retention
 from labref.tasks.context import Context
-from labref.times import utc
+from labref.times import utc, utc_now
 from labref.words import LabelSource
 
 __all__ = [
@@ -223,6 +224,8 @@ def back_up(
     yield from retention.UPKEEP.take(f"a backup is written to {target}")
     try:
         written = yield from rows_of(backup.write(context.lab, context.store, absolute(Path(target))))
+        made = LastBackup(utc_now(), written["target"], written["cells"], len(written["missing"]))
+        remember_backup(context.lab, made)
         yield {"ok": not written["missing"]} | written
     finally:
         retention.UPKEEP.release()

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -502,6 +502,13 @@ class Store:
         """Cells that retention may remove; see `labref.store.duckdb.removal.due`."""
         with self._reading() as cursor:
             return removal.due(cursor, days=days, cells=cells, at_least=at_least, reviewed=reviewed, limit=limit)
+
+    def growth(self, since: datetime) -> tuple[int, int, datetime | None]:
+        """How many cells were added since a moment, the bytes of their originals, and when the first of them was (UTC);
+        None where none was. since : with a time zone."""
+        with self._reading() as cursor:
+            cells, size, first = upkeep.growth(cursor, since.astimezone(UTC).replace(tzinfo=None))
+        return cells, size, None if first is None else first.replace(tzinfo=UTC)
 
     def allowance(self, percent: float) -> int:
         """How many cells retention may remove now; see `labref.store.duckdb.removal.allowance`."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ __all__ = [
     "file_digests",
     "file_states",
     "fingerprints",
+    "growth",
     "learn_file_numbers",
     "read_again",
     "remove_faults",
@@ -376,6 +378,17 @@ def file_digests(cursor: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dic
 def sample(cursor: duckdb.DuckDBPyConnection, most: int) -> list[str]:
     """Ids of so many cells at most, other ones each time."""
     return _column(cursor, f"SELECT cell_id FROM cell USING SAMPLE {most:d} ROWS")
+
+
+def growth(cursor: duckdb.DuckDBPyConnection, since: datetime) -> tuple[int, int, datetime | None]:
+    """The cells that were added after `since` (UTC, without a zone): how many, the bytes of their originals, and when
+    the first of them was; None where there is none."""
+    row = cursor.execute(
+        "SELECT count(*), coalesce(sum(size_bytes), 0), min(added_at) FROM cell WHERE added_at > ? AND added_at <= ?",
+        [since, rows.now()],
+    ).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1]), row[2]
 
 
 def checksum(cursor: duckdb.DuckDBPyConnection, table: str) -> tuple[int, int]:

@@ -1,0 +1,50 @@
+"""What `labref doctor` and `labref config` say. They are no operations: they have to work where a lab cannot be
+opened."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from labref.operations.models import Answer
+
+__all__ = ["ConfigChecked", "Finding", "SettingShown", "State"]
+
+
+class State(StrEnum):
+    """How bad a finding is: `fine`; `note`, which needs nothing; `warning`, which will be a problem; `problem`."""
+
+    FINE = "fine"
+    NOTE = "note"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+class Finding(Answer):
+    """What one check of `labref doctor` found."""
+
+    check: str = Field(description="The check, by its name.")
+    state: State = Field(description="How bad it is.")
+    says: str = Field(description="What was found.")
+    remedy: str | None = Field(default=None, description="What to do; null where there is nothing to do.")
+
+
+class SettingShown(Answer):
+    """One setting of a lab."""
+
+    section: str = Field(description="Its section in labref.toml.")
+    key: str = Field(description="Its name there.")
+    value: Any = Field(description="The value in use.")
+    default: Any = Field(description="The value where nobody sets it.")
+    source: str = Field(description='"default", the path of the labref.toml, or the name of a variable.')
+    text: str = Field(description="What it is.")
+
+
+class ConfigChecked(Answer):
+    """The settings of a lab can be used."""
+
+    ok: bool = Field(description="True; where they cannot be used, stderr says why.")
+    file: str = Field(description="The labref.toml.")
+    changed: int = Field(description="Settings that are not the default.")
