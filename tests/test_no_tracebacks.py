@@ -348,6 +348,32 @@ def test_a_lab_that_would_watch_itself_is_refused(tmp_path: Path, lab: Lab, arch
     refused("status", "--lab", edited, said=[told])
 
 
+@pytest.mark.parametrize("name", ["images/new", "bundles", "logs/a/b"])
+def test_no_lab_is_made_in_what_another_works_with(lab: Lab, archive: Path, name: str) -> None:
+    told = "is what the lab in"
+    before = sorted(lab.folder.rglob("*"))
+    refused("init", lab.folder / name, "--watch", lab.watched[0], said=[told])
+    if name != "bundles":  # which is not empty
+        refused("store", "restore", archive, lab.folder / name, said=[told])
+    assert sorted(lab.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("left", [[], ["bundles"]])
+def test_a_bundle_whose_files_are_gone_is_listed_and_fails_the_check(
+    lab: Lab, tmp_path: Path, starter: Bundle, left: list[str]
+) -> None:
+    shutil.copytree(lab.folder, tmp_path / "lab", ignore=lambda *_: {"bundles"})
+    for name in left:
+        (tmp_path / "lab" / name).mkdir()
+    at = ["--lab", tmp_path / "lab"]
+    code, said = command("bundle", "list", *at)
+    assert code == 0
+    assert f"({starter.short})" in said and "CANNOT BE USED" in said
+    code, said = command("bundle", "verify", *at)
+    assert code == 1
+    assert starter.short in said and "no bundle at" in said
+
+
 def test_a_folder_in_the_place_of_a_file_and_the_other_way_round_is_said(tmp_path: Path, lab: Lab) -> None:
     at = ["--lab", str(lab.folder)]
     folder, file = tmp_path / "folder", tmp_path / "file"

@@ -49,7 +49,7 @@ from labref.lab.presence import clear_marks
 from labref.som.placing import open_placer
 from labref.store import Store
 
-__all__ = ["Lab", "absolute", "new_token", "refuse_own"]
+__all__ = ["Lab", "absolute", "new_token", "refuse_in_lab", "refuse_own"]
 
 _CONFIG = "labref.toml"
 _STORE = "store.duckdb"
@@ -117,6 +117,7 @@ class Lab:
         taken = next((name for name in _OWN_NAMES if (folder / name).exists()), None)
         if taken:
             raise LabError(f"{folder} already holds something called {taken!r}. Choose another folder for the lab.")
+        refuse_in_lab(folder)
         watched = [_watchable(path) for path in dict.fromkeys(watch)]
         refuse_own(folder, watched)
         made = _first_missing(folder)
@@ -435,14 +436,8 @@ class Lab:
         """Raise `LabError` where `target`, a file or folder that shall be written, lies in a watched folder, under
         whatever name: the export is only read, and a picture in it would become a cell. So it does where `target` is,
         or lies in, what a lab needs for itself, this one or another: its configuration, its store, its images."""
+        refuse_in_lab(target)
         real = _comparable(target)
-        for folder in Path(real).parents:
-            first = Path(real).relative_to(folder).parts[0]
-            if first in map(os.path.normcase, (*_OWN_NAMES, f"{_STORE}.wal")) and (folder / _CONFIG).is_file():
-                raise LabError(
-                    f"{target} is what the lab in {folder} works with, and would be lost. Choose another name, or a place "
-                    "outside."
-                )
         for folder in self.watched:
             if real.startswith(_comparable(folder)):
                 raise LabError(
@@ -510,6 +505,19 @@ def absolute(path: Path) -> Path:
 def _comparable(path: Path) -> str:
     """`path` without links, with a separator at its end: what begins with that of a folder lies in it."""
     return os.path.join(os.path.normcase(os.path.realpath(path.expanduser())), "")  # noqa: PTH118
+
+
+def refuse_in_lab(target: Path) -> None:
+    """Raise `LabError` where `target` is, or lies in, what a lab needs for itself: its configuration, its store, its
+    images. A file there would be written over, and a lab in its images would be moved away as nobody's."""
+    real = Path(_comparable(target))
+    for folder in real.parents:
+        first = real.relative_to(folder).parts[0]
+        if first in map(os.path.normcase, (*_OWN_NAMES, f"{_STORE}.wal")) and (folder / _CONFIG).is_file():
+            raise LabError(
+                f"{target} is what the lab in {folder} works with, and would be lost. Choose another name, or a place "
+                "outside."
+            )
 
 
 def refuse_own(lab: Path, watched: Iterable[Path]) -> None:

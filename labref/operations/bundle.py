@@ -195,13 +195,18 @@ def verify(
     """Verify a bundle file, or every installed bundle. Every file has its digest, and the networks give their golden
     outputs.
 
-    The networks are run on this computer. There is a row for each bundle; a bundle that fails has a `problem`.
+    The networks are run on this computer. There is a row for each bundle; a bundle that fails has a `problem`, and so
+    has the active one where it is not installed any more.
     """
     if file is not None:
         with unpacked(Path(file)) as bundle:
             yield _verified(context, bundle)
         return
-    for folder in _folders(context.lab):
+    folders = _folders(context.lab)
+    active = context.store.active_bundle()
+    if active is not None and active[:12] not in {folder.name for folder in folders}:
+        folders.append(context.lab.bundles / active[:12])
+    for folder in folders:
         try:
             bundle = Bundle.in_its_folder(folder)
             yield _verified(context, bundle)
@@ -495,6 +500,8 @@ def _verified(context: Context, bundle: Bundle) -> Row:
 
 
 def _folders(lab: Lab) -> list[Path]:
+    if not lab.bundles.exists():  # each bundle of the store is then said to be missing, with the ways out
+        return []
     return sorted(folder for folder in lab.bundles.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 

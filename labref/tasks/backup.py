@@ -41,7 +41,7 @@ from labref.errors import ConfigError, LabError
 from labref.export.paths import path_to_text
 from labref.failpoints import failpoint
 from labref.files import NoFileError, Rights, digest_of, give, give_all, open_file, sync_folder
-from labref.lab import Lab, absolute, new_token, refuse_own
+from labref.lab import Lab, absolute, new_token, refuse_in_lab, refuse_own
 from labref.progress import Pace, Steps
 from labref.store import Store
 from labref.store.duckdb.upkeep import digests_of
@@ -479,6 +479,7 @@ def restore(source: Path, folder: Path, *, watch: Sequence[Path] = ()) -> Steps[
     folder = absolute(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LabError(f"{folder} is not empty. Choose a folder that does not exist yet, or an empty one.")
+    refuse_in_lab(folder)
     with contextlib.ExitStack() as stack:
         backup = stack.enter_context(Backup.open(source))
         try:
