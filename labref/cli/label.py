@@ -55,7 +55,8 @@ _IMPORT = """Give many cells labels from a list.
 
 FILE.csv is UTF-8 and has a header with the columns path (as `labref ledger` shows it, or below a watched folder), cell_id
 (or its first characters) or sha256 (of the file), label, and if you like who and when (2026-03-31, or 2026-03-31T14:05 in
-this computer's time zone). Commas, semicolons and tabs all separate. A list has at most 200,000 rows.
+this computer's time zone). Commas, semicolons and tabs all separate. A list has at most 200,000 rows. It may
+come through a pipe (/dev/stdin), which is read to its end.
 
 The whole list is checked first. It is refused, and nothing of it is written, where it cannot be trusted: a row has more or
 fewer values than the header, a column is named twice, two rows (or the path and the cell_id of one) contradict each other,
