@@ -36,6 +36,7 @@ from labref.bundles.bundle import (
 )
 from labref.bundles.inference import Embedder
 from labref.bundles.schema import WITH_ATLAS
+from labref.bundles.signing import SIGNATURE_FILE
 from labref.cells.image import PREPARATION, CellImage, prepare, prepare_pixels
 from labref.cells.optics import measure, statistics
 from labref.cells.sameness import DEFAULTS as DUPLICATES
@@ -182,9 +183,9 @@ def with_figures(source: Path, figures: Path, out: Path) -> Bundle:
     model.
     """
     measured = _read_figures(figures)
-    with unpacked(source) as bundle, tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
+    with unpacked(source) as (bundle, _), tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
         _check_figures(figures, measured, bundle.manifest.version)
-        folder = Path(shutil.copytree(bundle.folder, Path(scratch) / "bundle"))
+        folder = _copy(bundle, Path(scratch))
         (folder / "manifest.json").unlink()
         try:
             _describe(folder, replace(bundle.manifest, figures=measured))
@@ -199,10 +200,15 @@ def with_atlas(source: Path, atlas: Path, out: Path, progress: Progress, per_cla
 
     Its networks, thresholds and golden outputs are not changed. Raises `ExportError` and `BundleError`.
     """
-    with unpacked(source) as bundle, tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
-        folder = Path(shutil.copytree(bundle.folder, Path(scratch) / "bundle"))
+    with unpacked(source) as (bundle, _), tempfile.TemporaryDirectory(prefix="labref-export-") as scratch:
+        folder = _copy(bundle, Path(scratch))
         _put_atlas(replace(bundle, folder=folder), atlas, per_class, progress)
         return pack(folder, out)
+
+
+def _copy(bundle: Bundle, scratch: Path) -> Path:
+    """A copy of the bundle's folder in `scratch`, to change: without its signature, which would not hold any more."""
+    return Path(shutil.copytree(bundle.folder, scratch / "bundle", ignore=shutil.ignore_patterns(SIGNATURE_FILE)))
 
 
 def _put_atlas(bundle: Bundle, atlas: Path, per_class: int, progress: Progress) -> None:

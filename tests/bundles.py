@@ -4,6 +4,7 @@ with an atlas."""
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,9 +19,10 @@ from labref.bundles.atlas import AtlasCell, AtlasSource, write
 from labref.bundles.bundle import Bundle, Manifest, golden_terms, manifest_bytes, pack
 from labref.bundles.inference import Embedder
 from labref.bundles.schema import WITH_ATLAS
+from labref.bundles.signing import SIGNATURE_FILE
 from labref.cells.image import prepare
 
-__all__ = ["RENAMED", "SOURCE", "another", "carrying", "describe"]
+__all__ = ["RENAMED", "SOURCE", "another", "carrying", "describe", "read_manifest"]
 
 RENAMED = ("ig", "immature granulocyte")
 """A class of the starter, and what another bundle calls it."""
@@ -58,9 +60,14 @@ def describe(folder: Path, manifest: Manifest) -> None:
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for path in folder.iterdir()
-        if path.name != "manifest.json"
+        if path.name not in ("manifest.json", SIGNATURE_FILE)
     }
     (folder / "manifest.json").write_bytes(manifest_bytes(replace(manifest, files=files)))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in a bundle's folder."""
+    return Manifest.from_json(json.loads((folder / "manifest.json").read_bytes()))
 
 
 def another(
@@ -103,7 +110,8 @@ def another(
         novelty=replace(was.novelty, threshold=was.novelty.threshold * stretched),
     )
     golden = starter.golden()
-    with Embedder.open(Bundle(draft, "0" * 64, manifest), device="cpu") as embedder:
+    describe(draft, manifest)
+    with Embedder.open(Bundle(draft, "0" * 64, read_manifest(draft)), device="cpu") as embedder:
         made = embedder.embed(golden.crops)
     with (draft / "golden.npz").open("wb") as file:
         np.savez(file, crops=golden.crops, probabilities=made.probabilities, latents=made.latents)

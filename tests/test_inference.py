@@ -17,6 +17,7 @@ from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.cells.image import prepare
 from labref.errors import BundleError
+from tests.bundles import describe, read_manifest
 
 
 def some_crops(folder: Path, count: int) -> np.ndarray:
@@ -106,8 +107,9 @@ def test_a_driver_without_cuda_libraries_is_one_line_and_no_noise(starter: Bundl
 def test_a_graph_that_cannot_run_is_a_bundle_error(starter: Bundle, tmp_path: Path) -> None:
     for name in ("trunk.onnx", "encoder.onnx"):
         (tmp_path / name).write_bytes(b"no graph")
+    describe(tmp_path, starter.manifest)
     with pytest.raises(BundleError, match=r"trunk\.onnx cannot be run"):
-        Embedder.open(Bundle(tmp_path, starter.digest, starter.manifest), device="cpu")
+        Embedder.open(Bundle(tmp_path, starter.digest, read_manifest(tmp_path)), device="cpu")
 
 
 def test_the_runtime_keeps_and_sends_no_record_of_its_use(tmp_path: Path) -> None:

@@ -3,19 +3,21 @@
 A bundle holds `manifest.json`, `trunk.onnx`, `encoder.onnx`, `golden.npz` (inputs and outputs measured at export) and
 `MODEL_CARD.md`; it may carry an atlas, cells of the central team's own (`labref.bundles.atlas`). It is shipped as one
 zip file with the ending `.labref`. The manifest carries the SHA-256 of every other file, so the SHA-256 of the
-manifest's bytes names, and vouches for, the whole.
+manifest's bytes names, and vouches for, the whole. Who made it, a signature says (`labref.bundles.signing`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import lzma
 import os
 import re
 import secrets
 import shutil
+import stat
 import struct
 import tempfile
 import zipfile
@@ -33,6 +35,17 @@ from labref.bundles.atlas import ARRAYS, PICTURES, Atlas
 from labref.bundles.atlas import read as read_atlas
 from labref.bundles.graph import check_graph
 from labref.bundles.schema import MAX_MANIFEST_BYTES, WITH_ATLAS, check_manifest, parse_json
+from labref.bundles.signing import (
+    DETACHED,
+    MAX_DOCUMENT_BYTES,
+    SIGNATURE_FILE,
+    Signature,
+    Trust,
+    Verdict,
+    archive_parts,
+    judge,
+    read_signature,
+)
 from labref.cells.image import PREPARATION
 from labref.errors import BundleError
 from labref.failpoints import failpoint
@@ -356,24 +369,33 @@ class Bundle:
         return f"{self.manifest.name}/{self.manifest.version} ({self.short})"
 
     @staticmethod
-    def open(folder: Path, source: Path | None = None) -> Bundle:
-        """Open and verify the bundle in `folder`: every file there, none besides, each with its digest; the manifest
-        makes sense.
+    def open(folder: Path, source: Path | None = None, *, signature: Signature | None = None) -> Bundle:
+        """Open and verify the bundle in `folder`: every file there, none besides but its signature, each with its
+        digest; the manifest makes sense.
 
         It reads every byte (10 MB of the starter: 30 ms). Raises `BundleError` naming the file or the field that is
         wrong. source : where the bundle came from, for that message, if the folder is only made for a while.
+        signature : what somebody signed (`labref.bundles.signing.judge`); a manifest that is another one is not read.
         """
         where = source or folder
         raw = _read_small(folder, _MANIFEST)
+        if signature is not None and hashlib.sha256(raw).hexdigest() != signature.bundle:
+            raise BundleError(f"bundle at {where}: its {_MANIFEST} is not the one that was signed. Fetch it again.")
         manifest = _read_manifest(raw, where)
+        if signature is not None and manifest.name != signature.name:
+            raise BundleError(
+                f"bundle at {where} is called {manifest.name}, and was signed as {printable(signature.name)}. Have it signed again."
+            )
         try:
-            present = {entry.name for entry in folder.iterdir()} - {_MANIFEST}
+            present = {entry.name for entry in folder.iterdir()} - {_MANIFEST, SIGNATURE_FILE}
             expected = set(manifest.files)
             if present != expected:
                 odd = ", ".join(sorted(ascii(name)[1:-1] for name in present ^ expected)[:_MOST_FILES])
                 raise BundleError(f"bundle at {where} is not whole: missing or unknown {odd}. Install it again.")
             for name, entry in manifest.files.items():
                 file = folder / name
+                if file.is_symlink():
+                    raise BundleError(f"bundle at {where}: {name} is a link to elsewhere. Install it again.")
                 # a folder has a size too: what is no file is told by digest_of
                 other_size = file.is_file() and file.stat().st_size != entry["bytes"]
                 if other_size or digest_of(file) != entry["sha256"]:
@@ -413,11 +435,28 @@ class Bundle:
             )
         return found
 
+    def signature(self) -> Signature | None:
+        """The signature in its folder; whether it holds, `labref.bundles.signing.judge` says. None where it has none,
+        or one that cannot be read."""
+        with contextlib.suppress(OSError, BundleError):
+            return read_signature(read_file(self.folder / SIGNATURE_FILE, MAX_DOCUMENT_BYTES), self.folder)
+        return None
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of its files, the very ones that the manifest tells of. Raises `BundleError`."""
+        try:
+            raw = read_file(self.folder / name, int(self.manifest.files[name]["bytes"]))
+        except OSError as error:
+            raise BundleError(f"bundle {self.title}: {name} cannot be read: {error.strerror or error}") from None
+        if hashlib.sha256(raw).hexdigest() != self.manifest.files[name]["sha256"]:
+            raise BundleError(f"bundle {self.title}: {name} was changed since it was verified. Install it again.")
+        return raw
+
     def check_graphs(self) -> None:
         """Raise `BundleError` where a graph of the bundle holds what none may (`labref.bundles.graph`)."""
         for name in self.manifest.files:
             if name.endswith(".onnx"):
-                check_graph(self.folder / name)
+                check_graph(self.read(name), name)
 
     @cached_property
     def atlas(self) -> Atlas | None:
@@ -446,13 +485,13 @@ class Bundle:
         holds no arrays of the manifest's shapes, or numbers that are not finite, or where the manifest has another
         order of classes, or other numbers, than the bundle that gave these outputs (`golden_terms`)."""
         ending = "" if precision == "full" else f"_{precision}"
-        file = self.folder / "golden.npz"
+        raw = self.read("golden.npz")
         try:
-            with zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
                 unpacked_bytes = sum(info.file_size for info in archive.infolist())
             if unpacked_bytes > _MOST_BYTES["golden.npz"]:
                 raise ValueError(f"it unpacks to {unpacked_bytes / 1e6:.0f} MB")
-            with np.load(file, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
                 golden = Golden(arrays["crops"], arrays[f"probabilities{ending}"], arrays[f"latents{ending}"])
                 terms = str(arrays["terms"]) if "terms" in arrays else None
             _check_golden(golden, self.manifest)
@@ -598,38 +637,45 @@ def pack(folder: Path, out: Path) -> Bundle:
     return bundle
 
 
-def install(source: Path, bundles: Path, check: Callable[[Bundle], object] | None = None) -> Bundle:
+def install(
+    source: Path,
+    bundles: Path,
+    check: Callable[[Bundle], object] | None = None,
+    *,
+    trust: Trust | None = None,
+    admit: Callable[[Bundle, Verdict], object] | None = None,
+) -> Bundle:
     """Bring the bundle at `source` (a `.labref` file or a folder) into the folder `bundles`, as `bundles/<short>/`.
 
-    It is verified before and after; what is half-copied is never visible under its name; installing twice changes
-    nothing.
-    check : called with the verified bundle before it gets its name; where it raises, nothing is installed. Raises
-    `BundleError`.
+    It is copied first; what is verified, before and after it is unpacked, is the copy. What is half-copied is never
+    visible under its name; installing twice changes nothing. Its signature comes with it, as `signature.json`.
+    check : called with the verified bundle; where it raises, nothing is installed.
+    trust : what the lab believes; whoever else signed is refused before anything of the bundle is looked at. None, for
+    the centre's own tools, asks for no signature.
+    admit : called last, before the bundle gets its name, with why it may come in. Raises `BundleError`.
     """
     if not source.exists():
         raise BundleError(f"no bundle at {source}: there is no such file or folder")
-    staging = bundles / f".incoming-{secrets.token_hex(8)}"
+    incoming = bundles / f".incoming-{secrets.token_hex(8)}"
+    staging = incoming / "bundle"
     try:
         staging.mkdir(parents=True)  # with the rights of the folder around it, in a lab that its group shares
         failpoint("bundle.write")
-        if source.is_dir():
-            original = Bundle.open(source)
-            for name in [_MANIFEST, *original.manifest.files]:
-                copy_file(source / name, staging / name)
-        else:
-            _unpack(source, staging)
+        bundle, verdict = _take_in(source, incoming, staging, trust)
         failpoint("bundle.fsync")
         for path in staging.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        bundle = Bundle.open(staging, source)
-        bundle.check_contents()
         if check is not None:
             check(bundle)
+        if admit is not None:
+            admit(bundle, verdict)
         target = bundles / bundle.short
         if target.exists() or target.is_symlink():
             try:
-                return Bundle.installed(bundles, bundle.digest)
+                there = Bundle.installed(bundles, bundle.digest)
+                _carry_signature(staging, there)
+                return there
             except BundleError:  # a damaged copy, or another bundle: the verified one takes its place
                 shutil.rmtree(target) if target.is_dir() and not target.is_symlink() else target.unlink()
         failpoint("bundle.rename")
@@ -639,24 +685,113 @@ def install(source: Path, bundles: Path, check: Callable[[Bundle], object] | Non
     except OSError as error:
         raise BundleError(f"cannot install the bundle {source} into {bundles}: {error}") from None
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(incoming, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def unpacked(source: Path) -> Iterator[Bundle]:
-    """The bundle in a `.labref` file (or a folder), verified, for as long as the block lasts. Raises `BundleError`."""
-    if source.is_dir():
+def unpacked(source: Path, trust: Trust | None = None) -> Iterator[tuple[Bundle, Verdict]]:
+    """The bundle in a `.labref` file (or a folder), verified, for as long as the block lasts, and why it may come in.
+
+    trust : as for `install`. Raises `BundleError`.
+    """
+    if source.is_dir() and trust is None:
         bundle = Bundle.open(source)
         bundle.check_contents()
-        yield bundle
+        yield bundle, Verdict()
         return
-    if not source.is_file():
+    if not source.exists():
         raise BundleError(f"no bundle at {source}: there is no such file or folder")
     with tempfile.TemporaryDirectory(prefix="labref-bundle-", ignore_cleanup_errors=True) as folder:
-        _unpack(source, Path(folder))
-        bundle = Bundle.open(Path(folder), source)
-        bundle.check_contents()
-        yield bundle
+        staging = Path(folder, "bundle")
+        staging.mkdir()
+        yield _take_in(source, Path(folder), staging, trust)
+
+
+def _take_in(source: Path, incoming: Path, staging: Path, trust: Trust | None) -> tuple[Bundle, Verdict]:
+    """Copy and unpack the bundle at `source` into the empty folder `staging`, verified; other copies go to `incoming`.
+
+    Nothing of it is looked at before `trust` has judged its signature.
+    """
+    verdict = Verdict()
+    if source.is_dir():
+        raw = _beside(source / SIGNATURE_FILE)
+        signature = None if raw is None else _signature(raw, source, trust)
+        if trust is not None:
+            verdict = judge(signature, trust, source)
+        _copy_folder(source, staging, None if trust is None else signature)
+    else:
+        archive = incoming / "archive"
+        digest, raw = _copy_archive(source, archive)
+        if raw is None:
+            raw = _beside(source.with_name(source.name + DETACHED))
+        signature = None if raw is None else _signature(raw, source, trust)
+        if trust is not None:
+            verdict = judge(signature, trust, source)
+            if signature is not None and signature.archive != digest:
+                raise BundleError(
+                    f"{source} is damaged, or was changed after it was signed: it does not have the digest that the key {signature.key} "
+                    "signed. Fetch it again from whoever made it."
+                )
+        _unpack(archive, staging, source)
+        archive.unlink()
+    bundle = Bundle.open(staging, source, signature=None if trust is None else signature)
+    bundle.check_contents()
+    if signature is not None and signature.bundle == bundle.digest:
+        (staging / SIGNATURE_FILE).write_bytes(signature.to_bytes())
+    return bundle, verdict
+
+
+def _signature(raw: bytes, source: Path, trust: Trust | None) -> Signature | None:
+    """What `raw` says; where nobody asks for a signature, what is none is left out."""
+    try:
+        return read_signature(raw, source)
+    except BundleError:
+        if trust is None:
+            return None
+        raise
+
+
+def _beside(file: Path) -> bytes | None:
+    """The bytes of a signature; None where there is no such file. Raises `BundleError` where it is none, or too
+    long."""
+    try:
+        return read_file(file, MAX_DOCUMENT_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"{file} is no signature: {error.strerror or error}.") from None
+
+
+def _carry_signature(staging: Path, there: Bundle) -> None:
+    """Give an installed bundle the signature that it came with this time."""
+    if (staging / SIGNATURE_FILE).exists():
+        os.replace(staging / SIGNATURE_FILE, there.folder / SIGNATURE_FILE)
+
+
+def _copy_folder(source: Path, staging: Path, signature: Signature | None) -> None:
+    """Copy the files of the bundle in the folder `source`. Raises `BundleError`, also for links: what they lead to can
+    be changed from elsewhere."""
+    original = Bundle.open(source, signature=signature)
+    for name in [_MANIFEST, *original.manifest.files]:
+        found = (source / name).lstat()
+        if stat.S_ISLNK(found.st_mode) or found.st_nlink > 1:
+            kind = "link to elsewhere" if stat.S_ISLNK(found.st_mode) else "hard link, so it has another name as well"
+            raise BundleError(f"bundle at {source}: {name} is a {kind}. Copy the folder, and install the copy.")
+        copy_file(source / name, staging / name)
+
+
+def _copy_archive(source: Path, archive: Path) -> tuple[str, bytes | None]:
+    """Copy a bundle's file; its digest and the comment, as `archive_parts` gives them. Raises `BundleError`."""
+    try:
+        with open_file(source) as file, archive.open("wb") as out:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:
+                raise BundleError(f"{source} is no labref bundle: it is larger than {MAX_BYTES // 10**9} GB")
+            return archive_parts(file, size, out)
+    except NoFileError as error:
+        raise BundleError(f"{source} is no labref bundle: {error.strerror}.") from None
+    except OSError as error:
+        raise BundleError(f"{source} cannot be read, or copied into {archive.parent}: {error.strerror}.") from None
 
 
 def remove(bundles: Path, digest: str) -> None:
@@ -676,9 +811,10 @@ def remove(bundles: Path, digest: str) -> None:
         ) from None
 
 
-def _unpack(source: Path, folder: Path) -> None:
+def _unpack(packed: Path, folder: Path, source: Path) -> None:
+    """Unpack the file `packed` into `folder`. source : where it came from, for messages. Raises `BundleError`."""
     try:
-        with open_file(source) as file, zipfile.ZipFile(file) as archive:
+        with open_file(packed) as file, zipfile.ZipFile(file) as archive:
             infos = archive.infolist()
             names = [info.filename for info in infos]
             if _MANIFEST not in names or len({name.lower() for name in names}) != len(names):
@@ -691,16 +827,21 @@ def _unpack(source: Path, folder: Path) -> None:
                 sum(info.file_size for info in infos) > MAX_BYTES
             ):
                 raise BundleError(f"{source} is no labref bundle: it unpacks to more than {MAX_BYTES // 10**9} GB")
+            if linked := [name for name, info in zip(names, infos, strict=True) if _is_odd(info)]:
+                raise BundleError(f"{source} is no labref bundle: {linked[0]} is a link in it, or no plain file")
             if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
                 raise BundleError(f"{source} is no labref bundle: it is packed by another method than `deflate`")
             for info in infos:
-                with archive.open(info) as packed, (folder / info.filename).open("wb") as out:
-                    shutil.copyfileobj(packed, out)
-    except NoFileError as error:
-        raise BundleError(f"{source} is no labref bundle: {error.strerror}.") from None
+                with archive.open(info) as part, (folder / info.filename).open("wb") as out:
+                    shutil.copyfileobj(part, out)
     except NO_ARCHIVE as error:
         raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None
     except OSError as error:
         if error.errno is None:  # of a decompressor, not of the disk
             raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None
         raise BundleError(f"{source} cannot be read, or unpacked into {folder}: {error.strerror}.") from None
+
+
+def _is_odd(info: zipfile.ZipInfo) -> bool:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    return info.is_dir() or kind not in (0, stat.S_IFREG)

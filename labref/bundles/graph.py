@@ -7,18 +7,17 @@ are looked at are declared here; the numbers are those of the standard.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from labref.errors import BundleError
-from labref.files import read_file
 from labref.printing import printable
 
-__all__ = ["OPERATORS", "check_graph"]
+__all__ = ["MAX_NUMBERS", "OPERATORS", "check_graph"]
 
 _OPERATORS: Final = (
     # arithmetic, element by element
@@ -42,6 +41,9 @@ OPERATORS: Final = frozenset(_OPERATORS.split())
 loops, branches, draws at random or reads a file."""
 MAX_NODES: Final = 20_000
 """Most operators in one graph; the starter's trunk has 350."""
+MAX_NUMBERS: Final = 100_000_000
+"""Most numbers in one tensor of a graph; the starter's largest has 188,416."""
+_MOST_SIDES: Final = 8
 _STANDARD: Final = ("", "ai.onnx")
 _EXTERNAL: Final = 1  # TensorProto.DataLocation
 
@@ -65,6 +67,7 @@ _FIELDS: Final[Mapping[str, Mapping[str, tuple[int, str, bool]]]] = {
         "sparse_tensors": (23, "bytes", True),
     },
     "Tensor": {
+        "dims": (1, "int64", True),
         "name": (8, "bytes", False),
         "external_data": (13, "bytes", True),
         "data_location": (14, "int32", False),
@@ -77,13 +80,14 @@ def _model() -> Any:
     """The class of a message that holds what `_FIELDS` declares of an ONNX model."""
     file = descriptor_pb2.FileDescriptorProto(name="labref_graph.proto", package="labref.graph", syntax="proto2")
     kinds = descriptor_pb2.FieldDescriptorProto
+    plain = {"bytes": kinds.TYPE_BYTES, "int32": kinds.TYPE_INT32, "int64": kinds.TYPE_INT64}
     for message, fields in _FIELDS.items():
         made = file.message_type.add(name=message)
         for name, (number, kind, repeated) in fields.items():
             field = made.field.add(name=name, number=number)
             field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            if kind in ("bytes", "int32"):
-                field.type = kinds.TYPE_BYTES if kind == "bytes" else kinds.TYPE_INT32
+            if kind in plain:
+                field.type = plain[kind]
             else:
                 field.type, field.type_name = kinds.TYPE_MESSAGE, f".labref.graph.{kind}"
     pool = descriptor_pool.DescriptorPool()
@@ -91,12 +95,13 @@ def _model() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("labref.graph.Model"))
 
 
-def check_graph(path: Path) -> None:
-    """Raise `BundleError` where the ONNX file at `path` is none, or holds what no bundle carries: an operator outside
-    `OPERATORS`, a graph inside an operator, a function of its own, or weights in another file."""
-    why = _fault(read_file(path))
+def check_graph(raw: bytes, name: str) -> None:
+    """Raise `BundleError` where the bytes `raw` of the file `name` are no ONNX graph, or hold what no bundle carries:
+    an operator outside `OPERATORS`, a graph inside an operator, a function of its own, weights in another file, or a
+    tensor of more than `MAX_NUMBERS`."""
+    why = _fault(raw)
     if why is not None:
-        raise BundleError(f"{path.name} cannot be run: {why}")
+        raise BundleError(f"{name} cannot be run: {why}")
 
 
 def _fault(raw: bytes) -> str | None:
@@ -128,6 +133,13 @@ def _fault(raw: bytes) -> str | None:
     outside = [tensor for tensor in tensors if tensor.data_location == _EXTERNAL or tensor.external_data]
     if outside:
         return f"it keeps {_text(outside[0].name)} outside the file; a bundle's weights lie inside"
+    for tensor in tensors:
+        sides = list(tensor.dims)
+        if len(sides) > _MOST_SIDES or any(side < 0 for side in sides) or math.prod(sides) > MAX_NUMBERS:
+            return (
+                f"its tensor {_text(tensor.name)} has the shape {str(sides)[:100]}; it may have {MAX_NUMBERS:,} numbers and {_MOST_SIDES} sides "
+                "at most"
+            )
     return "it holds sparse weights, which no labref writes" if sparse else None
 
 

@@ -2,7 +2,8 @@
 
 It is shown once for each bundle, computer, version of ONNX Runtime, device and precision, before the bundle is used, in
 a process of its own (`labref.bundles.trial`), and remembered in the file `logs/proven.json` of the lab. Without the
-file it is shown again.
+file it is shown again. What is remembered says that the networks may be run in this process; whether they still give
+what they gave, two of the golden cells show each time they are opened, in the very sessions that will answer.
 """
 
 from __future__ import annotations
@@ -59,13 +60,22 @@ def prove(bundle: Bundle, lab: Path, how: Inference, *, anew: bool = False) -> _
 
 
 def open_proven(bundle: Bundle, lab: Path, how: Inference) -> Embedder:
-    """The networks of `bundle`, opened as `how` says, after `prove`. Raises `BundleError`."""
+    """The networks of `bundle`, opened as `how` says, after `prove`; two of its golden cells are run on them.
+
+    Raises `BundleError`, also where these do not give their golden outputs: memory, driver or processor may have become
+    faulty since.
+    """
     for anew in (False, True):
         proven = prove(bundle, lab, how, anew=anew)
         embedder = Embedder.open(bundle, device=how.device, threads=how.threads, precision=proven["precision"])
         if (embedder.provider, embedder.precision) == (proven["provider"], proven["precision"]):
             if how.precision == "auto":
                 embedder.tell_of_refused()
+            try:
+                embedder.golden_sample()
+            except BaseException:
+                embedder.close()
+                raise
             return embedder
         # a driver or a library came or went since
         embedder.close()

@@ -18,7 +18,7 @@ from labref.bundles.atlas import MOST_CELLS
 from labref.printing import unprintable
 from labref.words import MEASURES, look_of, name_key
 
-__all__ = ["MAX_MANIFEST_BYTES", "WITH_ATLAS", "check_manifest", "check_name", "parse_json"]
+__all__ = ["MAX_MANIFEST_BYTES", "WITH_ATLAS", "check_manifest", "check_name", "line", "parse_json"]
 
 MAX_MANIFEST_BYTES: Final = 4_000_000
 """A longer manifest is none; the starter's has 12 kB."""
@@ -57,7 +57,14 @@ def check_name(name: str) -> str:
     """The name of a bundle. Raises ValueError where it cannot be one."""
     if not 1 <= len(name) <= _LONGEST:
         raise ValueError(f"must have 1 to {_LONGEST} characters")
-    return _no_digest(_nameable(_line(name)))
+    return _no_digest(_nameable(line(name)))
+
+
+def line(text: str) -> str:
+    """The text, where it is one line of printable characters. Raises ValueError where it is not."""
+    if unprintable(text) is not None or text != text.strip():
+        raise ValueError("must be one line of printable text without spaces around it")
+    return text
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -87,12 +94,6 @@ def _shown(value: Any) -> str:
     """A value of a stranger's file, short and on one line."""
     text = ascii(value) if isinstance(value, str) else str(value)[:60]
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _line(text: str) -> str:
-    if unprintable(text) is not None or text != text.strip():
-        raise ValueError("must be one line of printable text without spaces around it")
-    return text
 
 
 def _nameable(text: str) -> str:
@@ -150,7 +151,7 @@ def _plain(value: Any, deep: int = 0) -> Any:
     return value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=_LONGEST), AfterValidator(_line)]
+Name = Annotated[str, Field(min_length=1, max_length=_LONGEST), AfterValidator(line)]
 """A name of one line."""
 _Simple = Annotated[Name, AfterValidator(_nameable)]
 _Label = Annotated[Name, AfterValidator(_label)]
@@ -299,7 +300,7 @@ class _Quality(_Strict):
 
 
 class _AtlasSource(_Strict):
-    name: Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_line)]
+    name: Annotated[str, Field(min_length=1, max_length=500), AfterValidator(line)]
     licence: Name
     cells: Annotated[int, Field(ge=0, le=MOST_CELLS)]
 
