@@ -39,6 +39,7 @@ from labref.operations.models import Answer, Progress
 from labref.web.client import read_agent_record
 from labref.web.desk import Desk
 from tests.bundles import another
+from tests.keys import TestKey
 from tests.labs import make_lab, once, running_agent
 
 OPERATIONS = {operation.name: operation for operation in every_operation()}
@@ -239,7 +240,11 @@ def ask_all(run: Run, lab: Lab, desks: Desks, export: Path, folder: Path, first:
         (lab.image_path(next(iter(store.digests())))).unlink()
     run("ledger.check", latents=0)
     run("ledger.check", repair=True)
-    run("bundle.install", file=str(another(starter, folder)))
+    key = TestKey.make()
+    run("key.trust", document=key.public.to_bytes().decode())
+    run("key.revoke", key=key.public.id)
+    run("key.list")
+    run("bundle.install", file=str(another(starter, folder)), unsigned=True)
     (lab.bundles / "0123456789ab").mkdir()
     run("bundle.verify")
     shutil.rmtree(lab.bundles / "0123456789ab")

@@ -22,15 +22,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
+from labref.agent import run
 from labref.bundles import proof, trial
 from labref.bundles.bundle import Bundle, golden_terms, install, pack, starter_bundle
 from labref.bundles.graph import OPERATORS, check_graph
 from labref.bundles.inference import Embedder, Embeddings
 from labref.bundles.schema import check_manifest, parse_json
 from labref.bundles.sense import check_golden_cells
+from labref.bundles.signing import SIGNATURE_FILE
 from labref.cli import app
 from labref.errors import BundleError, LabrefError
 from labref.lab import Lab
+from labref.store import Admission, How
 from labref.web import desk
 
 Values = dict[str, Any]
@@ -71,7 +74,7 @@ def remade(starter: Bundle, tmp_path: Path) -> Remade:
     """A bundle's folder, made of the starter with other files or fields, and with the digests that belong to them."""
 
     def make(place: str = "remade", files: dict[str, bytes] | None = None, **fields: Any) -> Path:
-        folder = Path(shutil.copytree(starter.folder, tmp_path / place, copy_function=os.link))
+        folder = Path(shutil.copytree(starter.folder, tmp_path / place, ignore=shutil.ignore_patterns(SIGNATURE_FILE)))
         manifest = json.loads((folder / "manifest.json").read_bytes()) | fields
         for file, data in (files or {}).items():
             (folder / file).unlink()
@@ -317,9 +320,8 @@ def test_a_graph_that_holds_more_than_plain_operators_is_refused_wherever_it_com
 
 def test_what_ships_passes_and_so_do_plain_operators(starter: Bundle, tmp_path: Path) -> None:
     for name in ("trunk.onnx", "encoder.onnx"):
-        check_graph(starter.folder / name)
-    (tmp_path / "plain.onnx").write_bytes(graph([helper.make_node("Relu", ["a"], ["b"])]))
-    check_graph(tmp_path / "plain.onnx")
+        check_graph((starter.folder / name).read_bytes(), name)
+    check_graph(graph([helper.make_node("Relu", ["a"], ["b"])]), "plain.onnx")
     assert not OPERATORS & {"Loop", "If", "Scan", "RandomNormal", "Multinomial", "Optional", "SequenceMap"}
 
 
@@ -397,7 +399,7 @@ def test_a_manifest_of_other_shapes_than_the_networks_is_refused(
 
 def refused_init(tmp_path: Path, bundle: Path) -> str:
     (tmp_path / "export").mkdir(exist_ok=True)
-    words = ["init", tmp_path / "made", "--watch", tmp_path / "export", "--bundle", bundle]
+    words = ["init", tmp_path / "made", "--watch", tmp_path / "export", "--bundle", bundle, "--unsigned"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 1 and not (tmp_path / "made").exists()
     return " ".join(done.output.split())
@@ -641,6 +643,32 @@ def test_what_a_computer_has_shown_is_not_asked_at_each_start(
 
 
 @pytest.mark.usefixtures("trusted")
+def test_a_computer_that_computes_wrongly_by_now_answers_nothing(
+    starter: Bundle, tmp_path: Path, drawn_cells: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did not when the bundle was installed: that is remembered, and not believed."""
+    lab = Lab.create(tmp_path / "lab", [drawn_cells], starter.folder)
+    cell = next(drawn_cells.rglob("*.jpg"))
+    right, ran = Embedder.embed, []
+
+    def wrong(self: Embedder, crops: np.ndarray[Any, Any]) -> Embeddings:
+        ran.append(len(crops))
+        made = right(self, crops)
+        return Embeddings(made.probabilities, made.latents + np.float32(0.5))
+
+    monkeypatch.setattr(Embedder, "embed", wrong)
+    for ask in (lambda: run(lab, once=True), lambda: list(desk.run(lab, "query", data=cell.read_bytes()))):
+        with pytest.raises(
+            LabrefError, match=r"does not give its golden outputs on this computer: they differ by 0\.5"
+        ):
+            ask()
+    assert ran == [2, 2], "two golden cells each time, and no other"
+    assert next(desk.run(lab, "status"))["cells"] == 0
+    monkeypatch.setattr(Embedder, "embed", right)
+    assert run(lab, once=True).stored > 0
+
+
+@pytest.mark.usefixtures("trusted")
 def test_a_folder_that_holds_another_whole_bundle_is_not_believed(
     starter: Bundle, remade: Remade, tmp_path: Path
 ) -> None:
@@ -685,7 +713,7 @@ def test_two_bundles_of_one_name_are_told_apart(starter: Bundle, remade: Remade,
     (tmp_path / "export").mkdir()
     lab = Lab.create(tmp_path / "lab", [tmp_path / "export"], starter.folder)
     second, third = (remade(f"starter-{number}", figures={"n": number}) for number in (2, 3))
-    row = next(desk.run(lab, "bundle.install", file=str(second)))
+    row = next(desk.run(lab, "bundle.install", file=str(second), unsigned=True))
     with pytest.raises(LabrefError, match="names several bundles") as told:
         next(desk.run(lab, "bundle.show", bundle="starter"))
     for words in (starter.short, row["digest"][:12], "active since 20", "installed 20", "beginning of its digest"):
@@ -694,7 +722,7 @@ def test_two_bundles_of_one_name_are_told_apart(starter: Bundle, remade: Remade,
     assert shown.exit_code == 0 and "# Model card" in shown.output
     *_, change = desk.run(lab, "bundle.activate", bundle="starter")  # one of the two is active already
     assert change["bundle"]["digest"] == row["digest"] and change["state"] == "ready"
-    next(desk.run(lab, "bundle.install", file=str(third)))
+    next(desk.run(lab, "bundle.install", file=str(third), unsigned=True))
     with pytest.raises(LabrefError, match="names several bundles"):
         list(desk.run(lab, "bundle.activate", bundle="starter"))
 
@@ -706,9 +734,13 @@ def test_a_bundle_that_runs_wrongly_is_not_installed_nor_changed_to(
     lab = Lab.create(tmp_path / "lab", [tmp_path / "export"], starter.folder)
     wrong = remade("wrong", name="wrong", files={"encoder.onnx": off_by(starter, 18.7)})
     with pytest.raises(BundleError, match="bundle wrong/.* does not give its golden outputs"):
-        next(desk.run(lab, "bundle.install", file=str(wrong)))
+        next(desk.run(lab, "bundle.install", file=str(wrong), unsigned=True))
     assert [folder.name for folder in lab.bundles.iterdir()] == [starter.short]
     install(wrong, lab.bundles)  # as a labref before this one did
+    with pytest.raises(BundleError, match="labref did not take it in"):
+        list(desk.run(lab, "bundle.activate", bundle="wrong"))
+    with lab.open_store() as store:
+        store.keys.change(lambda _: [Admission(Bundle.open(wrong).digest, How.BEFORE)])
     with pytest.raises(BundleError, match="does not give its golden outputs"):
         list(desk.run(lab, "bundle.activate", bundle="wrong"))
     with lab.open_store() as store:
@@ -746,7 +778,7 @@ def test_a_lab_whose_bundle_cannot_be_used_says_the_ways_out_and_they_work(
     starter: Bundle, remade: Remade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[..., str]
 ) -> None:
     (tmp_path / "export").mkdir()
-    lab = Lab.create(tmp_path / "lab", [tmp_path / "export"], remade("other", name="other", figures={}))
+    lab = Lab.create(tmp_path / "lab", [tmp_path / "export"], remade("other", name="other", figures={}), unsigned=True)
 
     def command(*words: str, code: int = 0) -> str:
         done = CliRunner().invoke(app, [*words, "--lab", str(lab.folder)])

@@ -54,7 +54,7 @@ def filled(starter: Bundle, export: Path, other: Path, tmp_path_factory: pytest.
     folder = tmp_path_factory.mktemp("filled") / "lab"
     lab = make_lab(folder, export, starter)
     once(lab)
-    run(lab, "bundle.install", file=str(other))
+    run(lab, "bundle.install", file=str(other), unsigned=True)
     return folder
 
 
@@ -102,7 +102,7 @@ def test_the_old_space_answers_until_the_switch_and_again_after_rollback(lab: La
 
 def test_new_latents_are_those_of_cells_taken_in_by_the_new_bundle(lab: Lab, other: Path, tmp_path: Path) -> None:
     run(lab, "bundle.activate", bundle="other", yes=True)
-    fresh = Lab.create(tmp_path / "fresh", list(lab.watched), other)
+    fresh = Lab.create(tmp_path / "fresh", list(lab.watched), other, unsigned=True)
     once(fresh)
     with lab.open_store() as changed, fresh.open_store() as new:
         bundle = changed.active_bundle()
@@ -350,7 +350,7 @@ def test_a_labref_that_prepares_crops_otherwise_can_still_change_from_the_old_bu
     with pytest.raises(LabrefError, match="labref bundle activate NAME --yes"):
         references(lab, an_image(lab))
     assert "labref bundle activate NAME" in status(lab)["attention"][0]
-    run(lab, "bundle.install", file=str(file))
+    run(lab, "bundle.install", file=str(file), unsigned=True)
     (change,) = run(lab, "bundle.activate", bundle="newer")
     assert (change["state"], change["report"]["sampled"]) == ("ready", 0)
     assert "prepared" in change["report"]["problem"]
@@ -368,7 +368,7 @@ def test_a_damaged_bundle_is_refused_and_verify_says_so(lab: Lab, other: Path, t
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     with pytest.raises(LabrefError):
-        run(lab, "bundle.install", file=str(damaged))
+        run(lab, "bundle.install", file=str(damaged), unsigned=True)
     folder = next(path for path in lab.bundles.iterdir() if Bundle.open(path).manifest.name == "other")
     (folder / "encoder.onnx").write_bytes(b"other")
     assert sum("problem" in row for row in run(lab, "bundle.verify")) == 1

@@ -30,6 +30,7 @@ COMMANDS = [
     "doctor",
     "duplicates",
     "init",
+    "key",
     "label",
     "ledger",
     "map",
@@ -174,7 +175,7 @@ def test_init_prints_json(tmp_path: Path) -> None:
     (tmp_path / "export").mkdir()
     stdout, _ = labref("init", tmp_path / "lab", "--watch", tmp_path / "export", "--analyser", "DC-1", "--json")
     (made,) = lines(stdout)
-    assert set(made) == {"lab", "config", "store", "bundle", "watch"}
+    assert set(made) == {"lab", "config", "store", "bundle", "signature", "watch"}
     assert Path(made["config"]).is_file()
     assert Path(made["store"]).is_file()
     assert len(made["bundle"]["digest"]) == 64

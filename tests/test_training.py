@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from labref.bundles.bundle import Bundle, install
 from labref.bundles.inference import Embedder
+from labref.cli import app
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+from labref.lab import Lab
+from tests.conftest import DATA
+from tests.labs import once
 from tests.trainings import command, eager  # noqa: F401
 from training.config import PRESETS, RunConfig, override
 from training.data.images import Item, Split, batches, cache_crops, list_images, make_split, name_fraction
@@ -43,12 +49,15 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn class folders: twelve of each of three classes, and one file that is no image."""
+    """Class folders: twelve of each of three classes, and one file that is no image. Real cells where there are any,
+    else drawn ones."""
     folder = tmp_path_factory.mktemp("classes")
     slides = make_slides(12, seed=7)
     for label in ("eosinophil", "lymphocyte", "neutrophil"):
         (folder / label).mkdir()
-        for number, slide in enumerate(slides):
+        for number, path in enumerate(sorted((DATA / "pbc" / label).glob("*.jpg"))[:12]):
+            shutil.copyfile(path, folder / label / f"{label[:2].upper()}_{number:04d}.jpg")
+        for number, slide in enumerate(slides if not (DATA / "pbc").is_dir() else ()):
             picture = draw_cell(
                 label, OPTICS[slide.optics], slide, np.random.default_rng([number, LABELS.index(label)])
             )
@@ -96,8 +105,16 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
     assert {p.name: p.read_bytes() for p in trained.glob("*.keras")} == before
 
 
-def test_export_and_evaluate_as_the_help_says(trained: Path, cells: Path, tmp_path: Path) -> None:
-    out = tmp_path / "tiny.labref"
+@pytest.fixture(scope="module")
+def shipping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tests of this file put a key, and the bundle that it signed."""
+    folder = tmp_path_factory.mktemp("shipping")
+    command("exporters", "key", "new", folder / "old.key", "--name", "Our centre")
+    return folder
+
+
+def test_export_and_evaluate_as_the_help_says(trained: Path, cells: Path, tmp_path: Path, shipping: Path) -> None:
+    out = shipping / "tiny.labref"
     said = command("exporters", "bundle", str(trained), "--out", str(out)).stdout
     assert "largest difference from Keras" in said
     command("training", "split", str(cells), "--out", str(tmp_path / "held"))
@@ -115,9 +132,10 @@ def test_export_and_evaluate_as_the_help_says(trained: Path, cells: Path, tmp_pa
     assert set(figures["rotation_overlap_at_8"]) == {*TURNS, "mean"}
     assert (tmp_path / "confusion.png").stat().st_size > 0
     # the same figures go into the bundle's card, by the third command of the help
-    (tmp_path / "figures.json").write_text(done.stdout)
-    more = ("--figures", tmp_path / "figures.json", "--no-reduced")  # the reduced trunks were shipped above
-    command("exporters", "bundle", trained, "--out", out, *more)
+    (shipping / "figures.json").write_text(done.stdout)
+    more = ("--figures", shipping / "figures.json", "--no-reduced")  # the reduced trunks were shipped above
+    said = command("exporters", "bundle", trained, "--out", out, *more, "--key", shipping / "old.key").stdout
+    assert "signed by the key Our centre" in said
     bundle = install(out, tmp_path / "bundles")
     assert bundle.manifest.figures["precision_at_8"] == figures["precision_at_8"]
     assert f"{figures['precision_at_8']['macro']:.4f}" in (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
@@ -125,6 +143,49 @@ def test_export_and_evaluate_as_the_help_says(trained: Path, cells: Path, tmp_pa
     with Embedder.open(bundle, device="cpu") as embedder:
         assert embedder.golden_difference() < 1e-3
     assert Bundle.open(bundle.folder).digest == bundle.digest
+
+
+def test_a_signed_bundle_is_installed_activated_rolled_back_and_its_key_handed_over(
+    shipping: Path, cells: Path, tmp_path: Path
+) -> None:
+    """From the run above to a lab, by the commands alone."""
+    bundle, export, lab = shipping / "tiny.labref", tmp_path / "export", tmp_path / "lab"
+    shutil.copytree(cells / "neutrophil", export / "neutrophil")
+    for path in sorted((export / "neutrophil").iterdir())[3:]:
+        path.unlink()
+
+    def labref(*words: object, code: int = 0) -> str:
+        done = CliRunner().invoke(app, [*map(str, words), "--lab", str(lab)])
+        assert done.exit_code == code, done.output
+        return " ".join(done.output.split())
+
+    assert CliRunner().invoke(app, ["init", str(lab), "--watch", str(export)]).exit_code == 0
+    assert once(Lab.open(lab)).stored == 3
+    assert "which this lab does not trust" in labref("bundle", "install", bundle, code=1)
+    labref("key", "trust", shipping / "old.key.pub")
+    assert "signed by Our centre" in labref("bundle", "install", bundle)
+    assert "is active" in labref("bundle", "activate", "tiny", "--yes")
+    assert "bundle tiny" in labref("status") and "signed by Our centre" in labref("status")
+    assert len(json.loads(labref("query", next(cells.rglob("NE_0009.jpg")), "--json"))["references"]) == 3
+    assert "starter/" in labref("bundle", "rollback") and "signed by labref starter" in labref("status")
+
+    command("exporters", "key", "new", shipping / "new.key", "--name", "Our centre, 2")
+    record = shipping / "new.rotation"
+    command("exporters", "key", "rotate", shipping / "old.key", shipping / "new.key.pub", "--out", record)
+    command("exporters", "key", "sign", bundle, "--key", shipping / "new.key", "--rotation", record)
+    assert "signed by Our centre, 2" in labref("bundle", "install", bundle)
+    listed = labref("key", "list", "--json").replace("} {", "}\n{").splitlines()
+    assert [json.loads(line)["state"] for line in listed] == ["trusted", "replaced", "trusted"]
+    assert "is active" in labref("bundle", "activate", "tiny", "--yes")
+
+    figures = json.loads((shipping / "figures.json").read_text()) | {"measured_again": True}
+    (tmp_path / "figures.json").write_text(json.dumps(figures))
+    later = tmp_path / "later.labref"
+    words = ("figures", bundle, "--figures", tmp_path / "figures.json", "--out", later, "--key")
+    command("exporters", *words, shipping / "old.key")
+    assert "which was replaced by a newer key" in labref("bundle", "install", later, code=1)
+    command("exporters", *words, shipping / "new.key")
+    labref("bundle", "install", later)
 
 
 def test_an_untrained_run_is_not_shipped(cells: Path, tmp_path: Path) -> None:

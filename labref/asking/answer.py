@@ -38,6 +38,7 @@ from labref.export.layout import ClassNames
 from labref.export.paths import path_to_text
 from labref.lab import Lab
 from labref.lab.judge import Judge, repeated
+from labref.lab.trust import standing
 from labref.store import Cell, LedgerRow, Store
 from labref.times import utc
 from labref.words import Quality, SlideId
@@ -249,6 +250,7 @@ def store_status(lab: Lab, store: Store, embedder: Embedder | BundleError) -> di
         "lab": path_to_text(str(lab.folder)),
         "version": __version__,
         "bundle": {"name": name, "version": version, "digest": digest},
+        "signature": standing(store, digest).to_json(),
         "without_latent": store.changes.coverage(digest).missing,
         "optics": optics,
         "bundle_change": None if pending is None else change.describe(store, pending.digest),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say
+from labref.cli.key import signature_line
 from labref.printing import printable
 from labref.times import local
 
@@ -30,6 +31,10 @@ so `labref bundle rollback` takes seconds.
 
 _INSTALL = """Bring a bundle file into the lab. It is verified, and not used until it is activated.
 
+It has to be signed by a key that the lab trusts (`labref key list`), in the file itself or in FILE.sig beside it, and its
+number has to be larger than that of every bundle of its name that came in before. --unsigned takes in one that nobody
+signed; a signature that does not hold is refused all the same.
+
 \b
   labref bundle install hospital-2.labref
 
@@ -37,8 +42,8 @@ With --json, one object.
 
 @bundle.BundleRow
 """
-_VERIFY = """Verify a bundle file, or without one all installed bundles: every file has its digest, and the networks give on
-this computer what they gave when they were exported. Exit code 1 where one does not.
+_VERIFY = """Verify a bundle file, or without one all installed bundles: somebody whom the lab trusts signed it, every file
+has its digest, and the networks give on this computer what they gave when they were exported. Exit code 1 where not.
 
 \b
   labref bundle verify new.labref
@@ -107,20 +112,23 @@ With --json, one object.
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="Name, name/version, or beginning of the digest.", show_default=False)
 ]
+UnsignedOption = Annotated[bool, typer.Option("--unsigned", help="Although nobody signed it.", show_default=False)]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Stay until the agent has done it.", show_default=False)]
 
 
 def install(
     file: Annotated[Path, typer.Argument(parser=a_path, metavar="FILE", help="A .labref file.", show_default=False)],
     lab: LabOption = None,
+    unsigned: UnsignedOption = False,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab, absolute
 
-    row = _last(perform(Lab.find(lab), "bundle.install", file=str(absolute(file))))
+    row = _last(perform(Lab.find(lab), "bundle.install", file=str(absolute(file)), unsigned=unsigned))
     if json:
         print_json(row)
     else:
+        say(f"{_name(row)} is {signature_line(row['signature'])}.")
         say(f"{_name(row)} is installed; it is used after `labref bundle activate {row['name']}/{row['version']}`.")
 
 
@@ -132,13 +140,14 @@ def verify(
         ),
     ] = None,
     lab: LabOption = None,
+    unsigned: UnsignedOption = False,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab, absolute
 
     wrong = False
     given = None if file is None else str(absolute(file))
-    for row in perform(Lab.find(lab), "bundle.verify", file=given):
+    for row in perform(Lab.find(lab), "bundle.verify", file=given, unsigned=unsigned):
         wrong |= "problem" in row
         if json:
             print_json(row)
@@ -147,7 +156,7 @@ def verify(
         else:
             say(
                 f"{_name(row['bundle'])} is sound; golden outputs differ by {row['difference']:.2g}, "
-                f"{row['allowed']:.2g} is allowed ({row['provider_line']})"
+                f"{row['allowed']:.2g} is allowed ({row['provider_line']}); {signature_line(row['signature'])}"
             )
     if wrong:
         raise typer.Exit(1)
@@ -164,7 +173,9 @@ def list_(lab: LabOption = None, json: JsonOption = False) -> None:
         failed = f", {row['failed']} cannot be embedded" if row["failed"] else ""
         since = f" since {local(row['active_since'])}" if row["active_since"] else ""
         gone = "" if row["installed"] else "  CANNOT BE USED: labref bundle verify says why"
-        say(f"{row['state'] + since:<10}  {_name(row)}  {cells}{failed}, {row['latent_size']} latents{gone}")
+        say(
+            f"{row['state'] + since:<10}  {_name(row)}  {cells}{failed}, {row['latent_size']} latents; {signature_line(row['signature'])}{gone}"
+        )
 
 
 def show(

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from labref.cli._shared import JsonOption, a_path, print_json, program, quoted, say
+from labref.cli.bundle import UnsignedOption
+from labref.cli.key import signature_line
 
 __all__ = ["add_to"]
 
@@ -18,7 +20,9 @@ ever reads there. Without --bundle the starter bundle that ships with labref is 
 Examples:
   labref init lab --watch /mnt/analyser/export
   labref init C:/labref/lab --watch "D:/Export" --watch "E:/Old exports"
-  labref init lab --watch export --bundle hospital-2.labref --analyser DC-1
+  labref init lab --watch export --bundle hospital-2.labref --key hospital.pub --analyser DC-1
+
+The bundle has to be signed by labref's own key, or by one that --key names; see `labref key --help`.
 
 The lab is for the user who makes it: its folders are 700 and its files 600, whatever the umask. [access] group = true in
 its labref.toml shares it with its group. On Windows a lab in a user's profile is that user's and the administrators'; one made
@@ -54,6 +58,17 @@ def init(
             show_default=False,
         ),
     ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key",
+            parser=a_path,
+            metavar="FILE",
+            help="A public key that the lab shall trust as well as labref's own; give it once for each.",
+            show_default=False,
+        ),
+    ] = None,
+    unsigned: UnsignedOption = False,
     analyser: Annotated[
         str | None,
         typer.Option(
@@ -66,10 +81,12 @@ def init(
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
+    from labref.lab.trust import standing
 
-    lab = Lab.create(folder, watch, bundle, analyser=analyser)
+    lab = Lab.create(folder, watch, bundle, analyser=analyser, keys=key or (), unsigned=unsigned)
     with lab.open_store() as store:
         installed = lab.bundle(store)
+        signature = standing(store, installed.digest).to_json()
     if json:
         print_json(
             {
@@ -81,6 +98,7 @@ def init(
                     "version": installed.manifest.version,
                     "digest": installed.digest,
                 },
+                "signature": signature,
                 "watch": [str(f) for f in lab.watched],
             }
         )
@@ -89,6 +107,7 @@ def init(
     say(f"lab     {lab.folder}")
     say(f"watches {', '.join(map(str, lab.watched))}")
     say(f"bundle  {installed.manifest.name} {installed.manifest.version} ({installed.short}): {classes}")
+    say(f"        {signature_line(signature)}")
     typer.echo("\nNext, take in what is there and keep watching (Ctrl-C ends it):")
     say(f"  {program()} agent --lab {quoted(lab.folder)}")
 

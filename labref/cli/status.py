@@ -7,6 +7,7 @@ import typer
 
 from labref.cli._shared import JsonOption, LabOption, print_json
 from labref.cli.bundle import change_lines
+from labref.cli.key import signature_line
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -76,6 +77,7 @@ def _text(found: Mapping[str, Any]) -> str:
                 lines.append(("", f"PROBLEM with {name} ({local(ended['at'])}): {ended['message']}"))
     lines += [("watches", f"{watch['folder']} ({watch['how']})") for watch in found["watch"]]
     lines.append(("bundle", f"{bundle['name']} {bundle['version']} ({bundle['digest'][:12]})"))
+    lines.append(("", signature_line(found["signature"])))
     if found["without_latent"]:
         lines.append(
             ("", f"{found['without_latent']} cells are still to be embedded by it, and no references until then")

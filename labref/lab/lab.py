@@ -35,7 +35,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from labref.bundles.atlas import Atlas
-from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.bundles.bundle import Bundle, starter_bundle
 from labref.bundles.proof import prove
 from labref.bundles.trial import Inference
 from labref.cells.decoding import Decoder, Limits, decoder
@@ -46,6 +46,7 @@ from labref.failpoints import failpoint
 from labref.files import GROUP, OWNER, Rights, follow, give, give_all, read_file, sync_folder
 from labref.lab.moved import follow_folders
 from labref.lab.presence import clear_marks
+from labref.lab.trust import bring_in, public_key_in, take_over, trust_key
 from labref.som.placing import open_placer
 from labref.store import Store
 
@@ -102,12 +103,21 @@ class Lab:
         return lab
 
     @staticmethod
-    def create(folder: Path, watch: Sequence[Path], bundle: Path | None = None, *, analyser: str | None = None) -> Lab:
+    def create(
+        folder: Path,
+        watch: Sequence[Path],
+        bundle: Path | None = None,
+        *,
+        analyser: str | None = None,
+        keys: Sequence[Path] = (),
+        unsigned: bool = False,
+    ) -> Lab:
         """Make a lab in `folder` (made where missing) that watches the folders `watch`.
 
         bundle : a bundle file or folder to install; None installs the starter bundle.
-        Refuses, with `LabError`, a folder that already is a lab and watched folders that are not there. Where anything
-        fails, nothing of the lab is left behind.
+        keys : files of public keys that the lab trusts as well as labref's own.  unsigned : the bundle may come
+        without a signature. Refuses, with `LabError`, a folder that already is a lab and watched folders that are not
+        there. Where anything fails, nothing of the lab is left behind.
         """
         folder = absolute(folder)
         if (folder / _CONFIG).exists():
@@ -126,7 +136,7 @@ class Lab:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=".labref-init-", dir=folder))
-            _fill(staging, watched, bundle, analyser)
+            _fill(staging, watched, bundle, analyser, keys, unsigned)
             for entry in staging.iterdir():
                 give_all(entry, OWNER)
             if not _holds_others(folder, watched):
@@ -286,6 +296,7 @@ class Lab:
             watched = [path_to_text(str(folder)) for folder in self.watched]
             store.slides.locate(watched)
             follow_folders(store, watched)
+            take_over(store, self.bundles)
         except BaseException:
             store.close()
             raise
@@ -550,15 +561,28 @@ def _first_missing(folder: Path) -> Path | None:
     return missing
 
 
-def _fill(folder: Path, watched: Sequence[Path], bundle: Path | None, analyser: str | None) -> None:
+def _fill(
+    folder: Path,
+    watched: Sequence[Path],
+    bundle: Path | None,
+    analyser: str | None,
+    keys: Sequence[Path],
+    unsigned: bool,
+) -> None:
     (folder / "images").mkdir()
     (folder / "logs").mkdir()
     (folder / _CONFIG).write_text(starting_config(watched, analyser), encoding="utf-8")
     how = _inference(load_config(folder / _CONFIG))
-    installed = install(
-        bundle if bundle is not None else starter_bundle(), folder / "bundles", lambda made: prove(made, folder, how)
-    )
     with contextlib.closing(Store.create(folder / _STORE)) as store:
+        for file in keys:
+            trust_key(store, public_key_in(file))
+        installed = bring_in(
+            store,
+            bundle if bundle is not None else starter_bundle(),
+            folder / "bundles",
+            unsigned=unsigned,
+            check=lambda made: prove(made, folder, how),
+        )
         manifest = installed.manifest
         store.set_active_bundle(
             installed.digest,

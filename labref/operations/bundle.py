@@ -13,13 +13,14 @@ from pydantic import Field
 
 from labref.asking.answer import open_embedder, withheld
 from labref.asking.change import describe
-from labref.bundles.bundle import Bundle, install, remove, unpacked
+from labref.bundles.bundle import Bundle, remove, unpacked
 from labref.bundles.proof import prove
 from labref.bundles.trial import tried
 from labref.errors import BundleError, LabrefError
 from labref.lab import Lab
+from labref.lab.trust import Standing, bring_in, forget, holds_still, require_usable, standing, trust_of
 from labref.operations import operation
-from labref.operations.models import Answer, BundleName, FilePath, Progress, Text
+from labref.operations.models import Answer, BundleName, BundleSignature, FilePath, Progress, Text
 from labref.operations.naming import NoSuchNameError
 from labref.progress import Row, progress
 from labref.roles import Role
@@ -70,6 +71,7 @@ class BundleRow(Answer):
     active_since: str | None = Field(description="When it became active, ISO 8601, UTC; null where it is not active.")
     latent_size: int = Field(description="Numbers in a latent.")
     labels: list[str] = Field(description="Its classes.")
+    signature: BundleSignature = Field(description="Why it is in the lab.")
 
 
 class BundleSound(Answer):
@@ -79,6 +81,7 @@ class BundleSound(Answer):
     provider_line: str = Field(description="Where the networks were run, and why.")
     difference: float = Field(description="Largest difference from the golden outputs.")
     allowed: float = Field(description="The largest difference that is allowed.")
+    signature: BundleSignature = Field(description="Who signed it; of an installed one, why it is in the lab.")
 
 
 class BundleFaulty(Answer):
@@ -168,6 +171,10 @@ class BundleDropped(Answer):
 
 
 _Wait = Annotated[bool, Field(description="Wait until it is done. Without an agent the operation always waits.")]
+_Unsigned = Annotated[
+    bool,
+    Field(description="Take it in although nobody signed it. A signature that does not hold is refused all the same."),
+]
 _Bundle = Annotated[
     Text, Field(description="Name, name/version, digest, or the beginning of a digest, 4 characters or more.")
 ]
@@ -175,12 +182,25 @@ _Bundle = Annotated[
 
 @operation("bundle.install", BundleRow)
 def install_bundle(
-    context: Context, *, file: Annotated[FilePath, Field(description="The bundle file, its absolute path.")]
+    context: Context,
+    *,
+    file: Annotated[FilePath, Field(description="The bundle file, its absolute path.")],
+    unsigned: _Unsigned = False,
 ) -> Iterator[Row]:
-    """Verify a bundle file, run its golden cells on this computer, and install it in the lab. It is not used until it
-    is activated."""
+    """Verify a bundle file and who signed it, run its golden cells on this computer, and install it in the lab. It is
+    not used until it is activated.
+
+    It has to be signed by a key that the lab trusts (`key.list`), or by one that such a key says took over from it; and
+    no bundle of its name with a larger number may have come in.
+    """
     lab = context.lab
-    bundle = install(Path(file), lab.bundles, lambda made: prove(made, lab.folder, lab.inference))
+    bundle = bring_in(
+        context.store,
+        Path(file),
+        lab.bundles,
+        unsigned=unsigned,
+        check=lambda made: prove(made, lab.folder, lab.inference),
+    )
     yield _row(context, bundle.digest, bundle)
 
 
@@ -191,16 +211,19 @@ def verify(
     file: Annotated[
         FilePath | None, Field(description="A bundle file, its absolute path; without it, all installed bundles.")
     ] = None,
+    unsigned: _Unsigned = False,
 ) -> Iterator[Row]:
-    """Verify a bundle file, or every installed bundle. Every file has its digest, and the networks give their golden
-    outputs.
+    """Verify a bundle file, or every installed bundle. Somebody whom the lab trusts signed it, every file has its
+    digest, and the networks give their golden outputs.
 
     The networks are run on this computer. There is a row for each bundle; a bundle that fails has a `problem`, and so
     has the active one where it is not installed any more.
     """
     if file is not None:
-        with unpacked(Path(file)) as bundle:
-            yield _verified(context, bundle)
+        with unpacked(Path(file), trust_of(context.store, unsigned=unsigned)) as (bundle, verdict):
+            signed = verdict.signature
+            found = Standing("unsigned") if signed is None else Standing("signed", verdict.key, signed.number)
+            yield _verified(context, bundle, found)
         return
     folders = _folders(context.lab)
     active = context.store.active_bundle()
@@ -209,7 +232,9 @@ def verify(
     for folder in folders:
         try:
             bundle = Bundle.in_its_folder(folder)
-            yield _verified(context, bundle)
+            require_usable(context.store, bundle)
+            holds_still(context.store, bundle)
+            yield _verified(context, bundle, standing(context.store, bundle.digest))
         except BundleError as error:
             yield {"folder": folder.name, "problem": str(error)}
 
@@ -278,8 +303,10 @@ def activate(
         yield describe(context.store, chosen.digest)
         return
     if switch_now:
+        require_usable(store, chosen)
         store.changes.want_switch(chosen.digest, leave_out=leave_out)
     else:
+        require_usable(store, chosen)
         prove(chosen, context.lab.folder, context.lab.inference)  # else nothing is begun
         manifest = chosen.manifest
         store.add_bundle(
@@ -339,6 +366,7 @@ def drop(context: Context, *, bundle: _Bundle) -> Iterator[Row]:
     elif digest == store.active_bundle():
         raise LabrefError(f"bundle {digest[:12]} is the active one and cannot be dropped.")
     remove(context.lab.bundles, digest)
+    forget(store, digest)
     yield {"dropped": {"name": name, "version": version, "digest": digest}, "cells": cells}
 
 
@@ -430,6 +458,7 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
         return
     digest = pending.digest
     bundle = installed(lab, digest)
+    require_usable(store, bundle)  # its key may have been revoked since
     if store.changes.coverage(digest).missing:
         yield progress(0, 0, "opening the networks")
         with open_embedder(lab, bundle) as embedder:
@@ -484,10 +513,11 @@ def _row(context: Context, digest: str, bundle: Bundle | None) -> Row:
         "active_since": utc(since[-1], timespec="seconds") if state == "active" else None,
         "latent_size": known.latent_size,
         "labels": list(known.labels),
+        "signature": standing(store, digest).to_json(),
     }
 
 
-def _verified(context: Context, bundle: Bundle) -> Row:
+def _verified(context: Context, bundle: Bundle, found: Standing) -> Row:
     row: Row = {
         "bundle": {"name": bundle.manifest.name, "version": bundle.manifest.version, "digest": bundle.digest},
     }
@@ -496,7 +526,7 @@ def _verified(context: Context, bundle: Bundle) -> Row:
     except BundleError as error:
         return row | {"problem": str(error)}
     row |= {"provider_line": shown.provider_line, "difference": shown.difference}
-    return row | {"allowed": bundle.manifest.golden_tolerance}
+    return row | {"allowed": bundle.manifest.golden_tolerance, "signature": found.to_json()}
 
 
 def _folders(lab: Lab) -> list[Path]:

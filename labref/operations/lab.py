@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from labref.operations.models import Answer, BundleName
+from labref.operations.models import Answer, BundleName, BundleSignature
 
 __all__ = ["AgentReady", "AgentSummary", "LabMade", "LabRestored", "RestoredFolder"]
 
@@ -19,6 +19,7 @@ class LabMade(Answer):
     config: str = Field(description="Its labref.toml.")
     store: str = Field(description="The file of its store.")
     bundle: BundleName = Field(description="The bundle that was installed.")
+    signature: BundleSignature = Field(description="Who signed it.")
     watch: list[str] = Field(description="The export folders that it watches.")
 
 

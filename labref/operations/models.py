@@ -15,6 +15,7 @@ from labref.words import LabelSource
 __all__ = [
     "Answer",
     "BundleName",
+    "BundleSignature",
     "Failure",
     "FilePath",
     "GivenLabel",
@@ -101,6 +102,21 @@ class BundleName(Answer):
     name: str | None = Field(description="Its name; null where the store does not know the bundle.")
     version: str | None = Field(description="Its version; null where the store does not know the bundle.")
     digest: str = Field(description="SHA-256 of its manifest, 64 hexadecimal characters.")
+
+
+class BundleSignature(Answer):
+    """Why a bundle is in the lab: who signed it, or what else."""
+
+    state: Literal["signed", "revoked", "unsigned", "before", "unknown"] = Field(
+        description="`signed` by a key that the lab trusts, or trusted until another took over; `revoked`: by a key that was revoked here "
+        "since; `unsigned`: somebody said that it may come in so; `before`: it came when labref knew no signatures; `unknown`: it lies in "
+        "the lab's folder, and nothing says why."
+    )
+    key: str | None = Field(description="Id of the key that signed it, 16 hexadecimal characters; null where none did.")
+    key_name: str | None = Field(description="Whose key that is, as the key says; null where none signed.")
+    number: int | None = Field(
+        description="Its number among the bundles of its name, as it was signed; null where nobody signed it."
+    )
 
 
 class GivenLabel(Answer):

@@ -19,7 +19,7 @@ from labref.lab import Lab
 from labref.lab.backups import age_of_backup, is_old, last_backup
 from labref.operations import operation
 from labref.operations.bundle import BundleChange
-from labref.operations.models import Answer, BundleName, JobEnded, JobRunning
+from labref.operations.models import Answer, BundleName, BundleSignature, JobEnded, JobRunning
 from labref.operations.optics import OpticsState
 from labref.progress import Row
 from labref.roles import Role
@@ -111,6 +111,7 @@ class Status(Answer):
     lab: str = Field(description="The lab's folder.")
     version: str = Field(description="Version of labref.")
     bundle: BundleName = Field(description="The active bundle.")
+    signature: BundleSignature = Field(description="Who signed the active bundle.")
     without_latent: int = Field(description="Cells that are still to be embedded by the active bundle.")
     optics: list[OpticsState] = Field(description="Each optics and whether it drifts, the one with most cells first.")
     bundle_change: BundleChange | None = Field(description="The change to another bundle that is under way.")
@@ -177,6 +178,12 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
             "device",
             f"this computer has a GPU that is not used: {found['fallback']}",
             'or set device = "cpu" in labref.toml, [inference]',
+        )
+    signature = found["signature"]
+    if signature["state"] == "revoked":
+        yield (
+            f"the active bundle is signed by the key {signature['key_name']} ({signature['key']}), which was revoked here; change to one that "
+            "a trusted key signed (labref bundle install FILE, then labref bundle activate NAME), or go back: labref bundle rollback"
         )
     for watched in found["watch"]:
         if watched["how"] == "missing":

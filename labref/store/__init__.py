@@ -5,6 +5,7 @@ pictures show one cell, and what finds a latent's node on a map, is handed in.
 """
 
 from labref.store.duckdb.duplicates import Conflict, Pair, PairCounts
+from labref.store.duckdb.keys import Admission, How, KeyChange, KeyState, Known
 from labref.store.duckdb.maps import ActiveMap, MapCell, Maps, StoredMap
 from labref.store.duckdb.people import Person
 from labref.store.duckdb.qualities import QualityCounts
@@ -31,6 +32,7 @@ from labref.words import LabelSource, Outcome, cell_id_of
 
 __all__ = [
     "ActiveMap",
+    "Admission",
     "Cell",
     "CellEmbedding",
     "Conflict",
@@ -39,7 +41,11 @@ __all__ = [
     "Embedded",
     "FileOfCell",
     "FileState",
+    "How",
     "Judge",
+    "KeyChange",
+    "KeyState",
+    "Known",
     "LabelSource",
     "LedgerRow",
     "MapCell",

@@ -43,6 +43,7 @@ from labref.store.duckdb.connection import connect, release
 from labref.store.duckdb.duplicates import Duplicates, Learnt, load_alike, load_book, load_groups, load_landmarks
 from labref.store.duckdb.events import Events
 from labref.store.duckdb.exporting import Export
+from labref.store.duckdb.keys import Keys
 from labref.store.duckdb.maps import Maps
 from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
 from labref.store.duckdb.people import People
@@ -164,6 +165,8 @@ class Store:
         """What the store tells other systems, and what they told it; see labref.store.duckdb.events."""
         self.people = People(access)
         """Who may look at the lab's pages; see labref.store.duckdb.people."""
+        self.keys = Keys(access)
+        """Which keys sign bundles, and why each bundle came in; see labref.store.duckdb.keys."""
         self.slides = Slides(access)
         """The cells of each slide, and who approved it; see labref.store.duckdb.slides."""
         self.qualities = Qualities(access)

@@ -33,6 +33,7 @@ from typing import Any, Final
 from labref import failpoints
 from labref.bundles.bundle import starter_bundle
 from labref.lab import Lab
+from labref.lab.trust import bring_in
 from tests.benchmarks import crash_lab
 from tests.benchmarks.exports import REPOSITORY, choose_source, labref_process
 
@@ -156,7 +157,9 @@ class _Life:
         self._unsigned: list[Path] = []
         self._written = 0
         lab = Lab.create(self.folder / "lab", [self.export], starter_bundle())
-        shutil.copytree(folder / "installed", lab.bundles, dirs_exist_ok=True)
+        with lab.open_store() as store:
+            for file in (folder / "files").iterdir():
+                bring_in(store, file, lab.bundles, unsigned=True, check=lambda _: None)
         text = lab.config_file.read_text(encoding="utf-8")
         quick = "[watch]\nstable_seconds = 0.0\ncomplete_seconds = 0.0\nsettle_limit_seconds = 1.0\n"
         lab.config_file.write_text(text.replace("[watch]\n", quick), encoding="utf-8")

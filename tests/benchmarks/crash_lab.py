@@ -31,6 +31,7 @@ from labref.cells.image import prepare
 from labref.config import RetentionConfig
 from labref.errors import LabrefError
 from labref.lab import Lab
+from labref.lab.trust import bring_in
 from labref.operations import perform
 from labref.progress import rows_of
 from labref.store import Counts, Placed, Store, StoredMap
@@ -231,7 +232,7 @@ def _install(life: Path) -> None:
         file = next(path for path in (life.parent / "files").iterdir() if path.stem != active)
         if pending is None:
             shutil.rmtree(context.lab.bundles / file.stem, ignore_errors=True)
-        install(file, context.lab.bundles)
+        bring_in(context.store, file, context.lab.bundles, unsigned=True, check=lambda _: None)
 
 
 def _spoil(life: Path) -> None:

@@ -548,3 +548,30 @@ def _folders(connection: duckdb.DuckDBPyConnection) -> None:
     for table in ("cell", "file", "file_history", "slide_approval", "slide_move", "trash_cell", "trash_file"):
         if table in there:
             connection.execute(f"ALTER TABLE {table} ADD COLUMN folder VARCHAR")
+
+
+@migration(26, "which keys sign bundles that the lab takes in, and why each bundle came in")
+def _keys(connection: duckdb.DuckDBPyConnection) -> None:
+    # the last row of a key holds
+    connection.execute("""
+        CREATE TABLE signing_key (
+            number     BIGINT PRIMARY KEY,
+            key        VARCHAR NOT NULL,
+            name       VARCHAR NOT NULL,
+            state      VARCHAR NOT NULL,
+            because    VARCHAR,
+            changed_at TIMESTAMP NOT NULL
+        )""")
+    # the last row of a digest holds; numbers of a name only grow, whatever becomes of its bundles
+    connection.execute("""
+        CREATE TABLE admission (
+            number        BIGINT PRIMARY KEY,
+            digest        VARCHAR NOT NULL,
+            how           VARCHAR NOT NULL,
+            name          VARCHAR,
+            bundle_number BIGINT,
+            key_id        VARCHAR,
+            admitted_at   TIMESTAMP NOT NULL
+        )""")
+    # a lab that was there before has bundles without a signature, in its store and in its folder: it keeps them
+    connection.execute("CREATE TABLE before_signatures AS SELECT count(*) > 0 AS waits FROM bundle")

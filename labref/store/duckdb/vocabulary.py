@@ -15,7 +15,7 @@ from labref.errors import StoreError
 from labref.roles import Role
 from labref.words import LabelSource, Outcome, Reason, Verdict
 
-__all__ = ["Decision", "unknown", "word"]
+__all__ = ["Decision", "How", "KeyState", "unknown", "word"]
 
 _Word = TypeVar("_Word", bound=StrEnum)
 
@@ -28,6 +28,23 @@ class Decision(StrEnum):
     UNDONE = "undone"
 
 
+class How(StrEnum):
+    """Why a bundle came in. `before`: when labref knew no signatures; `dropped`: it went again."""
+
+    SIGNED = "signed"
+    UNSIGNED = "unsigned"
+    BEFORE = "before"
+    DROPPED = "dropped"
+
+
+class KeyState(StrEnum):
+    """What a lab thinks of a key."""
+
+    TRUSTED = "trusted"
+    REPLACED = "replaced"
+    REVOKED = "revoked"
+
+
 _COLUMNS: Final[tuple[tuple[str, str, Collection[str]], ...]] = (
     ("file", "label_source", tuple(LabelSource)),
     ("file_history", "label_source", tuple(LabelSource)),
@@ -38,6 +55,8 @@ _COLUMNS: Final[tuple[tuple[str, str, Collection[str]], ...]] = (
     ("resemblance", "verdict", tuple(Verdict)),
     ("duplicate_decision", "decision", tuple(Decision)),
     ("person", "role", tuple(Role)),
+    ("signing_key", "state", tuple(KeyState)),
+    ("admission", "how", tuple(How)),
     ("quality", "reason", Reason.__members__),
 )
 """Table, column and its words; those of `cell`, and the outcome in `file`, have checks of their own."""
