@@ -89,7 +89,7 @@ def measure(
     bare_speeds: list[float] = []
     passes: list[dict[str, float]] = []
     for repeat in range(repeats):
-        lab = Lab.create(folder / f"lab-{repeat}", [export], bundle_file)
+        lab = Lab.create(folder / f"lab-{repeat}", [export], bundle_file, unsigned=True)
         # a file that is still fresh is waited for, which is not what is measured
         time.sleep(max(0.0, lab.config.watch.stable_seconds + 0.5 - (time.monotonic() - written)))
         if repeat % 2:

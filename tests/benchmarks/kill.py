@@ -42,9 +42,9 @@ def kill_again_and_again(
     export.mkdir()
     files = write_cells(source, export, cells)
     files += _odd_files(export, files)
-    lab = Lab.create(folder / "lab", [export], bundle)
+    lab = Lab.create(folder / "lab", [export], bundle, unsigned=True)
     # how long a start and a pass take here: moments to kill at are drawn from all of it
-    rehearsal = Lab.create(folder / "rehearsal", [export], bundle)
+    rehearsal = Lab.create(folder / "rehearsal", [export], bundle, unsigned=True)
     started = time.monotonic()
     summary = _pass(rehearsal)
     took = time.monotonic() - started

@@ -106,7 +106,7 @@ def _lab(
     trees: Sequence[str],
 ) -> tuple[Lab, dict[str, set[str]]]:
     """A lab with the cells of these trees and a map; and the ids of those whose label was changed, by tree."""
-    lab = Lab.create(folder, [images[trees[0]][0].parent], bundle.folder)
+    lab = Lab.create(folder, [images[trees[0]][0].parent], bundle.folder, unsigned=True)
     known, wrong = list(bundle.manifest.labels), {}
     with lab.open_store() as store:
         for tree in trees:

@@ -126,7 +126,7 @@ def _once(
         given = given.astype(object)
         given[rng.permutation(others)[: round(0.03 * len(labels))]] = "Unidentified"
         given = given.astype(str)
-    lab = Lab.create(folder, [images[0].parent], bundle.folder)
+    lab = Lab.create(folder, [images[0].parent], bundle.folder, unsigned=True)
     known = list(bundle.manifest.labels)
     ids = []
     with lab.open_store() as store:
