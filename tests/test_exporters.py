@@ -18,6 +18,7 @@ from rich.progress import Progress
 from exporters import precision as reduced
 from labref.bundles.bundle import Bundle, Manifest, install, manifest_bytes, pack
 from labref.bundles.inference import Embedder
+from labref.bundles.signing import SIGNATURE_FILE
 from labref.cells.image import prepare
 from labref.errors import BundleError
 from training.config import ClassifierConfig, VaeConfig
@@ -155,7 +156,8 @@ def with_int8(starter: Bundle, tmp_path: Path) -> Remade:
     """The starter with a second trunk, called int8, whose golden outputs are off by what is asked for."""
 
     def make(off: float) -> Bundle:
-        folder = Path(shutil.copytree(starter.folder, tmp_path / f"off-{off}"))
+        unsigned = shutil.ignore_patterns(SIGNATURE_FILE)
+        folder = Path(shutil.copytree(starter.folder, tmp_path / f"off-{off}", ignore=unsigned))
         shutil.copyfile(folder / "trunk.onnx", folder / "trunk.int8.onnx")
         golden = dict(np.load(folder / "golden.npz"))
         golden |= {"probabilities_int8": golden["probabilities"], "latents_int8": golden["latents"] + np.float32(off)}

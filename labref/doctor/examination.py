@@ -35,6 +35,7 @@ NAMES: Final = {
     "watch": "how many folders the system lets a process watch",
     "store": "the store opens, or its agent answers",
     "bundle": "the bundle in use is whole",
+    "signature": "who signed the bundle in use",
     "device": "where the networks run, where they were to run, and why that differs",
     "networks": "the networks give here what they gave where they were made, and how many cells a second",
     "change": "a change to another bundle",
@@ -90,6 +91,17 @@ def examine(folder: Path | None, *, speed: bool = True) -> Iterator[Finding]:
     yield from of_lab.service(lab, running)
 
 
+def _signature(signature: Mapping[str, Any]) -> Finding:
+    if signature["key"] is not None:
+        return fine("signature", f"the bundle in use is signed by {signature['key_name']} ({signature['key']})")
+    why = "it came in when labref knew no signatures" if signature["state"] == "before" else "somebody let it in so"
+    return warning(
+        "signature",
+        f"nobody signed the bundle in use: {why}",
+        "Ask whoever made it for a signed one, and bring that in: `labref bundle install FILE`.",
+    )
+
+
 def _of_status(lab: Lab, found: Mapping[str, Any]) -> Iterator[Finding]:
     """What the lab says of itself."""
     wrong: dict[str, list[tuple[str, str | None]]] = {}
@@ -98,6 +110,8 @@ def _of_status(lab: Lab, found: Mapping[str, Any]) -> Iterator[Finding]:
             wrong.setdefault(check, []).append((says, remedy))
     files = sum(found["outcomes"].values())
     yield fine("store", f"{found['cells']:,} cells of {files:,} files; `labref store check` reads all of it")
+    if "signature" not in wrong:
+        yield _signature(found["signature"])
     if "bundle" not in wrong:
         bundle = found["bundle"]
         left = f"; {found['without_latent']:,} cells are still to be embedded" if found["without_latent"] else ""

@@ -182,8 +182,10 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
     signature = found["signature"]
     if signature["state"] == "revoked":
         yield (
-            f"the active bundle is signed by the key {signature['key_name']} ({signature['key']}), which was revoked here; change to one that "
-            "a trusted key signed (labref bundle install FILE, then labref bundle activate NAME), or go back: labref bundle rollback"
+            "signature",
+            f"the active bundle is signed by the key {signature['key_name']} ({signature['key']}), which was revoked here",
+            "change to one that a trusted key signed (labref bundle install FILE, then labref bundle activate NAME), or go back: "
+            "labref bundle rollback",
         )
     for watched in found["watch"]:
         if watched["how"] == "missing":
