@@ -14,7 +14,7 @@ from typer.testing import Result
 
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from tests import trainings
-from tests.trainings import eager  # noqa: F401
+from tests.trainings import eager, shallow  # noqa: F401
 from training.config import PRESETS, override
 from training.measure.folds import _slug
 from training.measure.sweep import read_history
@@ -22,7 +22,7 @@ from training.networks.pca import principal_components
 from training.run import Run, RunError, held
 
 pytestmark = [
-    pytest.mark.usefixtures("eager"),
+    pytest.mark.usefixtures("eager", "shallow"),
     pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`"),
 ]
 SMALL = [
@@ -46,7 +46,7 @@ def command(*words: object, code: int = 0) -> Result:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, eager: None) -> Path:  # noqa: F811
+def run(tmp_path_factory: pytest.TempPathFactory, eager: None, shallow: None) -> Path:  # noqa: F811
     """A tiny run on drawn cells, with attributes made up so that they go with the file's number."""
     from training.networks.classifier import evaluate_classifier, train_classifier
     from training.networks.vae import train_vae

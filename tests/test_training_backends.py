@@ -20,7 +20,7 @@ import pytest
 
 from labref.bundles.bundle import install
 from labref.bundles.inference import Embedder
-from tests.trainings import command, eager  # noqa: F401
+from tests.trainings import command, eager, shallowly  # noqa: F401
 from training.config import PRESETS, override
 from training.data.images import list_images
 from training.measure.evaluate import embed_tree, nearest
@@ -63,7 +63,7 @@ from pathlib import Path
 answers, sys.stdout = sys.stdout, sys.stderr
 import keras
 from rich.progress import Progress
-from tests.trainings import command
+from tests.trainings import command, shallowly
 from training.networks import classifier, devices
 from training.run import Run
 
@@ -91,15 +91,17 @@ def train_classifier(run, split=lambda batch: devices.over_devices(batch, "CPU")
 OWN = {"over two": train_classifier, "over one": lambda run: train_classifier(run, devices.over_devices)}
 for line in sys.stdin:
     program, *words = json.loads(line)
+    program, _, layers = program.partition(", ")
     try:
-        said = OWN[program](*words) if program in OWN else command(program, *words).output
+        with shallowly() if layers else contextlib.nullcontext():
+            said = OWN[program](*words) if program in OWN else command(program, *words).output
         answer = {"said": said}
     except BaseException:
         answer = {"failed": traceback.format_exc()}
     print(json.dumps(answer), file=answers, flush=True)
 """
 """A process on JAX, which has two devices: it does command after command. `over one` trains the classifier of a run on
-one of them, `over two` over both."""
+one of them, `over two` over both. After `<program>, shallow` classifiers have few layers (`shallowly`)."""
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,9 @@ def on_jax(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
 
 
 def on_tensorflow(program: str, *words: object) -> str:
-    return command(program, *words).output
+    program, _, layers = program.partition(", ")
+    with shallowly() if layers else contextlib.nullcontext():
+        return command(program, *words).output
 
 
 @pytest.fixture(params=["tensorflow", "jax"])
@@ -146,9 +150,9 @@ def backend(request: pytest.FixtureRequest) -> Command:
     return on_tensorflow if request.param == "tensorflow" else request.getfixturevalue("on_jax")
 
 
-def train(ask: Command, cells: Path, run: Path, *settings: str) -> str:
+def train(ask: Command, cells: Path, run: Path, *settings: str, program: str = "training") -> str:
     more = [word for setting in (*SETTINGS, *settings) for word in ("--set", setting)]
-    return ask("training", "train", cells, "--run", run, "--preset", "starter", *more)
+    return ask(program, "train", cells, "--run", run, "--preset", "starter", *more)
 
 
 def weights(file: Path) -> np.ndarray:
@@ -220,7 +224,7 @@ def test_a_backend_that_does_not_train_is_named(cells: Path, tmp_path: Path) -> 
 def test_mixed_precision_trains_and_ships_a_full_one(cells: Path, tmp_path: Path, backend: Command) -> None:
     run = tmp_path / "run"
     small = ("classifier.batch_size=16", "orientations=1", "vae.epochs=1", "vae.views=1")
-    train(backend, cells, run, "classifier.mixed_precision=true", *small)
+    train(backend, cells, run, "classifier.mixed_precision=true", *small, program="training, shallow")
     checkpoint = keras.models.load_model(next(run.glob("checkpoint-*.keras")), compile=False)
     policies = {layer.dtype_policy.name for layer in checkpoint.layers}
     assert "mixed_bfloat16" in policies, "the networks computed in half precision"
@@ -279,11 +283,10 @@ def test_a_batch_is_split_over_as_many_devices_as_divide_it(monkeypatch: pytest.
     assert [len(names) for names in made] == [2, 8, 3]
 
 
-def test_jax_trains_over_two_devices_as_over_one(runs: dict[str, Path], tmp_path: Path, on_jax: Command) -> None:
-    begun = tmp_path / "run"
-    begun.mkdir()
-    for name in ("run.json", "split.csv"):
-        shutil.copy(runs["jax"] / name, begun)
-    assert on_jax("over two", begun) == "devices 2"
-    one, two = weights(runs["jax"] / "classifier.keras"), weights(begun / "classifier.keras")
+def test_jax_trains_over_two_devices_as_over_one(cells: Path, tmp_path: Path, on_jax: Command) -> None:
+    config = override(PRESETS["starter"], [*SETTINGS, "classifier.batch_size=64"])
+    for number, name in ((1, "one"), (2, "two")):
+        run = Run.create(tmp_path / name, cells, config)
+        assert on_jax(f"over {name}, shallow", run.folder) == f"devices {number}"
+    one, two = (weights(tmp_path / name / "classifier.keras") for name in ("one", "two"))
     assert np.abs(one - two).mean() < 1e-6

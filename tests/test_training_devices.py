@@ -16,6 +16,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import training.networks.classifier as classifier
 from rich.progress import Progress
+from tests.trainings import shallowly
 from training.config import PRESETS, override
 from training.networks.devices import over_devices
 from training.run import Run
@@ -33,7 +34,7 @@ classifier._new_model = new
 settings = ["classifier.width=0.125", "classifier.input_size=32", "classifier.epochs=1", "classifier.batch_size=8"]
 settings += ["classifier.middle_repeats=0", "validation=0.2"]
 run = Run.create(Path(sys.argv[2]), Path(sys.argv[1]), override(PRESETS["starter"], settings))
-with Progress(disable=True) as progress:
+with shallowly(), Progress(disable=True) as progress:
     classifier.train_classifier(run, progress)
 print("replicas", told[-1])
 """

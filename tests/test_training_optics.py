@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from typer.testing import Result
 
-from tests.trainings import command, eager  # noqa: F401
+from tests.trainings import command, eager, shallow  # noqa: F401
 from training.augmentation.augment import augment
 from training.config import Augmentation, ClassifierConfig, RunConfig, override
 from training.data.images import list_images
@@ -76,7 +76,12 @@ def leave_one_out(run: Run) -> None:
     assert "no variant 'none'" in command(*words, "--variant", "none", code=1).stderr
 
 
-def test_a_run_over_two_optics_with_attributes(two_optics: Path, tmp_path: Path, eager: None) -> None:  # noqa: F811
+def test_a_run_over_two_optics_with_attributes(
+    two_optics: Path,
+    tmp_path: Path,
+    eager: None,
+    shallow: None,  # noqa: F811
+) -> None:
     def train(name: str, *more: str, code: int = 0) -> Result:
         return command("training", "train", two_optics, "--run", tmp_path / name, *settings(*more), code=code)
 
