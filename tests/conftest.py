@@ -19,7 +19,7 @@ from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.cpus import usable_cpus
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
-from tests.forking import forking
+from tests.forking import forking, starting
 from tests.remembered import copying_stores, remembering
 from training.data.images import list_images
 from training.measure.latents import Latents, embed_latents, load_latents, save_latents
@@ -152,8 +152,24 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _done_once(starter: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with remembering(starter), copying_stores(tmp_path_factory.mktemp("stores")), forking():
+def _done_once(starter: Bundle, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    answers = run_folder / "answers"
+    stores = tmp_path_factory.mktemp("stores")
+    with remembering(starter, answers), copying_stores(stores), forking(starter, answers):
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of one run of the tests share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture
+def processes_started() -> Iterator[None]:
+    """Labref's own processes are started, and not forked: for what is about such a process."""
+    with starting():
         yield
 
 
@@ -174,11 +190,10 @@ def embedder(starter: Bundle) -> Iterator[Embedder]:
 
 
 @pytest.fixture(scope="session")
-def real_latents(real_cells: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Latents:
+def real_latents(real_cells: Path, embedder: Embedder, run_folder: Path) -> Latents:
     """Latents of the first 20 real cells of each of the eight classes, and where they come from."""
     # the workers of one run embed them once: whoever makes the folder does, the others wait
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "latents"
+    folder = run_folder / "latents"
     file = folder / "real.npz"
     try:
         folder.mkdir()

@@ -1,7 +1,8 @@
 """One process that has imported labref, of which `tests.forking` has agents and commands forked.
 
-    python -m tests.fork_server SOCKET
+    python -m tests.fork_server SOCKET STARTER ANSWERS
 
+What is forked remembers the answers of the bundle in the folder STARTER in the folder ANSWERS (`tests.remembered`).
 SOCKET is the number of a socket that it inherits. Each message there is an order: {"module", "arguments",
 "environment", "folder", "umask"} and perhaps {"priority"} of the process to be, with four files: its standard input,
 output and error, and a pipe to which this process writes its exit status, as `os.waitstatus_to_exitcode` gives it. The
@@ -22,10 +23,13 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 from unittest.mock import MagicMock
 
+from labref.bundles.bundle import Bundle
 from tests.forking import fork_workers
+from tests.remembered import remembering
 
 _LONGEST: Final = 1 << 20  # bytes of an order
 
@@ -117,10 +121,11 @@ def _main() -> None:
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads: a forked process would have one of them, and perhaps the locks of all"
     gc.freeze()
-    order = _serve(orders, listening)
-    if order is not None:
-        sys.argv[1:] = order["arguments"]
-        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+    with remembering(Bundle.open(Path(sys.argv[2])), Path(sys.argv[3])):
+        order = _serve(orders, listening)
+        if order is not None:
+            sys.argv[1:] = order["arguments"]
+            runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

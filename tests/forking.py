@@ -2,8 +2,9 @@
 import what it needs as to do most of what a test wants of it.
 
 A forked process is one of its own, with its own number, signals, streams and exit status; it differs from one that is
-started by not having imported anything itself. `tests.fork_server` is the process that they are forked from. The
-processes in which a forked agent has pictures decoded are forked from it too.
+started by not having imported anything itself, and by what `tests.remembered` keeps. `tests.fork_server` is the process
+that they are forked from. The processes in which the tests and forked agents have pictures decoded, bundles tried and
+maps trained are forked from it too; `starting` ends that for a file of tests that is about such a process.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from typing import Any
 from unittest.mock import patch
 
 from labref import processes
+from labref.bundles import trial
+from labref.bundles.bundle import Bundle
 from labref.cells import decoding
+from labref.som import child_process
 from tests.benchmarks import exports
 
-__all__ = ["fork_workers", "forking"]
+__all__ = ["fork_workers", "forking", "starting"]
 
 _ROOT = Path(__file__).parents[1]
 
@@ -34,17 +38,21 @@ _ROOT = Path(__file__).parents[1]
 class _Server:
     """The process that forks, started when it is first needed, with the environment of now."""
 
-    def __init__(self) -> None:
+    def __init__(self, starter: Bundle, answers: Path) -> None:
+        self.closed = False
+        self._words = [str(starter.folder), str(answers)]
         self._environment = dict(os.environ)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._orders: socket.socket | None = None
 
     def fork(self, order: dict[str, Any], files: Sequence[int]) -> int:
-        """Have a process forked as `order` says, but for its umask; its number.
+        """Have a process forked as `order` says, but for its umask; its number. With the priority of the calling
+        thread, as a child has.
 
         order, files : see `tests.fork_server`.
         """
+        order = order | {"priority": os.getpriority(os.PRIO_PROCESS, threading.get_native_id())}
         with self._lock:
             umask = os.umask(0)
             os.umask(umask)
@@ -52,13 +60,14 @@ class _Server:
                 self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 with theirs:
                     self._process = subprocess.Popen(
-                        [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
+                        [sys.executable, "-m", "tests.fork_server", str(theirs.fileno()), *self._words],
                         pass_fds=[theirs.fileno()], cwd=_ROOT, env=self._environment,
                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                     )  # fmt: skip
             return _ask(self._orders, order | {"umask": umask}, files)
 
     def close(self) -> None:
+        self.closed = True
         with self._lock:
             if self._orders is not None and self._process is not None:
                 self._orders.close()
@@ -74,6 +83,8 @@ def _ask(orders: socket.socket, order: dict[str, Any], files: Sequence[int]) -> 
 
 class _Caller:
     """In a process that was forked: asks the one that forked it, at `address`, to fork another."""
+
+    closed = False
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -115,11 +126,19 @@ class _Forked(subprocess.Popen[Any]):
             return 0, 0
         said = os.read(self._ended, 100)
         os.close(self._ended)
-        assert said, "the process that forks has ended: how this one did is not known"
-        code = int(said)
+        assert said or self._server.closed, "the process that forks has ended: how this one did is not known"
+        code = int(said or 0)
         return self.pid, -code if code < 0 else code << 8
 
-    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+    def _internal_poll(self, _deadstate: int | None = None, **_: Any) -> int | None:
+        if _deadstate is not None and self.returncode is None:
+            # nobody has it any more, or this process ends: the one that forks may have ended before
+            with contextlib.suppress(AssertionError, OSError):
+                return self._look()
+            self.returncode = _deadstate
+        return self._look()
+
+    def _look(self) -> int | None:
         if self.returncode is None and self._waitpid_lock.acquire(False):  # type: ignore[attr-defined]
             with contextlib.ExitStack() as ending:
                 ending.callback(self._waitpid_lock.release)  # type: ignore[attr-defined]
@@ -131,13 +150,16 @@ class _Forked(subprocess.Popen[Any]):
 
 
 @contextmanager
-def forking() -> Iterator[None]:
-    """Until it ends, `tests.benchmarks.exports.labref_process` has its processes forked. Not where labref is to fail at
-    some point, which it reads when it is imported; and on Linux only."""
+def forking(starter: Bundle, answers: Path) -> Iterator[None]:
+    """Until it ends, `tests.benchmarks.exports.labref_process` and this process' labref have their processes forked.
+    Not where labref is to fail at some point, which it reads when it is imported; and on Linux only.
+
+    starter, answers : see `tests.remembered.remembering`.
+    """
     if sys.platform != "linux":
         yield
         return
-    server, real = _Server(), exports._started
+    server, real = _Server(starter, answers), exports._started
 
     def started(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
         if any(name.startswith("LABREF_FAILPOINTS") for name in environment):
@@ -148,26 +170,51 @@ def forking() -> Iterator[None]:
         )  # fmt: skip
 
     try:
-        with patch.object(exports, "_started", started):
+        with patch.object(exports, "_started", started), contextlib.ExitStack() as patched:
+            for module in _STARTING:
+                patched.enter_context(patch.object(module, "start_child", _start_child(server)))
             yield
     finally:
         server.close()
 
 
+_STARTING: tuple[Any, ...] = (decoding, trial, child_process)
+"""Modules that start processes of labref."""
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Until it ends, this process' labref starts its processes as ever."""
+    with contextlib.ExitStack() as patched:
+        for module in _STARTING:
+            patched.enter_context(patch.object(module, "start_child", processes.start_child))
+        yield
+
+
 def fork_workers(address: str) -> None:
-    """From now on this process, and those that are forked from it, have the processes that decode pictures forked by
-    the one that listens at `address`. Not where Python looks for modules elsewhere: a test has put something into the
-    worker's way."""
+    """From now on this process, and those that are forked from it, have labref's processes forked by the one that
+    listens at `address`."""
+    for module in _STARTING:
+        vars(module)["start_child"] = _start_child(_Caller(address))
+
+
+def _start_child(server: _Server | _Caller) -> Any:
+    """What stands in for `labref.processes.start_child`. It forks nothing where Python looks for modules elsewhere: a
+    test has put something into the process' way."""
     paths = os.environ.get("PYTHONPATH")
 
     def start_child(
-        module: str, *arguments: str, errors: Any, environment: Mapping[str, str] | None = None
+        module: str,
+        *arguments: str,
+        errors: Any,
+        low_priority: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        if os.environ.get("PYTHONPATH") != paths:
+        if os.environ.get("PYTHONPATH") != paths or any(name.startswith("LABREF_FAILPOINTS") for name in os.environ):
             return processes.start_child(module, *arguments, errors=errors, environment=dict(environment or {}))
         return _Forked(
-            _Caller(address), module, arguments,
+            server, module, arguments,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, cwd=_ROOT, env=os.environ | (environment or {}),
         )  # fmt: skip
 
-    vars(decoding)["start_child"] = start_child
+    return start_child

@@ -65,7 +65,7 @@ def wait_until(true: Any, seconds: float = 180.0) -> None:
     while not true():
         now = time.monotonic()
         assert now < deadline, "did not come true in time"
-        time.sleep(max(0.05, now - began))  # as long as the look took: what is waited for needs the processor
+        time.sleep(max(0.1, 3 * (now - began)))  # longer than the look took: what is waited for needs the processor
         began = time.monotonic()
 
 

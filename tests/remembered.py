@@ -1,18 +1,24 @@
-"""What each process of tests does once, where labref does it again and again.
+"""What a run of the tests does once, where labref does it again and again.
 
-The starter's trunk is opened once, and run once for each picture: its answers are those of ONNX Runtime; they are kept,
-as the tests show the same few hundred pictures to it thousands of times. The tables of a new store are made once, and
-then copied. Processes of their own, such as agents, do all of it as ever.
+The starter's trunk is run once for each picture: its answers are those of ONNX Runtime; they are kept in a folder for
+all processes of the run, as the tests show the same few hundred pictures to it thousands of times. The tables of a new
+store are made once, and then copied. Processes that are started, and not forked (`tests.forking`), do all of it as
+ever.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import pickle
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -31,36 +37,85 @@ _MOST: Final = 4000  # pictures, of 17 kB each
 
 class _Remembering:
     """A session of ONNX Runtime for a trunk of full precision, whose answers for one picture are the same in every
-    batch."""
+    batch. It is opened for a picture that no process has shown to it yet."""
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    def __init__(self, open_session: Callable[[], Any], folder: Path) -> None:
+        self._open, self._folder = open_session, folder
         self._known: dict[bytes, list[Any]] = {}
         self._lock = threading.Lock()
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
+    @cached_property
+    def _session(self) -> Any:
+        return self._open()
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        """What the session says of itself."""
+        file = self._folder / "about.json"
+        if not file.exists():
+            ports = {
+                way: [[port.name, port.type, port.shape] for port in getattr(self._session, f"get_{way}")()]
+                for way in ("inputs", "outputs")
+            }
+            _write(file, json.dumps(ports | {"providers": self._session.get_providers()}).encode())
+        about: dict[str, Any] = json.loads(file.read_bytes())
+        return about
+
+    def _ports(self, way: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=name, type=kind, shape=shape) for name, kind, shape in self._about[way]]
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return self._ports("inputs")
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return self._ports("outputs")
+
+    def get_providers(self) -> list[str]:
+        return list(self._about["providers"])
+
+    def _told(self, key: bytes) -> list[Any] | None:
+        """The answer that some process has got for this picture."""
+        try:
+            found: list[Any] = pickle.loads((self._folder / key.hex()).read_bytes())
+        except FileNotFoundError:
+            return None
+        return found
 
     def run(self, names: list[str], fed: dict[str, Any]) -> list[Any]:
         (crops,) = fed.values()
         keys = [hashlib.blake2b(crop, key=",".join(names).encode()).digest() for crop in crops]
         with self._lock:
             answers = [self._known.get(key) for key in keys]
-        new = [at for at, answer in enumerate(answers) if answer is None]
+        asked = [at for at, answer in enumerate(answers) if answer is None]
+        for at in asked:
+            answers[at] = self._told(keys[at])
+        new = [at for at in asked if answers[at] is None]
         if new:
-            made = self._session.run(names, dict.fromkeys(fed, crops[new]))
+            with self._lock:
+                session = self._session
+            made = session.run(names, dict.fromkeys(fed, crops[new]))
             for row, at in enumerate(new):
                 answers[at] = [values[row] for values in made]
+                _write(self._folder / keys[at].hex(), pickle.dumps(answers[at]))
+        if asked:
             with self._lock:
-                self._known.update((keys[at], answers[at]) for at in new)
+                self._known.update((keys[at], answers[at]) for at in asked)
                 while len(self._known) > _MOST:
                     del self._known[next(iter(self._known))]
         return [np.stack(values) for values in zip(*answers, strict=True)]
 
 
+def _write(file: Path, data: bytes) -> None:
+    """Write a file that other processes may be reading or writing."""
+    draft = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}")
+    draft.write_bytes(data)
+    os.replace(draft, file)
+
+
 @contextmanager
-def remembering(starter: Bundle) -> Iterator[None]:
-    """Until it ends, every `Embedder` on the trunk of `starter` shares one session that remembers."""
+def remembering(starter: Bundle, folder: Path) -> Iterator[None]:
+    """Until it ends, every `Embedder` on the trunk of `starter` shares one session that remembers, in `folder`."""
     opened: dict[Any, _Remembering] = {}
     real = inference._session
     wanted = starter.manifest.files["trunk.onnx"]["sha256"]
@@ -71,7 +126,9 @@ def remembering(starter: Bundle) -> Iterator[None]:
             return real(bundle, name, providers, threads)
         key = (*providers, threads)
         if key not in opened:
-            opened[key] = _Remembering(real(bundle, name, providers, threads))
+            place = folder / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+            # of the starter's own folder: that of `bundle` may be gone when the first new picture comes
+            opened[key] = _Remembering(partial(real, starter, name, providers, threads), place)
         inference._check_ports(bundle, name, opened[key])
         return opened[key]
 

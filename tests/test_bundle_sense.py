@@ -36,6 +36,7 @@ from labref.lab import Lab
 from labref.store import Admission, How
 from labref.web import desk
 
+pytestmark = pytest.mark.usefixtures("processes_started")
 Values = dict[str, Any]
 Remade = Callable[..., Path]
 Retold = Callable[[Bundle], Embedder]

@@ -257,7 +257,7 @@ def test_the_agent_changes_bundles_while_it_answers_and_takes_cells_in(lab: Lab,
     with running_agent(lab):
 
         def keep_asking() -> None:
-            while not ended.wait(0.05):
+            while not ended.wait(0.3):  # as a busy person; faster, and the change waits for the answers
                 try:
                     with Desk.open(lab) as desk:
                         answer = desk.ask(image.read_bytes(), name="x")

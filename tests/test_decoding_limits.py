@@ -44,6 +44,7 @@ from tests.benchmarks.exports import REPOSITORY, labref_process
 from tests.hostile import huge_png, many_scans
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 
+pytestmark = pytest.mark.usefixtures("processes_started")
 QUICK = Limits(seconds=2.0, memory_megabytes=256, megapixels=40)
 ENDLESS = many_scans(30_000, 4000)
 """Some minutes of decoding."""

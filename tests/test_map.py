@@ -287,6 +287,7 @@ def test_cells_taken_in_later_lie_on_the_map_at_once(own: Lab, export: Path, rea
                 assert spot.node == places[number]
 
 
+@pytest.mark.usefixtures("processes_started")
 def test_a_training_that_is_stopped_leaves_no_process_no_file_and_the_old_map(own: Lab) -> None:
     with own.open_store() as store:
         steps = retrain(
@@ -317,6 +318,7 @@ def test_the_device_of_the_map_is_a_setting_and_gives_the_same_map(tmp_path: Pat
         MapConfig(device="gpu")
 
 
+@pytest.mark.usefixtures("processes_started")
 def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
     latents = np.full((70, 5), np.nan, np.float32)
     every = np.arange(70)

@@ -38,6 +38,7 @@ from labref.web.metrics import Metrics
 from labref.web.server import Server
 from labref.web.serving import serving
 from labref.web.visitors import Entrance
+from tests.benchmarks.exports import labref_process
 from tests.labs import make_lab, once, running_agent, served, wait_until
 
 TOKEN = "t" * 43
@@ -553,27 +554,21 @@ def test_another_program_on_the_agent_s_port_is_not_taken_for_it(
 
 # other users of the computer
 
-_COMMANDS = """
-import os, sys
-os.umask(int(sys.argv[1], 8))
-from labref.cli import main
-for line in sys.argv[2:]:
-    sys.argv = ["labref", *line.split("|")]
-    try:
-        main()
-    except SystemExit as end:
-        assert not end.code, (line, end.code)
-"""
-
 
 def commands(umask: int, *lines: str) -> str:
-    """Run commands, their words apart by |, one after the other in a process with this umask; what they say on
+    """Run commands, their words apart by |, one after the other in processes with this umask; what they say on
     stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", _COMMANDS, oct(umask)[2:], *lines], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    said = ""
+    before = os.umask(umask)
+    try:
+        for line in lines:
+            done = labref_process(*line.split("|"))
+            errors = done.communicate()[1]
+            assert done.returncode == 0, errors
+            said += errors
+    finally:
+        os.umask(before)
+    return said
 
 
 def open_to_others(*tops: Path) -> dict[str, str]:

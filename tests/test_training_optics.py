@@ -79,7 +79,7 @@ def leave_one_out(run: Run) -> None:
 def test_a_run_over_two_optics_with_attributes(
     two_optics: Path,
     tmp_path: Path,
-    eager: None,
+    eager: None,  # noqa: F811
     shallow: None,  # noqa: F811
 ) -> None:
     def train(name: str, *more: str, code: int = 0) -> Result:

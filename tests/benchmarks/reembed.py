@@ -39,6 +39,7 @@ __all__ = ["change_while_killed", "main"]
 
 _COMPARED: Final = 256  # cells embedded again here, for their latents and for the time it takes
 _PAUSE_SECONDS: Final = 0.3
+_LOOK_SECONDS: Final = 0.2  # between two looks at how far the change is
 _TRIES: Final = (
     5  # starts of an agent, as a service manager starts it again, while a question without agent has the store
 )
@@ -90,6 +91,7 @@ def change_while_killed(
                     if time.monotonic() - lost > 60:
                         faults.append("the wish to change was lost")
                         break
+                    time.sleep(_LOOK_SECONDS)
                     continue
                 if pending["embedded"] < done:
                     faults.append(f"latents were lost: {done} before, {pending['embedded']} after")
@@ -99,7 +101,7 @@ def change_while_killed(
                     agent.communicate()
                     killed_at.append(done)
                     agent = _start(lab)
-                time.sleep(0.05)
+                time.sleep(_LOOK_SECONDS)
             seconds = time.monotonic() - started
             asked.switched.wait(60)
         finally:
