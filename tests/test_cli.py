@@ -38,6 +38,7 @@ COMMANDS = [
     "reading",
     "report",
     "review",
+    "service",
     "slide",
     "status",
     "store",

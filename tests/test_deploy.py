@@ -67,8 +67,9 @@ def test_the_systemd_unit_runs_a_command_that_exists() -> None:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(DEPLOY / "labref-agent.service", encoding="utf-8")
-    program, *arguments = shlex.split(unit["Service"]["ExecStart"])
-    assert Path(program).name == "labref"
+    program, *arguments = shlex.split(unit["Service"]["ExecStart"].removeprefix(":"))
+    assert (Path(program).name, arguments[:2]) == ("python", ["-m", "labref"])
+    arguments = arguments[2:]
     assert CliRunner().invoke(app, [*arguments, "--help"]).exit_code == 0
     assert unit["Service"]["KillSignal"] == "SIGTERM"
 

@@ -106,7 +106,7 @@ NOT_RUN = {
     r"pip install --upgrade$": "takes packages from the network",
     r"python -m pytest$": "is what runs here",
     r"(useradd|install|cp|systemctl) ": "changes the system, as root",
-    r"schtasks ": "changes a Windows computer",
+    r"labref service ": "changes the system, as root: tests/test_service.py",
     r"labref demo( --images DIR)?$": "tests/test_demo.py runs it, and it takes half a minute",
     r"labref map train$": "needs 64 cells: tests/test_map.py runs it",
     r"labref COMMAND --help$": "tests/test_what_it_says.py asks every command for its help",

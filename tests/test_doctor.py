@@ -28,6 +28,7 @@ from labref.doctor import NAMES, computer
 from labref.doctor import lab as of_lab
 from labref.lab import Lab
 from labref.lab.backups import last_backup
+from labref.service import Registered
 from labref.web import desk
 from labref.web.client import read_agent_record
 from tests.labs import make_lab, once, running_agent, wait_until
@@ -78,7 +79,7 @@ def lab(filled: Lab, tmp_path: Path) -> Lab:
 
 @pytest.fixture(autouse=True)
 def _no_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(of_lab, "_service_state", lambda: "enabled")
+    monkeypatch.setattr(of_lab, "registered", lambda lab: Registered("systemd", "active, enabled", None))
 
 
 def set_in(lab: Lab, section: str, line: str) -> Lab:

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from labref import __version__
-from labref.agent import housekeeping
+from labref.agent import housekeeping, notify
 from labref.agent.moves import Moves
 from labref.agent.pipeline import Engine, Pipeline, Settled
 from labref.agent.retries import Retries
@@ -134,7 +134,8 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
             summary = agent.run_once(None if json else console or Console(stderr=True))
         else:
             agent.announce(told, json=json)
-            summary = agent.serve()
+            with notify.watched(agent.is_at_work):
+                summary = agent.serve()
     if json:
         print(jsonlib.dumps(asdict(summary)), flush=True)
     elif once:
@@ -881,6 +882,10 @@ class _Agent:
             return 0.0, ""
         own = time.monotonic() - self._moved_at
         return max(self._pipeline.stalled(), (own, "labref-scan"))
+
+    def is_at_work(self) -> bool:
+        """Whether no piece of work takes longer than any should; see `labref.agent.notify`."""
+        return self._stalled()[0] <= self._lab.config.agent.stalled_seconds
 
     def _problem(self) -> str | None:
         seconds, where = self._stalled()

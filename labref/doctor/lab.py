@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +20,7 @@ from labref.export.scan import condition
 from labref.files import read_file
 from labref.lab import Lab
 from labref.operations.condition import Finding
+from labref.service import NAME, registered
 
 __all__ = ["clock", "export_folders", "permissions", "port", "service", "watch_limits"]
 
@@ -29,7 +28,6 @@ _EARLIEST: Final = datetime(2024, 1, 1, tzinfo=UTC)
 """Before labref was begun: a clock that says so has lost its battery."""
 _SKEW_SECONDS: Final = 120.0
 _FEW_WATCHES: Final = 20_000
-_UNIT: Final = "labref-agent"
 _SOME: Final = 200  # entries of an export folder that are looked at
 
 
@@ -199,36 +197,15 @@ def _cannot_bind(address: str, number: int) -> str | None:
 
 def service(lab: Lab, running: bool) -> Iterator[Finding]:
     """Whether an agent runs, and whether the system starts one by itself."""
-    state = _service_state()
-    how = "no service starts it with the computer" if state is None else f"the service {_UNIT} is {state}"
-    if running:
-        if state is None:
-            yield note("service", f"an agent runs; {how}", "See deploy/README.md, how a lab installs it.")
-        else:
-            yield fine("service", f"an agent runs; {how}")
+    found = registered(lab)
+    how = "no service starts it with the computer" if found.kind is None else f"the service {NAME} is {found.state}"
+    if running and found.kind is None:
+        yield note("service", f"an agent runs; {how}", "`labref service install` registers it.")
+    elif running:
+        yield fine("service", f"an agent runs; {how}")
     else:
         yield warning(
             "service",
             f"no agent runs; {how}",
-            f"Start one: `labref agent --lab {lab.folder}`, or as a service: see deploy/README.md.",
+            f"Start one: `labref agent --lab {lab.folder}`, or as a service: `labref service install`.",
         )
-
-
-def _service_state() -> str | None:
-    """What the system says of labref's service; None where it has none, or nobody can be asked."""
-    if sys.platform == "win32":
-        asked = ["sc.exe", "query", _UNIT]
-    elif (systemctl := shutil.which("systemctl")) is not None:
-        asked = [systemctl, "is-enabled", _UNIT]
-    else:
-        return None
-    try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=10, errors="replace")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if done.returncode != 0 and sys.platform == "win32":
-        return None
-    said = done.stdout.strip()
-    if sys.platform == "win32":
-        return "running" if "RUNNING" in said else "installed, and does not run"
-    return said if said in ("enabled", "disabled", "static", "masked", "linked") else None

@@ -1,16 +1,16 @@
-"""What `labref doctor` and `labref config` say. They are no operations: they have to work where a lab cannot be
-opened."""
+"""What `labref doctor`, `labref config` and `labref service` say. They are no
+operations: they have to work where a lab cannot be opened."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from labref.operations.models import Answer
 
-__all__ = ["ConfigChecked", "Finding", "SettingShown", "State"]
+__all__ = ["ConfigChecked", "Finding", "ServiceState", "SettingShown", "State"]
 
 
 class State(StrEnum):
@@ -48,3 +48,13 @@ class ConfigChecked(Answer):
     ok: bool = Field(description="True; where they cannot be used, stderr says why.")
     file: str = Field(description="The labref.toml.")
     changed: int = Field(description="Settings that are not the default.")
+
+
+class ServiceState(Answer):
+    """What the system knows of the agent's service."""
+
+    kind: Literal["systemd", "winsw", "task"] | None = Field(
+        description="How it is registered: as a systemd unit, a service by WinSW, or a task; null where it is not."
+    )
+    state: str = Field(description="Its state, in the system's words.")
+    file: str | None = Field(description="The file that describes it; null where it is not known.")

@@ -1,0 +1,11 @@
+"""The agent as a service of the system, which starts it with the computer and again when it fails: the files that
+describe it, and how they are registered. May import a lab and below.
+
+Linux: a systemd unit. Windows: a service by WinSW, whose program the lab's IT brings along, and without it a task of
+the Task Scheduler.
+"""
+
+from labref.service.descriptions import NAME, Described, describe
+from labref.service.registering import Registered, install, registered, remove
+
+__all__ = ["NAME", "Described", "Registered", "describe", "install", "registered", "remove"]

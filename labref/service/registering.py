@@ -1,0 +1,192 @@
+"""Registering the agent with the system, and taking it out again. Every step is a program of the system's own."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from labref.errors import LabError
+from labref.lab import Lab
+from labref.service.descriptions import NAME, Described, Kind, describe
+
+__all__ = ["Registered", "install", "registered", "remove"]
+
+_UNITS: Final = Path("/etc/systemd/system")
+_SECONDS: Final = 180.0
+_Steps = Iterator[str]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What the system knows of the service. kind : how it is registered; None where it is not.  state : in the system's
+    words.  file : that describes it, where it is known."""
+
+    kind: Kind | None
+    state: str
+    file: Path | None
+
+
+def install(
+    lab: Lab, *, user: str | None = None, winsw: Path | None = None, gpu: bool = False, only_write: Path | None = None
+) -> _Steps:
+    """Register the agent of this lab, and start it; says each step that was done.
+
+    user : that the agent runs as; by default who owns the lab.  winsw : WinSW's program, on Windows; None takes the
+    Task Scheduler.  only_write : the file is written into this folder, and nothing is registered.
+    Raises `LabError` where a step fails, with the system's own words.
+    """
+    kind: Kind = "systemd" if not _is_windows() else "task" if winsw is None else "winsw"
+    user = user or _owner(lab)
+    if kind == "systemd" and user == "root" and only_write is None:
+        raise LabError(
+            "the agent is not run as root: a fault in it would reach the whole computer. Make a user for it (`useradd --system "
+            f"labref`), give it the lab (`chown -R labref: {lab.folder}`), and name it: --user labref."
+        )
+    address = lab.config.web.address if lab.config.web.certificate is not None else "127.0.0.1"
+    described = describe(kind, lab=lab.folder, python=Path(sys.executable), user=user, address=address, gpu=gpu)
+    if only_write is not None:
+        yield f"{_write(only_write, described)} written; nothing is registered"
+        return
+    if kind == "systemd":
+        yield f"{_write(_UNITS, described)} written"
+        _run(["systemctl", "daemon-reload"])
+        _run(["systemctl", "enable", "--now", NAME])
+        yield f"{NAME} starts with the computer, and runs now as {user}"
+    elif winsw is not None:
+        folder = lab.folder / "service"
+        program = folder / f"{NAME}.exe"
+        file = _write(folder, described)
+        try:
+            shutil.copyfile(winsw, program)
+        except OSError as error:
+            raise LabError(f"{winsw} cannot be copied to {program}: {error.strerror or error}.") from None
+        yield f"{file} written, WinSW beside it"
+        _run([str(program), "install"])
+        _run([str(program), "start"])
+        yield f"{NAME} starts with the computer, and runs now"
+    else:
+        file = _write(lab.folder / "service", described)
+        yield f"{file} written"
+        _run(["schtasks.exe", "/Create", "/F", "/TN", NAME, "/XML", str(file), "/RU", user, "/RP", "*"], asks=True)
+        _run(["schtasks.exe", "/Run", "/TN", NAME])
+        yield f"the task {NAME} starts with the computer, and runs now as {user}"
+
+
+def remove(lab: Lab) -> _Steps:
+    """Take the service out of the system: its agent ends in good order, where the system can do that. The lab stays."""
+    found = registered(lab)
+    if found.kind is None:
+        raise LabError(f"no service {NAME} is registered here; there is nothing to remove.")
+    if found.kind == "systemd":
+        _run(["systemctl", "disable", "--now", NAME])
+        _unlink(_UNITS / f"{NAME}.service")
+        _run(["systemctl", "daemon-reload"])
+    elif found.kind == "winsw":
+        program = lab.folder / "service" / f"{NAME}.exe"
+        _run([str(program), "stop"])
+        _run([str(program), "uninstall"])
+        _unlink(program)
+        _unlink(lab.folder / "service" / f"{NAME}.xml")
+    else:
+        _run(["schtasks.exe", "/End", "/TN", NAME])
+        _run(["schtasks.exe", "/Delete", "/F", "/TN", NAME])
+        _unlink(lab.folder / "service" / f"{NAME}-task.xml")
+    yield f"{NAME} is not registered any more; the lab {lab.folder} is as it was"
+
+
+def registered(lab: Lab) -> Registered:
+    """What the system knows of the service now."""
+    return _on_windows(lab) if _is_windows() else _by_systemd()
+
+
+def _by_systemd() -> Registered:
+    file = _UNITS / f"{NAME}.service"
+    if shutil.which("systemctl") is None:
+        return Registered(None, "this system has no systemd", None)
+    state = _said(["systemctl", "is-active", NAME]) or "unknown"
+    enabled = _said(["systemctl", "is-enabled", NAME])
+    if not file.exists() and enabled not in ("enabled", "disabled", "static", "linked", "masked"):
+        return Registered(None, "not registered", None)
+    return Registered("systemd", f"{state}, {enabled or 'not enabled'}", file if file.exists() else None)
+
+
+def _on_windows(lab: Lab) -> Registered:
+    program = lab.folder / "service" / f"{NAME}.exe"
+    if program.exists() and (state := _said([str(program), "status"])):
+        return Registered("winsw", state, program.with_suffix(".xml"))
+    if state := _said(["schtasks.exe", "/Query", "/TN", NAME, "/FO", "CSV", "/NH"]):
+        return Registered("task", state.splitlines()[-1], lab.folder / "service" / f"{NAME}-task.xml")
+    return Registered(None, "not registered", None)
+
+
+def _is_windows() -> bool:
+    return os.name == "nt"
+
+
+def _owner(lab: Lab) -> str:
+    if os.name == "nt":
+        domain = os.environ.get("USERDOMAIN")
+        name = getpass.getuser()
+        return f"{domain}\\{name}" if domain else name
+    return lab.folder.owner()
+
+
+def _write(folder: Path, described: Described) -> Path:
+    file = folder / described.name
+    part = file.with_name(f".{described.name}.part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(described.data)
+        if os.name != "nt":
+            part.chmod(0o644)
+        os.replace(part, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise LabError(f"{file} cannot be written: {error.strerror or error}. {_ADMINISTRATOR}") from None
+    return file
+
+
+def _unlink(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise LabError(f"{file} cannot be deleted: {error.strerror or error}. {_ADMINISTRATOR}") from None
+
+
+_ADMINISTRATOR: Final = (
+    "Services are registered as administrator: with sudo, on Windows in an administrator's prompt; or write the file only, "
+    "--write FOLDER."
+)
+
+
+def _run(command: Sequence[str], *, asks: bool = False) -> None:
+    """Run a program of the system; `LabError` where it fails. asks : it asks on the terminal, as for a password."""
+    try:
+        done = subprocess.run(
+            list(command), capture_output=not asks, text=True, errors="replace", timeout=None if asks else _SECONDS
+        )
+    except FileNotFoundError:
+        raise LabError(f"there is no {command[0]} on this system. Write the file only: --write FOLDER.") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LabError(f"`{' '.join(command)}` failed: {error}. {_ADMINISTRATOR}") from None
+    if done.returncode:
+        said = "" if asks else (done.stderr or done.stdout).strip()
+        raise LabError(f"`{' '.join(command)}` failed ({done.returncode}): {said or 'no word'}. {_ADMINISTRATOR}")
+
+
+def _said(command: Sequence[str]) -> str:
+    """What a program prints; nothing where it is not there or does not answer."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            list(command), capture_output=True, text=True, errors="replace", timeout=10
+        ).stdout.strip()
+    return ""

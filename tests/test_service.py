@@ -1,0 +1,235 @@
+"""The agent as a service: its unit is one that systemd takes and finds closed, its XML says what was meant, and what is
+registered is registered in order. Windows' programs are stubs here, and systemd is asked without running."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from labref.agent import notify
+from labref.bundles.bundle import Bundle
+from labref.cli import app
+from labref.errors import LabError
+from labref.lab import Lab
+from labref.service import NAME, describe, install, registered, registering, remove
+from labref.service.descriptions import Kind
+from tests.labs import running_agent, wait_until
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+LINUX = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, starter: Bundle) -> Lab:
+    (tmp_path / "export").mkdir()
+    return Lab.create(tmp_path / "a lab", [tmp_path / "export"], starter.folder)
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """What the system's programs were called with; all of them succeed."""
+    calls: list[list[str]] = []
+
+    def run(command: Sequence[str], **_: object) -> SimpleNamespace:
+        calls.append(list(command))
+        return SimpleNamespace(returncode=0, stdout="active", stderr="")
+
+    monkeypatch.setattr(registering.subprocess, "run", run)
+    monkeypatch.setattr(registering, "_UNITS", tmp_path / "units")
+    monkeypatch.setattr(registering.shutil, "which", lambda name: f"/usr/bin/{name}")
+    return calls
+
+
+def test_the_unit_in_deploy_is_the_one_that_is_written() -> None:
+    unit = describe(
+        "systemd",
+        lab=PurePosixPath("/var/lib/labref/lab"),
+        python=PurePosixPath("/opt/labref/venv/bin/python"),
+        user="labref",
+    )
+    assert (DEPLOY / unit.name).read_bytes() == unit.data
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("gpu", "address", "most"), [(False, "127.0.0.1", 3.0), (True, "127.0.0.1", 3.0), (True, "0.0.0.0", 3.0)]
+)
+def test_systemd_takes_the_unit_and_finds_it_closed(tmp_path: Path, gpu: bool, address: str, most: float) -> None:
+    python = tmp_path / "a folder" / "100 % $HOME é" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    described = describe(
+        "systemd", lab=tmp_path / "the lab; of 5", python=python, user="root", address=address, gpu=gpu
+    )
+    file = tmp_path / described.name
+    file.write_bytes(described.data)
+    verified = subprocess.run(["systemd-analyze", "verify", str(file)], capture_output=True, text=True)
+    assert (verified.returncode, [line for line in verified.stderr.splitlines() if NAME in line]) == (0, [])
+    told = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", str(file)], capture_output=True, text=True, check=True
+    ).stdout
+    exposure = re.search(r"exposure level for \S+: ([\d.]+)", told)
+    assert exposure is not None and float(exposure[1]) <= most, told
+
+
+def test_the_xml_for_windows_says_what_was_meant() -> None:
+    lab, python = (
+        PureWindowsPath(r"C:\labs\Müller & \"Söhne\" <1>"),
+        PureWindowsPath(r"C:\labref\venv\Scripts\python.exe"),
+    )
+    winsw = ElementTree.fromstring(describe("winsw", lab=lab, python=python, user=None).data)
+    assert winsw.findtext("id") == NAME and winsw.findtext("executable") == str(python)
+    assert winsw.findtext("arguments") == f'-m labref agent --lab "{lab}"'
+    environment = winsw.find("env")
+    assert environment is not None and environment.get("value") == str(lab)
+    assert winsw.findtext("stoptimeout") == "120 sec"
+    assert [one.get("action") for one in winsw.findall("onfailure")] == ["restart"] * 3
+    task = ElementTree.fromstring(describe("task", lab=lab, python=python, user=r"LAB\anna").data)
+    space = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
+    assert task.findtext(f".//{space}UserId") == r"LAB\anna"
+    assert task.findtext(f".//{space}ExecutionTimeLimit") == "PT0S"  # never ended for its age
+    assert task.findtext(f".//{space}Command") == str(python)
+
+
+@pytest.mark.parametrize("kind", ["systemd", "winsw", "task"])
+def test_a_name_that_no_service_can_be_told_of_is_refused(kind: Kind) -> None:
+    with pytest.raises(LabError, match="control character"):
+        describe(kind, lab=PurePosixPath("/lab\nExecStart=/bin/sh"), python=PurePosixPath("/python"), user="labref")
+
+
+def test_a_program_that_systemd_does_not_run_is_refused() -> None:
+    with pytest.raises(LabError, match="quotes or backslashes"):
+        describe("systemd", lab=PurePosixPath("/lab"), python=PurePosixPath("/O'Hara/python"), user="labref")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_linux_registers_and_removes_in_order(lab: Lab, called: list[list[str]], tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="not run as root.*--user labref"):
+        list(install(lab, user="root"))
+    assert called == []
+    told = list(install(lab, user="labref"))
+    assert called == [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", NAME]]
+    unit = (tmp_path / "units" / f"{NAME}.service").read_text()
+    assert f'ReadWritePaths="{lab.folder}"' in unit and "User=labref" in unit and "runs now as labref" in told[-1]
+    assert registered(lab).kind == "systemd"
+    called.clear()
+    assert "the lab" in "".join(remove(lab))
+    wanted = [["systemctl", "disable", "--now", NAME], ["systemctl", "daemon-reload"]]
+    assert [one for one in called if one[1] not in ("is-active", "is-enabled")] == wanted
+    assert not (tmp_path / "units" / f"{NAME}.service").exists() and lab.store_file.exists()
+
+
+def test_windows_registers_by_winsw_and_by_task(
+    lab: Lab, called: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering, "_is_windows", lambda: True)
+    (tmp_path / "WinSW-x64.exe").write_bytes(b"MZ")
+    list(install(lab, user="LAB\\anna", winsw=tmp_path / "WinSW-x64.exe"))
+    program = lab.folder / "service" / f"{NAME}.exe"
+    assert called == [[str(program), "install"], [str(program), "start"]]
+    assert program.read_bytes() == b"MZ" and program.with_suffix(".xml").exists()
+    assert registered(lab).kind == "winsw"
+    called.clear()
+    list(remove(lab))
+    assert [one[1] for one in called if one[1] != "status"] == ["stop", "uninstall"] and not program.exists()
+    called.clear()
+    list(install(lab, user="LAB\\anna"))
+    assert called[0][:5] == ["schtasks.exe", "/Create", "/F", "/TN", NAME] and called[0][-4:] == [
+        "/RU",
+        "LAB\\anna",
+        "/RP",
+        "*",
+    ]
+    assert called[1] == ["schtasks.exe", "/Run", "/TN", NAME]
+    assert registered(lab).kind == "task"
+    called.clear()
+    list(remove(lab))
+    assert [one[1] for one in called if one[1] != "/Query"] == ["/End", "/Delete"]
+    with pytest.raises(LabError, match="cannot be copied"):
+        list(install(lab, winsw=tmp_path / "nowhere.exe"))
+
+
+def test_what_the_system_refuses_is_said_in_its_words(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering, "_UNITS", tmp_path / "units")
+    outcomes: list[Callable[[], SimpleNamespace]] = [
+        lambda: SimpleNamespace(returncode=1, stdout="", stderr="Access denied"),
+        lambda: (_ for _ in ()).throw(FileNotFoundError(2, "No such file")),
+        lambda: (_ for _ in ()).throw(subprocess.TimeoutExpired("systemctl", 1)),
+    ]
+    for outcome, words in zip(
+        outcomes, ["Access denied.*sudo", "there is no systemctl.*--write", "timed out"], strict=True
+    ):
+        monkeypatch.setattr(registering.subprocess, "run", lambda *_, outcome=outcome, **__: outcome())
+        with pytest.raises(LabError, match=words):
+            list(install(lab, user="labref"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(registering, "_UNITS", tmp_path / "file")
+    with pytest.raises(LabError, match="cannot be written"):
+        list(install(lab, user="labref"))
+
+
+def test_the_command_writes_the_file_only_and_says_that_nothing_is_registered(lab: Lab, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["service", "install", "--lab", str(lab.folder), "--write", str(tmp_path / "out")])
+    assert done.exit_code == 0 and "nothing is registered" in done.stdout
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    done = CliRunner().invoke(app, ["service", "status", "--json", "--lab", str(lab.folder)])
+    assert done.exit_code == 1 and '"kind": null' in done.stdout
+    done = CliRunner().invoke(app, ["service", "remove", "--lab", str(lab.folder)])
+    assert done.exit_code == 1 and "nothing to remove" in done.stderr
+
+
+# what the agent tells systemd
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="systemd")
+def test_the_agent_says_that_it_is_ready_at_work_and_ending(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(0.05)
+
+        def heard(line: str) -> bool:
+            try:
+                while True:
+                    told.extend(systemd.recv(4096).decode().splitlines())
+            except TimeoutError:
+                return line in told
+
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        with running_agent(lab, passed=["NOTIFY_SOCKET", "WATCHDOG_USEC"]):
+            wait_until(lambda: heard("WATCHDOG=1"))
+        wait_until(lambda: heard("STOPPING=1"))
+    assert told[0] == "READY=1" and told[-1] == "STOPPING=1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an abstract socket")
+def test_an_agent_that_hangs_says_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind("\0labref-test-notify")
+        systemd.settimeout(0.5)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@labref-test-notify")
+        monkeypatch.setenv("WATCHDOG_USEC", "100000")
+        with notify.watched(lambda: False):
+            assert systemd.recv(100) == b"READY=1"
+            with pytest.raises(TimeoutError):
+                systemd.recv(100)
+        assert systemd.recv(100) == b"STOPPING=1"
+    assert not notify.tell("READY=1")  # nobody listens any more
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    with notify.watched(lambda: True):
+        pass
