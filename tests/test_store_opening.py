@@ -17,7 +17,8 @@ import pytest
 import labref
 from labref.errors import StoreError, StoreLockedError, StoreTooNewError
 from labref.store import Store
-from labref.store.duckdb import migrations
+from labref.store.duckdb import migrations, wal
+from labref.store.duckdb.connection import connect, release
 from tests.stores import BUNDLE, activate, digest_of, new_cell, new_store
 
 
@@ -255,3 +256,75 @@ def test_a_checkpoint_in_the_middle_loses_nothing(tmp_path: Path) -> None:
             (copy / name).write_bytes((tmp_path / name).read_bytes())
     with Store.open(copy / "store.duckdb") as store:
         assert store.counts().cells == 80
+
+
+LOG = """
+    import os, sys; from pathlib import Path
+    from labref.store.duckdb.connection import connect
+    connection = connect(Path(sys.argv[1]), memory_limit="1GiB", threads=1)
+    connection.execute("CREATE TABLE said (label VARCHAR)"); connection.execute("CHECKPOINT")
+    for label in ("blast", "monocyte", "basophil"):
+        connection.execute("INSERT INTO said VALUES (?)", [label])
+    print("committed", flush=True); sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """A database of three transactions that a killed process left in its log: the file, and the log."""
+    path = tmp_path_factory.mktemp("killed") / "store.duckdb"
+    with another_process(LOG, path):
+        pass
+    return path.read_bytes(), path.with_name("store.duckdb.wal").read_bytes()
+
+
+def heads(log: bytes) -> list[int]:
+    """Where the length of each entry stands in a log."""
+    at, found = wal._first_entry(log), []
+    assert at is not None and wal._leads_to_the_end(log, at)
+    while at < len(log):
+        found.append(at)
+        at += 16 + int.from_bytes(log[at : at + 8], "little")
+    return found
+
+
+def said(folder: Path, store: bytes, log: bytes) -> list[str]:
+    path = folder / "store.duckdb"
+    path.write_bytes(store)
+    path.with_name("store.duckdb.wal").write_bytes(log)
+    connection = connect(path, memory_limit="1GiB", threads=1)
+    try:
+        return [label for (label,) in connection.execute("SELECT label FROM said").fetchall()]
+    finally:
+        connection.close()
+        release(path)
+
+
+def test_a_damaged_length_in_the_log_takes_no_change_away_without_a_word(
+    killed: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    store, log = killed
+    assert duckdb.__version__.startswith(wal._KNOWN), "look at the log of this DuckDB: labref/store/duckdb/wal.py"
+    whole = ["blast", "monocyte", "basophil"]
+    assert said(tmp_path, store, log) == whole
+    assert len(heads(log)) >= 6
+    told = 0
+    for at in heads(log):
+        for byte in range(at, at + 8, 2 if at == heads(log)[0] else 5):
+            damaged = bytearray(log)
+            damaged[byte] ^= 1 << (byte % 8)
+            try:
+                assert said(tmp_path, store, bytes(damaged)) == whole, byte
+            except StoreError as error:
+                told += "changes made last" in str(error)
+    assert told >= 6
+
+
+def test_a_log_that_a_crash_cut_is_no_damage(killed: tuple[bytes, bytes], tmp_path: Path) -> None:
+    store, log = killed
+    path = tmp_path / "store.duckdb"
+    for length in range(len(log) + 1):
+        path.with_name("store.duckdb.wal").write_bytes(log[:length])
+        wal.check_log(path)
+    cut = heads(log)[-1] - 1
+    assert said(tmp_path, store, log[:cut]) == ["blast", "monocyte"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 
 from labref.errors import StoreError, StoreLockedError, StoreTooNewError
+from labref.store.duckdb.wal import check_log
 
 __all__ = ["connect", "release"]
 
@@ -25,7 +26,7 @@ def connect(path: Path, *, memory_limit: str, threads: int) -> duckdb.DuckDBPyCo
     """Open or make a database file for this process alone; `release` it once its connection is closed.
 
     Raises StoreLockedError where this or another process has it open, StoreTooNewError where a newer DuckDB
-    wrote it, StoreError where it is no database or cannot be read.
+    wrote it, StoreError where it is no database, is damaged, or cannot be read.
     """
     key = _key(path)
     with _open_here_lock:
@@ -35,6 +36,7 @@ def connect(path: Path, *, memory_limit: str, threads: int) -> duckdb.DuckDBPyCo
             )
         _open_here.add(key)
     try:
+        check_log(path)
         return duckdb.connect(
             str(path),
             config={
