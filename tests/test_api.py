@@ -394,7 +394,7 @@ def test_made_up_requests_meet_no_fault_and_no_status_that_is_not_documented(
     headers = {"Authorization": f"Bearer {small.token()}"}
     written = small.folder.parent / "written"
 
-    examples = 2 if name == "bundle.verify" else 6  # which runs the golden cells in a process of its own each time
+    examples = 2 if name == "bundle.verify" else 4  # which runs the golden cells in a process of its own each time
 
     @given(case=route.as_strategy(generation_mode=mode))
     @settings(

@@ -106,15 +106,15 @@ def test_a_process_is_killed_where_it_was_asked_to(tmp_path: Path) -> None:
 
 
 def test_a_lab_outlives_rounds_of_kills_and_failures() -> None:
-    """Ten rounds of what the benchmark does two thousand times."""
-    small = ["--json", "--rounds", "10", "--cells", "16", "--agent-rounds", "1"]
+    """Six rounds of what the benchmark does two thousand times."""
+    small = ["--json", "--rounds", "6", "--cells", "16", "--agent-rounds", "1"]
     command = [sys.executable, "-m", "tests.benchmarks.crash", *small]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     assert found["faults"] == []
     assert found["ok"] and done.returncode == 0
-    assert found["rounds"] == 10 and found["agent_rounds"] == 1
+    assert found["rounds"] == 6 and found["agent_rounds"] == 1
     assert found["ended"].get("killed", 0) > 0 and found["ended"].get("failed and said so", 0) > 0
 
 

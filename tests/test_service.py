@@ -180,7 +180,11 @@ def test_what_the_system_refuses_is_said_in_its_words(
         list(install(lab, user="labref"))
 
 
-def test_the_command_writes_the_file_only_and_says_that_nothing_is_registered(lab: Lab, tmp_path: Path) -> None:
+def test_the_command_writes_the_file_only_and_says_that_nothing_is_registered(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering, "_UNITS", tmp_path / "units")
+    monkeypatch.setattr(registering, "_said", lambda command: "")
     done = CliRunner().invoke(app, ["service", "install", "--lab", str(lab.folder), "--write", str(tmp_path / "out")])
     assert done.exit_code == 0 and "nothing is registered" in done.stdout
     assert len(list((tmp_path / "out").iterdir())) == 1

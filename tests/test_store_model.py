@@ -67,7 +67,7 @@ def a_file(rng: np.random.Generator, known: set[int]) -> NewCell | SeenAgain | R
     return new_cell(number, path=path, label=label, label_source=source, fingerprints=mark(hashed))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_store_keeps_the_rules(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     lab, known = Lab(), set[int]()

@@ -576,7 +576,10 @@ def open_to_others(*tops: Path) -> dict[str, str]:
     found = {}
     for top in tops:
         for path in (top, *top.rglob("*")):
-            mode = path.lstat().st_mode
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # an agent's, on its way to its name
+                continue
             assert stat.S_IMODE(mode) in ((0o700,) if path.is_dir() else (0o600,)) or mode & 0o077, path
             if mode & 0o077:
                 found[str(path)] = stat.filemode(mode)

@@ -21,12 +21,12 @@ _LEAST_SEEN: Final = timedelta(days=2)
 """A lab that has grown for less time than this was perhaps only given what the analyser had already exported."""
 
 
-def room(lab: Lab, store: Store, now: datetime | None = None) -> Row | None:
+def room(lab: Lab, store: Store, every: int, now: datetime | None = None) -> Row | None:
     """The disk that holds the lab's folder: {`free`, `total`: bytes; `bytes_a_cell`: of originals and store, null with
     no cell in the last 30 days; `cells_a_day`: in these days; `days_left`: until the disk is full at this rate}. The
     last two are null where the lab has not grown for two days yet. None where the system does not say.
 
-    now : with a time zone; by default this moment.
+    every : cells in the lab.  now : with a time zone; by default this moment.
     """
     try:
         usage = shutil.disk_usage(lab.folder)
@@ -44,7 +44,6 @@ def room(lab: Lab, store: Store, now: datetime | None = None) -> Row | None:
     }
     now = now or datetime.now(UTC)
     cells, size, first = store.growth(now - _SEEN)
-    every = sum(store.label_counts().values())
     if not cells or not every or first is None:
         return found
     bytes_a_cell = size / cells + stored / every
@@ -65,6 +64,7 @@ def is_short(disk: Row | None, disk_days: int) -> bool:
 
 def wanting(lab: Lab, store: Store) -> Literal["disk", "backup"] | None:
     """What somebody has to see to before anything is lost: the disk that fills, or the backup that is old."""
-    if is_short(room(lab, store), lab.config.health.disk_days):
+    cells = store.counts().cells
+    if is_short(room(lab, store, cells), lab.config.health.disk_days):
         return "disk"
-    return "backup" if is_old(lab, sum(store.label_counts().values())) else None
+    return "backup" if is_old(lab, cells) else None

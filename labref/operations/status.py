@@ -157,7 +157,7 @@ def status(context: Context) -> Iterator[Row]:
             for folder in context.lab.watched
         ]
         found |= {"watch": watch, "agent": None}
-    found["disk"] = room(context.lab, context.store)
+    found["disk"] = room(context.lab, context.store, found["cells"])
     made = last_backup(context.lab)
     found["backup"] = None if made is None else asdict(made)
     told = [what if remedy is None else f"{what}; {remedy}" for _, what, remedy in problems(found, context.lab)]
