@@ -249,8 +249,7 @@ def bundle(
         if signing is not None:
             _sign(out, signing, number, rotation)
     except (ExportError, RunError, LabrefError, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False)
-        raise typer.Exit(1) from None
+        _fail(error)
     print(
         f"{out}: bundle {shipped.short} “{shipped.manifest.name}”, {out.stat().st_size / 1e6:.1f} MB; largest difference from Keras on "
         f"{parity.crops} held-out crops: probabilities {parity.probabilities:.2g}, latents {parity.latents:.2g}"
@@ -298,8 +297,7 @@ def atlas_(
         if signing is not None:
             _sign(out, signing, number, rotation)
     except (ExportError, LabrefError, OSError, ValueError) as error:
-        console.print(f"error: {error}", style="red", highlight=False)
-        raise typer.Exit(1) from None
+        _fail(error)
     held = made.manifest.atlas
     print(
         f"{out}: bundle {made.short} “{made.manifest.name}”, {out.stat().st_size / 1e6:.1f} MB, with an atlas of {held['cells']} cells: "
@@ -326,8 +324,7 @@ def figures_(
         if signing is not None:
             _sign(out, signing, number, rotation)
     except (ExportError, LabrefError, OSError, ValueError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", highlight=False)
-        raise typer.Exit(1) from None
+        _fail(error)
     print(f"{out}: bundle {made.short} “{made.manifest.name}”, with the figures of {figures}")
 
 

@@ -503,8 +503,8 @@ class Setting:
 def every_setting(file: Path) -> list[Setting]:
     """Every setting of the lab with this labref.toml, and where its value comes from. Raises `ConfigError` as
     `load_config` does."""
-    used = load_config(file).model_dump(mode="json")
     given = _values_of(file)
+    used = _checked(given, file).model_dump(mode="json")
     variables = {name.upper(): name for name, value in os.environ.items() if value}
     found: list[Setting] = []
     for section, field in Config.model_fields.items():
@@ -532,7 +532,6 @@ def _section_variable(name: str | None) -> Any:
 def _texts_of(model: type[BaseModel]) -> dict[str, str]:
     """What the docstring of a section says of each of its keys."""
     found: dict[str, str] = {}
-    keys: list[str] = []
     for part in re.split(r"(?:^|(?<=\.)\s)\s*(?=(?:\w+, )*\w+ : )", model.__doc__ or "", flags=re.MULTILINE):
         names, colon, text = part.partition(" : ")
         keys = names.split(", ") if colon else []
@@ -545,7 +544,11 @@ def load_config(file: Path) -> Config:
 
     Raises `ConfigError` that names the key, the file (or the variable) and the remedy.
     """
-    values = _values_of(file)
+    return _checked(_values_of(file), file)
+
+
+def _checked(values: dict[str, Any], file: Path) -> Config:
+    """The configuration that says `values`, which `file` holds, with the LABREF_* variables over it."""
     _refuse_control_characters(values, str(file), file.parent)
     _refuse_unknown_variables()
     try:

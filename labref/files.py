@@ -37,6 +37,7 @@ __all__ = [
     "open_file",
     "own_process",
     "read_file",
+    "replace_file",
     "sync_folder",
 ]
 
@@ -201,6 +202,19 @@ def copy_file(source: Path, target: Path) -> None:
     with open_file(source) as file, target.open("wb") as out:
         for part in _parts(file):
             out.write(part)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file in the place of the one before, which stays whole until the new one is: first under another name
+    beside it. After a power cut either may be there, so this is for what can be made again. Raises OSError."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def _parts(file: BinaryIO) -> Iterator[bytes]:

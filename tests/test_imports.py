@@ -42,7 +42,7 @@ ROOMS = {
     "store.duckdb": "words errors failpoints files store.text store.memory store.values store.recording roles",
     "store": "words errors failpoints store.text store.memory store.values store.recording store.duckdb",
     "lab": "words errors failpoints files config cells bundles som export store.values store",
-    "asking": "words errors progress times cells bundles som export store.memory store lab",
+    "asking": "words errors files progress times cells bundles som export store.memory store lab",
     "tasks": "words errors failpoints files progress times config cells bundles som export store.memory store.duckdb store lab asking",
     "operations": "words errors failpoints files progress printing times config cells bundles som export store.memory store.duckdb store lab asking tasks roles",
     "web": "errors files progress printing bundles pictures export store lab asking tasks operations roles",

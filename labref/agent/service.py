@@ -863,7 +863,7 @@ class _Agent:
         """See `Answers`. Looks at no folder: a share that hangs must not keep the answer."""
         if (self._pipeline.problem or self._pipeline.failure or self._unread) is not None:
             return "storage"
-        if self._stalled()[0] > self._lab.config.agent.stalled_seconds:
+        if not self.is_at_work():
             return "no progress"
         if self._watcher is None:
             return "folder" if self._last_report.unreachable else "ok"

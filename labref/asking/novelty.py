@@ -33,7 +33,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +45,7 @@ from numpy.typing import NDArray
 
 from labref.bundles.bundle import NoveltyThreshold
 from labref.errors import StoreError
+from labref.files import replace_file
 from labref.store import Store
 
 __all__ = ["NEAREST", "UNUSUAL", "Novelty", "Yardstick", "by_threshold", "judge", "prepare", "ready", "yardstick"]
@@ -319,14 +319,9 @@ def _write(store: Store, bundle: str, analyser: str | None, stamp: _Stamp, made:
     }
     entries = dict(list(entries.items())[-_MOST_KEPT:])
     file = _file(store)
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         file.parent.mkdir(exist_ok=True)
-        draft.write_text(json.dumps({"version": _VERSION, "sha256": _digest(entries), "entries": entries}))
-        os.replace(draft, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+        replace_file(file, json.dumps({"version": _VERSION, "sha256": _digest(entries), "entries": entries}))
 
 
 def _still_good(made: _Stamp, now: _Stamp) -> bool:

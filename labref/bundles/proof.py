@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import re
 from pathlib import Path
@@ -23,6 +22,7 @@ from labref.bundles.bundle import Bundle, Precision
 from labref.bundles.inference import Embedder, expected_provider
 from labref.bundles.trial import Inference, tried
 from labref.errors import BundleError
+from labref.files import replace_file
 
 __all__ = ["open_proven", "prove"]
 
@@ -119,11 +119,6 @@ def _is_proven(value: Any) -> bool:
 
 def _remember(file: Path, key: str, proven: _Proven) -> None:
     """Write it down; where the folder takes no file it is shown again next time."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
     known = {other: value for other, value in _read(file).items() if other != key} | {key: proven}
     with contextlib.suppress(OSError):
-        try:
-            temporary.write_text(json.dumps(dict(list(known.items())[-_MOST:]), indent=1) + "\n", encoding="ascii")
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(file, json.dumps(dict(list(known.items())[-_MOST:]), indent=1) + "\n")

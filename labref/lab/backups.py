@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from labref.errors import LabrefError
-from labref.files import read_file
+from labref.files import read_file, replace_file
 from labref.lab.lab import Lab
 
 __all__ = ["LastBackup", "age_of_backup", "is_old", "last_backup", "remember_backup"]
@@ -33,14 +32,10 @@ class LastBackup:
 def remember_backup(lab: Lab, made: LastBackup) -> None:
     """Write down that a backup is whole. Raises `LabrefError` where the lab's folder takes no file."""
     file = lab.folder.joinpath(*_FILE)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(asdict(made)) + "\n", encoding="ascii")
-        os.replace(temporary, file)
+        replace_file(file, json.dumps(asdict(made)) + "\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise LabrefError(
             f"the backup is whole, but {file} cannot be written: {error.strerror or error}. Look at the lab's disk; "
             "until then `labref status` takes the backup for older than it is."

@@ -149,11 +149,12 @@ def require_usable(store: Store, bundle: Bundle) -> None:
 def holds_still(store: Store, bundle: Bundle) -> None:
     """Raise `BundleError` where this installed bundle is kept as signed, and the signature in its folder is gone, or is
     not of the key that the lab wrote down."""
-    admission = store.keys.known().admissions.get(bundle.digest)
+    known = store.keys.known()
+    admission = known.admissions.get(bundle.digest)
     if admission is None or admission.how is not How.SIGNED:
         return
     signature = bundle.signature() or _starters_signature()
-    key = _keys(store.keys.known()).get(admission.key_id or "")
+    key = _keys(known).get(admission.key_id or "")
     if (
         signature is None
         or key is None

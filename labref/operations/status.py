@@ -190,12 +190,12 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
     for watched in found["watch"]:
         if watched["how"] == "missing":
             yield (
-                "export",
+                "watched",
                 f"the watched folder {watched['folder']} is not there",
                 f"mount it, or correct [watch] folders in {path_to_text(str(lab.config_file))}",
             )
         elif watched["how"] == "unreadable":
-            yield "export", f"the watched folder {watched['folder']} cannot be listed", "give labref's user access"
+            yield "watched", f"the watched folder {watched['folder']} cannot be listed", "give labref's user access"
     change = found["bundle_change"]
     if change is not None and change["state"] == "held":
         yield (
