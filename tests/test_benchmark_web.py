@@ -254,8 +254,8 @@ def test_a_share_is_written_as_babel_writes_it(language: str) -> None:
 def test_who_looks_at_a_large_map_waits_for_no_survey_but_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surveys, "_LONG", -1.0)
-    monkeypatch.setattr(surveys, "_REST", 0)
+    monkeypatch.setattr(surveys, "LONG", -1.0)
+    monkeypatch.setattr(surveys, "REST", 0)
     cells = [new_cell(number) for number in range(20)]
     with Store.create(tmp_path / "store.duckdb", open_placer=open_placer) as store:
         activate(store)

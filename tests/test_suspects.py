@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from labref.asking import mislabelled
+from labref.asking import survey as surveys
 from labref.asking.differential import is_abstention, kind_of
 from labref.asking.survey import GIVEN, survey
 from labref.bundles.bundle import Bundle
 from labref.bundles.proof import prove
 from labref.lab import Lab
+from labref.store.duckdb.reviews import Review
+from labref.store.memory.books import int_to_id
 from labref.web.desk import ask, run
 from tests.labs import once, running_agent
 from tests.test_map import labref, rows
@@ -179,6 +185,57 @@ def test_cells_that_came_since_are_judged_too(lab: Lab, real_cells: Path, tmp_pa
     finally:
         (lab.watched[0] / "lymphocyte" / f"eosinophil_late_{source.name}").unlink()
     assert ask(own, source.read_bytes(), name="x")["map"]["label"] == "eosinophil"
+
+
+def test_where_looking_takes_long_nobody_waits_for_it_twice(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, looked = mislabelled._look, threading.Event()
+
+    def look(*args: Any) -> Any:
+        looked.set()
+        return real(*args)
+
+    monkeypatch.setattr(mislabelled, "_look", look)
+    monkeypatch.setattr(surveys, "LONG", 1e9)  # each survey is waited for
+    monkeypatch.setattr(surveys, "REST", 0)
+    monkeypatch.setattr(mislabelled, "LONG", -1.0)
+    monkeypatch.setattr(mislabelled, "REST", 1e9)
+    with lab.open_store() as store:
+        bundle = lab.bundle(store).digest
+
+        def found() -> tuple[list[int], list[float]]:
+            known = survey(store, bundle)
+            assert known is not None
+            at, said = mislabelled.suspects(store, known, GIVEN)
+            return known.cells.ids[at].tolist(), said.surprise.tolist()
+
+        first = found()
+        assert first[0] and looked.is_set()
+        looked.clear()
+        assert found() == first and not looked.is_set()
+        # one of them gets the class that the cells about it have: it is gone at once, though nobody looked anew
+        gone = int_to_id(first[0][0])
+        before = store.cells([gone])[gone].label
+        known = survey(store, bundle)
+        assert known is not None
+        _, said = mislabelled.suspects(store, known, GIVEN)
+        store.reviews.give([Review(gone, known.labels[int(said.majority[0])], "NN", None)])
+        second = found()
+        assert first[0][0] not in second[0] and second[0] and not looked.is_set()
+        # too old: whoever asks gets what there is, and one thread looks
+        (kept,) = (kept for kept in mislabelled._KEPT[store].values() if kept.heard is not None)
+        heard = kept.heard
+        assert heard is not None
+        kept.heard = old = replace(heard, rests=0.0)
+        kept.looking.acquire()
+        third = found()
+        assert not looked.is_set()  # somebody looks already
+        kept.looking.release()
+        store.reviews.give([Review(gone, before, "NN", None)])
+        found()
+        assert looked.wait(30)
+        with kept.looking:
+            assert kept.heard is not old
+        assert third[0] == second[0] and found()[0] == first[0]
 
 
 @pytest.mark.parametrize(

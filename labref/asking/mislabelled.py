@@ -10,16 +10,19 @@ The networks' own class is no third witness: added to these two it found no more
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Final
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labref.asking.references import BANDWIDTH_RANK, weights
-from labref.asking.survey import Survey
+from labref.asking.survey import LONG, REST, Survey
+from labref.errors import LabrefError
 from labref.som.labels import Doubts, shares_about
 from labref.store import Store
 from labref.store.memory import distances
@@ -46,24 +49,45 @@ class Suggested:
     share: NDArray[np.float64]
 
 
-_FOUND: Final[WeakKeyDictionary[Survey, dict[frozenset[LabelSource], tuple[NDArray[np.intp], Doubts]]]] = (
-    WeakKeyDictionary()
-)
-_SUGGESTED: Final[WeakKeyDictionary[Survey, dict[frozenset[LabelSource], Suggested]]] = WeakKeyDictionary()
+@dataclass(frozen=True, eq=False)
+class _Heard:
+    """The nearest labelled cells of the first few hundred, by id: their ids, uint64[n], nearest first, and distances,
+    float64[n]. rests : until when they are good enough, monotonic.  took : seconds that the search took."""
+
+    nearest: dict[int, tuple[NDArray[np.uint64], NDArray[np.float64]]]
+    rests: float
+    took: float
+
+
+@dataclass(eq=False)
+class _Kept:
+    """What is kept for one kind of question to one store. looking : held by who looks for nearest cells.  answering :
+    held by who makes an answer.  answers : by survey, with what was heard for it."""
+
+    heard: _Heard | None = None
+    looking: threading.Lock = field(default_factory=threading.Lock)
+    answering: threading.Lock = field(default_factory=threading.Lock)
+    answers: WeakKeyDictionary[Survey, tuple[_Heard | None, Any]] = field(default_factory=WeakKeyDictionary)
+
+
+_KEPT: Final[WeakKeyDictionary[Store, dict[tuple[str, str, frozenset[LabelSource]], _Kept]]] = WeakKeyDictionary()
 
 
 def suspects(store: Store, found: Survey, sources: Collection[LabelSource]) -> tuple[NDArray[np.intp], Doubts]:
     """As `Survey.doubt`, with the nearest cells as a second witness of the first few hundred. A label that the nearest
-    cells clear is left out. Kept for the same survey."""
+    cells clear is left out.
+
+    Where looking for nearest cells takes long, it is done beside: the nearest cells of the time before are heard until
+    then, and of a cell that has none yet the map alone.
+    """
     wanted = frozenset(sources)
-    known = _FOUND.setdefault(found, {})
-    if wanted in known:
-        return known[wanted]
-    at, doubts = found.doubt(wanted)
-    first = at[:_CANDIDATES]
-    if len(first):
-        evidence = found.evidence(wanted)
-        shares, cells = _shares(store, found, first, evidence, own=True)
+
+    def make(ask: _Ask) -> tuple[NDArray[np.intp], Doubts]:
+        at, doubts = found.doubt(wanted)
+        first = at[:_CANDIDATES]
+        if not len(first):
+            return at, doubts
+        shares, cells = _shares(found, first, found.evidence(wanted), ask, own=True)
         every, own = np.arange(len(first)), found.label[first]
         majority = shares.argmax(axis=1)
         share, of_label = shares[every, majority], shares[every, own]
@@ -73,44 +97,84 @@ def suspects(store: Store, found: Survey, sources: Collection[LabelSource]) -> t
         at = np.concatenate([first[kept], at[rest]])
         doubts = Doubts.joined([again.of(kept), doubts.of(rest)])
         order = np.lexsort((found.cells.ids[at], -doubts.surprise))
-        at, doubts = at[order], doubts.of(order)
-    known[wanted] = at, doubts
-    return at, doubts
+        return at[order], doubts.of(order)
+
+    return _answered(store, found, "suspects", wanted, make)
 
 
 def suggestions(store: Store, found: Survey, sources: Collection[LabelSource]) -> Suggested:
     """A class for each cell whose label is no opinion, from the labels of these sources about it; the first few hundred
-    by the map are asked of their nearest cells too. Kept for the same survey."""
+    by the map are asked of their nearest cells too, as for `suspects`."""
     wanted = frozenset(sources)
-    known = _SUGGESTED.setdefault(found, {})
-    if wanted in known:
-        return known[wanted]
-    evidence = found.evidence(wanted)
-    (at,) = np.nonzero(found.abstained & np.isin(found.analyser, np.unique(found.analyser[evidence])))
-    shares = _on_map(found, at, evidence, own=False)[0]
-    order = np.lexsort((found.cells.ids[at], -shares.max(axis=1, initial=0.0)))
-    at, shares = at[order], shares[order]
-    first = at[:_CANDIDATES]
-    if len(first):
-        shares[: len(first)] = _shares(store, found, first, evidence, own=False)[0]
-    order = np.lexsort((found.cells.ids[at], -shares.max(axis=1, initial=0.0)))
-    made = Suggested(at[order], shares[order].argmax(axis=1), shares[order].max(axis=1, initial=0.0))
-    known[wanted] = made
-    return made
+
+    def make(ask: _Ask) -> Suggested:
+        evidence = found.evidence(wanted)
+        (at,) = np.nonzero(found.abstained & np.isin(found.analyser, np.unique(found.analyser[evidence])))
+        shares = _on_map(found, at, evidence, own=False)[0]
+        order = np.lexsort((found.cells.ids[at], -shares.max(axis=1, initial=0.0)))
+        at, shares = at[order], shares[order]
+        first = at[:_CANDIDATES]
+        if len(first):
+            shares[: len(first)] = _shares(found, first, evidence, ask, own=False)[0]
+        order = np.lexsort((found.cells.ids[at], -shares.max(axis=1, initial=0.0)))
+        return Suggested(at[order], shares[order].argmax(axis=1), shares[order].max(axis=1, initial=0.0))
+
+    return _answered(store, found, "suggestions", wanted, make)
+
+
+_Ask: TypeAlias = Callable[[NDArray[np.intp], NDArray[np.bool_]], _Heard]
+"""The nearest cells of those at these places of a survey, among those that are evidence."""
+_Made = TypeVar("_Made")
+
+
+def _answered(
+    store: Store, found: Survey, kind: str, sources: frozenset[LabelSource], make: Callable[[_Ask], _Made]
+) -> _Made:
+    """An answer, kept for the same survey until more was heard."""
+    kept = _KEPT.setdefault(store, {}).setdefault((found.active.version.bundle, kind, sources), _Kept())
+
+    def ask(at: NDArray[np.intp], evidence: NDArray[np.bool_]) -> _Heard:
+        heard = kept.heard
+        if heard is not None and heard.took > LONG:
+            if time.monotonic() >= heard.rests and kept.looking.acquire(blocking=False):  # else somebody looks
+                threading.Thread(
+                    target=_look_beside, args=(kept, store, found, at, evidence), name="labref-suspects", daemon=True
+                ).start()
+            return heard
+        with kept.looking:
+            if kept.heard is heard:
+                kept.heard = _look(store, found, at, evidence)
+            assert kept.heard is not None
+            return kept.heard
+
+    with kept.answering:
+        known = kept.answers.get(found)
+        if known is not None and known[0] is kept.heard:
+            answer: _Made = known[1]
+            return answer
+        answer = make(ask)
+        kept.answers[found] = kept.heard, answer
+        return answer
+
+
+def _look_beside(kept: _Kept, store: Store, found: Survey, at: NDArray[np.intp], evidence: NDArray[np.bool_]) -> None:
+    """Look, and keep what was found; the caller has the lock."""
+    try:
+        kept.heard = _look(store, found, at, evidence)
+    except LabrefError:  # closed meanwhile; else whoever asks next is told
+        return
+    finally:
+        kept.looking.release()
 
 
 def _shares(
-    store: Store, found: Survey, at: NDArray[np.intp], evidence: NDArray[np.bool_], *, own: bool
+    found: Survey, at: NDArray[np.intp], evidence: NDArray[np.bool_], ask: _Ask, *, own: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The shares of the classes about some cells, map and nearest cells averaged: float64[m, classes]; and how many
     cells of its analyser carry each cell's own class, int64[m]. own : the cells are evidence themselves, and do not
     count for themselves."""
     on_map, cells = _on_map(found, at, evidence, own=own)
-    # a physical cell is one witness, however often it was captured
-    witnesses = np.flatnonzero(evidence)
-    counted = np.zeros_like(evidence)
-    counted[witnesses[store.groups.firsts(found.cells.ids[witnesses])]] = True
-    near, there = _nearest(store, found, at, counted)
+    near, there = _near(found, at, evidence, ask(at, evidence))
     on_map[there] = (on_map[there] + near[there]) / 2
     return on_map, cells
 
@@ -137,67 +201,115 @@ def _on_map(
     return shares, cells
 
 
-def _nearest(
-    store: Store, found: Survey, at: NDArray[np.intp], evidence: NDArray[np.bool_]
+def _near(
+    found: Survey, at: NDArray[np.intp], evidence: NDArray[np.bool_], heard: _Heard
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The shares of the classes among each cell's nearest labelled cells of its analyser, each counted by its nearness
-    as the spread is (`labref.asking.references.weights`): float64[m, classes]; and which cells have some, bool[m].
-
-    All cells are read once for all that are asked. Captures of the cell itself do not count.
-    """
-    bundle, classes = found.active.version.bundle, max(len(found.labels), 1)
-    ids = found.cells.ids[at]
-    latents = store.latents([int_to_id(int(one)) for one in ids], bundle=bundle)
-    asked = np.array([place for place, one in enumerate(ids.tolist()) if int_to_id(one) in latents], np.intp)
+    """The shares of the classes among each cell's nearest labelled cells, each counted by its nearness as the spread is
+    (`labref.asking.references.weights`), by the labels of today: float64[m, classes]; and which cells have some,
+    bool[m]."""
+    classes = max(len(found.labels), 1)
     shares, there = np.zeros((len(at), classes)), np.zeros(len(at), np.bool_)
-    if not len(asked):
+    overall = {
+        analyser: counts / max(counts.sum(), 1)
+        for analyser in np.unique(found.analyser[at]).tolist()
+        for counts in [np.bincount(found.label[evidence & (found.analyser == analyser)], minlength=classes)]
+    }
+    known = [heard.nearest.get(cell) for cell in found.cells.ids[at].tolist()]
+    if not any(known):
         return shares, there
-    queries = np.stack([latents[int_to_id(int(ids[place]))] for place in asked])
-    analysers, groups = found.analyser[at[asked]], store.groups.of(ids[asked])
+    every = np.unique(np.concatenate([one[0] for one in known if one is not None]))
     by_id = np.argsort(found.cells.ids)
-    sorted_ids = found.cells.ids[by_id]
-    best = [(np.empty(0), np.empty(0, np.uint64), np.empty(0, np.int64)) for _ in asked]
-    for block_ids, block in store.every_latent(bundle=bundle):
-        for start in range(0, len(block_ids), _ROWS_AT_ONCE):
-            part_ids, part = block_ids[start : start + _ROWS_AT_ONCE], block[start : start + _ROWS_AT_ONCE]
-            where = by_id[np.minimum(np.searchsorted(sorted_ids, part_ids), len(sorted_ids) - 1)]
-            (rows,) = np.nonzero((found.cells.ids[where] == part_ids) & evidence[where])
-            if not len(rows):
-                continue
-            part_ids, part, where = part_ids[rows], part[rows], where[rows]
-            of_part = store.groups.of(part_ids)
-            squared = np.square(part).sum(axis=1) - 2 * (queries @ part.T)  # but for the query's own, which is the same
-            squared[analysers[:, None] != found.analyser[where][None]] = np.inf
-            squared[groups[:, None] == of_part[None]] = np.inf
-            most = min(NEAREST + _MORE, len(rows))
-            nearest = np.argpartition(squared, most - 1, axis=1)[:, :most]
-            for place, columns in enumerate(nearest):
-                columns = columns[np.isfinite(squared[place, columns])]
-                if len(columns):
-                    best[place] = _joined(
-                        best[place], distances.exact(part[columns], queries[place]), part_ids[columns], where[columns]
-                    )
-    overall = np.zeros((len(asked), classes))
-    for analyser in np.unique(analysers).tolist():
-        counts = np.bincount(found.label[evidence & (found.analyser == analyser)], minlength=classes)
-        overall[analysers == analyser] = counts / max(counts.sum(), 1)
-    for place, (away, _, where) in enumerate(best):
+    place = by_id[np.minimum(np.searchsorted(found.cells.ids, every, sorter=by_id), len(by_id) - 1)]
+    counts_still = (found.cells.ids[place] == every) & evidence[place]
+    for row, one in enumerate(known):
+        if one is None:
+            continue
+        index = np.searchsorted(every, one[0])
+        still = counts_still[index]
+        away, where = one[1][still], place[index[still]]
         if len(away):
             weight = np.array(weights(away.tolist(), float(away[:BANDWIDTH_RANK][-1])))
             sums = np.bincount(found.label[where], weights=weight, minlength=classes)
-            shares[asked[place]] = (sums + _PRIOR * overall[place]) / (weight.sum() + _PRIOR)
-            there[asked[place]] = True
+            shares[row] = (sums + _PRIOR * overall[int(found.analyser[at[row]])]) / (weight.sum() + _PRIOR)
+            there[row] = True
     return shares, there
 
 
-def _joined(
-    before: tuple[NDArray[np.float64], NDArray[np.uint64], NDArray[np.int64]],
-    away: NDArray[np.float64],
-    ids: NDArray[np.uint64],
-    where: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.uint64], NDArray[np.int64]]:
-    """The nearest of both, nearest first, equal ones by id."""
-    away, ids = np.concatenate([before[0], away]), np.concatenate([before[1], ids])
-    where = np.concatenate([before[2], where])
-    order = np.lexsort((ids, away))[:NEAREST]
-    return away[order], ids[order], where[order]
+def _look(store: Store, found: Survey, at: NDArray[np.intp], evidence: NDArray[np.bool_]) -> _Heard:
+    """Look for the nearest labelled cells of those at these places, each among those of its own analyser.
+
+    All cells are read once for all that are asked. Captures of the cell itself do not count, and a physical cell is one
+    witness, however often it was captured.
+    """
+    begun = time.monotonic()
+    witnesses = np.flatnonzero(evidence)
+    counted = np.zeros_like(evidence)
+    counted[witnesses[store.groups.firsts(found.cells.ids[witnesses])]] = True
+    bundle, ids = found.active.version.bundle, found.cells.ids[at]
+    latents = store.latents([int_to_id(int(one)) for one in ids], bundle=bundle)
+    asked = np.array([place for place, one in enumerate(ids.tolist()) if int_to_id(one) in latents], np.intp)
+    nearest: dict[int, tuple[NDArray[np.uint64], NDArray[np.float64]]] = {}
+    if len(asked):
+        queries = np.stack([latents[int_to_id(int(ids[place]))] for place in asked])
+        analysers, best = found.analyser[at[asked]], _Best(queries, store.groups.of(ids[asked]))
+        by_id = np.argsort(found.cells.ids)
+        sorted_ids = found.cells.ids[by_id]
+        for block_ids, block in store.every_latent(bundle=bundle):
+            for start in range(0, len(block_ids), _ROWS_AT_ONCE):
+                part_ids, part = block_ids[start : start + _ROWS_AT_ONCE], block[start : start + _ROWS_AT_ONCE]
+                order = np.argsort(part_ids)  # looked up in order, they are found much faster
+                part_ids = part_ids[order]
+                where = by_id[np.minimum(np.searchsorted(sorted_ids, part_ids), len(sorted_ids) - 1)]
+                (rows,) = np.nonzero((found.cells.ids[where] == part_ids) & counted[where])
+                came, part_ids, part = found.analyser[where[rows]], part_ids[rows], part[order[rows]]
+                of_part = store.groups.of(part_ids)
+                for analyser in np.unique(analysers).tolist():
+                    (those,) = np.nonzero(came == analyser)
+                    if len(those):
+                        places = np.flatnonzero(analysers == analyser)
+                        best.add(places, part[those], part_ids[those], of_part[those])
+        nearest = {int(ids[place]): best.nearest(row) for row, place in enumerate(asked.tolist())}
+    ended = time.monotonic()
+    return _Heard(nearest, ended + REST * (ended - begun), ended - begun)
+
+
+class _Best:
+    """The nearest cells of each query among those that were added, by distances in float32; and some more, so that the
+    nearest by the exact distance are among them."""
+
+    def __init__(self, queries: NDArray[np.float32], groups: NDArray[Any]) -> None:
+        """queries : float32[m, L].  groups : [m], the physical cell of each, which does not count."""
+        most = NEAREST + _MORE
+        self._queries, self._groups = queries, groups
+        # squared distance, less the query's own square, which is the same for all
+        self._squared = np.full((len(queries), most), np.inf, np.float32)
+        self._ids = np.zeros((len(queries), most), np.uint64)
+        self._latents = np.zeros((len(queries), most, queries.shape[1]), np.float32)
+
+    def add(
+        self, places: NDArray[np.intp], latents: NDArray[np.float32], ids: NDArray[np.uint64], groups: NDArray[Any]
+    ) -> None:
+        """Look whether some of these cells are nearer. places : the queries that they count for.  latents : float32[n,
+        L].  ids : uint64[n].  groups : [n], their physical cells."""
+        squared = np.square(latents).sum(axis=1) - 2 * (self._queries[places] @ latents.T)
+        squared[self._groups[places][:, None] == groups[None]] = np.inf
+        most = self._squared.shape[1]
+        (hit,) = np.nonzero((squared < self._squared[places].max(axis=1)[:, None]).any(axis=1))
+        if not len(hit):
+            return
+        columns = np.argpartition(squared[hit], min(most, squared.shape[1]) - 1, axis=1)[:, :most]
+        at = places[hit]
+        joined = np.concatenate([self._squared[at], np.take_along_axis(squared[hit], columns, axis=1)], axis=1)
+        kept = np.argpartition(joined, most - 1, axis=1)[:, :most]
+        self._squared[at] = np.take_along_axis(joined, kept, axis=1)
+        self._ids[at] = np.take_along_axis(np.concatenate([self._ids[at], ids[columns]], axis=1), kept, axis=1)
+        self._latents[at] = np.take_along_axis(
+            np.concatenate([self._latents[at], latents[columns]], axis=1), kept[..., None], axis=1
+        )
+
+    def nearest(self, place: int) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+        """The ids of the nearest cells of one query and their exact distances, nearest first, equal ones by id."""
+        there = np.isfinite(self._squared[place])
+        ids, away = self._ids[place, there], distances.exact(self._latents[place, there], self._queries[place])
+        order = distances.order(away, ids, NEAREST)
+        return ids[order], away[order]

@@ -29,7 +29,7 @@ from labref.store.memory.origins import NOTHING
 from labref.store.memory.positions import Placed
 from labref.words import LabelSource, SlideId
 
-__all__ = ["GIVEN", "SOURCES", "Chosen", "Facets", "Nodes", "Survey", "survey"]
+__all__ = ["GIVEN", "LONG", "REST", "SOURCES", "Chosen", "Facets", "Nodes", "Survey", "survey"]
 
 SOURCES: Final = tuple(LabelSource)
 GIVEN: Final = frozenset((LabelSource.REVIEWED, LabelSource.ANALYSER))
@@ -38,8 +38,10 @@ _FEWEST_SHARE: Final = 0.01
 """A smaller share of a cell's own class about it is as surprising as this one: so small, the counts are chance."""
 _FEW_CELLS: Final = 10.0
 """A class with so many cells loses half of its surprise: where a class is rare, others lie about each of its cells."""
-_REST: Final = 20  # a survey is made again when it is so many times as old as it took to make
-_LONG: Final = 0.2  # seconds that nobody waits for a survey where there is one
+REST: Final = 20
+"""A survey is made again when it is so many times as old as it took to make."""
+LONG: Final = 0.2
+"""Seconds that nobody waits for a survey where there is one."""
 _STALE_SECONDS: Final = 60.0
 
 
@@ -315,7 +317,7 @@ def survey(store: Store, bundle: str) -> Survey | None:
     if (
         held is not None
         and held.survey.active is active
-        and held.took > _LONG
+        and held.took > LONG
         and time.monotonic() < held.rests + _STALE_SECONDS
     ):
         if _making.acquire(blocking=False):  # else somebody makes it
@@ -348,7 +350,7 @@ def _hold(store: Store, active: ActiveMap, before: Survey | None, *, whole: bool
     if whole:
         _ = made.facets, made.everything, made.areas
     ended = time.monotonic()
-    _held[store] = _Held(made, state, ended + _REST * (ended - begun), ended - begun)
+    _held[store] = _Held(made, state, ended + REST * (ended - begun), ended - begun)
     return made
 
 

@@ -145,8 +145,8 @@ def shares_about(
     """
     classes = max(classes, 1)
     counts = np.bincount(np.asarray(nodes, np.int64) * classes + codes, minlength=rows * cols * classes).astype(float)
-    spread = gaussian(rows, RADIUS) @ counts.reshape(rows, -1)
-    sums = np.matmul(gaussian(cols, RADIUS), spread.reshape(rows, cols, classes)).reshape(-1, classes)[at]
+    spread = (gaussian(rows, RADIUS) @ counts.reshape(rows, -1)).reshape(rows, cols, classes)
+    sums = np.einsum("ab,cbl->cal", gaussian(cols, RADIUS), spread, optimize=True).reshape(-1, classes)[at]
     if own is not None:
         sums[np.arange(len(sums)), own] -= 1.0
     sums = np.maximum(sums, 0)

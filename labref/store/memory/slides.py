@@ -60,7 +60,7 @@ class SlideBook:
         self._of: CellBook[SlideId] = CellBook(ids, codes, [slide or _NONE for slide in slides])
         self._slides: dict[SlideId, _Cells] = {}
         self._newest: list[Slide] | None = None
-        self._kin: tuple[Sequence[Slide], dict[tuple[str, str], list[SlideId]]] | None = None
+        self._patients: dict[tuple[str, str], set[SlideId]] = {}
         self._named: dict[str, tuple[SlideId, ...]] = {}
         order = np.lexsort((numbers, codes))
         ids, numbers, codes = ids[order], numbers[order], codes[order]
@@ -69,6 +69,7 @@ class SlideBook:
             part = slice(starts[code], starts[code + 1])
             if slide is not None:
                 self._named[slide.name] = (*self._named.get(slide.name, ()), slide)
+                self._patients.setdefault(_patient(slide), set()).add(slide)
                 cells = self._slides[slide] = _Cells()
                 cells.ids.frombytes(ids[part].astype("=u8").tobytes())
                 cells.numbers.frombytes(numbers[part].astype("=i8").tobytes())
@@ -96,14 +97,8 @@ class SlideBook:
     def kin(self, slide: SlideId) -> list[SlideId]:
         """The other slides of its watched folder whose names begin with the same folder, where one of them lies in it;
         as `newest` orders them."""
-        newest = self.newest()
-        kept = self._kin
-        if kept is None or kept[0] is not newest:
-            of: dict[tuple[str, str], list[SlideId]] = {}
-            for one in newest:
-                of.setdefault(_patient(one.id), []).append(one.id)
-            kept = self._kin = newest, {patient: slides for patient, slides in of.items() if len(slides) > 1}
-        slides = kept[1].get(_patient(slide), [])
+        there = [one for one in self._patients.get(_patient(slide), ()) if self.last(one)]
+        slides = sorted(there, key=lambda one: -self.last(one))
         # two slides without a folder have no name in common
         return [one for one in slides if one != slide] if any("/" in one.name for one in slides) else []
 
@@ -153,14 +148,21 @@ class SlideBook:
             else:
                 del self._slides[before]
                 self._named[before.name] = tuple(one for one in self._named[before.name] if one != before)
+                self._patients[_patient(before)] = self._patients[_patient(before)] - {before}
         self._of.change(number, slide or _NONE)
         self._put(number, slide, came)
         self._newest = None
 
+    def _call(self, slide: SlideId) -> None:
+        """A slide that there was not."""
+        self._named[slide.name] = (*self._named.get(slide.name, ()), slide)
+        # others look it up meanwhile: a new set takes the place of the one before
+        self._patients[_patient(slide)] = {slide, *self._patients.get(_patient(slide), ())}
+
     def _put(self, number: int, slide: SlideId | None, came: int) -> None:
         if slide is not None:
             if slide not in self._slides:
-                self._named[slide.name] = (*self._named.get(slide.name, ()), slide)
+                self._call(slide)
             cells = self._slides.get(slide, _Cells())
             at = bisect(cells.numbers, came)
             if at == len(cells.ids):
