@@ -18,6 +18,11 @@ with the reason, and never other pixels without a word.
 | TIFF of several pages | the largest that is no reduced copy and no mask, in colour before grey; two such: refused |
 | one bit a pixel | refused: a mask |
 | palette, CMYK, YCbCr | as Pillow converts them |
+| palette of a TIFF with colours of 8 bits where 16 belong | as libtiff shows it, not black |
+| PNG with gAMA, no sRGB and no profile | as browsers show it; a gAMA that cannot be is ignored |
+| TIFF of uncompressed planes of 16 bits, or of fewer strips than its picture has | refused |
+| YCbCr uncompressed, of several pixels together; with another black and white | refused |
+| BMP with masks of other than 5, 6 or 8 bits, JPEG of 12 bits | refused as a kind that is not read, not as damaged |
 | of a single colour, or of noise alone | refused by ingest and query |
 | of brightness that changes evenly: a gradient, an empty field with vignetting | likewise; a blurred spot is not |
 | zeros where a copy has not arrived yet | refused; a black frame, letterbox or eyepiece is not |
@@ -65,44 +70,49 @@ def tiff(
     sample_format: int = 1,
     maximum: int | None = None,
     order: str = "<",
+    planes: bool = False,
     **more: int,
 ) -> bytes:
     """An uncompressed TIFF with these very tags and the values; the names of `more` end in the number of a tag.
 
-    order : "<" puts the lowest byte first, ">" the highest.
+    order : "<" puts the lowest byte first, ">" the highest.  planes : a strip for each colour, instead of one.
     """
-    values = values.astype(values.dtype.newbyteorder(order))
     samples = 1 if values.ndim == 2 else values.shape[2]
-    entries = [
-        (256, 3, [values.shape[1]]),
-        (257, 3, [values.shape[0]]),
-        (258, 3, [bits] * samples),
-        (259, 3, [1]),
-        (262, 3, [photometric]),
-        (273, 4, [0]),
-        (277, 3, [samples]),
-        (278, 3, [values.shape[0]]),
-        (279, 4, [values.nbytes]),
-        *([] if maximum is None else [(281, 3, [maximum] * samples)]),
-        (339, 3, [sample_format] * samples),
-    ]
-    entries += [(int(name[1:]), 3, [value]) for name, value in more.items()]
-    entries.sort()
-    after = 8 + 2 + 12 * len(entries) + 4
-    extra, rows = b"", []
-    for tag, kind, found in entries:
-        packed = struct.pack(order + {3: "H", 4: "I"}[kind] * len(found), *found)
-        if len(packed) > 4:
-            rows.append((tag, kind, len(found), struct.pack(order + "I", after + len(extra))))
-            extra += packed
-        else:
-            rows.append((tag, kind, len(found), packed.ljust(4, b"\0")))
-    start = after + len(extra)
-    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(rows))
-    for tag, kind, count, value in rows:
-        head += struct.pack(order + "HHI", tag, kind, count)
-        head += struct.pack(order + "I", start) if tag == 273 else value
-    return head + bytes(4) + extra + values.tobytes()
+    strips = samples if planes else 1
+    pixels = (np.moveaxis(values, 2, 0) if planes else values).astype(values.dtype.newbyteorder(order)).tobytes()
+    size = len(pixels) // strips
+
+    def before(start: int) -> bytes:
+        """All but the values, which begin at `start`."""
+        entries = [
+            (256, 3, [values.shape[1]]),
+            (257, 3, [values.shape[0]]),
+            (258, 3, [bits] * samples),
+            (259, 3, [1]),
+            (262, 3, [photometric]),
+            (273, 4, [start + size * strip for strip in range(strips)]),
+            (277, 3, [samples]),
+            *([] if "t278" in more else [(278, 3, [values.shape[0]])]),
+            (279, 4, [size] * strips),
+            *([(284, 3, [2])] if planes else []),
+            *([] if maximum is None else [(281, 3, [maximum] * samples)]),
+            (339, 3, [sample_format] * samples),
+        ]
+        entries += [(int(name[1:]), 3, [value]) for name, value in more.items()]
+        entries.sort()
+        after = 8 + 2 + 12 * len(entries) + 4
+        extra, rows = b"", {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(entries))
+        for tag, kind, found in entries:
+            packed = struct.pack(order + {3: "H", 4: "I"}[kind] * len(found), *found)
+            rows += struct.pack(order + "HHI", tag, kind, len(found))
+            if len(packed) > 4:
+                rows += struct.pack(order + "I", after + len(extra))
+                extra += packed
+            else:
+                rows += packed.ljust(4, b"\0")
+        return rows + bytes(4) + extra
+
+    return before(len(before(0))) + pixels
 
 
 def bmp_with_alpha(alpha: int | np.ndarray) -> bytes:
@@ -114,19 +124,30 @@ def bmp_with_alpha(alpha: int | np.ndarray) -> bytes:
     return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(pixels), 0, 0, 14 + len(head)) + head + pixels
 
 
-def png16(values: np.ndarray) -> bytes:
+def png16(values: np.ndarray, *between: tuple[bytes, bytes]) -> bytes:
+    """between : more chunks, kind and content of each."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     colour = {1: 0, 3: 2}[1 if values.ndim == 2 else values.shape[2]]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0))
+    head += b"".join(chunk(*more) for more in between)
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def of_bits(grey: np.ndarray, bits: int, kind: Any = np.uint16) -> np.ndarray:
     """The picture as a camera of so many bits gives it; 250 of 255 is its brightest."""
     return np.rint(grey / 255.0 * (2**bits - 1)).astype(kind)
+
+
+def linear(picture: np.ndarray, full: int) -> np.ndarray:
+    """The picture with values that grow with the light, `full` for white."""
+    return np.rint(full * (picture / 255.0) ** 2.2).astype(np.uint16)
+
+
+LINEAR, SRGB = (b"gAMA", struct.pack(">I", 100_000)), (b"sRGB", b"\0")
 
 
 def spoiled(values: np.ndarray, *, hot: int = 9, bar: bool = False) -> np.ndarray:
@@ -154,6 +175,9 @@ SEEN_GREY = {
     "float to 255": tiff(GREY.astype(np.float32), photometric=1, bits=32, sample_format=3),
     "PNG 12 bits in 16": png16(of_bits(GREY, 12)),
     "PNG 16 bits": png16(of_bits(GREY, 16)),
+    "PNG 16 bits, linear": png16(linear(GREY, 65535), LINEAR),
+    "PNG 12 bits in 16, linear": png16(linear(GREY, 4095), LINEAR),
+    "PNG 16 bits, of a screen by its gAMA": png16(of_bits(GREY, 16), (b"gAMA", struct.pack(">I", 45_455))),
     "12 bits in 16, highest byte first": tiff(of_bits(GREY, 12), photometric=1, bits=16, order=">"),
     "12 bits in 16, tag of the largest there is": tiff(of_bits(GREY, 12), photometric=1, bits=16, maximum=65535),
 }
@@ -210,6 +234,10 @@ SEEN_COLOUR = {
     "TIFF, alpha all 0": encoded(Image.fromarray(np.dstack([COLOUR, np.zeros_like(GREY)]), "RGBA"), "TIFF"),
     "TIFF of 16 bits": tiff(COLOUR.astype(np.uint16) * 257, photometric=2, bits=16),
     "PNG of 16 bits": png16(COLOUR.astype(np.uint16) * 257),
+    "PNG of 16 bits, linear": png16(linear(COLOUR, 65535), LINEAR),
+    "PNG, linear but sRGB": png16(COLOUR.astype(np.uint16) * 257, SRGB, LINEAR),
+    "PNG, gAMA that cannot be": png16(COLOUR.astype(np.uint16) * 257, (b"gAMA", struct.pack(">I", 1))),
+    "TIFF of planes": tiff(COLOUR, photometric=2, bits=8, planes=True),
     "TIFF CMYK": encoded(Image.fromarray(COLOUR).convert("CMYK"), "TIFF"),
     "TIFF palette": encoded(Image.fromarray(COLOUR).quantize(16), "TIFF"),
     "TIFF, JPEG inside": encoded(Image.fromarray(COLOUR), "TIFF", compression="jpeg", quality=98),
@@ -250,7 +278,39 @@ def test_an_alpha_that_says_something_is_laid_over_white() -> None:
     assert (seen[32, 32] == COLOUR[32, 32]).all()
 
 
+def bmp_of_bits(bits: int) -> bytes:
+    """A 32-bit BMP with masks of `bits` for each colour."""
+    values = sum(of_bits(COLOUR[..., 2 - at], bits, np.uint32) << bits * at for at in range(3))
+    pixels = np.asarray(values, np.uint32)[::-1].tobytes()
+    masks = [(2**bits - 1) << bits * at for at in (2, 1, 0)]
+    head = struct.pack("<IiiHHIIiiII", 40, 64, 64, 1, 32, 3, len(pixels), 0, 0, 0, 0) + struct.pack("<III", *masks)
+    return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(pixels), 0, 0, 14 + len(head)) + head + pixels
+
+
+def jpeg_of_12_bits() -> bytes:
+    data = bytearray(encoded(Image.fromarray(COLOUR), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    return bytes(data)
+
+
+YCBCR = np.asarray(Image.fromarray(COLOUR).convert("YCbCr"))
 REFUSED = {
+    **{
+        f"BMP with masks of {bits} bits": (bmp_of_bits(bits), "^a BMP image of a kind that is not read .*bitfields")
+        for bits in (4, 10)
+    },
+    "JPEG of 12 bits": (jpeg_of_12_bits(), "^a JPEG image of a kind that is not read"),
+    "TIFF of planes of 16 bits": (
+        tiff(COLOUR.astype(np.uint16) * 257, photometric=2, bits=16, planes=True),
+        "planes of 16 bits",
+    ),
+    "TIFF of planes, of which two are missing": (tiff(COLOUR, photometric=2, bits=8, t284=2), "named nowhere"),
+    "TIFF of strips, of which some are missing": (tiff(COLOUR, photometric=2, bits=8, t278=40), "named nowhere"),
+    "TIFF of grey and alpha in planes": (
+        tiff(np.dstack([GREY, GREY]), photometric=1, bits=8, planes=True, t338=2),
+        "^a TIFF image of a kind that is not read",
+    ),
+    "YCbCr, four pixels together": (tiff(YCBCR, photometric=6, bits=8), "several pixels together"),
     "12 bits in colour of 16": (tiff(of_bits(COLOUR, 12), photometric=2, bits=16), "only the lower ones are used"),
     "10 bits in colour of 16": (tiff(of_bits(COLOUR, 10), photometric=2, bits=16), "only the lower ones are used"),
     "14 bits in colour of 16": (tiff(of_bits(COLOUR, 14), photometric=2, bits=16), "only the lower ones are used"),
@@ -307,6 +367,35 @@ REFUSED = {
         "no numbers",
     ),
 }
+
+
+def palette_tiff(scale: int) -> bytes:
+    """`COLOUR` as a TIFF of a palette whose colours are `scale` times those of 8 bits."""
+    picture = Image.fromarray(COLOUR).quantize(16)
+    data = bytearray(encoded(picture, "TIFF"))
+    with Image.open(io.BytesIO(data)) as image:
+        assert isinstance(image, TiffImagePlugin.TiffImageFile)
+        colours = image.tag_v2[320]
+    at = data.index(struct.pack(f"<{len(colours)}H", *colours))
+    struct.pack_into(f"<{len(colours)}H", data, at, *(value // 256 * scale for value in colours))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("scale", [1, 256, 257])
+def test_a_palette_is_as_bright_whether_its_colours_have_8_bits_or_16(scale: int) -> None:
+    assert np.array_equal(decode(palette_tiff(scale)), COLOUR)
+
+
+def test_ycbcr_with_another_black_and_white_is_refused(tmp_path: Path) -> None:
+    def made(*black_and_white: int) -> bytes:
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[532], tags[530] = tuple(map(float, black_and_white)), (1, 1)
+        tags.tagtype[532] = 5
+        return encoded(Image.fromarray(COLOUR).convert("YCbCr"), "TIFF", tiffinfo=tags)
+
+    assert np.abs(decode(made(0, 255, 128, 255, 128, 255)).astype(int) - COLOUR).max() <= 3
+    with pytest.raises(UnreadableImageError, match="other values than 0 and 255"):
+        decode(made(16, 235, 128, 240, 128, 240))
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -415,7 +504,7 @@ WHOLE = {
     "TIFF": tiff(FIELD, photometric=2, bits=8),
     "TIFF, highest byte first": tiff(FIELD, photometric=2, bits=8, order=">"),
     "TIFF of 12 bits": tiff(of_bits(FIELD[..., 0], 12), photometric=1, bits=16),
-    "TIFF of planes": tiff(FIELD, photometric=2, bits=8, t284=2),
+    "TIFF of planes": tiff(FIELD, photometric=2, bits=8, planes=True),
     "TIFF, LZW": encoded(Image.fromarray(FIELD), "TIFF", compression="tiff_lzw"),
     "TIFF, deflate": encoded(Image.fromarray(FIELD), "TIFF", compression="tiff_adobe_deflate"),
     "TIFF, deflate, tags first": packed_tiff(8, zlib.compress(FIELD.tobytes())),

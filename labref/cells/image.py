@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from labref.cells.completeness import require_complete
-from labref.cells.meaning import choose_page, depth_of, to_rgb
+from labref.cells.meaning import choose_page, depth_of, read_colours, to_rgb
 from labref.cells.segmentation import segment
 from labref.errors import DecodingLimitError, UnreadableImageError
 
@@ -63,7 +63,14 @@ PREPARATION = {"version": 3, "crop_size": CROP_SIZE, "background": BACKGROUND}
 
 _ORIENTATION = 0x0112  # EXIF
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BEGINNINGS = {
+    "BMP": (b"BM",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
+_EXPORT = "export it as one of 8 bits"
+_NOT_READ = ("unsupported", "unknown", "cannot handle")  # Pillow's words for a kind of picture that it does not read
 _REDUCE = 4  # background and nucleus are looked for in the image at a quarter of its scale
 _GAIN_LIMITS = (0.75, 4.0)
 _COEFFICIENT_BYTES = 6  # of a pixel
@@ -135,6 +142,8 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 raise UnreadableImageError(
                     f"too small to hold a cell: {width}×{height} px, at least {MIN_SIDE}×{MIN_SIDE} is needed"
                 )
+            depth = depth_of(image, data)
+            read_colours(image)
             try:
                 image.load()
             except OSError as error:
@@ -143,17 +152,14 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
                     bytearray(_COEFFICIENT_BYTES * width * height)
                 raise
             require_complete(data, image)
-            depth = depth_of(image, data)
             return to_rgb(ImageOps.exif_transpose(image) if _lies_turned(image) else image, depth)
     except UnreadableImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(*_png_or_unknown_size(data), max_pixels) from None
     except UnidentifiedImageError:
-        if data[:4] in _TIFF:
-            raise UnreadableImageError(
-                "a TIFF of a kind that is not read, or damaged; export it as one of 8 bits"
-            ) from None
+        if (kind := _kind(data)) is not None:
+            raise UnreadableImageError(f"a {kind} image of a kind that is not read, or damaged; {_EXPORT}") from None
         raise UnreadableImageError(
             "not an image: the content is no JPEG, PNG, BMP or TIFF, whatever its name says"
         ) from None
@@ -173,7 +179,16 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise MemoryError from None
         if "truncated" in text.lower() or "unexpected end" in text.lower():
             raise UnreadableImageError(f"truncated: the image ends before it is complete ({len(data)} bytes)") from None
+        if text.lower().startswith(_NOT_READ):
+            raise UnreadableImageError(
+                f"a {_kind(data)} image of a kind that is not read ({text}); {_EXPORT}"
+            ) from None
         raise UnreadableImageError(f"damaged image: {text}") from None
+
+
+def _kind(data: bytes) -> str | None:
+    """The format that the first bytes of a file are those of, None where they are of no format that is read."""
+    return next((kind for kind, beginnings in _BEGINNINGS.items() if data.startswith(beginnings)), None)
 
 
 def _lies_turned(image: Image.Image) -> bool:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImagePalette, TiffImagePlugin
 
 from labref.errors import UnreadableImageError
 
-__all__ = ["Depth", "choose_page", "depth_of", "to_rgb"]
+__all__ = ["Depth", "choose_page", "depth_of", "read_colours", "to_rgb"]
 
 _OS2_HEADER = 12  # bytes
 _MOST_PAGES = 64  # of a TIFF are looked at
@@ -30,6 +30,10 @@ _HOT_SHARE = 0.001  # of the pixels may be hot
 _CELL_SHARE = 0.05  # of the pixels are a cell's at least
 _HIDDEN_SHARE = 0.02  # of the pixels; an alpha that hides more of a picture is none
 _ONE_COLOUR = 12  # grey values by which pixels of one colour differ at most
+_SCREEN_GAMMA = 2.2
+_GAMMAS = (0.1, 4.0)  # what a gAMA says beyond these is nonsense
+_LEAST_GAMMA = 0.05  # by which the exponent differs from 1; libpng, too, leaves less alone
+_FULL_RANGE = (0, 255, 128, 255, 128, 255)  # of YCbCr: black and white of each
 
 F64 = NDArray[np.float64]
 
@@ -84,22 +88,24 @@ class Depth:
     """What a file says of the values of its pixels.
 
     format : of the file, as Pillow names it.  bits : of each value.  largest : value that means full intensity, None
-    where the file does not say.  inverted : 0 is white, and Pillow has not seen to it.
+    where the file does not say.  inverted : 0 is white, and Pillow has not seen to it.  exponent : power by which a
+    share of the full intensity becomes the one that a screen is given.
     """
 
     format: str | None
     bits: int
     largest: float | None = None
     inverted: bool = False
+    exponent: float = 1.0
 
 
 def depth_of(image: Image.Image, data: bytes) -> Depth:
-    """The depth of an opened picture. data : the bytes that it was opened from.
+    """The depth of an opened picture, before it is loaded. data : the bytes that it was opened from.
 
     Raises `UnreadableImageError` where its values are of a kind that Pillow takes for another.
     """
     if image.format == "PNG":
-        return Depth(image.format, data[24])
+        return Depth(image.format, data[24], exponent=_exponent(image))
     if image.format == "BMP":
         bits_a_pixel = struct.unpack_from("<H", data, 24 if data[14] == _OS2_HEADER else 28)[0]
         return Depth(image.format, min(bits_a_pixel, 8))
@@ -112,6 +118,7 @@ def depth_of(image: Image.Image, data: bytes) -> Depth:
             "its pixels are numbers with a sign, or of another kind that is not read; export it with 8 bits without a sign"
         )
     bits = max(int(value) for value in tags.get(258, (1,)))
+    _require_readable(image, bits)
     stated = tags.get(281, tags.get(341))  # MaxSampleValue, SMaxSampleValue
     stated = stated[0] if isinstance(stated, tuple) else stated
     # the largest value there is says nothing: writers put it there when they know no better
@@ -119,6 +126,54 @@ def depth_of(image: Image.Image, data: bytes) -> Depth:
     if largest is None and bits in (10, 12, 14):
         largest = 2.0**bits - 1
     return Depth(image.format, bits, largest, tags.get(262) == 0 and bits > 8)
+
+
+def _exponent(image: Image.Image) -> float:
+    """Of a PNG, by its gAMA, as browsers do: sRGB and a colour profile stand above it."""
+    gamma = image.info.get("gamma")
+    if gamma is None or "srgb" in image.info or "icc_profile" in image.info or not _GAMMAS[0] <= gamma <= _GAMMAS[1]:
+        return 1.0
+    exponent = 1 / (gamma * _SCREEN_GAMMA)
+    return exponent if abs(exponent - 1) > _LEAST_GAMMA else 1.0
+
+
+def _require_readable(image: TiffImagePlugin.TiffImageFile, bits: int) -> None:
+    """Raise where Pillow would give other values of a TIFF than it holds."""
+    tags = image.tag_v2
+    planes = int(tags.get(277, 1)) if tags.get(284) == 2 else 1  # SamplesPerPixel, PlanarConfiguration
+    unpacked = tags.get(259, 1) == 1  # Compression
+    if unpacked:
+        parts = [part.extents or (0, 0, 0, 0) for part in image.tile]
+        named = sum((right - left) * (bottom - top) for left, top, right, bottom in parts)
+        if named < planes * image.width * image.height:
+            raise UnreadableImageError(
+                "truncated: parts of the picture are named nowhere in the TIFF, and would be black"
+            )
+    if unpacked and bits > 8 and planes > 1:
+        raise UnreadableImageError(
+            f"its colours lie in planes of {bits} bits, which is not read; export it with 8 bits"
+        )
+    if tags.get(262) != 6:  # PhotometricInterpretation: YCbCr
+        return
+    if unpacked and tuple(tags.get(530, (2, 2))) != (1, 1):
+        raise UnreadableImageError(
+            "its colours (YCbCr) are stored for several pixels together without compression, which is not read; export "
+            "it as RGB"
+        )
+    if tuple(round(float(value)) for value in tags.get(532, _FULL_RANGE)) != _FULL_RANGE:
+        raise UnreadableImageError(
+            "its black and white (ReferenceBlackWhite) are other values than 0 and 255, which is not read; export it as "
+            "RGB"
+        )
+
+
+def read_colours(image: Image.Image) -> None:
+    """Give an opened TIFF of a palette the colours that viewers show: some programs write them with 8 bits where 16
+    belong, and they would all be black."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in ("P", "PA"):
+        colours = image.tag_v2.get(320, ())  # ColorMap: all red, all green, all blue
+        if colours and max(colours) < 256:
+            image.palette = ImagePalette.raw("RGB;L", bytes(colours))
 
 
 def to_rgb(image: Image.Image, depth: Depth) -> Image.Image:
@@ -138,8 +193,16 @@ def to_rgb(image: Image.Image, depth: Depth) -> Image.Image:
     if image.mode in ("RGBa", "La"):
         image = _unmultiplied(image)
     if has_alpha or "transparency" in image.info:
-        return _without_alpha(image.convert("RGBA"), depth.format)
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return _without_alpha(_as_shown(image.convert("RGBA"), depth), depth.format)
+    return _as_shown(image if image.mode == "RGB" else image.convert("RGB"), depth)
+
+
+def _as_shown(image: Image.Image, depth: Depth) -> Image.Image:
+    """An RGB or RGBA picture as a screen is given it."""
+    if depth.exponent == 1:
+        return image
+    shown = [round(255 * (value / 255) ** depth.exponent) for value in range(256)]
+    return image.point(3 * shown + list(range(256)) * (image.mode == "RGBA"))
 
 
 def _require_upper_bits(image: Image.Image, *, has_alpha: bool) -> None:
@@ -192,7 +255,7 @@ def _grey_of_wide(image: Image.Image, depth: Depth) -> Image.Image:
             "its pixels have values below 0, of which no brightness is known; export it with 8 bits"
         )
     full = _full_intensity(values, depth, is_float=image.mode == "F")
-    grey = np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8)
+    grey = np.rint(255 * np.clip(values / full, 0, 1) ** depth.exponent).astype(np.uint8)
     if depth.inverted:
         grey = 255 - grey
     if "transparency" in image.info:
