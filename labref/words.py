@@ -29,6 +29,7 @@ __all__ = [
     "cell_id_of",
     "hamming",
     "look_of",
+    "mixes_scripts",
     "name_key",
     "within_64_bits",
 ]
@@ -181,16 +182,41 @@ def name_key(name: str) -> str:
 
 
 _LIKE_LATIN: Final = str.maketrans(
-    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧοѵɑı",
-    "ABESIJKMHOPCTYXaesijopcyxhdqwABEZHIKMNOPTYXovai",
+    "АВЕЅІЈКМНОРСТУХаеѕіјкорсухһԁԛԝӏΑΒΕΖΗΙΚΜΝΟΡΤΥΧαικνορυѵɑı|",
+    "ABESIJKMHOPCTYXaesijkopcyxhdqwlABEZHIKMNOPTYXaikvopuvail",
 )
-"""Letters of other scripts that look like Latin ones, and those."""
+"""Letters and signs that look like Latin letters, and those."""
+_ACCENTS: Final = re.compile("[\u0300-\u036f]")
+_ONE_STROKE: Final = str.maketrans("i10", "llo")
+"""What people take for each other within a word: l, I and 1; O and 0."""
+_SMALL_CAPITAL: Final = "LATIN LETTER SMALL CAPITAL "
+_CASED: Final = frozenset({"LATIN", "CYRILLIC", "ARMENIAN", "CHEROKEE", "COPTIC", "GEORGIAN"})
+"""Scripts whose letters are taken for each other's. Greek ones stand beside Latin ones in one word, as in γδT."""
 
 
 def look_of(name: str) -> str:
-    """`name` without what people overlook: as `name_key`, and without spaces, the width of letters, and letters of
-    other scripts that look like Latin ones."""
-    return name_key(unicodedata.normalize("NFKC", name.translate(_LIKE_LATIN))).replace(" ", "")
+    """`name` without what people overlook: as `name_key`, and without spaces, accents, the width of letters, and what
+    tells letters and digits from others that look like them, of this script or another."""
+    letters = _ACCENTS.sub("", unicodedata.normalize("NFKD", name.translate(_LIKE_LATIN)))
+    plain = "".join(map(_as_letter, letters))
+    key = name_key(plain.translate(_LIKE_LATIN)).replace(" ", "")
+    return key.translate(_ONE_STROKE).replace("rn", "m").replace("vv", "w")
+
+
+def _as_letter(character: str) -> str:
+    """A small capital as the letter that it is; any other character as it is."""
+    called = unicodedata.name(character, "")
+    letter = called.removeprefix(_SMALL_CAPITAL)
+    return letter.lower() if letter != called and len(letter) == 1 else character
+
+
+def mixes_scripts(name: str) -> bool:
+    """Whether a word of `name` mixes letters of scripts that are taken for each other's: nobody writes so on purpose,
+    and the word reads as another."""
+    return any(
+        len({unicodedata.name(letter, "").split(" ")[0] for letter in word if letter.isalpha()} & _CASED) > 1
+        for word in re.split(r"[\W\d_]+", unicodedata.normalize("NFKC", name))
+    )
 
 
 def within_64_bits(number: int) -> int:

@@ -256,10 +256,28 @@ def test_who_says_something_is_a_name_that_can_be_read(lab: Lab, ids: list[str],
 
 
 def test_no_new_class_looks_like_one_that_is_there(lab: Lab, ids: list[str]) -> None:
-    alike = ["m\u043enocyte", "\uff4donocyte", "mono-cyte", "mono cyte"]
+    alike = [
+        "\uff4donocyte",
+        "mono-cyte",
+        "mono cyte",
+        "rnonocyte",
+        "m\xf3nocyte",
+        "m\u03bfn\u03bfcyte",
+        "\u1d0d\u1d0fnocyte",
+    ]
     for label in alike:
         done = labref(lab, "set", ids[0], label, "--new")
         assert done.exit_code == 1 and "which looks the same" in done.output and "'monocyte'" in done.output, label
+    for label in ["m\u043enocyte", "\u0432\u0430sophil", "b\u0561sophil"]:  # Cyrillic, Armenian
+        done = labref(lab, "set", ids[0], label, "--new")
+        assert done.exit_code == 1 and "letters of two scripts" in done.output, label
+    for label in [
+        "\u03b3\u03b4T cell",
+        "\u0431\u0430\u0437\u043e\u0444\u0438\u043b",
+        "B-\u043a\u043b\u0435\u0442\u043a\u0430",
+        "\u30d0\u30f3\u30c9\u7403",
+    ]:
+        assert imported(lab, f"cell_id,label\n{ids[0]},{label}\n", "--new", "--dry-run").exit_code == 0, label
     done = imported(
         lab,
         f"cell_id,label\n{ids[0]},Fuss ball\n{ids[1]},fuss_balls\n{ids[2]},\ufb00\n{ids[3]},ff\n",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -118,12 +117,6 @@ def _label(text: str) -> str:
     if text[0] in "-." or "\\" in text or "\N{REPLACEMENT CHARACTER}" in text:
         raise ValueError("must not begin with - or a dot, nor hold a backslash")
     return text
-
-
-def _alike(text: str) -> str:
-    """A name without what people overlook: case, width, accents, punctuation, the plural, letters that look alike."""
-    letters = unicodedata.normalize("NFKD", text)
-    return look_of("".join(c for c in letters if not unicodedata.combining(c)))
 
 
 def _printable(text: str) -> str:
@@ -368,12 +361,12 @@ class _Manifest(_Strict):
         for kind, names in (("name", [one.name for one in self.classes]), ("id", [one.id for one in self.classes])):
             seen: dict[str, str] = {}
             for name in names:
-                if (other := seen.get(_alike(name))) is not None:
+                if (other := seen.get(look_of(name))) is not None:
                     raise ValueError(
                         f"two classes have the {kind}s {_shown(other)} and {_shown(name)}, which people cannot tell apart: case, "
                         "accents, punctuation and the plural make no difference"
                     )
-                seen[_alike(name)] = name
+                seen[look_of(name)] = name
         precisions = [one.precision for one in self.trunks]
         files = [one.file for one in self.trunks if one.file]
         if len(set(precisions)) < len(precisions) or len({name.lower() for name in files}) < len(files):

@@ -19,7 +19,7 @@ from labref.files import digest_of
 from labref.printing import unprintable
 from labref.store import Store
 from labref.tasks.context import Context
-from labref.words import SlideId, look_of
+from labref.words import SlideId, look_of, mixes_scripts
 
 __all__ = [
     "LEAST_ID",
@@ -349,6 +349,10 @@ class Classes:
         if label not in self._known:
             if not new:
                 raise LabrefError(f"{label!r} is no class of this lab; {self._hint(label)} With --new it becomes one.")
+            if mixes_scripts(label):
+                raise LabrefError(
+                    f"{label!r} mixes letters of two scripts in one word, and reads as another word; write it anew."
+                )
             twin = self._looks.setdefault(look_of(label), label)
             if twin != label:
                 raise LabrefError(
