@@ -1165,8 +1165,8 @@ class Store:
                     self._connection.rollback()
                 if isinstance(error, duckdb.Error | OSError):
                     raise StoreError(
-                        f"{self.path} cannot be written, and this batch must be recorded again: {error}. Look at the free "
-                        "disk space and the rights of the lab folder."
+                        f"{self.path} cannot be written, and nothing of it is kept: {error}. Look at the free disk space and "
+                        "the rights of the lab folder. Then give the command again; a running agent goes on by itself."
                     ) from error
                 raise
 
