@@ -163,6 +163,21 @@ def test_a_decided_cell_leaves_its_queue_and_comes_back_when_that_is_undone(
     assert refused.status == 400 and "nothing to take back" in refused.text
 
 
+def test_the_networks_class_is_withheld_in_a_queue_as_on_the_cells_page(lab: Lab, reviewer: Browser) -> None:
+    every = ask(lab, "review.cells", queue="doubtful", limit=50, below=1.0)
+    for row in every[:: max(1, len(every) // 8)]:
+        (shown,) = ask(lab, "cell.show", cell=row["cell_id"])
+        assert row["because"] == shown["prediction"]["because"]
+    assert {row["because"] for row in every} >= {None, "neighbours"}
+    first = ask(lab, "review.cells", queue="doubtful", limit=1)[0]
+    said = re.search(r'id="why"[^>]*>(.*?)</p>', reviewer.get("/review/doubtful").text, re.DOTALL)
+    assert said is not None
+    if first["because"]:
+        assert "class is withheld: " in said[1] and first["predicted"] not in said[1]
+    else:
+        assert f"The network says {first['predicted']}, with" in said[1]
+
+
 def test_doubtful_cells_come_in_order_in_parts_and_none_that_was_reviewed(lab: Lab) -> None:
     every = ask(lab, "review.cells", queue="doubtful", limit=50, below=1.0)
     assert [row["probability"] for row in every] == sorted(row["probability"] for row in every)

@@ -9,6 +9,7 @@ cells whose picture is doubted (`labref.cells.quality`) and that are no referenc
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 from weakref import WeakKeyDictionary
 
@@ -17,8 +18,10 @@ from pydantic import Field
 
 from labref.asking import references
 from labref.asking.novelty import NEAREST, judge, yardstick
+from labref.asking.prediction import Because, predict
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
+from labref.export.layout import ClassNames
 from labref.operations import operation, perform
 from labref.operations.label import carried_as_seen
 from labref.operations.models import Answer, Seen, Text, Who
@@ -79,6 +82,7 @@ class CellInQueue(Answer):
     label_source: LabelSource = Field(description="Who gave the class.")
     predicted: str = Field(description="What the bundle calls it.")
     probability: float = Field(description="The probability of that.")
+    because: Because | None = Field(description="Why people are not shown that class; null where they are.")
     neighbourhood: str | None = Field(
         description="The class of most cells about it; null but for suspects and unidentified cells."
     )
@@ -278,13 +282,15 @@ def _novel_of(store: Store, bundle: Bundle, candidates: Sequence[str]) -> list[s
 def _shown(context: Context, bundle: Bundle, wanted: Sequence[str], about: dict[str, tuple[Any, Any]]) -> Iterator[Row]:
     store = context.store
     latents, found = store.latents(wanted, bundle=bundle.digest), store.cells(wanted)
+    names = ClassNames(bundle.manifest.labels, context.lab.config.watch.labels)
     predictions, qualities = store.queues.predictions(bundle.digest, wanted), store.qualities.of(wanted)
     for cell_id in wanted:
         cell = found.get(cell_id)
         if cell is None or cell_id not in latents:
             continue  # removed at this moment
-        asked = references.find(store, bundle=bundle, latent=latents[cell_id], digest=cell.digest)
+        asked = references.find(store, bundle=bundle, latent=latents[cell_id], digest=cell.digest, stored=cell)
         predicted, probability = predictions[cell_id]
+        prediction = predict(store, bundle, predictions[cell_id], asked, names, partial(store.optics.of, cell_id))
         neighbourhood, share = about.get(cell_id, (None, None))
         yield {
             "cell_id": cell_id,
@@ -292,6 +298,7 @@ def _shown(context: Context, bundle: Bundle, wanted: Sequence[str], about: dict[
             "label_source": str(cell.label_source),
             "predicted": predicted,
             "probability": probability,
+            "because": prediction.because,
             "neighbourhood": neighbourhood,
             "share": share,
             "novelty": asked.novelty.score,

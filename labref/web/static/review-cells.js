@@ -7,6 +7,7 @@ const name = section?.dataset.queue;
 const may = document.body.dataset.role !== "view";
 const classes = JSON.parse(document.getElementById("classes").textContent);
 const doubts = JSON.parse(document.getElementById("doubts").textContent);
+const withheld = JSON.parse(document.getElementById("withheld").textContent);
 const styles = Object.fromEntries(classes.map((one) => [one.label, one.style]));
 const views = ["cell", "normalised", "nucleus"];
 const AT_ONCE = 6;
@@ -46,8 +47,9 @@ function show(cell, coming) {
       ? text("Of the cells about it, {share} are {name}.", { share: share(cell.share), name: cell.neighbourhood })
       : name === "pictures"
       ? doubts[cell.doubt] ?? ""
-      : text("The network says {name}, with {share}.", { name: cell.predicted, share: share(cell.probability) }) +
-        (cell.is_novel ? ` ${text("Nothing in the lab resembles it.")}` : "");
+      : cell.because
+      ? text("The network's class is withheld: {why}.", { why: withheld[cell.because] })
+      : text("The network says {name}, with {share}.", { name: cell.predicted, share: share(cell.probability) });
   document.getElementById("neighbours").replaceChildren(
     ...cell.neighbours.map((one) => {
       const entry = document.createElement("li");
