@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
 from labref.lab import Lab
 from labref.web.client import AgentClient
@@ -52,10 +52,12 @@ def open_page(
     width: int = 1366,
     height: int = 768,
     dark: bool = False,
+    refused: str | None = None,
 ) -> Iterator[Page]:
     """A page of the lab's agent, by somebody who was let in and signed in by their link.
 
-    It fails at the end where a script failed, or the page asked for something that is not there, or from outside.
+    It fails at the end where a script failed, or the page asked for something that is not there, or from
+    outside. refused : the end of an address that may answer 400.
     """
     agent = AgentClient.find(lab)
     assert agent is not None
@@ -71,7 +73,13 @@ def open_page(
     try:
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(f"script: {error}"))
-        page.on("console", lambda said: faults.append(f"console: {said.text}") if said.type == "error" else None)
+
+        def note(said: ConsoleMessage) -> None:
+            meant = refused is not None and said.location["url"].endswith(refused) and " 400 " in said.text
+            if said.type == "error" and not meant:
+                faults.append(f"console: {said.text}")
+
+        page.on("console", note)
         page.on("requestfailed", lambda asked: faults.append(f"failed: {asked.url} {asked.failure}"))
         page.goto(f"/sign-in#{row['code']}")
         page.wait_for_url(lambda url: "sign-in" not in url)

@@ -74,6 +74,33 @@ def test_a_class_is_set_by_its_key_and_a_bad_reference_left_out_and_both_undone(
         assert (shown["label"], shown["label_source"]) == ("monocyte", "analyser")
 
 
+def test_who_is_refused_since_somebody_else_was_first_sees_what_it_is_now(lab: Lab, browser: Chromium) -> None:
+    cell = of_class(lab, "neutrophil")
+    with open_page(browser, lab, "Second", refused="/label/set") as page:
+        ready(page, cell)
+        list(run(lab, "label.set", cell=cell, label="monocyte", who="First"))
+        page.keyboard.press("l")
+        expect(page.locator("#said .failed")).to_contain_text("'monocyte' by First by now")
+        expect(page.locator("#label")).to_have_text("monocyte")
+        page.keyboard.press("l")  # now that it was looked at again
+        expect(page.locator("#label")).to_have_text("lymphocyte")
+        expect(page.locator("#said")).to_contain_text("it was monocyte")
+        page.keyboard.press("u")
+        expect(page.locator("#label")).to_have_text("monocyte")
+        list(run(lab, "label.undo", cell=cell, who="First"))
+        # the same where a slide is reviewed
+        (slide,) = [row["slide"] for row in run(lab, "slide.list") if "slide" in row]
+        page.goto(f"/slide/{slide}")
+        tile = page.locator(f'[data-cell="{cell}"]')
+        expect(tile).to_have_attribute("data-label", "neutrophil")
+        list(run(lab, "label.set", cell=cell, label="monocyte", who="First"))
+        tile.hover()
+        page.keyboard.press("l")
+        expect(page.locator("#said .failed")).to_contain_text("by First by now")
+        expect(tile).to_have_attribute("data-label", "monocyte")
+        list(run(lab, "label.undo", cell=cell, who="First"))
+
+
 def test_all_nine_are_zoomed_and_moved_together_and_shown_otherwise(lab: Lab, browser: Chromium) -> None:
     with open_page(browser, lab, "Bo") as page:
         ready(page, of_class(lab, "neutrophil"))

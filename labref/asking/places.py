@@ -55,9 +55,7 @@ class Spot:
         excluded = {id_to_int(cell) for cell in exclude}
         near = near.of(~np.isin(near.ids, np.fromiter(excluded, np.uint64, len(excluded))))
         if analyser is not None:
-            ids = [int_to_id(cell) for cell in near.ids.tolist()]
-            of_analyser = store.those_of(ids, analyser)
-            near = near.of(np.array([cell in of_analyser for cell in ids], np.bool_))
+            near = near.of(store.are_of(near.ids, analyser))
         near = near.of(store.groups.firsts(near.ids))
         book = store.label_book
         codes, squared = book.codes_of(near.ids), positions.away(self.node, near.nodes)

@@ -850,6 +850,10 @@ class Store:
         """Those of these cells that came from this analyser; from memory."""
         return self._book_of_optics().those_of(ids, analyser)
 
+    def are_of(self, numbers: NDArray[np.uint64], analyser: str) -> NDArray[np.bool_]:
+        """Which of these cells came from this analyser: bool[n]; from memory. numbers : uint64[n], ids as integers."""
+        return self._book_of_optics().are_of(numbers, analyser)
+
     def duplicate_group(self, cell_id: str) -> list[str]:
         """The cell and all that are linked with it as duplicates, directly or through others, oldest first; from
         memory."""

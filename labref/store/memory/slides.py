@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
 from bisect import bisect
 from collections.abc import Sequence
@@ -42,6 +43,10 @@ def _patient(slide: SlideId) -> tuple[str, str]:
     return slide.folder, slide.name.partition("/")[0]
 
 
+def _described(slide: SlideId, cells: _Cells) -> Slide:
+    return Slide(slide, len(cells.ids), cells.numbers[-1], cells.ids[-1])
+
+
 class SlideBook:
     """The cells of each slide, in the order they came. Cells without a slide are not among them.
 
@@ -59,7 +64,8 @@ class SlideBook:
         `slides` of each cell's slide."""
         self._of: CellBook[SlideId] = CellBook(ids, codes, [slide or _NONE for slide in slides])
         self._slides: dict[SlideId, _Cells] = {}
-        self._newest: list[Slide] | None = None
+        self._order: dict[SlideId, Slide] | None = None  # as `newest` says it, the other way round
+        self._ordering = threading.Lock()
         self._patients: dict[tuple[str, str], set[SlideId]] = {}
         self._named: dict[str, tuple[SlideId, ...]] = {}
         order = np.lexsort((numbers, codes))
@@ -78,17 +84,15 @@ class SlideBook:
         return len(self._slides)
 
     def newest(self) -> Sequence[Slide]:
-        """All slides; first the one whose last cell came last. Microseconds where nothing came since it was asked."""
-        found = self._newest
-        if found is None:
-            found = [
-                Slide(slide, len(cells.ids), cells.numbers[-1], cells.ids[-1])
-                for slide, cells in list(self._slides.items())
-                if cells.ids
-            ]
-            found.sort(key=lambda slide: -slide.last)
-            self._newest = found
-        return found
+        """All slides; first the one whose last cell came last. Microseconds, but where a cell has moved since it was
+        asked."""
+        with self._ordering:
+            if self._order is not None:
+                return list(self._order.values())[::-1]
+            found = [_described(slide, cells) for slide, cells in list(self._slides.items()) if cells.ids]
+            found.sort(key=lambda slide: slide.last)
+            self._order = {slide.id: slide for slide in found}
+            return found[::-1]
 
     def named(self, name: str) -> list[SlideId]:
         """The slides of this name; first the one whose last cell came last. Microseconds."""
@@ -97,7 +101,9 @@ class SlideBook:
     def kin(self, slide: SlideId) -> list[SlideId]:
         """The other slides of its watched folder whose names begin with the same folder, where one of them lies in it;
         as `newest` orders them."""
-        there = [one for one in self._patients.get(_patient(slide), ()) if self.last(one)]
+        there = [
+            one for one in self._patients.get(_patient(slide), ()) if one in self._slides and self._slides[one].ids
+        ]
         slides = sorted(there, key=lambda one: -self.last(one))
         # two slides without a folder have no name in common
         return [one for one in slides if one != slide] if any("/" in one.name for one in slides) else []
@@ -130,7 +136,10 @@ class SlideBook:
         """A new cell. came : its number in the order of all cells, larger than those before."""
         self._of.add(number, slide or _NONE)
         self._put(number, slide, came)
-        self._newest = None
+        with self._ordering:
+            if self._order is not None and slide is not None:
+                self._order.pop(slide, None)
+                self._order[slide] = _described(slide, self._slides[slide])
 
     def move(self, number: int, slide: SlideId | None) -> None:
         """A cell is of another slide from now on; one that the book does not hold is left alone."""
@@ -151,7 +160,8 @@ class SlideBook:
                 self._patients[_patient(before)] = self._patients[_patient(before)] - {before}
         self._of.change(number, slide or _NONE)
         self._put(number, slide, came)
-        self._newest = None
+        with self._ordering:
+            self._order = None
 
     def _call(self, slide: SlideId) -> None:
         """A slide that there was not."""

@@ -1,5 +1,5 @@
 // The page of one cell: keys for its class and its references; all nine pictures are zoomed and moved together.
-import { ask, does, keys, say, text, undo } from "./labref.js";
+import { ask, carriedNow, does, keys, say, text, undo } from "./labref.js";
 
 const page = document.getElementById("cell-page");
 const nine = document.getElementById("nine");
@@ -167,8 +167,8 @@ function note(said) {
   line.scrollIntoView({ block: "nearest" });
 }
 
-function setClass(label) {
-  does(
+async function setClass(label) {
+  const done = await does(
     async () => {
       const [row] = await ask("label.set", { cell, label, seen: carried });
       called(row.label, "reviewed");
@@ -184,6 +184,9 @@ function setClass(label) {
       return text("It is {label} again.", { label: row.label });
     },
   );
+  if (done) return;
+  const now = await carriedNow(cell).catch(() => null); // what was refused is told already
+  if (now && now.label !== carried) called(now.label, now.source);
 }
 
 function reject(everywhere) {

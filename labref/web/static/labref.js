@@ -61,6 +61,12 @@ export async function rowsOf(response) {
   return lines.filter((row) => !row.progress);
 }
 
+/** The class that a cell carries now, and its source: for a page that was refused a change since somebody else made one. */
+export async function carriedNow(cell) {
+  const [{ label, label_source: source }] = await ask("label.history", { cell });
+  return { label, source };
+}
+
 // undo: what was done last is undone first
 const done = [];
 

@@ -1,5 +1,5 @@
 // A smear as a gallery: point at a cell, or go there with the arrows, and press the key of a class.
-import { ask, does, keys, moment, number, say, share, text, undo } from "./labref.js";
+import { ask, carriedNow, does, keys, moment, number, say, share, text, undo } from "./labref.js";
 
 const slide = document.querySelector(".slide");
 const gallery = document.getElementById("gallery");
@@ -209,7 +209,13 @@ function give(chosen, label) {
         if (given.length) show(given.at(-1).tile, { scroll: true, focus: true });
       },
     );
-    if (!done) before.filter((one) => !given.includes(one)).forEach(back);
+    if (!done) {
+      for (const one of before.filter((other) => !given.includes(other))) {
+        const now = await carriedNow(one.cell).catch(() => null); // what was refused is told already
+        if (now && now.label !== one.label) place(one.tile, now.label, now.source);
+        else back(one);
+      }
+    }
     if (before.some((one) => one.label !== label)) standing();
   });
 }
