@@ -32,6 +32,7 @@ from labref.lab.log import open_log
 from labref.operations import naming
 from labref.store import NewCell, Rejected, SeenAgain, Store
 from labref.store.duckdb.reviews import Review
+from labref.store.memory.books import id_to_int
 from labref.web.desk import Desk, ledger_rows
 from tests.benchmarks.exports import labref_process
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
@@ -930,6 +931,40 @@ def test_a_cell_is_called_as_the_files_say_that_hold_it_now(moving: tuple[Store,
         history = store.reviews.history(new_cell(f"{slides.name} {cell}").cell_id)
         labels = [change.previous for change in history[:1]] + [change.label for change in history]
         assert labels[-1:] in ([], [end[0]]) and all(one != other for one, other in pairwise(labels)), "each once"
+
+
+RENAMED: dict[str, tuple[dict[str, str], dict[str, str], bool, str]] = {
+    "its folder got another name": ({}, {"S2/M/1": "a"}, True, "S2"),
+    "and more cells have come to it": ({}, {"S2/M/1": "a", "S2/E/9": "n"}, True, "S1"),
+    "a file went to another slide": ({}, {"S2/M/1": "a"}, False, "S1"),
+    "its files went to a slide that there was": ({"S2/B/7": "o"}, {"S2/M/1": "a", "S2/B/7": "o"}, True, "S1"),
+    "its files went to two slides": ({"S1/M/3": "c"}, {"S2/M/1": "a", "S3/M/3": "c"}, True, "S1"),
+    "another class, too": ({}, {"S2/E/1": "a"}, True, "S1"),
+}
+"""What else there was beside S1/M/1 with cell a and S1/M/2 with cell b, what there is after b was deleted, whether the
+folder S1 is gone, and the slide of b in the end."""
+
+
+@pytest.mark.parametrize("kind", RENAMED)
+def test_a_cell_without_a_file_goes_with_its_slide_where_the_folder_of_that_was_renamed(
+    moving: tuple[Store, Path], kind: str
+) -> None:
+    store, folder = moving
+    slides = folder / f"renamed {list(RENAMED).index(kind)}"
+    more, after, is_gone, end = RENAMED[kind]
+    placed(store, slides, {"S1/M/1": "a", "S1/M/2": "b"} | more)
+    stayed = placed(store, slides, {"S1/M/1": "a"} | more)[1]
+    moves = Moves(store, Roots([folder]), [".jpg"])
+    moves.follow_scan(stayed, {str(folder)})
+    assert called(store, slides, "b")[1] == f"{slides.name} S1", "a file that is deleted changes nothing"
+    stayed = placed(store, slides, after)[1]
+    if is_gone:
+        shutil.rmtree(slides / "S1")
+    moves.follow_scan(stayed, {str(folder)})
+    assert called(store, slides, "b") == ("monocyte", f"{slides.name} {end}", "S1/monocyte/2.jpg")
+    assert called(store, slides, "a")[1] == f"{slides.name} S2"
+    in_memory = store.slides.book.slide(id_to_int(new_cell(f"{slides.name} b").cell_id))
+    assert in_memory is not None and in_memory.name == f"{slides.name} {end}"
 
 
 @pytest.mark.parametrize("how", ["renamed", "copied", "system", "ending"])

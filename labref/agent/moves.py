@@ -101,7 +101,9 @@ class Moves:
                 looked_at.add(file.cell_id)
         cells = _doubtful(files, gone, looked_at)
         parts = [cells[start : start + _AT_ONCE] for start in range(0, len(cells), _AT_ONCE)]
-        followed = sum(self._store.follow({cell: gone[cell] for cell in part}) for part in parts)
+        followed = sum(
+            self._store.follow({cell: gone[cell] for cell in part}, is_gone=cache(self._is_gone)) for part in parts
+        )
         # only now: what the store did not take is looked at again
         self._gone = (self._gone - back) | lost
         self._replaced |= replaced
@@ -109,7 +111,7 @@ class Moves:
         return followed
 
     def _is_gone(self, name: str) -> bool:
-        """Whether it is certain that there is no file at this path."""
+        """Whether it is certain that there is nothing at this path."""
         path = path_from_text(name)
         root = self._root(path)
         return root in self._filled and root is not None and look(path, root) is None

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -414,15 +414,17 @@ class Store:
         with self._reading() as cursor:
             return moves.cells_at(cursor, list(paths))
 
-    def follow(self, gone: Mapping[str, Set[str]]) -> int:
+    def follow(self, gone: Mapping[str, Set[str]], *, is_gone: Callable[[str], bool] = lambda folder: False) -> int:
         """Let cells be called as the files say that hold them; returns how many changed.
 
         gone : by cell, the paths that do not hold it any more. What a person said to labref stays, and so does the
-        label of a cell that no file holds, or whose files all do.
+        label of a cell that no file holds, or whose files all do.  is_gone : whether it is certain that there is no
+        folder at a path: where a slide's folder got another name, the cells without a file go with the others.
         """
         with self._writing:
             with self._reading() as cursor:
                 changes = moves.followed(cursor, gone)
+                changes += moves.left_behind(cursor, changes, is_gone)
             if changes:
                 with self._transaction() as connection:
                     failpoint("moves.write")

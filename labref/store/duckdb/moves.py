@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,7 +15,7 @@ from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import FileOfCell
 from labref.words import LabelSource, SlideId
 
-__all__ = ["cells_at", "followed", "shared_files"]
+__all__ = ["cells_at", "followed", "left_behind", "shared_files"]
 
 _IDS: Final = "SEMI JOIN (SELECT unnest(?::VARCHAR[]) AS cell_id) USING (cell_id)"
 _STRAYED: Final = """
@@ -103,6 +103,64 @@ def followed(cursor: duckdb.DuckDBPyConnection, gone: Mapping[str, Set[str]]) ->
                 LabelChange(cell_id, other.path, other.slide, other.label, other.source, cell.label, cell.source)
             )
     return found
+
+
+def left_behind(
+    cursor: duckdb.DuckDBPyConnection, changes: Sequence[LabelChange], is_gone: Callable[[str], bool]
+) -> list[LabelChange]:
+    """The cells of slides whose folder got another name, which have no file any more that could say so: they go with
+    the others of their slide.
+
+    changes : of the cells that have one, not yet written.  is_gone : whether it is certain that there is no folder at
+    a path. A slide's cells stay where its cells went to several slides, where their folder is still there, or where the
+    other slide has a cell that was never one of this: files that were moved to another slide say nothing of those that
+    were deleted.
+    """
+    followed = {change.cell_id: change for change in changes}
+    ways: dict[SlideId, set[tuple[SlideId, str | None]]] = {}
+    for cell_id, path, slide, folder in cursor.execute(
+        f"SELECT cell_id, path, slide, folder FROM cell {_IDS} WHERE slide IS NOT NULL", [list(followed)]
+    ).fetchall():
+        before, change = SlideId(from_column(folder or ""), from_column(slide)), followed[cell_id]
+        if change.path is not None and change.slide is not None and change.slide != before:
+            ways.setdefault(before, set()).add((change.slide, _renamed(from_column(path), change.path)))
+    renamed: dict[SlideId, tuple[SlideId, str]] = {}
+    for before, ((after, old), *others) in ways.items():
+        if not others and old is not None and before.folder == after.folder and is_gone(old[:-1]):
+            renamed[before] = after, old
+    if not renamed:
+        return []
+    pairs = [(*map(to_column, before), to_column(after.name)) for before, (after, _) in renamed.items()]
+    found = cursor.execute(
+        "WITH pair AS (SELECT unnest($1::VARCHAR[]) AS folder, unnest($2::VARCHAR[]) AS slide, "
+        "unnest($3::VARCHAR[]) AS new), "
+        "known AS (SELECT DISTINCT pair.new, pair.folder FROM pair JOIN cell c ON c.slide = pair.new AND c.folder = pair.folder "
+        "ANTI JOIN file f ON f.cell_id = c.cell_id AND f.slide = pair.slide AND f.folder = pair.folder), "
+        "left_there AS (SELECT c.* FROM cell c SEMI JOIN (FROM pair ANTI JOIN known USING (new, folder)) p "
+        "ON c.slide = p.slide AND c.folder = p.folder) "
+        "SELECT cell_id, path, label, label_source, slide, folder FROM left_there c ANTI JOIN file f "
+        "ON f.cell_id = c.cell_id AND f.path <> c.path ORDER BY number",
+        [list(column) for column in zip(*pairs, strict=True)],
+    ).fetchall()
+    return [
+        LabelChange(cell_id, said.path, renamed[said.slide][0], said.label, said.source, said.label, said.source)
+        for cell_id, said in ((cell_id, _said(cell_id, *more)) for cell_id, *more in found)
+        if cell_id not in followed
+        and said.slide is not None
+        and said.label is not None
+        and said.path.startswith(renamed[said.slide][1])
+    ]
+
+
+def _renamed(before: str, after: str) -> str | None:
+    """The folder that has another name where a file is at `after` and was at `before`: its old path, with a separator
+    at its end. None where more than one part of the path is another."""
+    separator = "\\" if "\\" in before else "/"
+    old, new = before.split(separator), after.split(separator)
+    others = [at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other]
+    if len(old) != len(new) or len(others) != 1 or others[0] == len(old) - 1:
+        return None
+    return separator.join([*old[: others[0] + 1], ""])
 
 
 def _said(
