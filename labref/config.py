@@ -329,6 +329,16 @@ class AccessConfig(_Section):
     group: bool = False
 
 
+def _own_address(value: str) -> str:
+    """An address of this computer as it is written in full."""
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise ValueError(
+            f"is {value!r}; it is an address of this computer in numbers, such as '192.168.1.20'"
+        ) from None
+
+
 class WebConfig(_Section):
     """Who may look at the pages from where. They are on 127.0.0.1 in any case; elsewhere only by HTTPS.
 
@@ -355,12 +365,7 @@ class WebConfig(_Section):
     @field_validator("address")
     @classmethod
     def _is_address(cls, value: str) -> str:
-        try:
-            return str(ipaddress.ip_address(value))
-        except ValueError:
-            raise ValueError(
-                f"is {value!r}; it is an address of this computer in numbers, such as '192.168.1.20'"
-            ) from None
+        return _own_address(value)
 
     @field_validator("names")
     @classmethod
@@ -455,6 +460,23 @@ class HealthConfig(_Section):
     disk_days: int = Field(default=14, ge=0, le=3650)
 
 
+class MetricsConfig(_Section):
+    """Who may read the numbers for monitoring (`/metrics`) from where. They are on 127.0.0.1 in any case.
+
+    address : where a monitoring server on another computer reads them, with the token in LAB/metrics-token: an address
+    of this computer, or 0.0.0.0 or :: for each of them; "" for nowhere. By HTTPS where [web] has a certificate.
+    port : TCP port there.
+    """
+
+    address: str = ""
+    port: int = Field(default=9464, ge=1, le=65535)
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        return _own_address(value) if value else ""
+
+
 class Config(BaseSettings):
     """Everything `labref.toml` can say, one section each; made by `load_config`."""
 
@@ -474,6 +496,7 @@ class Config(BaseSettings):
     health: HealthConfig = Field(default_factory=HealthConfig)
     access: AccessConfig = Field(default_factory=AccessConfig)
     web: WebConfig = Field(default_factory=WebConfig)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
 
     @classmethod
     def settings_customise_sources(

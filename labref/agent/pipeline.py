@@ -499,8 +499,10 @@ class Pipeline:
             self._metrics.blocked.set(0)
             self._log.info("the lab's disk takes files again")
         self.tally.outcomes.update(row.outcome for row in rows)
-        for row in rows:
+        for record, row in recorded:
             self._metrics.files.labels(outcome=str(row.outcome)).inc()
+            if isinstance(record.entry, NewCell) and record.entry.quality is not None:
+                self._metrics.judged(record.entry.quality.reason)
         self._on_settled([Settled(row.path, record.signature, row.outcome, row.reason) for record, row in recorded])
         self._done(*(record.candidate for record in batch))
         if rows:

@@ -25,6 +25,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from labref import __version__
 from labref.agent import housekeeping, notify
 from labref.agent.moves import Moves
+from labref.agent.observed import Observed
 from labref.agent.pipeline import Engine, Pipeline, Settled
 from labref.agent.retries import Retries
 from labref.asking.answer import open_embedder
@@ -56,7 +57,7 @@ from labref.web.certificate import TLS
 from labref.web.client import AgentClient
 from labref.web.desk import open_free_store
 from labref.web.metrics import Metrics
-from labref.web.server import Serve, Server
+from labref.web.server import Serve, Server, bound_socket
 
 __all__ = ["Summary", "run_agent"]
 
@@ -360,6 +361,8 @@ class _Agent:
                 lambda: self._pipeline.suspects,
             )
             self._server = stack.enter_context(self._addresses())
+            self._metrics.state = Observed(self._context, self._healthy)
+            stack.enter_context(self._scraped())
             self._log.info("agent started", version=__version__, bundle=bundle.short, once=self._once)
             self._write_record()
             stack.callback(self._lab.agent_file.unlink, missing_ok=True)
@@ -812,11 +815,33 @@ class _Agent:
         # the token is read now: one that is damaged is said at the start, not to whoever calls first
         return Server(partial(self._make_web, self._lab.token()), self._lab.config.agent.port, tls)
 
+    @contextlib.contextmanager
+    def _scraped(self) -> Iterator[None]:
+        """Answer a monitoring server on another computer, where labref.toml says at which address."""
+        wanted, web = self._lab.config.metrics, self._lab.config.web
+        if not wanted.address or self._once:
+            yield
+            return
+        from labref.web.certificate import Certificate
+        from labref.web.scraped import scraped_app
+        from labref.web.serving import serving
+
+        tls, certificate = None, None
+        if web.certificate is not None and web.key is not None:
+            folder = self._lab.folder
+            tls = TLS(wanted.address, wanted.port, folder / web.certificate, folder / web.key)
+            certificate = Certificate(tls)
+        token = self._lab.metrics_token()
+        bound = bound_socket(wanted.address, wanted.port, "[metrics] address and port")
+        with serving(scraped_app(self._metrics, token), bound, tls, certificate):
+            yield
+
     def _make_web(self, token: str) -> Serve:
         """What answers at them; its modules are loaded for the first caller."""
         from labref.web.application import Answers, make_app
         from labref.web.guard import Elsewhere
         from labref.web.serving import serving
+        from labref.web.timed import Timed
         from labref.web.visitors import IDLE, LASTS, Entrance, Visitor
 
         def visitor(person: Person | None) -> Visitor | None:
@@ -851,7 +876,7 @@ class _Agent:
             elsewhere=Elsewhere(hosts, web.proxy),
             pictures_a_minute=web.pictures_a_minute,
         )
-        return partial(serving, app)
+        return partial(serving, Timed(app, self._metrics))
 
     def _kept_image(self, cell: str) -> bytes | None:
         try:

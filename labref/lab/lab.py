@@ -6,6 +6,7 @@ LAB/images/<ab>/<cd>/<sha256>     original bytes of every cell, named by their d
 LAB/bundles/<short>/              installed bundles (labref.bundles.bundle)
 LAB/maps/<number>.npz             weights of the newest maps (labref.store.duckdb.maps)
 LAB/token                         secret of this lab's agent, readable by its owner only
+LAB/metrics-token                 what a monitoring server on another computer sends; where [metrics] names an address
 LAB/agent.json                    where the running agent listens; gone when none runs
 LAB/logs/proven.json              which bundles this computer was seen to run rightly (labref.bundles.proof)
 LAB/logs/embedding.json           which cells the networks are at work on (labref.lab.suspects)
@@ -55,7 +56,18 @@ __all__ = ["Lab", "absolute", "new_token", "refuse_in_lab", "refuse_own"]
 _CONFIG = "labref.toml"
 _STORE = "store.duckdb"
 _INCOMING = ".incoming"  # inside images/: bytes on their way to their name
-_OWN_NAMES = (_CONFIG, _STORE, "images", "bundles", "maps", "logs", "thumbnails", "token", "agent.json")
+_OWN_NAMES = (
+    _CONFIG,
+    _STORE,
+    "images",
+    "bundles",
+    "maps",
+    "logs",
+    "thumbnails",
+    "token",
+    "metrics-token",
+    "agent.json",
+)
 _LEFT_OUT = ("images", "bundles", "logs", "thumbnails")
 _CELL_ID = re.compile(r"[0-9a-f]{16}")
 _SHORT = re.compile(r"[0-9a-f]{12}")  # of a bundle's digest
@@ -330,7 +342,23 @@ class Lab:
 
     def token(self) -> str:
         """The secret that requests to this lab's agent carry. Raises `LabError` where it cannot be read."""
-        path = self.folder / "token"
+        return self._secret("token")
+
+    def metrics_token(self) -> str:
+        """What a monitoring server on another computer has to send; made when it is first asked for. Raises `LabError`
+        where it cannot be read or made."""
+        path = self.folder / "metrics-token"
+        if not path.exists():
+            try:
+                new_token(self.folder, path.name)
+            except FileExistsError:  # by another command in this moment
+                pass
+            except OSError as error:
+                raise LabError(f"cannot make {path}: {error.strerror}. Give the agent's user access.") from None
+        return self._secret(path.name)
+
+    def _secret(self, name: str) -> str:
+        path = self.folder / name
         try:
             token = path.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -492,9 +520,9 @@ def _passed(folder: Path, watched: Iterable[Path]) -> int:
     return 0o011 if any(os.path.realpath(root).startswith(lab) for root in watched) else 0
 
 
-def new_token(folder: Path) -> None:
+def new_token(folder: Path, name: str = "token") -> None:
     """Give the lab in `folder` a secret that only its owner can read."""
-    descriptor = os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(secrets.token_urlsafe(32) + "\n")
 

@@ -50,6 +50,7 @@ from labref.web.failures import failure, told, unexpected
 from labref.web.guard import Elsewhere, Guard, in_api
 from labref.web.metrics import Metrics
 from labref.web.pages import add_pages
+from labref.web.scraped import METRICS_TYPE
 from labref.web.visitors import Entrance, Visitors, visitor_of
 
 __all__ = ["Answers", "make_app"]
@@ -156,7 +157,7 @@ def _add_plain_routes(app: FastAPI, answers: Answers, metrics: Metrics) -> None:
         return JSONResponse(values)
 
     async def metrics_text(request: Request) -> Response:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(await run_in_threadpool(metrics.text), media_type=METRICS_TYPE)
 
     async def image(cell_id: str) -> Response:
         data = await run_in_threadpool(answers.image, cell_id)
@@ -199,6 +200,8 @@ def _endpoint(operation: Operation, answers: Answers, metrics: Metrics, log: Log
         try:
             row = await run_in_threadpool(_only, answers.perform, operation.name, asked, data)
             result = "answered"
+            if "novelty" in row:
+                metrics.asked.labels(novel=str(row["novelty"]["is_novel"]).lower()).inc()
         finally:
             if operation.takes_bytes:
                 metrics.queries.labels(result=result).observe(time.perf_counter() - started)

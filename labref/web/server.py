@@ -14,7 +14,7 @@ from typing import Final, Self
 from labref.errors import AgentError
 from labref.web.certificate import TLS, Certificate
 
-__all__ = ["STOP_SECONDS", "WAITING", "Serve", "Server"]
+__all__ = ["STOP_SECONDS", "WAITING", "Serve", "Server", "bound_socket"]
 
 STOP_SECONDS: Final = 5
 WAITING: Final = 512
@@ -49,11 +49,15 @@ class Server:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as bound:
-            sockets = [bound.enter_context(_bound(_LOOPBACK, self._wanted, "[agent] port, or 0 for any free one"))]
+            sockets = [
+                bound.enter_context(bound_socket(_LOOPBACK, self._wanted, "[agent] port, or 0 for any free one"))
+            ]
             self.port = sockets[0].getsockname()[1]
             if self._tls is not None:
                 self._certificate = Certificate(self._tls)
-                sockets.append(bound.enter_context(_bound(self._tls.address, self._tls.port, "[web] address and port")))
+                sockets.append(
+                    bound.enter_context(bound_socket(self._tls.address, self._tls.port, "[web] address and port"))
+                )
             self._waked, self._waking = (bound.enter_context(end) for end in socket.socketpair())
             self._starting = threading.Thread(
                 target=self._start, args=(sockets,), name="labref-http-start", daemon=True
@@ -104,7 +108,7 @@ class Server:
             self._failure = error
 
 
-def _bound(address: str, port: int, setting: str) -> socket.socket:
+def bound_socket(address: str, port: int, setting: str) -> socket.socket:
     """A socket that listens there. Raises `AgentError` that names the setting to change."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     # by its protocol asyncio knows that it may send at once: else the end of each answer waits until the beginning is
