@@ -3,6 +3,9 @@ registered is registered in order. Windows' programs are stubs here, and systemd
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import re
 import shutil
 import socket
@@ -11,9 +14,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from labref.agent import notify
@@ -23,6 +28,7 @@ from labref.errors import LabError
 from labref.lab import Lab
 from labref.service import NAME, describe, install, registered, registering, remove
 from labref.service.descriptions import Kind
+from labref.tasks import backup
 from tests.labs import running_agent, wait_until
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -69,7 +75,13 @@ def test_systemd_takes_the_unit_and_finds_it_closed(tmp_path: Path, gpu: bool, a
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
     described = describe(
-        "systemd", lab=tmp_path / "the lab; of 5", python=python, user="root", address=address, gpu=gpu
+        "systemd",
+        lab=tmp_path / "the lab; of 5",
+        python=python,
+        user="root",
+        address=address,
+        gpu=gpu,
+        writable=[tmp_path / "back; up", PurePosixPath("/mnt/50%")],
     )
     file = tmp_path / described.name
     file.write_bytes(described.data)
@@ -127,6 +139,24 @@ def test_linux_registers_and_removes_in_order(lab: Lab, called: list[list[str]],
     wanted = [["systemctl", "disable", "--now", NAME], ["systemctl", "daemon-reload"]]
     assert [one for one in called if one[1] not in ("is-active", "is-enabled")] == wanted
     assert not (tmp_path / "units" / f"{NAME}.service").exists() and lab.store_file.exists()
+
+
+def test_the_agent_may_write_backups_where_the_unit_names_a_folder_and_says_so_where_not(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["service", "install", "--lab", str(lab.folder), "--write", str(tmp_path / "out"), "--user", "labref"]
+    more = ["--writable", str(tmp_path / "back up"), "--writable", "/mnt/50%"]
+    done = CliRunner().invoke(app, [*words, *more])
+    assert done.exit_code == 0, done.output
+    unit = (tmp_path / "out" / f"{NAME}.service").read_text(encoding="utf-8")
+    assert f'ReadWritePaths="{lab.folder}" "-{tmp_path / "back up"}" -/mnt/50%%\n' in unit
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(backup, "_FolderTarget", read_only)
+    with lab.open_store() as store, pytest.raises(LabError, match="Read-only file system.*--writable FOLDER"):
+        list(backup.write(lab, store, tmp_path / "backup"))
 
 
 def test_windows_registers_by_winsw_and_by_task(
@@ -237,3 +267,68 @@ def test_an_agent_that_hangs_says_nothing_more(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("NOTIFY_SOCKET")
     with notify.watched(lambda: True):
         pass
+
+
+# --- the container: never run here, as there is no Docker; its definition is read ---
+
+CONTAINER = Path(registering.__file__).parent / "container"
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_the_dockerfile_is_clean_and_runs_as_nobody_else_with_a_health_check(name: str) -> None:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([hadolint, CONTAINER / name], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    text = (CONTAINER / name).read_text(encoding="utf-8")
+    last = text.rpartition("\nFROM ")[2]
+    assert re.findall(r"^USER (.*)$", last, re.MULTILINE) == ["10001:10001"]
+    assert "\nHEALTHCHECK " in last and "\nSTOPSIGNAL SIGTERM" in last and '\nVOLUME ["/lab", "/backup"]' in last
+    assert re.search(r'^ENTRYPOINT \["labref"\]\nCMD \["agent"\]$', last, re.MULTILINE)
+    assert ("NVIDIA_VISIBLE_DEVICES" in last) == (name == "Dockerfile.cuda")
+    assert not re.search(r"^FROM \S*[./]\S*/", text, re.MULTILINE), "no address of a registry"
+    for source in re.findall(r"^COPY (container/\S+)", text, re.MULTILINE):
+        assert (CONTAINER.parent / source).is_file()
+
+
+def test_the_container_gets_its_folders_and_nothing_else() -> None:
+    def agent(name: str) -> Any:
+        (service,) = yaml.safe_load((CONTAINER / name).read_text(encoding="utf-8"))["services"].values()
+        return service
+
+    cpu, gpu = agent("compose.yaml"), agent("compose.cuda.yaml")
+    assert cpu["read_only"] is True and cpu["cap_drop"] == ["ALL"] and cpu["user"] == "10001:10001"
+    assert cpu["security_opt"] == ["no-new-privileges:true"] and "privileged" not in cpu
+    mounted = {volume.split(":")[1]: volume.split(":")[2:] for volume in cpu["volumes"]}
+    assert mounted == {"/lab": [], "/backup": [], "/export": ["ro"]}
+    for service in (cpu, gpu):
+        assert (CONTAINER.parent / service["build"]["dockerfile"]).is_file()
+    assert gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+
+
+def test_the_containers_health_is_the_agents(lab: Lab, tmp_path: Path) -> None:
+    def health() -> tuple[int, str]:
+        command = [sys.executable, "-I", str(CONTAINER / "healthcheck.py")]
+        environment = {**os.environ, "LABREF_LAB": str(lab.folder)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout.strip() or done.stderr.strip()
+
+    code, said = health()
+    assert code == 1 and "does not answer" in said
+    with running_agent(lab):
+        assert health() == (0, "ok")
+        (tmp_path / "export").rename(tmp_path / "elsewhere")
+        wait_until(lambda: health() == (1, "folder"))
+
+
+def test_the_definition_is_written_into_a_sticks_folder(tmp_path: Path) -> None:
+    def written(platform: str) -> Any:
+        (tmp_path / "stick.json").write_text(json.dumps({"platform": platform}), encoding="utf-8")
+        return CliRunner().invoke(app, ["service", "container", str(tmp_path)])
+
+    assert written("win_amd64").exit_code == 1
+    assert written("manylinux").exit_code == 0
+    for file in CONTAINER.iterdir():
+        if file.is_file():
+            assert (tmp_path / "container" / file.name).read_bytes() == file.read_bytes()
+    (tmp_path / "stick.json").unlink()
+    assert CliRunner().invoke(app, ["service", "container", str(tmp_path)]).exit_code == 1

@@ -17,22 +17,33 @@ _HELP = """The lab's agent as a service of the system: it starts with the comput
   labref service install                          Windows, a task of the Task Scheduler
   labref service status
   labref service remove
+  labref service container FOLDER                 Docker, Podman
 
 One service for a computer, called labref-agent. Linux has been tried as far as can be without starting it (systemd-analyze
 verify, security 1.5 of 10), Windows with a stub of its programs only.
 """
 _INSTALL = """Register the agent of this lab as a service, and start it. As administrator: with sudo, or in an administrator's prompt.
 
-Linux: a systemd unit that may write in the lab and nowhere else, that is started again when it fails, and when it has
-not said for three minutes that it is at work. A GPU wants --gpu.
+Linux: a systemd unit that may write in the lab, in the folders that --writable names (for backups), and nowhere else, that is
+started again when it fails, and when it has not said for three minutes that it is at work. A GPU wants --gpu.
 
 Windows: with --winsw a service that is ended in good order. WinSW (github.com/winsw/winsw, MIT licence) is one program
 that the lab's IT brings along; it is copied into LAB/service. Without it a task of the Task Scheduler; it asks for the
 user's password, and ending the task ends the agent hard, which loses nothing.
 
 \b
-  labref service install --user labref
+  labref service install --user labref --writable /mnt/backup
   labref service install --write .                only write the file, to be looked at
+"""
+_CONTAINER = """Write the definition of a container into a stick's folder: Dockerfile, and compose.yaml with the lab's folders.
+
+The stick's folder (`make wheelhouse PLATFORM=manylinux`, with RUNTIME=cuda for an NVIDIA GPU) has it already; this writes it
+anew. The container runs as a user of its own, with a read-only root, and says whether the agent is well. It was checked with
+hadolint and never run: there was no Docker where labref was made.
+
+\b
+  labref service container /media/stick/wheelhouse
+  docker compose -f container/compose.yaml up -d --build         in that folder
 """
 _REMOVE = """Take the service out of the system. Its agent ends in good order; the lab stays as it is."""
 _STATUS = """Say whether the service is registered, and what the system says of it. Exit code 1 where it is not.
@@ -56,6 +67,16 @@ def install(
         typer.Option("--winsw", parser=a_path, metavar="FILE", help="WinSW's program, on Windows.", show_default=False),
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Let the agent use a GPU's devices.", show_default=False)] = False,
+    writable: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--writable",
+            parser=a_path,
+            metavar="FOLDER",
+            help="A folder that the agent may write in beside the lab, as for backups. Give it again for another. Linux.",
+            show_default=False,
+        ),
+    ] = None,
     write: Annotated[
         Path | None,
         typer.Option(
@@ -70,7 +91,8 @@ def install(
     from labref.lab import Lab
     from labref.service import install as install_service
 
-    for line in install_service(Lab.find(lab), user=user, winsw=winsw, gpu=gpu, only_write=write):
+    steps = install_service(Lab.find(lab), user=user, winsw=winsw, gpu=gpu, writable=writable or (), only_write=write)
+    for line in steps:
         say(line)
 
 
@@ -97,11 +119,23 @@ def status(lab: LabOption = None, json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+def container(
+    stick: Annotated[
+        Path, typer.Argument(parser=a_path, metavar="FOLDER", help="The folder that `make wheelhouse` made.")
+    ],
+) -> None:
+    from labref.service import write_container
+
+    for line in write_container(stick):
+        say(line)
+
+
 def add_to(app: typer.Typer) -> None:
     group = typer.Typer(
         help=_HELP, short_help="The agent as a service of the system.", no_args_is_help=True, rich_markup_mode=None
     )
     group.command(help=_INSTALL, short_help="Register the agent as a service.")(install)
+    group.command(help=_CONTAINER, short_help="Write the definition of a container.")(container)
     group.command(help=_REMOVE, short_help="Take the service out of the system.")(remove)
     group.command(help=_STATUS, short_help="Whether it is registered, and how it is.")(status)
     app.add_typer(group, name="service")

@@ -2,10 +2,10 @@
 describe it, and how they are registered. May import a lab and below.
 
 Linux: a systemd unit. Windows: a service by WinSW, whose program the lab's IT brings along, and without it a task of
-the Task Scheduler.
+the Task Scheduler. Containers: `container` holds their definition.
 """
 
 from labref.service.descriptions import NAME, Described, describe
-from labref.service.registering import Registered, install, registered, remove
+from labref.service.registering import Registered, install, registered, remove, write_container
 
-__all__ = ["NAME", "Described", "Registered", "describe", "install", "registered", "remove"]
+__all__ = ["NAME", "Described", "Registered", "describe", "install", "registered", "remove", "write_container"]

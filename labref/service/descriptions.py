@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final, Literal
@@ -47,7 +48,7 @@ IOSchedulingPriority=6
 
 # The lab is all that the agent writes; the export folder is read
 ProtectSystem=strict
-ReadWritePaths={lab}
+ReadWritePaths={writable}
 ProtectHome=read-only
 PrivateTmp=yes
 UMask=0077
@@ -151,19 +152,28 @@ class Described:
 
 
 def describe(
-    kind: Kind, *, lab: PurePath, python: PurePath, user: str | None, address: str = "127.0.0.1", gpu: bool = False
+    kind: Kind,
+    *,
+    lab: PurePath,
+    python: PurePath,
+    user: str | None,
+    address: str = "127.0.0.1",
+    gpu: bool = False,
+    writable: Sequence[PurePath] = (),
 ) -> Described:
     """The file for a lab.
 
     lab : its folder, absolute.  python : the Python that has labref.  user : that the agent runs as; None lets WinSW
     take its own account, and systemd root, which `labref service install` never does.  address : on which the pages are
-    reached, [web] address.  gpu : the agent may use devices.
+    reached, [web] address.  gpu : the agent may use devices.  writable : folders beside the lab that it may write in,
+    as for backups, absolute; systemd lets it write nowhere else.
     Raises `LabError` where a path or a name cannot be written there.
     """
     for what, value in (
         ("the lab's folder", str(lab)),
         ("Python's path", str(python)),
         ("the user's name", user or ""),
+        *(("a folder's name", str(folder)) for folder in writable),
     ):
         if any(ord(character) < 32 for character in value):
             raise LabError(f"{what} {value!r} holds a control character, and no service can be told of it. Rename it.")
@@ -172,7 +182,7 @@ def describe(
             raise LabError(
                 f"systemd runs no program with quotes or backslashes in its path: {python}. Install labref elsewhere."
             )
-        return Described(f"{NAME}.service", _unit(lab, python, user, address, gpu).encode())
+        return Described(f"{NAME}.service", _unit(lab, python, user, address, gpu, writable).encode())
     arguments = f'-m labref agent --lab "{lab}"'
     values = {
         "name": NAME,
@@ -189,7 +199,9 @@ def describe(
     return Described(f"{NAME}-task.xml", _TASK.format_map(written).encode("utf-16"))
 
 
-def _unit(lab: PurePath, python: PurePath, user: str | None, address: str, gpu: bool) -> str:
+def _unit(
+    lab: PurePath, python: PurePath, user: str | None, address: str, gpu: bool, writable: Sequence[PurePath]
+) -> str:
     local = ipaddress.ip_address(address).is_loopback
     command = " ".join(_quoted(word) for word in (str(python), "-m", "labref", "agent", "--lab", str(lab)))
     return _UNIT.format(
@@ -198,7 +210,8 @@ def _unit(lab: PurePath, python: PurePath, user: str | None, address: str, gpu: 
         user="" if user is None else f"User={_plain(user)}\nGroup={_plain(user)}\n",
         lab_variable=_quoted(f"LABREF_LAB={lab}"),
         command=command,
-        lab=_quoted(str(lab)),
+        # one that is not there, as a disk that is not plugged in, does not keep the agent from starting
+        writable=" ".join([_quoted(str(lab)), *(_quoted(f"-{folder}") for folder in writable)]),
         devices="" if gpu else "PrivateDevices=yes\n",
         # the pages for other computers need the network; else nothing beyond this computer is reached
         network="IPAddressDeny=any\nIPAddressAllow=localhost\n" if local else "",

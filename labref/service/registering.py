@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import shutil
 import subprocess
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from labref.errors import LabError
-from labref.lab import Lab
+from labref.lab import Lab, absolute
 from labref.service.descriptions import NAME, Described, Kind, describe
 
-__all__ = ["Registered", "install", "registered", "remove"]
+__all__ = ["Registered", "install", "registered", "remove", "write_container"]
 
+_CONTAINER: Final = Path(__file__).parent / "container"
 _UNITS: Final = Path("/etc/systemd/system")
 _SECONDS: Final = 180.0
 _Steps = Iterator[str]
@@ -35,12 +37,19 @@ class Registered:
 
 
 def install(
-    lab: Lab, *, user: str | None = None, winsw: Path | None = None, gpu: bool = False, only_write: Path | None = None
+    lab: Lab,
+    *,
+    user: str | None = None,
+    winsw: Path | None = None,
+    gpu: bool = False,
+    writable: Sequence[Path] = (),
+    only_write: Path | None = None,
 ) -> _Steps:
     """Register the agent of this lab, and start it; says each step that was done.
 
     user : that the agent runs as; by default who owns the lab.  winsw : WinSW's program, on Windows; None takes the
-    Task Scheduler.  only_write : the file is written into this folder, and nothing is registered.
+    Task Scheduler.  writable : folders beside the lab that the agent may write in, on Linux.  only_write : the file is
+    written into this folder, and nothing is registered.
     Raises `LabError` where a step fails, with the system's own words.
     """
     kind: Kind = "systemd" if not _is_windows() else "task" if winsw is None else "winsw"
@@ -51,7 +60,15 @@ def install(
             f"labref`), give it the lab (`chown -R labref: {lab.folder}`), and name it: --user labref."
         )
     address = lab.config.web.address if lab.config.web.certificate is not None else "127.0.0.1"
-    described = describe(kind, lab=lab.folder, python=Path(sys.executable), user=user, address=address, gpu=gpu)
+    described = describe(
+        kind,
+        lab=lab.folder,
+        python=Path(sys.executable),
+        user=user,
+        address=address,
+        gpu=gpu,
+        writable=[absolute(folder) for folder in writable],
+    )
     if only_write is not None:
         yield f"{_write(only_write, described)} written; nothing is registered"
         return
@@ -78,6 +95,23 @@ def install(
         _run(["schtasks.exe", "/Create", "/F", "/TN", NAME, "/XML", str(file), "/RU", user, "/RP", "*"], asks=True)
         _run(["schtasks.exe", "/Run", "/TN", NAME])
         yield f"the task {NAME} starts with the computer, and runs now as {user}"
+
+
+def write_container(folder: Path) -> _Steps:
+    """Write what makes a container of a stick into its folder `container`. folder : that `make wheelhouse` made.
+
+    Raises `LabError` where it is no such folder, or one for another system.
+    """
+    stick = folder / "stick.json"
+    try:
+        described = json.loads(stick.read_text(encoding="utf-8"))
+        platform = described["platform"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise LabError(f"{folder} is no folder that `make wheelhouse PLATFORM=manylinux` made.") from None
+    if platform != "manylinux":
+        raise LabError(f"{folder} is for {platform}; a container needs one of `make wheelhouse PLATFORM=manylinux`.")
+    for file in sorted(file for file in _CONTAINER.iterdir() if file.is_file()):
+        yield f"{_write(folder / 'container', Described(file.name, file.read_bytes()))} written"
 
 
 def remove(lab: Lab) -> _Steps:

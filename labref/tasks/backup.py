@@ -19,6 +19,7 @@ under such a name. No other file of the folder is touched.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -217,8 +218,14 @@ def write(lab: Lab, store: Store, target: Path) -> Steps[dict[str, Any]]:
             stack.callback(destination.discard)
             return (yield from _write(lab, store, target, destination))
     except OSError as error:
+        look = "Look at its disk"
+        if error.errno == errno.EROFS:  # for a service of systemd's all is read-only but what its unit names
+            look = (
+                "Look at its disk; an agent that runs as a service writes in the lab only, and where `labref service install "
+                "--writable FOLDER` says"
+            )
         raise LabError(
-            f"the backup {target} cannot be written: {error.strerror or error}. Look at its disk; the lab is as it was."
+            f"the backup {target} cannot be written: {error.strerror or error}. {look}; the lab is as it was."
         ) from None
 
 
