@@ -91,7 +91,14 @@ def project() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("name", "extras"), [("constraints.txt", ()), ("constraints-test.txt", ("train", "test"))])
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("constraints.txt", ()),
+        ("constraints-test.txt", ("train", "test", "release")),
+        ("constraints-cuda.txt", ("cuda",)),
+    ],
+)
 def test_the_constraints_hold_all_that_is_needed_in_versions_that_are_allowed(
     name: str, extras: tuple[str, ...]
 ) -> None:
