@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -15,10 +16,16 @@ import typer
 from typer.testing import CliRunner
 
 from exporters.keys import SigningKey, new_key, sign
+from labref import errors
+from labref.agent.service import _Agent
+from labref.asking.room import wanting
 from labref.bundles.bundle import Bundle
 from labref.cli import app as labref_app
+from labref.doctor.examination import NAMES
 from labref.lab import Lab
+from labref.operations import every_operation
 from labref.web.client import AgentClient
+from labref.words import Outcome, Reason
 from tests.bundles import another
 from tests.labs import wait_until
 from tests.test_imports import ROOMS, UP
@@ -93,6 +100,52 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert heading in anchors, f"{page.name}: {target}#{heading}"
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name on a page, as the forges make it of each heading."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_on_the_page_leads_somewhere(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = link.partition("#")
+        if "://" in path:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_the_page_on_trouble_names_every_check_error_state_and_reason() -> None:
+    text = (ROOT / "deploy" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = {
+        row
+        for line in text.splitlines()
+        if line.startswith("| ")
+        for row in re.findall(r"`([^`]+)`", line.split(" | ")[0])
+    }
+    kinds = {
+        name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.LabrefError)
+    }
+    assert set(NAMES) | kinds - {"LabrefError"} | set(Outcome) <= rows
+    source = "".join(map(inspect.getsource, (_Agent._healthy, _Agent._look_ahead, wanting)))
+    states = set(re.findall(r'(?:return|else|or|=) "([a-z ]+)"', source))
+    assert {"ok", "storage", "no progress", "folder", "provider", "disk", "backup"} <= states
+    assert states <= rows
+    for reason in Reason:
+        assert f"| {reason} |" in text
+
+
+def test_the_page_on_the_api_lists_what_can_be_asked() -> None:
+    listed = re.findall(r"^\| `.*", (ROOT / "deploy" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == [
+        f"| `{each.name}` | `{each.method} {each.path}` | {each.role} | {each.summary} |" for each in every_operation()
+    ]
+
+
 # --- every command on the pages for people ---
 
 FOR_USERS = [ROOT / "README.md", *sorted((ROOT / "deploy").glob("*.md"))]
@@ -100,7 +153,7 @@ PROGRAMS = r"(?:sudo (?:-u labref )?)?(?:\S*[\\/])?(labref(?:\.exe)?|python3?|pi
 
 NOT_RUN = {
     r"labref key (revoke ID|trust (FILE|hospital-2))": "takes a key's trust away, or needs its successor: tests/test_trust.py runs it",
-    r"make (demo|test)": "sets up a virtual environment; the targets are looked for in the Makefile",
+    r"make (demo|test|wheelhouse)": "sets up a virtual environment; the targets are looked for in the Makefile",
     r"py -3\.11 -m venv |python3 -m venv ": "makes a virtual environment",
     r"pip (install|wheel) ": "takes packages from the network, or needs the wheel of a release",
     r"pip install --upgrade$": "takes packages from the network",
@@ -110,6 +163,7 @@ NOT_RUN = {
     r"labref demo( --images DIR)?$": "tests/test_demo.py runs it, and it takes half a minute",
     r"labref map train$": "needs 64 cells: tests/test_map.py runs it",
     r"labref COMMAND --help$": "tests/test_what_it_says.py asks every command for its help",
+    r"labref (bundle install FILE|bundle rollback|store backup FOLDER|store restore BACKUP LAB|user renew)$": "names a command in a table, for a lab that needs it",
     r"labref (query --grid|query --by map|store backup)$": "names a command in a sentence, without what it works on",
     r"python -m tests\.benchmarks\.": "takes minutes to hours; its options are looked for in its source",
     r"python -m (training|exporters)( |$)": "trains or needs a trained run; it is held against the command's own help",
@@ -240,7 +294,7 @@ def test_every_command_that_can_run_here_does(
     new_key(tmp_path / "hospital.key", "Our hospital")
     sign(tmp_path / "mine.labref", SigningKey.open(tmp_path / "hospital.key"))
     commands = [command for command in commands_of(page) if why_not_run(command) is None]
-    assert commands or page.name == "figures.md"
+    assert commands or page.name in ("daily-use.md", "figures.md")
     if commands and "init" not in commands[0]:
         bench.run(f"labref init lab --watch {bench.export}")
     for command in commands:
