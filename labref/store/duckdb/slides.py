@@ -25,6 +25,7 @@ import numpy as np
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows, sequence
 from labref.store.duckdb.tables import Access, Tables
+from labref.store.duckdb.upkeep import TRASH, tables
 from labref.store.memory.books import int_to_id
 from labref.store.memory.slides import SlideBook
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
@@ -35,6 +36,9 @@ __all__ = ["Approval", "Slides"]
 APPROVED: Final = "approved"
 WITHDRAWN: Final = "withdrawn"
 
+_TRASHED_FILES: Final = f"{TRASH}file"
+_LOCATED: Final = ("cell", "file", f"{TRASH}cell", _TRASHED_FILES, "slide_approval", "slide_move")
+"""The tables that say in which watched folder something lies, cells and files before what is about slides."""
 _OF_NAME: Final = """
     UPDATE {table} SET folder = alone.folder FROM (
         SELECT slide, min(folder) AS folder FROM (SELECT DISTINCT slide, folder FROM cell WHERE slide IS NOT NULL)
@@ -113,7 +117,7 @@ class Slides(Tables):
         """
         with self._quiet():
             with self._reading() as cursor:
-                missing = [name for name in _located(cursor) if _has(cursor, f"{name} WHERE folder IS NULL")]
+                missing = _not_located(cursor)
             if not missing:
                 return
             folders = sorted(map(to_column, watched), key=len, reverse=True)
@@ -158,7 +162,8 @@ class Slides(Tables):
             return
         with self._quiet():
             with self._transaction() as connection:
-                for table in _located(connection):
+                there = tables(connection)
+                for table in (name for name in _LOCATED if name in there):
                     connection.execute(
                         f"UPDATE {table} SET folder = named.new FROM (SELECT unnest(?::VARCHAR[]) AS old, "
                         f"unnest(?::VARCHAR[]) AS new) named WHERE {table}.folder = named.old",
@@ -311,12 +316,19 @@ def _load(cursor: duckdb.DuckDBPyConnection) -> SlideBook:
     )
 
 
-def _located(cursor: duckdb.DuckDBPyConnection) -> list[str]:
-    """The tables that say in which watched folder something lies, cells and files before what is about slides."""
-    found = cursor.execute("SELECT table_name FROM duckdb_columns() WHERE column_name = 'folder'").fetchall()
-    there = {name for (name,) in found}
-    tables = ("cell", "file", "trash_cell", "trash_file", "slide_approval", "slide_move")
-    return [name for name in tables if name in there]
+def _not_located(cursor: duckdb.DuckDBPyConnection) -> list[str]:
+    """The tables of `_LOCATED` that hold something whose watched folder is not known yet, in that order.
+
+    The trash of files is made when the first cell is removed. DuckDB takes 15 ms to say that a table is missing, so it
+    is asked for only where a cell is in the trash.
+    """
+    always = [table for table in _LOCATED if table != _TRASHED_FILES]
+    parts = [f"(SELECT '{table}' FROM {table} WHERE folder IS NULL LIMIT 1)" for table in always]
+    parts.append(f"(SELECT '' FROM {TRASH}cell LIMIT 1)")
+    found = {name for (name,) in cursor.execute(" UNION ALL ".join(parts)).fetchall()}
+    if "" in found and _has(cursor, f"{_TRASHED_FILES} WHERE folder IS NULL"):
+        found.add(_TRASHED_FILES)
+    return [table for table in _LOCATED if table in found]
 
 
 def _separator(folder: str) -> str:
