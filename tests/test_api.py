@@ -19,7 +19,6 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
-from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from PIL import Image
 from pydantic import TypeAdapter
 from schemathesis import BaseSchema, GenerationMode
@@ -306,6 +305,9 @@ def request(
 
 
 def test_the_document_is_a_valid_openapi_3_1_and_holds_every_operation(small: Lab) -> None:
+    # imported by this test alone: every worker of a run imports this file, and this takes 4 s of a core
+    from openapi_spec_validator import OpenAPIV31SpecValidator, validate
+
     code, document = request(small, "GET", "/api/v1/openapi.json")
     assert code == 200
     assert document["openapi"].startswith("3.1.")

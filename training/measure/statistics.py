@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
 
 __all__ = ["Estimate", "bootstrap", "share"]
 
@@ -80,5 +79,7 @@ def share(successes: int, n: int) -> Estimate:
     """`successes` of `n` with Wilson's score interval (Wilson 1927), which holds near 0 and 1. n = 0 gives NaN."""
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, "nothing to measure")
+    from scipy.stats import binomtest  # a second and a half to import, and most who import this module need no share
+
     interval = binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), n, "Wilson")
