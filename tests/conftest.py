@@ -6,6 +6,7 @@ from __future__ import annotations
 import tests.environment  # noqa: F401
 
 # isort: split
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from labref.bundles.inference import Embedder
 from labref.cpus import usable_cpus
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from tests.forking import forking, starting
-from tests.remembered import copying_stores, remembering
+from tests.remembered import copying_stores, keeping_commands, remembering
 from training.data.images import list_images
 from training.measure.latents import Latents, embed_latents, load_latents, save_latents
 
@@ -114,6 +115,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -SLOW.get(item.path.stem, 0))  # stable: files stay together
 
 
+def pytest_collection_finish() -> None:
+    """What was imported for all files stays to the end, so that garbage collection need not look at it again: a
+    million objects, where TensorFlow and JAX are among it."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n logical` is one worker more than there are cores: slow tests wait for files to settle, for agents and for a
     browser, and a core would be idle meanwhile. The fast ones hardly wait: with them two cores were 3 % idle."""
@@ -158,7 +166,7 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def _done_once(starter: Bundle, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     answers = run_folder / "answers"
     stores = tmp_path_factory.mktemp("stores")
-    with remembering(starter, answers), copying_stores(stores), forking(starter, answers):
+    with remembering(starter, answers), copying_stores(stores), keeping_commands(), forking(starter, answers):
         yield
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 from unittest.mock import MagicMock
 
+from labref import failpoints
 from labref.bundles.bundle import Bundle
 from tests.forking import fork_workers
 from tests.remembered import remembering
@@ -87,6 +88,7 @@ def _become(order: dict[str, Any], streams: list[int]) -> dict[str, Any]:
         os.close(stream)
     os.environ.clear()
     os.environ.update(order["environment"])
+    failpoints.arm(os.environ.get("LABREF_FAILPOINTS", ""), os.environ.get("LABREF_FAILPOINTS_LOG"))
     time.tzset()
     os.chdir(order["folder"])
     os.umask(order["umask"])

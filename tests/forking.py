@@ -2,9 +2,10 @@
 import what it needs as to do most of what a test wants of it.
 
 A forked process is one of its own, with its own number, signals, streams and exit status; it differs from one that is
-started by not having imported anything itself, and by what `tests.remembered` keeps. `tests.fork_server` is the process
-that they are forked from. The processes in which the tests and forked agents have pictures decoded, bundles tried and
-maps trained are forked from it too; `starting` ends that for a file of tests that is about such a process.
+started by not having imported anything itself, and by what `tests.remembered` keeps. The places where it is to fail are
+set as labref sets them when it is imported. `tests.fork_server` is the process that they are forked from. The processes
+in which the tests and forked agents have pictures decoded, bundles tried and maps trained are forked from it too;
+`starting` ends that for a file of tests that is about such a process.
 """
 
 from __future__ import annotations
@@ -151,19 +152,17 @@ class _Forked(subprocess.Popen[Any]):
 
 @contextmanager
 def forking(starter: Bundle, answers: Path) -> Iterator[None]:
-    """Until it ends, `tests.benchmarks.exports.labref_process` and this process' labref have their processes forked.
-    Not where labref is to fail at some point, which it reads when it is imported; and on Linux only.
+    """Until it ends, `tests.benchmarks.exports.labref_process` and this process' labref have their processes forked; on
+    Linux only.
 
     starter, answers : see `tests.remembered.remembering`.
     """
     if sys.platform != "linux":
         yield
         return
-    server, real = _Server(starter, answers), exports._started
+    server = _Server(starter, answers)
 
     def started(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-        if any(name.startswith("LABREF_FAILPOINTS") for name in environment):
-            return real(arguments, environment)
         return _Forked(
             server, "labref", arguments,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment,
@@ -210,7 +209,7 @@ def _start_child(server: _Server | _Caller) -> Any:
         low_priority: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        if os.environ.get("PYTHONPATH") != paths or any(name.startswith("LABREF_FAILPOINTS") for name in os.environ):
+        if os.environ.get("PYTHONPATH") != paths:
             return processes.start_child(module, *arguments, errors=errors, environment=dict(environment or {}))
         return _Forked(
             server, module, arguments,

@@ -2,8 +2,8 @@
 
 The starter's trunk is run once for each picture: its answers are those of ONNX Runtime; they are kept in a folder for
 all processes of the run, as the tests show the same few hundred pictures to it thousands of times. The tables of a new
-store are made once, and then copied. Processes that are started, and not forked (`tests.forking`), do all of it as
-ever.
+store are made once, and then copied. What Typer makes of all of labref's commands, it makes once. Processes that are
+started, and not forked (`tests.forking`), do all of it as ever.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import numpy as np
+import typer.testing
 
 from labref import failpoints
 from labref.bundles import inference
 from labref.bundles.bundle import Bundle
+from labref.cli import app
 from labref.store import store as stores
 from labref.store.duckdb import migrations
 
-__all__ = ["copying_stores", "remembering"]
+__all__ = ["copying_stores", "keeping_commands", "remembering"]
 
 _MOST: Final = 4000  # pictures, of 17 kB each
 
@@ -153,7 +155,26 @@ def copying_stores(folder: Path) -> Iterator[None]:
                 stores.release(made)
                 copied[key] = made
             shutil.copyfile(copied[key], path)
+            return SimpleNamespace(close=lambda: None)  # `Store.create` opens it to have its tables made
         return real(path, memory_limit, threads)
 
     with patch.object(stores, "_connect", connect):
+        yield
+
+
+@contextmanager
+def keeping_commands() -> Iterator[None]:
+    """Until it ends, `typer.testing.CliRunner` has the commands of `labref` made from their parameters once: to make
+    them takes longer than most of them do. `labref` itself makes only the one that is called (`whole_for`)."""
+    made: list[Any] = []
+    real = typer.testing._get_command
+
+    def get_command(asked: typer.Typer) -> Any:
+        if asked is not app:
+            return real(asked)
+        if not made:
+            made.append(real(app))
+        return made[0]
+
+    with patch.object(typer.testing, "_get_command", get_command):
         yield
