@@ -21,7 +21,7 @@ from labref.bundles.inference import Embedder
 from labref.cpus import usable_cpus
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from tests.forking import forking, starting
-from tests.remembered import copying_stores, keeping_commands, remembering
+from tests.remembered import copying_stores, keeping_commands, packing_once, remembering
 from training.data.images import list_images
 from training.measure.latents import Latents, embed_latents, load_latents, save_latents
 
@@ -166,7 +166,13 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def _done_once(starter: Bundle, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     answers = run_folder / "answers"
     stores = tmp_path_factory.mktemp("stores")
-    with remembering(starter, answers), copying_stores(stores), keeping_commands(), forking(starter, answers):
+    with (
+        remembering(starter, answers),
+        copying_stores(stores),
+        packing_once(run_folder / "packed"),
+        keeping_commands(),
+        forking(starter, answers),
+    ):
         yield
 
 

@@ -33,6 +33,22 @@ from tests.forking import fork_workers
 from tests.remembered import remembering
 
 _LONGEST: Final = 1 << 20  # bytes of an order
+_LATER: Final = (
+    "anyio._backends._asyncio",
+    "anyio.streams.tls",
+    "encodings.ascii",
+    "encodings.cp437",
+    "encodings.utf_8_sig",
+    "numpy.ma",
+    "numpy.random",
+    "onnxruntime",
+    "typer._adapters",
+    "typer._click.decorators",
+    "uvicorn.lifespan.off",
+    "uvicorn.loops.asyncio",
+)
+"""What an agent imports only when it first needs it; NumPy's masked arrays, for one, when it first looks for what two
+arrays share."""
 
 
 def _serve(orders: socket.socket, listening: socket.socket) -> dict[str, Any] | None:
@@ -106,7 +122,9 @@ def _import_labref() -> None:
         if found.name.rpartition(".")[2] not in ("__main__", "decoding_worker", "trial_process", "child_process"):
             with contextlib.suppress(ImportError):  # a module of another system
                 importlib.import_module(found.name)
-    importlib.import_module("onnxruntime")
+    for name in _LATER:
+        with contextlib.suppress(ImportError):  # of another version of theirs
+            importlib.import_module(name)
     from labref.web.application import make_app
     from labref.web.metrics import Metrics
 
