@@ -439,7 +439,7 @@ if sys.platform == "linux":  # elsewhere nobody can change another process' limi
 
 
 def test_a_short_run_of_kills_loses_nothing_and_doubles_nothing(tmp_path: Path, starter: Bundle) -> None:
-    figures = kill_again_and_again(tmp_path, bundle=starter.folder, rounds=3, cells=12, seed=5)
+    figures = kill_again_and_again(tmp_path, bundle=starter.folder, rounds=3, cells=6, seed=5)
     assert figures["faults"] == []
     assert figures["killed"] == 3
     assert figures["store_opened"] == 3 + figures["ended_before_the_kill"]
