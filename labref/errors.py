@@ -10,6 +10,7 @@ __all__ = [
     "LabError",
     "LabrefError",
     "LayoutError",
+    "OutdatedBundleError",
     "StoreError",
     "StoreLockedError",
     "StoreTooNewError",
@@ -41,6 +42,10 @@ class DecodingLimitError(UnreadableImageError):
 
 class BundleError(LabrefError):
     """A bundle is damaged, incomplete, or of a format this labref does not know."""
+
+
+class OutdatedBundleError(BundleError):
+    """A bundle is whole, but was made for a labref that prepares pictures otherwise."""
 
 
 class LayoutError(LabrefError):

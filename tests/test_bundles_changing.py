@@ -347,9 +347,10 @@ def test_a_labref_that_prepares_crops_otherwise_can_still_change_from_the_old_bu
         return Shown(**work(bundle.folder, bundle.digest, how))
 
     monkeypatch.setattr("labref.bundles.proof.tried", here)
-    with pytest.raises(LabrefError, match="labref bundle activate NAME --yes"):
+    with pytest.raises(LabrefError, match="labref bundle activate NAME --yes.*the word starter"):
         references(lab, an_image(lab))
     assert "labref bundle activate NAME" in status(lab)["attention"][0]
+    assert not run(lab, "store.check")[-1]["ok"]
     run(lab, "bundle.install", file=str(file), unsigned=True)
     (change,) = run(lab, "bundle.activate", bundle="newer")
     assert (change["state"], change["report"]["sampled"]) == ("ready", 0)
@@ -360,6 +361,20 @@ def test_a_labref_that_prepares_crops_otherwise_can_still_change_from_the_old_bu
     with pytest.raises(LabrefError, match="prepared"):
         run(lab, "bundle.rollback")
     assert status(lab)["bundle"]["name"] == "newer"
+    *_, checked = run(lab, "store.check")
+    assert {(bundle["active"], bundle["state"]) for bundle in checked["bundles"]} == {
+        (True, "sound"),
+        (False, "outdated"),
+    }
+    assert checked["ok"], "a bundle of before is no fault of the lab"
+
+
+def test_a_lab_whose_bundle_is_of_another_labref_gets_the_starter_by_its_name(lab: Lab, tmp_path: Path) -> None:
+    shutil.rmtree(lab.bundles)
+    lab.bundles.mkdir()
+    outcome = CliRunner().invoke(app, ["bundle", "install", "starter", "--lab", str(lab.folder)])
+    assert outcome.exit_code == 0 and "signed by labref starter" in outcome.output, outcome.output
+    assert len(references(lab, an_image(lab))) == 8
 
 
 def test_a_damaged_bundle_is_refused_and_verify_says_so(lab: Lab, other: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from labref.bundles.signing import (
     read_signature,
 )
 from labref.cells.image import PREPARATION
-from labref.errors import BundleError
+from labref.errors import BundleError, OutdatedBundleError
 from labref.failpoints import failpoint
 from labref.files import LargeFileError, NoFileError, copy_file, digest_of, open_file, read_file
 from labref.printing import printable
@@ -600,10 +600,9 @@ def _read_manifest(raw: bytes, where: Path) -> Manifest:
             f"bundle at {where}: its manifest names files of impossible size: {', '.join(large or sizes)}"
         )
     if dict(manifest.preparation) != PREPARATION:
-        raise BundleError(
+        raise OutdatedBundleError(
             f"bundle at {where} was trained on crops prepared as {dict(manifest.preparation)}, this labref prepares them "
-            f"as {PREPARATION}. Use the labref that came with the bundle, or change to a newer one: `labref bundle install FILE`, "
-            "then `labref bundle activate NAME --yes`."
+            f"as {PREPARATION}. Use the labref that came with the bundle, or a bundle that was made for this one."
         )
     return manifest
 

@@ -37,6 +37,7 @@ signed; a signature that does not hold is refused all the same.
 
 \b
   labref bundle install hospital-2.labref
+  labref bundle install starter
 
 With --json, one object.
 
@@ -117,14 +118,23 @@ WaitOption = Annotated[bool, typer.Option("--wait", help="Stay until the agent h
 
 
 def install(
-    file: Annotated[Path, typer.Argument(parser=a_path, metavar="FILE", help="A .labref file.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            parser=a_path,
+            metavar="FILE",
+            help="A .labref file, or the word starter: the one that comes with this labref.",
+            show_default=False,
+        ),
+    ],
     lab: LabOption = None,
     unsigned: UnsignedOption = False,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab, absolute
 
-    row = _last(perform(Lab.find(lab), "bundle.install", file=str(absolute(file)), unsigned=unsigned))
+    given = file if str(file) == "starter" and not file.exists() else absolute(file)
+    row = _last(perform(Lab.find(lab), "bundle.install", file=str(given), unsigned=unsigned))
     if json:
         print_json(row)
     else:

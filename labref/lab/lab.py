@@ -337,7 +337,7 @@ class Lab:
             raise BundleError(
                 f"the active bundle {names.get(active, active[:12])} cannot be used: {error} Ways out: bring its file in again (`labref "
                 f"bundle install FILE`){_way_back(store, names)}, or change to another (`labref bundle install FILE`, then `labref bundle "
-                "activate NAME --yes`)."
+                "activate NAME --yes`; FILE may be the word starter, for the bundle that comes with this labref)."
             ) from error
 
     def token(self) -> str:

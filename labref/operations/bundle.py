@@ -13,7 +13,7 @@ from pydantic import Field
 
 from labref.asking.answer import open_embedder, withheld
 from labref.asking.change import describe
-from labref.bundles.bundle import Bundle, remove, unpacked
+from labref.bundles.bundle import Bundle, remove, starter_bundle, unpacked
 from labref.bundles.proof import prove
 from labref.bundles.trial import tried
 from labref.errors import BundleError, LabrefError
@@ -48,6 +48,8 @@ __all__ = [
 
 JOB: Final = "bundle"
 """Name of the agent's job that embeds cells again."""
+_STARTER: Final = "starter"
+"""Stands for the bundle that comes with labref, where a file is asked for."""
 _LEAST_WAITING: Final = 64  # so many new cells have to come before an agent opens the networks of a bundle that waits
 _AFTER_FAILURE: Final = timedelta(seconds=60)
 _LEAST_SLICE_SECONDS: Final = 30.0
@@ -184,7 +186,10 @@ _Bundle = Annotated[
 def install_bundle(
     context: Context,
     *,
-    file: Annotated[FilePath, Field(description="The bundle file, its absolute path.")],
+    file: Annotated[
+        FilePath,
+        Field(description="The bundle file, its absolute path; `starter` for the one that comes with this labref."),
+    ],
     unsigned: _Unsigned = False,
 ) -> Iterator[Row]:
     """Verify a bundle file and who signed it, run its golden cells on this computer, and install it in the lab. It is
@@ -196,7 +201,7 @@ def install_bundle(
     lab = context.lab
     bundle = bring_in(
         context.store,
-        Path(file),
+        starter_bundle() if file == _STARTER else Path(file),
         lab.bundles,
         unsigned=unsigned,
         check=lambda made: prove(made, lab.folder, lab.inference),

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from labref import __version__
 from labref.bundles.bundle import Bundle
-from labref.errors import BundleError, LabError, LabrefError, StoreError, UnreadableImageError
+from labref.errors import BundleError, LabError, LabrefError, OutdatedBundleError, StoreError, UnreadableImageError
 from labref.export.layout import ClassNames
 from labref.failpoints import failpoint
 from labref.files import give
@@ -56,7 +56,10 @@ class BundleChecked(Answer):
 
     digest: str = Field(description="The bundle.")
     active: bool = Field(description="Whether it is the active one.")
-    state: Literal["sound", "damaged", "missing"] = Field(description="How its files are.")
+    state: Literal["sound", "damaged", "missing", "outdated"] = Field(
+        description="How its files are; `outdated`: it was made for a labref that prepares pictures otherwise. Only of the "
+        "active bundle is that, or that it is missing, a fault."
+    )
     problem: str | None = Field(description="What is wrong with them; else null.")
 
 
@@ -189,12 +192,15 @@ def check(context: Context) -> Iterator[Row]:
         state, problem = "sound", None
         try:
             Bundle.installed(lab.bundles, known.digest)
+        except OutdatedBundleError as error:
+            state, problem = "outdated", str(error)
         except BundleError as error:
             state, problem = ("damaged" if (lab.bundles / known.digest[:12]).exists() else "missing"), str(error)
         bundles.append({"digest": known.digest, "active": known.digest == active, "state": state, "problem": problem})
-    # a bundle that is not active may have been removed; the active one may not
+    # a bundle that is not active may have been removed, or be of a labref of before; the active one may not
     sound = all(
-        bundle["state"] == "sound" or (bundle["state"] == "missing" and not bundle["active"]) for bundle in bundles
+        bundle["state"] == "sound" or (bundle["state"] in ("missing", "outdated") and not bundle["active"])
+        for bundle in bundles
     )
     yield {
         "ok": sound and not faults,
