@@ -259,6 +259,10 @@ def test_a_backup_is_remembered_and_asked_for_when_it_is_old(lab: Lab, tmp_path:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"at": old}))
     (line,) = desk.status(lab)["attention"]
     assert line.startswith("the last backup is 40 days old; make one with")
+    ahead = (datetime.now(UTC) + timedelta(days=400)).isoformat()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"at": ahead}))
+    (line,) = desk.status(lab)["attention"]
+    assert f"the last backup is dated {ahead[:10]}, which is still to come" in line
     assert desk.status(set_in(lab, "health", "backup_days = 0"))["attention"] == []
     for spoilt in (b"", b"[]", b'{"at": 3}', b'{"at": "yesterday", "target": "x", "cells": 1, "missing": 0}'):
         file.write_bytes(spoilt)

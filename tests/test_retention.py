@@ -714,6 +714,20 @@ def test_a_session_opened_while_the_clock_was_ahead_ends_with_that(store: Store,
     assert store.people.of_session("another", idle) is not None
 
 
+def test_who_was_let_in_for_some_days_while_the_clock_was_ahead_is_not_let_in_for_years(
+    store: Store, clock: Clock
+) -> None:
+    clock.at += JUMPS["30 years ahead"]
+    person = store.people.add("A", Role.VIEW, "days", clock.at.replace(tzinfo=UTC) + timedelta(days=7))
+    store.people.add("B", Role.VIEW, "always", None)
+    assert store.people.sign_in("days", "1", timedelta(hours=1)) is not None
+    clock.at -= JUMPS["30 years ahead"]
+    assert store.people.sign_in("days", "2", timedelta(hours=1)) is None
+    assert store.people.sign_in("always", "3", timedelta(hours=1)) is not None
+    store.people.renew(person, "again", clock.at.replace(tzinfo=UTC) + timedelta(days=7))
+    assert store.people.sign_in("again", "4", timedelta(hours=1)) is not None
+
+
 def test_a_map_trained_while_the_clock_was_ahead_is_trained_again(store: Store) -> None:
     store.record([new_cell(number) for number in range(FEWEST)], bundle=BUNDLE)
     put_on_map(store, BUNDLE, [np.zeros(50, np.float32), np.ones(50, np.float32)])

@@ -71,7 +71,8 @@ def is_old(lab: Lab, cells: int) -> bool:
     """Whether the last backup is older than [health] in labref.toml allows. cells : in the lab; an empty one needs
     none."""
     most, age = lab.config.health.backup_days, age_of_backup(lab, datetime.now(UTC))
-    return bool(most and cells) and age is not None and age > timedelta(days=most)
+    # the clock may have been ahead
+    return bool(most and cells) and age is not None and abs(age) > timedelta(days=most)
 
 
 def _moment(text: str) -> datetime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
 from pydantic import Field
@@ -246,4 +246,10 @@ def _short_of_room(disk: Row) -> str:
 
 def _old_backup(lab: Lab, made: Row | None) -> str:
     age = age_of_backup(lab, datetime.now(UTC))
-    return "the lab was never backed up" if made is None or age is None else f"the last backup is {age.days} days old"
+    if made is None or age is None:
+        return "the lab was never backed up"
+    if age < timedelta(0):
+        return (
+            f"the last backup is dated {made['at'][:10]}, which is still to come: the clock was wrong when it was made"
+        )
+    return f"the last backup is {age.days} days old"

@@ -27,6 +27,7 @@ from labref.store.text import from_column, to_column
 
 __all__ = ["People", "Person", "hashed"]
 
+_CLOCK_MOVES: Final = timedelta(days=1)  # by so much a clock is put right without more
 _SEEN_EVERY: Final = timedelta(minutes=5)  # how often it is written down that a session is used
 
 
@@ -42,8 +43,11 @@ class Person:
     revoked_at: datetime | None
 
     def may_enter(self) -> bool:
-        """Whether they are let in now."""
-        return self.revoked_at is None and (self.expires_at is None or rows.now() < self.expires_at)
+        """Whether they are let in now. Who was let in for a time while the clock was ahead is not: that time would not
+        end for as long as it was."""
+        now = rows.now()
+        in_time = self.expires_at is None or (self.created_at - _CLOCK_MOVES < now < self.expires_at)
+        return self.revoked_at is None and in_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +115,15 @@ class People(Tables):
         end = None if expires_at is None else utc_naive(expires_at)
         with self._lock:
             known = self._known()
+            since = min(known[person.number].created_at, rows.now())  # the clock may have been ahead
             with self._transaction() as connection:
                 connection.execute(
-                    "UPDATE person SET code_hash = ?, expires_at = ? WHERE number = ?",
-                    [hashed(code), end, person.number],
+                    "UPDATE person SET code_hash = ?, expires_at = ?, created_at = ? WHERE number = ?",
+                    [hashed(code), end, since, person.number],
                 )
                 connection.execute("DELETE FROM session WHERE person = ?", [person.number])
                 failpoint("people.renew")
-            renewed = replace(known[person.number], expires_at=end)
+            renewed = replace(known[person.number], expires_at=end, created_at=since)
             known[person.number] = renewed
             self._forget_sessions(person.number)
             self._codes = {code: number for code, number in self._codes.items() if number != person.number}
