@@ -607,7 +607,7 @@ def test_a_jfif_is_a_jpeg(lab: Lab, export: Path) -> None:
 SYSTEM = ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "lost+found", "#Snapshot"]
 SYSTEM += [".@__thumb", "~snapshot", ".zfs", "@Recently-Snapshot", ".Trashes", "__MACOSX", "@GMT-2024.01.01-00.00.00"]
 SYSTEM += [".sync", "_gsdata_", ".dropbox.cache", ".rsync-partial", ".~tmp~", ".stversions", ".tmp.drivedownload"]
-SYSTEM += ["found.000", "FOUND.001"]
+SYSTEM += ["found.000", "FOUND.001", ".deleted", ".git"]
 
 
 def test_system_folders_are_not_entered_and_counted(lab: Lab, export: Path) -> None:
@@ -629,6 +629,14 @@ def test_the_list_of_system_names_is_a_setting(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").touch()
     assert list(scanned(tmp_path, reserved=())[0]) == ["@eaDir/1.jpg", "bin 1/1.jpg", "old/1.jpg"]
+    (tmp_path / ".export").mkdir()
+    (tmp_path / ".export" / "1.jpg").touch()
+    (tmp_path / "link").symlink_to(tmp_path / ".export")
+    assert list(scanned(tmp_path / ".export")[0]) == ["1.jpg"], "who watches a hidden one means it"
+    (tmp_path / "link").rename(tmp_path / ".link")
+    assert list(scanned(tmp_path, reserved=())[0]) == ["@eaDir/1.jpg", "bin 1/1.jpg", "old/1.jpg"]
+    shutil.rmtree(tmp_path / ".export")
+    (tmp_path / ".link").unlink()
     named, report = scanned(tmp_path, reserved=("BIN*", "Old"))
     assert (list(named), report.reserved) == (["@eaDir/1.jpg"], 2)
     assert list(scanned(tmp_path / "old", reserved=("old",))[0]) == ["1.jpg"], "who watches one means it"
@@ -672,6 +680,7 @@ def test_an_event_is_looked_at_only_where_a_scan_would_look(tmp_path: Path) -> N
     root = str(tmp_path)
     assert homes.home(str(tmp_path / "a" / "1.jpg"), root) == (str(tmp_path / "a" / "1.jpg"), root)
     assert homes.home(str(tmp_path / "a" / "@EAdir" / "1.jpg"), root) is None
+    assert homes.home(str(tmp_path / "a" / ".git" / "1.jpg"), root) is None
     assert homes.home(str(tmp_path / "lab" / "images" / "ab" / "1.jpg"), root) is None
     inside = Roots([tmp_path, tmp_path / "@eaDir"], reserved=("@eaDir",))
     assert inside.home(str(tmp_path / "@eaDir" / "1.jpg"), root) == (

@@ -93,8 +93,11 @@ class Roots:
         """Whether the folder with this `real_path` is no export."""
         return real in self._excluded
 
-    def is_reserved(self, name: str) -> bool:
-        """Whether the system, or the maker of a file server, keeps this name of a file or folder for itself."""
+    def is_reserved(self, name: str, *, folder: bool = False) -> bool:
+        """Whether the system, or the maker of a file server, keeps this name of a file or folder for itself. folder :
+        it is a folder's, which is left alone, too, where it begins with a dot: that hides it."""
+        if folder and name.startswith("."):
+            return True
         name = name.lower()
         return name in self._names or (self._pattern is not None and self._pattern.match(name) is not None)
 
@@ -120,7 +123,7 @@ class Roots:
                 return None
             if real in self._by_real:
                 owner, start = self._by_real[real], number
-        if any(self.is_reserved(part) for part in parts[start:]):
+        if self.is_reserved(parts[-1]) or any(self.is_reserved(part, folder=True) for part in parts[start:-1]):
             return None
         return os.path.join(owner, *parts[start:]), owner  # noqa: PTH118
 

@@ -91,7 +91,8 @@ class ScanReport:
     """What one scan met beside its candidates.
 
     others : files that are no images by their names, counted by their ending; "" for those without one, "hidden" for
-    those whose name begins with a dot.  reserved : folders and files with a name of the system's, not looked at.
+    those whose name begins with a dot.  reserved : hidden folders, and folders and files with a name of the system's,
+    not looked at.
     unreachable : watched folders, and unreadable : what lies below them, that could not be read.  walked : inode
     numbers of the folders in each watched folder, those behind links left out.
     """
@@ -121,7 +122,9 @@ def left_alone(others: Mapping[str, int], reserved: int) -> list[str]:
             "of images."
         )
     if reserved:
-        lines.append(f"{reserved} of the system's own folders and files ([watch] system_names) not looked at.")
+        lines.append(
+            f"{reserved} of the system's own folders and files ([watch] system_names), or hidden folders, not looked at."
+        )
     return lines
 
 
@@ -231,9 +234,9 @@ def scan(
 
     Hidden files, and names with other endings, are counted in `report` and not told of. A folder that lies in several
     of `roots` is walked once, as part of the innermost. Links to folders are followed, after the folders themselves; no
-    folder is walked twice, so that loops end. The folders `excluded` are not entered, nor what has one of the names
-    `reserved`, nor the pictures that a lab makes; see `labref.export.roots.Roots`. What cannot be read is named in
-    `report`.
+    folder is walked twice, so that loops end. The folders `excluded` are not entered, nor hidden ones, nor what has one
+    of the names `reserved`, nor the pictures that a lab makes; see `labref.export.roots.Roots`. What cannot be read is
+    named in `report`.
     """
     endings = tuple(extensions)
     within = Roots(roots, excluded, reserved)
@@ -279,11 +282,12 @@ def scan(
         above = folder.above | {identity: [*folder.above.get(identity, ()), names]}
         below: list[_Folder] = []
         for entry in found:
-            if within.is_reserved(entry.name) or within.is_of_a_lab(entry.name, names.__contains__):
+            kind = _kind(entry)
+            is_folder = kind in ("folder", "link to a folder")
+            if within.is_reserved(entry.name, folder=is_folder) or within.is_of_a_lab(entry.name, names.__contains__):
                 report.reserved += 1
                 continue
             image_name = entry.name.lower().endswith(endings) and not entry.name.startswith(".")
-            kind = _kind(entry)
             if kind == "folder":
                 real = f"{folder.real.rstrip(os.sep)}{os.sep}{os.path.normcase(entry.name)}"
                 below.append(_Folder(entry.path, folder.root, real, above, folder.linked))

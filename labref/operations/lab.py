@@ -70,7 +70,9 @@ class AgentSummary(Answer):
     cells_per_second: float = Field(description="Cells embedded per second.")
     ignored: int = Field(description="Files that are no image by their name.")
     others: dict[str, int] = Field(description="How many of these, by the ending of their name.")
-    reserved: int = Field(description="The system's own folders and files, not looked at: [watch] system_names.")
+    reserved: int = Field(
+        description="The system's own folders and files ([watch] system_names) and hidden folders, not looked at."
+    )
     vanished: int = Field(description="Files deleted while they were being written.")
     unreachable: list[str] = Field(description="Folders that could not be read.")
     interrupted: bool = Field(description="Whether it was ended before the pass was whole.")

@@ -165,7 +165,9 @@ class CheckedExport(Answer):
         description='Files that are no images by their names, by ending: "" without one, `hidden` for names that begin '
         "with a dot."
     )
-    reserved: int = Field(description="Folders and files with a name of the system's own, which are not looked at.")
+    reserved: int = Field(
+        description="Hidden folders, and folders and files with a name of the system's own, which are not looked at."
+    )
 
 
 class CheckedImages(Answer):

@@ -65,7 +65,9 @@ class AgentStatus(Answer):
     last_scan_seconds: float | None = Field(description="How long that scan took, seconds.")
     unreadable: list[str] = Field(description="Folders in the watched ones that the last scan could not read.")
     others: dict[str, int] = Field(description="Files that are no images by their names, by ending, at the last scan.")
-    reserved: int = Field(description="Folders and files with a name of the system's own, not looked at.")
+    reserved: int = Field(
+        description="Hidden folders, and folders and files with a name of the system's own, not looked at."
+    )
     slow_patterns: list[str] = Field(description="Patterns of the layout that take too long on some paths, in words.")
     jobs: AgentJobs = Field(description="Its background work.")
 
