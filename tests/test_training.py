@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,7 @@ def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory, eager: None) 
     assert (run / "checkpoint.json").exists() and not (run / "classifier.keras").exists(), "stopped before its end"
     done = command("training", "resume", run)
     assert "held-out accuracy" in done.stderr
+    assert "{'" not in done.stderr and "Namespace" not in done.stderr, "words for people, and no dictionary"
     return run
 
 
@@ -97,6 +99,21 @@ def test_a_stopped_run_goes_on_and_is_whole(trained: Path) -> None:
     figures = json.loads((trained / "classifier.json").read_text())
     split = Run.open(trained).split
     assert figures["n"] == sum(map(sum, figures["confusion"])) == len(split.holdout)
+
+
+def test_training_says_after_a_few_steps_how_long_it_will_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.networks import classifier  # loads Keras
+
+    clock, said = 0.0, list[str]()
+    monkeypatch.setattr(classifier, "time", SimpleNamespace(monotonic=lambda: clock))
+    progress = SimpleNamespace(update=lambda *_, **__: None, console=SimpleNamespace(print=said.append))
+    counted = classifier._Checkpoint(tmp_path, 0, 0, progress, None, left=1006)  # type: ignore[arg-type]
+    for step in range(20):
+        clock += 40.0 if step == 0 else 2.0  # the first builds the network
+        counted.on_train_batch_end(step)
+    assert said == [
+        "the classifier will take about 33 minutes: 1,006 steps of 2.00 s; then come its features and the VAE"
+    ]
 
 
 def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
