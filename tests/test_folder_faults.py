@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -1174,6 +1174,17 @@ def test_two_forms_of_a_name_are_one_class_one_slide_and_one_analyser() -> None:
     assert plain.place(f"{DECOMPOSED} 1/1.jpg").slide == f"{COMPOSED} 1"
     own = WatchConfig(layout=(LayoutPattern(pattern="(?P<analyser>[^/]+)/[^/]+"),))
     assert Layout(own, ()).place(f"{DECOMPOSED}/1.jpg").analyser == COMPOSED
+
+
+def test_a_class_that_no_table_has_is_one_however_its_folders_are_written() -> None:
+    def labels(*folders: str, given: Sequence[str] = ()) -> set[str | None]:
+        layout = Layout(WatchConfig(), ("monocyte",), None, lambda: given)
+        return {layout.place(f"x/Signed slides/{folder}/1.jpg").label for folder in folders}
+
+    assert labels("Hairy cells", "hairy cell", "Hairy-Cell") == {"Hairy cells"}
+    assert labels("hairy cell", "HAIRY CELLS", given=["Odd", "Hairy cells"]) == {"Hairy cells"}
+    assert labels("Hairy cells", "Hairless cells") == {"Hairy cells", "Hairless cells"}
+    assert labels("Plasma cells", "plasma cell") == {"Plasma cells"}, "a name of CellaVision's that the bundle has not"
 
 
 def test_a_list_in_the_other_form_finds_its_files(lab: Lab, export: Path, tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ class Layout:
             for layout in (*watch.layout, *BUILT_IN)
         ]
         self._names = ClassNames(bundle_labels, watch.labels)
+        self._tables = self._names.known().keys()
+        self._spelt: dict[str, str] = {}  # classes that no table has, as they were written first
         self._analyser = watch.analyser
 
     @property
@@ -205,11 +207,21 @@ class Layout:
             named = label is not None and source != "predicted" and unprintable(label) is None
             return PathMeaning(
                 slide=slide,
-                label=self._names.label(label) if label is not None and named else None,
+                label=self._class(label) if label is not None and named else None,
                 label_source=source if named else "predicted",
                 analyser=own or analyser,
             )
         return PathMeaning(None, None, "predicted", analyser)
+
+    def _class(self, name: str) -> str:
+        """The class that a folder's name stands for; one that no table has is spelt as the lab's cells have it, or as
+        it was met first."""
+        key = name_key(name)
+        if key in self._tables:
+            return self._names.label(name)
+        if key not in self._spelt:
+            self._spelt.setdefault(key, self._given_class(name) or name)
+        return self._spelt[key]
 
     def _given_class(self, name: str) -> str | None:
         """The class of the lab's cells that has this name."""
