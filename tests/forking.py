@@ -152,8 +152,8 @@ class _Forked(subprocess.Popen[Any]):
 
 @contextmanager
 def forking(starter: Bundle, answers: Path) -> Iterator[None]:
-    """Until it ends, `tests.benchmarks.exports.labref_process` and this process' labref have their processes forked; on
-    Linux only.
+    """Until it ends, the processes of `tests.benchmarks.exports` and those of this process' labref are forked; on Linux
+    only.
 
     starter, answers : see `tests.remembered.remembering`.
     """
@@ -161,15 +161,8 @@ def forking(starter: Bundle, answers: Path) -> Iterator[None]:
         yield
         return
     server = _Server(starter, answers)
-
-    def started(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
-        return _Forked(
-            server, "labref", arguments,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment,
-        )  # fmt: skip
-
     try:
-        with patch.object(exports, "_started", started), contextlib.ExitStack() as patched:
+        with patch.object(exports, "_started", _started(server)), contextlib.ExitStack() as patched:
             for module in _STARTING:
                 patched.enter_context(patch.object(module, "start_child", _start_child(server)))
             yield
@@ -193,8 +186,21 @@ def starting() -> Iterator[None]:
 def fork_workers(address: str) -> None:
     """From now on this process, and those that are forked from it, have labref's processes forked by the one that
     listens at `address`."""
+    vars(exports)["_started"] = _started(_Caller(address))
     for module in _STARTING:
         vars(module)["start_child"] = _start_child(_Caller(address))
+
+
+def _started(server: _Server | _Caller) -> Any:
+    """What stands in for `tests.benchmarks.exports._started`."""
+
+    def started(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+        return _Forked(
+            server, module, arguments,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=_ROOT, env=environment,
+        )  # fmt: skip
+
+    return started
 
 
 def _start_child(server: _Server | _Caller) -> Any:

@@ -26,7 +26,7 @@ from labref.store.duckdb import rows
 from labref.tasks.backup import Backup
 from labref.web import desk
 from labref.web.desk import status
-from tests.benchmarks.exports import REPOSITORY
+from tests.benchmarks.exports import REPOSITORY, benchmark_process
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 
 
@@ -107,11 +107,10 @@ def test_a_process_is_killed_where_it_was_asked_to(tmp_path: Path) -> None:
 
 def test_a_lab_outlives_rounds_of_kills_and_failures() -> None:
     """Six rounds of what the benchmark does two thousand times."""
-    small = ["--json", "--rounds", "6", "--cells", "16", "--agent-rounds", "1"]
-    command = [sys.executable, "-m", "tests.benchmarks.crash", *small]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.stdout, done.stderr
-    found = json.loads(done.stdout)
+    done = benchmark_process("crash", "--json", "--rounds", "6", "--cells", "16", "--agent-rounds", "1")
+    told, said = done.communicate()
+    assert told, said
+    found = json.loads(told)
     assert found["faults"] == []
     assert found["ok"] and done.returncode == 0
     assert found["rounds"] == 6 and found["agent_rounds"] == 1

@@ -57,6 +57,7 @@ Command = Callable[..., str]
 """`python -m <program> <words>` → what it says; it has to end well."""
 
 JAX = """
+import tests.environment
 import contextlib, json, sys, traceback
 from pathlib import Path
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from labref.demo.analyser import FolderSource, Source, SyntheticSource
 
-__all__ = ["REAL_CELLS", "choose_source", "labref_process", "write_cells"]
+__all__ = ["REAL_CELLS", "benchmark_process", "choose_source", "labref_process", "write_cells"]
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 REAL_CELLS: Final = REPOSITORY.parent / "shared" / "data" / "pbc"
@@ -47,12 +47,17 @@ def labref_process(*arguments: str | Path, passed: Sequence[str] = (), **setting
         name: value for name, value in os.environ.items() if not name.startswith("LABREF_") or name in passed
     }
     environment |= {f"LABREF_WATCH__{name.upper()}": str(value) for name, value in settings.items()}
-    return _started([str(argument) for argument in arguments], environment)
+    return _started("labref", [str(argument) for argument in arguments], environment)
 
 
-def _started(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+def benchmark_process(name: str, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m tests.benchmarks.<name> <arguments>` in a process of its own, its output piped."""
+    return _started(f"tests.benchmarks.{name}", arguments, os.environ)
+
+
+def _started(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "labref", *arguments],
+        [sys.executable, "-m", module, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
