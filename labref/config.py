@@ -11,6 +11,7 @@ import ipaddress
 import json
 import os
 import re
+import stat
 import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from labref.errors import ConfigError
-from labref.files import read_file
+from labref.files import read_file, replace_file
 from labref.printing import printable, unprintable
 from labref.words import name_key
 
@@ -258,6 +259,8 @@ class AgentConfig(_Section):
     log_megabytes : size at which logs/labref.log is rotated; five old ones are kept.
     stalled_seconds : once one piece of work (reading a file, a batch in the networks or in the store, a step of a scan)
     takes longer than this, /health and `labref status` say that there is no progress.
+    priority : "low" lets other programs of this computer go before it, such as the analyser's own; `labref bench`
+    measures what that gives and costs here.
     """
 
     port: int = Field(default=0, ge=0, le=65535)
@@ -265,6 +268,7 @@ class AgentConfig(_Section):
     readers: int = Field(default=0, ge=0, le=64)
     log_megabytes: float = Field(default=10.0, ge=0.01, le=1024)
     stalled_seconds: float = Field(default=60.0, ge=1.0, le=3600)
+    priority: Literal["normal", "low"] = "normal"
 
 
 class DecodingConfig(_Section):
@@ -761,6 +765,34 @@ def watch_instead(file: Path, folders: Sequence[Path]) -> None:
     if found.folders != tuple(folders):
         raise ConfigError(f"the folders that {file} watches cannot be changed here; edit it")
     file.write_bytes(text.encode())
+
+
+def set_values(file: Path, values: Mapping[tuple[str, str], str | int]) -> None:
+    """Set settings in `file`, a labref.toml; comments and all else in it stay. values : by section and key.
+
+    Raises `ConfigError` where the file cannot be changed so.
+    """
+    import tomlkit  # needed for this alone, and no part of what an agent loads
+    from tomlkit.exceptions import TOMLKitError
+
+    _values_of(file)  # says what is wrong with it in words
+    try:
+        document = tomlkit.parse(file.read_bytes().decode("utf-8-sig"))
+        for (section, key), value in values.items():
+            table: Any = document.setdefault(section, tomlkit.table())
+            table[key] = value
+        text = tomlkit.dumps(document)
+        found = tomllib.loads(text)
+    except (TOMLKitError, tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} cannot be changed: {str(error).splitlines()[0]}; correct it first") from None
+    if any(found[section][key] != value for (section, key), value in values.items()):
+        raise ConfigError(f"the settings of {file} cannot be changed here; edit it")
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+        replace_file(file, text.encode())
+        file.chmod(mode)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written ({error.strerror}); check its permissions") from None
 
 
 def successors(before: Sequence[Path], folders: Sequence[Path]) -> dict[Path, Path]:

@@ -204,12 +204,13 @@ def copy_file(source: Path, target: Path) -> None:
             out.write(part)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file in the place of the one before, which stays whole until the new one is: first under another name
-    beside it. After a power cut either may be there, so this is for what can be made again. Raises OSError."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file, a text as UTF-8, in the place of the one before, which stays whole until the new one is: first
+    under another name beside it. After a power cut either may be there, so this is for what can be made again. Raises
+    OSError."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):

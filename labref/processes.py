@@ -8,9 +8,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
-__all__ = ["end_with_parent", "start_child"]
+__all__ = ["end_with_parent", "lower_own_priority", "start_child"]
+
+_NICENESS: Final = 10
 
 
 def start_child(
@@ -50,3 +52,16 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, name="labref-parent", daemon=True).start()
+
+
+def lower_own_priority() -> None:
+    """Let other programs of this computer go before this process and all that it starts from here on, where the system
+    allows it."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "win32":
+            import ctypes
+
+            kernel = ctypes.windll.kernel32
+            kernel.SetPriorityClass(kernel.GetCurrentProcess(), subprocess.BELOW_NORMAL_PRIORITY_CLASS)
+        else:
+            os.nice(max(0, _NICENESS - os.nice(0)))

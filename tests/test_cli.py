@@ -24,6 +24,7 @@ from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slide
 
 COMMANDS = [
     "agent",
+    "bench",
     "bundle",
     "config",
     "demo",

@@ -49,6 +49,7 @@ from labref.lab.presence import OwnFolder
 from labref.operations import perform
 from labref.operations.naming import NoCellError, id_of_cell
 from labref.printing import printable
+from labref.processes import lower_own_priority
 from labref.store import FileState, Person, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
@@ -114,6 +115,8 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
     told = console or Console()
     if not lab.config.watch.folders:
         raise AgentError(f"{lab.config_file} names no folder to watch; add one to [watch] folders")
+    if lab.config.agent.priority == "low":
+        lower_own_priority()  # before any thread or child is there: they take it over
     with contextlib.ExitStack() as stack:
         ending = stack.enter_context(_Ending(lab))
         stack.enter_context(new_files(lab.rights))

@@ -19,6 +19,7 @@ from typer.models import CommandInfo, TyperInfo
 from labref import __version__
 from labref.cli import (
     agent,
+    bench,
     bundle,
     config,
     demo,
@@ -135,6 +136,7 @@ for _module in (
     query,
     status,
     doctor,
+    bench,
     config,
     service,
     ledger,

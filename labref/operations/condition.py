@@ -10,7 +10,7 @@ from pydantic import Field
 
 from labref.operations.models import Answer
 
-__all__ = ["ConfigChecked", "Finding", "ServiceState", "SettingShown", "State"]
+__all__ = ["ConfigChecked", "Finding", "ServiceState", "SettingShown", "Speed", "State"]
 
 
 class State(StrEnum):
@@ -29,6 +29,23 @@ class Finding(Answer):
     state: State = Field(description="How bad it is.")
     says: str = Field(description="What was found.")
     remedy: str | None = Field(default=None, description="What to do; null where there is nothing to do.")
+
+
+class Speed(Answer):
+    """How fast one way to run the networks is on this computer."""
+
+    device: str = Field(description="Where: cpu or cuda.")
+    threads: int = Field(description="CPU threads.")
+    precision: str = Field(description="auto or full, as in labref.toml.")
+    priority: str = Field(description="normal, or low: other programs go before.")
+    trunk: str | None = Field(default=None, description="The trunk that ran: full, float16 or int8.")
+    cells_a_second: float | None = Field(default=None, description="In batches, as cells are taken in.")
+    milliseconds_a_cell: float | None = Field(default=None, description="Of one cell alone, as somebody asks.")
+    left: float | None = Field(
+        default=None, description="Share of their work that programs on all processors keep while cells are embedded."
+    )
+    problem: str | None = Field(default=None, description="Why it could not be measured; else null.")
+    best: bool = Field(default=False, description="Whether it is the one to choose.")
 
 
 class SettingShown(Answer):

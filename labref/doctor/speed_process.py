@@ -1,0 +1,108 @@
+"""Measures one way to run the networks: `python -m labref.doctor.speed_process JSON`; see `labref.doctor.speed`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from labref.bundles.bundle import Bundle
+from labref.bundles.inference import Embedder
+from labref.cpus import usable_cpus
+from labref.errors import LabrefError
+from labref.processes import lower_own_priority
+
+__all__ = ["main"]
+
+# another program, which wants one processor for each that there is: it counts how much it gets done
+_OTHER: Final = """
+import sys, time
+print("ready", flush=True)
+for line in sys.stdin:
+    until, done = time.perf_counter() + float(line), 0
+    while time.perf_counter() < until:
+        sum(range(2000))
+        done += 1
+    print(done, flush=True)
+"""
+
+
+def main(given: dict[str, Any]) -> dict[str, Any]:
+    """What `labref.operations.condition.Speed` has beside the way: cells a second in batches, milliseconds of a single
+    cell, and the share of its work that another program keeps beside; or {"problem": why it cannot be run}."""
+    seconds = float(given["seconds"])
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for _ in range(usable_cpus())
+    ]  # started first: they have the priority that this process had
+    try:
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        if given["priority"] == "low":
+            lower_own_priority()
+        try:
+            bundle = Bundle.open(Path(given["bundle"]))
+            embedder = Embedder.open(
+                bundle, device=given["device"], threads=given["threads"], precision=given["precision"]
+            )
+            embedder.golden_difference()
+        except LabrefError as error:
+            return {"problem": str(error)}
+        with_batch, single = _crops(embedder, embedder.batch_size), _crops(embedder, 1)
+        embedder.embed(with_batch)  # the first is slower
+        embedder.embed(single)
+        alone = _others(others, seconds, None)
+        rate = _rate(embedder, with_batch, seconds)
+        waited = 1000 / _rate(embedder, single, seconds)
+        beside = _others(others, seconds, lambda: embedder.embed(with_batch))
+        return {
+            "trunk": embedder.precision,
+            "cells_a_second": rate,
+            "milliseconds_a_cell": waited,
+            "left": min(1.0, beside / max(alone, 1e-9)),
+        }
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _crops(embedder: Embedder, cells: int) -> Any:
+    golden = embedder.bundle.golden(embedder.precision).crops
+    return np.resize(golden, (cells, *golden.shape[1:]))
+
+
+def _rate(embedder: Embedder, crops: Any, seconds: float) -> float:
+    began, cells = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < seconds:
+        embedder.embed(crops)
+        cells += len(crops)
+    return cells / took
+
+
+def _others(others: list[subprocess.Popen[str]], seconds: float, beside: Any) -> float:
+    """How much all other programs get done in so many seconds while something is done beside them."""
+    for other in others:
+        assert other.stdin is not None
+        other.stdin.write(f"{seconds}\n")
+        other.stdin.flush()
+    until = time.perf_counter() + seconds
+    while beside is not None and time.perf_counter() < until:
+        beside()
+    done = 0
+    for other in others:
+        assert other.stdout is not None
+        done += int(other.stdout.readline())
+    return float(done)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
