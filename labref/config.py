@@ -71,7 +71,7 @@ _LAYOUT_GROUPS = frozenset({"slide", "label", "analyser"})
 SYSTEM_NAMES: Final = (
     # Windows
     *("$RECYCLE.BIN", "RECYCLER", "RECYCLED", "System Volume Information", "$Extend", "found.0*", "DfsrPrivate"),
-    *("Thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+    *("OneDriveTemp", "Thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
     # macOS
     *(".DS_Store", "._*", "__MACOSX", ".Trashes", ".Spotlight-V100", ".fseventsd", ".TemporaryItems", ".AppleDouble"),
     *(".AppleDB", ".AppleDesktop", ".DocumentRevisions-V100", "Network Trash Folder", "Temporary Items"),
@@ -172,7 +172,8 @@ class WatchConfig(_Section):
     sooner.
     extensions : file-name endings of images, with the dot; other files are ignored and counted.
     system_names : names of folders and files that the operating system or a file server keeps for itself (thumbnails,
-    waste baskets, snapshots), upper and lower case alike, `*` for any characters; such folders are not entered.
+    waste baskets, snapshots), upper and lower case alike, `*` for any characters; such folders are not entered, nor are
+    hidden ones, whose names begin with a dot.
     analyser : name of the analyser the cells come from, unless their folder has one of its own or a pattern finds it in
     the path.
     analysers : names of the analysers of single folders: a folder, written as in `folders`, and its analyser.

@@ -607,7 +607,7 @@ def test_a_jfif_is_a_jpeg(lab: Lab, export: Path) -> None:
 SYSTEM = ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", ".Trash-1000", "lost+found", "#Snapshot"]
 SYSTEM += [".@__thumb", "~snapshot", ".zfs", "@Recently-Snapshot", ".Trashes", "__MACOSX", "@GMT-2024.01.01-00.00.00"]
 SYSTEM += [".sync", "_gsdata_", ".dropbox.cache", ".rsync-partial", ".~tmp~", ".stversions", ".tmp.drivedownload"]
-SYSTEM += ["found.000", "FOUND.001", ".deleted", ".git"]
+SYSTEM += ["found.000", "FOUND.001", "OneDriveTemp", ".deleted", ".git"]
 
 
 def test_system_folders_are_not_entered_and_counted(lab: Lab, export: Path) -> None:
