@@ -206,9 +206,9 @@ def copy_file(source: Path, target: Path) -> None:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file, a text as UTF-8, in the place of the one before, which stays whole until the new one is: first
-    under another name beside it. After a power cut either may be there, so this is for what can be made again. Raises
-    OSError."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    under another name beside it. After a power cut either may be there, so this is for what can be made again. Several
+    threads may write one file. Raises OSError."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(part, path)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from labref.errors import LabrefError
+from labref.files import replace_file
 from labref.lab.kept import Kept
 from labref.lab.lab import Lab
 from labref.words import cell_id_of
@@ -111,10 +112,4 @@ def _keep(path: Path, data: bytes) -> None:
         for entry in oldest[: len(there) - _MOST + _GO_AT_ONCE]:
             with contextlib.suppress(OSError):
                 Path(entry).unlink()
-    draft = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        draft.write_bytes(data)
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    replace_file(path, data)

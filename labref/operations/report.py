@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, ValidationError
 from labref.asking.prediction import Because
 from labref.asking.report import EXAMPLES, REFERENCES, SAMPLE, make, without_names
 from labref.errors import LabrefError
+from labref.files import replace_file
 from labref.operations import operation
 from labref.operations.classes import known_names
 from labref.operations.models import Answer, BundleName, JobRunning, Progress
@@ -291,14 +291,10 @@ def _file(context: Context) -> Path:
 def _keep(context: Context, report: Row) -> None:
     """Raises `LabrefError` where it cannot be written."""
     file = _file(context)
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(exist_ok=True)
-        draft.write_text(json.dumps(report, allow_nan=False), "ascii")
-        os.replace(draft, file)
+        replace_file(file, json.dumps(report, allow_nan=False))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise LabrefError(
             f"the report could not be kept in {file.parent}: {error.strerror or error}. Look at the free disk space and "
             "the rights of the folder, and make it again."
