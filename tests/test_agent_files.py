@@ -18,7 +18,7 @@ from labref.cells.quality import judge
 from labref.config import LayoutPattern, WatchConfig
 from labref.export.layout import Layout, PathMeaning
 from labref.export.paths import path_from_text, path_to_text
-from labref.export.roots import FileNumbers, file_system_of, is_network_folder, kind_of
+from labref.export.roots import FileNumbers, is_network_folder, kind_of, mount_in
 from labref.export.scan import GONE, Candidate, ScanReport, look, scan
 from labref.export.settle import Settling
 
@@ -347,7 +347,7 @@ nurse@host: /home/x fuse.sshfs rw 0 0
     ],
 )
 def test_the_file_system_of_a_folder_is_that_of_the_nearest_mount(folder: str, kind: str) -> None:
-    assert file_system_of(folder, MOUNTS) == kind
+    assert mount_in(folder, MOUNTS)[1] == kind
 
 
 def test_memory_is_no_network_share() -> None:

@@ -577,6 +577,27 @@ def test_status_names_a_watched_folder_that_cannot_be_listed(
 # what is no image by its name
 
 
+def test_an_empty_folder_in_the_place_of_a_share_that_is_not_mounted_is_a_missing_folder(
+    lab: Lab, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mounts"
+    monkeypatch.setattr("labref.export.roots._MOUNTS", mounts)
+    mounts.write_text(f"disk / ext4 rw 0 0\nshare {str(export).replace(' ', chr(92) + '040')} ext4 rw 0 0\n")
+    assert once(lab).unreachable == []
+    mounts.write_text("disk / ext4 rw 0 0\n")
+    away = export.rename(tmp_path / "away")
+    export.mkdir()
+    with pytest.raises(AgentError, match="1 folders could not be read: .*Mount them"):
+        once(lab)
+    assert list(faults(lab)) == ["folder_unreadable"]
+    (told,) = desk.status(lab)["attention"]
+    assert told.startswith(f"the watched folder {export} is not there; mount it")
+    # whoever exports into the folder itself from now on means it
+    shutil.copy(away / "0.jpg", export)
+    assert once(lab).unreachable == []
+    assert desk.status(lab)["attention"] == [] and "folder_unreadable" not in faults(lab)
+
+
 def test_files_that_are_left_alone_are_told_of(lab: Lab, export: Path) -> None:
     cell = (export / "0.jpg").read_bytes()
     for path in export.iterdir():

@@ -38,12 +38,13 @@ from labref.errors import AgentError, LabError, StoreError
 from labref.export.layout import Layout
 from labref.export.paths import path_to_text
 from labref.export.roots import FileNumbers, Roots
-from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, Signature, condition, left_alone, look, scan
+from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
 from labref.export.settle import Settling
 from labref.export.watch import Watcher
 from labref.files import new_files
 from labref.lab import Lab
 from labref.lab.log import Log, open_log
+from labref.lab.mounts import condition_of, is_unmounted, remember_mounts
 from labref.lab.pictures import Pictures
 from labref.lab.presence import OwnFolder
 from labref.operations import perform
@@ -177,7 +178,7 @@ def _told(summary: Summary) -> str:
 
 def _there_and_missing(lab: Lab) -> tuple[list[str], list[str]]:
     """The watched folders that are there, and those that are not."""
-    found = [(path_to_text(str(folder)), folder.is_dir()) for folder in lab.watched]
+    found = [(path_to_text(str(folder)), folder.is_dir() and not is_unmounted(lab, folder)) for folder in lab.watched]
     return [folder for folder, there in found if there], [folder for folder, there in found if not there]
 
 
@@ -600,6 +601,9 @@ class _Agent:
         self._write_learnt()
         took = time.perf_counter() - started
         if not self._stop.is_set():
+            empty = [root for root in self._lab.watched if str(root) not in filled]
+            report.unreachable += [str(root) for root in empty if is_unmounted(self._lab, root)]
+            remember_mounts(self._lab, filled)
             self._scanned = True
             self._unchanged, self._filled, self._scan_ended = unchanged, filled, time.monotonic()
             self._met = met
@@ -895,7 +899,7 @@ class _Agent:
             return "no progress"
         if self._watcher is None:
             return "folder" if self._last_report.unreachable else "ok"
-        if "missing" in self._watcher.methods().values():
+        if "missing" in self._watcher.methods().values() or self._last_report.unreachable:
             return "folder"
         return self._wanting or "ok"
 
@@ -924,7 +928,7 @@ class _Agent:
         methods = self._watcher.methods() if self._watcher is not None else {}
         otherwise = "one pass" if self._once else "unwatched"
         watch = [
-            {"folder": path_to_text(str(root)), "how": condition(root) or methods.get(root, otherwise)}
+            {"folder": path_to_text(str(root)), "how": condition_of(self._lab, root) or methods.get(root, otherwise)}
             for root in self._lab.watched
         ]
         at, took = self._last_scan or (None, None)

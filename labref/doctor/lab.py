@@ -16,9 +16,9 @@ from typing import Final
 
 from labref.doctor.findings import fine, note, problem, warning
 from labref.export.roots import is_network_folder, kind_of
-from labref.export.scan import condition
 from labref.files import read_file
 from labref.lab import Lab
+from labref.lab.mounts import condition_of
 from labref.operations.condition import Finding
 from labref.service import NAME, registered
 
@@ -36,7 +36,7 @@ def export_folders(lab: Lab) -> Iterator[Finding]:
     if not lab.watched:
         yield problem("export", "no folder is watched", f"Name one in {lab.config_file}: [watch] folders.")
     for root in lab.watched:
-        wrong = condition(root)
+        wrong = condition_of(lab, root)
         if wrong == "missing":
             yield problem(
                 "export", f"{root} is not there", f"Mount it, or correct [watch] folders in {lab.config_file}."

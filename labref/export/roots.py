@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-__all__ = ["FileNumbers", "Roots", "file_system_of", "is_network_folder", "kind_of", "real_path"]
+__all__ = ["FileNumbers", "Roots", "is_network_folder", "kind_of", "mount_in", "mount_of", "real_path"]
 
 _DRIVE_REMOTE: Final = 4  # GetDriveTypeW
 _MOUNTS: Final = Path("/proc/mounts")
@@ -163,16 +163,22 @@ def is_network_folder(folder: Path) -> bool:
 
 def kind_of(folder: Path) -> str:
     """The kind of file system that `folder` lies on, in lower case; "" where it cannot be found out."""
+    return mount_of(folder)[1]
+
+
+def mount_of(folder: Path) -> tuple[str, str]:
+    """Where the file system that `folder` lies on is mounted, and its kind in lower case; both are "" where they cannot
+    be found out."""
     place = os.path.realpath(folder)
     with contextlib.suppress(FileNotFoundError):  # Linux has it
-        return file_system_of(place, _MOUNTS.read_bytes().decode("utf-8", "surrogateescape"))
+        return mount_in(place, _MOUNTS.read_bytes().decode("utf-8", "surrogateescape"))
     mounted = {os.path.normcase(one.mountpoint): one.fstype.lower() for one in psutil.disk_partitions(all=True)}
     above = [os.path.normcase(str(one)) for one in (Path(place), *Path(place).parents)]
-    return next((mounted[one] for one in above if one in mounted), "")
+    return next(((one, mounted[one]) for one in above if one in mounted), ("", ""))
 
 
-def file_system_of(folder: str, mounts: str) -> str:
-    """The kind of file system that `folder`, a path without links, lies on; `mounts` is the content of /proc/mounts."""
+def mount_in(folder: str, mounts: str) -> tuple[str, str]:
+    """The same for `folder`, a path without links, where `mounts` is the content of /proc/mounts."""
     best, kind = "", ""
     for line in mounts.splitlines():
         _, written, found, *_ = line.split(" ")
@@ -180,4 +186,4 @@ def file_system_of(folder: str, mounts: str) -> str:
         inside = folder == point or folder.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):  # of two mounts at one point the later one is seen
             best, kind = point, found
-    return kind
+    return best, kind

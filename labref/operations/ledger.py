@@ -24,6 +24,7 @@ from labref.export.scan import ScanReport, scan
 from labref.failpoints import failpoint
 from labref.files import digest_of, read_file
 from labref.lab import Lab
+from labref.lab.mounts import is_unmounted
 from labref.operations import operation
 from labref.operations.models import Answer, FilePath, Limit, Progress, Text, Who
 from labref.operations.naming import person
@@ -354,6 +355,7 @@ def _compare_export(context: Context, found: dict[str, list[str]], *, digests: b
     lab, store = context.lab, context.store
     report, pace = ScanReport(), Pace()
     looked = 0
+    filled: set[str] = set()
     by_bytes: dict[str, list[str]] = {"file_differs": [], "file_unreadable": []}
     with store.comparison() as comparison:
         part: list[tuple[str, int | None, int | None, int | None, int | None]] = []
@@ -366,6 +368,7 @@ def _compare_export(context: Context, found: dict[str, list[str]], *, digests: b
             report=report,
         ):
             path, seen = path_to_text(candidate.path), candidate.signature
+            filled.add(candidate.root)
             if seen is None:
                 part.append((path, None, None, None, None))
             else:
@@ -386,6 +389,7 @@ def _compare_export(context: Context, found: dict[str, list[str]], *, digests: b
         files = comparison.result()
     # the agent goes on taking files in meanwhile
     waiting = [path for path in files.without_outcome if not any(True for _ in store.ledger(path=path))]
+    report.unreachable += [str(root) for root in lab.watched if str(root) not in filled and is_unmounted(lab, root)]
     unreadable = [path_to_text(folder) for folder in (*report.unreachable, *report.unreadable)]
     for kind, what in (
         ("file_without_outcome", waiting),

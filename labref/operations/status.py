@@ -14,9 +14,9 @@ from labref.asking.room import LEAST_FREE, is_short, room
 from labref.bundles.inference import Embedder
 from labref.errors import BundleError
 from labref.export.paths import path_to_text
-from labref.export.scan import condition
 from labref.lab import Lab
 from labref.lab.backups import age_of_backup, is_old, last_backup
+from labref.lab.mounts import condition_of
 from labref.operations import operation
 from labref.operations.bundle import BundleChange
 from labref.operations.models import Answer, BundleName, BundleSignature, JobEnded, JobRunning
@@ -155,7 +155,7 @@ def status(context: Context) -> Iterator[Row]:
         found |= context.agent_status()
     else:
         watch = [
-            {"folder": path_to_text(str(folder)), "how": condition(folder) or "unwatched"}
+            {"folder": path_to_text(str(folder)), "how": condition_of(context.lab, folder) or "unwatched"}
             for folder in context.lab.watched
         ]
         found |= {"watch": watch, "agent": None}
