@@ -157,7 +157,7 @@ NOT_RUN = {
     r"py -3\.11 -m venv |python3 -m venv ": "makes a virtual environment",
     r"pip (install|wheel) ": "takes packages from the network, or needs the wheel of a release",
     r"pip install --upgrade$": "takes packages from the network",
-    r"python -m pytest$": "is what runs here",
+    r"python -m pytest( tests|$)": "is what runs here",
     r"(useradd|install|cp|systemctl) ": "changes the system, as root",
     r"labref bench": "measures for a minute: tests/test_bench.py runs it",
     r"labref service ": "changes the system, as root: tests/test_service.py",
