@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -77,7 +78,9 @@ def _git(root: Path, *words: str) -> str:
 
 
 def _run(words: Sequence[str], cwd: str | None = None) -> str:
-    done = subprocess.run(list(words), capture_output=True, text=True, cwd=cwd, check=False)
+    # this checkout is no part of an environment that is tried
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(list(words), capture_output=True, text=True, cwd=cwd, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"`{' '.join(words)}` failed:\n{done.stdout}{done.stderr}")
     return done.stdout

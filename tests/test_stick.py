@@ -288,6 +288,15 @@ def test_an_upgrade_stops_the_agent_switches_and_starts_it_and_can_be_undone(
 
 
 @LINUX
+def test_a_stick_for_a_gpu_lets_the_service_reach_it(
+    tmp_path: Path, sticks: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for runtime, line in (("cpu", "--user labref\n"), ("cuda", "--user labref --gpu\n")):
+        assert call(monkeypatch, sticks(f"0.1.0+{runtime}", runtime=runtime), tmp_path / runtime) == 0
+        assert line in capsys.readouterr().out
+
+
+@LINUX
 def test_where_the_store_gets_newer_a_backup_is_asked_for_and_the_way_back_says_what_to_do(
     tmp_path: Path,
     sticks: Callable[..., Path],

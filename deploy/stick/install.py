@@ -216,7 +216,7 @@ def install(stick: Stick, into: Installed, *, lab: Path | None, sure: bool) -> N
     if old is None:
         _finish(stick, into)
         say(f"labref {stick.version} is installed in {into.folder}.")
-        say(_first_steps(into))
+        say(_first_steps(into, stick))
         return
     say(f"labref {old['labref']} is in use; {stick.version} is ready to take its place.")
     lab = lab or _lab_of_service()
@@ -295,8 +295,9 @@ def _finish(stick: Stick, into: Installed) -> None:
     into.switch(stick.name)
 
 
-def _first_steps(into: Installed) -> str:
+def _first_steps(into: Installed, stick: Stick) -> str:
     command = into.command
+    gpu = " --gpu" if stick.described["runtime"] == "cuda" else ""
     if _WINDOWS:
         return (
             "Next, for a lab in C:\\labref-lab that watches D:\\CellaVision\\Export (put your own folders in their place):\n\n"
@@ -312,7 +313,7 @@ def _first_steps(into: Installed) -> str:
         "    sudo install -d -o labref -g labref -m 750 /var/lib/labref\n"
         f"    {owner}{command} init {lab} --watch /mnt/analyser/export\n"
         f"    {owner}{command} agent --once --lab {lab}\n"
-        f"    sudo {command} service install --lab {lab} --user labref\n"
+        f"    sudo {command} service install --lab {lab} --user labref{gpu}\n"
         f"    {owner}{command} doctor --lab {lab}\n"
     )
 

@@ -238,6 +238,7 @@ def _page(made: Path, described: dict[str, str]) -> None:
     words = described | {
         "version": described["labref"].partition("+")[0],
         "runtime_words": {"cpu": "the processor (CPU)", "cuda": "an NVIDIA GPU"}[described["runtime"]],
+        "gpu": " --gpu" if described["runtime"] == "cuda" else "",  # lets a unit of systemd's reach the device
         "megabytes": f"{size / 1e6:.0f}",
         "packages": str(len(list((made / "wheels").glob("*.whl")))),
     }
