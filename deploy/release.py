@@ -2,15 +2,16 @@
 
 The tag says the version: `v0.1.0` on the commit; `labref.__version__` and the newest section of CHANGELOG.md have to
 agree with it. The wheel is built from the source distribution, so that nothing is missing there. Then each Python that
-labref runs with, where it is on this computer, makes an environment, installs the wheel with packages of the index, and
-plays an analyser through (`labref demo`); with --train it also imports what training needs. --trial does all that for a
-commit without a tag.
+labref runs with, where it is on this computer, makes an environment, installs the wheel with packages of the index,
+makes a lab, and asks it; with --train it also imports what training needs. --trial does all that for a commit without a
+tag.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,16 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PYTHONS: Final = ("3.11", "3.12", "3.13")
+_DRAW: Final = """
+import pathlib, sys
+import numpy
+from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
+folder, random = pathlib.Path(sys.argv[1]), numpy.random.default_rng(0)
+folder.mkdir()
+for i, slide in enumerate(make_slides(10)):
+    picture = draw_cell(LABELS[i % 2], next(iter(OPTICS.values())), slide, random)
+    (folder / f"{i}.jpg").write_bytes(encode_jpeg(picture))
+"""
 _SECTION: Final = re.compile(r"^## (?P<version>\S+)(?: \((?P<date>\d{4}-\d{2}-\d{2})\))?$", re.MULTILINE)
 
 
@@ -67,10 +78,21 @@ def try_it(wheel: Path, python: str, *, train: bool) -> str:
         if train:
             _run([str(own / "python"), "-c", "import keras, tf2onnx, onnx, filelock, matplotlib"], cwd=folder)
         else:
-            _run([str(own / "labref"), "demo"], cwd=folder)
+            _use(own, folder)
     return (
-        f"{Path(python).name}: {said.strip()}, {'imports what training needs' if train else 'plays the demo through'}"
+        f"{Path(python).name}: {said.strip()}, {'imports what training needs' if train else 'gives eight references'}"
     )
+
+
+def _use(own: Path, folder: str) -> None:
+    """Make a lab with drawn cells, and ask it. own : the environment's programs."""
+    labref = str(own / "labref")
+    _run([str(own / "python"), "-c", _DRAW, "export"], cwd=folder)
+    _run([labref, "init", "lab", "--watch", "export"], cwd=folder)
+    _run([labref, "agent", "--once", "--lab", "lab"], cwd=folder)
+    answer = json.loads(_run([labref, "query", "export/0.jpg", "--lab", "lab", "--json"], cwd=folder))
+    if len(answer["references"]) != 8:
+        raise SystemExit(f"a lab of ten cells gives {len(answer['references'])} references, and not 8")
 
 
 def _git(root: Path, *words: str) -> str:
