@@ -43,6 +43,7 @@ from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, Signatu
 from labref.export.watch import Watcher
 from labref.lab import Lab
 from labref.lab.log import open_log
+from labref.lab.mounts import is_unmounted, remember_mounts
 from labref.pictures import lettering
 from labref.printing import printable, unprintable
 from labref.store import Rejected, SeenAgain, Store
@@ -596,6 +597,10 @@ def test_an_empty_folder_in_the_place_of_a_share_that_is_not_mounted_is_a_missin
     shutil.copy(away / "0.jpg", export)
     assert once(lab).unreachable == []
     assert desk.status(lab)["attention"] == [] and "folder_unreadable" not in faults(lab)
+    # a lab that is moved at this moment ends its agent with other words than these
+    lab.folder.rename(tmp_path / "moved")
+    remember_mounts(lab, [str(export)])
+    assert not lab.folder.exists() and not is_unmounted(lab, export)
 
 
 def test_files_that_are_left_alone_are_told_of(lab: Lab, export: Path) -> None:

@@ -24,11 +24,11 @@ _MOST: Final = 1_000_000  # bytes
 
 def remember_mounts(lab: Lab, folders: Iterable[str]) -> None:
     """Write down where these watched folders, in which files were met, are mounted. Where the lab's folder takes no
-    file, what was written before stays."""
-    known = _known(lab)
-    now = known | {lab.pseudonym(folder): _depth(Path(folder)) for folder in folders}
-    if now != known:
-        with contextlib.suppress(OSError):
+    file, or is not there at the moment, what was written before stays."""
+    with contextlib.suppress(OSError, LabError):
+        known = _known(lab)
+        now = known | {lab.pseudonym(folder): _depth(Path(folder)) for folder in folders}
+        if now != known:
             file = lab.folder.joinpath(*_FILE)
             file.parent.mkdir(exist_ok=True)
             replace_file(file, json.dumps(now) + "\n")
