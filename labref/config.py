@@ -789,9 +789,7 @@ def set_values(file: Path, values: Mapping[tuple[str, str], str | int]) -> None:
     if any(found[section][key] != value for (section, key), value in values.items()):
         raise ConfigError(f"the settings of {file} cannot be changed here; edit it")
     try:
-        mode = stat.S_IMODE(file.stat().st_mode)
-        replace_file(file, text.encode())
-        file.chmod(mode)
+        replace_file(file, text.encode(), mode=stat.S_IMODE(file.stat().st_mode))
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror}); check its permissions") from None
 

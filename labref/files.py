@@ -204,13 +204,18 @@ def copy_file(source: Path, target: Path) -> None:
             out.write(part)
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
+def replace_file(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
     """Write a file, a text as UTF-8, in the place of the one before, which stays whole until the new one is: first
     under another name beside it. After a power cut either may be there, so this is for what can be made again. Several
-    threads may write one file. Raises OSError."""
+    threads may write one file. Raises OSError.
+
+    mode : its permission bits, but on Windows; by default those that this process gives new files.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+        if mode is not None and os.name != "nt":
+            part.chmod(mode)
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -100,12 +100,12 @@ def test_this_computer_is_measured_and_the_best_settings_are_written_and_taken(
 def test_a_way_that_cannot_be_run_says_why(tmp_path: Path, starter: Bundle) -> None:
     way = speed.Way("cuda", 1, "full", "normal")
     (tmp_path / "empty").mkdir()
-    (told,) = speed.measure(cast(Bundle, SimpleNamespace(folder=tmp_path / "empty")), [way], 0.1)
+    told = speed.measure(cast(Bundle, SimpleNamespace(folder=tmp_path / "empty")), way, 0.1)
     assert told.problem is not None and "empty" in told.problem and told.cells_a_second is None
     if speed.cuda_problem() is not None:
-        (told,) = speed.measure(starter, [way], 0.1)
+        told = speed.measure(starter, way, 0.1)
         assert told.problem is not None and speed.cuda_problem() in told.problem
-    (told,) = speed.measure(starter, [speed.Way("cpu", usable_cpus(), "no such", "normal")], 0.1)
+    told = speed.measure(starter, speed.Way("cpu", usable_cpus(), "no such", "normal"), 0.1)
     assert told.problem is not None or told.trunk == "full"
 
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
 from typing import Final
 
 from labref.asking.drift import overview
@@ -67,7 +66,7 @@ class Observed:
             disk_free_bytes=None if disk is None else disk["free"],
             disk_total_bytes=None if disk is None else disk["total"],
             disk_full_seconds=None if days is None else 86_400 * days,
-            last_backup=None if made is None else datetime.fromisoformat(made.at).timestamp(),
+            last_backup=None if made is None else made.moment.timestamp(),
             map_trained=None if active is None else active.version.trained_at.timestamp(),
             drifting_past=sum("past" in than for than in off),
             drifting_training=sum("training" in than for than in off),

@@ -41,7 +41,7 @@ from labref.export.roots import FileNumbers, Roots
 from labref.export.scan import GONE, UNREACHABLE, Candidate, ScanReport, Signature, left_alone, look, scan
 from labref.export.settle import Settling
 from labref.export.watch import Watcher
-from labref.files import new_files
+from labref.files import new_files, replace_file
 from labref.lab import Lab
 from labref.lab.log import Log, open_log
 from labref.lab.mounts import condition_of, is_unmounted, remember_mounts
@@ -816,16 +816,22 @@ class _Agent:
 
     def _addresses(self) -> Server:
         """The agent's addresses, not bound yet."""
-        web, tls = self._lab.config.web, None
-        if web.certificate is not None and web.key is not None:
-            tls = TLS(web.address, web.port, self._lab.folder / web.certificate, self._lab.folder / web.key)
+        web = self._lab.config.web
+        tls = self._tls(web.address, web.port)
         # the token is read now: one that is damaged is said at the start, not to whoever calls first
         return Server(partial(self._make_web, self._lab.token()), self._lab.config.agent.port, tls)
+
+    def _tls(self, address: str, port: int) -> TLS | None:
+        """HTTPS at an address, with the certificate of labref.toml, [web]; None where there is none."""
+        web, folder = self._lab.config.web, self._lab.folder
+        if web.certificate is None or web.key is None:
+            return None
+        return TLS(address, port, folder / web.certificate, folder / web.key)
 
     @contextlib.contextmanager
     def _scraped(self) -> Iterator[None]:
         """Answer a monitoring server on another computer, where labref.toml says at which address."""
-        wanted, web = self._lab.config.metrics, self._lab.config.web
+        wanted = self._lab.config.metrics
         if not wanted.address or self._once:
             yield
             return
@@ -833,11 +839,8 @@ class _Agent:
         from labref.web.scraped import scraped_app
         from labref.web.serving import serving
 
-        tls, certificate = None, None
-        if web.certificate is not None and web.key is not None:
-            folder = self._lab.folder
-            tls = TLS(wanted.address, wanted.port, folder / web.certificate, folder / web.key)
-            certificate = Certificate(tls)
+        tls = self._tls(wanted.address, wanted.port)
+        certificate = None if tls is None else Certificate(tls)
         token = self._lab.metrics_token()
         bound = bound_socket(wanted.address, wanted.port, "[metrics] address and port")
         with serving(scraped_app(self._metrics, token), bound, tls, certificate):
@@ -954,10 +957,8 @@ class _Agent:
 
     def _write_record(self) -> None:
         values = {"pid": os.getpid(), "port": self._server.port, "started_at": self._started_at}
-        temporary = self._lab.agent_file.with_suffix(".json.part")
         try:
-            temporary.write_text(jsonlib.dumps(values) + "\n", encoding="utf-8")
-            os.replace(temporary, self._lab.agent_file)
+            replace_file(self._lab.agent_file, jsonlib.dumps(values) + "\n")
         except OSError as error:
             raise LabError(
                 f"{self._lab.agent_file} cannot be written: {error.strerror}. Give the agent's user access."

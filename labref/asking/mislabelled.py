@@ -218,8 +218,7 @@ def _near(
     if not any(known):
         return shares, there
     every = np.unique(np.concatenate([one[0] for one in known if one is not None]))
-    by_id = np.argsort(found.cells.ids)
-    place = by_id[np.minimum(np.searchsorted(found.cells.ids, every, sorter=by_id), len(by_id) - 1)]
+    place = found.by_id[np.minimum(np.searchsorted(found.cells.ids, every, sorter=found.by_id), len(found.by_id) - 1)]
     counts_still = (found.cells.ids[place] == every) & evidence[place]
     for row, one in enumerate(known):
         if one is None:
@@ -252,14 +251,13 @@ def _look(store: Store, found: Survey, at: NDArray[np.intp], evidence: NDArray[n
     if len(asked):
         queries = np.stack([latents[int_to_id(int(ids[place]))] for place in asked])
         analysers, best = found.analyser[at[asked]], _Best(queries, store.groups.of(ids[asked]))
-        by_id = np.argsort(found.cells.ids)
-        sorted_ids = found.cells.ids[by_id]
+        sorted_ids = found.cells.ids[found.by_id]
         for block_ids, block in store.every_latent(bundle=bundle):
             for start in range(0, len(block_ids), _ROWS_AT_ONCE):
                 part_ids, part = block_ids[start : start + _ROWS_AT_ONCE], block[start : start + _ROWS_AT_ONCE]
                 order = np.argsort(part_ids)  # looked up in order, they are found much faster
                 part_ids = part_ids[order]
-                where = by_id[np.minimum(np.searchsorted(sorted_ids, part_ids), len(sorted_ids) - 1)]
+                where = found.by_id[np.minimum(np.searchsorted(sorted_ids, part_ids), len(sorted_ids) - 1)]
                 (rows,) = np.nonzero((found.cells.ids[where] == part_ids) & counted[where])
                 came, part_ids, part = found.analyser[where[rows]], part_ids[rows], part[order[rows]]
                 of_part = store.groups.of(part_ids)

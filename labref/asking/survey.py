@@ -164,6 +164,11 @@ class Survey:
         return Nodes(most, cells.astype(np.int32), doubtful.astype(np.int32), shown)
 
     @cached_property
+    def by_id(self) -> NDArray[np.intp]:
+        """The cells' places in the order of their ids: int[n]."""
+        return np.argsort(self.cells.ids)
+
+    @cached_property
     def everything(self) -> Nodes:
         """What lies on each node, of all cells."""
         return self.by_node()

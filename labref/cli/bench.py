@@ -66,7 +66,7 @@ def bench(
             line.update(
                 f"{len(measured) + 1} of {len(wanted)}: {way.device}, {way.threads} threads, {way.priority} priority"
             )
-            measured += speed.measure(bundle, [way], seconds)
+            measured.append(speed.measure(bundle, way, seconds))
     chosen = speed.best(measured, leave)
     if chosen is None:
         raise LabError(f"the networks cannot be run on this computer: {measured[0].problem}")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.doctor import computer
 from labref.doctor import lab as of_lab
 from labref.doctor.findings import fine, note, problem, warning
+from labref.doctor.speed_process import cells_a_second
 from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.operations.condition import Finding
@@ -169,7 +167,7 @@ def _networks(lab: Lab, found: Mapping[str, Any], *, speed: bool) -> Iterator[Fi
         embedder = Embedder.open(bundle, device=how.device, threads=how.threads or None, precision=how.precision)
         try:
             difference = embedder.golden_difference()
-            rate = _cells_a_second(embedder) if speed else None
+            rate = cells_a_second(embedder, embedder.batch_size, _SPEED_SECONDS) if speed else None
         finally:
             embedder.close()
     except LabrefError as error:
@@ -187,17 +185,6 @@ def _networks(lab: Lab, found: Mapping[str, Any], *, speed: bool) -> Iterator[Fi
         yield warning("networks", says, "Give labref more CPUs, or a GPU; look at what else this computer does.")
     else:
         yield fine("networks", says)
-
-
-def _cells_a_second(embedder: Embedder) -> float:
-    golden = embedder.bundle.golden(embedder.precision).crops
-    crops = np.resize(golden, (embedder.batch_size, *golden.shape[1:]))
-    embedder.embed(crops)  # the first is slower
-    began, cells = time.perf_counter(), 0
-    while (took := time.perf_counter() - began) < _SPEED_SECONDS:
-        embedder.embed(crops)
-        cells += len(crops)
-    return cells / took
 
 
 def _sentence(text: str) -> str:

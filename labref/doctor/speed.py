@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from labref.bundles.bundle import Bundle
@@ -67,12 +66,6 @@ def bundle_in_use(lab: Lab) -> Bundle:
     return Bundle.installed(lab.bundles, status["bundle"]["digest"])
 
 
-def measure(bundle: Bundle, wanted: Sequence[Way], seconds: float) -> Iterator[Speed]:
-    """Measure each way, four times for so many seconds."""
-    for way in wanted:
-        yield _measured(bundle.folder, way, seconds)
-
-
 def best(found: Sequence[Speed], left: float = LEFT) -> Speed | None:
     """The way that embeds most cells a second of those that leave another program its share; where none does, the one
     that leaves it most. None where none can be run."""
@@ -83,8 +76,9 @@ def best(found: Sequence[Speed], left: float = LEFT) -> Speed | None:
     return max(works, key=lambda speed: speed.left or 0.0, default=None)
 
 
-def _measured(bundle: Path, way: Way, seconds: float) -> Speed:
-    given = json.dumps({"bundle": str(bundle), "seconds": seconds, **asdict(way)})
+def measure(bundle: Bundle, way: Way, seconds: float) -> Speed:
+    """Measure one way, four times for so many seconds."""
+    given = json.dumps({"bundle": str(bundle.folder), "seconds": seconds, **asdict(way)})
     try:
         process = start_child(
             "labref.doctor.speed_process", given, errors=subprocess.DEVNULL, low_priority=way.priority == "low"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
@@ -17,7 +18,7 @@ from labref.cpus import usable_cpus
 from labref.errors import LabrefError
 from labref.processes import lower_own_priority
 
-__all__ = ["main"]
+__all__ = ["cells_a_second", "main"]
 
 # another program, which wants one processor for each that there is: it counts how much it gets done
 _OTHER: Final = """
@@ -56,16 +57,14 @@ def main(given: dict[str, Any]) -> dict[str, Any]:
             embedder.golden_difference()
         except LabrefError as error:
             return {"problem": str(error)}
-        with_batch, single = _crops(embedder, embedder.batch_size), _crops(embedder, 1)
-        embedder.embed(with_batch)  # the first is slower
-        embedder.embed(single)
         alone = _others(others, seconds, None)
-        rate = _rate(embedder, with_batch, seconds)
-        waited = 1000 / _rate(embedder, single, seconds)
-        beside = _others(others, seconds, lambda: embedder.embed(with_batch))
+        in_batches = cells_a_second(embedder, embedder.batch_size, seconds)
+        waited = 1000 / cells_a_second(embedder, 1, seconds)
+        crops = _crops(embedder, embedder.batch_size)
+        beside = _others(others, seconds, lambda: embedder.embed(crops))
         return {
             "trunk": embedder.precision,
-            "cells_a_second": rate,
+            "cells_a_second": in_batches,
             "milliseconds_a_cell": waited,
             "left": min(1.0, beside / max(alone, 1e-9)),
         }
@@ -75,17 +74,20 @@ def main(given: dict[str, Any]) -> dict[str, Any]:
             other.wait()
 
 
-def _crops(embedder: Embedder, cells: int) -> Any:
-    golden = embedder.bundle.golden(embedder.precision).crops
-    return np.resize(golden, (cells, *golden.shape[1:]))
-
-
-def _rate(embedder: Embedder, crops: Any, seconds: float) -> float:
-    began, cells = time.perf_counter(), 0
+def cells_a_second(embedder: Embedder, cells: int, seconds: float) -> float:
+    """Cells a second where so many are embedded at once, measured for so many seconds."""
+    crops, done = _crops(embedder, cells), 0
+    embedder.embed(crops)  # the first is slower
+    began = time.perf_counter()
     while (took := time.perf_counter() - began) < seconds:
         embedder.embed(crops)
-        cells += len(crops)
-    return cells / took
+        done += cells
+    return done / took
+
+
+def _crops(embedder: Embedder, cells: int) -> NDArray[np.uint8]:
+    golden = embedder.bundle.golden(embedder.precision).crops
+    return np.resize(golden, (cells, *golden.shape[1:]))
 
 
 def _others(others: list[subprocess.Popen[str]], seconds: float, beside: Any) -> float:

@@ -28,6 +28,12 @@ class LastBackup:
     cells: int
     missing: int
 
+    @property
+    def moment(self) -> datetime:
+        """`at`, with a time zone. Raises `ValueError` where it is no moment."""
+        moment = datetime.fromisoformat(self.at)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
 
 def remember_backup(lab: Lab, made: LastBackup) -> None:
     """Write down that a backup is whole. Raises `LabrefError` where the lab's folder takes no file."""
@@ -47,7 +53,7 @@ def last_backup(lab: Lab) -> LastBackup | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         found: Any = json.loads(read_file(lab.folder.joinpath(*_FILE), _MOST))
         made = LastBackup(str(found["at"]), str(found["target"]), int(found["cells"]), int(found["missing"]))
-        _moment(made.at)
+        _ = made.moment  # raises ValueError where it is none
         return made
     return None
 
@@ -60,7 +66,7 @@ def age_of_backup(lab: Lab, now: datetime) -> timedelta | None:
     """
     made = last_backup(lab)
     if made is not None:
-        return now - _moment(made.at)
+        return now - made.moment
     try:
         return now - datetime.fromtimestamp((lab.folder / "token").stat().st_mtime, UTC)
     except (OSError, ValueError, OverflowError):
@@ -73,8 +79,3 @@ def is_old(lab: Lab, cells: int) -> bool:
     most, age = lab.config.health.backup_days, age_of_backup(lab, datetime.now(UTC))
     # the clock may have been ahead
     return bool(most and cells) and age is not None and abs(age) > timedelta(days=most)
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)

@@ -347,15 +347,16 @@ class Lab:
     def metrics_token(self) -> str:
         """What a monitoring server on another computer has to send; made when it is first asked for. Raises `LabError`
         where it cannot be read or made."""
-        path = self.folder / "metrics-token"
-        if not path.exists():
-            try:
-                new_token(self.folder, path.name)
-            except FileExistsError:  # by another command in this moment
-                pass
-            except OSError as error:
-                raise LabError(f"cannot make {path}: {error.strerror}. Give the agent's user access.") from None
-        return self._secret(path.name)
+        name = "metrics-token"
+        try:
+            new_token(self.folder, name)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise LabError(
+                f"cannot make {self.folder / name}: {error.strerror}. Give the agent's user access."
+            ) from None
+        return self._secret(name)
 
     def _secret(self, name: str) -> str:
         path = self.folder / name

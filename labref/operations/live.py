@@ -9,10 +9,9 @@ from pydantic import Field
 
 from labref.asking import marks
 from labref.asking.prediction import Because
-from labref.export.layout import ClassNames
 from labref.operations import operation
 from labref.operations.models import Answer, Text
-from labref.operations.naming import slide_keys, told_apart
+from labref.operations.naming import class_names, slide_keys, told_apart
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Cell
@@ -118,7 +117,7 @@ def find_marks(
     store = context.store
     there = store.cells(dict.fromkeys(cells))
     bundle = context.embedder().bundle
-    names = ClassNames(bundle.manifest.labels, context.lab.config.watch.labels)
+    names = class_names(context, bundle)
     found = marks.found(store, bundle, list(there.values()), names)
     for cell_id in dict.fromkeys(cells):
         if cell_id in found:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
 from labref.export.layout import ClassNames, name_key
 from labref.export.paths import path_from_text, path_to_text
@@ -28,6 +29,7 @@ __all__ = [
     "NoSuchNameError",
     "SeveralCellsError",
     "cell_named",
+    "class_names",
     "earlier_slide_keys",
     "find_cells",
     "id_of_cell",
@@ -315,6 +317,11 @@ def told_apart(context: Context, slides: Iterable[SlideId]) -> dict[SlideId, str
 
 def _key(token: bytes, slide: str) -> str:
     return hmac.new(token, b"slide:" + slide.encode("utf-8", "surrogatepass"), "sha256").hexdigest()[:20]
+
+
+def class_names(context: Context, bundle: Bundle) -> ClassNames:
+    """Which names stand for which class, by this bundle and labref.toml, [watch.labels]."""
+    return ClassNames(bundle.manifest.labels, context.lab.config.watch.labels)
 
 
 class Classes:

@@ -21,11 +21,10 @@ from labref.asking.novelty import NEAREST, judge, yardstick
 from labref.asking.prediction import Because, predict
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
-from labref.export.layout import ClassNames
 from labref.operations import operation, perform
 from labref.operations.label import carried_as_seen
 from labref.operations.models import Answer, Seen, Text, Who
-from labref.operations.naming import Classes, cell_named, person
+from labref.operations.naming import Classes, cell_named, class_names, person
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Store
@@ -282,7 +281,7 @@ def _novel_of(store: Store, bundle: Bundle, candidates: Sequence[str]) -> list[s
 def _shown(context: Context, bundle: Bundle, wanted: Sequence[str], about: dict[str, tuple[Any, Any]]) -> Iterator[Row]:
     store = context.store
     latents, found = store.latents(wanted, bundle=bundle.digest), store.cells(wanted)
-    names = ClassNames(bundle.manifest.labels, context.lab.config.watch.labels)
+    names = class_names(context, bundle)
     predictions, qualities = store.queues.predictions(bundle.digest, wanted), store.qualities.of(wanted)
     for cell_id in wanted:
         cell = found.get(cell_id)

@@ -19,12 +19,12 @@ from labref.asking import marks
 from labref.asking.differential import Kind, differential, kind_of
 from labref.asking.prediction import Because, at_a_glance
 from labref.errors import LabrefError
-from labref.export.layout import ClassNames
 from labref.operations import operation
 from labref.operations.models import Answer, Text, Who
 from labref.operations.naming import (
     NoSuchNameError,
     SeveralSlidesError,
+    class_names,
     earlier_slide_keys,
     person,
     slide_keys,
@@ -398,7 +398,7 @@ def _withheld(context: Context, cells: Sequence[Cell]) -> dict[str, Because | No
     if not cells or store.active_bundle() is None:
         return {}
     bundle = context.lab.bundle(store) if context.jobs is None else context.embedder().bundle
-    names = ClassNames(bundle.manifest.labels, context.lab.config.watch.labels)
+    names = class_names(context, bundle)
     seen = marks.known(store, bundle.digest, [cell.cell_id for cell in cells])
     glance = cache(lambda label, analyser: at_a_glance(store, bundle, label, analyser, names))
     return {

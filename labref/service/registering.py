@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from labref.errors import LabError
+from labref.files import replace_file
 from labref.lab import Lab, absolute
 from labref.service.descriptions import NAME, Described, Kind, describe
 
@@ -175,16 +176,10 @@ def _owner(lab: Lab) -> str:
 
 def _write(folder: Path, described: Described) -> Path:
     file = folder / described.name
-    part = file.with_name(f".{described.name}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(described.data)
-        if os.name != "nt":
-            part.chmod(0o644)
-        os.replace(part, file)
+        replace_file(file, described.data, mode=0o644)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise LabError(f"{file} cannot be written: {error.strerror or error}. {_ADMINISTRATOR}") from None
     return file
 

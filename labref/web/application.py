@@ -48,9 +48,8 @@ from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, documen
 from labref.web.events import Events
 from labref.web.failures import failure, told, unexpected
 from labref.web.guard import Elsewhere, Guard, in_api
-from labref.web.metrics import Metrics
+from labref.web.metrics import METRICS_TYPE, Metrics
 from labref.web.pages import add_pages
-from labref.web.scraped import METRICS_TYPE
 from labref.web.visitors import Entrance, Visitors, visitor_of
 
 __all__ = ["Answers", "make_app"]

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import psutil
-from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from labref.words import Outcome, Reason
 
-__all__ = ["HEALTH", "LabState", "Metrics"]
+__all__ = ["HEALTH", "METRICS_TYPE", "LabState", "Metrics"]
 
 HEALTH: Final = ("ok", "storage", "no progress", "folder", "provider", "disk", "backup")
 """What /health can say."""
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+"""Media type of Prometheus' text."""
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -139,9 +141,10 @@ class _State(Collector):
         found = self._state()
         if found is None:
             return
-        health = CollectorRegistry()
-        Enum("labref_health", "What /health says.", states=list(HEALTH), registry=health).state(found.health)
-        yield from health.collect()
+        health = GaugeMetricFamily("labref_health", "What /health says.", labels=["labref_health"])
+        for word in HEALTH:
+            health.add_metric([word], word == found.health)
+        yield health
         cells = GaugeMetricFamily("labref_cells", "Cells stored, by who gave their label.", labels=["label_source"])
         for source, count in found.cells.items():
             cells.add_metric([source], count)

@@ -10,12 +10,10 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from labref.web.connections import CONNECTION, Connection
-from labref.web.metrics import Metrics
+from labref.web.metrics import METRICS_TYPE, Metrics
 
-__all__ = ["METRICS_TYPE", "scraped_app"]
+__all__ = ["scraped_app"]
 
-METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-"""Media type of Prometheus' text."""
 _CLOSE: Final = {"Connection": "close", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 

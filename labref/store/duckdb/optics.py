@@ -108,17 +108,11 @@ def codes(cursor: duckdb.DuckDBPyConnection, book: OpticsBook) -> Callable[[NDAr
         [[to_nullable(name) for name in others], [known[name] for name in others], unnamed, to_nullable(most)],
     ).fetchnumpy()
     ids, of_each = np.asarray(found["id"], np.uint64), np.asarray(found["code"], np.uint32)
-    order = np.argsort(ids)
-    ids, of_each = ids[order], of_each[order]
+    of_others = CellBook(ids, of_each, range(len(book.codes)))
 
     def look_up(wanted: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        codes = np.full(len(wanted), known[most], np.uint32)
-        if len(ids):
-            by_id = np.argsort(wanted)  # looked up in order, they are found much faster
-            at = np.minimum(np.searchsorted(ids, wanted[by_id]), len(ids) - 1)
-            there = ids[at] == wanted[by_id]
-            codes[by_id[there]] = of_each[at[there]]
-        return codes
+        given = of_others.codes_of(wanted)
+        return np.where(given < 0, known[most], given).astype(np.uint32)
 
     return look_up
 
