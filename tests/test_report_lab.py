@@ -19,7 +19,7 @@ from playwright.sync_api import Browser as Chromium
 from labref.asking import report as asking
 from labref.asking.agreement import mean_share, share, weighted
 from labref.asking.answer import answer_for_stored
-from labref.bundles.bundle import Bundle
+from labref.bundles.bundle import Bundle, install
 from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.operations.report import LabReport
@@ -27,6 +27,7 @@ from labref.web.desk import Desk, run
 from labref.web.report import as_file
 from labref.words import name_key
 from tests.browser import open_page
+from tests.bundles import carrying
 from tests.labs import make_lab, once, running_agent, wait_until
 from tests.pages import let_in
 from tests.test_cli import labref
@@ -284,6 +285,107 @@ def test_with_an_agent_the_report_is_the_same_and_made_in_the_background(lab: La
     file = reader.get("/report/file")
     assert file.text.count("data:image/jpeg;base64,") > 300
     assert SLIDE not in reader.get("/report").text
+
+
+@pytest.fixture(scope="module")
+def with_atlas(tmp_path_factory: pytest.TempPathFactory, starter: Bundle, real_cells: Path) -> Lab:
+    """A young lab of 34 reviewed cells, whose bundle carries 24 others of pbc: of one class the lab has two cells, of
+    another none."""
+    folder = tmp_path_factory.mktemp("central")
+    signed = folder / "export" / SLIDE / "Signed slides"
+    atlas: dict[str, list[Path]] = {}
+    for label, own, central in (("neutrophil", 16, 8), ("monocyte", 16, 0), ("eosinophil", 2, 8), ("basophil", 0, 8)):
+        files = sorted((real_cells / "pbc" / label).glob("*.jpg"))
+        atlas[label] = files[7 :: len(files) // 8][:central]
+        if own:
+            (signed / label).mkdir(parents=True)
+            for file in files[:: len(files) // own][:own]:
+                shutil.copy(file, signed / label / file.name)
+    bundle = install(carrying(starter, folder, atlas), folder / "bundles")
+    lab = make_lab(folder / "lab", folder / "export", bundle)
+    assert once(lab).rejected == 0
+    return lab
+
+
+def test_own_cells_are_compared_with_the_atlas_and_with_both(with_atlas: Lab) -> None:
+    stdout, _ = labref("report", "--lab", str(with_atlas.folder), "--json")
+    report = json.loads(stdout)
+    LabReport.model_validate(report)
+    (row,) = report["analysers"]
+    assert report["atlas"]
+    assert report["atlas_shown"]
+    wanted: dict[str, list[tuple[float, float]]] = {}
+    with with_atlas.open_store() as store:
+        bundle = with_atlas.bundle(store)
+        atlas = bundle.atlas
+        assert atlas is not None
+        for ids, latents in store.every_latent(bundle=bundle.digest):
+            for cell, latent in zip(store.cells([f"{n:016x}" for n in ids]).values(), latents, strict=True):
+                answer = answer_for_stored(with_atlas, store, bundle, cell)
+                assert answer is not None
+                nearest = np.argsort(((atlas.latents - latent) ** 2).mean(axis=1))[:8]
+                wanted.setdefault(cell.label, []).append(
+                    (
+                        float(np.mean([atlas.labels[at] == cell.label for at in nearest])),
+                        float(np.mean([one["label"] == cell.label for one in answer["references"]])),
+                    )
+                )
+    assert {label: len(found) for label, found in wanted.items()} == {"neutrophil": 16, "monocyte": 16, "eosinophil": 2}
+    classes = {one["label"]: one for one in row["classes"]}
+    for label, found in wanted.items():
+        central, both = np.mean(found, axis=0)
+        assert classes[label]["central"]["value"] == pytest.approx(central)
+        assert classes[label]["both"]["value"] == pytest.approx(both)
+        assert classes[label]["both"]["n"] == len(found)
+    for place, which in enumerate(("central", "both")):
+        every = [figures[place] for found in wanted.values() for figures in found]
+        assert row[which]["precision"]["value"] == pytest.approx(np.mean(every))
+        of_classes = [np.mean([figures[place] for figures in found]) for found in wanted.values()]
+        assert row[which]["precision_of_classes"]["value"] == pytest.approx(np.mean(of_classes))
+    # two cells cannot fill a row; the atlas has no monocyte
+    assert classes["eosinophil"]["precision"]["value"] <= 1 / 8 < classes["eosinophil"]["both"]["value"]
+    assert classes["monocyte"]["central"]["value"] == 0 < classes["monocyte"]["both"]["value"]
+
+
+def test_the_three_stand_in_file_page_and_numbers_in_each_language(with_atlas: Lab, tmp_path: Path) -> None:
+    """Also where the lab turned central cells off: it sees what it does without."""
+    off = replace(with_atlas, folder=shutil.copytree(with_atlas.folder, tmp_path / "lab"))
+    with off.config_file.open("a", encoding="utf-8") as file:
+        file.write("\n[atlas]\nenabled = false\n")
+    out = tmp_path / "report.html"
+    said = {
+        "en": ("Own cells, central cells, both", "with both.", "the setting turns central cells off"),
+        "sv": ("Egna celler, centrala celler, båda", "med båda.", "inställningen stänger av centrala celler"),
+        "de": ("Eigene Zellen, zentrale Zellen, beide", "mit beiden beantwortet.", "schaltet zentrale Zellen ab"),
+    }
+    for language, (heading, shown, turned_off) in said.items():
+        stdout, _ = labref(
+            *("report", "--lab", str(off.folder), "--out", str(out), "--language", language, "--counts-only", "--json")
+        )
+        text = out.read_text("utf-8")
+        assert heading in text and turned_off in text and shown not in text
+        labref("report", "--lab", str(with_atlas.folder), "--out", str(out), "--language", language)
+        text = out.read_text("utf-8")
+        assert heading in text and shown in text and turned_off not in text
+    numbers = json.loads(stdout)
+    LabReport.model_validate(numbers)
+    assert (numbers["atlas"], numbers["atlas_shown"]) == (True, False)
+    *_, whole = run(with_atlas, "report.make")
+    for key in ("precision", "central", "both"):
+        assert numbers["analysers"][0][key] == whole["analysers"][0][key]
+    with running_agent(with_atlas):
+        page = let_in(with_atlas, "Reader", "view").get("/report").text
+    both = whole["analysers"][0]["both"]["precision"]["value"]
+    assert said["en"][0] in page
+    assert f"<b>{100 * both:.1f} %</b>".replace(" ", "") in page.replace("\N{NO-BREAK SPACE}", "").replace(" ", "")
+
+
+def test_a_bundle_without_an_atlas_is_compared_with_nothing(made: dict[str, Any]) -> None:
+    assert not made["atlas"]
+    for row in made["analysers"]:
+        assert row["central"] is row["both"] is None
+        assert all(one["central"] is one["both"] is None for one in row["classes"])
+    assert "central cells" not in as_file(made, "en", lambda _: None)
 
 
 @pytest.mark.parametrize("dark", [False, True])

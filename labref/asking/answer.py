@@ -47,6 +47,7 @@ __all__ = [
     "MOST_REFERENCES",
     "answer",
     "answer_for_stored",
+    "central_of",
     "ledger_json",
     "open_embedder",
     "probability_by_label",
@@ -168,10 +169,15 @@ def answer_for_stored(
     return {"quality": quality_json(quality), **told}
 
 
-def _central(lab: Lab, bundle: Bundle) -> Central | None:
-    """The atlas of the bundle, as the lab calls its classes; None where there is none, or the lab wants none."""
-    atlas = bundle.atlas if lab.config.atlas.enabled else None
+def central_of(lab: Lab, bundle: Bundle) -> Central | None:
+    """The atlas of the bundle, as the lab calls its classes; None where there is none."""
+    atlas = bundle.atlas
     return None if atlas is None else as_called(atlas, bundle.manifest.labels, tuple(lab.config.watch.labels.items()))
+
+
+def _central(lab: Lab, bundle: Bundle) -> Central | None:
+    """The same; None too where the lab wants none."""
+    return central_of(lab, bundle) if lab.config.atlas.enabled else None
 
 
 def withheld(lab: Lab, store: Store) -> Set[str]:

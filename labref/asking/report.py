@@ -8,6 +8,10 @@ of a question is the share that is right; a question none of whose references wa
 nobody reviewed a cell of the analyser, the same is made with the classes that the analyser gave; that says how well
 both agree, and not how right either is.
 
+Own against central against both. Where the bundle carries an atlas, the same questions are asked of the atlas alone,
+and of both as a query is (`labref.asking.central`), whatever the lab's setting says. The class of a cell of the atlas
+always counts: the central team gave it.
+
 Sample. Of each class as many cells are asked as there are, up to an equal share of the sample; what a rare class does
 not use is left to the others. The precision of a class is thus that of a random sample of it. Over all cells, each
 class counts by how many cells it has; over classes, each counts alike. Cells are drawn by the seed and the analyser's
@@ -28,7 +32,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -40,14 +44,15 @@ from labref import __version__
 from labref.asking import marks, references
 from labref.asking.agreement import Figure, mean_share, share, weighted
 from labref.asking.analysers import Telling
-from labref.asking.answer import probability_by_label, withheld
+from labref.asking.answer import central_of, probability_by_label, withheld
+from labref.asking.central import Central, fill
 from labref.asking.drift import overview
 from labref.asking.prediction import Prediction, predict
 from labref.bundles.bundle import Bundle
 from labref.export.layout import ClassNames, name_key
 from labref.lab import Lab
 from labref.progress import Pace, Row, Steps
-from labref.store import Cell, PairCounts, QualityCounts, Store
+from labref.store import Cell, Neighbour, PairCounts, QualityCounts, Store
 from labref.store.memory.books import int_to_id
 from labref.times import utc
 from labref.words import LabelSource
@@ -69,21 +74,30 @@ _AT_ONCE: Final = 100  # cells that are read together
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A cell that was asked, and what came of it. right, counted : of its references, how many have its class, and how
-    many have a class that counts.  own : share of its class among the nearest hundred."""
+class _Tally:
+    """Of the references of a question: how many have its class, and how many have a class that counts."""
 
-    cell: Cell
-    found: references.Found
-    prediction: Prediction
     right: int
     counted: int
-    own: float
 
     @property
     def precision(self) -> float | None:
         """Share of the counted references that is right; None where none counts."""
         return self.right / self.counted if self.counted else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A cell that was asked, and what came of it. own : of the lab's own references.  central, both : of the atlas
+    alone, and of both; None without an atlas.  among : share of its class among the nearest hundred."""
+
+    cell: Cell
+    found: references.Found
+    prediction: Prediction
+    own: _Tally
+    central: _Tally | None
+    both: _Tally | None
+    among: float
 
 
 def make(lab: Lab, store: Store, bundle: Bundle, *, sample: int = SAMPLE, seed: int = 1) -> Steps[Row]:
@@ -114,6 +128,7 @@ def make(lab: Lab, store: Store, bundle: Bundle, *, sample: int = SAMPLE, seed: 
         "version": __version__,
         "bundle": {"name": manifest.name, "version": manifest.version, "digest": bundle.digest},
         "atlas": bool(bundle.manifest.atlas),
+        "atlas_shown": bool(bundle.manifest.atlas) and lab.config.atlas.enabled,
         "sample": sample,
         "seed": seed,
         "k": REFERENCES,
@@ -247,9 +262,10 @@ def _of_analyser(
     asked: dict[int, _Asked] = {}
     total, pace = len(wanted) + len(tried), Pace()
     barred, show_same = withheld(lab, store), not lab.config.duplicates.withhold_possible
+    central = central_of(lab, bundle)
     yield 0, total, "the references of cells are looked up"
     for done, (place, cell) in enumerate(_cells(store, cells, wanted)):
-        answer = None if cell is None else _ask(store, bundle, cell, counts, barred, names, show_same)
+        answer = None if cell is None else _ask(store, bundle, cell, counts, barred, names, show_same, central)
         if answer is not None:
             asked[place] = answer
         if pace.due():
@@ -264,11 +280,10 @@ def _of_analyser(
     questions = [asked[place] for place in chosen if place in asked]
     sizes = {label: len(places) for label, places in by_class.items()}
     classes = [_class(label, size, questions) for label, size in sorted(sizes.items())]
-    figures = [(row["cells"], row["precision"]) for row in classes]
     shown = [one for one in questions if one.prediction.shown]
     worst = sorted(
-        (one for one in questions if one.counted and one.right < one.counted),
-        key=lambda one: (one.precision or 0.0, one.own, one.cell.cell_id),
+        (one for one in questions if one.own.right < one.own.counted),
+        key=lambda one: (one.own.precision or 0.0, one.among, one.cell.cell_id),
     )
     given = {name_key(names.label(label)) for label, source in _held(cells) if source is not LabelSource.PREDICTED}
     return {
@@ -278,11 +293,12 @@ def _of_analyser(
         "reviewed": len(_first_of_each(cells, _has_source(cells, (LabelSource.REVIEWED,)))),
         "basis": basis,
         "asked": len(questions),
-        "not_counted": sum(not one.counted for one in questions),
+        "not_counted": sum(not one.own.counted for one in questions),
         "without_latent": len(set(wanted)) - len(asked),
-        "precision": asdict(weighted([(size, figure) for size, figure in figures])),
-        "precision_of_classes": asdict(weighted([(1.0, figure) for _, figure in figures])),
-        "classes": [row | {"precision": asdict(row["precision"])} for row in classes],
+        **_over_classes(classes, "precision"),
+        "central": None if central is None else _over_classes(classes, "central"),
+        "both": None if central is None else _over_classes(classes, "both"),
+        "classes": classes,
         "lacking": sorted(label for label in bundle.manifest.labels if name_key(names.label(label)) not in given),
         "prediction_shown": asdict(share(len(shown), len(questions))),
         "prediction_right": asdict(
@@ -336,8 +352,10 @@ def _ask(
     barred: Collection[str],
     names: ClassNames,
     show_same: bool,
+    central: Central | None,
 ) -> _Asked | None:
-    """The lab's own references of a cell; None where it has no latent of the bundle in use."""
+    """The lab's own references of a cell, and those with an atlas; None where it has no latent of the bundle in
+    use."""
     embedding = store.embedding(cell.cell_id, bundle=bundle.digest)
     if embedding is None:
         return None
@@ -358,15 +376,56 @@ def _ask(
         placed=False,
     )
     predicted = max(by_label.items(), key=lambda item: item[1])
-    counted = [one for one in found.references if one.label_source in counts and not one.may_be_same]
+    own = {
+        one.cell_id: _same(one.label, cell.label) if one.label_source in counts and not one.may_be_same else None
+        for one in found.references
+    }
+    alone, both = (None, None) if central is None else _with_atlas(store, central, cell, found, latent, by_label, own)
     return _Asked(
         cell,
         found,
         predict(store, bundle, predicted, found, names, measures),
-        sum(_same(one.label, cell.label) for one in counted),
-        len(counted),
+        _tally(own.values()),
+        alone,
+        both,
         sum(weight for label, weight in found.distribution.weights.items() if _same(label, cell.label)),
     )
+
+
+def _with_atlas(
+    store: Store,
+    central: Central,
+    cell: Cell,
+    found: references.Found,
+    latent: NDArray[np.float32],
+    probabilities: Mapping[str, float],
+    own: Mapping[str, bool | None],
+) -> tuple[_Tally, _Tally]:
+    """What the references of the atlas alone are, and those of both. own : whether each of the lab's own references is
+    right; None where its class does not count."""
+    nearest = np.argsort(central.atlas.distances(latent), kind="stable")[:REFERENCES]
+    both = fill(
+        store,
+        central,
+        latent,
+        own=[Neighbour(one.cell_id, one.distance) for one in found.references],
+        labels={one.label for one in found.references},
+        probabilities=probabilities,
+        k=REFERENCES,
+        analyser=found.optics.analyser if found.optics.only else None,
+    )
+    return (
+        _tally(_same(label, cell.label) for label in central.labels[nearest].tolist()),
+        _tally(
+            own[one.cell_id] if one.cell_id in own else _same(central.label(one.cell_id), cell.label) for one in both
+        ),
+    )
+
+
+def _tally(right: Iterable[bool | None]) -> _Tally:
+    """right : of each reference; None where its class does not count."""
+    counted = [one for one in right if one is not None]
+    return _Tally(sum(counted), len(counted))
 
 
 def _same(one: str, other: str) -> bool:
@@ -376,7 +435,11 @@ def _same(one: str, other: str) -> bool:
 def _class(label: str, size: int, questions: Sequence[_Asked]) -> dict[str, Any]:
     """What is told of a class. size : distinct cells that may be asked."""
     own = [one for one in questions if one.cell.label == label]
-    precision = mean_share([value for one in own if (value := one.precision) is not None])
+    precision = _mean_precision(one.own for one in own)
+    with_atlas = {
+        which: None if not own or tallies[0] is None else asdict(_mean_precision(tallies))
+        for which, tallies in (("central", [one.central for one in own]), ("both", [one.both for one in own]))
+    }
     others = Counter(
         reference.label for one in own for reference in one.found.references if not _same(reference.label, label)
     )
@@ -385,11 +448,26 @@ def _class(label: str, size: int, questions: Sequence[_Asked]) -> dict[str, Any]
         "label": label,
         "cells": size,
         "asked": len(own),
-        "precision": precision,
+        "precision": asdict(precision),
+        **with_atlas,
         "best": min(1.0, (size - 1) / REFERENCES),
         "enough": size > REFERENCES and _width(precision) <= _WIDEST,
         "instead": None if instead is None else instead[0],
         "instead_share": 0.0 if instead is None else instead[1] / sum(len(one.found.references) for one in own),
+    }
+
+
+def _mean_precision(tallies: Iterable[_Tally | None]) -> Figure:
+    """The mean over the questions that have a reference that counts."""
+    return mean_share([value for one in tallies if one is not None and (value := one.precision) is not None])
+
+
+def _over_classes(classes: Sequence[Mapping[str, Any]], figure: str) -> Row:
+    """A figure of the classes, over cells and over classes."""
+    figures = [(float(row["cells"]), Figure(**row[figure])) for row in classes if row[figure] is not None]
+    return {
+        "precision": asdict(weighted(figures)),
+        "precision_of_classes": asdict(weighted([(1.0, one) for _, one in figures])),
     }
 
 
@@ -412,8 +490,8 @@ def _example(one: _Asked) -> Row:
     """An answer that is shown. No slide and no file is named."""
     return {
         **_plain(one.cell.cell_id, one.cell.label, str(one.cell.label_source), one.cell.captured_at),
-        "right": one.right,
-        "counted": one.counted,
+        "right": one.own.right,
+        "counted": one.own.counted,
         "is_novel": one.found.novelty.is_novel,
         "no_class": one.found.novelty.no_class,
         "predicted": one.prediction.label,

@@ -53,6 +53,10 @@ class ReportClass(Answer):
     precision: ReportShare = Field(
         description=f"Share of the {REFERENCES} references with the cell's own class, the mean over cells."
     )
+    central: ReportShare | None = Field(
+        default=None, description="The same with the cells of the bundle's atlas alone; null without an atlas."
+    )
+    both: ReportShare | None = Field(default=None, description="The same with both, as a query gives them.")
     best: float = Field(description="The highest share that so few cells allow.")
     enough: bool = Field(description="Whether there are enough cells to trust the share.")
     instead: str | None = Field(description="The other class that most of the references have.")
@@ -68,6 +72,13 @@ class ReportReference(Answer):
     captured_at: str | None = Field(description="When it was captured, ISO 8601, UTC.")
     distance: float = Field(description="Mean squared error between the latents.")
     right: bool = Field(description="Whether it has the class of the cell that was asked.")
+
+
+class ReportPrecision(Answer):
+    """The precision of an analyser's cells with other references than the lab's own."""
+
+    precision: ReportShare = Field(description="Precision over cells: each class counts by its number of cells.")
+    precision_of_classes: ReportShare = Field(description="Precision over classes: each class counts alike.")
 
 
 class ReportExample(Answer):
@@ -155,6 +166,10 @@ class ReportAnalyser(Answer):
     )
     precision: ReportShare = Field(description="Precision over cells: each class counts by its number of cells.")
     precision_of_classes: ReportShare = Field(description="Precision over classes: each class counts alike.")
+    central: ReportPrecision | None = Field(
+        default=None, description="The same with the cells of the bundle's atlas alone; null without an atlas."
+    )
+    both: ReportPrecision | None = Field(default=None, description="The same with both, as a query gives them.")
     classes: list[ReportClass] = Field(description="Class by class.")
     lacking: list[str] = Field(description="Classes of the bundle that no cell of this analyser was given.")
     prediction_shown: ReportShare = Field(
@@ -179,7 +194,10 @@ class LabReport(Answer):
     made_at: str = Field(description="When it was made, ISO 8601, UTC.")
     version: str = Field(description="labref's version.")
     bundle: BundleName = Field(description="The bundle in use.")
-    atlas: bool = Field(description="Whether the bundle carries cells of the central team; none counts here.")
+    atlas: bool = Field(
+        description="Whether the bundle carries cells of the central team. They count in `central` and `both` alone."
+    )
+    atlas_shown: bool = Field(default=False, description="Whether the lab's setting shows them among references.")
     sample: int = Field(description="Cells of each analyser that were asked, at most.")
     seed: int = Field(description="Seed of what was drawn.")
     k: int = Field(description="References of an answer.")
