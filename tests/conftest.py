@@ -73,6 +73,7 @@ SLOW = {
     "test_training_devices": 30,
     "test_upkeep_store": 30,
     "test_bad_input": 20,
+    "test_mutated": 20,
     "test_benchmark_web": 20,
     "test_browser_cell": 20,
     "test_browser_map": 20,

@@ -71,6 +71,7 @@ _BEGINNINGS = {
 }
 _EXPORT = "export it as one of 8 bits"
 _NOT_READ = ("unsupported", "unknown", "cannot handle")  # Pillow's words for a kind of picture that it does not read
+_LONGEST_WORDS = 80  # characters of Pillow's
 _REDUCE = 4  # background and nucleus are looked for in the image at a quarter of its scale
 _GAIN_LIMITS = (0.75, 4.0)
 _COEFFICIENT_BYTES = 6  # of a pixel
@@ -174,7 +175,7 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         TypeError,
         OverflowError,
     ) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = _words_of(error)
         if "out of memory" in text.lower():  # Pillow's word for what its decoders could not get
             raise MemoryError from None
         if "truncated" in text.lower() or "unexpected end" in text.lower():
@@ -184,6 +185,15 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 f"a {_kind(data)} image of a kind that is not read ({text}); {_EXPORT}"
             ) from None
         raise UnreadableImageError(f"damaged image: {text}") from None
+
+
+def _words_of(error: Exception) -> str:
+    """Why Pillow gave up, in its words. In the place of others, which may hold any part of the file and what it says of
+    a patient, stands the error's name."""
+    words = str(error).split("\n", 1)[0]
+    if isinstance(error, OSError | ValueError | SyntaxError) and 0 < len(words) <= _LONGEST_WORDS and "'" not in words:
+        return words
+    return f"a part of it is not what it should be ({type(error).__name__})"
 
 
 def _kind(data: bytes) -> str | None:

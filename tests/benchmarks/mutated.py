@@ -1,0 +1,317 @@
+"""Damaged and malicious pictures, given to the very processes in which the agent has pictures decoded.
+
+    python -m tests.benchmarks.mutated --images 100000 --seed 1 --json
+    python -m tests.benchmarks.mutated --images 1000000 --seed 1 --state mutated.json --json
+
+Cells of ../shared/data (drawn ones where that is absent) are written small as JPEG, PNG, BMP and TIFF of many kinds,
+and changed (`tests.benchmarks.mutations`). A picture's number and the seed say what it is. Each goes through
+`labref.cells.decoding` with the limits that a lab has by default: a crop is made of it, and of every eighth all that
+is stored of a cell. Right is a sound crop, or a rejection of labref's own with a reason that can be printed. Faults
+are: an exception that nobody foresaw (in the decoding process, or here), a decoder that crashed, a picture that took
+longer than the limit, a decoding process that makes something else of a sound picture than it did, and memory, files
+or threads that grow.
+
+--state : file that counts are kept in, from which the next run goes on (after a kill, some pictures of the last seconds
+again); with another seed or other limits it is refused.  --seconds : ends after so many, with `ok` false where pictures
+are left.  --keep : folder for the pictures of faults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+
+from labref.cells.decoding import WALL_FACTOR, Decoder, Limits
+from labref.cells.image import CellImage, decode
+from labref.config import DecodingConfig
+from labref.cpus import usable_cpus
+from labref.errors import UnreadableImageError
+from labref.files import replace_file
+from labref.printing import printable
+from tests.benchmarks.exports import choose_source
+from tests.benchmarks.mutations import Original, mutate, originals
+
+__all__ = ["main", "run"]
+
+_CELLS: Final = 6
+_ALL_OF_IT: Final = 8  # of so many pictures one is examined, of the others a crop is made
+_SOUND_EVERY: Final = 1000  # pictures, after which a sound one is decoded again
+_SAMPLE_SECONDS: Final = 5.0
+_LATE_SECONDS: Final = 60.0  # by which a busy computer may be late in ending a picture, or in starting a process
+_LONGEST_REASON: Final = 300
+_MOST_FAULTS: Final = 100  # are listed
+_LEAST_SAMPLES: Final = 30  # of a process, before its memory is judged
+_MOST_GROWTH_MB: Final = 48.0
+_MOST_NEW_FILES: Final = 4
+_CRASHED: Final = "damaged image: the decoder crashed"
+_FOREIGN: Final = "damaged image: cannot be used ("
+
+
+@dataclass
+class Tally:
+    """What is kept from run to run. seconds : by the clock, of all runs.  reasons : numbers in them left out."""
+
+    seed: int
+    limits: dict[str, float]
+    done: int = 0
+    seconds: float = 0.0
+    decoded: int = 0
+    rejected: int = 0
+    by_format: dict[str, dict[str, int]] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    slowest_seconds: float = 0.0
+    most_growth_mb: float = 0.0
+    most_memory_mb: float = 0.0
+    faults: int = 0
+    listed: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Watch:
+    """Memory, files and threads of this process and of those that decode, a sample every few seconds."""
+
+    def __init__(self) -> None:
+        self._memory: dict[int, list[float]] = {}
+        self._own: list[tuple[int, int]] = []
+        self._process = psutil.Process()
+
+    def sample(self) -> None:
+        self._own.append((self._process.num_fds() if os.name == "posix" else 0, self._process.num_threads()))
+        for one in [self._process, *self._process.children()]:
+            try:
+                self._memory.setdefault(one.pid, []).append(one.memory_info().rss / 1e6)
+            except psutil.Error:
+                continue  # it has ended
+
+    def growth_mb(self) -> float:
+        """Of the process that grew most, after the first fifth of its samples: the median of the last fifth against
+        that of the second."""
+        grown = [0.0]
+        for samples in self._memory.values():
+            if len(samples) >= _LEAST_SAMPLES:
+                part = len(samples) // 5
+                grown.append(statistics.median(samples[-part:]) - statistics.median(samples[part : 2 * part]))
+        return max(grown)
+
+    def most_memory_mb(self) -> float:
+        return max((max(samples) for samples in self._memory.values()), default=0.0)
+
+    def new_files_and_threads(self) -> tuple[int, int]:
+        if len(self._own) < _LEAST_SAMPLES:
+            return 0, 0
+        part = len(self._own) // 5
+        early, late = self._own[part : 2 * part], self._own[-part:]
+        return (
+            max(files for files, _ in late) - max(files for files, _ in early),
+            max(threads for _, threads in late) - max(threads for _, threads in early),
+        )
+
+
+class _Run:
+    def __init__(
+        self, tally: Tally, until: int, choices: Sequence[Original], limits: Limits, keep: Path | None
+    ) -> None:
+        self.tally, self._until, self._choices, self._limits, self._keep = tally, until, choices, limits, keep
+        self.decoder = Decoder(limits, most=max(2, usable_cpus()))
+        self._lock = threading.Lock()
+        self._next = tally.done
+        self._sound = [one for one in choices if one.name.endswith(" 0") and "two colours" not in one.name]
+        self._crops: dict[str, bytes] = {}
+        self.ended = threading.Event()
+
+    def work(self) -> None:
+        """Take pictures until there are no more. One thread of several."""
+        while not self.ended.is_set():
+            with self._lock:
+                number = self._next
+                if number >= self._until:
+                    return
+                self._next += 1
+            if number % _SOUND_EVERY == 0:
+                self._require_sound(number)
+            original, data = mutate(random.Random((self.tally.seed << 40) + number), self._choices)
+            self._try(number, original, data)
+
+    def _require_sound(self, number: int) -> None:
+        one = self._sound[number // _SOUND_EVERY % len(self._sound)]
+        try:
+            crop = self.decoder.prepare(one.data).crop.tobytes()
+        except UnreadableImageError as error:
+            if "not enough image data" not in str(error):
+                self._fault(number, one, one.data, f"a sound picture was rejected: {error}")
+            return
+        with self._lock:
+            first = self._crops.setdefault(one.name, crop)
+        if crop != first:
+            self._fault(number, one, one.data, "a sound picture became another crop than before")
+
+    def _try(self, number: int, original: Original, data: bytes) -> None:
+        began = time.monotonic()
+        outcome, reason, wrong = "decoded", "", ""
+        try:
+            wrong = _unsound(self.decoder.examine(data) if number % _ALL_OF_IT == 0 else self.decoder.prepare(data))
+        except UnreadableImageError as error:
+            outcome, reason = "rejected", str(error)
+            if reason.startswith((_CRASHED, _FOREIGN)):
+                wrong = reason
+            elif not reason or reason != printable(reason) or "\n" in reason or len(reason) > _LONGEST_REASON:
+                wrong = f"not a reason to print: {reason[:_LONGEST_REASON]!r}"
+        except Exception as error:
+            outcome, reason = "failed", type(error).__name__
+            wrong = f"{type(error).__name__}: {error}"
+        took = time.monotonic() - began
+        if took > self._limits.seconds * WALL_FACTOR + _LATE_SECONDS:
+            wrong = wrong or f"it took {took:.1f} s"
+        with self._lock:
+            tally = self.tally
+            tally.done += 1
+            tally.decoded += outcome == "decoded"
+            tally.rejected += outcome == "rejected"
+            _count(tally.by_format.setdefault(original.kind, {}), outcome)
+            if reason:
+                _count(tally.reasons, re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "N", reason)[:80])
+            tally.slowest_seconds = round(max(tally.slowest_seconds, took), 2)
+        if wrong:
+            self._fault(number, original, data, wrong)
+
+    def _fault(self, number: int, original: Original, data: bytes, what: str) -> None:
+        with self._lock:
+            self.tally.faults += 1
+            if len(self.tally.listed) < _MOST_FAULTS:
+                self.tally.listed.append({"number": number, "from": original.name, "bytes": len(data), "fault": what})
+        print(f"picture {number}, from {original.name}: {what}", file=sys.stderr, flush=True)
+        if self._keep is not None:
+            self._keep.mkdir(parents=True, exist_ok=True)
+            (self._keep / f"{self.tally.seed}-{number}.{original.kind.lower()}").write_bytes(data)
+
+
+def _count(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _unsound(made: Any) -> str:
+    """What is wrong with a crop that was made, empty where nothing is."""
+    if made.crop.shape != (256, 256, 3) or made.crop.dtype != np.uint8:
+        return f"a crop of {made.crop.dtype}{list(made.crop.shape)}"
+    if isinstance(made, CellImage):
+        numbers = [*made.centre, *made.background]
+    else:
+        numbers = [*made.measures.tolist(), *(value for value in asdict(made.judged_by).values() if value is not None)]
+    flat = np.concatenate([np.ravel(np.asarray(value, dtype=np.float64)) for value in numbers])
+    return "" if np.isfinite(flat).all() else "numbers of the cell that are not finite"
+
+
+def run(
+    images: int,
+    *,
+    seed: int,
+    limits: Limits | None = None,
+    state: Path | None = None,
+    keep: Path | None = None,
+    cells: Path | None = None,
+    seconds: float | None = None,
+) -> dict[str, Any]:
+    """Try the first `images` pictures of this seed; returns the figures. seconds : stop after so many, at the latest.
+
+    Raises ValueError where `state` is of another seed or other limits.
+    """
+    allowed = DecodingConfig()
+    limits = limits or Limits(allowed.seconds, allowed.memory_megabytes, allowed.megapixels)
+    tally = Tally(seed, asdict(limits))
+    if state is not None and state.exists():
+        tally = Tally(**json.loads(state.read_text(encoding="utf-8")))
+        if (tally.seed, tally.limits) != (seed, asdict(limits)):
+            raise ValueError(f"{state} is of seed {tally.seed} and the limits {tally.limits}")
+    source, what = choose_source(cells, seed)
+    choices = originals([decode(specimen.data) for specimen in source.take(_CELLS)])
+    work = _Run(tally, images, choices, limits, keep)
+    watch = _Watch()
+    began, before = time.monotonic(), tally.seconds
+    threads = [threading.Thread(target=work.work, name=f"pictures-{n}") for n in range(max(2, usable_cpus()))]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            next(thread for thread in threads if thread.is_alive()).join(_SAMPLE_SECONDS)
+            watch.sample()
+            spent = time.monotonic() - began
+            if seconds is not None and spent > seconds:
+                work.ended.set()
+            _save(work, before + spent, watch, state)
+    finally:
+        work.ended.set()
+        for thread in threads:
+            thread.join()
+        work.decoder.close()
+    _save(work, before + time.monotonic() - began, watch, state)
+    files, more_threads = watch.new_files_and_threads()
+    if tally.most_growth_mb > _MOST_GROWTH_MB or files > _MOST_NEW_FILES or more_threads > 1:
+        tally.faults += 1
+        tally.listed.append(
+            {"fault": f"grown by {tally.most_growth_mb:.0f} MB, {files} open files, {more_threads} threads"}
+        )
+    figures = asdict(tally)
+    figures |= {
+        "originals": len(choices),
+        "source": what,
+        "pictures_a_second": round(tally.done / max(tally.seconds, 1e-9), 1),
+        "reasons": dict(sorted(tally.reasons.items(), key=lambda item: -item[1])),
+        "growth_limit_mb": _MOST_GROWTH_MB,
+        "ok": not tally.faults and tally.done >= images,
+    }
+    return figures
+
+
+def _save(work: _Run, seconds: float, watch: _Watch, state: Path | None) -> None:
+    tally = work.tally
+    with work._lock:
+        tally.seconds = round(seconds, 1)
+        tally.most_growth_mb = round(max(tally.most_growth_mb, watch.growth_mb()), 1)
+        tally.most_memory_mb = round(max(tally.most_memory_mb, watch.most_memory_mb()), 1)
+        text = json.dumps(asdict(tally))
+    if state is not None:
+        replace_file(state, text.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns 1 where there are faults, or pictures are left."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=10_000, help="pictures (default 10000)")
+    parser.add_argument("--seed", type=int, default=1, help="of the pictures (default 1)")
+    parser.add_argument("--state", type=Path, help="file of the counts, to go on from")
+    parser.add_argument("--keep", type=Path, help="folder for the pictures of faults")
+    parser.add_argument("--cells", type=Path, help="folder of cells (default ../shared/data/pbc, else drawn ones)")
+    parser.add_argument("--seconds", type=float, help="stop after so many")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    chosen = parser.parse_args(arguments)
+    figures = run(
+        chosen.images,
+        seed=chosen.seed,
+        state=chosen.state,
+        keep=chosen.keep,
+        cells=chosen.cells,
+        seconds=chosen.seconds,
+    )
+    if chosen.json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name}: {value}")
+    return 0 if figures["ok"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
