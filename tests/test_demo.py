@@ -11,15 +11,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from labref.cells.image import prepare
+from labref.demo import show
 from labref.demo.analyser import FolderSource, SyntheticSource, exports, put
 from labref.demo.cells import LABELS, OPTICS, SIZE, draw_cell, encode_jpeg, make_slides
-from labref.errors import LabrefError
+from labref.errors import AgentError, LabrefError
+from labref.lab import Lab
 from tests.labs import wait_until
 from tests.pages import Browser
 
@@ -189,3 +193,37 @@ def test_the_demo_leaves_a_folder_with_something_in_it_alone(tmp_path: Path) -> 
     assert done.returncode == 1
     assert "is not empty" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("stuck_after", [None, 40])
+def test_the_demo_waits_as_long_as_files_are_taken_in_and_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stuck_after: int | None
+) -> None:
+    """On a computer that takes a minute for each file; and on one whose agent does nothing more."""
+    files = {str(tmp_path / f"{number}.jpg"): "cell" for number in range(83)}
+    now = [1000.0]
+
+    def ledger_rows(_: Lab) -> list[dict[str, str]]:
+        done = int((now[0] - 1000) // 60)
+        return [{"path": path} for path in list(files)[: done if stuck_after is None else min(done, stuck_after)]]
+
+    monkeypatch.setattr(show, "ledger_rows", ledger_rows)
+    monkeypatch.setattr(
+        show, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.append(now.pop() + seconds))
+    )
+    said: list[str] = []
+    lab = cast("Lab", SimpleNamespace(folder=tmp_path))
+    if stuck_after is None:
+        show._wait_for_outcomes(lab, files, lambda: None, said.append)
+        assert now[0] == pytest.approx(1000 + 83 * 60)
+    else:
+        with pytest.raises(AgentError, match="43 of 83 files have no outcome yet, and for 180 s none got one"):
+            show._wait_for_outcomes(lab, files, lambda: None, said.append)
+        assert now[0] < 1000 + 60 * stuck_after + 200
+    assert "  20 of 83 files are taken in ..." in said
+
+    def ended() -> None:
+        raise AgentError("the agent ended by itself")
+
+    with pytest.raises(AgentError, match="by itself"):
+        show._wait_for_outcomes(lab, files, ended, said.append)

@@ -29,7 +29,9 @@ from labref.web.desk import ask, ledger_rows, run, status
 
 __all__ = ["Account", "show"]
 
-_SECONDS_MOST: Final = 160.0  # the longest that the demo waits, over all its steps
+_START_SECONDS_MOST: Final = 160.0  # for the agent to start
+_STILL_SECONDS_MOST: Final = 180.0  # without one more file taken in: a computer with other work is slow, and not stuck
+_TELL_SECONDS: Final = 10.0
 _EXPORT_SECONDS_MOST: Final = 100.0  # after this the analyser stops, even with files left to export
 _PACE_SECONDS: Final = 0.125  # seconds between two cells; fewer where there are many cells
 _PACED_SECONDS_MOST: Final = 20.0
@@ -72,7 +74,6 @@ def show(
 
 def _show(images: Path | None, keep: Path | None, cells: int, seed: int, pages: bool, say: Say) -> Account:
     started = time.monotonic()
-    deadline = started + _SECONDS_MOST
     source: Source = SyntheticSource(seed=seed) if images is None else FolderSource(images, seed=seed)
     folder = _folder(keep)
     account = Account(folder)
@@ -85,14 +86,14 @@ def _show(images: Path | None, keep: Path | None, cells: int, seed: int, pages: 
     lab = Lab.open(lab.folder)
 
     unseen = list(source.take(_QUERIES))
-    with _agent(lab, folder / "agent.txt", deadline) as agent:
+    with _agent(lab, folder / "agent.txt") as agent:
         found = status(lab)
         say(f"The agent runs (process {agent.pid}): {found['provider_line']}")
         what = "drawn cells" if images is None else f"real cells from {images}"
         say(f"\nThe analyser exports {cells} {what}, a few copies, and files that are no use ...")
         files = _export(source, unseen, lab, export, account, cells, seed, say)
         say("The analyser is done; the agent takes in the last files ...")
-        _wait_for_outcomes(lab, files, deadline)
+        _wait_for_outcomes(lab, files, lambda: _still_running(agent, folder / "agent.txt"), say)
         _tell_outcomes(lab, files, account, say)
         _ask(lab, unseen, account, say)
         if pages:
@@ -141,8 +142,9 @@ def _folder(keep: Path | None) -> Path:
 
 
 @contextmanager
-def _agent(lab: Lab, output: Path, deadline: float) -> Iterator[subprocess.Popen[bytes]]:
+def _agent(lab: Lab, output: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A real agent in its own process. It answers when the block begins, and is shut down after the block."""
+    deadline = time.monotonic() + _START_SECONDS_MOST
     flags = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     command = [sys.executable, "-m", "labref", "agent", "--lab", str(lab.folder)]
     with output.open("wb") as log:
@@ -213,15 +215,26 @@ def _export(
     return files
 
 
-def _wait_for_outcomes(lab: Lab, files: Mapping[str, str], deadline: float) -> None:
+def _wait_for_outcomes(lab: Lab, files: Mapping[str, str], require_agent: Callable[[], None], say: Say) -> None:
+    """Wait as long as files are taken in, and say how far it is. require_agent : raises where the agent has ended."""
+    taken, moved_at = -1, time.monotonic()
+    told_at = moved_at
     while True:
-        missing = len(files.keys() - {row["path"] for row in ledger_rows(lab)})
-        if not missing:
+        require_agent()
+        done = len(files.keys() & {row["path"] for row in ledger_rows(lab)})
+        if done == len(files):
             return
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if done > taken:
+            taken, moved_at = done, now
+        if now - moved_at > _STILL_SECONDS_MOST:
             raise AgentError(
-                f"{missing} of {len(files)} files have no outcome yet; see `labref ledger --lab {lab.folder}`"
+                f"{len(files) - done} of {len(files)} files have no outcome yet, and for {_STILL_SECONDS_MOST:.0f} s none got "
+                f"one; see `labref ledger --lab {lab.folder}`"
             )
+        if now - told_at > _TELL_SECONDS:
+            told_at = now
+            say(f"  {done} of {len(files)} files are taken in ...")
         time.sleep(0.5)
 
 
