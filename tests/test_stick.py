@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -122,8 +123,13 @@ def test_every_wheel_on_the_stick_is_listed_with_its_digest_and_fits_the_lab(sti
     described = json.loads((stick / "stick.json").read_text(encoding="utf-8"))
     assert (described["schema"], described["python"]) == (str(latest_version()), HERE)
     ours = ROOT / "labref" / "starter"
-    for file in (stick / "starter").iterdir():
-        assert file.read_bytes() == (ours / file.name).read_bytes()
+    (wheel,) = (stick / "wheels").glob("labref-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in ("starter.labref", "starter.labref.sig", "starter.pub"):
+            assert archive.read(f"labref/starter/{name}") == (ours / name).read_bytes()
+    large = [file for file in stick.rglob("*") if file.is_file() and file.stat().st_size > 100_000]
+    assert len({make._sha256(file) for file in large}) == len(large), "nothing large is there twice"
+    assert not list(stick.rglob("starter*")), "it is in labref's wheel, with its signature and key"
 
 
 def test_the_bill_of_materials_is_one_and_names_all_that_ships_with_its_licence(stick: Path) -> None:

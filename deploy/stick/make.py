@@ -118,9 +118,6 @@ def make(
         pip = _download_pip(_made(made / "installer"))
         described = _describe(own, platform, python, runtime, epoch)
         _requirements(made)
-        starter = _made(made / "starter")
-        for name in ("starter.labref", "starter.labref.sig", "starter.pub"):
-            shutil.copy(ROOT / "labref" / "starter" / name, starter / name)
         shutil.copy(ROOT / "LICENSE", made / "LICENSE.txt")
         bill.write(made, [*sorted(wheels.glob("*.whl")), pip], target(platform, python), described)
         if platform == "manylinux":
