@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -27,84 +27,99 @@ from training.measure.latents import Latents, embed_latents, load_latents, save_
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as Chromium
+    from xdist.scheduler import LoadFileScheduling
 
 DATA = Path(os.environ.get("LABREF_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 SLOW = {
     "test_training_backends": 160,
+    "test_decoding_limits": 110,
     "test_api": 100,
-    "test_crash": 100,
-    "test_decoding_limits": 100,
+    "test_crash": 90,
     "test_agent": 80,
-    "test_report": 80,
-    "test_bundles_changing": 70,
-    "test_training_adopt": 70,
-    "test_stick": 60,
-    "test_demo": 60,
-    "test_folder_faults": 60,
-    "test_label_faults": 60,
-    "test_report_lab": 60,
+    "test_folder_faults": 80,
+    "test_label_faults": 80,
+    "test_demo": 70,
+    "test_report_lab": 70,
+    "test_report": 60,
     "test_training": 60,
-    "test_browser_access": 50,
-    "test_retention": 50,
-    "test_store_model": 50,
+    "test_bundles_changing": 50,
+    "test_stick": 50,
     "test_strangers": 50,
-    "test_upkeep_ledger": 50,
-    "test_what_it_says": 50,
-    "test_browser_slides": 40,
-    "test_bundle_sense": 40,
-    "test_map": 40,
-    "test_pages_review": 40,
-    "test_slides_alike": 40,
-    "test_training_optics": 40,
-    "test_atlas": 30,
-    "test_centring": 30,
-    "test_docs": 30,
-    "test_doctor": 30,
-    "test_duplicates_lab": 30,
+    "test_training_adopt": 50,
+    "test_browser_access": 40,
+    "test_docs": 40,
+    "test_references": 40,
+    "test_retention": 40,
+    "test_what_it_says": 40,
+    "test_browser_slides": 30,
+    "test_bundle_sense": 30,
+    "test_map": 30,
     "test_map_benchmarks": 30,
-    "test_novelty": 30,
-    "test_pages_hostile": 30,
-    "test_references": 30,
-    "test_signing": 20,
-    "test_trust": 20,
-    "test_som_parts": 30,
-    "test_training_devices": 30,
-    "test_upkeep_store": 30,
-    "test_bad_input": 20,
-    "test_mutated": 20,
+    "test_pages_review": 30,
+    "test_bench": 20,
     "test_benchmark_web": 20,
     "test_browser_cell": 20,
     "test_browser_map": 20,
     "test_browser_review": 20,
     "test_central": 20,
     "test_duplicates": 20,
-    "test_exporters": 20,
-    "test_inference": 20,
-    "test_labels": 20,
-    "test_map_store": 20,
+    "test_duplicates_lab": 20,
+    "test_mutated": 20,
     "test_no_tracebacks": 20,
-    "test_optics": 20,
-    "test_pages_slides": 20,
+    "test_novelty": 20,
+    "test_pages_hostile": 20,
+    "test_slides_alike": 20,
     "test_store_check": 20,
+    "test_store_model": 20,
     "test_store_opening": 20,
-    "test_suspects": 20,
+    "test_training_optics": 20,
+    "test_upkeep_ledger": 20,
+    "test_atlas": 10,
+    "test_bad_input": 10,
     "test_browser": 10,
+    "test_centring": 10,
+    "test_doctor": 10,
+    "test_exporters": 10,
     "test_exporters_keys": 10,
-    "test_service": 10,
+    "test_inference": 10,
+    "test_labels": 10,
+    "test_map_store": 10,
+    "test_optics": 10,
     "test_pages": 10,
     "test_pages_cell": 10,
     "test_pages_map": 10,
+    "test_pages_slides": 10,
     "test_recaptures": 10,
     "test_scale": 10,
+    "test_service": 10,
+    "test_signing": 10,
     "test_som": 10,
+    "test_som_parts": 10,
+    "test_suspects": 10,
     "test_svomen": 10,
+    "test_training_devices": 10,
     "test_training_neighbours": 10,
+    "test_trust": 10,
+    "test_upkeep_store": 10,
     "test_web_elsewhere": 10,
 }
 """Files whose tests train networks, measure, or start and kill agents and commands, and about how many seconds of a
 core each takes."""
+
+TENSORFLOW = {
+    "test_atlas",
+    "test_exporters",
+    "test_report",
+    "test_training",
+    "test_training_adopt",
+    "test_training_backends",
+    "test_training_neighbours",
+    "test_training_optics",
+}
+"""Files whose tests load TensorFlow, which takes 11 s of a core, and 40 where it was not compiled: they go to one
+worker. None loads it when it is collected, as all workers collect all files."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -113,7 +128,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: -SLOW.get(item.path.stem, 0))  # stable: files stay together
+    # stable: files stay together
+    items.sort(key=lambda item: (item.path.stem not in TENSORFLOW, -SLOW.get(item.path.stem, 0)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """`--dist loadfile`, with the files that load TensorFlow as if they were one."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "TensorFlow" if Path(file).stem in TENSORFLOW else file
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

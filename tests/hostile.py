@@ -31,8 +31,14 @@ def huge_png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    packer = zlib.compressobj(9)
-    row = b"\0" + b"\xb0" * (4 * width)
-    body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    rows, some = (b"\0" + b"\xb0" * (4 * width)) * 50, height // 50
+    packer = zlib.compressobj(9, wbits=-15)
+    part = packer.compress(rows) + packer.flush(zlib.Z_FULL_FLUSH)  # nothing in it refers to what came before
+    rest = rows[: len(rows) // 50 * (height % 50)]
+    body = b"\x78\xda" + part * some + packer.compress(rest) + packer.flush()
+    check = 1
+    for _ in range(some):
+        check = zlib.adler32(rows, check)
+    body += struct.pack(">I", zlib.adler32(rest, check))
     head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 from PIL import Image
-from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from labref.asking import agreement
@@ -461,7 +461,7 @@ def test_the_report_has_accuracy_time_agreement_and_what_references_change(lab: 
     say("B", {(task, "none") for task in range(4)}, unsaid=15)
     report = ask(lab, "reading.report", reading=number)
     accuracy = {(row["person"], row["arm"]): row for row in report if row["about"] == "accuracy"}
-    wilson = binomtest(8, 16).proportion_ci(method="wilson")
+    wilson = scipy.stats.binomtest(8, 16).proportion_ci(method="wilson")
     assert accuracy["A", "none"]["reviewed"] == pytest.approx(
         {"value": 0.5, "low": wilson.low, "high": wilson.high, "n": 16}
     )

@@ -18,7 +18,7 @@ from labref.cells.segmentation import highest_around, segment
 from labref.demo.cells import OPTICS, draw_cell, make_slides
 from labref.words import Fingerprint
 from tests.benchmarks.neighbours import changed
-from training.networks.overlook import beside
+from training.augmentation.composites import beside
 
 
 def pictures(real_cells: Path, label: str, count: int) -> list[np.ndarray]:

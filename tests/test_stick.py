@@ -18,8 +18,6 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 from packaging.utils import parse_wheel_filename
 
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
@@ -133,6 +131,10 @@ def test_every_wheel_on_the_stick_is_listed_with_its_digest_and_fits_the_lab(sti
 
 
 def test_the_bill_of_materials_is_one_and_names_all_that_ships_with_its_licence(stick: Path) -> None:
+    # imported by this test alone: every worker of a run imports this file, and this takes 4 s of a core
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     text = (stick / "bill-of-materials.cdx.json").read_text(encoding="utf-8")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     bill = json.loads(text)

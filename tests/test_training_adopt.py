@@ -9,27 +9,21 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from rich.progress import Progress
 from typer.testing import CliRunner
 
 from exporters.__main__ import app as exporters_app
-from exporters.bundles import ExportError, export_bundle, with_figures
 from exporters.card import _adopted
 from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.cells.image import PREPARATION, prepare
 from labref.errors import BundleError
 from tests.trainings import command
+from training.augmentation.composites import beside
 from training.config import PRESETS, RunConfig, override
-from training.networks import adopt as adopting
-from training.networks import classifier as training_classifier
-from training.networks.adopt import adopt, read_bundle
-from training.networks.architecture import build_classifier, build_vae_parts, orbit_matrix
-from training.networks.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
-from training.networks.overlook import beside, overlook, solve
+from training.networks.shipped import read_bundle
 from training.run import Run, RunError
 
 CONFIG = override(
@@ -40,6 +34,23 @@ CONFIG = override(
         'aliases={"platelet":"neutrophil"}',
     ],
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _networks() -> None:
+    """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
+    global keras, ExportError, export_bundle, with_figures, adopting, training_classifier, adopt
+    global build_classifier, build_vae_parts, orbit_matrix, Graph, build_encoder, fill_classifier, settle_normalisation
+    global overlook, solve
+    import keras
+
+    from exporters.bundles import ExportError, export_bundle, with_figures
+    from training.networks import adopt as adopting
+    from training.networks import classifier as training_classifier
+    from training.networks.adopt import adopt
+    from training.networks.architecture import build_classifier, build_vae_parts, orbit_matrix
+    from training.networks.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
+    from training.networks.overlook import overlook, solve
 
 
 def with_drawn_weights(model: keras.Model, seed: int) -> keras.Model:

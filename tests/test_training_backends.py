@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import keras
 import numpy as np
 import onnx
 import pytest
@@ -24,8 +23,6 @@ from tests.trainings import command, eager, shallowly  # noqa: F401
 from training.config import PRESETS, override
 from training.data.images import list_images
 from training.measure.evaluate import embed_tree, nearest
-from training.networks import classifier, devices
-from training.networks.architecture import build_trunk
 from training.run import Run, load_attribute_codes
 
 pytestmark = [
@@ -39,6 +36,16 @@ SETTINGS = [
     "classifier.attribute_weight=1", "attributes=attributes.csv", "holdout=0.3", "validation=0.1", "orientations=2",
     "vae.epochs=4", "vae.layers=0", "vae.batch_size=16", "vae.views=2", "vae.attribute_weight=5", "vae.neighbour_weight=5",
 ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _networks() -> None:
+    """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
+    global keras, classifier, devices, build_trunk
+    import keras
+
+    from training.networks import classifier, devices
+    from training.networks.architecture import build_trunk
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,29 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from labref.cells.image import BACKGROUND
-from training.augmentation.augment import augment, with_optics
-from training.augmentation.neighbours import NEIGHBOURS, draw_neighbours
 from training.config import PRESETS, Augmentation, ClassifierConfig, RunConfig
-from training.networks.classifier import _dataset
 
 STILL = {
     "rotation_degrees": 0.0, "flip": False, "shift": 0.0, "zoom": 0.0, "gain": 0.0, "brightness": 0.0, "blur": 0.0,
 }  # fmt: skip
 SIDE = 128
-SEED = tf.constant([3, 4], tf.int32)
 ROWS, COLUMNS = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
 FROM_MIDDLE = np.hypot(ROWS, COLUMNS) * 256 / SIDE
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _networks() -> None:
+    """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
+    global tf, augment, with_optics, NEIGHBOURS, draw_neighbours, _dataset, SEED
+    import tensorflow as tf
+
+    from training.augmentation.augment import augment, with_optics
+    from training.augmentation.neighbours import NEIGHBOURS, draw_neighbours
+    from training.networks.classifier import _dataset
+
+    SEED = tf.constant([3, 4], tf.int32)
 
 
 def discs(count: int, radius: float, colour: int) -> np.ndarray:

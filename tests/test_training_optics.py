@@ -7,19 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from typer.testing import Result
 
 from tests.trainings import command, eager, shallow  # noqa: F401
-from training.augmentation.augment import augment
 from training.config import Augmentation, ClassifierConfig, RunConfig, override
 from training.data.images import list_images
 from training.measure.unseen import adapt
-from training.networks.architecture import AttributeLoss, ReverseGradient, build_classifier, start_from
-from training.networks.vae import neighbour_loss
 from training.run import Run, RunError, domain_codes, load_attribute_codes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
@@ -27,6 +22,18 @@ ALIASES = {"segmented_neutrophil": "neutrophil"}
 OPTICS = Augmentation(
     contrast_low=0.3, contrast_high=1.2, stain=0.4, mixing=0.2, tint=0.2, focus=0.8, noise=5.0, cut=0.3
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _networks() -> None:
+    """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
+    global keras, tf, augment, AttributeLoss, ReverseGradient, build_classifier, start_from, neighbour_loss
+    import keras
+    import tensorflow as tf
+
+    from training.augmentation.augment import augment
+    from training.networks.architecture import AttributeLoss, ReverseGradient, build_classifier, start_from
+    from training.networks.vae import neighbour_loss
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from labref.bundles.bundle import starter_bundle
 from labref.bundles.schema import check_name
 from training.cli.app import app
 from training.config import PRESETS, RunConfig
-from training.networks.adopt import read_bundle
+from training.networks.shipped import read_bundle
 from training.run import Run
 
 WRITTEN_BEFORE = {

@@ -43,10 +43,10 @@ from labref.bundles.inference import Embedder
 from labref.cells.centring import distance_from_middle
 from labref.cells.image import decode, prepare, prepare_pixels
 from tests.benchmarks.duplicates import DATA, measure_neighbours
+from training.augmentation.composites import beside
 from training.data.images import Item, list_images, make_split, name_fraction
 from training.measure.evaluate import K, nearest
 from training.measure.statistics import bootstrap
-from training.networks.overlook import beside
 
 _DISTANCE: Final = (95.0, 125.0)  # pixels between the middles
 _APART: Final = np.pi / 3  # least angle between two neighbours

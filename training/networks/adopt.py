@@ -3,11 +3,7 @@ can be shipped again, or trained further."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +14,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from labref.bundles.bundle import FORMAT_VERSION, MAX_BYTES, NO_ARCHIVE, Manifest
 from labref.cells.image import CROP_SIZE, prepare
-from labref.errors import BundleError, UnreadableImageError
+from labref.errors import UnreadableImageError
 from training.augmentation.augment import augment
 from training.augmentation.neighbours import draw_neighbours
 from training.config import RunConfig, override
@@ -28,27 +23,16 @@ from training.data.images import resize_crop
 from training.networks.architecture import build_classifier, build_trunk
 from training.networks.devices import forward
 from training.networks.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
+from training.networks.shipped import Shipped, read_bundle
 from training.run import Run, RunError
 from training.settings import SettingsError
 
-__all__ = ["Adopted", "Shipped", "adopt", "read_bundle"]
+__all__ = ["Adopted", "adopt"]
 
 LIMIT = 1e-4
 """Largest difference of probabilities and latents between the networks read back and the graphs."""
 _SETTLED_ON = 512
 """Number of training cells from which the statistics of the batch normalisations are taken."""
-_NEEDED = ("trunk.onnx", "encoder.onnx", "golden.npz")
-_MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """A bundle as it was shipped, of any preparation. digest : SHA-256 of its manifest.  files : bytes of each file by
-    name."""
-
-    manifest: Manifest
-    digest: str
-    files: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -68,40 +52,6 @@ class Adopted:
     same_split: bool
     accuracy: float
     cells: int
-
-
-def read_bundle(source: Path) -> Shipped:
-    """Read a bundle, a `.labref` file or a folder, each file verified by its digest, whatever preparation it was made
-    with.
-
-    Its networks are not run. A lab's `Bundle.open` checks more. Raises `BundleError`.
-    """
-    try:
-        if source.is_dir():
-            raw = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
-        else:
-            with zipfile.ZipFile(source) as archive:
-                if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-                    raise BundleError(f"{source} is no labref bundle: it unpacks to more than {MAX_BYTES // 10**9} GB")
-                raw = {name: archive.read(name) for name in archive.namelist()}
-        manifest_json = raw[_MANIFEST]
-    except OSError as error:
-        raise BundleError(f"no bundle at {source}: {error.strerror or error}") from None
-    except NO_ARCHIVE as error:
-        raise BundleError(f"{source} is no labref bundle, or is damaged: {error}. Fetch it again.") from None
-    try:
-        values = json.loads(manifest_json)
-        if int(values["format_version"]) > FORMAT_VERSION:
-            raise BundleError(f"{source} has a newer format than this labref knows. Upgrade labref.")
-        manifest = Manifest.from_json(values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{source} has no usable manifest: {type(error).__name__} {error}") from None
-    for name in {*manifest.files, *_NEEDED}:
-        entry = manifest.files.get(name, {})
-        if name not in raw or hashlib.sha256(raw[name]).hexdigest() != entry.get("sha256"):
-            raise BundleError(f"{source} is damaged: {name} is missing or does not have its digest. Fetch it again.")
-    files = {name: raw[name] for name in manifest.files}
-    return Shipped(manifest, hashlib.sha256(manifest_json).hexdigest(), files)
 
 
 def adopt(source: Path, data: Path, folder: Path, settings: list[str], progress: Progress) -> Adopted:

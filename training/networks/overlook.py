@@ -26,12 +26,13 @@ from rich.progress import Progress
 from labref.cells.image import decode, prepare_pixels
 from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
+from training.augmentation.composites import beside
 from training.data.images import Item, resize_crop
 from training.networks.architecture import build_feature_model
 from training.networks.devices import forward
 from training.run import Run, RunError, load_attribute_codes
 
-__all__ = ["Overlooked", "beside", "overlook", "solve"]
+__all__ = ["Overlooked", "overlook", "solve"]
 
 NEAR_FAR: Final = (88.0, 132.0)
 """Distance of a neighbour's middle from the cell's, pixels."""
@@ -59,20 +60,6 @@ class Overlooked:
     before: float
     after: float
     alone: float
-
-
-def beside(picture: U8, other: U8, down: float, right: float) -> U8:
-    """`picture` uint8[h, w, 3] with `other` beside it; each pixel is the darker of the two. down, right : distance of
-    the middle of `other` from the middle of `picture`, pixels."""
-    both = picture.copy()
-    (height, width), (tall, wide) = picture.shape[:2], other.shape[:2]
-    top, left = round((height - tall) / 2 + down), round((width - wide) / 2 + right)
-    rows, columns = slice(max(top, 0), min(top + tall, height)), slice(max(left, 0), min(left + wide, width))
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        return both
-    part = other[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    both[rows, columns] = np.minimum(both[rows, columns], part)
-    return both
 
 
 def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, ridge: float = 3.0) -> Overlooked:
