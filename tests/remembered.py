@@ -119,7 +119,11 @@ def _write(file: Path, data: bytes) -> None:
 
 @contextmanager
 def remembering(starter: Bundle, folder: Path) -> Iterator[None]:
-    """Until it ends, every `Embedder` on the trunk of `starter` shares one session that remembers, in `folder`."""
+    """Until it ends, every `Embedder` on the trunk of `starter` shares one session that remembers, in `folder`.
+
+    Each session of ONNX Runtime has one thread, whatever is asked for: several wait for each other by spinning, and a
+    picture took up to twice the processor's time.
+    """
     opened: dict[Any, _Remembering] = {}
     real = inference._session
     wanted = starter.manifest.files["trunk.onnx"]["sha256"]
@@ -127,12 +131,12 @@ def remembering(starter: Bundle, folder: Path) -> Iterator[None]:
     def session(bundle: Bundle, name: str, providers: list[str], threads: int) -> Any:
         file = Path(bundle.folder, name)
         if name != "trunk.onnx" or not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
-            return real(bundle, name, providers, threads)
+            return real(bundle, name, providers, 1)
         key = (*providers, threads)
         if key not in opened:
             place = folder / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
             # of the starter's own folder: that of `bundle` may be gone when the first new picture comes
-            opened[key] = _Remembering(partial(real, starter, name, providers, threads), place)
+            opened[key] = _Remembering(partial(real, starter, name, providers, 1), place)
         inference._check_ports(bundle, name, opened[key])
         return opened[key]
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from labref.demo.analyser import FolderSource, Source, SyntheticSource
 
-__all__ = ["REAL_CELLS", "benchmark_process", "choose_source", "labref_process", "write_cells"]
+__all__ = ["REAL_CELLS", "benchmark_process", "choose_source", "labref_process", "process_of_tests", "write_cells"]
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 REAL_CELLS: Final = REPOSITORY.parent / "shared" / "data" / "pbc"
@@ -52,7 +52,13 @@ def labref_process(*arguments: str | Path, passed: Sequence[str] = (), **setting
 
 def benchmark_process(name: str, *arguments: str) -> subprocess.Popen[str]:
     """`python -m tests.benchmarks.<name> <arguments>` in a process of its own, its output piped."""
-    return _started(f"tests.benchmarks.{name}", arguments, os.environ)
+    return process_of_tests(f"benchmarks.{name}", *arguments)
+
+
+def process_of_tests(name: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """`python -m tests.<name> <arguments>` in a process of its own, its output piped. variables : of its environment,
+    over those of this process."""
+    return _started(f"tests.{name}", arguments, os.environ | variables)
 
 
 def _started(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
