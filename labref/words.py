@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 __all__ = [
     "BITS",
     "MEASURES",
+    "SHIFTED",
     "STORED",
     "VERSION",
     "Fingerprint",
@@ -44,6 +45,9 @@ VERSION: Final = 2
 
 BITS: Final = 64
 """Bits of one hash."""
+SHIFTED: Final = 5
+"""Of the fingerprints of a picture, the first so many are its own and shifted ones; the others are those of the picture
+turned and mirrored."""
 
 
 class Verdict(StrEnum):

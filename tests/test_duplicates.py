@@ -196,6 +196,17 @@ def test_two_stained_middles_that_may_lie_in_one_nucleus_are_for_a_person_to_dec
     assert ruling(replace(found, middles=35.0), DEFAULTS) is Verdict.POSSIBLE, "two platelets, or one cell"
     assert ruling(replace(found, stained=0.3), DEFAULTS) is Verdict.DUPLICATE, "nothing stands in one of the middles"
     assert ruling(replace(found, shift=(30.0, 20.0)), DEFAULTS) is Verdict.NEIGHBOUR, "two centres were found"
+    near = replace(found, shift=(18.0, 15.0))
+    assert ruling(near, DEFAULTS) is Verdict.POSSIBLE, "two centres that one nucleus has room for"
+    assert ruling(replace(near, middles=70.0), DEFAULTS) is Verdict.NEIGHBOUR, "two cells were meant"
+
+
+def test_where_two_pictures_share_little_their_structure_has_to_agree_further() -> None:
+    """A large cell in the middle fills what two pictures share: cells of bccd agree to 0.79 with others."""
+    found = Alignment(score=0.75, shift=(3.0, 2.0), turn=0.0, middles=6.0, overlap=0.5, structure=0.78)
+    assert ruling(found, DEFAULTS) is Verdict.DIFFERENT
+    assert ruling(replace(found, structure=0.85), DEFAULTS) is Verdict.POSSIBLE
+    assert ruling(replace(found, overlap=0.7), DEFAULTS) is Verdict.POSSIBLE
 
 
 def test_the_same_cell_cut_from_a_large_field_in_two_ways_is_a_duplicate(pbc: list[NDArray[np.uint8]]) -> None:

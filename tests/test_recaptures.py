@@ -15,13 +15,14 @@ from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
 from labref.bundles.bundle import Bundle, starter_bundle
+from labref.cells.hashes import oriented
 from labref.cells.image import decode
 from labref.cells.registration import align
 from labref.cells.sameness import DEFAULTS, ruling, seen
 from labref.cli import app as query_app
 from labref.store.memory.books import HashBook, int_to_id
 from labref.store.recording import Search
-from labref.web.desk import run
+from labref.web.desk import Desk, run
 from labref.words import Fingerprint, Landmark, Verdict
 from tests.benchmarks.duplicates import KINDS, recapture
 from tests.benchmarks.recaptures import looked_at, same_cells
@@ -183,6 +184,74 @@ def test_a_lab_asks_a_person_about_them_and_lays_one_on_the_other(
         pictures = [real_cells / "chula" / of_name[names[pair[which]]] for which in ("cell_id", "duplicate_of")]
         by_structure += align(*(seen(decode(file.read_bytes())) for file in pictures)).score < DEFAULTS.possible_from
     assert by_structure >= 3
+
+
+def test_a_cell_taken_again_in_other_focus_takes_one_place_in_every_answer(
+    real_cells: Path, starter: Bundle, tmp_path: Path
+) -> None:
+    """All pictures of four cells whose fingerprints differ in more than 14 bits, or whose centre was found elsewhere on
+    the nucleus: of each cell some were once stored as others."""
+    by_cell: dict[str, list[str]] = {}
+    for image, cell in same_cells("chula").items():
+        by_cell.setdefault(cell, []).append(image)
+    odd = (
+        "eosinophil/E-14_0464_0.jpg",
+        "eosinophil/E-15_0505_0.jpg",
+        "lymphocyte/L-8_0569_0.jpg",
+        "neutrophil/N-2B_0157_0.jpg",
+    )
+    chosen = [images for images in by_cell.values() if set(odd) & {*images}]
+    cell_of = {Path(image).name: number for number, images in enumerate(chosen) for image in images}
+    assert len(chosen) == len(odd) < len(cell_of)
+    export = tmp_path / "export"
+    for image in (image for images in chosen for image in images):
+        (export / image).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(real_cells / "chula" / image, export / image)
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    rows = ledger(lab)
+    with Desk.open(lab) as desk:
+        for path, row in rows.items():
+            (shown,) = desk.run("cell.show", cell=row["cell_id"])
+            cells = [cell_of[Path(one["path"]).name] for one in shown["references"]]
+            assert len(cells) == len(set(cells)), path
+            asked = cell_of[Path(path).name]
+            assert all(
+                one["may_be_same"] for one, cell in zip(shown["references"], cells, strict=True) if cell == asked
+            )
+
+
+def test_a_turned_or_mirrored_copy_of_a_stored_picture_is_a_possible_duplicate(
+    real_cells: Path, starter: Bundle, tmp_path: Path
+) -> None:
+    """Fourteen real cells; of each a copy, of seven kinds. What is laid over what, a person sees in one place."""
+    files = [
+        path for label in ("basophil", "lymphocyte") for path in sorted((real_cells / "pbc" / label).glob("*.jpg"))[:7]
+    ]
+    export = tmp_path / "export"
+    export.mkdir()
+    kinds = {}
+    for number, path in enumerate(files):
+        shutil.copy(path, export / f"a{number:02}.jpg")
+        kind = kinds[f"b{number:02}.png"] = number % 7 + 1
+        Image.fromarray(oriented(decode(path.read_bytes()), kind)).save(export / f"b{number:02}.png")
+    lab = make_lab(tmp_path / "lab", export, starter)
+    once(lab)
+    rows = ledger(lab)
+    for name, kind in kinds.items():
+        # whichever of the two came later repeats the earlier one
+        copy, original = (rows[each] for each in (name, f"a{name[1:3]}.jpg"))
+        links = {(row["outcome"], row["duplicate_of"]) for row in (copy, original)}
+        assert links & {("possible_duplicate", copy["cell_id"]), ("possible_duplicate", original["cell_id"])}, (
+            name,
+            kind,
+        )
+        (laid,) = run(lab, "duplicates.overlay", cell=copy["cell_id"], other=original["cell_id"])
+        mirrored = kind >= 4
+        assert laid["mirrored"] is mirrored
+        # clockwise turns of a picture that is mirrored first: a mirrored quarter is undone by the same quarter
+        assert round(laid["turn"]) % 360 == (-90 * kind if mirrored else 90 * kind) % 360
+        assert laid["score"] > 0.97
 
 
 _THREE_OF_EACH = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeVar
 
 import imagehash
 import numpy as np
@@ -23,6 +23,7 @@ from labref.words import Fingerprint, Verdict
 
 __all__ = [
     "DUPLICATE_BELOW",
+    "ORIENTATIONS",
     "POSSIBLE_UP_TO",
     "REDUCE",
     "WINDOW",
@@ -30,8 +31,11 @@ __all__ = [
     "digest",
     "fingerprint",
     "hash_windows",
+    "oriented",
+    "oriented_fingerprints",
     "shifted_fingerprints",
     "to_int",
+    "turned_fingerprints",
     "verdict",
 ]
 
@@ -42,10 +46,13 @@ POSSIBLE_UP_TO = 3
 """The thesis looked at a difference of three by hand; two and three are kept here for review."""
 
 
+ORIENTATIONS: Final = 8
+"""Ways to turn a picture by quarters and to mirror it, none of both among them."""
 REDUCE: Final = 4
 """Factor by which a picture is reduced before it is hashed: 4×4 pixels become one."""
 WINDOW: Final = 224 // REDUCE
 """Side of the hashed window, reduced pixels. Farther from a crop's middle, most of the picture shows other cells."""
+_Value = TypeVar("_Value", bound=np.generic)
 _EDGE: Final = (CROP_SIZE // REDUCE - WINDOW) // 2
 _STEP: Final = 8 // REDUCE
 _SHIFTS: Final = ((0, 0), (-_STEP, 0), (_STEP, 0), (0, -_STEP), (0, _STEP))
@@ -82,6 +89,25 @@ def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
     return hash_windows(np.asarray(small), [(_EDGE + row, _EDGE + column) for row, column in _SHIFTS])
 
 
+def turned_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
+    """The fingerprints of a crop uint8[256, 256, 3] turned by quarters and mirrored: seven, in the order of
+    `labref.cells.registration.turned`, from 1 on."""
+    return oriented_fingerprints(np.asarray(Image.fromarray(crop).convert("L").reduce(REDUCE)))[1:]
+
+
+def oriented_fingerprints(small: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
+    """The fingerprints of a crop in grey, reduced to uint8[64, 64], in its eight orientations: those of `oriented`, 0
+    to 7."""
+    window = small[_EDGE : _EDGE + WINDOW, _EDGE : _EDGE + WINDOW].astype(np.float32)
+    return _hashed(np.stack([oriented(window, number) for number in range(ORIENTATIONS)]))
+
+
+def oriented(picture: NDArray[_Value], number: int) -> NDArray[_Value]:
+    """A picture [h, h, …] turned by `number` quarters counter-clockwise; from 4 on first mirrored, left for right.
+    number : 0 to 7."""
+    return np.rot90(np.fliplr(picture) if number >= ORIENTATIONS // 2 else picture, number % 4)
+
+
 def hash_windows(grey: NDArray[np.uint8], corners: Sequence[tuple[int, int]]) -> tuple[Fingerprint, ...]:
     """The fingerprints of windows of 56×56 pixels in a reduced grey picture.
 
@@ -91,6 +117,11 @@ def hash_windows(grey: NDArray[np.uint8], corners: Sequence[tuple[int, int]]) ->
     windows = np.empty((len(corners), WINDOW, WINDOW), np.float32)
     for window, (top, left) in zip(windows, corners, strict=True):
         window[:] = grey[top : top + WINDOW, left : left + WINDOW]
+    return _hashed(windows)
+
+
+def _hashed(windows: NDArray[np.float32]) -> tuple[Fingerprint, ...]:
+    """The fingerprints of windows float32[n, 56, 56]."""
     eight, nine = _lanczos(8), _lanczos(9)
     across = eight.T @ windows @ nine
     down = nine.T @ windows @ eight

@@ -17,15 +17,18 @@ import scipy  # its parts load when they are first used: a command that looks at
 from numpy.typing import NDArray
 from PIL import Image
 
+from labref.cells.hashes import ORIENTATIONS, oriented
 from labref.cells.image import BACKGROUND, CROP_SIZE, CellImage
 
-__all__ = ["SIDE", "STAINED", "STRUCTURE_FROM", "Alignment", "View", "align", "view"]
+__all__ = ["SIDE", "STAINED", "STRUCTURE_FROM", "Alignment", "View", "align", "turned", "view"]
 
 SIDE: Final = 64
 """Side of the thumbnails that are compared, pixels; one of these pixels is four of the crop's."""
 _SCALE: Final = CROP_SIZE // SIDE
 _LEAST_OVERLAP: Final = 0.25  # share of a thumbnail that both must show: a smaller overlap says little about two cells
 _STRUCTURE_OVERLAP: Final = 0.5  # the same for the structure, which says less where little is seen
+_MUCH_SHOWN: Final = 0.65  # share of a thumbnail; where both show less, the structure has to agree further
+_LITTLE_SHOWN_FROM: Final = 0.8
 _HOPELESS: Final = 0.6  # a lower correlation is not refined; recaptures have 0.9 and more
 _SURE: Final = 0.7  # from this on it is refined whatever the structure says: neighbours have little in common
 _ENOUGH: Final = 0.93  # from this correlation on the pose is that of the colours
@@ -79,7 +82,7 @@ class Alignment:
     of the two images, crop pixels.  overlap : share of the thumbnail that both views show.  stained : the smaller of
     the two views' `stained`.  structure : the same correlation of the structure of the pictures in grey, where half
     a thumbnail is shown by both. Where it agrees to `STRUCTURE_FROM` and the colours agree less, the pose is that at
-    which it agrees best.  one_body : whether both centres lie on one
+    which it agrees best, and the overlap that of this pose.  one_body : whether both centres lie on one
     nucleus in either view, and so does the image's middle where it is stained, and at least one of the pictures was
     taken of that nucleus; False where the views do not agree.
     """
@@ -92,6 +95,12 @@ class Alignment:
     stained: float = 0.0
     structure: float = 0.0
     one_body: bool = False
+
+    @property
+    def agrees_in_structure(self) -> bool:
+        """Whether the structure says that the two show one field. A large cell fills what little two pictures share;
+        another cell agrees with it to 0.79 there. Real recaptures share more, or agree further."""
+        return self.structure >= (STRUCTURE_FROM if self.overlap >= _MUCH_SHOWN else _LITTLE_SHOWN_FROM)
 
     @property
     def agreement(self) -> float:
@@ -112,6 +121,19 @@ def view(cell: CellImage) -> View:
     middle = ((cell.size[0] - 1) / 2 - cell.centre[0], (cell.size[1] - 1) / 2 - cell.centre[1])
     stained = 0.0 if max(cell.size) > _FIELD else _stained(thumb, middle)
     return View(thumb, (top, left, bottom, right), middle, stained)
+
+
+def turned(shown: View, number: int) -> View:
+    """The view of the same picture turned by `number` quarters counter-clockwise; from 4 on first mirrored, left for
+    right. number : 0 to 7."""
+    rows, columns = np.nonzero(oriented(_mask(shown), number))
+    row, column = shown.middle
+    if number >= ORIENTATIONS // 2:
+        column = -column
+    for _ in range(number % 4):
+        row, column = -column, row
+    box = (int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1)
+    return View(np.ascontiguousarray(oriented(shown.thumb, number)), box, (row, column), shown.stained)
 
 
 def _density(thumb: NDArray[np.uint8], blur: float) -> F32:

@@ -18,13 +18,13 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from labref.cells.hashes import shifted_fingerprints
+from labref.cells.hashes import ORIENTATIONS, oriented_fingerprints, shifted_fingerprints, turned_fingerprints
 from labref.cells.image import U8, CellImage, as_picture, prepare_pixels
 from labref.cells.landmarks import landmarks
-from labref.cells.registration import STAINED, STRUCTURE_FROM, Alignment, View, view
-from labref.words import Fingerprint, Landmark, Verdict
+from labref.cells.registration import STAINED, Alignment, View, align, turned, view
+from labref.words import SHIFTED, Fingerprint, Landmark, Verdict
 
-__all__ = ["DEFAULTS", "Thresholds", "marks", "ruling", "seen", "without_frame"]
+__all__ = ["DEFAULTS", "Compared", "Thresholds", "compared", "marks", "ruling", "seen", "without_frame"]
 
 _DARK: Final = 16  # of 255: darker than any cell in every colour
 _FRAME_SHARE: Final = 0.05  # of a row or column that is dark
@@ -87,25 +87,64 @@ def ruling(found: Alignment, thresholds: Thresholds) -> Verdict:
 
     Pictures that agree show one field. They may still have been taken of two cells. Three cases:
     1. The middles of the pictures coincide: one cell. The analyser meant the same cell, whatever centre was found.
-    2. Neither the middles nor the centres coincide: two cells, neighbours. Where the centres lie on one nucleus all the
-       same, not far apart, a person decides: a large nucleus has no certain centre.
+    2. Neither the middles nor the centres coincide: two cells, neighbours. Where both lie so near that they may be of
+       one nucleus, or the centres on what looks like one and not far apart, a person decides: a large nucleus has no
+       certain centre.
     3. The centres coincide, the middles do not. Where a nucleus lies in the middle of both pictures, they are of two
        cells, or, at a smaller distance or where it is the very nucleus of the centre, of one large nucleus or two that
        touch: a person decides. Where one picture has no nucleus in its middle, it was cut beside the only cell: one
        cell.
     """
-    if found.score < thresholds.possible_from and found.structure < STRUCTURE_FROM:
+    if found.score < thresholds.possible_from and not found.agrees_in_structure:
         return Verdict.DIFFERENT
     one_cell = Verdict.DUPLICATE if found.score >= thresholds.duplicate_from else Verdict.POSSIBLE
     if found.middles <= thresholds.same_within:
         return one_cell
     apart = float(np.hypot(*found.shift))
-    if apart > thresholds.same_within:
-        return Verdict.POSSIBLE if found.one_body and apart <= _ONE_BODY else Verdict.NEIGHBOUR
     near, far = _ONE_OR_TWO
+    if apart > thresholds.same_within:
+        may_be_one = (apart <= near and found.middles <= far) or (found.one_body and apart <= _ONE_BODY)
+        return Verdict.POSSIBLE if may_be_one else Verdict.NEIGHBOUR
     if found.middles <= near or found.stained < STAINED:
         return one_cell
     return Verdict.POSSIBLE if found.middles <= far or found.one_body else Verdict.NEIGHBOUR
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How two views compare.
+
+    found : the registration of the second on the first.  verdict : on the two.  quarters, mirrored : the second view
+    was first mirrored, left for right, and then turned by so many quarters counter-clockwise.
+    """
+
+    found: Alignment
+    verdict: Verdict
+    quarters: int = 0
+    mirrored: bool = False
+
+
+def compared(first: View, second: View, thresholds: Thresholds) -> Compared:
+    """Whether two views show the same cell. Where they are not as they are, and the second has the fingerprint of the
+    first once it is turned by quarters or mirrored, it is compared so: a person decides whether they are one."""
+    found = align(first, second)
+    verdict = ruling(found, thresholds)
+    if verdict.is_one_cell:
+        return Compared(found, verdict)
+    own, others = _fingerprints(first)[0], _fingerprints(second)
+    bits = [max((own.across ^ one.across).bit_count(), (own.down ^ one.down).bit_count()) for one in others]
+    number = int(np.argmin(bits))
+    if number == 0 or bits[number] > thresholds.candidate_bits:
+        return Compared(found, verdict)
+    again = align(first, turned(second, number))
+    if again.agreement <= found.agreement or not ruling(again, thresholds).is_one_cell:
+        return Compared(found, verdict)
+    return Compared(again, Verdict.POSSIBLE, number % 4, number >= ORIENTATIONS // 2)
+
+
+def _fingerprints(shown: View) -> tuple[Fingerprint, ...]:
+    """Those of a view in its eight orientations."""
+    return oriented_fingerprints(np.asarray(Image.fromarray(shown.thumb).convert("L")))
 
 
 def without_frame(pixels: U8, cell: CellImage) -> CellImage:
@@ -119,7 +158,8 @@ def without_frame(pixels: U8, cell: CellImage) -> CellImage:
 
 
 def marks(pixels: U8, cell: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
-    """What a cell is searched by: its fingerprint followed by the shifted ones, and the landmarks of its picture.
+    """What a cell is searched by: its fingerprint followed by the shifted ones, then those of its crop turned and
+    mirrored; and the landmarks of its picture.
 
     pixels : uint8[h, w, 3], the decoded image that `cell` was prepared from. A black frame is left out.
     """
@@ -132,7 +172,9 @@ def seen(pixels: U8) -> View:
 
 
 def searched_by(inner: U8 | Image.Image, bare: CellImage) -> tuple[tuple[Fingerprint, ...], tuple[Landmark, ...]]:
-    return shifted_fingerprints(bare.surroundings), landmarks(inner, bare)
+    own = shifted_fingerprints(bare.surroundings)
+    assert len(own) == SHIFTED
+    return own + turned_fingerprints(bare.surroundings), landmarks(inner, bare)
 
 
 def unframed(pixels: U8, cell: CellImage) -> tuple[U8 | Image.Image, CellImage]:

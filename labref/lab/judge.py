@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import Final
 
 from labref.cells.examination import Searched
-from labref.cells.registration import View, align
-from labref.cells.sameness import Thresholds, ruling
+from labref.cells.registration import View
+from labref.cells.sameness import Thresholds, compared
 from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.store import Store
@@ -42,8 +42,8 @@ class Judge:
         seen = self._view(other)
         if seen is None:
             return None
-        found = align(shown, seen)
-        return Resemblance(round(found.agreement, 4), ruling(found, self.thresholds))
+        result = compared(shown, seen, self.thresholds)
+        return Resemblance(round(result.found.agreement, 4), result.verdict)
 
     def _read(self, digest: str) -> View | None:
         try:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from labref.cells.registration import align
-from labref.cells.sameness import DEFAULTS, Thresholds, ruling
+from labref.cells import sameness
+from labref.cells.sameness import DEFAULTS, Thresholds
 from labref.errors import BundleError, LabError, LabrefError
 from labref.operations import operation
 from labref.operations.models import Answer, Limit, Progress, Text, Who
@@ -133,6 +133,7 @@ class Overlay(Answer):
     rows: float = Field(description="How far down the second is moved to lie on the first, pixels.")
     columns: float = Field(description="How far to the right it is moved, pixels.")
     turn: float = Field(description="How far it is turned about its middle, degrees, clockwise.")
+    mirrored: bool = Field(description="Whether it is mirrored, left for right, before that.")
 
 
 class Compared(Answer):
@@ -236,12 +237,12 @@ def overlay(
         with contextlib.suppress(LabrefError):  # the kept bytes are missing or damaged
             views.append(context.lab.decoder.view(context.lab.read_image(cells[cell_id].digest)))
     if len(views) < 2:
-        yield {"score": None, "rows": 0.0, "columns": 0.0, "turn": 0.0}
+        yield {"score": None, "rows": 0.0, "columns": 0.0, "turn": 0.0, "mirrored": False}
         return
-    found = align(*views)
-    alike = ruling(found, _thresholds(context)) is not Verdict.DIFFERENT
-    rows, columns, turn = (*found.shift, found.turn) if alike else (0.0, 0.0, 0.0)
-    yield {"score": found.agreement, "rows": rows, "columns": columns, "turn": turn}
+    result = sameness.compared(views[0], views[1], _thresholds(context))
+    found, alike = result.found, result.verdict is not Verdict.DIFFERENT
+    rows, columns, turn = (*found.shift, found.turn - 90.0 * result.quarters) if alike else (0.0, 0.0, 0.0)
+    yield {"score": found.agreement, "rows": rows, "columns": columns, "turn": turn, "mirrored": result.mirrored}
 
 
 @operation("duplicates.history", Decided, role=Role.VIEW)

@@ -15,6 +15,7 @@ from labref.store.memory.books import HashBook, HashChanges, id_to_int, int_to_i
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, Judge, LedgerRow, NewCell, Rejected, Resemblance, SeenAgain, StoredBundle
 from labref.words import (
+    SHIFTED,
     STORED,
     Fingerprint,
     LabelSource,
@@ -46,9 +47,12 @@ __all__ = [
 
 _MOST_CANDIDATES = 32  # cells that one is registered with because their fingerprints resemble its own
 _MOST_BESIDE = 4  # cells that one is registered with because of one landmark
-_LATEST = 64  # cells stored last, among which fingerprints may differ more: one cell is often taken again at once
-_LATEST_BITS = 4  # so many bits more
+# cells stored last, and the bits more in which their fingerprints may differ: one cell is often taken again at once
+_LATEST = ((64, 4), (8, 7))
+_BESIDE_LATEST = (8, 4)  # the same of landmarks
 _MOST_LATEST = 8  # cells that one is registered with because of that
+_LATEST_TURNED = 50_000  # cells stored last, among which turned and mirrored copies are looked for
+_MOST_TURNED = 4
 
 
 def utc_naive(moment: datetime) -> datetime:
@@ -222,16 +226,24 @@ class Search:
 
     def candidates(self, fingerprints: Sequence[Fingerprint], landmarks: Sequence[Landmark], bits: int) -> list[str]:
         """Ids of the cells whose fingerprints are like one of a cell's own; then, among the cells stored last, of those
-        whose fingerprints are somewhat like it: pictures taken in other focus differ more, and come soon; and then of
-        those with a landmark of its picture.
+        whose fingerprints are somewhat like it: pictures taken in other focus differ more, and come soon; of those that
+        are like its picture turned or mirrored; and then of those with a landmark of its picture, or, among the cells
+        stored last, one somewhat like it.
 
         Of each kind only some, those first that differ least, the oldest of equals.  bits : of 64, in which they differ
         at most.
         """
-        near = _cells(self._fingerprints.within(fingerprints, bits))[:_MOST_CANDIDATES]
-        near += _cells(self._fingerprints.within(fingerprints, bits + _LATEST_BITS, latest=_LATEST))[:_MOST_LATEST]
+        upright, turned = fingerprints[:SHIFTED], fingerprints[SHIFTED:]
+        near = _cells(self._fingerprints.within(upright, bits))[:_MOST_CANDIDATES]
+        for latest, more in _LATEST:
+            near += _cells(self._fingerprints.within(upright, bits + more, latest=latest))[:_MOST_LATEST]
+        near += _cells(self._fingerprints.within(turned, bits, latest=_LATEST_TURNED))[:_MOST_TURNED]
+        latest, more = _BESIDE_LATEST
         for landmark in landmarks:
             near += _cells(self._landmarks.within(landmark.marks, bits, landmark.shown))[:_MOST_BESIDE]
+            near += _cells(self._landmarks.within(landmark.marks, bits + more, landmark.shown, latest=latest * STORED))[
+                :_MOST_BESIDE
+            ]
         return [int_to_id(number) for number in dict.fromkeys(near)]
 
     def add(

@@ -39,9 +39,9 @@ class NewCell:
     ctime_ns and inode: the file's last change of any kind, and its number, where they are known.
     measures: float32[7] of its optics, see `labref.cells.optics`; None leaves them to be measured later.
     quality: whether its picture shows one stained cell; None leaves it to be judged later.
-    fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's; without them
-    they are made later, and the cell is compared with no other until then. landmarks: of its picture,
-    `labref.cells.landmarks`, nearest to its centre first.
+    fingerprints: those of `labref.cells.hashes.shifted_fingerprints`, of which the first is the cell's, and of
+    `turned_fingerprints`; without them they are made later, and the cell is compared with no other until then.
+    landmarks: of its picture, `labref.cells.landmarks`, nearest to its centre first.
     folder: the watched folder that it lies in, as text; two of them can have slides of one name.
     label: None where neither a person nor the analyser gave one; the cell then has predicted_label as its label, with
     the source "predicted".

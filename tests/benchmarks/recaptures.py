@@ -43,8 +43,7 @@ import numpy as np
 
 from labref.asking.answer import answer, open_embedder
 from labref.bundles.bundle import install, starter_bundle
-from labref.cells.registration import align
-from labref.cells.sameness import DEFAULTS, ruling
+from labref.cells.sameness import DEFAULTS, compared
 from labref.store.memory.books import HashBook, id_to_int, int_to_id
 from labref.store.recording import Search
 from labref.words import Verdict
@@ -99,14 +98,14 @@ def measure_seen(name: str, seen: Sequence[Seen], *, orders: int = 3) -> dict[st
         pair = (min(one, two), max(one, two))
         if pair not in verdicts:
             same_bytes = seen[one].digest == seen[two].digest
-            found = Verdict.DUPLICATE if same_bytes else ruling(align(seen[two].view, seen[one].view), DEFAULTS)
+            found = Verdict.DUPLICATE if same_bytes else compared(seen[two].view, seen[one].view, DEFAULTS).verdict
             verdicts[pair] = found
         return verdicts[pair]
 
     shares: dict[str, list[float]] = {"linked": [], "duplicate": [], "not_compared": [], "joined": []}
     wrong: Counter[Verdict] = Counter()
     wrong_pairs: list[list[str]] = []
-    compared = 0
+    registered = 0
     pairs = [(i, j) for j in range(len(seen)) for i in range(j) if cells[i] == cells[j]]
     for number in range(orders):
         note(f"{name}: {len(seen):,} pictures, order {number + 1} of {orders}")
@@ -132,7 +131,7 @@ def measure_seen(name: str, seen: Sequence[Seen], *, orders: int = 3) -> dict[st
                 elif number == 0 and frozenset((cells[at], cells[other])) not in doubtful:
                     wrong[verdict] += 1
                     wrong_pairs.append([keys[other], keys[at], str(verdict)])
-            compared += len(others) if number == 0 else 0
+            registered += len(others) if number == 0 else 0
             before.add(cells[at])
             search.add(int_to_id(at), picture.marks, picture.landmarks)
             search.apply()
@@ -151,7 +150,7 @@ def measure_seen(name: str, seen: Sequence[Seen], *, orders: int = 3) -> dict[st
         "different_called_duplicate": wrong[Verdict.DUPLICATE],
         "different_called_possible": wrong[Verdict.POSSIBLE],
         "called_so": wrong_pairs[:50],
-        "compared_per_image": round(compared / max(1, len(seen)), 3),
+        "compared_per_image": round(registered / max(1, len(seen)), 3),
     }
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from labref.cells.hashes import digest
 from labref.cells.image import decode, prepare_pixels
-from labref.cells.registration import View, align
-from labref.cells.sameness import DEFAULTS, marks, ruling, seen
+from labref.cells.registration import View
+from labref.cells.sameness import DEFAULTS, compared, marks, seen
 from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 from labref.store.memory.books import HashBook, id_to_int, int_to_id
@@ -67,7 +67,7 @@ def recapture_groups(files: Sequence[Path], advance: Callable[[int], None] = lam
                     other = id_to_int(cell_id)
                     if group[other] == group[number]:
                         continue
-                    if ruling(align(shown(other), shown(number)), DEFAULTS).is_one_cell:
+                    if compared(shown(other), shown(number), DEFAULTS).verdict.is_one_cell:
                         pair = (group[other], group[number])
                         group[np.isin(group, pair)] = min(pair)
                 search.add(int_to_id(number), fingerprints, places)

@@ -20,7 +20,7 @@ const overlays = new Map();
 const address = (cell) => `/cell/${cell}/picture?view=${view}`;
 const overlayOf = (pair) => {
   if (!overlays.has(pair.cell_id)) {
-    const none = { score: null, rows: 0, columns: 0, turn: 0 };
+    const none = { score: null, rows: 0, columns: 0, turn: 0, mirrored: false };
     const asked = ask("duplicates.overlay", { cell: pair.cell_id, other: pair.duplicate_of });
     overlays.set(pair.cell_id, asked.then(([row]) => row).catch(() => none));
   }
@@ -73,7 +73,7 @@ async function lay(pair) {
   if (queue.now !== pair || mode === "beside") return;
   const share = 100 / PIECE;
   pictures.cell.style.transform =
-    `translate(${found.columns * share}%, ${found.rows * share}%) rotate(${found.turn}deg)`;
+    `translate(${found.columns * share}%, ${found.rows * share}%) rotate(${found.turn}deg)${found.mirrored ? " scaleX(-1)" : ""}`;
   stage.dataset.laid = found.rows || found.columns || found.turn ? "registered" : "centred";
 }
 
