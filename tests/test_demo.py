@@ -144,7 +144,7 @@ def test_the_demo_runs_to_its_end_and_says_what_to_do_next(tmp_path: Path) -> No
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "cell.jpg").write_bytes(b"a patient's")
     real = {"LABREF_WATCH__FOLDERS": json.dumps([str(tmp_path / "real")]), "LABREF_LAB": str(tmp_path / "no lab")}
-    done = run_demo("--keep", folder, "--cells", 40, **real)
+    done = run_demo("--keep", folder, "--cells", 20, **real)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "inference on the" in done.stdout
