@@ -9,7 +9,7 @@ import tests.environment  # noqa: F401
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,10 +172,30 @@ def real_cells() -> Path:
     return DATA
 
 
+def _made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, with what `make` writes into it, once for all workers of a run: the one that makes the folder calls it,
+    and the others wait."""
+    done = folder.with_name(f"{folder.name}.done")
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        deadline = time.monotonic() + 300
+        while not done.exists():
+            assert time.monotonic() < deadline, f"the worker that began {folder} did not end"
+            time.sleep(0.2)
+        return folder
+    make(folder)
+    done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
-def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn_cells(run_folder: Path) -> Path:
     """Class folders of drawn cells: `<class>/<slide>_<nnn>.jpg`, four of each of the eight classes."""
-    folder = tmp_path_factory.mktemp("drawn")
+    return _made_once(run_folder / "drawn", _draw_cells)
+
+
+def _draw_cells(folder: Path) -> None:
     slides = make_slides(4, seed=3)
     for label in LABELS:
         (folder / label).mkdir()
@@ -184,7 +204,6 @@ def drawn_cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 label, OPTICS[slide.optics], slide, np.random.default_rng([number, LABELS.index(label)])
             )
             (folder / label / f"{slide.name}_{number:03d}.jpg").write_bytes(encode_jpeg(picture))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -240,20 +259,12 @@ def embedder(starter: Bundle) -> Iterator[Embedder]:
 @pytest.fixture(scope="session")
 def real_latents(real_cells: Path, embedder: Embedder, run_folder: Path) -> Latents:
     """Latents of the first 20 real cells of each of the eight classes, and where they come from."""
-    # the workers of one run embed them once: whoever makes the folder does, the others wait
-    folder = run_folder / "latents"
-    file = folder / "real.npz"
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        deadline = time.monotonic() + 300
-        while not file.exists():
-            assert time.monotonic() < deadline, "the worker that began to embed them did not end"
-            time.sleep(0.2)
-        return load_latents(file)
-    chosen: dict[str, list[str]] = {}
-    for item in list_images(real_cells / "pbc"):
-        chosen.setdefault(item.label, []).append(item.path)
-    embedded = embed_latents(embedder, real_cells / "pbc", [path for paths in chosen.values() for path in paths[:20]])
-    save_latents(embedded, file)
-    return embedded
+
+    def embed(folder: Path) -> None:
+        chosen: dict[str, list[str]] = {}
+        for item in list_images(real_cells / "pbc"):
+            chosen.setdefault(item.label, []).append(item.path)
+        first = [path for paths in chosen.values() for path in paths[:20]]
+        save_latents(embed_latents(embedder, real_cells / "pbc", first), folder / "real.npz")
+
+    return load_latents(_made_once(run_folder / "latents", embed) / "real.npz")
