@@ -45,7 +45,7 @@ ROOMS = {
     "asking": "words errors files progress times cells bundles som export store.memory store lab",
     "tasks": "words errors failpoints files progress times config cells bundles som export store.memory store.duckdb store lab asking",
     "operations": "words errors failpoints files progress printing times config cells bundles som export store.memory store.duckdb store lab asking tasks roles",
-    "web": "words errors files progress printing bundles pictures export store lab asking tasks operations roles",
+    "web": "words errors files progress printing cpus bundles pictures export store lab asking tasks operations roles",
     "service": "errors files lab",
     "doctor": "errors files processes cpus times bundles export lab operations web service",
     "agent": "words errors failpoints files processes printing times cpus cells bundles export store lab asking tasks operations web",

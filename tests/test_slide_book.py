@@ -1,9 +1,11 @@
-"""The book of slides in memory says the same as one that is made anew, whatever came and moved."""
+"""The books in memory say what a dictionary would, whatever came and moved."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from labref.store.memory.books import CellBook
 from labref.store.memory.slides import SlideBook
 from labref.words import SlideId
 
@@ -54,3 +56,30 @@ def test_newest_and_kin_are_those_of_a_book_made_anew() -> None:
                 else:
                     assert book.kin(one) == anew.kin(one)
                 assert book.named(one.name) == anew.named(one.name)
+
+
+@pytest.mark.parametrize("spread", ["even", "small", "large", "one", "none", "alike"])
+def test_a_book_of_cells_finds_each_whatever_ids_they_have(spread: str) -> None:
+    random = np.random.default_rng(3)
+    ids = {
+        "even": random.integers(0, 2**64, 40_000, dtype=np.uint64),
+        "small": random.integers(0, 1000, 500, dtype=np.uint64),
+        "large": np.uint64(2**64 - 1) - random.integers(0, 300, 200, dtype=np.uint64),
+        "one": np.array([7], np.uint64),
+        "none": np.empty(0, np.uint64),
+        "alike": np.uint64(0xABCDEF0123456000) + np.arange(3000, dtype=np.uint64),
+    }[spread]
+    ids = random.permutation(np.unique(ids))
+    codes = random.integers(0, 3, len(ids)).astype(np.uint32)
+    book = CellBook(ids, codes, ["a", "b", "c"])
+    carried = {number: "abc"[code] for number, code in zip(ids.tolist(), codes.tolist(), strict=True)}
+    for number in (11, 2**64 - 5000, 12):  # added later; some books have them already
+        if number not in carried:
+            book.add(number, "later")
+            carried[number] = "later"
+    near = [number + step for number in ids[:50].tolist() for step in (-1, 1) if 0 <= number + step < 2**64]
+    asked = [*ids.tolist(), 11, 12, 0, 2**64 - 1, 2**63, 2**64 - 5000, *near]
+    assert book.of(asked) == [carried.get(number) for number in asked]
+    found = book.codes_of(np.array(asked, np.uint64)).tolist()
+    assert [None if code < 0 else book.values[code] for code in found] == [carried.get(number) for number in asked]
+    assert [book.get(number) for number in asked] == book.of(asked)

@@ -32,17 +32,18 @@ from importlib import resources
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from anyio import CapacityLimiter, to_thread
 from babel import dates, numbers
 from fastapi import FastAPI
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from labref import __version__
+from labref.cpus import usable_cpus
 from labref.errors import LabrefError
 from labref.lab.pictures import Pictures
 from labref.operations.naming import NoSuchNameError
@@ -93,19 +94,22 @@ class _Page:
     function: Callable[..., Response]
     methods: tuple[str, ...]
     role: Role | None
+    brief: bool
 
 
 _PAGES: list[_Page] = []
 
 
 def page(
-    path: str, *, methods: Sequence[str] = ("GET",), role: Role | None = Role.VIEW
+    path: str, *, methods: Sequence[str] = ("GET",), role: Role | None = Role.VIEW, brief: bool = False
 ) -> Callable[[Callable[..., Response]], Callable[..., Response]]:
     """Register a function as a page. It is called in a worker thread with the `Visit`, and the parts of the path in
-    braces by name. role : what a person has to be at least; None: anybody may see it."""
+    braces by name. role : what a person has to be at least; None: anybody may see it.  brief : whether it takes tens of
+    milliseconds, and never waits for anything; only a few of those are made at a time. Ten at once would all be ready
+    together, after ten times as long."""
 
     def register(function: Callable[..., Response]) -> Callable[..., Response]:
-        _PAGES.append(_Page(path, function, tuple(methods), role))
+        _PAGES.append(_Page(path, function, tuple(methods), role, brief))
         return function
 
     return register
@@ -232,10 +236,11 @@ def add_pages(
     (request, status, what is wrong) → the page."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+    few = CapacityLimiter(usable_cpus() + 1)
     for one in _PAGES:
         app.add_route(
             one.path,
-            _endpoint(one, perform, image, visitors, pictures),
+            _endpoint(one, perform, image, visitors, pictures, few if one.brief else None),
             methods=list(one.methods),
             include_in_schema=False,
         )
@@ -249,12 +254,17 @@ def add_pages(
 
 
 def _endpoint(
-    of: _Page, perform: Perform, image: Callable[[str], bytes | None], visitors: Visitors, pictures: Pictures
+    of: _Page,
+    perform: Perform,
+    image: Callable[[str], bytes | None],
+    visitors: Visitors,
+    pictures: Pictures,
+    limiter: CapacityLimiter | None,
 ) -> Callable[[Request], Any]:
     async def endpoint(request: Request) -> Response:
         body = await request.body() if request.method == "POST" else b""
         visit = Visit(request, body, perform, image, visitors, pictures)
-        return await run_in_threadpool(_answered, of, visit)
+        return await to_thread.run_sync(_answered, of, visit, limiter=limiter)
 
     return endpoint
 

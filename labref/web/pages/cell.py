@@ -27,7 +27,7 @@ _AROUND: Final = 8
 _MOST_PARTS: Final = 20  # of a form; the page's own has one
 
 
-@page("/cell/{cell_id}")
+@page("/cell/{cell_id}", brief=True)
 def cell(visit: Visit, cell_id: str) -> Response:
     chosen = _chosen(visit)
     (shown,) = visit.named("cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any")

@@ -26,7 +26,7 @@ class _Shown:
     cells: int = 0
 
 
-@page("/slides")
+@page("/slides", brief=True)
 def slides(visit: Visit) -> Response:
     return _list(visit, "", page_number(visit.query.get("page")))
 
@@ -51,7 +51,7 @@ def beside(visit: Visit) -> Response:
     return visit.show("slides-beside.html", both=both, rows=rows, classes=_classes(visit))
 
 
-@page("/slide/{key}")
+@page("/slide/{key}", brief=True)
 def slide(visit: Visit, key: str) -> Response:
     order = "arrival" if visit.query.get("order") == "arrival" else "similarity"
     number = page_number(visit.query.get("page"))
