@@ -34,6 +34,8 @@ from labref.cpus import usable_cpus
 from tests.forking import fork_workers
 from tests.remembered import remembering
 
+__all__ = ["import_labref"]
+
 _LONGEST: Final = 1 << 20  # bytes of an order
 _LATER: Final = (
     "anyio._backends._asyncio",
@@ -115,7 +117,7 @@ def _become(order: dict[str, Any], streams: list[int]) -> dict[str, Any]:
     return order
 
 
-def _import_labref() -> None:
+def import_labref() -> None:
     """All of labref that an agent imports, and what that imports; and its application once, for the models of the
     requests that are made with it, and for what FastAPI imports when it meets the first of them."""
     import labref
@@ -138,7 +140,7 @@ def _main() -> None:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(f"\0labref-tests-{os.getpid()}")  # Linux: a name that is no file
     listening.listen(16)
-    _import_labref()
+    import_labref()
     fork_workers(listening.getsockname().decode())
     starter = Bundle.open(Path(sys.argv[2]))
     with remembering(starter, Path(sys.argv[3])):

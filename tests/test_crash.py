@@ -26,7 +26,7 @@ from labref.store.duckdb import rows
 from labref.tasks.backup import Backup
 from labref.web import desk
 from labref.web.desk import status
-from tests.benchmarks.exports import REPOSITORY, benchmark_process
+from tests.benchmarks.exports import REPOSITORY
 from tests.labs import ledger, make_lab, once, running_agent, wait_until
 
 
@@ -106,15 +106,77 @@ def test_a_process_is_killed_where_it_was_asked_to(tmp_path: Path) -> None:
 
 
 def test_a_lab_outlives_rounds_of_kills_and_failures() -> None:
-    """Six rounds of what the benchmark does two thousand times."""
-    done = benchmark_process("crash", "--json", "--rounds", "6", "--cells", "16", "--agent-rounds", "1")
-    told, said = done.communicate()
-    assert told, said
-    found = json.loads(told)
+    """Eight rounds of what the benchmark does thousands of times."""
+    # started, not forked from another process of the tests: it has mounts of its own, and so have its children
+    words = ["--json", "--rounds", "8", "--cells", "16", "--agent-rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.crash", *words],
+        capture_output=True, text=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
     assert found["faults"] == []
     assert found["ok"] and done.returncode == 0
-    assert found["rounds"] == 6 and found["agent_rounds"] == 1
+    assert found["rounds"] == 8 and found["agent_rounds"] == 1
     assert found["ended"].get("killed", 0) > 0 and found["ended"].get("failed and said so", 0) > 0
+    if found["disks"] == "ext4":
+        assert found["harm"]["power cut"] and found["harm"]["disk full in truth"]
+    else:
+        assert found["disks"].startswith("none of its own: ")
+
+
+DISK = """
+import json, os, pathlib, random, sys
+from tests.benchmarks.small_disks import SmallDisk, mount_for_oneself
+folder = pathlib.Path(sys.argv[1])
+found = {"why_not": mount_for_oneself()}
+if found["why_not"] is None:
+    place = folder / "place"
+    place.mkdir()
+    disk = SmallDisk(folder / "image", place, megabytes=32)
+    kept = place / "kept"
+    with kept.open("wb") as file:
+        file.write(b"flushed")
+        file.flush()
+        os.fsync(file.fileno())
+    os.sync()
+    (place / "lost").write_bytes(b"never flushed")
+    with kept.open("ab") as file:
+        file.write(b" and more" * 5000)
+    disk.write_out_some(random.Random(1))
+    disk.cut_power()
+    found["names"] = sorted(path.name for path in place.iterdir() if path.is_file())
+    found["kept"] = kept.read_bytes()[:7].decode()
+    found["size"] = kept.stat().st_size
+    with disk.full(100_000):
+        written = 0
+        try:
+            with (place / "large").open("wb", buffering=0) as file:
+                while written < 10_000_000:
+                    written += file.write(bytes(4096))
+        except OSError as error:
+            found["error"] = error.errno
+        found["written"] = written
+    (place / "after").write_bytes(bytes(1_000_000))
+    disk.remove()
+    found["left"] = [path.name for path in place.iterdir()]
+print(json.dumps(found))
+"""
+
+
+def test_a_small_disk_really_fills_up_and_a_power_cut_leaves_what_was_flushed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DISK, str(tmp_path)], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    if found["why_not"] is not None:
+        pytest.skip(found["why_not"])
+    assert found["names"] == ["kept"] and found["kept"] == "flushed"
+    assert found["size"] < 45_000, "not all of what was never flushed"
+    assert found["error"] == errno.ENOSPC and 0 < found["written"] < 400_000
+    assert found["left"] == [], "it is mounted no more, and what was on it is not in the folder"
+    assert not any(str(tmp_path) in line for line in Path("/proc/mounts").read_text().splitlines())
 
 
 # disks

@@ -1,22 +1,34 @@
-"""labref killed, or with a full or broken disk, at every place where it writes.
+"""labref killed, or with a full or broken disk, or without power, at every place where it writes.
 
     python -m tests.benchmarks.crash --rounds 2000 --json
+    python -m tests.benchmarks.crash --rounds 10000 --state rounds.json --json
 
 Each round has its own seed and does one thing that writes: a pass of the agent, a migration, a backup, a restore, an
 export, retention, a change of bundle, a new map, an installation, or a repair. It runs in a process that is killed, or
-whose disk fails, when it reaches one of its failpoints for the n-th time. Then a new process finishes the work, and the
-agent makes a pass. At the end the lab is checked: the store opens; every file has one outcome; every image is one cell
-with its bytes and its numbers; nothing is lost or stored twice; the earlier backup is whole; and the new backup
-restores the same lab.
+whose disk fails, when it reaches one of its failpoints for the n-th time. Where this system lets it mount one, the lab
+lies on a small ext4 file system of its own: in a quarter of the rounds that is really full but for a few bytes, and in
+another quarter the power is cut as the process is killed, so that what was never flushed to the disk is lost, also a
+part of a write (`tests.benchmarks.small_disks`). Then a new process finishes the work, and the agent makes a pass. At
+the end the lab is checked: the store opens; every file has one outcome; every image is one cell with its bytes and its
+numbers; nothing is lost or stored twice; the earlier backup is whole; and the new backup restores the same lab.
 
 A lab is used for several rounds. Before each round it gets new files: cells, copies, cells that move from unsigned to
-signed, and files that are no image. Some rounds do the same to the `labref` command with its networks (--agent-rounds).
+signed, and files that are no image. Pictures are small (--side), and are decoded in the process itself. Some rounds do
+the same to the `labref` command with its networks (--agent-rounds).
+
+--state : file that counts are kept in, from which the next run goes on with the rounds that follow.
+--seconds : ends after so many.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
+import hashlib
+import io
 import json
+import math
 import os
 import random
 import shutil
@@ -26,16 +38,23 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image
+
 from labref import failpoints
 from labref.bundles.bundle import starter_bundle
+from labref.files import replace_file
 from labref.lab import Lab
 from labref.lab.trust import bring_in
 from tests.benchmarks import crash_lab
 from tests.benchmarks.exports import REPOSITORY, choose_source, labref_process
+from tests.benchmarks.small_disks import SmallDisk, mount_for_oneself
+from tests.fork_server import import_labref
 
 __all__ = ["crash", "main"]
 
@@ -45,6 +64,10 @@ _NEW_FILES: Final = 6
 _LEAST_CELLS: Final = 12  # of a new lab
 _SECONDS: Final = 300.0
 _UNEXPECTED: Final = 3
+_DISK_MEGABYTES: Final = 256
+_DISK_SHARE: Final = 0.25  # of the rounds each: a disk that is full in truth, a power cut
+_MOST_LEFT: Final = 4 << 20  # bytes, on a full disk
+_SAVE_EVERY: Final = 20  # rounds
 
 
 @dataclass
@@ -58,71 +81,118 @@ class Ended:
 
 @dataclass
 class Tally:
-    """What has happened so far."""
+    """What has happened so far. number : of the round that is next.  harm : how often each kind of it was done."""
 
-    rounds: Counter[str] = field(default_factory=Counter)
-    ended: Counter[str] = field(default_factory=Counter)
-    points: Counter[str] = field(default_factory=Counter)
+    rounds: dict[str, int] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)
+    points: dict[str, int] = field(default_factory=dict)
+    harm: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    number: int = 0
+    seconds: float = 0.0
+
+
+def _count(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
 
 
 def crash(
-    folder: Path, *, rounds: int, agent_rounds: int, seed: int, cells: int = 160, images: Path | None = None
+    folder: Path,
+    *,
+    rounds: int,
+    agent_rounds: int,
+    seed: int,
+    cells: int = 160,
+    images: Path | None = None,
+    side: int | None = None,
+    state: Path | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Run it in `folder`, an empty folder; returns the figures, `faults` empty where all is well. cells : different
-    images."""
+    """Run it in `folder`, an empty folder; returns the figures, `faults` empty where all is well.
+
+    rounds : with those that `state` says were done.  cells : different images, `side` pixels wide and high where that
+    is given.  seconds : no further round is begun after so many. Raises ValueError where `state` is of another seed.
+    """
     started = time.monotonic()
-    rng = random.Random(seed)
+    tally = Tally()
+    if state is not None and state.exists():
+        kept = json.loads(state.read_text(encoding="utf-8"))
+        if kept.pop("seed") != seed:
+            raise ValueError(f"{state} is of another seed")
+        tally = Tally(**kept)
     source, what = choose_source(images, seed)
     pool = folder / "images"
     pool.mkdir()
-    files = list(dict.fromkeys(_put(pool, specimen.data) for specimen in source.take(cells)))
+    pictures = (_small(specimen.data, side) for specimen in source.take(cells))
+    files = list(dict.fromkeys(_put(pool, data) for data in pictures if crash_lab.is_taken_in(data)))
     _prepare(folder)
-    tally = Tally()
+    if hasattr(os, "fork"):
+        import_labref()  # here, once: each forked process has it
+        gc.freeze()
+    why_not = mount_for_oneself()
     points: dict[str, Counter[str]] = {}
-    life = _Life(folder, files, rng)
+    rng = random.Random(f"{seed} {tally.number}")
+    life = _Life(folder, files, rng, disk=why_not is None)
     names = list(crash_lab.SCENARIOS)
     weights = [crash_lab.SCENARIOS[name].weight for name in names]
-    for number in range(rounds):
+    before_seconds = tally.seconds
+    for number in range(tally.number, rounds):
         before = len(tally.faults)
         if life.rounds >= _LIFE_ROUNDS:
             life.end()
-            life = _Life(folder, files, rng)
+            life = _Life(folder, files, rng, disk=why_not is None)
         # each at least once, as far as the rounds go; then by weight
         scenario = names[number] if number < len(names) else rng.choices(names, weights)[0]
         try:
             _round(life, scenario, points, rng, tally)
         except Exception as error:  # listed as a fault, with the arguments that repeat the round
             tally.faults.append(f"round {number} ({scenario}): {type(error).__name__}: {error}")
-        if len(tally.faults) >= _ENOUGH_FAULTS:
-            break
+        tally.number = number + 1
+        tally.seconds = round(before_seconds + time.monotonic() - started, 1)
         if len(tally.faults) > before:  # a lab with a fault would give the same one again
             print(f"round {number + 1}: {tally.faults[-1]}", file=sys.stderr, flush=True)
             life.end()
-            life = _Life(folder, files, rng)
-        if (number + 1) % 20 == 0:
-            print(f"{number + 1} of {rounds} rounds, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            life = _Life(folder, files, rng, disk=why_not is None)
+        late = seconds is not None and time.monotonic() - started > seconds
+        if (number + 1) % _SAVE_EVERY == 0 or late:
+            print(f"{number + 1} of {rounds} rounds, {tally.seconds:.0f} s", file=sys.stderr, flush=True)
+            if state is not None:
+                replace_file(state, json.dumps(asdict(tally) | {"seed": seed}))
+        if late or len(tally.faults) >= _ENOUGH_FAULTS:
+            break
     life.end()
     whole = _agent_rounds(folder, files, rng, agent_rounds, tally) if not tally.faults else 0
     return {
         "rounds": sum(tally.rounds.values()),
-        "by_what": dict(tally.rounds),
-        "ended": dict(tally.ended),
+        "by_what": tally.rounds,
+        "ended": tally.ended,
+        "harm": tally.harm,
+        "disks": "ext4" if why_not is None else f"none of its own: {why_not}",
         "failpoints_hit": len(tally.points),
         "hits": dict(sorted(tally.points.items())),
         "agent_rounds": whole,
         "source": what,
         "images": len(files),
         "seed": seed,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": tally.seconds,
         "faults": tally.faults,
         "ok": not tally.faults,
     }
 
 
-def _put(pool: Path, data: bytes) -> str:
-    import hashlib
+def _small(data: bytes, side: int | None) -> bytes:
+    """The picture with at most `side` pixels a side."""
+    if side is None:
+        return data
+    with Image.open(io.BytesIO(data)) as opened:
+        picture = opened.convert("RGB")
+    picture.thumbnail((side, side))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    return file.getvalue()
 
+
+def _put(pool: Path, data: bytes) -> str:
     name = hashlib.sha256(data).hexdigest()
     (pool / name).write_bytes(data)
     return name
@@ -145,14 +215,21 @@ def _prepare(folder: Path) -> None:
 
 
 class _Life:
-    """One lab, from its making to its deletion, with the files that its analyser exports."""
+    """One lab, from its making to its deletion, with the files that its analyser exports.
 
-    def __init__(self, folder: Path, files: list[str], rng: random.Random) -> None:
+    folder : the lab is in it; where `disk` says so, a small disk is mounted there.  beside : the export, and what the
+    processes tell, which outlive the disk.
+    """
+
+    def __init__(self, folder: Path, files: list[str], rng: random.Random, *, disk: bool = False) -> None:
         self.pool, self.rng = folder / "images", rng
         self.folder = Path(tempfile.mkdtemp(prefix="life-", dir=folder))
-        self.export = self.folder / "export"
+        self.export = crash_lab.export_of(self.folder)
         self.export.mkdir()
+        self.beside = self.folder.with_suffix(".beside")
+        self.beside.mkdir()
         self.rounds = 0
+        self.disk = SmallDisk(self.beside / "disk", self.folder, megabytes=_DISK_MEGABYTES) if disk else None
         self._fresh = rng.sample(files, len(files))
         self._unsigned: list[Path] = []
         self._written = 0
@@ -202,7 +279,10 @@ class _Life:
 
     def end(self) -> None:
         """Delete the lab and all its files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.disk is not None:
+            self.disk.remove()
+        for folder in (self.folder, self.export, self.beside):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _round(life: _Life, scenario: str, points: dict[str, Counter[str]], rng: random.Random, tally: Tally) -> None:
@@ -212,30 +292,54 @@ def _round(life: _Life, scenario: str, points: dict[str, Counter[str]], rng: ran
     life.export_some()  # a pass meets these, whatever happened before it
     if crash_lab.SCENARIOS[scenario].before is not None:
         _expect(_process(life, "before", scenario), 0)
-    log = life.folder / "points.log"
+    log = life.beside / "points.log"
     log.unlink(missing_ok=True)
     reached = points.setdefault(scenario, Counter())
-    if reached and rng.random() < 0.9:
+    harm = rng.random() if life.disk is not None else 1.0
+    is_full, is_cut = harm < _DISK_SHARE, _DISK_SHARE <= harm < 2 * _DISK_SHARE
+    action = "kill" if is_cut else _action(rng)
+    if is_full:
+        plan = ""
+    elif reached and rng.random() < 0.9:
         point = rng.choice(sorted(reached))
         # an early or a late time, but at most as often as the failpoint has been reached
-        plan = f"{point}={_action(rng)}@{rng.randint(1, reached[point])}"
+        plan = f"{point}={action}@{rng.randint(1, reached[point])}"
     else:
-        plan = f"*={_action(rng)}@{rng.randint(1, max(8, sum(reached.values())))}"
-    ended = _process(life, "work", scenario, plan, log)
+        plan = f"*={action}@{rng.randint(1, max(8, sum(reached.values())))}"
+    bytes_left = int(math.exp(rng.uniform(0, math.log(_MOST_LEFT)))) if is_full else 0
+    with _on_disk(life, bytes_left if is_full else None):
+        ended = _process(life, "work", scenario, plan, log)
+    if is_cut and life.disk is not None:
+        if rng.random() < 0.5:
+            life.disk.write_out_some(rng)
+        life.disk.cut_power()
+    done = f"{bytes_left} bytes left" if is_full else plan + " and the power cut" * is_cut
     met = Counter(log.read_text(encoding="ascii").split()) if log.exists() else Counter[str]()
     for name, times in met.items():
         reached[name] = max(reached[name], times)
     if ended.code not in (0, 1, failpoints.KILLED):
-        raise RuntimeError(f"{plan}: the process ended with {ended.code}: {ended.said}")
+        raise RuntimeError(f"{done}: the process ended with {ended.code}: {ended.said}")
     how = {0: "not met, or borne", 1: "failed and said so"}.get(ended.code, "killed")
     finish = _process(life, "finish", scenario)
     if finish.code != 0:
-        raise RuntimeError(f"after {plan} ({how}): {finish.said}")
-    tally.faults += [f"after {scenario}, {plan} ({how}): {fault}" for fault in finish.said]
-    tally.rounds[scenario] += 1
-    tally.ended[how] += 1
-    if ended.code != 0:
-        tally.points[plan.split("=")[0] if not plan.startswith("*") else log.read_text("ascii").split()[-1]] += 1
+        raise RuntimeError(f"after {done} ({how}): {finish.said}")
+    tally.faults += [f"after {scenario}, {done} ({how}): {fault}" for fault in finish.said]
+    _count(tally.rounds, scenario)
+    _count(tally.ended, how)
+    _count(tally.harm, "disk full in truth" if is_full else "power cut" if is_cut else action)
+    if ended.code != 0 and not is_full:
+        _count(tally.points, plan.split("=")[0] if not plan.startswith("*") else log.read_text("ascii").split()[-1])
+
+
+@contextmanager
+def _on_disk(life: _Life, bytes_left: int | None) -> Iterator[None]:
+    """What is on the lab's disk before is flushed to it; it takes `bytes_left` more, where that is given."""
+    if life.disk is None:
+        yield
+        return
+    life.disk.flush()
+    with contextlib.nullcontext() if bytes_left is None else life.disk.full(bytes_left):
+        yield
 
 
 def _action(rng: random.Random) -> str:
@@ -249,7 +353,7 @@ def _expect(ended: Ended, code: int) -> None:
 
 def _process(life: _Life, what: str, scenario: str, plan: str = "", log: Path | None = None) -> Ended:
     """Do one thing in its own process. The process is forked where the system can fork, in a tenth of the time."""
-    out = life.folder / "told.json"
+    out = life.beside / "told.json"
     out.unlink(missing_ok=True)
     if hasattr(os, "fork"):
         child = os.fork()
@@ -291,7 +395,7 @@ def _agent_rounds(folder: Path, files: list[str], rng: random.Random, rounds: in
     if not rounds:
         return 0
     life = _Life(folder, files, rng)
-    log = life.folder / "points.log"
+    log = life.beside / "points.log"
     known: Counter[str] = Counter()
     for number in range(rounds):
         life.export_some()
@@ -330,9 +434,12 @@ def main() -> int:
     parser.add_argument("--cells", type=int, default=160, help="different images (default 160)")
     parser.add_argument("--seed", type=int, default=1, help="of everything (default 1)")
     parser.add_argument("--images", type=Path, help="folder of images (default ../shared/data/pbc, else drawn cells)")
+    parser.add_argument("--side", type=int, default=180, help="pixels of a picture's side (default 180)")
+    parser.add_argument("--state", type=Path, help="file of the counts, to go on from")
+    parser.add_argument("--seconds", type=float, help="begin no round after so many")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="labref-crash-") as folder:
+    with tempfile.TemporaryDirectory(prefix="labref-crash-", ignore_cleanup_errors=True) as folder:
         result = crash(
             Path(folder),
             rounds=options.rounds,
@@ -340,6 +447,9 @@ def main() -> int:
             seed=options.seed,
             cells=options.cells,
             images=options.images,
+            side=options.side,
+            state=options.state,
+            seconds=options.seconds,
         )
     if options.json:
         print(json.dumps(result))

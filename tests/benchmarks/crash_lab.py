@@ -1,8 +1,9 @@
 """The part of the crash benchmark that runs in its own process: the work that is killed, and the check of the lab after
 it.
 
-The outputs of the networks are real, but computed once, beforehand: two thousand forked processes cannot each open the
-networks. Everything else is labref itself: its agent, operations, backup, retention, maps.
+The outputs of the networks are real, but computed once, beforehand: thousands of forked processes cannot each open the
+networks, nor start another in which pictures are decoded, which writes nothing: that is done in the process itself.
+Everything else is labref itself: its agent, operations, backup, retention, maps.
 """
 
 from __future__ import annotations
@@ -27,19 +28,24 @@ from labref.agent import run
 from labref.asking import answer
 from labref.bundles.bundle import Bundle, install
 from labref.bundles.inference import Embedder, Embeddings
-from labref.cells.image import prepare
+from labref.cells.decoding import Decoder
+from labref.cells.examination import TASKS
+from labref.cells.image import MAX_PIXELS, prepare
+from labref.cells.quality import judge
 from labref.config import RetentionConfig
 from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.lab.trust import bring_in
+from labref.operations import bundle as bundle_operations
 from labref.operations import perform
 from labref.progress import rows_of
 from labref.store import Counts, Placed, Store, StoredMap
 from labref.store.duckdb import migrations
 from labref.tasks import backup, retention
 from labref.tasks.context import Adoption, Context
+from labref.words import Reason
 
-__all__ = ["SCENARIOS", "Scenario", "check", "prepare_numbers"]
+__all__ = ["SCENARIOS", "Scenario", "check", "export_of", "is_taken_in", "prepare_numbers"]
 
 SCHEMAS: Final = Path(__file__).parents[1] / "schemas"
 _KEPT: Final = 4  # cells of each class that the retention of these rounds keeps
@@ -79,6 +85,29 @@ class KnownNumbers:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def export_of(life: Path) -> Path:
+    """The folder into which the analyser of this lab exports; the lab's own disk does not hold it."""
+    return life.with_suffix(".export")
+
+
+def is_taken_in(data: bytes) -> bool:
+    """Whether a lab stores this picture: made smaller, one may hold nothing any more."""
+    found = TASKS["examine"](data, MAX_PIXELS)
+    return found.empty is None and judge(found.judged_by).reason is not Reason.NOTHING
+
+
+def _stand_in(life: Path) -> None:
+    """Have pictures decoded in this process, networks stand for numbers computed before, and no bundle run anew."""
+    numbers = life.parent / "numbers"
+
+    def run(self: Decoder, task: str, data: bytes, stopped: object = None) -> Any:
+        return TASKS[task](data, int(self.limits.megapixels * 1e6))
+
+    vars(answer)["open_proven"] = lambda bundle, *_: KnownNumbers(bundle, numbers)
+    vars(bundle_operations)["prove"] = lambda *_, **__: None
+    Decoder._run = run  # type: ignore[method-assign]
 
 
 def _key(crop: NDArray[np.uint8]) -> str:
@@ -128,8 +157,6 @@ def _lab(life: Path) -> Lab:
 
 
 def _ingest(life: Path) -> None:
-    numbers = life.parent / "numbers"
-    vars(answer)["open_proven"] = lambda bundle, *_: KnownNumbers(bundle, numbers)
     summary = run(_lab(life), once=True, json=True)
     if summary.interrupted or summary.unreachable:
         raise RuntimeError(f"the pass was not whole: {summary}")
@@ -172,12 +199,14 @@ def _retain(life: Path) -> None:
         retention.empty_trash(context.lab, context.store)
 
 
+def _put_old_stores(life: Path) -> None:
+    for source in SCHEMAS.glob("*.duckdb"):
+        shutil.copy(source, life / f"old-{source.name}")
+
+
 def _migrate(life: Path) -> None:
     for source in SCHEMAS.glob("*.duckdb"):
-        target = life / f"old-{source.name}"
-        if not target.exists():
-            shutil.copy(source, target)
-        Store.open(target).close()
+        Store.open(life / f"old-{source.name}").close()
 
 
 def _change_bundle(life: Path) -> None:
@@ -271,7 +300,7 @@ class Scenario:
 
 SCENARIOS: Final = {
     "ingest": Scenario(_ingest, 40),
-    "migrate": Scenario(_migrate, 10),
+    "migrate": Scenario(_migrate, 10, _put_old_stores),
     "backup": Scenario(_back_up, 10),
     "backup_to_file": Scenario(_back_up_to_file, 4),
     "restore": Scenario(_restore, 3, _back_up),
@@ -333,7 +362,7 @@ def whole_backup(life: Path) -> None:
 
 def _digests_of_images(life: Path) -> set[str]:
     pool = {path.name for path in (life.parent / "images").iterdir()}
-    found = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (life / "export").rglob("*.jpg"))
+    found = (hashlib.sha256(path.read_bytes()).hexdigest() for path in export_of(life).rglob("*.jpg"))
     return {digest for digest in found if digest in pool}
 
 
@@ -365,6 +394,7 @@ def main(life: Path, what: str, scenario: str) -> tuple[int, Any]:
     """Do one thing in this process. Returns the exit code, 0 where it is done and 1 where it failed with an error of
     labref, and what is to be told: the error, or the faults found."""
     chosen = SCENARIOS[scenario]
+    _stand_in(life)
     if what == "before" and chosen.before is not None:
         chosen.before(life)
     elif what == "work":
