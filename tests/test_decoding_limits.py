@@ -29,6 +29,7 @@ from labref.agent.retries import Retries
 from labref.agent.service import _END_SECONDS
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Described, Embedder, describe_each
+from labref.cells import decoding
 from labref.cells.decoding import _CRASHED, _TOO_LONG, _TOO_MUCH, Decoder, Limits, StoppedError, _Worker
 from labref.cells.examination import TASKS
 from labref.config import DecodingConfig
@@ -158,6 +159,17 @@ def test_a_picture_that_harms_its_decoder_costs_that_picture_and_is_told_why(
         harmed.examine(jpeg(word))
     assert str(caught.value) == reason
     assert harmed.examine(jpeg()).crop.shape == (256, 256, 3)
+
+
+def test_a_decoding_process_that_is_not_ready_in_time_is_no_damaged_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_child(*_: str, errors: Any, **__: Any) -> subprocess.Popen[bytes]:
+        sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+        return subprocess.Popen(sleep, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+
+    monkeypatch.setattr(decoding, "start_child", start_child)
+    monkeypatch.setattr(decoding, "_START_SECONDS", 1.0)
+    with pytest.raises(OSError, match=r"a decoding process did not start \(it was not ready after 1 s\)"):
+        Decoder(QUICK, most=1).examine(jpeg())
 
 
 @linux

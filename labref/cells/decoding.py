@@ -130,7 +130,8 @@ class _Worker:
                 self.close(0)
                 errors.seek(0)
                 said = errors.read().decode("utf-8", "replace").strip().splitlines()
-                raise OSError(f"a decoding process did not start ({said[-1] if said else error})") from None
+                why = f"it was not ready after {_START_SECONDS:.0f} s" if timer.finished.is_set() else str(error)
+                raise OSError(f"a decoding process did not start ({said[-1] if said else why})") from None
             except BaseException as error:
                 self.close(0)
                 if isinstance(error, Exception) and not isinstance(error, OSError):
