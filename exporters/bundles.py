@@ -29,8 +29,7 @@ from labref.bundles.bundle import (
     NoveltyThreshold,
     Precision,
     Trunk,
-    golden_terms,
-    manifest_bytes,
+    describe,
     pack,
     unpacked,
 )
@@ -239,11 +238,8 @@ def _check_figures(figures: Path, measured: dict[str, Any], version: str) -> Non
 def _describe(folder: Path, manifest: Manifest) -> None:
     """Write the model card and the manifest beside the other files of a bundle in `folder`, and into its golden outputs
     what they are true of."""
-    with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
-        golden = dict(arrays) | {"terms": np.array(golden_terms(manifest))}
-    np.savez_compressed(folder / "golden.npz", **golden)
     (folder / "MODEL_CARD.md").write_text(model_card(manifest), encoding="utf-8")
-    (folder / "manifest.json").write_bytes(manifest_bytes(replace(manifest, files=_files(folder))))
+    describe(folder, manifest)
 
 
 def _version(trunk: Any, encoder: Any, run: Run) -> str:
@@ -253,13 +249,6 @@ def _version(trunk: Any, encoder: Any, run: Run) -> str:
     for weights in (*trunk.get_weights(), *encoder.get_weights()):
         digest.update(np.ascontiguousarray(weights).tobytes())
     return digest.hexdigest()[:12]
-
-
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        for path in sorted(folder.iterdir())
-    }
 
 
 def _holdout_crops(run: Run, count: int) -> NDArray[np.uint8]:

@@ -26,6 +26,7 @@ from labref.errors import AgentError, LabrefError
 from labref.lab import Lab
 from tests.labs import wait_until
 from tests.pages import Browser
+from tests.test_cli import labref
 
 
 def rng(seed: int = 5) -> np.random.Generator:
@@ -157,6 +158,14 @@ def test_the_demo_runs_to_its_end_and_says_what_to_do_next(tmp_path: Path) -> No
     assert len(pictures) == 8
     with Image.open(io.BytesIO(pictures[0].read_bytes())) as picture:
         assert picture.width == 976
+    # the young lab's answers show cells of the bundle's atlas, which say where they are from
+    central = int(re.search(r"^(\d+) of these references are central", done.stdout, re.MULTILINE)[1])
+    query = min((folder / "queries").iterdir())
+    stdout, _ = labref("query", str(query), "--lab", str(folder / "lab"), "--json")
+    references = json.loads(stdout)["references"]
+    sources = {one["source"] for one in references if one["origin"] == "central"}
+    assert sources == {"cells drawn for labref's demo"}
+    assert sum(one["origin"] == "central" for one in references) <= central
 
 
 def test_the_demo_uses_real_images_and_opens_the_pages_until_it_is_ended(real_cells: Path, tmp_path: Path) -> None:
@@ -183,6 +192,7 @@ def test_the_demo_uses_real_images_and_opens_the_pages_until_it_is_ended(real_ce
             said = demo.communicate(timeout=120)[0]
     assert demo.returncode == 0, said
     assert "real cells from" in said
+    assert "central" not in said  # drawn cells beside real ones would teach nothing
     share = int(said.split("On average ")[1].split("%")[0])
     assert share > 50
 

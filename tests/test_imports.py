@@ -50,7 +50,7 @@ ROOMS = {
     "doctor": "errors files processes cpus times bundles export lab operations web service",
     "agent": "words errors failpoints files processes printing times cpus cells bundles export store lab asking tasks operations web",
     "cli": "errors files progress printing times config cells som pictures export lab tasks operations web service doctor agent roles",
-    "demo": "errors lab web cli",
+    "demo": "errors cells bundles lab web cli",
     "__main__": "cli",
     "labref": "",
 }

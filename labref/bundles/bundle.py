@@ -23,7 +23,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -64,6 +64,7 @@ __all__ = [
     "NoveltyThreshold",
     "Precision",
     "Trunk",
+    "describe",
     "golden_terms",
     "install",
     "manifest_bytes",
@@ -618,6 +619,22 @@ def starter_bundle() -> Path:
     if not path.is_file():
         raise BundleError(f"the starter bundle is missing from this installation ({path}). Install labref again.")
     return path
+
+
+def describe(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of the files in a bundle's folder, and into its golden outputs what they are true of.
+
+    manifest : without `files`, which are measured here; a signature is left out of them.
+    """
+    with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
+        golden = dict(arrays) | {"terms": np.array(golden_terms(manifest))}
+    np.savez_compressed(folder / "golden.npz", **golden)
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+        if path.name not in (_MANIFEST, SIGNATURE_FILE)
+    }
+    (folder / _MANIFEST).write_bytes(manifest_bytes(replace(manifest, files=files)))
 
 
 def pack(folder: Path, out: Path) -> Bundle:

@@ -14,8 +14,9 @@ _HELP = """Show labref at work: simulate an analyser, run a real agent on a new 
 Draws blood cells of eight classes as two analysers would see them (a dozen slides), drops them into a folder in
 CellaVision's layout, among them copies, a truncated file, a file that is no image and one that is written slowly,
 while an agent takes them in; then asks for the references of cells the lab has never seen, draws the answers as
-pictures, and says what became of every file. Ends by itself in about a minute, needs no network and no data, and
-touches nothing but its own folder.
+pictures, and says what became of every file. Its bundle carries an atlas, cells drawn as a third microscope shows them:
+where the young lab has few cells of a class they stand in, marked "central". With --images there is none. Ends by itself
+in about a minute, needs no network and no data, and touches nothing but its own folder.
 
 \b
 Examples:

@@ -22,6 +22,7 @@ import typer
 from labref.cli._shared import program, quoted
 from labref.cli.query import draw_grid
 from labref.demo.analyser import LAYOUT, FolderSource, Source, Specimen, SyntheticSource, exports, put
+from labref.demo.central import CENTRAL_CELLS, with_drawn_atlas
 from labref.errors import AgentError, LabrefError
 from labref.lab import Lab, absolute
 from labref.web.client import AgentClient
@@ -46,7 +47,8 @@ class Account:
 
     written : number of files that the analyser wrote, by kind.  outcomes : number of files by outcome.  rejected :
     (file name, reason).  alike : share (0 to 1) of the queries' references that have the query's class; None where
-    classes are unknown.  grids : pictures of the answers.
+    classes are unknown.  central : of these references, how many are cells of the bundle's atlas.  grids : pictures of
+    the answers.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class Account:
     outcomes: Counter[str] = field(default_factory=Counter)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     alike: float | None = None
+    central: int = 0
     grids: list[Path] = field(default_factory=list)
 
 
@@ -80,7 +83,13 @@ def _show(images: Path | None, keep: Path | None, cells: int, seed: int, pages: 
     export = folder / "export"
     export.mkdir()
     say(f"A lab and an export folder of their own, in {folder}")
-    lab = Lab.create(folder / "lab", [export])
+    bundle = None
+    if images is None:
+        say(
+            f"Its bundle also brings {CENTRAL_CELLS} cells of each class from elsewhere, drawn as a third microscope shows them."
+        )
+        bundle = with_drawn_atlas(folder / "bundle", seed=seed)
+    lab = Lab.create(folder / "lab", [export], bundle, unsigned=bundle is not None)
     with lab.config_file.open("a", encoding="utf-8") as config:
         config.write(LAYOUT)
     lab = Lab.open(lab.folder)
@@ -265,7 +274,7 @@ def _ask(lab: Lab, unseen: list[Specimen], account: Account, say: Say) -> None:
     pictures.mkdir()
     queries = account.folder / "queries"
     queries.mkdir()
-    shares, novel = [], []
+    shares, novel, central = [], [], 0
     for number, specimen in enumerate(unseen, 1):
         path = queries / f"{number}-{_safe(specimen.label or 'cell')}{specimen.suffix}"
         path.write_bytes(specimen.data)
@@ -278,11 +287,17 @@ def _ask(lab: Lab, unseen: list[Specimen], account: Account, say: Say) -> None:
         draw_grid(lab, answer, specimen.data, picture)
         account.grids.append(picture)
         novel.append(answer["novelty"]["is_novel"])
+        central += _central(answer)
         if specimen.label is not None and answer["references"]:
             shares.append(_same_class(answer, specimen.label))
         say(f"  {_in_words(answer, specimen)}")
     if any(novel):
         say("(A young lab holds few cells, so for some the nearest is still far: that is what the warning says.)")
+    if central:
+        say(
+            f"{central} of these references are central: the bundle brought them, as the lab has few cells of their class."
+        )
+    account.central = central
     if shares:
         account.alike = sum(shares) / len(shares)
         say(f"On average {account.alike:.0%} of a cell's references are of its own class.")
@@ -291,9 +306,16 @@ def _ask(lab: Lab, unseen: list[Specimen], account: Account, say: Say) -> None:
 def _in_words(answer: Mapping[str, Any], specimen: Specimen) -> str:
     labels = Counter(reference["label"] for reference in answer["references"])
     among = ", ".join(f"{n} {label}" for label, n in labels.most_common()) or "none yet"
+    if central := _central(answer):
+        among += f" ({central} of them central)"
     nearest = f", nearest at {answer['references'][0]['distance']:.3g}" if answer["references"] else ""
     novel = "; unlike anything here" if answer["novelty"]["is_novel"] else ""
     return f"{specimen.label or 'a cell'} -> {among}{nearest}{novel}"
+
+
+def _central(answer: Mapping[str, Any]) -> int:
+    """How many references are cells of the bundle's atlas."""
+    return sum(reference["origin"] == "central" for reference in answer["references"])
 
 
 def _same_class(answer: Mapping[str, Any], label: str) -> float:
