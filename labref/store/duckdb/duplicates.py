@@ -385,11 +385,18 @@ def write_resemblances(
     if not found:
         return
     numbers = sequence.begin(connection)
-    for cell_id, other, resemblance in found:
-        connection.execute(
-            "INSERT INTO resemblance (cell, other, score, verdict, found_at, number) VALUES (?, ?, ?, ?, ?, ?)",
-            [cell_id, other, resemblance.score, str(resemblance.verdict), at, numbers.take()],
-        )
+    connection.execute(
+        "INSERT INTO resemblance (cell, other, score, verdict, found_at, number) SELECT unnest($1::VARCHAR[]), "
+        "unnest($2::VARCHAR[]), unnest($3::DOUBLE[]), unnest($4::VARCHAR[]), $5, unnest($6::BIGINT[])",
+        [
+            [cell_id for cell_id, *_ in found],
+            [other for _, other, _ in found],
+            [float(resemblance.score) for *_, resemblance in found],
+            [str(resemblance.verdict) for *_, resemblance in found],
+            at,
+            [numbers.take() for _ in found],
+        ],
+    )
     sequence.keep(connection, numbers)
 
 
