@@ -137,7 +137,8 @@ def compared(first: View, second: View, thresholds: Thresholds) -> Compared:
     if number == 0 or bits[number] > thresholds.candidate_bits:
         return Compared(found, verdict)
     again = align(first, turned(second, number))
-    if again.agreement <= found.agreement or not ruling(again, thresholds).is_one_cell:
+    # a copy that a program turned keeps its colours; by structure alone a lymphocyte agrees with another mirrored one
+    if again.score < thresholds.possible_from or not ruling(again, thresholds).is_one_cell:
         return Compared(found, verdict)
     return Compared(again, Verdict.POSSIBLE, number % 4, number >= ORIENTATIONS // 2)
 
