@@ -864,7 +864,8 @@ def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str
     agent = AgentConfig()
     named = f"analyser = {_toml_string(analyser)}" if analyser is not None else "# analyser = 'DC-1'"
     return (
-        "# labref.toml: one lab. Restart the agent after a change. Every key: deploy/labref.example.toml, which comes with labref's source.\n\n"
+        "# labref.toml: one lab. Restart the agent after a change. `labref config show` gives every key with its value; what each\n"
+        "# means says labref.example.toml: in `pages` of the stick, in `deploy` of the source.\n\n"
         "[watch]\n"
         "# Export folders. labref only ever reads them. Windows paths in single quotes: 'D:\\Export'\n"
         "folders = [\n" + "".join(watched) + "]\n"

@@ -178,6 +178,17 @@ def test_a_port_that_another_program_has(lab: Lab) -> None:
     assert examined(lab, 3)["port"]["state"] == "fine"
 
 
+def test_a_port_of_the_metrics_that_another_program_has(lab: Lab) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        lab = set_in(lab, "metrics", f"address = '127.0.0.1'\nport = {taken}")
+        told = [one for one in of_lab.port(lab, False) if one.state == "problem"]
+    assert len(told) == 1 and f"127.0.0.1:{taken} cannot be used" in told[0].says
+    assert "[metrics] address or port" in (told[0].remedy or "") and "0 takes any" not in (told[0].remedy or "")
+
+
 def test_a_clock_that_is_wrong(lab: Lab) -> None:
     (told,) = of_lab.clock(lab, datetime.now(UTC) + timedelta(days=3))
     assert told.state == "problem" and "newest cell" in told.says
@@ -240,7 +251,7 @@ def test_the_disk_that_fills_is_told_before_it_is_full(lab: Lab, monkeypatch: py
     assert "will be full" in CliRunner().invoke(app, ["status", "--lab", str(lab.folder)]).stderr
     assert desk.status(set_in(lab, "health", "disk_days = 5"))["attention"] == []
     usage.free = 1000
-    assert "is full: 0 MB are free" in examined(lab, 3)["disk"]["says"]
+    assert "is full: 0 MB are free" in examined(lab, 1)["disk"]["says"]
     with lab.open_store() as store:
         assert room.wanting(lab, store) == "disk"
 

@@ -47,7 +47,7 @@ ROOMS = {
     "operations": "words errors failpoints files progress printing times config cells bundles som export store.memory store.duckdb store lab asking tasks roles",
     "web": "words errors files progress printing cpus bundles pictures export store lab asking tasks operations roles",
     "service": "errors files lab",
-    "doctor": "errors files processes cpus times bundles export lab operations web service",
+    "doctor": "errors files processes cpus times bundles export lab asking operations web service",
     "agent": "words errors failpoints files processes printing times cpus cells bundles export store lab asking tasks operations web",
     "cli": "errors files progress printing times config cells som pictures export lab tasks operations web service doctor agent roles",
     "demo": "errors cells bundles lab web cli",

@@ -24,9 +24,11 @@ from typer.testing import CliRunner
 from labref.agent import notify
 from labref.bundles.bundle import Bundle
 from labref.cli import app
+from labref.config import set_values
+from labref.doctor import lab as of_lab
 from labref.errors import LabError
 from labref.lab import Lab
-from labref.service import NAME, describe, install, registered, registering, remove
+from labref.service import NAME, cut_off, describe, install, registered, registering, remove
 from labref.service.descriptions import Kind
 from labref.tasks import backup
 from tests.labs import running_agent, wait_until
@@ -53,6 +55,7 @@ def called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     monkeypatch.setattr(registering.subprocess, "run", run)
     monkeypatch.setattr(registering, "_UNITS", tmp_path / "units")
     monkeypatch.setattr(registering.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(registering, "_uid", {"root": 0, "labref": os.getuid() if os.name != "nt" else None}.get)
     return calls
 
 
@@ -67,10 +70,8 @@ def test_the_unit_in_deploy_is_the_one_that_is_written() -> None:
 
 
 @LINUX
-@pytest.mark.parametrize(
-    ("gpu", "address", "most"), [(False, "127.0.0.1", 3.0), (True, "127.0.0.1", 3.0), (True, "0.0.0.0", 3.0)]
-)
-def test_systemd_takes_the_unit_and_finds_it_closed(tmp_path: Path, gpu: bool, address: str, most: float) -> None:
+@pytest.mark.parametrize(("gpu", "network", "most"), [(False, False, 3.0), (True, False, 3.0), (True, True, 3.0)])
+def test_systemd_takes_the_unit_and_finds_it_closed(tmp_path: Path, gpu: bool, network: bool, most: float) -> None:
     python = tmp_path / "a folder" / "100 % $HOME é" / "python"
     python.parent.mkdir(parents=True)
     python.symlink_to(sys.executable)
@@ -79,7 +80,7 @@ def test_systemd_takes_the_unit_and_finds_it_closed(tmp_path: Path, gpu: bool, a
         lab=tmp_path / "the lab; of 5",
         python=python,
         user="root",
-        address=address,
+        network=network,
         gpu=gpu,
         writable=[tmp_path / "back; up", PurePosixPath("/mnt/50%")],
     )
@@ -130,7 +131,8 @@ def test_linux_registers_and_removes_in_order(lab: Lab, called: list[list[str]],
         list(install(lab, user="root"))
     assert called == []
     told = list(install(lab, user="labref"))
-    assert called == [["systemctl", "daemon-reload"], ["systemctl", "enable", "--now", NAME]]
+    # restarted and not only started: one that runs takes the new unit, and the new labref
+    assert called == [["systemctl", "daemon-reload"], ["systemctl", "enable", NAME], ["systemctl", "restart", NAME]]
     unit = (tmp_path / "units" / f"{NAME}.service").read_text()
     assert f'ReadWritePaths="{lab.folder}"' in unit and "User=labref" in unit and "runs now as labref" in told[-1]
     assert registered(lab).kind == "systemd"
@@ -139,6 +141,58 @@ def test_linux_registers_and_removes_in_order(lab: Lab, called: list[list[str]],
     wanted = [["systemctl", "disable", "--now", NAME], ["systemctl", "daemon-reload"]]
     assert [one for one in called if one[1] not in ("is-active", "is-enabled")] == wanted
     assert not (tmp_path / "units" / f"{NAME}.service").exists() and lab.store_file.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_a_user_who_could_not_run_the_agent_is_refused(
+    lab: Lab, called: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LabError, match="no user anna.*useradd --system anna.*chown -R anna:"):
+        list(install(lab, user="anna"))
+    monkeypatch.setattr(registering, "_uid", {"anna": os.getuid() + 1}.get)
+    with pytest.raises(LabError, match=r"belongs to .*as anna could not write.*chown -R anna:"):
+        list(install(lab, user="anna"))
+    assert called == [] and not (tmp_path / "units").exists()
+    # a group may share a lab
+    set_values(lab.config_file, {("access", "group"): True})
+    assert "runs now as anna" in list(install(Lab.open(lab.folder), user="anna"))[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_a_unit_lets_the_network_in_where_the_lab_says_so_and_doctor_sees_one_that_does_not(
+    lab: Lab, called: list[list[str]]
+) -> None:
+    list(install(lab, user="labref"))
+    assert cut_off(lab) == []
+    set_values(lab.config_file, {("metrics", "address"): "0.0.0.0"})
+    lab = Lab.open(lab.folder)
+    told = [one for one in of_lab.service(lab, True) if one.state == "warning"]
+    assert len(told) == 1 and "0.0.0.0" in told[0].says and "service install" in (told[0].remedy or "")
+    list(install(lab, user="labref"))
+    file = registered(lab).file
+    assert file is not None and "IPAddress" not in file.read_text()
+    assert [one.state for one in of_lab.service(lab, True)] == ["fine"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_where_systemd_does_not_run_no_unit_is_left_behind(
+    lab: Lab, called: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "System has not been booted with systemd as init system.\nFailed to connect to bus: Host is down\n"
+    failed = SimpleNamespace(returncode=1, stdout="", stderr=said)
+    monkeypatch.setattr(registering.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(registering, "_is_root", lambda: True)
+    with pytest.raises(LabError, match="init system.; Failed to connect to bus: Host is down. `journalctl") as refused:
+        list(install(lab, user="labref"))
+    assert "sudo" not in str(refused.value) and list((tmp_path / "units").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_no_service_is_registered_beside_an_agent_that_runs(lab: Lab, called: list[list[str]]) -> None:
+    with running_agent(lab):
+        done = CliRunner().invoke(app, ["service", "install", "--lab", str(lab.folder), "--user", "labref"])
+        assert done.exit_code == 1 and "runs on this lab already" in done.stderr
+    assert [one for one in called if one[1] not in ("is-active", "is-enabled")] == []
 
 
 def test_the_agent_may_write_backups_where_the_unit_names_a_folder_and_says_so_where_not(
@@ -193,6 +247,8 @@ def test_what_the_system_refuses_is_said_in_its_words(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registering, "_UNITS", tmp_path / "units")
+    monkeypatch.setattr(registering, "_is_root", lambda: False)
+    monkeypatch.setattr(registering, "_uid", lambda name: lab.folder.stat().st_uid)
     outcomes: list[Callable[[], SimpleNamespace]] = [
         lambda: SimpleNamespace(returncode=1, stdout="", stderr="Access denied"),
         lambda: (_ for _ in ()).throw(FileNotFoundError(2, "No such file")),

@@ -157,12 +157,25 @@ def test_the_bill_of_materials_is_one_and_names_all_that_ships_with_its_licence(
         assert f"<td>{part['name']}</td><td>{part['version']}</td>" in page
 
 
+def test_the_pages_for_people_are_on_the_stick_with_all_that_they_link_to(stick: Path) -> None:
+    pages = stick / "pages"
+    assert {"install.md", "troubleshooting.md", "daily-use.md", "labref.example.toml"} <= {
+        f.name for f in pages.iterdir()
+    }
+    for page in pages.glob("*.md"):
+        for link in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text(encoding="utf-8")):
+            assert (pages / link).exists(), (page.name, link)
+
+
 def test_the_page_and_the_script_name_what_is_there(stick: Path) -> None:
     page = (stick / "README.html").read_text(encoding="utf-8")
     assert "$" not in page
     for link in re.findall(r'href="([^"]+)"', page):
         assert (stick / link).is_file(), link
     assert f"python{HERE} --version" in page
+    windows = (STICK / "page-win_amd64.html").read_text(encoding="utf-8")
+    for link in re.findall(r'href="(pages/[^"]+)"', windows):
+        assert (stick / link).is_file(), link
     script = (stick / "install.sh").read_text(encoding="utf-8")
     assert "@" not in script.replace('"$@"', "")
     assert subprocess.run(["sh", "-n", str(stick / "install.sh")], check=False).returncode == 0

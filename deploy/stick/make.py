@@ -119,6 +119,7 @@ def make(
         described = _describe(own, platform, python, runtime, epoch)
         _requirements(made)
         shutil.copy(ROOT / "LICENSE", made / "LICENSE.txt")
+        _pages(_made(made / "pages"))
         bill.write(made, [*sorted(wheels.glob("*.whl")), pip], target(platform, python), described)
         if platform == "manylinux":
             shutil.copytree(ROOT / "labref" / "service" / "container", made / "container", ignore=_CACHES)
@@ -240,6 +241,16 @@ def _page(made: Path, described: dict[str, str]) -> None:
         "packages": str(len(list((made / "wheels").glob("*.whl")))),
     }
     (made / "README.html").write_text(string.Template(text).substitute(words), encoding="utf-8", newline="\n")
+
+
+def _pages(into: Path) -> None:
+    """The pages for people, with what they link to: a lab without internet has no other copy."""
+    deploy = ROOT / "deploy"
+    for pattern in ("*.md", "labref.example.toml", "*.service"):
+        for file in sorted(deploy.glob(pattern)):
+            shutil.copy(file, into / file.name)
+    for folder in ("monitoring", "pictures"):
+        shutil.copytree(deploy / folder, into / folder)
 
 
 def _digests(made: Path) -> None:

@@ -961,7 +961,8 @@ class _Agent:
             replace_file(self._lab.agent_file, jsonlib.dumps(values) + "\n")
         except OSError as error:
             raise LabError(
-                f"{self._lab.agent_file} cannot be written: {error.strerror}. Give the agent's user access."
+                f"{self._lab.agent_file} cannot be written: {error.strerror}. Make room on its disk where it is full; "
+                "else give the agent's user access."
             ) from None
 
     def _progress(self) -> str:

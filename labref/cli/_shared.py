@@ -22,6 +22,7 @@ __all__ = [
     "LabOption",
     "WhoOption",
     "a_path",
+    "counted",
     "here",
     "named",
     "perform",
@@ -32,6 +33,11 @@ __all__ = [
     "say",
     "without_progress",
 ]
+
+
+def counted(number: int, what: str) -> str:
+    """`1 slide`, `2 slides`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def a_path(text: str) -> Path:

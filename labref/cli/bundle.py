@@ -139,7 +139,10 @@ def install(
         print_json(row)
     else:
         say(f"{_name(row)} is {signature_line(row['signature'])}.")
-        say(f"{_name(row)} is installed; it is used after `labref bundle activate {row['name']}/{row['version']}`.")
+        if row["state"] == "active":
+            say(f"{_name(row)} is installed, and is the one in use.")
+        else:
+            say(f"{_name(row)} is installed; it is used after `labref bundle activate {row['name']}/{row['version']}`.")
 
 
 def verify(

@@ -18,7 +18,7 @@ _HELP = """The lab's settings: those of its labref.toml, and of the LABREF_* var
   labref config show
   labref config check
 
-labref.toml is changed with any editor; deploy/labref.example.toml explains every key. The agent takes a change when it
+labref.toml is changed with any editor; labref.example.toml explains every key (in `pages` of the stick, in `deploy` of the source). The agent takes a change when it
 is started again.
 """
 _SHOW = """Show every setting, its value, and where that comes from: the default, labref.toml, or a variable.

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, print_json
+from labref.cli._shared import JsonOption, LabOption, counted, print_json
 from labref.printing import printable
 
 __all__ = ["add_to"]
@@ -59,14 +59,10 @@ def doctor(
         typer.echo(
             "Nothing is wrong."
             if not problems + warnings
-            else f"{_counted(problems, 'problem')}, {_counted(warnings, 'warning')}."
+            else f"{counted(problems, 'problem')}, {counted(warnings, 'warning')}."
         )
     if problems or warnings:
         raise typer.Exit(1 if problems else 3)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def add_to(app: typer.Typer) -> None:

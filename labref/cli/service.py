@@ -88,10 +88,17 @@ def install(
         ),
     ] = None,
 ) -> None:
+    from labref.errors import LabError
     from labref.lab import Lab
     from labref.service import install as install_service
+    from labref.service import registered
+    from labref.web.client import AgentClient
 
-    steps = install_service(Lab.find(lab), user=user, winsw=winsw, gpu=gpu, writable=writable or (), only_write=write)
+    found = Lab.find(lab)
+    # of a service that is registered, the agent is started anew
+    if write is None and registered(found).kind is None and AgentClient.find(found) is not None:
+        raise LabError("an agent runs on this lab already, and the service's could not start beside it. End it first.")
+    steps = install_service(found, user=user, winsw=winsw, gpu=gpu, writable=writable or (), only_write=write)
     for line in steps:
         say(line)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, print_json
+from labref.cli._shared import JsonOption, LabOption, counted, print_json
 from labref.cli.bundle import change_lines
 from labref.cli.key import signature_line
 from labref.errors import LabrefError
@@ -108,7 +108,9 @@ def _text(found: Mapping[str, Any]) -> str:
     if found["cells"]:
         lines.append(("classes", _counted(found["labels"])))
         lines.append(("given by", _counted(found["label_sources"])))
-        lines.append(("from", f"{len(found['slides'])} slides, {len(found['analysers'])} named analysers"))
+        lines.append(
+            ("from", f"{counted(len(found['slides']), 'slide')}, {counted(len(found['analysers']), 'named analyser')}")
+        )
         lines += [line for optics in found["optics"] for line in _optics(optics)]
     return "\n".join(f"{name:<10}{value}" for name, value in lines)
 

@@ -67,7 +67,9 @@ def packages() -> Iterator[Finding]:
             wrong.append(f"{requirement.name} {found} does not fit {requirement.specifier}")
     if wrong:
         yield problem(
-            "packages", "; ".join(wrong), "Install labref again, into an environment of its own: see deploy/README.md."
+            "packages",
+            "; ".join(wrong),
+            "Install labref again, into an environment of its own, as the stick's installer makes it.",
         )
     else:
         yield fine("packages", f"{checked} packages, each in a version that fits")

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from labref.asking.room import LEAST_FREE
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.doctor import computer
@@ -40,7 +41,7 @@ NAMES: Final = {
     "disk": "room on the lab's disk, and how long it lasts",
     "backup": "the last backup",
     "clock": "this computer's clock, and that of the lab's disk",
-    "port": "the ports of agent and pages",
+    "port": "the ports of agent, pages and metrics",
     "service": "an agent runs, and starts with the computer",
     "agent": "the agent takes cells in",
     "certificate": "the certificate of the pages",
@@ -118,9 +119,12 @@ def _of_status(lab: Lab, found: Mapping[str, Any]) -> Iterator[Finding]:
             yield fine("device", f"{found['provider_line']}; asked for: {lab.config.inference.device}")
     yield from _room(found, "disk" in wrong)
     yield from _backup(lab, found, "backup" in wrong)
+    later = {"device", "backup", "layout", "change"}
+    if found["disk"] is not None and found["disk"]["free"] >= LEAST_FREE:
+        later.add("disk")  # it will be full
     for check, told in wrong.items():
         for says, remedy in told:
-            made = warning if check in ("device", "backup", "disk", "layout", "change") else problem
+            made = warning if check in later else problem
             yield made(check, says, _sentence(remedy) if remedy else "The line says what to do.")
 
 

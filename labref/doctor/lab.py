@@ -20,7 +20,7 @@ from labref.files import read_file
 from labref.lab import Lab
 from labref.lab.mounts import condition_of
 from labref.operations.condition import Finding
-from labref.service import NAME, registered
+from labref.service import NAME, cut_off, registered
 
 __all__ = ["clock", "export_folders", "permissions", "port", "service", "watch_limits"]
 
@@ -110,7 +110,9 @@ def permissions(lab: Lab) -> Iterator[Finding]:
         return
     if os.name == "nt":
         yield note(
-            "permissions", f"{folder} can be written", "Who else may read it, `icacls` says; see deploy/README.md."
+            "permissions",
+            f"{folder} can be written",
+            "Who else may read it, `icacls` says: make the lab in a folder that others cannot read.",
         )
         return
     mode, owner = folder.stat().st_mode, folder.stat().st_uid
@@ -167,7 +169,9 @@ def port(lab: Lab, running: bool) -> Iterator[Finding]:
     web = lab.config.web
     wanted = [("127.0.0.1", lab.config.agent.port, "[agent] port")]
     if web.certificate is not None:
-        wanted.append((web.address, web.port, "[web] port"))
+        wanted.append((web.address, web.port, "[web] address or port"))
+    if lab.config.metrics.address:
+        wanted.append((lab.config.metrics.address, lab.config.metrics.port, "[metrics] address or port"))
     for address, number, setting in wanted:
         if number == 0:
             yield fine("port", f"any free port of {address} is taken")
@@ -179,7 +183,8 @@ def port(lab: Lab, running: bool) -> Iterator[Finding]:
             yield problem(
                 "port",
                 f"{address}:{number} cannot be used: {error}",
-                f"End the program that has it, or choose another {setting} in {lab.config_file}; 0 takes any free one.",
+                f"End the program that has it, or choose another {setting} in {lab.config_file}"
+                + ("; 0 takes any free one." if setting == "[agent] port" else "."),
             )
 
 
@@ -199,6 +204,12 @@ def service(lab: Lab, running: bool) -> Iterator[Finding]:
     """Whether an agent runs, and whether the system starts one by itself."""
     found = registered(lab)
     how = "no service starts it with the computer" if found.kind is None else f"the service {NAME} is {found.state}"
+    if beyond := cut_off(lab):
+        yield warning(
+            "service",
+            f"the service {NAME} lets no other computer reach the agent, and labref.toml has it answer at {' and '.join(beyond)}",
+            "`labref service install` again, with the words that it was given before: it writes the unit anew.",
+        )
     if running and found.kind is None:
         yield note("service", f"an agent runs; {how}", "`labref service install` registers it.")
     elif running:

@@ -6,6 +6,16 @@ the Task Scheduler. Containers: `container` holds their definition.
 """
 
 from labref.service.descriptions import NAME, Described, describe
-from labref.service.registering import Registered, install, registered, remove, write_container
+from labref.service.registering import Registered, cut_off, install, registered, remove, write_container
 
-__all__ = ["NAME", "Described", "Registered", "describe", "install", "registered", "remove", "write_container"]
+__all__ = [
+    "NAME",
+    "Described",
+    "Registered",
+    "cut_off",
+    "describe",
+    "install",
+    "registered",
+    "remove",
+    "write_container",
+]

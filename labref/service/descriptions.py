@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -11,10 +10,12 @@ from xml.sax.saxutils import escape
 
 from labref.errors import LabError
 
-__all__ = ["NAME", "Described", "Kind", "describe"]
+__all__ = ["CLOSED", "NAME", "Described", "Kind", "describe"]
 
 NAME: Final = "labref-agent"
 """What the system calls the service."""
+CLOSED: Final = "IPAddressDeny=any"
+"""A unit with this line lets no other computer reach the agent."""
 Kind = Literal["systemd", "winsw", "task"]
 _STOP_SECONDS: Final = 120
 _WATCHDOG_SECONDS: Final = 180
@@ -25,8 +26,8 @@ _UNIT: Final = """\
 Description=labref agent: takes the analyser's cells in, answers reference queries
 After=network-online.target remote-fs.target
 Wants=network-online.target
-StartLimitIntervalSec=600
-StartLimitBurst=10
+# never given up: what keeps it from starting, as a full disk, may be gone tomorrow
+StartLimitIntervalSec=0
 
 [Service]
 # The agent says when it is ready, and that it is at work: one that hangs is ended and started again
@@ -40,7 +41,7 @@ ExecStart=:{command}
 KillSignal=SIGTERM
 TimeoutStopSec={stop}
 Restart=on-failure
-RestartSec=15
+RestartSec=30
 # The analyser's own software comes first
 Nice=5
 IOSchedulingClass=best-effort
@@ -157,16 +158,16 @@ def describe(
     lab: PurePath,
     python: PurePath,
     user: str | None,
-    address: str = "127.0.0.1",
+    network: bool = False,
     gpu: bool = False,
     writable: Sequence[PurePath] = (),
 ) -> Described:
     """The file for a lab.
 
     lab : its folder, absolute.  python : the Python that has labref.  user : that the agent runs as; None lets WinSW
-    take its own account, and systemd root, which `labref service install` never does.  address : on which the pages are
-    reached, [web] address.  gpu : the agent may use devices.  writable : folders beside the lab that it may write in,
-    as for backups, absolute; systemd lets it write nowhere else.
+    take its own account, and systemd root, which `labref service install` never does.  network : other computers reach
+    the agent; else systemd lets it reach this one alone.  gpu : it may use devices.  writable : folders beside the lab
+    that it may write in, as for backups, absolute; systemd lets it write nowhere else.
     Raises `LabError` where a path or a name cannot be written there.
     """
     for what, value in (
@@ -182,7 +183,7 @@ def describe(
             raise LabError(
                 f"systemd runs no program with quotes or backslashes in its path: {python}. Install labref elsewhere."
             )
-        return Described(f"{NAME}.service", _unit(lab, python, user, address, gpu, writable).encode())
+        return Described(f"{NAME}.service", _unit(lab, python, user, network, gpu, writable).encode())
     arguments = f'-m labref agent --lab "{lab}"'
     values = {
         "name": NAME,
@@ -200,21 +201,19 @@ def describe(
 
 
 def _unit(
-    lab: PurePath, python: PurePath, user: str | None, address: str, gpu: bool, writable: Sequence[PurePath]
+    lab: PurePath, python: PurePath, user: str | None, network: bool, gpu: bool, writable: Sequence[PurePath]
 ) -> str:
-    local = ipaddress.ip_address(address).is_loopback
     command = " ".join(_quoted(word) for word in (str(python), "-m", "labref", "agent", "--lab", str(lab)))
     return _UNIT.format(
         watchdog=_WATCHDOG_SECONDS,
         stop=_STOP_SECONDS,
-        user="" if user is None else f"User={_plain(user)}\nGroup={_plain(user)}\n",
+        user="" if user is None else f"User={_plain(user)}\n",
         lab_variable=_quoted(f"LABREF_LAB={lab}"),
         command=command,
         # one that is not there, as a disk that is not plugged in, does not keep the agent from starting
         writable=" ".join([_quoted(str(lab)), *(_quoted(f"-{folder}") for folder in writable)]),
         devices="" if gpu else "PrivateDevices=yes\n",
-        # the pages for other computers need the network; else nothing beyond this computer is reached
-        network="IPAddressDeny=any\nIPAddressAllow=localhost\n" if local else "",
+        network="" if network else f"{CLOSED}\nIPAddressAllow=localhost\n",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import ipaddress
 import json
 import os
 import shutil
@@ -17,9 +18,9 @@ from typing import Final
 from labref.errors import LabError
 from labref.files import replace_file
 from labref.lab import Lab, absolute
-from labref.service.descriptions import NAME, Described, Kind, describe
+from labref.service.descriptions import CLOSED, NAME, Described, Kind, describe
 
-__all__ = ["Registered", "install", "registered", "remove", "write_container"]
+__all__ = ["Registered", "cut_off", "install", "registered", "remove", "write_container"]
 
 _CONTAINER: Final = Path(__file__).parent / "container"
 _UNITS: Final = Path("/etc/systemd/system")
@@ -60,13 +61,14 @@ def install(
             "the agent is not run as root: a fault in it would reach the whole computer. Make a user for it (`useradd --system "
             f"labref`), give it the lab (`chown -R labref: {lab.folder}`), and name it: --user labref."
         )
-    address = lab.config.web.address if lab.config.web.certificate is not None else "127.0.0.1"
+    if kind == "systemd" and only_write is None:
+        _require_owner(lab, user)
     described = describe(
         kind,
         lab=lab.folder,
         python=Path(sys.executable),
         user=user,
-        address=address,
+        network=bool(_reached_at(lab)),
         gpu=gpu,
         writable=[absolute(folder) for folder in writable],
     )
@@ -74,9 +76,17 @@ def install(
         yield f"{_write(only_write, described)} written; nothing is registered"
         return
     if kind == "systemd":
-        yield f"{_write(_UNITS, described)} written"
-        _run(["systemctl", "daemon-reload"])
-        _run(["systemctl", "enable", "--now", NAME])
+        new = not (_UNITS / described.name).exists()
+        file = _write(_UNITS, described)
+        try:
+            _run(["systemctl", "daemon-reload"])
+        except LabError:
+            if new:
+                _unlink(file)  # systemd does not run: nothing is left behind that cannot be removed
+            raise
+        yield f"{file} written"
+        _run(["systemctl", "enable", NAME])
+        _run(["systemctl", "restart", NAME])  # one that runs takes the new file, and the new labref
         yield f"{NAME} starts with the computer, and runs now as {user}"
     elif winsw is not None:
         folder = lab.folder / "service"
@@ -142,6 +152,52 @@ def registered(lab: Lab) -> Registered:
     return _on_windows(lab) if _is_windows() else _by_systemd()
 
 
+def cut_off(lab: Lab) -> list[str]:
+    """Addresses of labref.toml at which other computers are to reach the agent, and the registered unit forbids it: it
+    was written before they were set."""
+    found = registered(lab)
+    if found.kind != "systemd" or found.file is None:
+        return []
+    with contextlib.suppress(OSError, ValueError):
+        if CLOSED in found.file.read_text(encoding="utf-8").splitlines():
+            return _reached_at(lab)
+    return []
+
+
+def _reached_at(lab: Lab) -> list[str]:
+    """The addresses of labref.toml at which other computers reach the agent: its pages, and its numbers."""
+    web, metrics = lab.config.web, lab.config.metrics
+    given = [*([web.address] if web.certificate is not None else []), metrics.address]
+    return [address for address in given if address and not ipaddress.ip_address(address).is_loopback]
+
+
+def _require_owner(lab: Lab, user: str) -> None:
+    """Raise `LabError` where the agent, as this user, could not work on the lab."""
+    uid = _uid(user)
+    if uid is None:
+        raise LabError(
+            f"there is no user {user} on this computer. Make it (`useradd --system {user}`), give it the lab (`chown -R {user}: "
+            f"{lab.folder}`), and call this again."
+        )
+    if not lab.config.access.group and uid != lab.folder.stat().st_uid:
+        raise LabError(
+            f"the lab {lab.folder} belongs to {_owner(lab)}, and an agent that runs as {user} could not write in it. Give it the lab "
+            f"(`chown -R {user}: {lab.folder}`), or name its owner: --user."
+        )
+
+
+def _uid(user: str) -> int | None:
+    """A user's number; None where this computer has no such user."""
+    if sys.platform == "win32":
+        return None
+    import pwd
+
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
+
+
 def _by_systemd() -> Registered:
     file = _UNITS / f"{NAME}.service"
     if shutil.which("systemctl") is None:
@@ -171,7 +227,10 @@ def _owner(lab: Lab) -> str:
         domain = os.environ.get("USERDOMAIN")
         name = getpass.getuser()
         return f"{domain}\\{name}" if domain else name
-    return lab.folder.owner()
+    try:
+        return lab.folder.owner()
+    except KeyError:  # of a user that was deleted
+        return str(lab.folder.stat().st_uid)
 
 
 def _write(folder: Path, described: Described) -> Path:
@@ -180,7 +239,7 @@ def _write(folder: Path, described: Described) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(file, described.data, mode=0o644)
     except OSError as error:
-        raise LabError(f"{file} cannot be written: {error.strerror or error}. {_ADMINISTRATOR}") from None
+        raise LabError(f"{file} cannot be written: {error.strerror or error}. {_otherwise()}") from None
     return file
 
 
@@ -188,13 +247,21 @@ def _unlink(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
     except OSError as error:
-        raise LabError(f"{file} cannot be deleted: {error.strerror or error}. {_ADMINISTRATOR}") from None
+        raise LabError(f"{file} cannot be deleted: {error.strerror or error}. {_otherwise()}") from None
 
 
-_ADMINISTRATOR: Final = (
-    "Services are registered as administrator: with sudo, on Windows in an administrator's prompt; or write the file only, "
-    "--write FOLDER."
-)
+def _otherwise() -> str:
+    """What to do where the system refuses a step."""
+    if _is_root():
+        return f"`journalctl -u {NAME}` and `labref doctor` may say more; or write the file only, --write FOLDER."
+    return (
+        "Services are registered as administrator: with sudo, on Windows in an administrator's prompt; or write the file only, "
+        "--write FOLDER."
+    )
+
+
+def _is_root() -> bool:
+    return sys.platform != "win32" and os.geteuid() == 0
 
 
 def _run(command: Sequence[str], *, asks: bool = False) -> None:
@@ -206,10 +273,10 @@ def _run(command: Sequence[str], *, asks: bool = False) -> None:
     except FileNotFoundError:
         raise LabError(f"there is no {command[0]} on this system. Write the file only: --write FOLDER.") from None
     except (OSError, subprocess.SubprocessError) as error:
-        raise LabError(f"`{' '.join(command)}` failed: {error}. {_ADMINISTRATOR}") from None
+        raise LabError(f"`{' '.join(command)}` failed: {error}. {_otherwise()}") from None
     if done.returncode:
-        said = "" if asks else (done.stderr or done.stdout).strip()
-        raise LabError(f"`{' '.join(command)}` failed ({done.returncode}): {said or 'no word'}. {_ADMINISTRATOR}")
+        said = "" if asks else "; ".join((done.stderr or done.stdout).split("\n")).strip("; ")
+        raise LabError(f"`{' '.join(command)}` failed ({done.returncode}): {said or 'no word'}. {_otherwise()}")
 
 
 def _said(command: Sequence[str]) -> str:
