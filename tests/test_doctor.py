@@ -3,6 +3,7 @@ disk that fills, a backup that ages and a GPU that is not used."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -165,6 +166,23 @@ def test_rights_that_keep_labref_out_or_let_others_in(lab: Lab, monkeypatch: pyt
     monkeypatch.setattr(of_lab.tempfile, "mkstemp", read_only)
     (told,) = of_lab.permissions(lab)
     assert told.state == "problem" and "nothing can be written" in told.says
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights of POSIX")
+def test_a_lab_of_another_user_is_a_finding_that_names_its_owner(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_file = Path.is_file
+
+    def closed(self: Path) -> bool:  # what the system says of a folder of another user's; the tests may run as root
+        if self == lab.config_file:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    owner = lab.folder.owner()
+    told = examined(lab, 1)["config"]
+    assert f"{lab.folder} is closed to this user" in told["says"] and f"`sudo -u {owner} labref …`" in told["says"]
+    done = CliRunner().invoke(app, ["status", "--lab", str(lab.folder)])
+    assert done.exit_code == 1 and f"sudo -u {owner}" in done.stderr
 
 
 def test_a_port_that_another_program_has(lab: Lab) -> None:

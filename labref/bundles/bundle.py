@@ -43,6 +43,7 @@ from labref.bundles.signing import (
     Trust,
     Verdict,
     archive_parts,
+    ends_whole,
     judge,
     read_signature,
 )
@@ -741,6 +742,10 @@ def _take_in(source: Path, incoming: Path, staging: Path, trust: Trust | None) -
         if raw is None:
             raw = _beside(source.with_name(source.name + DETACHED))
         signature = None if raw is None else _signature(raw, source, trust)
+        if signature is None and trust is not None and not _is_whole(archive):
+            raise BundleError(
+                f"{source} is no whole bundle: it does not end as a bundle's file ends. It was cut off or changed; copy or fetch it again."
+            )
         if trust is not None:
             verdict = judge(signature, trust, source)
             if signature is not None and signature.archive != digest:
@@ -794,6 +799,11 @@ def _copy_folder(source: Path, staging: Path, signature: Signature | None) -> No
             kind = "link to elsewhere" if stat.S_ISLNK(found.st_mode) else "hard link, so it has another name as well"
             raise BundleError(f"bundle at {source}: {name} is a {kind}. Copy the folder, and install the copy.")
         copy_file(source / name, staging / name)
+
+
+def _is_whole(archive: Path) -> bool:
+    with archive.open("rb") as file:
+        return ends_whole(file)
 
 
 def _copy_archive(source: Path, archive: Path) -> tuple[str, bytes | None]:

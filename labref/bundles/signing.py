@@ -51,6 +51,7 @@ __all__ = [
     "Verdict",
     "archive_parts",
     "built_in_key",
+    "ends_whole",
     "judge",
     "key_id",
     "read_public_key",
@@ -357,13 +358,27 @@ def archive_parts(file: BinaryIO, size: int, out: BinaryIO | None = None) -> tup
         surplus = max(len(held) - _END_BYTES - _MOST_COMMENT, 0)
         digest.update(held[:surplus])
         held = held[surplus:]
-    at = held.rfind(_END)
-    comment = held[at + _END_BYTES :] if at >= 0 else b""
-    if not comment or int.from_bytes(held[at + _END_BYTES - 2 : at + _END_BYTES], "little") != len(comment):
+    comment = _comment(held)
+    if not comment:
         digest.update(held)
         return digest.hexdigest(), None
-    digest.update(held[: at + _END_BYTES - 2] + bytes(2))
+    digest.update(held[: len(held) - len(comment) - 2] + bytes(2))
     return digest.hexdigest(), comment
+
+
+def ends_whole(file: BinaryIO) -> bool:
+    """Whether a file ends as a zip archive does; one that was cut off does not."""
+    file.seek(max(0, file.seek(0, io.SEEK_END) - _END_BYTES - _MOST_COMMENT))
+    return _comment(file.read()) is not None
+
+
+def _comment(end: bytes) -> bytes | None:
+    """The comment of an archive, by its last bytes; None where they are not those of an archive."""
+    at = end.rfind(_END)
+    if at < 0 or len(end) < at + _END_BYTES:
+        return None
+    comment = end[at + _END_BYTES :]
+    return comment if int.from_bytes(end[at + _END_BYTES - 2 : at + _END_BYTES], "little") == len(comment) else None
 
 
 def with_comment(archive: bytes, comment: bytes) -> bytes:

@@ -24,7 +24,7 @@ from labref.web.desk import Desk
 __all__ = ["LEFT", "Way", "best", "bundle_in_use", "measure", "ways"]
 
 LEFT: Final = 0.75
-"""Share of one processor's work that another program is to keep while cells are embedded."""
+"""Share of their work that programs on all processors are to keep while cells are embedded."""
 _START_SECONDS: Final = 120.0
 
 

@@ -105,7 +105,11 @@ class Lab:
     def open(folder: Path) -> Lab:
         """The lab in `folder`. Raises `LabError` where it is none, `ConfigError` where its labref.toml is wrong."""
         folder = absolute(folder)
-        if not (folder / _CONFIG).is_file():
+        try:
+            there = (folder / _CONFIG).is_file()
+        except PermissionError:
+            raise LabError(_of_another_user(folder)) from None
+        if not there:
             why = f"it has no {_CONFIG}" if folder.is_dir() else "there is no such folder"
             raise LabError(f"{folder} is no lab: {why}. Make one with `labref init {folder} --watch FOLDER`.")
         lab = Lab(folder, load_config(folder / _CONFIG))
@@ -643,3 +647,12 @@ def _inference(config: Config) -> Inference:
         inference.trial_seconds,
         inference.trial_memory_megabytes,
     )
+
+
+def _of_another_user(folder: Path) -> str:
+    """That this user may not look into a lab's folder, and who may."""
+    for each in (folder, *folder.parents):  # the lab's own owner is not to be had where the folder about it is closed
+        with contextlib.suppress(OSError, KeyError, NotImplementedError):
+            owner = each.owner()
+            return f"{folder} is closed to this user; its owner is {owner}. Give the command as that user: `sudo -u {owner} labref …`."
+    return f"{folder} is closed to this user. Give the command as the user who made the lab."
