@@ -196,6 +196,10 @@ def test_a_key_hands_over_to_the_next(way: str, lab: Lab, shop: Shop, tmp_path: 
         assert standing(store, digest).state == "signed"
     (lab.bundles / digest[:12] / "trunk.onnx").write_bytes(b"damaged")
     assert install(lab, before)["digest"] == digest
+    # a damaged bundle is mended, and no number of a key that is trusted no more keeps those of the next key out
+    again = signed(shop.folder / "draft-1", shop.folder / "again.labref", CENTRE, 10**13)
+    assert install(lab, again)["signature"]["number"] == 1
+    install(lab, shop.ships(NEXT, 3))
     # whoever stole the old key comes too late, and so does the record once the next key is revoked
     with pytest.raises(BundleError, match="does not trust"):
         install(lab, shop.ships(THIEF, 4, rotations=[CENTRE.hands_over_to(THIEF)]))

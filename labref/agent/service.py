@@ -147,7 +147,7 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
         told.print(_told(summary), highlight=False, markup=False, soft_wrap=True)
     if once and summary.unreachable and not summary.interrupted:
         raise AgentError(
-            f"{len(summary.unreachable)} folder{'' if len(summary.unreachable) == 1 else 's'} could not be read: {', '.join(summary.unreachable[:3])}. Mount them, or give the "
+            f"{len(summary.unreachable)} folders could not be read: {', '.join(summary.unreachable[:3])}. Mount them, or give the "
             "agent's user access; the others were taken in."
         )
     if summary.without_outcome:

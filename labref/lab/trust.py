@@ -97,9 +97,12 @@ def bring_in(
     def admit(bundle: Bundle, verdict: Verdict) -> None:
         def decide(known: Known) -> Iterator[KeyChange | Admission]:
             # again: meanwhile another bundle may have come in, or a key may have been revoked
+            keys = _keys(known)
             last = judge(verdict.signature, _trust(known, unsigned), source)
             signature = last.signature
-            yield from _followed(last.rotations, _keys(known))
+            if signature is not None and signature.key in keys and keys[signature.key].state == "replaced":
+                return  # it mends a bundle that is here; the word of a key that is trusted no more, as its number, is not kept
+            yield from _followed(last.rotations, keys)
             before = known.admissions.get(bundle.digest)
             if signature is None:
                 if before is None or before.how is How.DROPPED:
