@@ -20,7 +20,7 @@ ever reads there. Without --bundle the starter bundle that ships with labref is 
 Examples:
   labref init lab --watch /mnt/analyser/export
   labref init C:/labref/lab --watch "D:/Export" --watch "E:/Old exports"
-  labref init lab --watch export --bundle hospital-2.labref --key hospital.pub --analyser DC-1
+  labref init lab --watch export --bundle hospital-2.labref --key hospital.key.pub --analyser DC-1
 
 The bundle has to be signed by labref's own key, or by one that --key names; see `labref key --help`.
 

@@ -18,7 +18,7 @@ key that it trusts has signed. It trusts labref's own from the beginning, which 
 administrator says so. Nothing expires.
 
 \b
-  labref key trust hospital.pub          after its id was compared by telephone
+  labref key trust hospital.key.pub      after its id was compared by telephone
   labref key list
   labref key revoke 157e6767fd6b5cb0     it is lost, or stolen
 """
@@ -29,7 +29,7 @@ key is then trusted no more. A bundle can carry such records itself, and then no
 trusted as it is: compare its id with whoever made it by another way than the file came by, such as the telephone.
 
 \b
-  labref key trust hospital.pub
+  labref key trust hospital.key.pub
   labref key trust hospital-2.rotation
 
 With --json, one object.
