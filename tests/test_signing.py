@@ -175,6 +175,9 @@ def test_nothing_is_looked_at_before_the_signature(
         monkeypatch.setattr(f"labref.bundles.bundle.{name}" if "." not in name else name, never, raising=False)
     file = tmp_path / "evil.labref"
     file.write_bytes(b"PK\3\4 whatever")
+    with pytest.raises(BundleError, match="is no whole bundle"):
+        install(file, bundles, trust=trusting(CENTRE))
+    file.write_bytes(b"PK\3\4 whatever" + b"PK\5\6" + bytes(18))  # the end of an archive without a comment
     with pytest.raises(BundleError, match="is not signed"):
         install(file, bundles, trust=trusting(CENTRE))
     (tmp_path / "evil").mkdir()
