@@ -106,6 +106,11 @@ def check(store: Store, lab: Lab) -> None:
     assert store.counts().cells == len(lab.cells)
     for path in lab.files:
         assert [str(row.outcome) for row in store.history(path)] == lab.replaced.get(path, [])
-    near = set(store.candidates(mark(0), 3))
-    alike = {cell_id for cell_id, (_, _, hashed) in lab.cells.items() if hashed.bit_count() <= 3}
-    assert near <= alike and len(near) == min(32, len(alike))
+    away = {cell_id: hashed.bit_count() for cell_id, (_, _, hashed) in lab.cells.items()}  # in the order they came
+
+    def nearest(cells: list[str], bits: int, most: int) -> list[str]:
+        return sorted((one for one in cells if away[one] <= bits), key=away.__getitem__)[:most]
+
+    came = list(away)  # of the last ones, more are compared
+    expected = [*nearest(came, 3, 32), *nearest(came[-64:], 7, 8), *nearest(came[-8:], 10, 8)]
+    assert store.candidates(mark(0), 3) == list(dict.fromkeys(expected))
