@@ -26,12 +26,13 @@ from unittest.mock import patch
 import numpy as np
 import typer.testing
 
-from labref import failpoints
+from labref import __version__, failpoints
 from labref.bundles import inference
 from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.store import store as stores
 from labref.store.duckdb import migrations
+from labref.store.duckdb.connection import release
 
 __all__ = ["copying_stores", "keeping_commands", "packing_once", "remembering"]
 
@@ -104,7 +105,7 @@ class _Remembering:
                 _write(self._folder / keys[at].hex(), pickle.dumps(answers[at]))
         if asked:
             with self._lock:
-                self._known.update((keys[at], answers[at]) for at in asked)
+                self._known.update((keys[at], answer) for at in asked if (answer := answers[at]) is not None)
                 while len(self._known) > _MOST:
                     del self._known[next(iter(self._known))]
         return [np.stack(values) for values in zip(*answers, strict=True)]
@@ -154,11 +155,11 @@ def copying_stores(folder: Path) -> Iterator[None]:
     def connect(path: Path, memory_limit: str, threads: int) -> Any:
         if failpoints._armed is None and path.suffix == ".new" and not path.exists() and path.parent.is_dir():
             steps = tuple((step.version, step.step) for step in migrations._REGISTRY)
-            key = (migrations.__version__, steps)
+            key = (__version__, steps)
             if key not in copied:
                 made = folder / f"{len(copied)}.duckdb"
                 real(made, memory_limit, threads).close()
-                stores.release(made)
+                release(made)
                 copied[key] = made
             shutil.copyfile(copied[key], path)
             return SimpleNamespace(close=lambda: None)  # `Store.create` opens it to have its tables made
@@ -209,7 +210,7 @@ def keeping_commands() -> Iterator[None]:
     """Until it ends, `typer.testing.CliRunner` has the commands of `labref` made from their parameters once: to make
     them takes longer than most of them do. `labref` itself makes only the one that is called (`whole_for`)."""
     made: list[Any] = []
-    real = typer.testing._get_command
+    real = typer.testing._get_command  # type: ignore[attr-defined]
 
     def get_command(asked: typer.Typer) -> Any:
         if asked is not app:
