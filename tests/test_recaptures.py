@@ -20,6 +20,7 @@ from labref.cells.image import decode
 from labref.cells.registration import align
 from labref.cells.sameness import DEFAULTS, ruling, seen
 from labref.cli import app as query_app
+from labref.lab import Lab
 from labref.store.memory.books import HashBook, int_to_id
 from labref.store.recording import Search
 from labref.web.desk import Desk, run
@@ -156,6 +157,17 @@ def test_the_structure_agrees_where_light_and_focus_changed(real_cells: Path) ->
     assert align(seen(pixels), seen(changed(other))).structure < 0.6
 
 
+def lab_of(images: list[str], real_cells: Path, starter: Bundle, folder: Path) -> Lab:
+    """A lab that has taken in these pictures of chula, named from its folder on."""
+    export = folder / "export"
+    for image in images:
+        (export / image).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(real_cells / "chula" / image, export / image)
+    lab = make_lab(folder / "lab", export, starter)
+    once(lab)
+    return lab
+
+
 def test_a_lab_asks_a_person_about_them_and_lays_one_on_the_other(
     real_cells: Path, starter: Bundle, tmp_path: Path
 ) -> None:
@@ -166,12 +178,7 @@ def test_a_lab_asks_a_person_about_them_and_lays_one_on_the_other(
     chosen = [images[:4] for images in by_cell.values() if len(images) >= 4][:4]
     cell_of = {Path(image).name: number for number, images in enumerate(chosen) for image in images}
     of_name = {Path(image).name: image for images in chosen for image in images}
-    export = tmp_path / "export"
-    for image in (image for images in chosen for image in images):
-        (export / image).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(real_cells / "chula" / image, export / image)
-    lab = make_lab(tmp_path / "lab", export, starter)
-    once(lab)
+    lab = lab_of([image for images in chosen for image in images], real_cells, starter, tmp_path)
     pairs = [row for row in run(lab, "duplicates.list") if row["kind"] == "pair"]
     names = {row["cell_id"]: Path(path).name for path, row in ledger(lab).items()}
     assert len(pairs) >= 6
@@ -203,12 +210,7 @@ def test_a_cell_taken_again_in_other_focus_takes_one_place_in_every_answer(
     chosen = [images for images in by_cell.values() if set(odd) & {*images}]
     cell_of = {Path(image).name: number for number, images in enumerate(chosen) for image in images}
     assert len(chosen) == len(odd) < len(cell_of)
-    export = tmp_path / "export"
-    for image in (image for images in chosen for image in images):
-        (export / image).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(real_cells / "chula" / image, export / image)
-    lab = make_lab(tmp_path / "lab", export, starter)
-    once(lab)
+    lab = lab_of([image for images in chosen for image in images], real_cells, starter, tmp_path)
     rows = ledger(lab)
     with Desk.open(lab) as desk:
         for path, row in rows.items():

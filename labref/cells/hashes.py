@@ -92,14 +92,17 @@ def shifted_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
 def turned_fingerprints(crop: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
     """The fingerprints of a crop uint8[256, 256, 3] turned by quarters and mirrored: seven, in the order of
     `labref.cells.registration.turned`, from 1 on."""
-    return oriented_fingerprints(np.asarray(Image.fromarray(crop).convert("L").reduce(REDUCE)))[1:]
+    small = Image.fromarray(crop).convert("L").reduce(REDUCE)
+    return oriented_fingerprints(np.asarray(small), range(1, ORIENTATIONS))
 
 
-def oriented_fingerprints(small: NDArray[np.uint8]) -> tuple[Fingerprint, ...]:
-    """The fingerprints of a crop in grey, reduced to uint8[64, 64], in its eight orientations: those of `oriented`, 0
-    to 7."""
+def oriented_fingerprints(
+    small: NDArray[np.uint8], numbers: Sequence[int] = range(ORIENTATIONS)
+) -> tuple[Fingerprint, ...]:
+    """The fingerprints of a crop in grey, reduced to uint8[64, 64], in some of its eight orientations: those of
+    `oriented`."""
     window = small[_EDGE : _EDGE + WINDOW, _EDGE : _EDGE + WINDOW].astype(np.float32)
-    return _hashed(np.stack([oriented(window, number) for number in range(ORIENTATIONS)]))
+    return _hashed(np.stack([oriented(window, number) for number in numbers]))
 
 
 def oriented(picture: NDArray[_Value], number: int) -> NDArray[_Value]:

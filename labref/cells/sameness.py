@@ -131,7 +131,7 @@ def compared(first: View, second: View, thresholds: Thresholds) -> Compared:
     verdict = ruling(found, thresholds)
     if verdict.is_one_cell:
         return Compared(found, verdict)
-    own, others = _fingerprints(first)[0], _fingerprints(second)
+    (own,), others = oriented_fingerprints(_grey(first), (0,)), oriented_fingerprints(_grey(second))
     bits = [max((own.across ^ one.across).bit_count(), (own.down ^ one.down).bit_count()) for one in others]
     number = int(np.argmin(bits))
     if number == 0 or bits[number] > thresholds.candidate_bits:
@@ -143,9 +143,8 @@ def compared(first: View, second: View, thresholds: Thresholds) -> Compared:
     return Compared(again, Verdict.POSSIBLE, number % 4, number >= ORIENTATIONS // 2)
 
 
-def _fingerprints(shown: View) -> tuple[Fingerprint, ...]:
-    """Those of a view in its eight orientations."""
-    return oriented_fingerprints(np.asarray(Image.fromarray(shown.thumb).convert("L")))
+def _grey(shown: View) -> U8:
+    return np.asarray(Image.fromarray(shown.thumb).convert("L"))
 
 
 def without_frame(pixels: U8, cell: CellImage) -> CellImage:

@@ -52,7 +52,7 @@ from labref.files import replace_file
 from labref.lab import Lab
 from labref.lab.trust import bring_in
 from tests.benchmarks import crash_lab
-from tests.benchmarks.exports import REPOSITORY, choose_source, labref_process
+from tests.benchmarks.exports import REPOSITORY, choose_source, labref_process, tell
 from tests.benchmarks.small_disks import SmallDisk, mount_for_oneself
 from tests.fork_server import import_labref
 
@@ -451,11 +451,7 @@ def main() -> int:
             state=options.state,
             seconds=options.seconds,
         )
-    if options.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name}: {value}")
+    tell(result, as_json=options.json)
     return 0 if result["ok"] else 1
 
 

@@ -1,17 +1,27 @@
-"""Export folders for the benchmarks: real cells where there are some, else drawn ones."""
+"""What benchmarks share: export folders, of real cells where there are some, else of drawn ones; processes; how they
+tell what they found."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from labref.demo.analyser import FolderSource, Source, SyntheticSource
 
-__all__ = ["REAL_CELLS", "benchmark_process", "choose_source", "labref_process", "process_of_tests", "write_cells"]
+__all__ = [
+    "REAL_CELLS",
+    "benchmark_process",
+    "choose_source",
+    "labref_process",
+    "process_of_tests",
+    "tell",
+    "write_cells",
+]
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 REAL_CELLS: Final = REPOSITORY.parent / "shared" / "data" / "pbc"
@@ -72,3 +82,12 @@ def _started(module: str, arguments: Sequence[str], environment: Mapping[str, st
         # Windows: so that Ctrl-Break can be sent to it alone
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
+
+
+def tell(figures: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what a benchmark found: one JSON object, or a line for each figure."""
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name}: {value}")

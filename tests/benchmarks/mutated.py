@@ -41,7 +41,7 @@ from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 from labref.files import replace_file
 from labref.printing import printable
-from tests.benchmarks.exports import choose_source
+from tests.benchmarks.exports import choose_source, tell
 from tests.benchmarks.mutations import Original, mutate, originals
 
 __all__ = ["main", "run"]
@@ -304,11 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cells=chosen.cells,
         seconds=chosen.seconds,
     )
-    if chosen.json:
-        print(json.dumps(figures))
-    else:
-        for name, value in figures.items():
-            print(f"{name}: {value}")
+    tell(figures, as_json=chosen.json)
     return 0 if figures["ok"] else 1
 
 

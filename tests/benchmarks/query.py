@@ -16,7 +16,6 @@ that of the index. `agree`: every way gave the same cells at the same distances.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.cells.sameness import DEFAULTS
 from labref.store import Store
 from labref.words import VERSION, Fingerprint
+from tests.benchmarks.exports import tell
 from tests.stores import BUNDLE, LABELS, activate
 
 SPREAD = 100
@@ -225,11 +225,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="labref-query-") as folder:
         result = measure(Path(folder), options.latents, options.cells, options.latent_size, options.queries)
-    if options.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name}: {value}")
+    tell(result, as_json=options.json)
     return 0 if result["agree"] else 1
 
 

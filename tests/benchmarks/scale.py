@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import sys
@@ -43,7 +42,7 @@ from labref.store import NewCell, Resemblance, Store
 from labref.tasks.context import Context
 from labref.web.client import AgentClient
 from labref.words import Verdict
-from tests.benchmarks.exports import choose_source, labref_process
+from tests.benchmarks.exports import choose_source, labref_process, tell
 from tests.benchmarks.query import build, latents_of, note, times
 from tests.stores import new_cell
 
@@ -244,11 +243,7 @@ def main() -> int:
             images=options.images,
             seconds=options.seconds,
         )
-    if options.json:
-        print(json.dumps(result))
-    else:
-        for name, value in result.items():
-            print(f"{name}: {value}")
+    tell(result, as_json=options.json)
     return 0 if result["check"]["ok"] and result["store_check"]["ok"] else 1
 
 

@@ -52,7 +52,7 @@ from labref.demo.analyser import Source
 from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.web import desk
-from tests.benchmarks.exports import REPOSITORY, choose_source, labref_process
+from tests.benchmarks.exports import REPOSITORY, choose_source, labref_process, tell
 from tests.benchmarks.mutations import Original, mutate, originals
 from tests.benchmarks.small_disks import SmallDisk, mount_for_oneself
 from tests.bundles import another
@@ -626,11 +626,7 @@ def main() -> int:
     options = parser.parse_args()
     with _scratch(options.keep) as folder:
         figures = soak(folder, minutes=options.minutes, seed=options.seed, images=options.images)
-    if options.json:
-        print(json.dumps(figures))
-    else:
-        for name, value in figures.items():
-            print(f"{name}: {value}")
+    tell(figures, as_json=options.json)
     return 0 if figures["ok"] else 1
 
 

@@ -32,6 +32,7 @@ written within minutes of each other, so older landmarks would only cost time.""
 
 _Value = TypeVar("_Value", bound=Hashable)
 _MERGE_AT = 8192
+_LOOKED_UP = 8192  # ids that are looked up at once: more do not stay in the processor's cache
 _BLOCK = 1 << 15  # hashes compared at once: intermediate results stay in the processor's cache
 # the most bits in which fingerprints searched in one pass differ; with more, the first filter passes too many cells
 _TOGETHER = 14
@@ -75,6 +76,10 @@ class _Sorted:
         """Of those of some ids that are here: which they are, and where. wanted : uint64[k]."""
         if not len(self.ids):
             return np.empty(0, np.intp), np.empty(0, np.intp)
+        if len(wanted) > _LOOKED_UP:
+            parts = [self.find(wanted[start : start + _LOOKED_UP]) for start in range(0, len(wanted), _LOOKED_UP)]
+            which = [there + number * _LOOKED_UP for number, (there, _) in enumerate(parts)]
+            return np.concatenate(which), np.concatenate([at for _, at in parts])
         bucket = (wanted >> self._shift).astype(np.intp)
         low, high, last = self._starts[bucket], self._starts[bucket + 1], len(self.ids) - 1
         for _ in range(self._steps):
@@ -133,7 +138,7 @@ class CellBook(Generic[_Value]):
 
     def codes_of(self, numbers: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The index in `values` of each cell's value: int64[n], -1 for an unknown id. numbers : uint64[n]. For many
-        cells at once: a tenth of a second for a million."""
+        cells at once: a sixth of a second for a million."""
         settled, codes, recent = self._state  # one consistent state, even while `add` merges
         found = np.full(len(numbers), -1, np.int64)
         there, at = settled.find(numbers)
