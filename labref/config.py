@@ -53,6 +53,7 @@ __all__ = [
     "MapConfig",
     "RetentionConfig",
     "Setting",
+    "SharedConfig",
     "WatchConfig",
     "WebConfig",
     "every_setting",
@@ -65,7 +66,7 @@ __all__ = [
 _PREFIX = "LABREF_"
 MOST_BYTES: Final = 10_000_000
 """A labref.toml has no more bytes."""
-_NOT_SETTINGS = frozenset({"LABREF_LAB"})  # names the lab itself
+_NOT_SETTINGS = frozenset({"LABREF_LAB", "LABREF_SHARED_PASSWORD"})  # names the lab itself; a secret
 _LAYOUT_GROUPS = frozenset({"slide", "label", "analyser"})
 
 SYSTEM_NAMES: Final = (
@@ -454,6 +455,43 @@ class AtlasConfig(_Section):
     enabled: bool = True
 
 
+class SharedConfig(_Section):
+    """The shared store, a PostgreSQL server that several labs ask; by default none. The lab's own store stays the
+    truth, and the lab works alone where the server is out of reach.
+
+    url : where it is and as whom, as `labref shared lab add` prints it: postgresql://USER@HOST/DATABASE. Over a network
+        only by TLS, with the server's certificate verified; `?sslrootcert=FILE` names who signed it.
+    password_file : a file whose first line is the password, relative ones meant from the lab folder; the variable
+        LABREF_SHARED_PASSWORD goes before it.
+    optics : under which name the lab's microscopes count as the same optics as those of other labs, where that is not
+        the analyser's name.
+    send_names : True sends the slide and the path of each cell as well, which can name a patient.
+    wait_seconds : so long, at most, a question waits for the cells of others, beyond the lab's own answer.
+    """
+
+    url: str = Field(default="", max_length=2000)
+    password_file: ConfiguredPath | None = None
+    optics: str = Field(default="", max_length=200)
+    send_names: bool = False
+    wait_seconds: float = Field(default=1.0, ge=0.05, le=60)
+
+    @field_validator("url")
+    @classmethod
+    def _without_password(cls, value: str) -> str:
+        if value and not re.match(r"postgres(ql)?://", value):
+            raise ValueError("is written as postgresql://USER@HOST/DATABASE")
+        if re.match(r"\w+://[^/@]*:[^/]*@", value) or "password=" in value.lower():
+            raise ValueError(
+                "holds a password; take it out and put it into LABREF_SHARED_PASSWORD, or into a file that password_file names"
+            )
+        return value
+
+    @field_validator("optics")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return _name(value, "a name") if value else ""
+
+
 class HealthConfig(_Section):
     """What `labref status`, /health and the page about the lab's condition call a problem.
 
@@ -498,6 +536,7 @@ class Config(BaseSettings):
     bundles: BundlesConfig = Field(default_factory=BundlesConfig)
     duplicates: DuplicatesConfig = Field(default_factory=DuplicatesConfig)
     atlas: AtlasConfig = Field(default_factory=AtlasConfig)
+    shared: SharedConfig = Field(default_factory=SharedConfig)
     health: HealthConfig = Field(default_factory=HealthConfig)
     access: AccessConfig = Field(default_factory=AccessConfig)
     web: WebConfig = Field(default_factory=WebConfig)
@@ -694,6 +733,8 @@ def _explain(error: ValidationError, values: dict[str, Any], file: Path) -> str:
         return f"{where}: {key} is missing; add it"
     if key == "watch.polling":
         message = 'should be true, false or "auto"'
+    if key == "shared.url":  # it may hold a password
+        return f"{where}: {key} {_lower_first(message)}"
     return f"{where}: {key} {_lower_first(message)}, got {_shown(first['input'])}; correct it"
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "LabrefError",
     "LayoutError",
     "OutdatedBundleError",
+    "SharedError",
     "StoreError",
     "StoreLockedError",
     "StoreTooNewError",
@@ -50,6 +51,10 @@ class OutdatedBundleError(BundleError):
 
 class LayoutError(LabrefError):
     """A pattern of the layout takes too long on a path."""
+
+
+class SharedError(LabrefError):
+    """The shared store cannot be reached or used. The lab goes on by itself."""
 
 
 class StoreError(LabrefError):

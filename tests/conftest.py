@@ -39,6 +39,7 @@ SLOW = {
     "test_crash": 90,
     "test_agent": 80,
     "test_soak": 80,
+    "test_shared": 80,
     "test_folder_faults": 80,
     "test_label_faults": 80,
     "test_demo": 70,

@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from labref.bundles.bundle import Bundle
-from labref.config import RetentionConfig
+from labref.config import RetentionConfig, SharedConfig
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from labref.lab import Lab
 from labref.operations import every_operation
@@ -30,6 +30,7 @@ from labref.web.desk import Desk
 from tests.bundles import another
 from tests.keys import TestKey
 from tests.labs import make_lab, once, running_agent
+from tests.postgres import database, missing, needs_postgres, server
 
 if TYPE_CHECKING:
     from schemathesis import BaseSchema
@@ -247,11 +248,21 @@ def ask_all(run: Run, lab: Lab, desks: Desks, export: Path, folder: Path, first:
     run("bundle.show")
     run("bundle.rollback")
     run("bundle.drop", bundle="other")
+    if missing() is None:
+        with server() as running:
+            address, secret = database(running).lab("A")
+            url = f"postgresql://{address.user}@127.0.0.1:{address.port}/{address.database}"
+            (lab.folder / "password").write_text(secret)
+            sharing = SharedConfig(url=url, password_file=Path("password"))
+            run("shared.publish", at=replace(lab, config=lab.config.model_copy(update={"shared": sharing})))
+            desks.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_what_an_operation_answers_is_what_its_models_say(name: str, answered: Answered) -> None:
+    if name == "shared.publish":
+        needs_postgres()
     operation = OPERATIONS[name]
     adapter: TypeAdapter[Any] = TypeAdapter(Union[operation.answers])  # noqa: UP007  # of a tuple
     assert answered[name]

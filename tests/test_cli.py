@@ -243,7 +243,7 @@ ANSWER = {
         "duplicate_of",
         "optics",
     ),
-    *("map", "timings_ms"),
+    *("map", "shared", "timings_ms"),
 }
 
 

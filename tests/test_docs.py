@@ -160,6 +160,7 @@ NOT_RUN = {
     r"python -m pytest( tests|$)": "is what runs here",
     r"(useradd|install|cp|systemctl) ": "changes the system, as root",
     r"labref bench": "measures for a minute: tests/test_bench.py runs it",
+    r"labref shared |labref query .*--shared ": "needs a server of PostgreSQL: tests/test_shared.py runs it",
     r"labref service ": "changes the system, as root: tests/test_service.py",
     r"labref demo( --images DIR)?$": "tests/test_demo.py runs it, and it takes half a minute",
     r"labref map train$": "needs 64 cells: tests/test_map.py runs it",

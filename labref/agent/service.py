@@ -54,6 +54,7 @@ from labref.processes import lower_own_priority
 from labref.store import FileState, Person, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
+from labref.tasks.publishing import Publisher, asking_of
 from labref.times import local, utc_now
 from labref.web.certificate import TLS
 from labref.web.client import AgentClient
@@ -355,6 +356,13 @@ class _Agent:
             stack.callback(self._pipeline.close)
             self._jobs = Jobs(self._log)
             stack.callback(self._jobs.close)
+            asking = asking_of(self._lab)
+            if asking is not None:
+                stack.callback(asking.close)
+            publisher = None
+            if self._lab.config.shared.url and not self._once:
+                publisher = Publisher(self._lab, self._store, self._log)
+                stack.callback(publisher.close)
             self._context = Context(
                 self._lab,
                 self._store,
@@ -363,6 +371,8 @@ class _Agent:
                 self._adopt,
                 self._status,
                 lambda: self._pipeline.suspects,
+                publisher,
+                asking,
             )
             self._server = stack.enter_context(self._addresses())
             self._metrics.state = Observed(self._context, self._healthy)
@@ -871,7 +881,11 @@ class _Agent:
             proof=lambda nonce, mark: self._own_folder.proofs(self._lab.token(), nonce, mark),
             entrance=entrance,
             latest=self._store.last_number,
-            pictures=Pictures(self._lab, lambda cell: bool(self._store.labelled([cell]))),
+            pictures=Pictures(
+                self._lab,
+                lambda cell: bool(self._store.labelled([cell])),
+                None if self._context.asking is None else self._context.asking.thumbnail,
+            ),
         )
         web = self._lab.config.web
         hosts = {*web.names}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -24,6 +24,7 @@ from labref.asking.analysers import Telling, of_file
 from labref.asking.central import Central, as_called
 from labref.asking.drift import overview
 from labref.asking.prediction import predict
+from labref.asking.sharing import Others
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.bundles.proof import open_proven
@@ -39,6 +40,7 @@ from labref.export.paths import path_to_text
 from labref.lab import Lab
 from labref.lab.judge import Judge, repeated
 from labref.lab.trust import standing
+from labref.shared.asking import Reply
 from labref.store import Cell, LedgerRow, Store
 from labref.times import utc
 from labref.words import Quality, SlideId
@@ -72,6 +74,7 @@ def answer(
     analyser: str | None = None,
     any_optics: bool = False,
     path: str | None = None,
+    others: Others | None = None,
 ) -> dict[str, Any]:
     """References for an image, as the JSON values that `labref.operations.query.QueryAnswer` describes.
 
@@ -79,7 +82,7 @@ def answer(
     by : "latent" for the nearest in latent space, or "map" for the nearest on the lab's map, once there is a map.
     analyser : the analyser that the image came from, or None where it is not told; references come from the same
     analyser.  any_optics : references come from all analysers.  path : the image's file, absolute; where it lies in a
-    watched folder, that tells the analyser.
+    watched folder, that tells the analyser.  others : whose cells of other labs are references as well.
 
     In the answer, `cell` says where in the picture the cell was found: see `labref.cells.centring.whereabouts`.
     Raises `UnreadableImageError` where the bytes are no usable image, and `LabrefError` where the question cannot be
@@ -117,6 +120,8 @@ def answer(
         probabilities=probability_by_label(embedder.bundle, probabilities),
         contrast=True,
         central=_central(lab, embedder.bundle),
+        sharing=others,
+        fingerprint=searched.fingerprints[0] if searched is not None and searched.fingerprints else None,
     )
     told = _told(lab, store, embedder.bundle, probabilities, found, measures)
     ended = time.perf_counter()
@@ -135,7 +140,15 @@ def answer(
 
 
 def answer_for_stored(
-    lab: Lab, store: Store, bundle: Bundle, cell: Cell, *, k: int = 8, by: str = "latent", any_optics: bool = False
+    lab: Lab,
+    store: Store,
+    bundle: Bundle,
+    cell: Cell,
+    *,
+    k: int = 8,
+    by: str = "latent",
+    any_optics: bool = False,
+    others: Others | None = None,
 ) -> dict[str, Any] | None:
     """The same for a cell of the store, from the latent that is stored: nothing is decoded and no network runs.
 
@@ -163,6 +176,7 @@ def answer_for_stored(
         probabilities=probability_by_label(bundle, probabilities),
         contrast=True,
         central=_central(lab, bundle),
+        sharing=others,
     )
     quality = store.qualities.of([cell.cell_id]).get(cell.cell_id)
     told = _told(lab, store, bundle, probabilities, found, measures)
@@ -220,7 +234,16 @@ def _told(
         "optics": asdict(found.optics),
         "duplicate_of": found.duplicate_of,
         "map": None if found.place is None else asdict(found.place),
+        "shared": _replied(found.reply, found.references),
     }
+
+
+def _replied(reply: Reply | None, shown: Sequence[references.Reference]) -> dict[str, Any] | None:
+    """What the shared store answered; None where nobody asked it."""
+    if reply is None:
+        return None
+    labs = sorted({one.lab for one in shown if one.lab is not None})
+    return {"labs": labs, "problem": reply.problem, "waited_ms": reply.milliseconds}
 
 
 def probability_by_label(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, float]:

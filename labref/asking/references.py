@@ -19,6 +19,9 @@ the nearest capture. The limit of 5 % thus holds for every capture of a cell tha
 The very cell. A reference that may be a capture of the cell that is asked about says so (`Reference.may_be_same`); all
 of these take one place. A lab's setting keeps them, and every other possible duplicate, out of the references.
 
+Cells of other labs. Where the question wants them, and the lab has a shared store, they stand among the references
+(`labref.asking.sharing`); they are in the references alone.
+
 Central cells. Where the bundle carries an atlas, cells of the central team's own stand in for classes of which the lab
 has too few (`labref.asking.central`); they are in the references and the contrast alone.
 
@@ -41,13 +44,15 @@ from labref.asking.central import Central, fill, nearest_of
 from labref.asking.contrast import contrasting
 from labref.asking.novelty import Novelty, judge, yardstick
 from labref.asking.places import Place, Spot, locate
+from labref.asking.sharing import Others, apart, own_first
 from labref.bundles.atlas import CENTRAL_ID
 from labref.bundles.bundle import Bundle
 from labref.errors import LabrefError
+from labref.shared.asking import Reply, SharedCell
 from labref.store import Cell, Neighbour, Store
 from labref.store.memory.books import id_to_int, int_to_id
 from labref.times import utc
-from labref.words import LabelSource
+from labref.words import Fingerprint, LabelSource
 
 __all__ = [
     "BANDWIDTH_RANK",
@@ -72,12 +77,13 @@ BANDWIDTH_RANK = 8
 class Reference:
     """A cell to show beside the query: a stored one, or one of the bundle's atlas.
 
-    distance : mean squared error in latent space.  label_source : "reviewed", "analyser" or "predicted"; "central" for
+    distance : mean squared error in latent space.  lab : the other lab that it is of, whose cell of this id it is; None
+    for the lab's own and for a cell of the atlas.  label_source : "reviewed", "analyser" or "predicted"; "central" for
     a cell of the atlas.  captured_at : ISO 8601, UTC.  path : in the export folder; empty for a cell of the atlas.
     duplicate_of : the earlier cell that this cell repeats or may repeat.  captures : number of captures that the lab
-    has of this physical cell, this one included.  origin : whether it is the lab's or of the atlas.  source, licence :
-    of a cell of the atlas: the data set that it is from, and its licence.  may_be_same : whether it may be a capture of
-    the very cell that is asked about, which nobody has decided on.
+    has of this physical cell, this one included.  origin : whether it is the lab's, of the atlas, or of another lab.
+    source, licence : of a cell of the atlas: the data set that it is from, and its licence.  may_be_same : whether it
+    may be a capture of the very cell that is asked about, which nobody has decided on.
     """
 
     cell_id: str
@@ -90,7 +96,8 @@ class Reference:
     path: str
     duplicate_of: str | None
     captures: int
-    origin: Literal["lab", "central"] = "lab"
+    origin: Literal["lab", "central", "shared"] = "lab"
+    lab: str | None = None
     source: str | None = None
     licence: str | None = None
     may_be_same: bool = False
@@ -112,6 +119,7 @@ class Found:
     """What a query gets.
 
     contrast : the nearest cell of each plausible class that the references do not show; see `labref.asking.contrast`.
+    reply : what the shared store answered, where cells of other labs were wanted.
     duplicate_of : the stored cell that the query is, or that it repeats; None where there is no such cell.  place : of
     the query on the lab's map, None while there is no map.
     """
@@ -123,6 +131,7 @@ class Found:
     duplicate_of: str | None
     place: Place | None
     optics: Optics
+    reply: Reply | None = None
 
 
 def find(
@@ -146,6 +155,8 @@ def find(
     contrast: bool = False,
     placed: bool = True,
     central: Central | None = None,
+    sharing: Others | None = None,
+    fingerprint: Fingerprint | None = None,
 ) -> Found:
     """References of a query.
 
@@ -167,7 +178,9 @@ def find(
     cells that are never references, such as possible duplicates that nobody has reviewed. show_same : whether what may
     be the very cell that is asked about may be a reference. probabilities : of the networks, by class; the highest will
     do. contrast : whether the row of contrast is wanted. placed : whether the place on the map is. central : the atlas
-    that stands in where the lab has too few cells; None for the lab's own cells alone.
+    that stands in where the lab has too few cells; None for the lab's own cells alone. sharing : whose cells of other
+    labs are wanted, which come by `labref.asking.sharing`; with `by="map"` none do. fingerprint : of the picture,
+    where it is known and not stored.
 
     Not among the references are: the query itself where it is stored, the duplicates of it, the cells that it repeats,
     and the duplicates of these cells; and what people called no good reference (`Store.rejections`).
@@ -191,6 +204,9 @@ def find(
     only = optics.analyser if optics.only else None
     novelty = bundle.manifest.novelty
     wanted = max(k + _CANDIDATES, spread, novelty.k, BANDWIDTH_RANK)
+    pending = (
+        sharing.put(bundle.digest, latent, optics, k + _CANDIDATES) if sharing is not None and by == "latent" else None
+    )
     neighbours, captures = _nearest(store, bundle.digest, latent, wanted, barred, only, same)
     labelled = store.labelled([neighbour.cell_id for neighbour in neighbours])
     trust = {cell_id: source.weight for cell_id, (_, source) in labelled.items()}
@@ -198,8 +214,25 @@ def find(
     spot = locate(store, bundle.digest, latent, None if stored is None else stored.cell_id) if placed else None
     if by == "map" and spot is None:
         raise LabrefError(_no_map(store, bundle.digest))
+    reply, shared = None, dict[str, SharedCell]()
+    if pending is not None:
+        reply = pending.reply()
     if by == "map" and spot is not None:
         shown = _by_map(store, spot, k, barred, only, same)
+    elif reply is not None and reply.cells:
+        if stored_id is not None:
+            fingerprint = store.duplicates.fingerprints([stored_id]).get(stored_id)
+        theirs, shared, weight = apart(
+            store, reply, list(nearest), digest=digest, fingerprint=fingerprint, stand_in=_stand_in
+        )
+        together = nearest | theirs
+        shown = prefer(
+            _in_order(together),
+            own_first(trust) | weight,
+            k,
+            {one.cell_id: distance for one, distance in together.items()},
+        )
+        labelled |= {key: (one.label, one.label_source) for key, one in shared.items()}
     else:
         shown = prefer(_in_order(nearest), trust, k, {one.cell_id: distance for one, distance in nearest.items()})
     labelled |= store.labelled([one.cell_id for one in shown if one.cell_id not in labelled])
@@ -236,12 +269,17 @@ def find(
             choose=_stand_in,
         )
     )
-    cells = store.cells([one.cell_id for one in (*shown, *contrasts) if not _is_central(one)])
+    cells = store.cells(
+        [one.cell_id for one in (*shown, *contrasts) if not _is_central(one) and one.cell_id not in shared]
+    )
     in_spread = _in_order(list(nearest)[:spread])
     # novelty is measured against cells that were counted so: see `labref.asking.novelty`
     certain = _together(neighbours, store.groups.of(_numbers(neighbours)))[:wanted]
     return Found(
-        [_reference(store, cells, one, central, same) for one in shown],
+        [
+            _of_others(shared[one.cell_id]) if one.cell_id in shared else _reference(store, cells, one, central, same)
+            for one in shown
+        ],
         [_reference(store, cells, one, central, same) for one in contrasts],
         distribution_of(
             [labelled[neighbour.cell_id][0] for neighbour in in_spread], [neighbour.distance for neighbour in in_spread]
@@ -259,6 +297,7 @@ def find(
         duplicate_of,
         None if spot is None else spot.place(store, exclude=barred, analyser=only),
         optics,
+        reply,
     )
 
 
@@ -415,6 +454,23 @@ def _label(neighbour: Neighbour, labelled: Mapping[str, tuple[str, LabelSource]]
     if central is not None and _is_central(neighbour):
         return central.label(neighbour.cell_id)
     return labelled[neighbour.cell_id][0]
+
+
+def _of_others(cell: SharedCell) -> Reference:
+    return Reference(
+        cell.cell_id,
+        cell.label,
+        str(cell.label_source),
+        cell.distance,
+        slide=None,
+        analyser=cell.analyser,
+        captured_at=None if cell.captured_at is None else utc(cell.captured_at),
+        path="",
+        duplicate_of=None,
+        captures=1,
+        origin="shared",
+        lab=cell.lab,
+    )
 
 
 def _reference(

@@ -35,6 +35,7 @@ from labref.cli import (
     report,
     review,
     service,
+    shared,
     slide,
     status,
     store,
@@ -150,6 +151,7 @@ for _module in (
     bundle,
     key,
     map,
+    shared,
     user,
     demo,
 ):

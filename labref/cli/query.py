@@ -42,6 +42,11 @@ A bundle may carry an atlas, cells of the central team's own. While the lab has 
 they stand in among the references, each marked "central" with its source and licence. They are never counted as the lab's: not in
 the spread, the novelty or the map, and --by map shows none. labref.toml, [atlas] enabled = false, turns them off.
 
+Several labs can share their cells (`labref shared --help`): --shared all then takes references from every lab, --shared
+optics from those with the same microscope, --shared "Lund, Malmö" from those two. Each names its lab. The lab's own cells come
+first among those that are about equally near, and one picture takes one place. While the shared store is out of reach, the
+answer is the lab's own, and says so. Spread, novelty and map are always of the lab's own cells.
+
 An image is of the cell in its middle. Where the cell lies more than 25 pixels from there, the answer says so, and --grid
 marks it with four corners, in references as well. Where no cell is near the middle, the middle itself is compared, and the
 answer warns.
@@ -90,6 +95,14 @@ def query(
         bool,
         typer.Option("--any-optics", help="References from every analyser of the lab.", show_default=False),
     ] = False,
+    shared: Annotated[
+        str,
+        typer.Option(
+            "--shared",
+            metavar="own|optics|all|LAB,...",
+            help="Also references of other labs: of the same optics, of all, or of those named; needs a shared store.",
+        ),
+    ] = "own",
     json: JsonOption = False,
     grid: Annotated[
         Path | None,
@@ -119,7 +132,7 @@ def query(
     with Desk.open(where) as desk:
         for image, out in zip(images, outs, strict=True):
             try:
-                _answer(desk, image, k, by, analyser, any_optics, json, out)
+                _answer(desk, image, k, by, analyser, any_optics, shared, json, out)
             except LabrefError as error:
                 typer.echo(printable(f"error: {image}: {error}"), err=True)
                 failed = True
@@ -141,6 +154,7 @@ def _answer(
     by: By,
     analyser: str | None,
     any_optics: bool,
+    shared: str,
     json: bool,
     grid: Path | None,
 ) -> None:
@@ -153,6 +167,7 @@ def _answer(
         analyser=analyser,
         any_optics=any_optics,
         path=image,
+        shared=shared,
     )
     if json:
         print_json(answer)
@@ -170,9 +185,12 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
     """
     from labref.cells.image import prepare_pixels
     from labref.pictures.grid import draw
+    from labref.tasks.publishing import thumbnail
 
     def shown(reference: Mapping[str, Any]) -> "Shown":
-        if reference["origin"] == "central":
+        if reference["origin"] == "shared":
+            kept = thumbnail(lab, reference["lab"], reference["cell_id"])
+        elif reference["origin"] == "central":
             kept = lab.central_image(answer["bundle"][:12], reference["cell_id"])
         else:
             kept = lab.kept_image(reference["cell_id"])
@@ -233,6 +251,9 @@ def _text(answer: Mapping[str, Any]) -> str:
         lines.append(f"  no cell came from {optics['analyser']} yet: references from all analysers")
     elif optics["how"] == "unknown" and len({r["analyser"] for r in references if r["origin"] == "lab"}) > 1:
         lines.append("  the microscope is not known: references mix those of several; --analyser NAME keeps to one")
+    reply = answer.get("shared")
+    if reply is not None and reply["problem"] is not None:
+        lines.append(f"  none of other labs: {reply['problem']}")
     shown = [(f"{rank:3d}", r) for rank, r in enumerate(references, 1)]
     others = [(" or", r) for r in answer["contrast"]]
     width = max((len(_named(r)) for _, r in (*shown, *others)), default=0)
@@ -273,7 +294,9 @@ def _named(reference: Mapping[str, Any]) -> str:
 
 def _line(mark: str, reference: Mapping[str, Any], width: int) -> str:
     """A reference on a line. mark : what stands before it.  width : of the column of classes."""
-    parts = ("source", "licence") if reference["origin"] == "central" else ("slide", "analyser")
+    parts = {"central": ("source", "licence"), "shared": ("lab", "analyser")}.get(
+        reference["origin"], ("slide", "analyser")
+    )
     where = ", ".join(reference[key] for key in parts if reference.get(key))
     source, distance = reference["label_source"], reference["distance"]
     line = f"  {mark}  {_named(reference):<{width}}  {distance:<9.4g} {source:<9}  {reference['cell_id']}  {where}".rstrip()

@@ -99,6 +99,11 @@ def _text(found: Mapping[str, Any]) -> str:
             "none yet" if backup is None else f"{local(backup['at'])}, {backup['cells']} cells, {backup['target']}",
         )
     )
+    if (shared := found["shared"]) is not None:
+        behind = f", {shared['waiting']} changes to tell, since {local(shared['since'])}" if shared["waiting"] else ""
+        lines.append(("shared", f"{shared['server']}{behind}"))
+        if shared["problem"]:
+            lines.append(("", f"not told now; it is tried again: {shared['problem']}"))
     lines.append(("files", _counted(found["outcomes"])))
     lines.append(("cells", str(found["cells"])))
     if trash := found["trash"]:

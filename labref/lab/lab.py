@@ -216,6 +216,12 @@ class Lab:
         return self.folder / "thumbnails"
 
     @property
+    def shared_password_file(self) -> Path | None:
+        """The file that holds the password of the shared store, where labref.toml names one."""
+        file = self.config.shared.password_file
+        return None if file is None else self._from_lab(file)
+
+    @property
     def agent_file(self) -> Path:
         """LAB/agent.json: pid, port and start of the running agent."""
         return self.folder / "agent.json"
@@ -313,6 +319,7 @@ class Lab:
             store.slides.locate(watched)
             follow_folders(store, watched)
             take_over(store, self.bundles)
+            store.outbox.switch(bool(self.config.shared.url))
         except BaseException:
             store.close()
             raise

@@ -37,9 +37,15 @@ _JPEG: Final = (b"\xff\xd8", b"\xff\xd9")  # its first and last bytes
 class Pictures:
     """The pictures of one lab's cells. Methods may be called from any thread."""
 
-    def __init__(self, lab: Lab, is_stored: Callable[[str], bool]) -> None:
-        """is_stored : whether a cell of this id is in the store."""
-        self._lab, self._is_stored = lab, is_stored
+    def __init__(
+        self,
+        lab: Lab,
+        is_stored: Callable[[str], bool],
+        of_others: Callable[[str, str], bytes | None] | None = None,
+    ) -> None:
+        """is_stored : whether a cell of this id is in the store.  of_others : the thumbnail of a cell of another lab,
+        by names of lab and cell; None where the lab has no shared store."""
+        self._lab, self._is_stored, self._of_others = lab, is_stored, of_others
         self._made: Kept[bytes] = Kept(_IN_MEMORY)
 
     def mark(self, cell_id: str, view: View) -> str | None:
@@ -84,6 +90,22 @@ class Pictures:
             return None
         made = self.of_bytes(data, view)
         self._made.put((bundle, cell_id, view), made, len(made))
+        return made
+
+    @property
+    def shares(self) -> bool:
+        """Whether there can be cells of other labs."""
+        return self._of_others is not None
+
+    def of_shared(self, lab: str, cell_id: str) -> bytes | None:
+        """JPEG of a cell of another lab, small; None where there is none, or the shared store is out of reach."""
+        if self._of_others is None or not _CELL_ID.fullmatch(cell_id):
+            return None
+        made = self._made.get((lab, cell_id))
+        if made is None:
+            made = self._of_others(lab, cell_id)
+            if made is not None:
+                self._made.put((lab, cell_id), made, len(made))
         return made
 
     def of_bytes(self, data: bytes, view: View) -> bytes:

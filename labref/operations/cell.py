@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from labref.asking.answer import MOST_REFERENCES, answer, answer_for_stored
+from labref.asking.sharing import others_of
 from labref.errors import LabrefError
 from labref.operations import operation
 from labref.operations import query as asked
@@ -79,6 +80,9 @@ class CellShown(CellOfSlide):
     novelty: asked.Novelty = Field(description="How unlike everything else in the lab the cell is.")
     optics: asked.Optics = Field(description="Which optics the references are from.")
     map: asked.MapPlace | None = Field(description="Its place on the lab's map; null while there is none.")
+    shared: asked.SharedReply | None = Field(
+        description="What the shared store answered; null where no other lab's cells were wanted."
+    )
     stored_as: GivenLabel = Field(description="The class that it was stored with.")
     changes: list[LabelChange] = Field(description="Each change of its class since, oldest first.")
     captures: list[OtherCapture] = Field(description="Other captures of the same physical cell.")
@@ -103,6 +107,7 @@ def show(
         ),
     ] = "latent",
     any_optics: Annotated[bool, Field(description="Take references from every analyser of the lab.")] = False,
+    shared: asked.SharedFrom = "own",
 ) -> Iterator[Row]:
     """Show a stored cell among the cells that look most like it, and what the lab knows of it.
 
@@ -113,14 +118,27 @@ def show(
     if found is None:  # removed in this moment
         raise NoCellError(f"no cell {cell_id} in this lab any more")
     embedder = context.embedder()
-    told = answer_for_stored(context.lab, context.store, embedder.bundle, found, k=k, by=by, any_optics=any_optics)
+    others = others_of(context.asking, shared, context.lab.config.shared.optics)
+    told = answer_for_stored(
+        context.lab, context.store, embedder.bundle, found, k=k, by=by, any_optics=any_optics, others=others
+    )
     if told is None:  # of another bundle: re-embedding is under way
         data = context.lab.kept_image(cell_id)
         if data is None:
             raise LabrefError(
                 f"cell {cell_id} has no latent of the bundle in use, and its kept image is missing; restore it from a backup."
             )
-        told = answer(context.lab, context.store, embedder, data, name=cell_id, k=k, by=by, any_optics=any_optics)
+        told = answer(
+            context.lab,
+            context.store,
+            embedder,
+            data,
+            name=cell_id,
+            k=k,
+            by=by,
+            any_optics=any_optics,
+            others=others,
+        )
     book = context.store.slides.book
     captures = _captures(context, cell_id)
     slides = {
@@ -129,7 +147,18 @@ def show(
         for row in (*told["references"], *told["contrast"])
     }
     apart = _apart(context, {found.slide_id, *slides.values(), *(one.slide_id for one, _ in captures)})
-    keep = ("quality", "bundle", "predicted", "prediction", "probabilities", "distribution", "novelty", "optics", "map")
+    keep = (
+        "quality",
+        "bundle",
+        "predicted",
+        "prediction",
+        "probabilities",
+        "distribution",
+        "novelty",
+        "optics",
+        "map",
+        "shared",
+    )
     yield {
         **_of_slide(found, apart),
         "stored_at": utc(found.added_at, timespec="seconds"),

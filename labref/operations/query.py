@@ -9,6 +9,7 @@ from pydantic import Field
 
 from labref.asking.answer import MOST_REFERENCES, answer
 from labref.asking.prediction import Because
+from labref.asking.sharing import others_of
 from labref.operations import operation
 from labref.operations.models import Answer, StoredCell, Text
 from labref.progress import Row
@@ -26,6 +27,8 @@ __all__ = [
     "Prediction",
     "QueryAnswer",
     "Reference",
+    "SharedFrom",
+    "SharedReply",
     "ShownPrediction",
     "Timings",
 ]
@@ -82,8 +85,11 @@ class Reference(StoredCell):
     path: str = Field(description="Its file in the export folder; it can name a patient. Empty for a central cell.")
     duplicate_of: str | None = Field(description="The earlier cell that it repeats.")
     captures: int = Field(description="How many captures of this physical cell the lab has, this one among them.")
-    origin: Literal["lab", "central"] = Field(
-        description="Whose cell it is: the lab's own, or the central team's, from another microscope."
+    origin: Literal["lab", "central", "shared"] = Field(
+        description="Whose cell it is: the lab's own, the central team's, from another microscope, or another lab's."
+    )
+    lab: str | None = Field(
+        description="The other lab whose cell it is, by the shared store; null for the lab's own and for central cells."
     )
     source: str | None = Field(description="The data set that a central cell is from; null for the lab's own.")
     licence: str | None = Field(description="The licence of a central cell; null for the lab's own.")
@@ -152,6 +158,26 @@ class MapPlace(Answer):
     map: int = Field(description="Number of the map's version.")
 
 
+class SharedReply(Answer):
+    """What the shared store answered."""
+
+    labs: list[str] = Field(description="The other labs whose cells are among the references.")
+    problem: str | None = Field(
+        description="Why there are none of other labs: it is out of reach, or too slow. Null where it answered."
+    )
+    waited_ms: float = Field(description="How long the answer waited for it beyond the lab's own search, milliseconds.")
+
+
+SharedFrom = Annotated[
+    Text,
+    Field(
+        max_length=4096,
+        description="Whose cells are references beside the lab's own: `own`: nobody's; `optics`: those of the same optics of "
+        "every lab; `all`; or names of labs with commas between. Others need a shared store.",
+    ),
+]
+
+
 class Timings(Answer):
     """What the answer took, milliseconds."""
 
@@ -180,6 +206,9 @@ class QueryAnswer(Answer):
     optics: Optics = Field(description="Which optics the references are from.")
     duplicate_of: str | None = Field(description="The stored cell that the image is or repeats.")
     map: MapPlace | None = Field(description="Its place on the lab's map; null while there is none.")
+    shared: SharedReply | None = Field(
+        description="What the shared store answered; null where no other lab's cells were wanted."
+    )
     timings_ms: Timings = Field(description="What the answer took, milliseconds.")
 
 
@@ -211,6 +240,7 @@ def query(
             max_length=4096,
         ),
     ] = None,
+    shared: SharedFrom = "own",
 ) -> Iterator[Row]:
     """Find the stored cells that look most like an image, and the classes of the nearest hundred. The body is the
     image's file.
@@ -229,4 +259,5 @@ def query(
         analyser=analyser or None,
         any_optics=any_optics,
         path=path or None,
+        others=others_of(context.asking, shared, context.lab.config.shared.optics),
     )

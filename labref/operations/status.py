@@ -24,6 +24,7 @@ from labref.operations.optics import OpticsState
 from labref.progress import Row
 from labref.roles import Role
 from labref.tasks.context import Context
+from labref.tasks.publishing import state
 from labref.words import LabelSource, Outcome
 
 __all__ = ["AgentJobs", "AgentStatus", "BackupState", "DiskState", "Status", "TrashState", "WatchedFolder", "problems"]
@@ -107,6 +108,17 @@ class BackupState(Answer):
     missing: int = Field(description="Kept images that it could not have, as they are missing or damaged.")
 
 
+class SharedState(Answer):
+    """The shared store that this lab publishes to."""
+
+    server: str = Field(description="Where it is: host, port and database.")
+    waiting: int = Field(description="Cells that came, changed or went, and of which it is still to be told.")
+    since: str | None = Field(description="When the first of them did, ISO 8601, UTC; null where none waits.")
+    problem: str | None = Field(
+        description="Why the agent cannot tell it now; it tries again by itself. Null where it can, or no agent runs."
+    )
+
+
 class Status(Answer):
     """How a lab and its agent are."""
 
@@ -135,6 +147,7 @@ class Status(Answer):
         description="The disk that holds the lab's folder; null where the system does not say."
     )
     backup: BackupState | None = Field(description="The last backup; null where there was none.")
+    shared: SharedState | None = Field(description="The shared store; null where the lab has none.")
     watch: list[WatchedFolder] = Field(description="The watched folders.")
     agent: AgentStatus | None = Field(description="The running agent; null while none runs.")
     attention: list[str] = Field(
@@ -159,6 +172,7 @@ def status(context: Context) -> Iterator[Row]:
             for folder in context.lab.watched
         ]
         found |= {"watch": watch, "agent": None}
+    found["shared"] = state(context.lab, context.store, context.publisher)
     found["disk"] = room(context.lab, context.store, found["cells"])
     made = last_backup(context.lab)
     found["backup"] = None if made is None else asdict(made)

@@ -282,11 +282,15 @@ class _Page(Page):
             self._badge((x, y), "duplicate")
         if reference.get("origin") == "central":
             self._badge((x, y), "central")
+        elif reference.get("origin") == "shared":
+            self._badge((x, y), "other lab")
         line = y + _TILE + 12
         self._name((x, line), label, INK)
         self._source(x, line + 32, source)
         self.text((x + _TILE, line + 31), _number(reference["distance"]), 16, colour=SOFT, align="right")
-        parts = ("source", "licence") if reference.get("origin") == "central" else ("slide", "analyser")
+        parts = {"central": ("source", "licence"), "shared": ("lab", "analyser")}.get(
+            reference.get("origin", "lab"), ("slide", "analyser")
+        )
         where = "  ·  ".join(str(reference[key]) for key in parts if reference.get(key))
         self.text((x, line + 56), where, 14, colour=SOFT, room=_TILE, cut="middle")
 

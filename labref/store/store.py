@@ -45,7 +45,9 @@ from labref.store.duckdb.events import Events
 from labref.store.duckdb.exporting import Export
 from labref.store.duckdb.keys import Keys
 from labref.store.duckdb.maps import Maps
+from labref.store.duckdb.noting import note, note_all, refill
 from labref.store.duckdb.optics import OpticsBook, OpticsMeasures
+from labref.store.duckdb.outbox import Outbox
 from labref.store.duckdb.people import People
 from labref.store.duckdb.qualities import Qualities
 from labref.store.duckdb.queues import Queues
@@ -175,6 +177,8 @@ class Store:
         """References that people called no good; see labref.store.duckdb.rejections."""
         self.queues = Queues(access, self.reviews)
         """What waits for review; see labref.store.duckdb.queues."""
+        self.outbox = Outbox(access)
+        """What the shared store is still to be told; see labref.store.duckdb.outbox."""
         self.readings = Readings(access)
         """Blinded readings; see labref.store.duckdb.readings."""
         self._optics_book: OpticsBook | None = None
@@ -278,6 +282,7 @@ class Store:
         with self._transaction() as connection:
             bundles.add(connection, digest, name=name, version=version, latent_size=latent_size, labels=labels)
             bundles.activate(connection, digest)
+            note_all(connection)
 
     def active_bundle(self) -> str | None:
         """Digest of the active bundle, or None before the first."""
@@ -396,6 +401,8 @@ class Store:
             with self._transaction() as connection:
                 failpoint("embed.write")
                 write_embeddings(connection, fresh, table, space)
+                if bundle == bundles.active(connection):
+                    note(connection, [cell.cell_id for cell in fresh])
                 self.maps.write(connection, placed)
             self.maps.remember(bundle, placed)
             self._examples.pop(bundle, None)
@@ -494,6 +501,7 @@ class Store:
                     connection.execute(
                         f"DELETE FROM {name} WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))", [list(ids)]
                     )
+                note(connection, list(ids))
             self.reload()
 
     def remove_faults(self, faults: Faults) -> None:
@@ -501,6 +509,7 @@ class Store:
         with self._writing:
             with self._transaction() as connection:
                 upkeep.remove_faults(connection, faults.found)
+                refill(connection)
             self.reload()
 
     def due(self, *, days: int, cells: int, at_least: int, reviewed: bool, limit: int) -> list[Due]:

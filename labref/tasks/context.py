@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from labref.bundles.inference import Embedder
     from labref.lab import Lab
     from labref.lab.suspects import Suspects
+    from labref.shared.asking import Asking
     from labref.store import Store
     from labref.tasks.jobs import Jobs
+    from labref.tasks.publishing import Publisher
 
 __all__ = ["Adoption", "Context"]
 
@@ -34,6 +36,8 @@ class Context:
     None where no agent runs, and an operation must do its work before it returns.  adopt : opens the bundle that shall
     replace the active one.  agent_status : returns the agent's own part of `labref status`, {`watch`, `agent`}; None
     where no agent runs.  suspects : returns the cells on which labref crashed; None where nobody counts.
+    publisher : the agent's thread that publishes to the shared store; None where no agent runs, or the lab has none.
+    asking : where cells of other labs are asked for; None where the lab has no shared store.
     """
 
     lab: Lab
@@ -43,3 +47,5 @@ class Context:
     adopt: Callable[[Bundle], Adoption]
     agent_status: Callable[[], dict[str, Any]] | None = None
     suspects: Callable[[], Suspects] | None = None
+    publisher: Publisher | None = None
+    asking: Asking | None = None

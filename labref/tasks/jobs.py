@@ -16,7 +16,7 @@ from labref.errors import LabrefError
 from labref.lab.log import Log
 from labref.times import utc, utc_now
 
-__all__ = ["Job", "Jobs", "Running"]
+__all__ = ["Job", "Jobs", "Running", "lower_priority"]
 
 _STOP_SECONDS: Final = 60.0
 _NICENESS: Final = 15
@@ -119,7 +119,7 @@ class Jobs:
         self._thread.join(_STOP_SECONDS)
 
     def _run(self) -> None:
-        _lower_priority()
+        lower_priority()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stop.is_set())
@@ -144,7 +144,7 @@ class Jobs:
             self._log.info("job ended", job=job.name, outcome=outcome)
 
 
-def _lower_priority() -> None:
+def lower_priority() -> None:
     """Lower the priority of this thread. Linux and Windows can do this for one thread; elsewhere nothing is changed."""
     with contextlib.suppress(OSError, AttributeError):
         if sys.platform == "linux":

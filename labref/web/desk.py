@@ -20,6 +20,7 @@ from labref.operations import perform
 from labref.progress import Pace, Row, waiting
 from labref.store import Store
 from labref.tasks.context import Adoption, Context
+from labref.tasks.publishing import asking_of
 from labref.web.client import AgentClient
 
 __all__ = ["Desk", "ask", "here", "ledger_rows", "open_free_store", "run", "status"]
@@ -38,7 +39,12 @@ class Desk:
         if store is not None:
             self._opened.callback(store.close)
             suspects = cache(lambda: Suspects(lab.suspects_file))
-            self._context = Context(lab, store, self._open_embedder, None, self._adopt, suspects=suspects)
+            asking = asking_of(lab)
+            if asking is not None:
+                self._opened.callback(asking.close)
+            self._context = Context(
+                lab, store, self._open_embedder, None, self._adopt, suspects=suspects, asking=asking
+            )
 
     @staticmethod
     def open(lab: Lab) -> Desk:
@@ -64,10 +70,12 @@ class Desk:
         analyser: str | None = None,
         any_optics: bool = False,
         path: Path | None = None,
+        shared: str = "own",
     ) -> Row:
         """References for the image `data`, the bytes of its file: a `labref.operations.query.QueryAnswer`. path : that
-        file, whose watched folder tells the analyser."""
+        file, whose watched folder tells the analyser.  shared : whose cells are references beside the lab's own."""
         asked = {"name": path_to_text(name), "k": k, "by": by, "analyser": analyser, "any_optics": any_optics}
+        asked |= {} if shared == "own" else {"shared": shared}
         asked |= {} if path is None else {"path": path_to_text(str(absolute(path)))}
         return next(self.run("query", data=data, **asked))
 

@@ -23,6 +23,7 @@ from labref.store.duckdb.duplicates import (
     write_landmarks,
     write_resemblances,
 )
+from labref.store.duckdb.noting import note
 from labref.store.recording import Comparing, Found, Search, compare, reason_of, stored_landmarks
 from labref.store.values import Resemblance
 from labref.words import Outcome
@@ -58,6 +59,7 @@ def learn(
     write_landmarks(
         connection, [(cell_id, mark, stored[cell_id].age) for cell_id, mark in of_pictures if cell_id in stored]
     )
+    note(connection, list(stored))
     failpoint("fingerprint.write")
     for cell in learnt:
         if cell.fingerprints and cell.cell_id in stored:

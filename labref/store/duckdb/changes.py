@@ -21,6 +21,7 @@ import duckdb
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, sequence, trash
+from labref.store.duckdb.noting import note, note_all
 from labref.store.duckdb.rows import now
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.text import from_column, to_column
@@ -193,6 +194,7 @@ class Changes(Tables):
             _end(connection, "switched" if open_now is None or open_now.digest == digest else "superseded")
             failpoint("bundle.relabel")
             changed = _predict(connection, digest)
+            note_all(connection)
             failpoint("bundle.switch")
         self._switched = time.monotonic()
         if changed:
@@ -250,8 +252,9 @@ def _end(connection: duckdb.DuckDBPyConnection, outcome: str) -> None:
 
 def _predict(connection: duckdb.DuckDBPyConnection, digest: str) -> int:
     table, _ = bundles.space(connection, digest)
-    row = connection.execute(
+    found = connection.execute(
         f"UPDATE cell SET label = e.predicted_label FROM {table} e WHERE cell.cell_id = e.cell_id "
-        "AND cell.label_source = 'predicted' AND cell.label <> e.predicted_label"
-    ).fetchone()
-    return int(row[0]) if row else 0
+        "AND cell.label_source = 'predicted' AND cell.label <> e.predicted_label RETURNING cell.cell_id"
+    ).fetchall()
+    note(connection, [cell_id for (cell_id,) in found])
+    return len(found)

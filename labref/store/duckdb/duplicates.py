@@ -20,6 +20,7 @@ import numpy as np
 from labref.errors import StoreError
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
+from labref.store.duckdb.noting import note
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.vocabulary import Decision, word
 from labref.store.memory.alike import AlikeBook
@@ -271,6 +272,17 @@ class Duplicates(Tables):
         """Read again what is kept in memory when it is next asked for."""
         self._rejected = self._possible = None
 
+    def fingerprints(self, ids: Collection[str]) -> dict[str, Fingerprint]:
+        """The fingerprints of these cells, by id; those that have none are left out. Milliseconds for a hundred."""
+        columns = ["cell_id", "version", "across", "down"]
+        with self._reading() as cursor:
+            found = list(rows.look_up(cursor, "fingerprint", columns, "cell_id", list(ids)))
+        return {
+            cell_id: Fingerprint(across, down)
+            for cell_id, version, across, down in found
+            if version == VERSION and across is not None
+        }
+
     # fingerprints made late
 
     def count_without_fingerprint(self, version: int = VERSION) -> int:
@@ -318,32 +330,33 @@ class Duplicates(Tables):
         self, cell_id: str, other: str | None, decision: Decision, who: str | None, *, own: bool = False
     ) -> Pair:
         at = rows.now()
-        with self._transaction() as connection:
-            if decision is Decision.UNDONE:
-                cell_id, other, by_whom = _last_decided(connection, cell_id, other)
-                if own and by_whom not in (None, who):
-                    raise StoreError(f"{by_whom} decided on cell {cell_id} since then: that stays.")
-            else:
-                cell_id, other = _linked(connection, cell_id, other)
-            link: tuple[str, Verdict] | None = None
-            by = f" by {who}" if who else ""
-            outcome, reason = Outcome.STORED, f"a person{by} says it is no recapture of cell {other}"
-            if decision is Decision.CONFIRMED:
-                link = other, Verdict.DUPLICATE
-                outcome, reason = Outcome.DUPLICATE, f"a recapture of cell {other}, as a person{by} confirmed; kept"
-            elif decision is Decision.UNDONE:
-                found = measured(connection, cell_id, other)
-                outcome, reason = Outcome.STORED, f"what was decided of it and cell {other} was taken back{by}"
-                if found is not None and found.verdict.is_one_cell:
-                    link = other, found.verdict
-                    outcome, reason = Outcome(found.verdict), reason_of(other, found)
-            failpoint("duplicates.decide")
-            connection.execute(
-                "INSERT INTO duplicate_decision SELECT coalesce(max(number), 0) + 1, ?, ?, ?, ?, ? FROM duplicate_decision",
-                [cell_id, other, str(decision), to_nullable(who), at],
-            )
-            set_link(connection, cell_id, link, outcome=outcome, reason=reason, at=at)
-        self._regrouped()
+        with self._quiet():
+            with self._transaction() as connection:
+                if decision is Decision.UNDONE:
+                    cell_id, other, by_whom = _last_decided(connection, cell_id, other)
+                    if own and by_whom not in (None, who):
+                        raise StoreError(f"{by_whom} decided on cell {cell_id} since then: that stays.")
+                else:
+                    cell_id, other = _linked(connection, cell_id, other)
+                link: tuple[str, Verdict] | None = None
+                by = f" by {who}" if who else ""
+                outcome, reason = Outcome.STORED, f"a person{by} says it is no recapture of cell {other}"
+                if decision is Decision.CONFIRMED:
+                    link = other, Verdict.DUPLICATE
+                    outcome, reason = Outcome.DUPLICATE, f"a recapture of cell {other}, as a person{by} confirmed; kept"
+                elif decision is Decision.UNDONE:
+                    found = measured(connection, cell_id, other)
+                    outcome, reason = Outcome.STORED, f"what was decided of it and cell {other} was taken back{by}"
+                    if found is not None and found.verdict.is_one_cell:
+                        link = other, found.verdict
+                        outcome, reason = Outcome(found.verdict), reason_of(other, found)
+                failpoint("duplicates.decide")
+                connection.execute(
+                    "INSERT INTO duplicate_decision SELECT coalesce(max(number), 0) + 1, ?, ?, ?, ?, ? FROM duplicate_decision",
+                    [cell_id, other, str(decision), to_nullable(who), at],
+                )
+                set_link(connection, cell_id, link, outcome=outcome, reason=reason, at=at)
+            self._regrouped()
         self.drop_cached()
         return next(
             (pair for pair in self.pairs() if (pair.cell_id, pair.other) == (cell_id, other)),
@@ -417,6 +430,7 @@ def set_link(
         "UPDATE cell SET duplicate_of = ?, duplicate_verdict = ? WHERE cell_id = ?", [other, verdict, cell_id]
     )
     _regroup(connection, members)
+    note(connection, list({*members, cell_id}))
     # the file that the cell was stored from; copies of its bytes are duplicates of the cell itself
     stored_from = "cell_id = ? AND duplicate_of IS DISTINCT FROM cell_id"
     rows.keep_history(connection, stored_from, [cell_id], at)

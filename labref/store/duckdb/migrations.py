@@ -576,3 +576,17 @@ def _keys(connection: duckdb.DuckDBPyConnection) -> None:
         )""")
     # a lab that was there before has bundles without a signature, in its store and in its folder: it keeps them
     connection.execute("CREATE TABLE before_signatures AS SELECT count(*) > 0 AS waits FROM bundle")
+
+
+@migration(27, "what the shared store is still to be told")
+def _outbox(connection: duckdb.DuckDBPyConnection) -> None:
+    # `cell` is not called cell_id: rows stay when the cell is removed, which is what they tell
+    connection.execute("""
+        CREATE TABLE outbox (
+            number   BIGINT NOT NULL,
+            kind     VARCHAR NOT NULL,
+            cell     VARCHAR,
+            tag      VARCHAR NOT NULL,
+            noted_at TIMESTAMP NOT NULL
+        )""")
+    connection.execute("CREATE TABLE publication AS SELECT false AS is_on, 0::BIGINT AS sent")

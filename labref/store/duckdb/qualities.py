@@ -19,17 +19,19 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
+from labref.store.duckdb.noting import note
 from labref.store.duckdb.tables import Access, OfCells
 from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_nullable, to_nullable
 from labref.words import Quality, Reason
 
-__all__ = ["Qualities", "QualityCounts", "write"]
+__all__ = ["DOUBTED", "Qualities", "QualityCounts", "write"]
 
-_DOUBTED: Final = (
+DOUBTED: Final = (
     "quality q JOIN cell c USING (cell_id) WHERE q.reason IS NOT NULL AND c.label_source <> 'reviewed' "
     "AND q.cell_id NOT IN (SELECT cell FROM reference_rejection WHERE query IS NULL)"
 )
+"""The cells with something wrong on whose picture nobody decided: what follows FROM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Qualities(OfCells):
         known = self._doubted
         if known is None:
             with self._reading() as cursor:
-                found = cursor.execute(f"SELECT q.cell_id FROM {_DOUBTED}").fetchall()
+                found = cursor.execute(f"SELECT q.cell_id FROM {DOUBTED}").fetchall()
             known = self._doubted = frozenset(cell_id for (cell_id,) in found)
         return known
 
@@ -90,9 +92,7 @@ class Qualities(OfCells):
                 "SELECT c.analyser, q.reason, q.is_cell, count(*) AS n FROM cell c JOIN quality q USING (cell_id) "
                 "WHERE q.is_cell IS NOT NULL GROUP BY ALL ORDER BY n DESC, q.reason"
             ).fetchall()
-            waiting = dict(
-                cursor.execute(f"SELECT c.analyser, count(*) FROM {_DOUBTED} GROUP BY c.analyser").fetchall()
-            )
+            waiting = dict(cursor.execute(f"SELECT c.analyser, count(*) FROM {DOUBTED} GROUP BY c.analyser").fetchall())
         found: dict[str | None, QualityCounts] = {}
         for analyser in {of_one[0] for of_one in counts} | set(waiting):
             own = [of_one[1:] for of_one in counts if of_one[0] == analyser]
@@ -119,6 +119,7 @@ class Qualities(OfCells):
                 [list(judged)],
             ).fetchall()
             write(connection, [(cell_id, judged[cell_id]) for (cell_id,) in found])
+            note(connection, [cell_id for (cell_id,) in found])
             failpoint("qualities.commit")
         self._doubted = None
 

@@ -20,10 +20,11 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import rows, sequence
+from labref.store.duckdb.noting import note
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.text import from_nullable, to_nullable
 
-__all__ = ["Rejection", "Rejections"]
+__all__ = ["Rejection", "Rejections", "for_any"]
 
 _REJECTED: Final = "rejected"
 _UNDONE: Final = "undone"
@@ -73,6 +74,7 @@ class Rejections(Tables):
                 [numbers.take(), cell_id, None, _UNDONE, to_nullable(who), rows.now()],
             )
             sequence.keep(connection, numbers)
+            note(connection, [cell_id])
             failpoint("rejections.accept")
         self._known = None
 
@@ -117,6 +119,7 @@ class Rejections(Tables):
                 [numbers.take(), cell_id, query, decision, to_nullable(who), rows.now()],
             )
             sequence.keep(connection, numbers)
+            note(connection, [cell_id])
             failpoint("rejections.commit")
         self._known = None
         return True
@@ -127,6 +130,11 @@ class Rejections(Tables):
             with self._reading() as cursor:
                 known = self._known = _last(cursor)
         return known
+
+
+def for_any(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Ids of cells that are no good reference for any query, as the tables have it now."""
+    return {*_last(connection).rejected.get(None, ())}
 
 
 def _last(connection: duckdb.DuckDBPyConnection) -> _Said:

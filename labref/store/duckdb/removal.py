@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import clock, rows, sequence, trash
+from labref.store.duckdb.noting import note
 from labref.store.duckdb.upkeep import tables_of_cells
 from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_column, from_nullable, to_column
@@ -137,6 +138,7 @@ def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> int:
     )
     numbers.take(len(ids))
     sequence.keep(connection, numbers)
+    note(connection, ids)
     trash.keep(connection)
     failpoint("retention.files")
     rows.keep_history(connection, listed, [], at)

@@ -16,6 +16,7 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import clock, duplicates, rows, sequence
+from labref.store.duckdb.noting import note
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.upkeep import TRASH, tables, tables_of_cells
 from labref.store.duckdb.vocabulary import word
@@ -181,6 +182,7 @@ def _bring_back(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> li
         connection.execute(f"DELETE FROM {TRASH}{table} WHERE {among}")
     connection.execute("DROP TABLE temp.coming")
     _loosen(connection, back)
+    note(connection, back)
     return back
 
 

@@ -10,6 +10,7 @@ import duckdb
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import duplicates, optics, qualities, rows, sequence
+from labref.store.duckdb.noting import note
 from labref.store.recording import LabelChange, Plan
 from labref.store.text import to_column, to_nullable
 from labref.store.values import CellEmbedding, NewCell, StoredBundle
@@ -54,6 +55,7 @@ def write(connection: duckdb.DuckDBPyConnection, plan: Plan, table: str, space: 
     duplicates.write_resemblances(connection, plan.resemblances, plan.at)
     failpoint("record.labels")
     write_labels(connection, plan.label_changes, plan.at)
+    note(connection, [cell.cell_id for cell in plan.embedded])
     failpoint("record.files")
     numbers = sequence.begin(connection)
     replaced = [(*row.values(), plan.at, numbers.take()) for row in plan.replaced]
@@ -114,6 +116,7 @@ def write_labels(connection: duckdb.DuckDBPyConnection, changes: Sequence[LabelC
     )
     insert(connection, "INSERT INTO slide_move", _SLIDE_MOVE, [(numbers.take(), *move) for move in moves])
     sequence.keep(connection, numbers)
+    note(connection, [change.cell_id for change in last])
 
 
 def _columns(changes: Iterable[LabelChange]) -> tuple[list[str | None], list[str]]:

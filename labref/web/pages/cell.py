@@ -21,6 +21,7 @@ from labref.web.pages import Visit, page
 _VIEWS: Final[tuple[View, ...]] = ("cell", "normalised", "nucleus")
 _BY: Final = ("latent", "map")
 _OPTICS: Final = ("same", "any")
+_LABS: Final = ("own", "optics", "all")  # whose cells are references: of nobody else, of the same optics, of all labs
 _BARS: Final = 8  # classes of the spread; the rest stand together
 _LEAST_BAR: Final = 0.005  # a smaller share would be written as 0 %
 _AROUND: Final = 8
@@ -30,7 +31,9 @@ _MOST_PARTS: Final = 20  # of a form; the page's own has one
 @page("/cell/{cell_id}", brief=True)
 def cell(visit: Visit, cell_id: str) -> Response:
     chosen = _chosen(visit)
-    (shown,) = visit.named("cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any")
+    (shown,) = visit.named(
+        "cell.show", cell=cell_id, by=chosen["by"], any_optics=chosen["optics"] == "any", shared=_labs(visit, chosen)
+    )
     sources: dict[str, str] = {view: f"/cell/{shown['cell_id']}/picture?view={view}" for view in _VIEWS}
     return _show(visit, shown, chosen, sources)
 
@@ -47,7 +50,9 @@ def ask(visit: Visit) -> Response:
         data = _upload(visit.request.headers.get("content-type", ""), visit.body)
         if not data:
             raise UnreadableImageError(visit.texts.gettext("No picture was chosen."))
-        asked = visit.one("query", data=data, by=chosen["by"], any_optics=chosen["optics"] == "any")
+        asked = visit.one(
+            "query", data=data, by=chosen["by"], any_optics=chosen["optics"] == "any", shared=_labs(visit, chosen)
+        )
         sources: dict[str, str] = {view: _inline(visit.pictures.of_bytes(data, view)) for view in _VIEWS}
     except LabrefError as error:
         return visit.show("ask.html", status=422, problem=str(error))
@@ -69,6 +74,8 @@ def _show(visit: Visit, shown: Row, chosen: Mapping[str, str], sources: Mapping[
         tiles=_tiles(shown["references"]),
         address=lambda **other: "?" + urlencode({**chosen, **other}),
         three=_three,
+        shares=visit.pictures.shares,
+        thumbnail=lambda one: "/shared/picture?" + urlencode({"lab": one["lab"], "cell": one["cell_id"]}),
     )
 
 
@@ -77,8 +84,13 @@ def _chosen(visit: Visit) -> dict[str, str]:
     wanted = visit.query
     return {
         name: value if (value := wanted.get(name, "")) in known else known[0]
-        for name, known in (("by", _BY), ("optics", _OPTICS), ("view", _VIEWS))
+        for name, known in (("by", _BY), ("optics", _OPTICS), ("view", _VIEWS), ("labs", _LABS))
     }
+
+
+def _labs(visit: Visit, chosen: Mapping[str, str]) -> str:
+    """Whose cells are wanted; an address can be of a time when the lab had a shared store."""
+    return chosen["labs"] if visit.pictures.shares else "own"
 
 
 def _tiles(references: Sequence[Row]) -> list[Row | None]:

@@ -56,6 +56,15 @@ def central(visit: Visit, bundle: str, cell_id: str) -> Response:
     return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
 
 
+@page("/shared/picture")
+def of_others(visit: Visit) -> Response:
+    """The thumbnail of a cell of another lab, by the shared store."""
+    made = visit.pictures.of_shared(visit.query.get("lab", ""), visit.query.get("cell", ""))
+    if made is None:
+        return _none("there is no such cell, or the shared store is out of reach", 404)
+    return Response(made, media_type="image/jpeg", headers={"Cache-Control": f"private, max-age={_KEPT_SECONDS}"})
+
+
 def class_colours(labels: Iterable[str]) -> str:
     """The style sheet with the colours of these classes, on light and on dark ground."""
     light, dark = [], []

@@ -1,0 +1,253 @@
+"""`labref shared`: the store that several labs ask, in PostgreSQL with pgvector."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say
+from labref.times import local
+
+if TYPE_CHECKING:
+    from labref.shared.address import Address
+
+__all__ = ["add_to"]
+
+_HELP = """The shared store: references from several labs, or from several analysers of one.
+
+It is a PostgreSQL database with pgvector, to which each lab publishes its cells, and which `labref query --shared` asks. The
+lab's own store stays the truth: the shared one can be thrown away and made again, and a lab works alone while it is out of reach.
+No slide, patient, path or reviewer is published, unless [shared] send_names says so.
+
+\b
+Once, by the owner of the database, who may make roles:
+  labref shared init --url postgresql://postgres@db.example.org/labref
+  labref shared lab add "Lund DC-1" --url postgresql://postgres@db.example.org/labref
+
+\b
+In each lab: what `lab add` prints goes into labref.toml, and the agent is started anew.
+  labref status
+
+The password is in the variable LABREF_SHARED_PASSWORD, or in a file; never in the URL. Over a network the server has to show a
+certificate that is verified (sslmode=verify-full). deploy/shared.md has the whole set-up.
+"""
+_URL = "Where: postgresql://USER@HOST/DATABASE. Default: the [shared] url of the lab."
+_FILE = "A file whose first line is the password. Default: the variable LABREF_SHARED_PASSWORD."
+_INIT = """Make a shared store in an empty database, as its owner.
+
+The server needs pgvector 0.8 or later, and the user the right to make roles. A second time does nothing.
+
+\b
+  createdb labref
+  labref shared init --url postgresql://postgres@db.example.org/labref
+"""
+_MIGRATE = """Bring a shared store up to date, as its owner. Labs go on publishing meanwhile, or wait.
+
+\b
+  labref shared migrate --url postgresql://postgres@db.example.org/labref
+"""
+_CHECK = """Look whether a shared store is whole, as its owner; exit code 1 where it is not.
+
+With --json, one object: `version` and `newest` of the schema, `bytes`, `labs` [{`name`, `role`, `cells`, `published_at`}], `faults`
+{what: how often}.
+
+\b
+  labref shared check --url postgresql://postgres@db.example.org/labref
+"""
+_PUBLISH = """Tell the shared store everything that it does not know of this lab. An agent does so by itself, within seconds.
+
+--rebuild publishes every cell again and takes out what else is there of this lab; questions of others go on meanwhile.
+
+\b
+  labref shared publish
+  labref shared publish --rebuild
+
+With --json, one object.
+
+@shared.PublishedNow
+"""
+_LAB = """The labs of a shared store: each has a role of PostgreSQL that writes its own rows alone. Its owner makes them.
+
+\b
+  labref shared lab add "Lund DC-1" --url postgresql://postgres@db.example.org/labref
+"""
+_ADD = """Make the role of a lab, and print what goes into that lab. For a name that is there already: a new password.
+
+--reader makes a role that reads all and writes nothing.
+
+With --json, one object: `name`, `url`, `password`.
+
+\b
+  labref shared lab add "Lund DC-1" --url postgresql://postgres@db.example.org/labref
+"""
+_LIST = """List the labs, how many cells each has there, and when it published last.
+
+With --json, one object a lab: `name`, `role`, `cells`, `published_at`.
+
+\b
+  labref shared lab list --url postgresql://postgres@db.example.org/labref
+"""
+_REMOVE = """Take a lab out of a shared store: its cells there, and its role. The lab's own store stays as it is.
+
+With --json, one object: `name`, `cells`.
+
+\b
+  labref shared lab remove "Lund DC-1" --url postgresql://postgres@db.example.org/labref
+"""
+
+UrlOption = Annotated[str | None, typer.Option("--url", metavar="URL", help=_URL, show_default=False)]
+FileOption = Annotated[
+    Path | None,
+    typer.Option("--password-file", parser=a_path, metavar="FILE", help=_FILE, show_default=False),
+]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What the others see it called.", show_default=False)]
+
+
+def init(url: UrlOption = None, password_file: FileOption = None, lab: LabOption = None) -> None:
+    from labref.shared.migrations import make
+
+    address, password = _where(url, password_file, lab)
+    version = make(address, password)
+    say(
+        f"{address} is a shared store, version {version}. Now add labs: labref shared lab add NAME --url {url or '...'}"
+    )
+
+
+def migrate(url: UrlOption = None, password_file: FileOption = None, lab: LabOption = None) -> None:
+    from labref.shared.migrations import migrate as bring
+
+    address, password = _where(url, password_file, lab)
+    say(f"{address} is up to date, version {bring(address, password)}.")
+
+
+def check(
+    url: UrlOption = None, password_file: FileOption = None, lab: LabOption = None, json: JsonOption = False
+) -> None:
+    from dataclasses import asdict
+
+    from labref.errors import SharedError
+    from labref.shared.check import check as look
+
+    address, password = _where(url, password_file, lab)
+    found = look(address, password)
+    if json:
+        print_json(asdict(found) | {"labs": [_lab_json(one) for one in found.labs]})
+    else:
+        cells = sum(one.cells for one in found.labs)
+        say(f"{address}: version {found.version}, {len(found.labs)} labs, {cells} cells, {found.bytes / 1e6:.0f} MB")
+        for what, number in found.faults.items():
+            say(f"  {number} {what}")
+    if found.faults:
+        raise SharedError(
+            f"{address} is not whole. Nothing is lost: each lab publishes its cells again with `labref shared publish "
+            "--rebuild`."
+        )
+
+
+def publish(
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Publish every cell again.", show_default=False)] = False,
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    (row,) = perform(Lab.find(lab), "shared.publish", rebuild=rebuild)
+    if json:
+        print_json(row)
+    else:
+        say(f"The shared store knows all {row['cells']} cells of this lab.")
+
+
+def add(
+    name: NameArgument,
+    reader: Annotated[bool, typer.Option("--reader", help="Reads all, writes nothing.", show_default=False)] = False,
+    url: UrlOption = None,
+    password_file: FileOption = None,
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from dataclasses import asdict
+
+    from labref.shared.address import PASSWORD
+    from labref.shared.labs import add as make
+
+    access = make(*_where(url, password_file, lab), name, reads_only=reader)
+    if json:
+        print_json(asdict(access))
+        return
+    if reader:
+        say(f"{access.name} reads with the URL {access.url}")
+    else:
+        say(f"In labref.toml of {access.name}:\n")
+        say("[shared]")
+        say(f"url = '{access.url}'")
+        say("password_file = 'shared-password'\n")
+    say(f"The password, for that file or the variable {PASSWORD}; it is shown this once:\n")
+    say(access.password)
+
+
+def list_(
+    url: UrlOption = None, password_file: FileOption = None, lab: LabOption = None, json: JsonOption = False
+) -> None:
+    from labref.shared.labs import labs
+
+    for one in labs(*_where(url, password_file, lab)):
+        if json:
+            print_json(_lab_json(one))
+        else:
+            row = _lab_json(one)
+            when = "nothing published yet" if row["published_at"] is None else f"published {local(row['published_at'])}"
+            say(f"{one.name}: {one.cells} cells, {when}, role {one.role}")
+
+
+def remove(
+    name: NameArgument,
+    url: UrlOption = None,
+    password_file: FileOption = None,
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.shared.labs import remove as take_out
+
+    gone = take_out(*_where(url, password_file, lab), name)
+    if json:
+        print_json({"name": name, "cells": gone})
+    else:
+        say(f"{name} and its {gone} cells are taken out.")
+
+
+def _where(url: str | None, password_file: Path | None, lab: Path | None) -> "tuple[Address, str | None]":
+    """The shared store that is meant, and the password. Raises `LabrefError` where none is named."""
+    from labref.errors import SharedError
+    from labref.lab import Lab
+    from labref.shared.address import Address, read_password
+
+    if url is not None:
+        return Address.of(url), read_password(password_file)
+    found = Lab.find(lab)
+    if not found.config.shared.url:
+        raise SharedError("this lab has no shared store; name one: --url postgresql://USER@HOST/DATABASE.")
+    return Address.of(found.config.shared.url), read_password(password_file or found.shared_password_file)
+
+
+def _lab_json(one: Any) -> dict[str, Any]:
+    from labref.times import utc
+
+    published = None if one.published_at is None else utc(one.published_at)
+    return {"name": one.name, "role": one.role, "cells": one.cells, "published_at": published}
+
+
+def add_to(app: typer.Typer) -> None:
+    group = typer.Typer(
+        help=_HELP, short_help="References from several labs.", no_args_is_help=True, rich_markup_mode=None
+    )
+    group.command("init", help=_INIT, short_help="Make a shared store.")(init)
+    group.command("migrate", help=_MIGRATE, short_help="Bring it up to date.")(migrate)
+    group.command("check", help=_CHECK, short_help="Whether it is whole.")(check)
+    group.command("publish", help=_PUBLISH, short_help="Tell it everything of this lab.")(publish)
+    labs = typer.Typer(help=_LAB, short_help="Its labs.", no_args_is_help=True, rich_markup_mode=None)
+    labs.command("add", help=_ADD, short_help="Make the role of a lab.", no_args_is_help=True)(add)
+    labs.command("list", help=_LIST, short_help="List them.")(list_)
+    labs.command("remove", help=_REMOVE, short_help="Take one out.", no_args_is_help=True)(remove)
+    group.add_typer(labs, name="lab")
+    app.add_typer(group, name="shared")

@@ -1,0 +1,68 @@
+"""`labref shared publish`: the shared store is told of everything that it does not know of this lab."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from labref.errors import SharedError
+from labref.operations import operation
+from labref.operations.models import Answer, Progress
+from labref.progress import Row, progress
+from labref.tasks import publishing
+from labref.tasks.context import Context
+
+__all__ = ["PublishedNow"]
+
+_PATIENCE_SECONDS: Final = 30.0
+
+
+class PublishedNow(Answer):
+    """The shared store knows everything of this lab."""
+
+    cells: int = Field(description="Cells that this lab has.")
+    rebuilt: bool = Field(description="Whether all of them were published again.")
+
+
+@operation("shared.publish", PublishedNow, Progress)
+def publish(
+    context: Context,
+    *,
+    rebuild: Annotated[
+        bool, Field(description="Publish every cell again, and take out what else is there of this lab.")
+    ] = False,
+) -> Iterator[Row]:
+    """Tell the shared store of every cell, label and removal that it does not know yet. An agent does so by itself."""
+    store = context.store
+    if not context.lab.config.shared.url:
+        raise SharedError(
+            "this lab has no shared store. Its owner prints what to write into labref.toml: `labref shared lab add NAME`."
+        )
+    if rebuild:
+        store.outbox.refill()
+    if context.publisher is None:
+        total = store.outbox.waiting().rows
+        for told in publishing.publish(context.lab, store):
+            yield progress(min(told.cells + told.gone, total), total, "cells published")
+    else:
+        yield from _wait(context.publisher)
+    yield {"cells": store.counts().cells, "rebuilt": rebuild}
+
+
+def _wait(publisher: publishing.Publisher) -> Iterator[Row]:
+    """Until the agent has told everything; its failures count once they last."""
+    total = waiting = publisher.waiting()[0]
+    moved = time.monotonic()
+    while True:
+        rows = publisher.waiting()[0]
+        if rows != waiting:
+            waiting, moved = rows, time.monotonic()
+        if not rows and publisher.problem is None:
+            return
+        if publisher.problem is not None and time.monotonic() - moved > _PATIENCE_SECONDS:
+            raise SharedError(f"{publisher.problem} The agent tries again by itself.")
+        yield progress(max(0, total - rows), total, "changes published")
+        time.sleep(0.5)

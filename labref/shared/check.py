@@ -1,0 +1,58 @@
+"""Whether a shared store is whole, and who has published what to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from labref.shared.address import Address
+from labref.shared.connection import connect, in_words
+from labref.shared.labs import SharedLab, labs
+from labref.shared.migrations import applied, latest, require
+
+__all__ = ["Found", "check"]
+
+_COUNTS: Final = {
+    "cells that have two rows": (
+        "SELECT count(*) FROM (SELECT FROM cell GROUP BY lab, cell_id HAVING count(*) > 1) twice"
+    ),
+    "cells whose digest is not that of their id": (
+        "SELECT count(*) FROM cell WHERE left(encode(digest, 'hex'), 16) <> cell_id"
+    ),
+    "thumbnails without a cell": (
+        "SELECT count(*) FROM thumbnail t WHERE NOT EXISTS (SELECT FROM cell WHERE cell.lab = t.lab AND cell.cell_id = t.cell_id)"
+    ),
+    "labs whose role is gone": ("SELECT count(*) FROM lab WHERE role NOT IN (SELECT rolname FROM pg_catalog.pg_roles)"),
+    "tables that everybody can write": (
+        "SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace = 'labref'::regnamespace AND relkind IN ('r', 'p') "
+        "AND relname IN ('lab', 'bundle', 'cell', 'thumbnail', 'named') AND NOT relrowsecurity"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `check` found. version, newest : of the schema, and the one that this labref works with.  bytes : of the
+    database.  faults : what is wrong, with how often."""
+
+    version: int
+    newest: int
+    bytes: int
+    labs: list[SharedLab]
+    faults: dict[str, int]
+
+
+def check(address: Address, password: str | None) -> Found:
+    """Look whether a shared store is whole. Raises `SharedError` where it cannot be asked."""
+    with connect(address, password, statement_seconds=3600) as connection, in_words(address):
+        require(connection, address)
+        counted = {}
+        for what, query in _COUNTS.items():
+            row = connection.execute(query.encode()).fetchone()
+            counted[what] = 0 if row is None else int(row[0])
+        row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+        size = 0 if row is None else int(row[0])
+        version = applied(connection)
+    return Found(
+        version, latest(), size, labs(address, password), {what: number for what, number in counted.items() if number}
+    )

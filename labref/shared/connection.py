@@ -1,0 +1,87 @@
+"""A connection to the shared store, and its errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from labref.errors import SharedError
+from labref.shared.address import Address
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["CONNECT_SECONDS", "connect", "in_words"]
+
+CONNECT_SECONDS: Final = 2
+"""How long a server may take to answer at all."""
+_WITHOUT: Final = re.compile("password authentication failed|no password supplied")
+_KEPT_ALIVE: Final = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
+
+
+def connect(
+    address: Address, password: str | None, *, statement_seconds: float = 60.0
+) -> psycopg.Connection[tuple[Any, ...]]:
+    """Open a connection; every statement outside of `transaction()` is committed by itself.
+
+    statement_seconds : after which a statement is given up. Raises `SharedError` where it cannot be opened.
+    """
+    with in_words(address):
+        import psycopg
+
+        connection = psycopg.connect(
+            **(address.keywords() | _KEPT_ALIVE),
+            password=password,
+            connect_timeout=CONNECT_SECONDS,
+            application_name="labref",
+            autocommit=True,
+            client_encoding="utf8",
+        )
+        try:
+            connection.execute("SELECT set_config('search_path', 'labref, public', false)")
+            milliseconds = str(round(1000 * statement_seconds))
+            connection.execute("SELECT set_config('statement_timeout', %s, false)", [milliseconds])
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+@contextlib.contextmanager
+def in_words(address: Address) -> Iterator[None]:
+    """Raise psycopg's errors as `SharedError`: what failed, where, and what to do; without the password."""
+    try:
+        import psycopg
+    except ImportError:
+        raise SharedError(
+            "the shared store needs the package psycopg, which is not installed: pip install 'labref[shared]'."
+        ) from None
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SharedError(
+            f"the shared store {address} refuses that to {address.user}: {_said(error)}. Let its owner do it."
+        ) from error
+    except psycopg.errors.UndefinedTable as error:
+        raise SharedError(
+            f"{address} is no shared store, or none of this labref: {_said(error)}. Its owner makes it with `labref shared "
+            "init`, and brings it up to date with `labref shared migrate`."
+        ) from error
+    except psycopg.OperationalError as error:
+        if _WITHOUT.search(str(error)):  # what fails before there is a connection has no code
+            raise SharedError(
+                f"the shared store {address} does not take the password of {address.user}. `labref shared lab add`, with the "
+                "lab's name, makes a new one."
+            ) from error
+        raise SharedError(f"the shared store {address} cannot be reached: {_said(error)}.") from error
+    except psycopg.Error as error:
+        raise SharedError(f"the shared store {address} failed: {_said(error)}.") from error
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error. What it quotes of values stands in later lines."""
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    lines = (primary or str(error)).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,140 @@
+"""Who may use the shared store: each lab, and each reader, has a role of PostgreSQL of its own. Its owner makes
+them."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from labref.errors import SharedError
+from labref.shared.address import Address
+from labref.shared.connection import connect, in_words
+from labref.shared.migrations import require
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["Access", "SharedLab", "add", "labs", "remove"]
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a lab, or a reader, needs to get in. url : for labref.toml.  password : shown once, kept nowhere."""
+
+    name: str
+    url: str
+    password: str
+
+
+@dataclass(frozen=True)
+class SharedLab:
+    """A lab in the shared store. cells : of it that are there, by the bundle that the most are of and all others.
+    published_at : when it published last, UTC."""
+
+    name: str
+    role: str
+    cells: int
+    published_at: datetime | None
+
+
+def add(address: Address, password: str | None, name: str, *, reads_only: bool = False) -> Access:
+    """Make the role of a lab, or of somebody who only reads; for a name that is there already, a new password.
+
+    Raises `SharedError` where the user is not the owner.
+    """
+    named = unicodedata.normalize("NFC", name.strip())
+    if not named or len(named) > 100 or not named.isprintable() or "," in named:
+        raise SharedError(f"{name!r} names no lab: 1 to 100 characters that can be shown, and no comma.")
+    if named.lower() in ("own", "optics", "all"):
+        raise SharedError(f"{named!r} is a word of `labref query --shared`. Give the lab another name.")
+    secret = secrets.token_urlsafe(24)
+    with connect(address, password) as connection, in_words(address), connection.transaction():
+        require(connection, address)
+        role = _role_of(connection, named) if not reads_only else f"labref_reader_{_slug(named)}"
+        _make_role(connection, address, role, secret, "labref_reader" if reads_only else "labref_lab")
+        if not reads_only:
+            connection.execute(
+                "INSERT INTO lab (name, role) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING", [named, role]
+            )
+    parameters = dict(address.parameters)
+    options = {key: value for key, value in parameters.items() if key not in ("sslcert", "sslkey")}
+    host = address.host
+    if host.startswith("/"):
+        options, host = {"host": host} | options, ""
+    query = "&".join(f"{key}={quote(value, safe='/:')}" for key, value in options.items())
+    where = f"[{host}]" if ":" in host else host
+    url = f"postgresql://{role}@{where}:{address.port}/{quote(address.database)}{'?' + query if query else ''}"
+    return Access(named, url, secret)
+
+
+def labs(address: Address, password: str | None) -> list[SharedLab]:
+    """The labs of a shared store, by name. Raises `SharedError`."""
+    with connect(address, password) as connection, in_words(address):
+        require(connection, address)
+        found = connection.execute(
+            "SELECT name, role, (SELECT count(*) FROM cell WHERE cell.lab = lab.id), published_at FROM lab ORDER BY name"
+        ).fetchall()
+    return [SharedLab(*row) for row in found]
+
+
+def remove(address: Address, password: str | None, name: str) -> int:
+    """Take a lab out: its cells, and its role. Returns how many cells went. Raises `SharedError`."""
+    from psycopg import sql
+
+    with connect(address, password, statement_seconds=3600) as connection, in_words(address), connection.transaction():
+        require(connection, address)
+        row = connection.execute("SELECT id, role FROM lab WHERE name = %s", [name]).fetchone()
+        if row is None:
+            known = [str(one) for (one,) in connection.execute("SELECT name FROM lab ORDER BY name").fetchall()]
+            raise SharedError(
+                f"the shared store has no lab {name!r}; it has {', '.join(known) if known else 'none at all'}."
+            )
+        lab, role = row
+        gone = connection.execute("DELETE FROM cell WHERE lab = %s", [lab]).rowcount
+        for table in ("thumbnail", "named"):
+            connection.execute(
+                sql.SQL("DELETE FROM {} WHERE lab = %s").format(sql.Identifier(table)), [lab]
+            )  # before the lab itself
+        connection.execute("DELETE FROM lab WHERE id = %s", [lab])
+        connection.execute(
+            sql.SQL("REVOKE CONNECT ON DATABASE {} FROM {}").format(
+                sql.Identifier(address.database), sql.Identifier(role)
+            )
+        )
+        connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+    return gone
+
+
+def _slug(name: str) -> str:
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:30] or "lab"
+
+
+def _role_of(connection: psycopg.Connection[tuple[Any, ...]], name: str) -> str:
+    """The role of a lab: the one that it has, else a new name, as roles are of the whole server."""
+    row = connection.execute("SELECT role FROM lab WHERE name = %s", [name]).fetchone()
+    if row is not None:
+        return str(row[0])
+    wanted = f"labref_{_slug(name)}"
+    taken = connection.execute("SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", [wanted]).fetchone()
+    return wanted if taken is None else f"{wanted}_{secrets.token_hex(3)}"
+
+
+def _make_role(
+    connection: psycopg.Connection[tuple[Any, ...]], address: Address, role: str, secret: str, group: str
+) -> None:
+    from psycopg import sql
+
+    there = connection.execute("SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", [role]).fetchone()
+    verb = sql.SQL("CREATE" if there is None else "ALTER")
+    named = sql.Identifier(role)
+    connection.execute(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, named, sql.Literal(secret)))
+    connection.execute(sql.SQL("GRANT labref_reader TO {}").format(named))
+    if group != "labref_reader":
+        connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), named))
+    connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(address.database), named))

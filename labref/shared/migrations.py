@@ -1,0 +1,154 @@
+"""The schema of the shared store: numbered files of SQL in `sql/`, each applied together with its record.
+
+A file is never edited once it was released; the next change is a new file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final
+
+from labref import __version__
+from labref.errors import SharedError
+from labref.shared.address import Address
+from labref.shared.connection import connect, in_words
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["Step", "applied", "latest", "make", "migrate", "require", "steps"]
+
+_LOCK: Final = 6_102_017_001
+"""Number of the advisory lock that whoever migrates holds."""
+_FILE: Final = re.compile(r"(\d{3})_(\w+)\.sql")
+_LEAST_VECTOR: Final = (0, 8)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: the version that it leads to, its name, and its SQL."""
+
+    version: int
+    name: str
+    sql: str
+
+
+def steps() -> list[Step]:
+    """All steps that this labref knows, in order."""
+    found = []
+    for file in resources.files("labref.shared").joinpath("sql").iterdir():
+        named = _FILE.fullmatch(file.name)
+        if named:
+            found.append(Step(int(named[1]), named[2], file.read_text("utf-8")))
+    found.sort(key=lambda step: step.version)
+    assert [step.version for step in found] == list(range(1, len(found) + 1)), "numbers count up without a gap"
+    return found
+
+
+def latest() -> int:
+    """The version that this labref works with."""
+    return len(steps())
+
+
+def make(address: Address, password: str | None) -> int:
+    """Make a shared store in an empty database, or finish one that was begun; returns its version. The user owns it
+    from then on. Raises `SharedError`."""
+    return _bring(address, password, new=True)
+
+
+def migrate(address: Address, password: str | None) -> int:
+    """Bring a shared store up to date; returns its version. Raises `SharedError` where it is none, or a newer labref
+    made it."""
+    return _bring(address, password, new=False)
+
+
+def applied(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    """The version of the shared store; 0 where the database is none."""
+    row = connection.execute("SELECT to_regclass('labref.migration') IS NOT NULL").fetchone()
+    if row is None or not row[0]:
+        return 0
+    row = connection.execute("SELECT coalesce(max(version), 0) FROM labref.migration").fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def require(connection: psycopg.Connection[tuple[Any, ...]], address: Address) -> None:
+    """Raise `SharedError` where the shared store is not of the version that this labref works with."""
+    version, wanted = applied(connection), latest()
+    if version == 0:
+        raise SharedError(f"{address} is no shared store yet. Its owner makes it: `labref shared init`.")
+    if version < wanted:
+        raise SharedError(
+            f"the shared store {address} is of version {version}, and this labref needs {wanted}. Its owner brings it up to "
+            "date: `labref shared migrate`."
+        )
+    if version > wanted:
+        raise SharedError(_too_new(address, version, wanted))
+
+
+def _too_new(address: Address, version: int, wanted: int) -> str:
+    return (
+        f"the shared store {address} is of version {version}; this labref {__version__} knows versions up to {wanted}. "
+        "Install a newer labref."
+    )
+
+
+def _bring(address: Address, password: str | None, *, new: bool) -> int:
+    known = steps()
+    with connect(address, password, statement_seconds=3600) as connection, in_words(address):
+        connection.execute("SELECT pg_advisory_lock(%s)", [_LOCK])
+        version = applied(connection)
+        if version == 0 and not new:
+            raise SharedError(f"{address} is no shared store. Make one: `labref shared init`.")
+        if version > len(known):
+            raise SharedError(_too_new(address, version, len(known)))
+        if version == 0:
+            _prepare(connection, address)
+        schema = _vector(connection, address)
+        for step in known[version:]:
+            with connection.transaction():
+                connection.execute("SET LOCAL search_path = labref, public")
+                connection.execute(step.sql.replace("{vector}", schema).encode())
+                connection.execute(
+                    "INSERT INTO labref.migration (version, name, labref_version) VALUES (%s, %s, %s)",
+                    [step.version, step.name, __version__],
+                )
+    return len(known)
+
+
+def _prepare(connection: psycopg.Connection[tuple[Any, ...]], address: Address) -> None:
+    from psycopg import sql
+
+    there = connection.execute("SELECT to_regnamespace('labref') IS NOT NULL").fetchone()
+    if there is not None and there[0]:
+        raise SharedError(f"{address} has a schema named labref that is no shared store. Take another database.")
+    with connection.transaction():
+        connection.execute("CREATE SCHEMA labref")
+        connection.execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA labref")
+        # who has a role in another database of the same server has no business here
+        connection.execute(
+            sql.SQL("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC").format(sql.Identifier(address.database))
+        )
+        connection.execute(
+            "CREATE TABLE labref.migration (version integer PRIMARY KEY, name text NOT NULL, labref_version text NOT NULL, "
+            "applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+
+
+def _vector(connection: psycopg.Connection[tuple[Any, ...]], address: Address) -> str:
+    """The schema of pgvector. Raises `SharedError` where it is too old, or in a schema where it is not looked for."""
+    row = connection.execute(
+        "SELECT extversion, nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'vector'"
+    ).fetchone()
+    version, schema = ("0", "") if row is None else (str(row[0]), str(row[1]))
+    if tuple(map(int, version.split(".")[:2])) < _LEAST_VECTOR:
+        raise SharedError(
+            f"{address} has pgvector {version}; the shared store needs 0.8 or later. Update it: ALTER EXTENSION vector UPDATE."
+        )
+    if schema not in ("labref", "public"):
+        raise SharedError(
+            f"{address} has pgvector in the schema {schema}; it is looked for in labref or public: ALTER EXTENSION vector "
+            "SET SCHEMA public."
+        )
+    return schema

@@ -1,0 +1,780 @@
+"""The shared store: several labs publish to one PostgreSQL with pgvector and ask it, each cell once, each lab its own
+rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from typer.testing import CliRunner
+
+from labref.asking.references import Reference, find
+from labref.asking.sharing import Others
+from labref.bundles.bundle import Bundle
+from labref.cli import app
+from labref.config import SharedConfig
+from labref.errors import ConfigError, SharedError
+from labref.lab import Lab
+from labref.lab.log import open_log
+from labref.shared.address import PASSWORD, Address
+from labref.shared.asking import Asking
+from labref.shared.check import check
+from labref.shared.migrations import latest, make, migrate
+from labref.store import NewCell, Store
+from labref.store.duckdb.removal import Due
+from labref.store.duckdb.reviews import Review
+from labref.tasks.publishing import Publisher, publish, state
+from labref.web.desk import Desk
+from labref.web.desk import status as desk_status
+from labref.words import Fingerprint, LabelSource, cell_id_of
+from tests.labs import make_lab, once, running_agent, wait_until
+from tests.postgres import Database, Server, database, password, server
+from tests.stores import LABELS, digest_of, new_cell
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def shared(postgres: Server) -> Database:
+    return database(postgres)
+
+
+@contextmanager
+def lab_of(
+    folder: Path, bundle: Bundle, access: tuple[Address, str] | None, url: str | None = None, **settings: Any
+) -> Iterator[tuple[Lab, Store]]:
+    """A lab without pictures, and its store; it publishes as `access` says. url : another way there, as by a proxy."""
+    export = folder.with_name(f"{folder.name}-export")
+    export.mkdir(parents=True, exist_ok=True)
+    lab = Lab.open(folder) if folder.exists() else make_lab(folder, export, bundle)
+    if access is not None:
+        address, secret = access
+        (folder / "password").write_text(f"{secret}\n")
+        to = url or f"postgresql://{address.user}@{address.host}:{address.port}/{address.database}"
+        values = {"url": to, "password_file": Path("password"), "wait_seconds": 20.0} | settings
+        lab = replace(lab, config=lab.config.model_copy(update={"shared": SharedConfig(**values)}))
+    with closing(lab.open_store()) as store:
+        yield lab, store
+
+
+def cells_for(bundle: Bundle, numbers: range, **changes: Any) -> list[NewCell]:
+    """Made-up cells in the latent space of a real bundle."""
+    size, classes = bundle.manifest.latent_size, len(bundle.manifest.labels)
+    made = []
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        values = {
+            "latent": rng.standard_normal(size).astype(np.float32),
+            "probabilities": np.full(classes, 1 / classes),
+        }
+        values["probabilities"] = values["probabilities"].astype(np.float32)
+        label = LABELS[number % len(LABELS)]
+        source = ("reviewed", "analyser", "predicted")[number % 3]
+        values |= {"label": None if source == "predicted" else label, "label_source": source, "predicted_label": label}
+        made.append(new_cell(number, **(values | changes)))
+    return made
+
+
+def all_of(lab: Lab, store: Store) -> None:
+    for _ in publish(lab, store):
+        pass
+
+
+def published(shared: Database, name: str) -> dict[str, tuple[str, str]]:
+    """Label and its source by cell, of a lab; each cell has one row."""
+    rows = shared.rows(
+        "SELECT cell_id, label, label_source FROM cell WHERE lab = (SELECT id FROM lab WHERE name = %s)", name
+    )
+    found = {str(cell_id): (str(label), str(source)) for cell_id, label, source in rows}
+    assert len(found) == len(rows), "a cell is there twice"
+    return found
+
+
+def in_store(store: Store) -> dict[str, tuple[str, str]]:
+    ids = [row.cell_id for row in store.ledger() if row.cell_id is not None]
+    return {cell_id: (label, str(source)) for cell_id, (label, source) in store.labelled(ids).items()}
+
+
+def references(
+    store: Store, bundle: Bundle, latent: Any, sharing: Others | None = None, **more: Any
+) -> list[Reference]:
+    found = find(store, bundle=bundle, latent=latent, digest=None, sharing=sharing, **more)
+    assert found.reply is None or found.reply.problem is None, found.reply
+    return found.references
+
+
+def asking(access: tuple[Address, str], wait_seconds: float = 20.0) -> Asking:
+    return Asking(access[0], lambda: access[1], wait_seconds)
+
+
+def seen(references: list[Reference]) -> list[tuple[Any, ...]]:
+    return [(one.cell_id, one.label, one.label_source, one.distance, one.analyser) for one in references]
+
+
+# publishing
+
+
+def test_what_happens_to_cells_reaches_the_shared_store(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund")) as (lab, store):
+        first = cells_for(starter, range(12))
+        store.record(first, bundle=starter.digest)
+        all_of(lab, store)
+        assert published(shared, "Lund") == in_store(store) and len(in_store(store)) == 12
+        assert store.outbox.waiting().rows == 0
+
+        named = first[0].cell_id
+        store.reviews.give([Review(named, "Blåst; DROP TABLE cell", "a person", None)])
+        store.record(cells_for(starter, range(12, 15)), bundle=starter.digest)
+        gone = first[4]
+        store.remove([Due(gone.cell_id, gone.digest, "x", LabelSource.ANALYSER, "DC-1", "old")])
+        assert store.outbox.waiting().rows == 5
+        all_of(lab, store)
+        told = published(shared, "Lund")
+        assert told == in_store(store) and gone.cell_id not in told and len(told) == 14
+        assert told[named] == ("Blåst; DROP TABLE cell", "reviewed")
+
+        assert store.trash.bring_back([gone.cell_id]) == [gone.cell_id]
+        all_of(lab, store)
+        assert published(shared, "Lund") == in_store(store) and len(in_store(store)) == 15
+        (columns,) = shared.rows(
+            "SELECT array_agg(DISTINCT a.attname::text) FROM pg_attribute a JOIN pg_class c ON c.oid = attrelid "
+            "WHERE relnamespace = 'labref'::regnamespace AND relname = 'cell' AND attnum > 0"
+        )[0]
+        assert isinstance(columns, list) and not {"slide", "path", "patient", "who"} & set(columns)
+        assert shared.rows("SELECT * FROM named") == []
+
+
+def test_latents_are_published_to_the_last_bit(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund")) as (lab, store):
+        cells = cells_for(starter, range(20))
+        store.record(cells, bundle=starter.digest)
+        all_of(lab, store)
+        there = dict(shared.rows("SELECT cell_id, latent::float4[] FROM cell"))
+        for cell in cells:
+            assert np.array_equal(np.array(there[cell.cell_id], np.float32), cell.latent)
+
+
+def test_names_are_published_only_where_the_setting_says_so(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund"), send_names=True) as (lab, store):
+        store.record(cells_for(starter, range(2), slide="slide 7"), bundle=starter.digest)
+        all_of(lab, store)
+    assert {slide for _, _, slide, _ in shared.rows("SELECT * FROM named")} == {"slide 7"}
+    with lab_of(tmp_path / "lab", starter, None) as (_, store):  # turned off
+        assert store.outbox.waiting().rows == 0
+    access = shared.lab("Lund")
+    with lab_of(tmp_path / "lab", starter, access) as (lab, store):
+        all_of(lab, store)
+        assert shared.rows("SELECT * FROM named") == [] and published(shared, "Lund") == in_store(store)
+
+
+def test_a_lab_without_a_shared_store_keeps_no_outbox(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    with lab_of(tmp_path / "lab", starter, None) as (lab, store):
+        store.record(cells_for(starter, range(3)), bundle=starter.digest)
+        assert store.outbox.after(0, 10) == [] and state(lab, store, None) is None
+    # turned on later: everything is published
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund")) as (lab, store):
+        told = state(lab, store, None)
+        assert told is not None and told["waiting"] == 5 and told["since"] is not None
+        all_of(lab, store)
+        assert published(shared, "Lund") == in_store(store) and len(in_store(store)) == 3
+
+
+def test_a_store_restored_from_a_backup_publishes_all_again(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    access = shared.lab("Lund")
+    with lab_of(tmp_path / "lab", starter, access) as (lab, store):
+        store.record(cells_for(starter, range(5)), bundle=starter.digest)
+        all_of(lab, store)
+    shutil.copy(tmp_path / "lab" / "store.duckdb", tmp_path / "copy")
+    with lab_of(tmp_path / "lab", starter, access) as (lab, store):
+        store.record(cells_for(starter, range(5, 9)), bundle=starter.digest)
+        all_of(lab, store)
+    assert len(published(shared, "Lund")) == 9
+    shutil.copy(tmp_path / "copy", tmp_path / "lab" / "store.duckdb")
+    with lab_of(tmp_path / "lab", starter, access) as (lab, store):
+        # as many numbers as before, by other cells
+        store.record(cells_for(starter, range(20, 24)), bundle=starter.digest)
+        all_of(lab, store)
+        assert published(shared, "Lund") == in_store(store)
+        assert len(in_store(store)) == 9 and cell_id_of(digest_of(5)) not in in_store(store)
+
+
+def test_a_shared_store_that_lost_rows_is_made_again(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund")) as (lab, store):
+        store.record(cells_for(starter, range(7)), bundle=starter.digest)
+        all_of(lab, store)
+        with shared.server.connect(shared.name) as owner:
+            for table in ("cell", "thumbnail"):
+                owner.execute(f"DELETE FROM labref.{table} WHERE cell_id < '8'".encode())
+            owner.execute("INSERT INTO labref.thumbnail VALUES (1, '0123456789abcdef', '')")
+            owner.execute("UPDATE labref.lab SET sent = 3, tag = 'of before'")
+        assert check(shared.owner, shared.secret).faults == {"thumbnails without a cell": 1}
+        all_of(lab, store)
+        assert published(shared, "Lund") == in_store(store) and len(in_store(store)) == 7
+        assert check(shared.owner, shared.secret).faults == {}
+
+
+def test_a_new_bundle_moves_the_cells_into_its_space(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    from labref.store import CellEmbedding
+
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund")) as (lab, store):
+        cells = cells_for(starter, range(4))
+        store.record(cells, bundle=starter.digest)
+        all_of(lab, store)
+        other, size, labels = "cd" * 32, 10, ("monocyte", "neutrophil")
+        store.add_bundle(other, name="new", version="2", latent_size=size, labels=labels)
+        moved = [
+            CellEmbedding(cell.cell_id, np.full(size, i, np.float32), np.array([0.5, 0.5], np.float32), "monocyte", 0.5)
+            for i, cell in enumerate(cells[:3])
+        ]
+        store.add_embeddings(moved, bundle=other)
+        all_of(lab, store)
+        assert len(published(shared, "Lund")) == 4
+        store.changes.switch(other)
+        all_of(lab, store)
+        # the fourth has no place in the new space
+        assert set(published(shared, "Lund")) == {cell.cell_id for cell in cells[:3]}
+        assert shared.rows(
+            "SELECT DISTINCT bundle.digest, vector_dims(latent) FROM cell JOIN bundle ON number = bundle"
+        ) == [(other, size)]
+
+
+# who may write what
+
+
+def test_a_lab_writes_its_own_rows_alone(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
+    for name, access, start in (("lund", lund, 0), ("malmo", malmo, 100)):
+        with lab_of(tmp_path / name, starter, access) as (lab, store):
+            store.record(cells_for(starter, range(start, start + 3)), bundle=starter.digest)
+            all_of(lab, store)
+    before = shared.rows("SELECT * FROM cell ORDER BY lab, cell_id")
+    assert shared.rows("SELECT lab, count(*) FROM cell GROUP BY lab ORDER BY lab") == [(1, 3), (2, 3)]
+    row = "bundle, {} AS lab, withheld, optics, latent, '{}' AS cell_id, generation, digest, label, label_source, analyser, place"
+    refused = (
+        "INSERT INTO cell (bundle, lab, withheld, optics, latent, cell_id, generation, digest, label, label_source, analyser, "
+        f"place, stored_at) SELECT {row.format(2, '0' * 16)}, stored_at FROM cell LIMIT 1",
+        "UPDATE cell SET lab = 2",
+        "UPDATE cell_1 SET label = 'mine'",
+        "INSERT INTO thumbnail VALUES (2, '0123456789abcdef', '')",
+        "INSERT INTO named VALUES (2, '0123456789abcdef', 's', 'p')",
+        "INSERT INTO lab (name, role) VALUES ('another', 'x')",
+        "UPDATE lab SET name = 'Malmö'",
+        "UPDATE lab SET role = 'labref_malmo'",
+        "DELETE FROM lab",
+        "DELETE FROM bundle",
+        "TRUNCATE cell",
+        "DROP TABLE cell",
+        "ALTER TABLE cell DISABLE ROW LEVEL SECURITY",
+        "CREATE TABLE labref.mine (a int)",
+        "CREATE FUNCTION labref.vector_dims(vector) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "SET ROLE owner",
+        "SELECT * FROM pg_authid",
+        "COPY cell TO PROGRAM 'cat'",
+    )
+    with shared.as_lab(lund) as connection:
+        for statement in refused:
+            with pytest.raises(psycopg.Error):
+                connection.execute(statement.encode())
+        for statement in ("DELETE FROM cell WHERE lab = 2", "UPDATE cell SET label = 'mine' WHERE lab = 2"):
+            assert connection.execute(statement.encode()).rowcount == 0
+        assert connection.execute("UPDATE lab SET sent = 0 WHERE name = 'Malmö'").rowcount == 0
+        assert connection.execute("SELECT count(*) FROM cell").fetchone() == (6,)
+    assert shared.rows("SELECT * FROM cell ORDER BY lab, cell_id") == before
+
+
+def test_a_reader_reads_and_writes_nothing(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund")) as (lab, store):
+        store.record(cells_for(starter, range(3)), bundle=starter.digest)
+        all_of(lab, store)
+    with shared.as_lab(shared.lab("room 3", reads_only=True)) as connection:
+        assert connection.execute("SELECT count(*) FROM cell").fetchone() == (3,)
+        for statement in (
+            "DELETE FROM cell",
+            "UPDATE cell SET label = 'mine'",
+            "UPDATE lab SET sent = 0",
+            f"SELECT add_bundle('{'ef' * 32}', 'a', '1', 3)",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement.encode())
+    with (
+        pytest.raises(SharedError, match="is the role of no lab"),
+        lab_of(tmp_path / "reader", starter, shared.lab("room 3", reads_only=True)) as (lab, store),
+    ):
+        all_of(lab, store)
+
+
+def test_a_role_of_another_shared_store_of_the_server_does_not_come_in(postgres: Server, shared: Database) -> None:
+    other = database(postgres)
+    address, secret = other.lab("Lund")
+    with pytest.raises(psycopg.OperationalError, match="permission denied"):
+        shared.as_lab((replace(address, database=shared.name), secret))
+
+
+def test_names_and_labels_are_values_and_never_statements(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    evil = "x'); DROP TABLE labref.cell; --"
+    access = shared.lab(evil)
+    with lab_of(tmp_path / "lab", starter, access, optics=evil) as (lab, store):
+        cells = cells_for(starter, range(3), label=evil, label_source="analyser", analyser=evil, slide=evil)
+        store.record(cells, bundle=starter.digest)
+        all_of(lab, store)
+        assert published(shared, evil) == in_store(store) and len(in_store(store)) == 3
+    with (
+        lab_of(tmp_path / "other", starter, shared.lab("Lund")) as (_, store),
+        closing(asking(shared.lab("Lund"))) as ask,
+    ):
+        latent = cells[0].latent
+        for which in (evil.replace(",", ""), "all"):
+            (first, *_) = references(store, starter, latent, Others(ask, which))
+            assert (first.lab, first.label, first.analyser, first.origin) == (evil, evil, evil, "shared")
+        assert references(store, starter, latent, Others(ask, "optics", evil))[0].lab == evil
+        assert references(store, starter, latent, Others(ask, "optics", "DC-1")) == []
+
+
+# asking
+
+
+def test_one_lab_in_the_shared_store_gives_the_eight_of_the_lab_itself(
+    tmp_path: Path, starter: Bundle, shared: Database
+) -> None:
+    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
+    size = starter.manifest.latent_size
+    with ExitStack() as stack:
+        lab, store = stack.enter_context(lab_of(tmp_path / "lund", starter, lund))
+        _, empty = stack.enter_context(lab_of(tmp_path / "malmo", starter, malmo))
+        inside, outside = (stack.enter_context(closing(asking(access))) for access in (lund, malmo))
+        cells = cells_for(starter, range(600))
+        # captures of one cell, and cells at the same place, whose order is that of their ids
+        same = [new_cell(f"same {i}", latent=cells[i].latent, probabilities=cells[i].probabilities) for i in range(9)]
+        store.record([*cells, *same], bundle=starter.digest)
+        all_of(lab, store)
+        rng = np.random.default_rng(5)
+        questions = [cells[3].latent, *rng.standard_normal((30, size)).astype(np.float32)]
+        for latent in questions:
+            own = references(store, starter, latent)
+            assert len(own) == 8
+            assert references(store, starter, latent, Others(inside, "all")) == own
+            theirs = references(empty, starter, latent, Others(outside, "all"))
+            assert seen(theirs) == seen(own)
+            assert {(one.lab, one.origin, one.path, one.slide) for one in theirs} == {("Lund", "shared", "", None)}
+
+
+def test_a_cell_of_another_lab_stands_only_where_it_is_clearly_nearer(
+    tmp_path: Path, starter: Bundle, shared: Database
+) -> None:
+    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
+    size, classes = starter.manifest.latent_size, len(starter.manifest.labels)
+
+    def at(name: str, distance: float, **changes: Any) -> NewCell:
+        latent = np.full(size, np.sqrt(distance), np.float32)
+        probabilities = np.full(classes, 1 / classes, np.float32)
+        return new_cell(name, latent=latent, probabilities=probabilities, **changes)
+
+    one_picture = (Fingerprint(7, 9),)
+    own = [at("a", 1.0, label=None, label_source="predicted"), at("b", 2.0), at("c", 3.0, fingerprints=one_picture)]
+    theirs = [
+        at("d", 0.98, label_source="reviewed"),  # about as near as a, and better known: a goes before it
+        at("e", 1.5, label_source="reviewed"),  # clearly nearer than b
+        at("b", 2.0),  # the picture that Lund has itself
+        at("f", 2.5, fingerprints=(Fingerprint(6, 9),)),  # one bit away from c
+        at("g", 9.0),
+    ]
+    with ExitStack() as stack:
+        lab, store = stack.enter_context(lab_of(tmp_path / "lund", starter, lund))
+        store.record(own, bundle=starter.digest)
+        all_of(lab, store)
+        lab, others = stack.enter_context(lab_of(tmp_path / "malmo", starter, malmo))
+        others.record(theirs, bundle=starter.digest)
+        all_of(lab, others)
+        ask = stack.enter_context(closing(asking(lund)))
+        latent = np.zeros(size, np.float32)
+
+        def names(found: list[Reference]) -> list[tuple[str, str | None]]:
+            by_id = {cell_id_of(digest_of(name)): name for name in "abcdefg"}
+            return [(by_id[one.cell_id], one.lab) for one in found]
+
+        wanted = Others(ask, "all")
+        assert names(references(store, starter, latent, wanted, k=1)) == [("a", None)]
+        assert names(references(store, starter, latent, wanted, k=8)) == [
+            ("d", "Malmö"),
+            ("a", None),
+            ("e", "Malmö"),
+            ("b", None),
+            ("c", None),
+            ("g", "Malmö"),
+        ]
+        assert names(references(store, starter, latent, Others(ask, "Malmö"), k=3))[0] == ("d", "Malmö")
+        # the picture that is asked about is nobody's reference
+        found = find(store, bundle=starter, latent=latent, digest=digest_of("e"), sharing=wanted)
+        assert "e" not in dict(names(found.references))
+        with pytest.raises(AssertionError, match="has no lab 'Ystad'"):
+            references(store, starter, latent, Others(ask, "Lund, Ystad"))
+
+
+def test_a_doubted_or_refused_cell_is_no_reference_for_others(
+    tmp_path: Path, starter: Bundle, shared: Database
+) -> None:
+    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
+    with ExitStack() as stack:
+        lab, store = stack.enter_context(lab_of(tmp_path / "lund", starter, lund))
+        _, empty = stack.enter_context(lab_of(tmp_path / "malmo", starter, malmo))
+        ask = stack.enter_context(closing(asking(malmo)))
+        cells = cells_for(starter, range(10))
+        store.record(cells, bundle=starter.digest)
+        all_of(lab, store)
+        wanted = Others(ask, "all")
+        assert references(empty, starter, cells[0].latent, wanted)[0].cell_id == cells[0].cell_id
+        store.rejections.reject(cells[0].cell_id, None, "a person")
+        all_of(lab, store)
+        assert cells[0].cell_id not in {
+            one.cell_id for one in references(empty, starter, cells[0].latent, wanted, k=10)
+        }
+        store.rejections.undo(cells[0].cell_id, None, "a person")
+        all_of(lab, store)
+        assert references(empty, starter, cells[0].latent, wanted)[0].cell_id == cells[0].cell_id
+
+
+def test_a_shared_store_out_of_reach_costs_the_answer_nothing(
+    tmp_path: Path, starter: Bundle, postgres: Server, shared: Database
+) -> None:
+    access = shared.lab("Lund")
+    with lab_of(tmp_path / "lund", starter, access) as (lab, store), closing(asking(access, 0.5)) as ask:
+        cells = cells_for(starter, range(20))
+        store.record(cells, bundle=starter.digest)
+        all_of(lab, store)
+        own = references(store, starter, cells[0].latent)
+        assert references(store, starter, cells[0].latent, Others(ask, "all")) == own
+        postgres.kill()
+        try:
+            waited = []
+            for _ in range(6):
+                found = find(store, bundle=starter, latent=cells[0].latent, digest=None, sharing=Others(ask, "all"))
+                assert found.references == own and found.reply is not None
+                assert found.reply.problem is not None and "\n" not in found.reply.problem
+                waited.append(found.reply.milliseconds)
+                time.sleep(0.3)
+            # the first may wait; from then on nobody asks a server that is gone
+            assert max(waited) < 1000 and sorted(waited)[2] < 20, waited
+        finally:
+            postgres.start()
+
+        def back() -> bool:
+            reply = find(store, bundle=starter, latent=cells[0].latent, digest=None, sharing=Others(ask, "all")).reply
+            return reply is not None and reply.problem is None
+
+        wait_until(back, 30)
+
+
+def test_a_filter_takes_nothing_from_the_number_of_references(
+    tmp_path: Path, starter: Bundle, shared: Database
+) -> None:
+    """pgvector#719: an approximate index gives fewer than asked for under a filter. Exact scans give all."""
+    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
+    with ExitStack() as stack:
+        lab, store = stack.enter_context(lab_of(tmp_path / "lund", starter, lund))
+        _, empty = stack.enter_context(lab_of(tmp_path / "malmo", starter, malmo))
+        ask = stack.enter_context(closing(asking(malmo)))
+        store.record(cells_for(starter, range(1000)), bundle=starter.digest)
+        rare = cells_for(starter, range(2000, 2012), analyser="rare")
+        store.record(rare, bundle=starter.digest)
+        all_of(lab, store)
+        latent = np.zeros(starter.manifest.latent_size, np.float32)
+        found = references(empty, starter, latent, Others(ask, "optics", "rare"), k=12)
+        assert {one.cell_id for one in found} == {cell.cell_id for cell in rare}
+
+
+# breaks
+
+
+class Proxy:
+    """A TCP proxy before the server, which cuts its connections when it is told to."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self.passed = 0
+        self.cut_after: int | None = None
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                came, _ = self._listening.accept()
+                gone = socket.create_connection(("127.0.0.1", self._to))
+            except OSError:
+                if self._listening.fileno() < 0:
+                    return
+                came.close()
+                continue
+            self._open += [came, gone]
+            for one, other in ((came, gone), (gone, came)):
+                threading.Thread(target=self._pass, args=(one, other), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(4096):
+                self.passed += len(data)
+                if self.cut_after is not None and self.passed > self.cut_after:
+                    self.cut()
+                    return
+                other.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (one, other):
+                end.close()
+
+    def cut(self) -> None:
+        """End all connections, in the middle of whatever they carry."""
+        self.passed, self.cut_after = 0, None
+        ends, self._open = self._open, []
+        for end in ends:
+            with suppress(OSError):  # wakes who waits for it
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def close(self) -> None:
+        self._listening.close()
+        self.cut()
+
+
+def test_nothing_is_lost_and_nothing_twice_where_the_connection_is_cut(
+    tmp_path: Path, starter: Bundle, postgres: Server, shared: Database
+) -> None:
+    access = shared.lab("Lund")
+    rng = np.random.default_rng(11)
+    with (
+        closing(Proxy(postgres.port)) as proxy,
+        lab_of(tmp_path / "lab", starter, access, shared.url(access[0].user, port=proxy.port)) as (lab, store),
+    ):
+        cut = 0
+        for turn in range(12):
+            store.record(cells_for(starter, range(40 * turn, 40 * turn + 40)), bundle=starter.digest)
+            changed = list(in_store(store))[:: 7 + turn]
+            store.reviews.give([Review(cell_id, f"class {turn}", "a person", None) for cell_id in changed])
+            proxy.passed, proxy.cut_after = 0, int(rng.integers(2_000, 90_000))
+            try:
+                all_of(lab, store)
+            except SharedError:
+                cut += 1
+        proxy.cut_after = None
+        all_of(lab, store)
+        assert cut >= 6, "the connection was hardly ever cut"
+        assert published(shared, "Lund") == in_store(store) and len(in_store(store)) == 480
+        assert check(shared.owner, shared.secret).faults == {}
+
+
+def test_nothing_is_lost_and_nothing_twice_where_the_server_is_killed(
+    tmp_path: Path, starter: Bundle, postgres: Server, shared: Database
+) -> None:
+    access = shared.lab("Lund")
+    with (
+        lab_of(tmp_path / "lab", starter, access) as (lab, store),
+        open_log(lab) as log,
+        closing(Publisher(lab, store, log)) as publisher,
+    ):
+        for turn in range(4):
+            for part in range(6):
+                start = 300 * turn + 50 * part
+                store.record(cells_for(starter, range(start, start + 50)), bundle=starter.digest)
+                store.reviews.give([Review(cell_id_of(digest_of(start)), f"class {turn}", "a person", None)])
+                if part == 3:
+                    postgres.kill()
+            assert store.counts().cells == 300 * turn + 300  # ingest did not wait
+            postgres.start()
+            wait_until(lambda: publisher.problem is None and publisher.waiting()[0] == 0, 60)
+        assert published(shared, "Lund") == in_store(store) and len(in_store(store)) == 1200
+        assert check(shared.owner, shared.secret).faults == {}
+
+
+# where one may go
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("postgresql://lund:secret@127.0.0.1/labref", "holds a password"),
+        ("postgresql://lund@127.0.0.1/labref?password=secret", "holds a password"),
+        ("postgresql://lund@db.example.org/labref?sslmode=require", "sslmode=require"),
+        ("postgresql://lund@db.example.org/labref?sslmode=disable", "sslmode=disable"),
+        ("postgresql://lund@db.example.org/labref?sslmode=prefer", "sslmode=prefer"),
+        ("postgresql://lund@127.0.0.1,db.example.org/labref", "one host"),
+        ("postgresql://lund@127.0.0.1/labref?hostaddr=192.0.2.1", "'hostaddr'"),
+        ("postgresql://lund@127.0.0.1/labref?host=db.example.org", "one host"),
+        ("postgresql://lund@127.0.0.1/labref?service=other", "'service'"),
+        ("postgresql:///labref", "one host"),
+        ("mysql://lund@127.0.0.1/labref", "is written as"),
+        ("postgresql://lund@127.0.0.1/", "one host"),
+    ],
+)
+def test_no_url_leads_to_a_server_that_is_not_verified(url: str, why: str) -> None:
+    with pytest.raises(SharedError, match=why) as told:
+        Address.of(url)
+    assert "secret" not in str(told.value)
+
+
+def test_a_server_elsewhere_is_always_verified() -> None:
+    given = Address.of("postgresql://lund@db.example.org/labref").keywords()
+    assert (given["sslmode"], given["sslrootcert"]) == ("verify-full", "system")
+    given = Address.of("postgresql://lund@192.0.2.1:5433/labref?sslrootcert=/etc/ca.pem").keywords()
+    assert (given["sslmode"], given["sslrootcert"], given["port"]) == ("verify-full", "/etc/ca.pem", 5433)
+    assert "sslmode" not in Address.of("postgresql://lund@[::1]/labref").keywords()
+    assert Address.of("postgresql://lund@/labref?host=/run/postgresql").host == "/run/postgresql"
+
+
+def test_a_password_in_labref_toml_is_refused(tmp_path: Path, starter: Bundle) -> None:
+    with lab_of(tmp_path / "lab", starter, None):
+        pass
+    with (tmp_path / "lab" / "labref.toml").open("a") as file:
+        file.write("\n[shared]\nurl = 'postgresql://lund:secret@127.0.0.1/labref'\n")
+    with pytest.raises(ConfigError, match="holds a password") as told:
+        Lab.open(tmp_path / "lab")
+    assert "secret" not in str(told.value)
+
+
+# the command
+
+
+def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
+    tmp_path: Path, starter: Bundle, postgres: Server, drawn_cells: Path
+) -> None:
+    shared = Database(postgres, made=False)
+
+    def labref(*arguments: object, code: int = 0) -> str:
+        done = runner.invoke(app, [str(argument) for argument in arguments])
+        assert done.exit_code == code, done.output + str(done.exception)
+        return done.output if code else done.stdout
+
+    with password(shared.secret):
+        assert "no shared store" in labref("shared", "check", "--url", shared.url(), code=1)
+        assert "no shared store" in labref("shared", "migrate", "--url", shared.url(), code=1)
+        assert f"version {latest()}" in labref("shared", "init", "--url", shared.url())
+        labref("shared", "init", "--url", shared.url())  # a second time does nothing
+        labref("shared", "migrate", "--url", shared.url())
+        accesses = [
+            json.loads(labref("shared", "lab", "add", name, "--url", shared.url(), "--json")) for name in ("A", "B")
+        ]
+        assert labref("shared", "lab", "add", "all", "--url", shared.url(), code=1)
+    labs = []
+    pictures = sorted(drawn_cells.rglob("*.jpg"))
+    for number, access in enumerate(accesses):
+        export = tmp_path / f"export {number}"
+        for picture in pictures[number::2]:
+            target = export / picture.relative_to(drawn_cells)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(picture, target)
+        lab = make_lab(tmp_path / f"lab {number}", export, starter)
+        once(lab)
+        with (lab.folder / "labref.toml").open("a") as file:
+            file.write(f"\n[shared]\nurl = '{access['url']}'\npassword_file = 'password'\nwait_seconds = 20\n")
+        (lab.folder / "password").write_text(access["password"])
+        told = json.loads(labref("shared", "publish", "--lab", lab.folder, "--json"))
+        assert told == {"cells": 16, "rebuilt": False}
+        labs.append(lab.folder)
+    assert shared.rows("SELECT count(*), count(*) FILTER (WHERE length(jpeg) > 500) FROM thumbnail") == [(32, 32)]
+    with password(shared.secret):
+        whole = json.loads(labref("shared", "check", "--url", shared.url(), "--json"))
+        assert [(lab["name"], lab["cells"]) for lab in whole["labs"]] == [("A", 16), ("B", 16)] and not whole["faults"]
+
+    asked = next((tmp_path / "export 0").rglob("*.jpg"))
+    own = json.loads(labref("query", asked, "--lab", labs[0], "--json"))
+    assert own["shared"] is None and {one["lab"] for one in own["references"]} == {None}
+    out = tmp_path / "grid.png"
+    every = json.loads(labref("query", asked, "--lab", labs[0], "--shared", "all", "--json", "--grid", out))
+    theirs = [one for one in every["references"] if one["origin"] == "shared"]
+    assert every["shared"]["problem"] is None and every["shared"]["labs"] == ["B"] and theirs
+    assert {one["lab"] for one in theirs} == {"B"} and out.stat().st_size > 10_000
+    assert every["distribution"] == own["distribution"] and every["novelty"] == own["novelty"]
+    said = labref("query", asked, "--lab", labs[0], "--shared", "B")
+    assert any(line.rstrip().endswith("  B") for line in said.splitlines())
+    assert "none of other labs: the microscope" in labref("query", asked, "--lab", labs[0], "--shared", "optics")
+
+    with password("wrong"):
+        said = labref("query", asked, "--lab", labs[0], "--shared", "all")
+        assert "none of other labs: the shared store" in said and "does not take the password" in said
+        assert "wrong" not in said
+    with password(shared.secret):
+        assert "B and its 16 cells are taken out" in labref("shared", "lab", "remove", "B", "--url", shared.url())
+        assert "has no lab 'B'" in labref("shared", "lab", "remove", "B", "--url", shared.url(), code=1)
+        assert "A: 16 cells" in labref("shared", "lab", "list", "--url", shared.url())
+    assert labref("shared", "publish", "--lab", labs[1], code=1)
+    told = json.loads(labref("shared", "publish", "--rebuild", "--lab", labs[0], "--json"))
+    assert told == {"cells": 16, "rebuilt": True}
+
+
+def test_agents_at_work_at_once_publish_each_cell_once_and_see_each_others_labels(
+    tmp_path: Path, starter: Bundle, shared: Database, drawn_cells: Path
+) -> None:
+    pictures = sorted(drawn_cells.rglob("*.jpg"))
+    names = ("A", "B", "C")
+    with ExitStack() as stack:
+        labs: list[Lab] = []
+        for number, name in enumerate(names):
+            export = tmp_path / f"export {name}"
+            for picture in pictures[number::3]:
+                target = export / picture.relative_to(drawn_cells)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(picture, target)
+            lab = make_lab(tmp_path / f"lab {name}", export, starter, analyser=f"DC {name}")
+            address, secret = shared.lab(name)
+            with (lab.folder / "labref.toml").open("a") as file:
+                url = shared.url(address.user)
+                file.write(f"\n[shared]\nurl = '{url}'\npassword_file = 'password'\nwait_seconds = 20\n")
+            (lab.folder / "password").write_text(secret)
+            labs.append(lab)
+        for lab in labs:
+            stack.enter_context(running_agent(lab))
+        wait_until(lambda: shared.rows("SELECT count(*) FROM cell") == [(len(pictures),)], 120)
+        assert shared.rows("SELECT count(DISTINCT cell_id) FROM cell") == [(len(pictures),)]
+        assert check(shared.owner, shared.secret).faults == {}
+        asked = drawn_cells / pictures[0].relative_to(drawn_cells)
+        with Desk.open(labs[1]) as desk:
+
+            def told() -> dict[str, str]:
+                row = desk.ask(asked.read_bytes(), name="", k=100, shared="A")
+                assert row["shared"]["problem"] is None
+                return {one["cell_id"]: one["label"] for one in row["references"] if one["lab"] == "A"}
+
+            chosen = next(iter(told()))
+            began = time.monotonic()
+            with Desk.open(labs[0]) as first:
+                list(first.run("label.set", cell=chosen, label="seen elsewhere", new=True, who="a person"))
+            wait_until(lambda: told()[chosen] == "seen elsewhere", 60)
+            assert time.monotonic() - began < 30  # 5 s where the computer has nothing else to do
+        status = [desk_status(lab)["shared"] for lab in labs]
+        assert {one["server"] for one in status} == {str(shared.owner)} and {one["problem"] for one in status} == {None}
+
+
+def test_a_newer_shared_store_is_left_alone(shared: Database) -> None:
+    with shared.server.connect(shared.name) as owner:
+        owner.execute(
+            "INSERT INTO labref.migration (version, name, labref_version) VALUES (%s, 'later', '9')", [latest() + 1]
+        )
+    for work in (make, migrate):
+        with pytest.raises(SharedError, match="Install a newer labref"):
+            work(shared.owner, shared.secret)
+
+
+def test_the_password_stands_in_no_message(shared: Database) -> None:
+    address, _ = shared.lab("Lund")
+    with pytest.raises(SharedError, match="does not take the password") as told:
+        make(address, "not this one")
+    assert "not this one" not in str(told.value) and PASSWORD not in str(told.value)
