@@ -40,6 +40,7 @@ COMMANDS = [
     "report",
     "review",
     "service",
+    "shared",
     "slide",
     "status",
     "store",

@@ -594,7 +594,7 @@ def test_the_status_says_what_can_come_back_and_until_when(lab: Lab) -> None:
     for until in (trash.first_until, trash.last_until):
         left = datetime.fromisoformat(until) - datetime.now(UTC)
         assert timedelta(days=29, hours=23) < left <= timedelta(days=30)
-    told = status_text(found | {"agent": None, "watch": [], "disk": None, "backup": None})
+    told = status_text(found | {"agent": None, "watch": [], "disk": None, "backup": None, "shared": None})
     assert "2 removed cells can be brought back" in told and local(trash.last_until) in told
 
 

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +83,36 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
     ):
         with pytest.raises(StoreError, match="is closed"):
             use()
+
+
+def test_a_store_closes_while_threads_read_it(tmp_path: Path) -> None:
+    """As an agent's does that ends while pages and published thumbnails are made."""
+    path = tmp_path / "store.duckdb"
+    Store.create(path).close()
+
+    def read(store: Store, told: list[str]) -> None:
+        try:
+            while True:
+                assert store.schema_version > 0
+        except StoreError as error:
+            told.append(str(error))
+
+    for _ in range(20):
+        store = Store.open(path)
+        told: list[str] = []
+        readers = [threading.Thread(target=read, args=(store, told)) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        time.sleep(0.02)
+        store.close()
+        for reader in readers:
+            reader.join()
+        assert len(told) == 4 and all("is closed" in text for text in told)
+    with another_process(
+        "import sys; from pathlib import Path; from labref.store import Store\nStore.open(Path(sys.argv[1])); print()",
+        path,
+    ):
+        pass  # nothing of this process holds it
 
 
 def test_create_refuses_what_is_there_and_leaves_no_draft(tmp_path: Path) -> None:

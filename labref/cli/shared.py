@@ -1,7 +1,7 @@
 """`labref shared`: the store that several labs ask, in PostgreSQL with pgvector."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,8 @@ from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_jso
 from labref.times import local
 
 if TYPE_CHECKING:
+    from labref.operations.shared import SharedLab
+    from labref.shared import labs as shared_labs
     from labref.shared.address import Address
 
 __all__ = ["add_to"]
@@ -48,11 +50,12 @@ _MIGRATE = """Bring a shared store up to date, as its owner. Labs go on publishi
 """
 _CHECK = """Look whether a shared store is whole, as its owner; exit code 1 where it is not.
 
-With --json, one object: `version` and `newest` of the schema, `bytes`, `labs` [{`name`, `role`, `cells`, `published_at`}], `faults`
-{what: how often}.
-
 \b
   labref shared check --url postgresql://postgres@db.example.org/labref
+
+With --json, one object.
+
+@shared.SharedCheck
 """
 _PUBLISH = """Tell the shared store everything that it does not know of this lab. An agent does so by itself, within seconds.
 
@@ -75,24 +78,30 @@ _ADD = """Make the role of a lab, and print what goes into that lab. For a name 
 
 --reader makes a role that reads all and writes nothing.
 
-With --json, one object: `name`, `url`, `password`.
-
 \b
   labref shared lab add "Lund DC-1" --url postgresql://postgres@db.example.org/labref
+
+With --json, one object.
+
+@shared.LabAccess
 """
 _LIST = """List the labs, how many cells each has there, and when it published last.
 
-With --json, one object a lab: `name`, `role`, `cells`, `published_at`.
-
 \b
   labref shared lab list --url postgresql://postgres@db.example.org/labref
+
+With --json, one object a lab.
+
+@shared.SharedLab
 """
 _REMOVE = """Take a lab out of a shared store: its cells there, and its role. The lab's own store stays as it is.
 
-With --json, one object: `name`, `cells`.
-
 \b
   labref shared lab remove "Lund DC-1" --url postgresql://postgres@db.example.org/labref
+
+With --json, one object.
+
+@shared.LabTakenOut
 """
 
 UrlOption = Annotated[str | None, typer.Option("--url", metavar="URL", help=_URL, show_default=False)]
@@ -123,15 +132,14 @@ def migrate(url: UrlOption = None, password_file: FileOption = None, lab: LabOpt
 def check(
     url: UrlOption = None, password_file: FileOption = None, lab: LabOption = None, json: JsonOption = False
 ) -> None:
-    from dataclasses import asdict
-
     from labref.errors import SharedError
+    from labref.operations.shared import SharedCheck
     from labref.shared.check import check as look
 
     address, password = _where(url, password_file, lab)
     found = look(address, password)
     if json:
-        print_json(asdict(found) | {"labs": [_lab_json(one) for one in found.labs]})
+        print_json(SharedCheck(**vars(found) | {"labs": [_lab_row(one) for one in found.labs]}).model_dump())
     else:
         cells = sum(one.cells for one in found.labs)
         say(f"{address}: version {found.version}, {len(found.labs)} labs, {cells} cells, {found.bytes / 1e6:.0f} MB")
@@ -166,14 +174,13 @@ def add(
     lab: LabOption = None,
     json: JsonOption = False,
 ) -> None:
-    from dataclasses import asdict
-
+    from labref.operations.shared import LabAccess
     from labref.shared.address import PASSWORD
     from labref.shared.labs import add as make
 
     access = make(*_where(url, password_file, lab), name, reads_only=reader)
     if json:
-        print_json(asdict(access))
+        print_json(LabAccess(**vars(access)).model_dump())
         return
     if reader:
         say(f"{access.name} reads with the URL {access.url}")
@@ -192,11 +199,11 @@ def list_(
     from labref.shared.labs import labs
 
     for one in labs(*_where(url, password_file, lab)):
+        row = _lab_row(one)
         if json:
-            print_json(_lab_json(one))
+            print_json(row.model_dump())
         else:
-            row = _lab_json(one)
-            when = "nothing published yet" if row["published_at"] is None else f"published {local(row['published_at'])}"
+            when = "nothing published yet" if row.published_at is None else f"published {local(row.published_at)}"
             say(f"{one.name}: {one.cells} cells, {when}, role {one.role}")
 
 
@@ -207,11 +214,12 @@ def remove(
     lab: LabOption = None,
     json: JsonOption = False,
 ) -> None:
+    from labref.operations.shared import LabTakenOut
     from labref.shared.labs import remove as take_out
 
     gone = take_out(*_where(url, password_file, lab), name)
     if json:
-        print_json({"name": name, "cells": gone})
+        print_json(LabTakenOut(name=name, cells=gone).model_dump())
     else:
         say(f"{name} and its {gone} cells are taken out.")
 
@@ -230,11 +238,12 @@ def _where(url: str | None, password_file: Path | None, lab: Path | None) -> "tu
     return Address.of(found.config.shared.url), read_password(password_file or found.shared_password_file)
 
 
-def _lab_json(one: Any) -> dict[str, Any]:
+def _lab_row(one: "shared_labs.SharedLab") -> "SharedLab":
+    from labref.operations.shared import SharedLab
     from labref.times import utc
 
     published = None if one.published_at is None else utc(one.published_at)
-    return {"name": one.name, "role": one.role, "cells": one.cells, "published_at": published}
+    return SharedLab(name=one.name, role=one.role, cells=one.cells, published_at=published)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -15,7 +15,7 @@ from labref.progress import Row, progress
 from labref.tasks import publishing
 from labref.tasks.context import Context
 
-__all__ = ["PublishedNow"]
+__all__ = ["LabAccess", "LabTakenOut", "PublishedNow", "SharedCheck", "SharedLab"]
 
 _PATIENCE_SECONDS: Final = 30.0
 
@@ -25,6 +25,40 @@ class PublishedNow(Answer):
 
     cells: int = Field(description="Cells that this lab has.")
     rebuilt: bool = Field(description="Whether all of them were published again.")
+
+
+class SharedLab(Answer):
+    """A lab in the shared store."""
+
+    name: str = Field(description="What the others see it called.")
+    role: str = Field(description="Its role in PostgreSQL.")
+    cells: int = Field(description="Its cells that are there.")
+    published_at: str | None = Field(description="When it published last, ISO 8601, UTC; null where it has not yet.")
+
+
+class LabAccess(Answer):
+    """What a lab, or a reader, needs to get into the shared store."""
+
+    name: str = Field(description="What the others see it called.")
+    url: str = Field(description="The [shared] url of its labref.toml.")
+    password: str = Field(description="Shown this once, and kept nowhere.")
+
+
+class LabTakenOut(Answer):
+    """A lab was taken out of the shared store."""
+
+    name: str = Field(description="What it was called.")
+    cells: int = Field(description="Its cells that were there.")
+
+
+class SharedCheck(Answer):
+    """Whether a shared store is whole."""
+
+    version: int = Field(description="Of its schema.")
+    newest: int = Field(description="The schema's version that this labref works with.")
+    bytes: int = Field(description="Size of the database.")
+    labs: list[SharedLab] = Field(description="The labs that are in it.")
+    faults: dict[str, int] = Field(description="What is wrong, and how often; empty where it is whole.")
 
 
 @operation("shared.publish", PublishedNow, Progress)

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -107,6 +108,7 @@ _NOT_OF_A_ROW = (
 _T = TypeVar("_T")
 
 _APART = 100  # cells of others among which each of a slide lies: with more, each is looked up by its key
+_CLOSE_SECONDS = 10.0  # that a store waits at most for threads that begin to read while it is closed
 
 
 class _Known(NamedTuple):
@@ -242,7 +244,7 @@ class Store:
         with self._writing:
             if not self._closed:
                 self._closed = True
-                self._connection.close()
+                _close(self._connection)
                 if self._file is not None:  # not before: that would end DuckDB's lock of the file
                     self._file.close()
                 release(self.path)
@@ -1144,6 +1146,8 @@ class Store:
         """
         self._mend()
         try:
+            if self._closed:
+                raise duckdb.ConnectionException("it was closed")
             cursor = self._connection.cursor()
         except duckdb.ConnectionException as error:
             raise StoreError(f"{self.path} is closed; open it again before asking it.") from error
@@ -1192,7 +1196,7 @@ class Store:
             return
         with self._writing:
             if self._broken and not self._closed:
-                self._connection.close()
+                _close(self._connection)
                 release(self.path)
                 failpoint("store.mend", may_fail=False)
                 self._connection = _connect(self.path, *self._settings)
@@ -1237,6 +1241,20 @@ def _connect(path: Path, memory_limit: str, threads: int) -> duckdb.DuckDBPyConn
             ) from error
         raise
     return connection
+
+
+def _close(connection: duckdb.DuckDBPyConnection) -> None:
+    """Close a connection. While a thread makes a cursor of it, which takes microseconds, DuckDB refuses to."""
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    while True:
+        try:
+            connection.close()
+        except duckdb.ResourceInUseException:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            return
 
 
 def _ahead(items: Iterator[_T]) -> Iterator[_T]:
