@@ -7,10 +7,12 @@ __all__ = [
     "BundleError",
     "ConfigError",
     "DecodingLimitError",
+    "KeyFileError",
     "LabError",
     "LabrefError",
     "LayoutError",
     "OutdatedBundleError",
+    "PackError",
     "SharedError",
     "StoreError",
     "StoreLockedError",
@@ -47,6 +49,14 @@ class BundleError(LabrefError):
 
 class OutdatedBundleError(BundleError):
     """A bundle is whole, but was made for a labref that prepares pictures otherwise."""
+
+
+class KeyFileError(LabrefError):
+    """A key file cannot be used."""
+
+
+class PackError(LabrefError):
+    """A pack of a lab's cells is damaged, forged, incomplete, or of a format this labref does not know."""
 
 
 class LayoutError(LabrefError):

@@ -38,6 +38,7 @@ COMMANDS = [
     "query",
     "reading",
     "report",
+    "contribute",
     "review",
     "service",
     "shared",

@@ -1,4 +1,5 @@
-"""Who made a bundle: Ed25519 signatures, the keys that a lab trusts, and how one key takes over from another.
+"""Who made a bundle, or a pack of a lab's cells: Ed25519 signatures, the keys that a lab trusts, and how one key takes
+over from another.
 
 A signature says: the bundle with this digest (the SHA-256 of its manifest, which holds the digest of every file), of
 this name, has this number among the bundles of that name, and is packed as the archive with this digest. It is a small
@@ -10,6 +11,9 @@ JSON document that stands
 
 It is one document in all three places: the digest of the archive is that of the file without the comment. So the whole
 file is checked before a zip, JSON or ONNX reader sees a byte of it, and no byte of it can change unnoticed.
+
+A pack of cells that a lab gives to the centre (`labref.packs`) is signed in the same way, by the lab's own key, as the
+comment of its archive; that says nothing but the digest of the archive.
 
 There is no expiry, as labs are offline. Against an old bundle that is offered again, the numbers of a name only grow.
 
@@ -33,7 +37,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from labref.bundles.schema import check_name, line, parse_json
-from labref.errors import BundleError
+from labref.errors import BundleError, PackError
 from labref.files import read_file
 from labref.printing import printable
 
@@ -44,6 +48,7 @@ __all__ = [
     "SIGNATURE_FILE",
     "KeyState",
     "KnownKey",
+    "PackSignature",
     "PublicKey",
     "Rotation",
     "Signature",
@@ -53,7 +58,9 @@ __all__ = [
     "built_in_key",
     "ends_whole",
     "judge",
+    "judge_pack",
     "key_id",
+    "read_pack_signature",
     "read_public_key",
     "read_rotation",
     "read_signature",
@@ -75,6 +82,7 @@ MOST_ROTATIONS: Final = 20
 _PUBLIC: Final = "labref public key 1"
 _ROTATION: Final = "labref key rotation 1"
 _SIGNATURE: Final = "labref bundle signature 1"
+_PACK: Final = "labref pack signature 1"
 _END: Final = b"PK\x05\x06"  # of a zip archive: the record that its comment follows
 _END_BYTES: Final = 22
 _MOST_COMMENT: Final = 65_535
@@ -196,8 +204,29 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class PackSignature:
+    """What a lab signs of a pack of its cells. archive : SHA-256 of its file without the comment, 64 hexadecimal
+    characters.  key : id of the lab's key.  value : 64 bytes."""
+
+    archive: str
+    key: str
+    value: bytes = b""
+
+    def message(self) -> bytes:
+        """What is signed."""
+        return _message(_PACK, self._said())
+
+    def to_bytes(self) -> bytes:
+        """As the comment of the archive."""
+        return canonical(self._said() | {"signature": self.value.hex()})
+
+    def _said(self) -> dict[str, Any]:
+        return {"kind": _PACK, "archive": self.archive, "key": self.key}
+
+
+@dataclass(frozen=True)
 class KnownKey:
-    """A key that a lab knows, and what it thinks of it."""
+    """A key that a lab or the centre knows, and what it thinks of it."""
 
     key: PublicKey
     state: KeyState
@@ -278,6 +307,29 @@ def judge(signature: Signature | None, trust: Trust, where: Path) -> Verdict:
     return Verdict(signature, known.key, tuple(followed))
 
 
+def judge_pack(signature: PackSignature, keys: Mapping[str, KnownKey], where: object) -> PublicKey:
+    """The key of the lab that signed a pack. where : the pack, for messages.
+
+    Raises `PackError` where the centre does not trust the key, or the signature is not that key's.
+    """
+    known = keys.get(signature.key)
+    if known is None:
+        raise PackError(
+            f"{where} is signed by the key {signature.key}, which nobody here trusts. Ask the lab for its public key (`labref key own --out "
+            "FILE.pub`), compare its id with them by telephone, and trust it: `python -m training pool POOL --trust FILE.pub`."
+        )
+    if known.state != "trusted":
+        raise PackError(
+            f"{where} is signed by the key {known.key.title}, whose lab was withdrawn here. Where it is to come back, trust its key again."
+        )
+    if not known.key.has_signed(signature.message(), signature.value):
+        raise PackError(
+            f"{where}: its signature is not that of the key {known.key.title}: it was changed after it was signed, or forged. Ask the lab for "
+            "the pack once more."
+        )
+    return known.key
+
+
 def rotated(rotation: Rotation, keys: Mapping[str, KnownKey]) -> dict[str, KnownKey]:
     """What a rotation record changes in the keys that a lab knows: nothing where it was followed before.
 
@@ -330,6 +382,16 @@ def read_signature(raw: bytes, where: object) -> Signature:
         tuple(map(_rotation, found.rotations)),
         bytes.fromhex(found.signature),
     )
+
+
+def read_pack_signature(raw: bytes, where: object) -> PackSignature:
+    """The signature in the comment of a pack; whether it holds, `judge_pack` says. Raises `PackError` where it holds
+    none."""
+    try:
+        found = _document(raw, _PackDocument, where)
+    except BundleError as error:
+        raise PackError(str(error)) from None
+    return PackSignature(found.archive, found.key, bytes.fromhex(found.signature))
 
 
 @functools.cache
@@ -440,10 +502,18 @@ class _SignatureDocument(_Document):
     signature: _Value
 
 
+class _PackDocument(_Document):
+    kind: Literal["labref pack signature 1"]
+    archive: _Digest
+    key: _Id
+    signature: _Value
+
+
 _KINDS: Final[Mapping[type[_Document], str]] = {
     _PublicDocument: _PUBLIC,
     _RotationDocument: _ROTATION,
     _SignatureDocument: _SIGNATURE,
+    _PackDocument: _PACK,
 }
 _Found = TypeVar("_Found", bound=_Document)
 

@@ -36,6 +36,19 @@ With --json, one object.
 
 @key.Key
 """
+_OWN = """Show the lab's own key, with which it signs the packs that it gives to the centre (`labref contribute`).
+
+It is made when it is first asked for, and stays in the lab's folder, in the files key and key.pub. The centre trusts the lab by the public
+one: give it that file, and the id by another way. Keep a copy of both in a safe place: they are in no backup, and a lab that
+lost its key counts as another.
+
+\b
+  labref key own --name "Haematology, Lund" --out lund.pub
+
+With --json, one object.
+
+@key.OwnKey
+"""
 _LIST = """List the keys that the lab knows, and what it thinks of each.
 
 With --json, one object a key.
@@ -79,6 +92,42 @@ def trust(
         say(f"It took over from the key {row['because']}, which is trusted no more.")
     elif row["state"] == "trusted":
         say("Compare the id with whoever made the key, by another way than the file came by.")
+
+
+def own(
+    lab: LabOption = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Whose it is, where it is made now.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", parser=a_path, metavar="FILE.pub", help="Write the public key there.", show_default=False
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.errors import LabrefError
+    from labref.lab import Lab
+
+    where = Lab.find(lab)
+    if out is not None:
+        where.refuse_output(out)
+    (row,) = perform(where, "key.own", name=name)
+    if out is not None:
+        try:
+            out.write_text(row["document"], encoding="ascii", newline="\n")
+        except OSError as error:
+            raise LabrefError(f"{out} cannot be written: {error.strerror or error}.") from None
+    if json:
+        print_json(row)
+        return
+    say(f"{'A key was made for this lab' if row['made'] else 'The key of this lab'}: {row['name']} ({row['id']}).")
+    if out is not None:
+        say(
+            f"Its public key is in {out}. Give that to the centre, and tell it the id by another way, such as the telephone."
+        )
 
 
 def list_(lab: LabOption = None, json: JsonOption = False) -> None:
@@ -137,6 +186,7 @@ def add_to(app: typer.Typer) -> None:
         help=_HELP, short_help="Whose bundles the lab takes in.", no_args_is_help=True, rich_markup_mode=None
     )
     group.command("trust", help=_TRUST, short_help="Trust a key, or a rotation record.")(trust)
+    group.command("own", help=_OWN, short_help="The lab's own key, for the centre.")(own)
     group.command("list", help=_LIST, short_help="The keys, and what the lab thinks of them.")(list_)
     group.command("revoke", help=_REVOKE, short_help="Trust a key no more.")(revoke)
     app.add_typer(group, name="key")

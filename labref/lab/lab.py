@@ -7,6 +7,8 @@ LAB/bundles/<short>/              installed bundles (labref.bundles.bundle)
 LAB/maps/<number>.npz             weights of the newest maps (labref.store.duckdb.maps)
 LAB/token                         secret of this lab's agent, readable by its owner only
 LAB/metrics-token                 what a monitoring server on another computer sends; where [metrics] names an address
+LAB/key, LAB/key.pub              the lab's own key, which signs packs for the centre (labref.lab.contributing)
+LAB/packs/                        what the centre has of this lab by its packs
 LAB/agent.json                    where the running agent listens; gone when none runs
 LAB/logs/proven.json              which bundles this computer was seen to run rightly (labref.bundles.proof)
 LAB/logs/embedding.json           which cells the networks are at work on (labref.lab.suspects)
@@ -66,6 +68,9 @@ _OWN_NAMES = (
     "thumbnails",
     "token",
     "metrics-token",
+    "key",
+    "key.pub",
+    "packs",
     "agent.json",
 )
 _LEFT_OUT = ("images", "bundles", "logs", "thumbnails")

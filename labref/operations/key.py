@@ -1,4 +1,4 @@
-"""`labref key`: whose bundles the lab takes in."""
+"""`labref key`: whose bundles the lab takes in, and the key that it signs with itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import Field
 
 from labref.bundles.schema import parse_json
 from labref.bundles.signing import MAX_DOCUMENT_BYTES, read_public_key, read_rotation
-from labref.errors import BundleError
+from labref.errors import BundleError, LabError
+from labref.lab.contributing import own_key
 from labref.lab.trust import follow_rotation, known_keys, revoke_key, trust_key
 from labref.operations import operation
 from labref.operations.models import Answer, Text
@@ -19,7 +20,7 @@ from labref.store import Store
 from labref.tasks.context import Context
 from labref.times import utc
 
-__all__ = ["Key"]
+__all__ = ["Key", "OwnKey"]
 
 
 class Key(Answer):
@@ -38,6 +39,16 @@ class Key(Answer):
     changed_at: str | None = Field(
         description="Since when, ISO 8601, UTC; null where the key comes with labref and nobody said otherwise."
     )
+
+
+class OwnKey(Answer):
+    """The lab's own key, which signs the packs that it gives to the centre."""
+
+    id: str = Field(description="How the key is called: 16 hexadecimal characters. Packs name the lab by it.")
+    name: str = Field(description="Whose it is, as the key itself says; packs do not hold it.")
+    key: str = Field(description="The public key, 64 hexadecimal characters.")
+    made: bool = Field(description="Whether it was made just now.")
+    document: str = Field(description="The file of the public key, for the centre: its text, to the last line feed.")
 
 
 _Document = Annotated[
@@ -74,6 +85,32 @@ def trust(
     key = read_public_key(raw, "the file")
     trust_key(context.store, key, again=again)
     yield _row(context.store, key.id)
+
+
+@operation("key.own", OwnKey)
+def own(
+    context: Context,
+    *,
+    name: Annotated[
+        Text | None,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="Whose key it is, for people at the centre; only a new key takes it.",
+        ),
+    ] = None,
+) -> Iterator[Row]:
+    """Show the lab's own key, which signs packs for the centre. It is made when it is first asked for."""
+    key, made = own_key(context.lab, name)
+    if name is not None and key.public.name != name:
+        raise LabError(f"the lab has a key already, called {key.public.title}. It keeps its name.")
+    yield {
+        "id": key.public.id,
+        "name": key.public.name,
+        "key": key.public.raw.hex(),
+        "made": made,
+        "document": key.public.to_bytes().decode("ascii"),
+    }
 
 
 @operation("key.list", Key)

@@ -41,6 +41,7 @@ from labref.store.duckdb import (
 from labref.store.duckdb.blocks import Blocks
 from labref.store.duckdb.changes import Changes
 from labref.store.duckdb.connection import connect, release
+from labref.store.duckdb.contributing import Contribution
 from labref.store.duckdb.duplicates import Duplicates, Learnt, load_alike, load_book, load_groups, load_landmarks
 from labref.store.duckdb.events import Events
 from labref.store.duckdb.exporting import Export
@@ -561,6 +562,16 @@ class Store:
         yet."""
         with self._reading(into=scratch.parent) as cursor, contextlib.closing(Export(cursor, scratch)) as export:
             yield export
+
+    @contextlib.contextmanager
+    def contributing(self, scratch: Path | None = None) -> Iterator[Contribution]:
+        """The reviewed cells, on their way into a pack for the centre. scratch : a file for the meantime, not there
+        yet; None where none will be written."""
+        with (
+            self._reading(into=None if scratch is None else scratch.parent) as cursor,
+            contextlib.closing(Contribution(cursor, scratch)) as contribution,
+        ):
+            yield contribution
 
     def removed(self, digest: str) -> str | None:
         """Why the cell with these bytes was removed, in the ledger's words; None where it was not. Microseconds."""
