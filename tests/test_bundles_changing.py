@@ -7,7 +7,9 @@ import itertools
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,17 @@ import pytest
 from typer.testing import CliRunner
 
 from labref import failpoints
+from labref.agent.service import _Agent
 from labref.bundles.bundle import Bundle
 from labref.bundles.trial import Inference, Shown
 from labref.bundles.trial_process import work
 from labref.cli import app
+from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
 from labref.errors import LabrefError
 from labref.lab import Lab
+from labref.lab.log import open_log
 from labref.store import Store
+from labref.tasks.turns import SHARE, Turns
 from labref.web import desk
 from labref.web.client import AgentClient
 from labref.web.desk import Desk, ask, status
@@ -290,6 +296,107 @@ def test_the_agent_changes_bundles_while_it_answers_and_takes_cells_in(lab: Lab,
         *_, row = run(lab, "bundle.rollback", wait=True)
         assert (row["bundle"]["name"], row["embedded"]) == ("starter", row["cells"])
     (lab.watched[0] / "late.jpg").unlink()
+
+
+def test_a_change_ends_however_fast_files_come(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch of cells that are embedded again takes longer here, and more come meanwhile."""
+    # here it is not other programs that it waits for
+    monkeypatch.setattr("labref.tasks.jobs.lower_priority", lambda: None)
+    failpoints.arm(",".join(f"reembed.commit=delay:0.5@{number}" for number in range(1, 200)))
+    folder, rng, slide = lab.watched[0] / "flood", np.random.default_rng(1), make_slides(1)[0]
+    folder.mkdir()
+    before, written, ended = status(lab)["cells"], itertools.count(), threading.Event()
+
+    def outcomes() -> int:
+        return sum(status(lab)["outcomes"].values())
+
+    def flood() -> None:
+        while not ended.wait(0.2):
+            for _ in range(max(0, outcomes() + 8 - before - len(list(folder.iterdir())))):
+                picture = draw_cell(str(rng.choice(LABELS)), OPTICS[slide.optics], slide, rng)
+                (folder / f"{next(written)}.jpg").write_bytes(encode_jpeg(picture))
+
+    with (
+        lab.open_store() as store,
+        open_log(lab) as log,
+        _Agent(lab, store, log, once=False) as agent,
+        ThreadPoolExecutor(2) as beside,
+    ):
+        try:
+            serving, flooding = beside.submit(agent.serve), beside.submit(flood)
+            wait_until(lambda: outcomes() > before)
+            run(lab, "bundle.activate", bundle="other", yes=True)
+            wait_until(lambda: flooding.done() or status(lab)["bundle"]["name"] == "other")
+            ended.set()
+            flooding.result()
+            files = before + len(list(folder.iterdir()))
+            wait_until(lambda: outcomes() == files)
+            wait_until(lambda: status(lab)["without_latent"] == 0)
+        finally:
+            ended.set()
+            agent.stop()
+        assert serving.result().rejected == 0
+
+
+def test_new_cells_go_first_and_leave_cells_that_are_embedded_again_their_share() -> None:
+    turns = Turns()
+    taken: list[int] = []
+
+    def new_cells() -> None:
+        for number in range(10):
+            with turns.new(16):
+                taken.append(number)
+
+    with turns.changing(), turns.embedding_again():
+        taking = threading.Thread(target=new_cells)
+        taking.start()
+        wait_until(lambda: len(taken) == 2)
+        time.sleep(0.6)
+        assert len(taken) == 2, "so many go first"
+        for more in range(3, 11):
+            turns.embedded_again(SHARE * 16)
+            wait_until(lambda more=more: len(taken) == more)  # type: ignore[misc]
+        taking.join()
+        turns.embedded_again(1000)
+        with turns.new(1000):
+            pass
+        stopped = threading.Event()
+        threading.Timer(0.2, stopped.set).start()
+        began = time.monotonic()
+        with turns.new(16, stopped=stopped.is_set):
+            assert 0.2 <= time.monotonic() - began < 10, "who has to end does not wait"
+    began = time.monotonic()
+    with turns.new(1000):
+        assert time.monotonic() - began < 0.2, "nothing is embedded again"
+
+
+def test_new_cells_leave_a_change_more_time_than_they_take() -> None:
+    turns = Turns()
+    with turns.changing():
+        with turns.new(16):
+            time.sleep(0.5)
+        began = time.monotonic()
+        with turns.new(16):
+            assert SHARE * 0.5 <= time.monotonic() - began < SHARE * 0.5 + 5
+        time.sleep(0.1)
+        began = time.monotonic()
+        with turns.new(16):
+            assert time.monotonic() - began < 0.1, "the change had its time"
+
+
+def test_new_cells_do_not_wait_long_for_work_that_does_not_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labref.tasks.turns._LONGEST_SECONDS", 0.3)
+    turns = Turns()
+    with turns.changing(), turns.embedding_again():
+        began = time.monotonic()
+        for _ in range(4):
+            with turns.new(1000):
+                pass
+        assert 0.9 <= time.monotonic() - began < 5
+        turns.embedded_again(SHARE * 1000)  # what was waited for in vain is not owed
+        began = time.monotonic()
+        with turns.new(16):
+            assert time.monotonic() - began < 0.3
 
 
 def test_an_agent_started_anew_goes_on_with_a_change_that_was_cut_off(lab: Lab) -> None:

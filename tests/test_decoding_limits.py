@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -332,6 +333,46 @@ def test_the_check_of_latents_decodes_in_processes_that_can_be_ended() -> None:
     context: Any = SimpleNamespace(store=store, embedder=lambda: networks, lab=lab)
     list(_compare_latents(context, {}, "b", 1))
     assert asked == [b"kept"]
+
+
+def test_processes_that_nobody_needs_any_more_are_ended_but_for_one(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labref.cells.decoding._SPARE_SECONDS", 0.5)
+    monkeypatch.setattr("labref.cells.decoding._LOOK_SECONDS", 0.1)
+    before = set(psutil.Process().children())
+
+    def processes() -> set[psutil.Process]:
+        return {child for child in psutil.Process().children() if child not in before}
+
+    counts = set()
+
+    def together() -> None:
+        both = threading.Barrier(2)
+
+        def decode(low: bool) -> None:
+            if low and sys.platform == "linux":  # a job of the agent: its process serves no other
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
+            both.wait()
+            decoder.decode(jpeg())
+            counts.add(decoder._count)
+
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(decode, (False, True)))
+
+    for _ in range(3):  # those that were ended are started again
+        together()
+    wait_until(lambda: len(processes()) == 1, 30)
+    (kept,) = processes()
+    assert decoder._count == 1
+    if sys.platform == "linux":
+        assert 2 in counts
+        assert kept.nice() == psutil.Process().nice(), "whoever comes next need not start one"
+    wait_until(lambda: not decoder._watching, 10)
+    assert decoder.decode(jpeg()).shape == (128, 128, 3)
+    assert processes() == {kept}
+    time.sleep(1.0)
+    assert processes() == {kept} and kept.is_running()
 
 
 def test_processes_end_with_the_decoder_and_with_their_parent(decoder: Decoder, tmp_path: Path) -> None:

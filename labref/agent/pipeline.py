@@ -36,6 +36,7 @@ from labref.lab.judge import Judge
 from labref.lab.log import Log
 from labref.lab.suspects import KILLED, Suspects
 from labref.store import LedgerRow, NewCell, Rejected, SeenAgain, Store
+from labref.tasks.turns import Turns
 from labref.web.metrics import Metrics
 from labref.words import Quality
 
@@ -121,6 +122,7 @@ class Pipeline:
     already, or has an outcome that the reason must not replace.
     on_settled : called, by the storing thread, with the files of each stored batch.
     patient : True waits and tries again while the lab's disk takes nothing; False gives up with an `AgentError`.
+    turns : of new cells and of a change of the bundle.
     """
 
     def __init__(
@@ -136,13 +138,14 @@ class Pipeline:
         log: Log,
         metrics: Metrics,
         patient: bool,
+        turns: Turns,
     ) -> None:
         self._lab, self._store, self._engine, self._layout = lab, store, engine, layout
         self._batch_size = lab.config.agent.batch_size
         self._max_bytes = int(lab.config.watch.max_file_megabytes * 1e6)
         self._is_recorded = is_recorded
         self._on_settled = on_settled
-        self._log, self._metrics, self._patient = log, metrics, patient
+        self._log, self._metrics, self._patient, self._turns = log, metrics, patient, turns
         self._judge: Judge | None = None
         self._judged_by: tuple[str | None, QualityThresholds] = (None, QUALITY_DEFAULTS)
         self.suspects = Suspects(lab.suspects_file)
@@ -408,12 +411,14 @@ class Pipeline:
                     break
             else:
                 ended = True
-            if batch and self._is_late():
-                self._done(*(item.candidate for item in batch))
-            elif batch:
-                with self._working():
-                    records = self._embed(batch)
-                self._put(self._commits, records)
+            turn = self._turns.new(cells, stopped=self._stopping.is_set) if cells else contextlib.nullcontext()
+            with turn:
+                if batch and self._is_late():
+                    self._done(*(item.candidate for item in batch))
+                elif batch:
+                    with self._working():
+                        records = self._embed(batch)
+                    self._put(self._commits, records)
 
     def _is_late(self) -> bool:
         """Whether the end began so long ago that nothing more is embedded."""

@@ -55,6 +55,7 @@ from labref.store import FileState, Person, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
 from labref.tasks.publishing import Publisher, asking_of
+from labref.tasks.turns import Turns
 from labref.times import local, utc_now
 from labref.web.certificate import TLS
 from labref.web.client import AgentClient
@@ -341,6 +342,7 @@ class _Agent:
                     for part in read:
                         part.result()
                 self._store.has_digest("0" * 64)  # the labels, which the first answer needs
+            turns = Turns()
             self._pipeline = Pipeline(
                 self._lab,
                 self._store,
@@ -352,6 +354,7 @@ class _Agent:
                 log=self._log,
                 metrics=self._metrics,
                 patient=not self._once,
+                turns=turns,
             )
             stack.callback(self._pipeline.close)
             self._jobs = Jobs(self._log)
@@ -373,6 +376,7 @@ class _Agent:
                 lambda: self._pipeline.suspects,
                 publisher,
                 asking,
+                turns,
             )
             self._server = stack.enter_context(self._addresses())
             self._metrics.state = Observed(self._context, self._healthy)

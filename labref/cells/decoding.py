@@ -5,7 +5,8 @@
 Bytes that come from outside are decoded by C libraries, where a picture can take minutes, gigabytes or the whole
 process with it. So each is handed to a worker process (`labref.cells.decoding_worker`) through a pipe, which also finds
 the cell and hashes it, and hands back the crop. A worker that takes too long or too much is killed, and a new one takes
-its place; that costs the one picture, by `DecodingLimitError`. Workers are started when they are needed and kept.
+its place; that costs the one picture, by `DecodingLimitError`. Workers are started when they are needed. Of those that
+nobody has needed for a minute one is kept.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ _START_SECONDS: Final = 120.0
 _STOPPED_SECONDS: Final = 1.0  # whoever has to end waits so long for a picture that may be done at any moment
 _GROW_AFTER: Final = 32  # pictures; with fewer than these one more process would cost more than it brings
 _CLOSE_SECONDS: Final = 2.0
+_SPARE_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 1.0  # for workers to spare
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class _Worker:
         self.limits = limits
         self.answered = 0
         self.priority = _priority()
+        self.free_since = time.monotonic()
         self._lock = threading.Lock()
         self._began: float | None = None
         self._cpu_began: float | None = None
@@ -356,6 +360,7 @@ class Decoder:
                     raise _not_started(error) from error
                 self._watching = True
             self._busy.add(worker)
+            self._changed.notify_all()  # the watch may look less often
         try:
             return worker.ask(task, data, stopped)
         finally:
@@ -363,19 +368,33 @@ class Decoder:
                 self._busy.discard(worker)
 
     def _watch(self) -> None:
-        idle_since = time.monotonic()
+        """Look at the workers, for as long as one is busy or one may become too many."""
         while True:
-            time.sleep(_WATCH_SECONDS)
             now = time.monotonic()
             with self._changed:
-                busy = list(self._busy)
-                if not busy and now - idle_since > 1.0:
-                    self._watching = False
-                    return
-            if busy:
-                idle_since = now
+                busy, spare = list(self._busy), self._spare(now)
+                if not busy and not spare:
+                    if self._count < 2:
+                        self._watching = False
+                        return
+                    self._changed.wait(_LOOK_SECONDS)
+                    continue
             for worker in busy:
                 worker.watch(now)
+            for worker in spare:
+                worker.close(0)
+            time.sleep(_WATCH_SECONDS)
+
+    def _spare(self, now: float) -> list[_Worker]:
+        """Take out those that have been free for long; one of the highest priority stays."""
+        if not self._idle:
+            return []
+        kept = min(self._idle, key=lambda worker: (worker.priority, -worker.free_since))
+        spare = [worker for worker in self._idle if worker is not kept and now - worker.free_since > _SPARE_SECONDS]
+        for worker in spare:
+            self._idle.remove(worker)
+        self._count -= len(spare)
+        return spare
 
     # the workers
 
@@ -421,6 +440,7 @@ class Decoder:
             return
         with self._changed:
             self._starting -= 1
+            worker.free_since = time.monotonic()
             self._idle.append(worker)
             self._changed.notify_all()
 
@@ -440,6 +460,7 @@ class Decoder:
     def _give_back(self, worker: _Worker) -> None:
         with self._changed:
             self._answered += 1
+            worker.free_since = time.monotonic()
             self._idle.append(worker)
             self._changed.notify_all()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -406,9 +406,10 @@ def _wanted(store: Store) -> bool:
 
 
 def _job(context: Context, running: Running) -> None:
-    for row in _steps(context, running, shared=context.jobs):
-        said = row["progress"]
-        running.report(said["done"], said["total"], said["text"])
+    with context.turns.changing():
+        for row in _steps(context, running, shared=context.jobs):
+            said = row["progress"]
+            running.report(said["done"], said["total"], said["text"])
 
 
 def _work(context: Context, *, wait: bool) -> Iterator[Row]:
@@ -440,15 +441,22 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
     lab, store = context.lab, context.store
     started = time.monotonic()
 
+    def ended() -> bool:
+        return running is not None and running.stopped
+
     def stopped() -> bool:
-        if running is not None and running.stopped:
-            return True
         busy = shared is not None and shared.status()["waiting"]
-        return bool(busy) and time.monotonic() - started > _LEAST_SLICE_SECONDS
+        return ended() or (bool(busy) and time.monotonic() - started > _LEAST_SLICE_SECONDS)
 
     def given_up() -> bool:
         now = store.changes.pending()
-        return stopped() or now is None or now.digest != digest
+        return ended() or now is None or now.digest != digest
+
+    def embed_again() -> Generator[Row, None, bool]:
+        yield progress(0, 0, "opening the networks")
+        with open_embedder(lab, bundle) as embedder:
+            embedder.golden_difference()  # raises before hours of work on a computer that runs the networks wrongly
+            return (yield from catch_up(context, embedder, stopped=lambda: stopped() or given_up()))
 
     active = store.active_bundle()
     assert active is not None
@@ -464,13 +472,8 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
     digest = pending.digest
     bundle = installed(lab, digest)
     require_usable(store, bundle)  # its key may have been revoked since
-    if store.changes.coverage(digest).missing:
-        yield progress(0, 0, "opening the networks")
-        with open_embedder(lab, bundle) as embedder:
-            embedder.golden_difference()  # raises before hours of work on a computer that runs the networks wrongly
-            yield from catch_up(context, embedder, stopped=given_up)
-        if given_up():
-            return
+    if store.changes.coverage(digest).missing and not (yield from embed_again()):
+        return
     if pending.report is None:
         yield progress(0, 0, "building the index of the new space")
         store.build_index(active)
@@ -482,12 +485,16 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
         except BundleError as error:  # this labref may not know its preparation, or its files may be gone
             report = {"cells": store.changes.coverage(digest).cells, "sampled": 0, "classes": {}, "problem": str(error)}
         else:
+            # to its end, though other jobs wait: nothing is kept of half a comparison
             report = yield from compare(store, before, bundle, stopped=given_up, withheld=left_out)
         if report is None:
             return
         store.changes.report(digest, report)
     pending = store.changes.pending()
     if pending is None or pending.digest != digest or not pending.switch:
+        return
+    # those that came meanwhile: nothing new is stored while the last few are embedded
+    if store.changes.coverage(digest).missing >= _LEAST_WAITING and not (yield from embed_again()):
         return
     if pending.leave_out or not store.changes.coverage(digest).failed:
         yield progress(0, 0, "switching")

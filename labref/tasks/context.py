@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from labref.tasks.turns import Turns
 
 if TYPE_CHECKING:
     from labref.bundles.bundle import Bundle
@@ -38,6 +40,7 @@ class Context:
     where no agent runs.  suspects : returns the cells on which labref crashed; None where nobody counts.
     publisher : the agent's thread that publishes to the shared store; None where no agent runs, or the lab has none.
     asking : where cells of other labs are asked for; None where the lab has no shared store.
+    turns : of new cells and of a change of the bundle.
     """
 
     lab: Lab
@@ -49,3 +52,4 @@ class Context:
     suspects: Callable[[], Suspects] | None = None
     publisher: Publisher | None = None
     asking: Asking | None = None
+    turns: Turns = field(default_factory=Turns)

@@ -8,7 +8,7 @@ is built and the new bundle's networks are opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -41,22 +41,30 @@ def installed(lab: Lab, digest: str) -> Bundle:
     return Bundle.installed(lab.bundles, digest)
 
 
-def catch_up(context: Context, embedder: Embedder, *, stopped: Stopped) -> Iterator[Row]:
+def catch_up(context: Context, embedder: Embedder, *, stopped: Stopped) -> Generator[Row, None, bool]:
     """Embed every cell that has no latent in the latent space of the embedder's bundle. Yields progress.
 
-    Ends when all cells are embedded, or `stopped()` is true. A cell whose kept bytes are missing or damaged, or on
-    which labref crashed twice, is left out; the store keeps the reason.
+    Returns True when all cells are embedded, False where `stopped()` became true before. Where new cells come
+    meanwhile, it goes on until few had come: those that come while it embeds the last few are left, or it would have no
+    end. A cell whose kept bytes are missing or damaged, or on which labref crashed twice, is left out; the store keeps
+    the reason.
     """
     store, digest = context.store, embedder.bundle.digest
-    while missing := store.changes.missing(digest):
-        for start in range(0, len(missing), _AT_ONCE):
-            if stopped():
-                return
-            embed(context, embedder, missing[start : start + _AT_ONCE])
-            coverage = store.changes.coverage(digest)
-            yield progress(
-                coverage.embedded + coverage.failed, coverage.cells, f"cells embedded by bundle {digest[:12]}"
-            )
+    with context.turns.embedding_again():
+        while missing := store.changes.missing(digest):
+            for start in range(0, len(missing), _AT_ONCE):
+                if stopped():
+                    return False
+                some = missing[start : start + _AT_ONCE]
+                embed(context, embedder, some)
+                context.turns.embedded_again(len(some))
+                coverage = store.changes.coverage(digest)
+                yield progress(
+                    coverage.embedded + coverage.failed, coverage.cells, f"cells embedded by bundle {digest[:12]}"
+                )
+            if len(missing) <= _AT_ONCE:
+                break
+    return True
 
 
 def embed(context: Context, embedder: Embedder, ids: Sequence[str]) -> int:
