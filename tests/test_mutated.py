@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import struct
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labref.cells.decoding import Decoder, Limits
+from labref.cells.decoding import _TOO_LONG, Decoder, Limits, _Worker
 from labref.cells.image import decode
 from labref.demo.analyser import FolderSource
 from labref.errors import DecodingLimitError, UnreadableImageError
 from tests.benchmarks import mutated
 from tests.benchmarks.exports import choose_source
+from tests.benchmarks.mutated import Tally
 from tests.benchmarks.mutations import FORMATS, Original, mutate, originals
+from tests.hostile import many_scans
 
 QUICK = Limits(seconds=5.0, memory_megabytes=512, megapixels=40)
 
@@ -86,6 +91,7 @@ class _OneProcess:
 
     def __init__(self, limits: Limits, *, most: int) -> None:
         self.close = lambda: None
+        self._idle: list[_Worker] = []
 
     def examine(self, data: bytes) -> Any:
         return self.prepare(data)
@@ -125,6 +131,73 @@ def test_what_nobody_foresaw_is_a_fault_and_its_picture_is_kept(
     assert fault in listed["fault"]
     (kept,) = tmp_path.iterdir()
     assert kept.read_bytes() == asked[11] and kept.stem == f"7-{listed['number']}"
+
+
+class _Stopped(Decoder):
+    """One whose process is stopped by the system when it has a picture: it uses no time, and does not answer."""
+
+    def _ask(self, worker: _Worker, task: str, data: bytes, stopped: Any) -> tuple[int, bytes]:
+        if worker.answered and task == "prepare":
+            worker._process.send_signal(signal.SIGSTOP)
+        return super()._ask(worker, task, data, stopped)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal stops a process there")
+def test_a_slow_picture_hangs_only_where_it_uses_no_time_or_more_than_it_may(
+    choices: list[Original], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(seconds=1.0, memory_megabytes=512, megapixels=40)
+    run = mutated._Run(Tally(7, asdict(limits)), 1, choices, limits, None)
+    try:
+        assert run._hangs(1, choices[0].data) == "", "it was slow for the other work of this computer"
+        # it uses all the time that it may, and is ended
+        assert run._hangs(1, many_scans(30_000, 4000)) == ""
+        assert (run.tally.asked_again, run.tally.ended_by_limit) == (2, 1)
+        assert 0 <= run.tally.most_processor_seconds < 2
+        monkeypatch.setattr(mutated, "_TRIES", 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(mutated, "Decoder", _Stopped)
+            assert "it hangs" in run._hangs(1, choices[0].data)
+        monkeypatch.setattr(run, "_measured", lambda *_: (3.0, 0.0, 3.0, ""))
+        assert "a processor for 3.0" in run._hangs(1, choices[0].data), "the limit did not end it"
+    finally:
+        run.decoder.close()
+
+
+@pytest.mark.usefixtures("cells")
+def test_slow_pictures_are_asked_again_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    beside: list[int] = []
+    alone: list[bytes] = []
+    found = [(0.1, 0.0, 9.0, _TOO_LONG)] * 3
+
+    class Slow(_OneProcess):
+        def prepare(self, data: bytes) -> Any:
+            asked.append(data)
+            if len(asked) in (5, 12):
+                raise DecodingLimitError(f"{_TOO_LONG}: more than 1 s")
+            return super().prepare(data)
+
+    def measured(self: mutated._Run, number: int, data: bytes) -> tuple[float, float, float, str]:
+        beside.append(self._beside)
+        before = len(asked)
+        time.sleep(0.2)
+        assert len(asked) == before, "others wait"
+        alone.append(data)
+        return found.pop() if found else (0.1, 8.0, 9.0, _TOO_LONG)
+
+    monkeypatch.setattr(mutated, "Decoder", Slow)
+    monkeypatch.setattr(mutated._Run, "_require_sound", lambda *_: None)
+    monkeypatch.setattr(mutated._Run, "_measured", measured)
+    state = tmp_path / "counts.json"
+    figures = mutated.run(30, seed=7, limits=QUICK, state=state)
+    assert (figures["asked_again"], figures["faults"], figures["done"]) == (2, 1, 30)
+    assert len(alone) == 4 and set(alone) == {asked[4], asked[11]} and set(beside) == {0}
+    assert "it hangs: of 9.0 s it had a processor for 0.1 and" in figures["listed"][0]["fault"]
+    assert mutated.run(30, seed=7, limits=QUICK, state=state)["faults"] == 1, "a fault stays"
+    settled = mutated.run(30, seed=7, limits=QUICK, state=state, again=True)
+    assert (settled["faults"], settled["listed"], settled["settled"]) == (0, [], figures["listed"])
+    assert settled["ok"]
 
 
 def test_a_reason_holds_nothing_of_the_file(choices: list[Original]) -> None:
