@@ -313,6 +313,7 @@ class MapConfig(_Section):
     enabled : False leaves training to `labref map train`.
     retrain_growth : the map is trained anew once the store grew by this share since the last training.
     retrain_hours : with fewer new cells than that, but some, it is trained anew after so many hours.
+    per_analyser : where the lab has several analysers, one map for each of them as well, of its cells alone.
     max_side : most rows and columns; by default those that the thesis recommends for its 62,000 cells.
     device : that computes the map's products. "cpu" takes one core; "auto" takes CUDA where it works; "cuda" insists on
     it.
@@ -321,6 +322,7 @@ class MapConfig(_Section):
     enabled: bool = True
     retrain_growth: float = Field(default=0.2, ge=0.01, le=100)
     retrain_hours: float = Field(default=24.0, ge=0.1, le=8760)
+    per_analyser: bool = True
     max_side: int = Field(default=248, ge=8, le=1000)
     device: Literal["cpu", "auto", "cuda"] = "cpu"
 

@@ -16,10 +16,12 @@ from labref.store import cell_id_of
 from tests.labs import make_lab
 from tests.stores import new_cell, use_map
 
-__all__ = ["FIRST_DAY", "lab_with_map"]
+__all__ = ["ANALYSERS", "FIRST_DAY", "give_own_map", "lab_with_map"]
 
 FIRST_DAY = datetime(2026, 3, 1, 12, tzinfo=UTC)
 """Picture number n was captured n days later."""
+ANALYSERS = "<DI-60>", "DC-1"
+"""Those of the even classes, and of the odd ones."""
 
 
 def lab_with_map(folder: Path, bundle: Bundle, *, each: int = 3, rows: int = 6, columns: int = 9) -> Lab:
@@ -45,7 +47,7 @@ def lab_with_map(folder: Path, bundle: Bundle, *, each: int = 3, rows: int = 6, 
                         label_source="reviewed" if wrong else "analyser",
                         predicted_label=label,
                         slide=f"Anna Berg {n % 2}",
-                        analyser="DC-1" if number % 2 else "<DI-60>",
+                        analyser=ANALYSERS[number % 2],
                         captured_at=FIRST_DAY + timedelta(days=number * each + n),
                         latent=(middle + rng.standard_normal(bundle.manifest.latent_size)).astype(np.float32),
                         probabilities=np.full(len(bundle.manifest.labels), 1 / len(bundle.manifest.labels), np.float32),
@@ -55,3 +57,11 @@ def lab_with_map(folder: Path, bundle: Bundle, *, each: int = 3, rows: int = 6, 
         made = som.train(np.stack([cell.latent for cell in cells]), rows=rows, cols=columns, seed=1)
         use_map(store, bundle.digest, made.get_weights())
     return lab
+
+
+def give_own_map(lab: Lab, bundle: Bundle, analyser: str, *, rows: int = 4, columns: int = 5) -> None:
+    """Train a map of one analyser's cells in such a lab, and put it in use."""
+    with lab.open_store() as store:
+        latents = np.concatenate([part for _, part in store.maps.latents(bundle.digest, analyser=analyser)])
+        made = som.train(latents, rows=rows, cols=columns, seed=2)
+        use_map(store, bundle.digest, made.get_weights(), analyser)

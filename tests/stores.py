@@ -102,11 +102,11 @@ def put_on_map(store: Store, bundle: str, nodes: Sequence[NDArray[np.float32]]) 
     use_map(store, bundle, np.stack(nodes)[None])
 
 
-def use_map(store: Store, bundle: str, weights: NDArray[np.floating[Any]]) -> None:
-    """Put the map with these weights float[rows, columns, L] in use, and the store's cells on it."""
+def use_map(store: Store, bundle: str, weights: NDArray[np.floating[Any]], analyser: str | None = None) -> None:
+    """Put the map with these weights float[rows, columns, L] in use, and the store's cells on it, or one analyser's."""
     made = MiniSom(*weights.shape)
     made._weights = weights.astype(np.float64)
-    parts = list(store.maps.latents(bundle))
+    parts = list(store.maps.latents(bundle, analyser=analyser))
     ids, latents = np.concatenate([i for i, _ in parts]), np.concatenate([x for _, x in parts])
     where, errors = som.winners(made, latents)
     version = StoredMap(
@@ -127,5 +127,6 @@ def use_map(store: Store, bundle: str, weights: NDArray[np.floating[Any]]) -> No
         verdict="first",
         seconds=1.0,
         trained_at=datetime.now(UTC),
+        analyser=analyser,
     )
     store.maps.switch(version, partial(som.save, made), Placed(ids, where, errors.astype(np.float32)))

@@ -19,20 +19,22 @@ from labref.config import MapConfig
 from labref.errors import LabrefError, StoreError
 from labref.failpoints import KILLED
 from labref.som.placing import Placer, open_placer
-from labref.store import Placed, Positions, Store, StoredMap
+from labref.store import NewCell, Placed, Positions, Store, StoredMap
 from labref.store.duckdb.maps import KEPT_WEIGHTS
 from labref.store.memory.books import int_to_id
-from labref.tasks.mapping import FEWEST, due, size
+from labref.tasks import mapping
+from labref.tasks.mapping import FEWEST, due, due_own, size
 from tests.stores import BUNDLE, activate, new_cell, new_store
 
 OTHER = "cd" * 32
 
 
 def trained(
-    store: Store, *, rows: int = 9, cols: int = 7, seed: int = 1
+    store: Store, *, rows: int = 9, cols: int = 7, seed: int = 1, analyser: str | None = None
 ) -> tuple[StoredMap, Callable[[Path], None], Placed]:
-    """A map of the store's cells, as `Maps.switch` takes it: the version, what writes its weights, the places."""
-    parts = list(store.maps.latents(BUNDLE))
+    """A map of the store's cells, or of one analyser's, as `Maps.switch` takes it: the version, what writes its
+    weights, the places."""
+    parts = list(store.maps.latents(BUNDLE, analyser=analyser))
     ids, latents = np.concatenate([i for i, _ in parts]), np.concatenate([x for _, x in parts])
     made = som.train(latents, rows=rows, cols=cols, seed=seed)
     nodes, errors = som.winners(made, latents)
@@ -54,6 +56,7 @@ def trained(
         "first",
         0.5,
         datetime.now(UTC),
+        analyser,
     )
     return version, partial(som.save, made), Placed(ids, nodes, errors.astype(np.float32))
 
@@ -357,3 +360,104 @@ def test_a_map_of_a_lab_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         with pytest.raises(LabrefError, match="cannot be written"):
             store.maps.switch(*trained(store))
         assert store.maps.active(BUNDLE) is None
+
+
+def test_analysers_have_maps_of_their_own_cells(tmp_path: Path) -> None:
+    """Cells of two analysers and of none: those of one lie on its own map too, as they are recorded, after a switch to
+    another version, when they are placed again, and in a store that is opened anew."""
+
+    def cells(numbers: range) -> list[NewCell]:
+        return [new_cell(i, analyser=("DM96", "DC-1", None)[i % 3]) for i in numbers]
+
+    def of(analyser: str | None, last: int) -> set[str]:
+        return {
+            new_cell(i).cell_id
+            for i in range(last)
+            if analyser is None or ("DM96", "DC-1")[i % 3 : i % 3 + 1] == (analyser,)
+        }
+
+    def check(store: Store, last: int) -> None:
+        for analyser in (None, "DM96"):
+            active = store.maps.active(BUNDLE, analyser)
+            assert active is not None and active.version.analyser == analyser
+            every = active.positions.every()
+            assert {int_to_id(cell) for cell in every.ids.tolist()} == of(analyser, last)
+            made, latents = som.load(store.maps.weights_file(active.version.number)), latents_by_id(store)
+            for cell, node in zip(every.ids.tolist(), every.nodes.tolist(), strict=True):
+                assert divmod(node, active.version.columns) == made.winner(latents[int_to_id(cell)])
+            assert {cell.cell_id for cell in store.maps.cells(BUNDLE, analyser=analyser)} == of(analyser, last)
+        assert store.maps.own_of(BUNDLE) == ("DM96",)
+        assert store.maps.active(BUNDLE, "DC-1") is None
+        whole, own = store.maps.active(BUNDLE), store.maps.active(BUNDLE, "DM96")
+        assert store.maps.best(BUNDLE, "DC-1") is whole is store.maps.best(BUNDLE, None) is not own
+        assert store.maps.best(BUNDLE, "DM96") is own
+
+    with new_store(tmp_path) as store:
+        store.record(cells(range(90)), bundle=BUNDLE)
+        assert store.maps.analysers(BUNDLE) == {"DM96": 30, "DC-1": 30, None: 30}
+        assert store.maps.embedded(BUNDLE, "DM96") == 30 and store.maps.embedded(BUNDLE) == 90
+        store.maps.switch(*trained(store))
+        assert store.maps.own_of(BUNDLE) == ()
+        store.maps.switch(*trained(store, analyser="DM96", rows=4, cols=5))
+        check(store, 90)
+        store.record(cells(range(90, 120)), bundle=BUNDLE)
+        check(store, 120)
+        first = store.maps.active(BUNDLE, "DM96")
+        assert first is not None
+        store.maps.switch(*trained(store, analyser="DM96", rows=3, cols=3))
+        check(store, 120)
+        assert store.maps.in_use() == {1, 3}
+        assert store.maps.use(first.version.number) == first.version
+        check(store, 120)
+        store.maps.place_again(BUNDLE, sorted(of(None, 6)))
+        check(store, 120)
+        assert not store.maps.lacks_places(BUNDLE)
+        assert not store.faults().found
+    with Store.open(tmp_path / "store.duckdb", open_placer=open_placer) as store:
+        check(store, 120)
+        store.maps.own = False  # as a lab sets it
+        assert store.maps.own_of(BUNDLE) == () and store.maps.active(BUNDLE, "DM96") is None
+        assert store.maps.best(BUNDLE, "DM96") is store.maps.active(BUNDLE)
+        store.record(cells(range(120, 123)), bundle=BUNDLE)
+        store.maps.own = True  # what came meanwhile is placed when the agent next looks
+        store.maps.drop_cached()
+        assert store.maps.lacks_places(BUNDLE)
+        store.maps.catch_up(BUNDLE)
+        check(store, 123)
+
+
+def test_of_each_analysers_maps_the_newest_weights_are_kept(tmp_path: Path) -> None:
+    with new_store(tmp_path) as store:
+        store.record([new_cell(i, analyser=("DM96", "DC-1")[i % 2]) for i in range(90)], bundle=BUNDLE)
+        store.maps.switch(*trained(store))
+        for seed in range(KEPT_WEIGHTS + 2):
+            store.maps.switch(*trained(store, analyser="DM96", seed=seed))
+        kept = sorted(int(file.stem) for file in store.maps.folder.glob("*.npz"))
+        assert kept == [1, *range(4, KEPT_WEIGHTS + 4)]
+
+
+def test_an_own_map_is_due_where_there_are_several_analysers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapping, "FEWEST_OWN", 40)
+    config = MapConfig()
+    with new_store(tmp_path) as store:
+        store.record([new_cell(i, analyser="DM96") for i in range(90)], bundle=BUNDLE)
+        version, save, places = trained(store)
+        store.maps.switch(replace(version, seconds=0.0), save, places)
+        assert due_own(store, config, BUNDLE) is None, "one analyser: its map would be that of all cells"
+        store.record([new_cell(i, analyser="DC-1") for i in range(90, 129)], bundle=BUNDLE)
+        assert due_own(store, config, BUNDLE) == "DM96"
+        assert due_own(store, MapConfig(per_analyser=False), BUNDLE) is None
+        assert due_own(store, MapConfig(enabled=False), BUNDLE) is None
+        version, save, places = trained(store, analyser="DM96")
+        store.maps.switch(replace(version, seconds=0.0), save, places)
+        assert due_own(store, config, BUNDLE) is None, "DC-1 has one cell too few"
+        store.record([new_cell(129, analyser="DC-1")], bundle=BUNDLE)
+        assert due_own(store, config, BUNDLE) == "DC-1"
+        version, save, places = trained(store, analyser="DC-1")
+        store.maps.switch(replace(version, seconds=3600.0), save, places)
+        store.record([new_cell(i, analyser="DM96") for i in range(200, 300)], bundle=BUNDLE)
+        assert due_own(store, config, BUNDLE) is None, "a training took an hour: the computer rests"
+        assert due(store, config, BUNDLE) is None
+        later = datetime.now(UTC) + timedelta(hours=11)
+        assert "grew from 90 to 190" in (due(store, config, BUNDLE, "DM96", at=later) or "")
+        assert "grew from 90 to 230" in (due(store, config, BUNDLE, at=later) or "")

@@ -70,7 +70,9 @@ class _Kept:
     answers: WeakKeyDictionary[Survey, tuple[_Heard | None, Any]] = field(default_factory=WeakKeyDictionary)
 
 
-_KEPT: Final[WeakKeyDictionary[Store, dict[tuple[str, str, frozenset[LabelSource]], _Kept]]] = WeakKeyDictionary()
+_Kind: TypeAlias = tuple[str, str | None, str, frozenset[LabelSource]]
+_KEPT: Final[WeakKeyDictionary[Store, dict[_Kind, _Kept]]] = WeakKeyDictionary()
+"""By store, and by bundle, analyser whose map it is, question and sources."""
 
 
 def suspects(store: Store, found: Survey, sources: Collection[LabelSource]) -> tuple[NDArray[np.intp], Doubts]:
@@ -131,7 +133,8 @@ def _answered(
     store: Store, found: Survey, kind: str, sources: frozenset[LabelSource], make: Callable[[_Ask], _Made]
 ) -> _Made:
     """An answer, kept for the same survey until more was heard."""
-    kept = _KEPT.setdefault(store, {}).setdefault((found.active.version.bundle, kind, sources), _Kept())
+    version = found.active.version
+    kept = _KEPT.setdefault(store, {}).setdefault((version.bundle, version.analyser, kind, sources), _Kept())
 
     def ask(at: NDArray[np.intp], evidence: NDArray[np.bool_]) -> _Heard:
         heard = kept.heard

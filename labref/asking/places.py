@@ -27,7 +27,8 @@ class Place:
     row, column : of the cell's node, from 0.  label : the class with the largest sum of weights among the cells around
     the node; a cell at the distance d weighs exp(-d²/2r²), with r = 2 nodes; None where no cell is near.  share : of
     that class in the sum of all weights.  cells : number of physical cells around the node; one that was captured
-    several times counts once.  map : the map's version.
+    several times counts once.  map : the map's version.  analyser : whose cells alone lie on that map; None where all
+    do.
     """
 
     row: int
@@ -36,6 +37,7 @@ class Place:
     share: float | None
     cells: int
     map: int
+    analyser: str | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Spot:
         best = min(sums, key=lambda label: (-sums[label], label), default=None)
         share = None if best is None else sums[best] / math.fsum(sums.values())
         row, column = divmod(self.node, positions.cols)
-        return Place(row, column, best, share, len(near), self.active.version.number)
+        return Place(row, column, best, share, len(near), self.active.version.number, self.active.version.analyser)
 
     def nearest(
         self,
@@ -109,13 +111,15 @@ class Spot:
         ]
 
 
-def locate(store: Store, bundle: str, latent: NDArray[np.float32], stored: str | None = None) -> Spot | None:
+def locate(
+    store: Store, bundle: str, latent: NDArray[np.float32], stored: str | None = None, analyser: str | None = None
+) -> Spot | None:
     """Where a latent lies on the map in use for `bundle`; None while there is no such map.
 
     latent : float32[L], in the latent space of `bundle`.  stored : the id of the cell that has it, where one is stored:
-    its place is known then.
+    its place is known then.  analyser : on the map of this one's own cells, where there is one.
     """
-    active = store.maps.active(bundle)
+    active = store.maps.best(bundle, analyser)
     if active is None:
         return None
     node = None if stored is None else active.positions.node_of(id_to_int(stored))

@@ -211,7 +211,8 @@ def find(
     labelled = store.labelled([neighbour.cell_id for neighbour in neighbours])
     trust = {cell_id: source.weight for cell_id, (_, source) in labelled.items()}
     nearest = {_stand_in(of_one, trust): of_one[0].distance for of_one in captures}
-    spot = locate(store, bundle.digest, latent, None if stored is None else stored.cell_id) if placed else None
+    known_id = None if stored is None else stored.cell_id
+    spot = locate(store, bundle.digest, latent, known_id, only) if placed else None
     if by == "map" and spot is None:
         raise LabrefError(_no_map(store, bundle.digest))
     reply, shared = None, dict[str, SharedCell]()

@@ -290,8 +290,8 @@ _NEAR: Final = 0.05  # of a weight: a single cell is near up to 5 nodes from it
 
 @dataclass(slots=True)
 class _Held:
-    """The newest survey of a store. state : what it was made of.  rests : until when it is good enough, monotonic.
-    took : seconds that it took to make."""
+    """The newest survey of one of a store's maps. state : what it was made of.  rests : until when it is good enough,
+    monotonic.  took : seconds that it took to make."""
 
     survey: Survey
     state: tuple[Any, ...]
@@ -303,20 +303,23 @@ class _Held:
         return self.survey.active is active and (self.state == state or time.monotonic() < self.rests)
 
 
-_held: WeakKeyDictionary[Store, _Held] = WeakKeyDictionary()
+_held: WeakKeyDictionary[Store, dict[str | None, _Held]] = WeakKeyDictionary()
+"""By store, and whose cells alone lie on the map."""
 _making = threading.Lock()
 
 
-def survey(store: Store, bundle: str) -> Survey | None:
+def survey(store: Store, bundle: str, analyser: str | None = None) -> Survey | None:
     """The map in use for `bundle` with what lies on it; None while there is no such map.
+
+    analyser : the map of this one's own cells, where there is one.
 
     It may be behind by twenty times what it takes to make one; and where that is long, whoever asks then still gets the
     one before, at most a minute older, while a thread makes the next.
     """
-    active = store.maps.active(bundle)
+    active = store.maps.best(bundle, analyser)
     if active is None:
         return None
-    state, held = _state(store, active), _held.get(store)
+    state, held = _state(store, active), _held_of(store, active)
     if held is not None and held.serves(active, state):
         return held.survey
     if (
@@ -331,10 +334,14 @@ def survey(store: Store, bundle: str) -> Survey | None:
             ).start()
         return held.survey
     with _making:
-        held = _held.get(store)
+        held = _held_of(store, active)
         if held is not None and held.serves(active, _state(store, active)):
             return held.survey
         return _hold(store, active, None if held is None else held.survey)
+
+
+def _held_of(store: Store, active: ActiveMap) -> _Held | None:
+    return _held.get(store, {}).get(active.version.analyser)
 
 
 def _renew(store: Store, active: ActiveMap, before: Survey) -> None:
@@ -355,7 +362,9 @@ def _hold(store: Store, active: ActiveMap, before: Survey | None, *, whole: bool
     if whole:
         _ = made.facets, made.everything, made.areas
     ended = time.monotonic()
-    _held[store] = _Held(made, state, ended + REST * (ended - begun), ended - begun)
+    _held.setdefault(store, {})[active.version.analyser] = _Held(
+        made, state, ended + REST * (ended - begun), ended - begun
+    )
     return made
 
 

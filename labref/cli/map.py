@@ -44,10 +44,14 @@ of the lab's cells, always the same ones but for new cells, a quantisation error
 use, or a topographic error more than 0.02 above. Such a map is kept; `labref map use NUMBER` puts it in use. Maps of
 different sizes are not compared: fewer nodes lie farther from the cells, whatever the map is worth.
 
+Where cells of several analysers are in the lab, each with 200 or more has a map of its own as well, of its cells alone;
+--analyser trains that one. Cells of two microscopes lie apart on the map of all cells, and each has a part of it only.
+
 \b
 Examples:
   labref map train
   labref map train --full --rows 120 --cols 120
+  labref map train --analyser "DM96 left"
   labref map train --trainer minisom          MiniSom's own training, 500 steps a node: slow, to compare with
 
 With --json, the new version.
@@ -94,7 +98,8 @@ _SHOW_HELP = """Draw the map as a picture (PNG), after figures 43, 44, 58 and 59
 Each node bears the digit of the class that most of its cells have, over the U-matrix: light where neighbouring nodes
 are far apart (a border between clusters), dark where they are near. --class draws one class alone; what the network
 takes for another class is on red. --slide and --patient draw how these cells spread over the map; two of them stand
-side by side. A patient is a folder of the export: every cell with that folder on its path.
+side by side. A patient is a folder of the export: every cell with that folder on its path. --analyser draws the map of
+that one's own cells; where it has none, its cells on the map of all.
 
 \b
 Examples:
@@ -218,11 +223,16 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of what is random.", show_default=False)] = None,
     trainer: Annotated[Trainer, typer.Option("--trainer", help="batch, or MiniSom's own.")] = Trainer.BATCH,
     full: Annotated[bool, typer.Option("--full", help="Start anew, not from the map in use.")] = False,
+    analyser: Annotated[
+        str | None,
+        typer.Option("--analyser", metavar="NAME", help="A map of this one's cells alone.", show_default=False),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     from labref.lab import Lab
 
     parameters = {"rows": rows, "columns": cols, "sigma": sigma, "seed": seed, "trainer": trainer.value, "full": full}
+    parameters |= _on_map_of(analyser)
     _tell(perform(Lab.find(lab), "map.train", **parameters), json, _version)
 
 
@@ -280,7 +290,7 @@ def show(
     where = Lab.find(lab)
     if out is not None:
         where.refuse_output(out)
-    first, *parts = perform(where, "map.cells", patients=patient or [])
+    first, *parts = perform(where, "map.cells", patients=patient or [], **_on_map_of(analyser))
     cells = {name: [value for part in parts for value in part[name]] for name in (parts[0] if parts else {})}
     if analyser is not None:
         _check_analyser(analyser, cells.get("analyser", []))
@@ -300,6 +310,10 @@ def node(
     column: Annotated[int, typer.Argument(metavar="COL", min=0, show_default=False)],
     lab: LabOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 100,
+    analyser: Annotated[
+        str | None,
+        typer.Option("--analyser", metavar="NAME", help="On the map of this one's own cells.", show_default=False),
+    ] = None,
     grid: GridOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -308,7 +322,7 @@ def node(
     where = Lab.find(lab)
     if grid is not None:
         where.refuse_output(grid)
-    rows = list(perform(where, "map.node", row=row, column=column, limit=limit))
+    rows = list(perform(where, "map.node", row=row, column=column, limit=limit, **_on_map_of(analyser)))
     _tell(rows, json, _cell, otherwise=f"no cell lies on node {row} {column}; `labref map show` says where some do")
     if grid is not None:
         subtitle = "nearest to the node first; the number is the quantisation error"
@@ -389,6 +403,10 @@ def _list(
     _tell(rows, json, line, otherwise=otherwise)
     if grid is not None:
         _sheet(where, title, subtitle, rows, [below(row) for row in rows], grid)
+
+
+def _on_map_of(analyser: str | None) -> dict[str, str]:
+    return {} if analyser is None else {"analyser": analyser}
 
 
 def _only(lab: "Lab", analyser: str | None) -> dict[str, list[str]]:
@@ -475,8 +493,9 @@ def _tell(rows: Iterable[Mapping[str, Any]], json: bool, line: Any, *, otherwise
 def _version(row: Mapping[str, Any]) -> str:
     used = "in use" if row["in_use"] else "" if row["weights_kept"] else "weights gone"
     moved = "" if row["moved_far"] is None else f", {row['moved_far']:.1%} of cells moved more than 3 nodes"
+    whose = "" if row["analyser"] is None else f"of {row['analyser']}  "
     return (
-        f"map {row['number']}  {row['rows']}×{row['columns']}  {row['cells']:,} cells  QE {row['qe']:.4g}  TE {row['te']:.4f}  "
+        f"map {row['number']}  {whose}{row['rows']}×{row['columns']}  {row['cells']:,} cells  QE {row['qe']:.4g}  TE {row['te']:.4f}  "
         f"{local(row['trained_at'])}  {row['seconds']:.1f} s  {used}\n    {row['said']}{moved}"
     )
 
@@ -491,6 +510,7 @@ def _status(row: Mapping[str, Any]) -> str:
         lines.append(f"no map yet: it is trained from {row['fewest_cells']} cells on, and there are {row['cells']}")
     else:
         lines.append("no map yet for the bundle in use")
+    lines += [_version(one) for one in row["own"]]
     if row["training"] is not None:
         training = row["training"]
         lines.append(f"being trained: {training['text']} ({training['done']} of {training['total']})")

@@ -325,6 +325,7 @@ class Lab:
             follow_folders(store, watched)
             take_over(store, self.bundles)
             store.outbox.switch(bool(self.config.shared.url))
+            store.maps.own = self.config.map.per_analyser
         except BaseException:
             store.close()
             raise

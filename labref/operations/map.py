@@ -61,6 +61,7 @@ class MapVersion(Answer):
 
     number: int = Field(description="Its number.")
     bundle: str = Field(description="Digest of the bundle whose latents it orders.")
+    analyser: str | None = Field(description="The analyser whose cells alone it is of; null for a map of all cells.")
     rows: int = Field(description="Rows of nodes.")
     columns: int = Field(description="Columns of nodes.")
     sigma: float = Field(description="Final radius, nodes.")
@@ -87,10 +88,13 @@ class MapVersion(Answer):
 
 
 class MapState(Answer):
-    """The state of the lab's map."""
+    """The state of the lab's maps."""
 
     bundle: str = Field(description="Digest of the bundle in use.")
-    map: MapVersion | None = Field(description="The map in use; null where there is none.")
+    map: MapVersion | None = Field(description="The map of all cells in use; null where there is none.")
+    own: list[MapVersion] = Field(
+        description="The maps in use of single analysers' cells; none where the lab has cells of one analyser alone."
+    )
     problem: str | None = Field(description="Why the map that should be in use is not.")
     cells: int = Field(description="Cells that could lie on it.")
     placed: int = Field(description="Cells that do.")
@@ -210,7 +214,11 @@ class CellsWanted(Request):
     slides: list[Text] | None = Field(
         None, max_length=1000, description="Only cells of these slides, by their keys; see `map.facets`."
     )
-    analysers: list[Text] | None = Field(None, max_length=1000, description="Only cells of these analysers.")
+    analysers: list[Text] | None = Field(
+        None,
+        max_length=1000,
+        description="Only cells of these analysers. Of one that has a map of its own: on that map.",
+    )
     since: date | None = Field(None, description="Only pictures of this day or later, in the lab's time.")
     until: date | None = Field(None, description="Only pictures of this day or earlier, in the lab's time.")
     sources: list[LabelSource] | None = Field(None, description="Only cells whose class these gave.")
@@ -237,6 +245,9 @@ class MapNodes(Answer):
     """The map, node by node: lists of one length, row by row. Of the cells that were asked for."""
 
     map: int = Field(description="The map's number.")
+    analyser: str | None = Field(
+        description="The analyser whose cells alone lie on it; null where it is the map of all cells."
+    )
     version: str = Field(description="Stands for the map and all that lies on it: other cells, other labels, another.")
     bundle: str = Field(description="Digest of the bundle whose latents it orders.")
     rows: int = Field(description="Rows of nodes.")
@@ -310,7 +321,15 @@ _Sources = Annotated[
     Field(description="Whose labels count; by default those that a person or the analyser gave."),
 ]
 _Analysers = Annotated[
-    list[Text] | None, Field(max_length=1000, description="Only cells of these analysers; by default of all.")
+    list[Text] | None,
+    Field(
+        max_length=1000,
+        description="Only cells of these analysers; by default of all. Of one that has a map of its own: on that map.",
+    ),
+]
+_Own = Annotated[
+    Text | None,
+    Field(description="On the map of this analyser's own cells, where it has one; by default on that of all cells."),
 ]
 _Node = Annotated[int, Field(ge=0, le=1_000_000)]
 _MOST_SLIDES: Final = 500  # that are listed
@@ -328,11 +347,16 @@ def train(
         Literal["batch", "minisom"], Field(description="How it is trained: in batches, or by MiniSom's own training.")
     ] = "batch",
     full: Annotated[bool, Field(description="Start anew, not from the map in use.")] = False,
+    analyser: Annotated[
+        Text | None, Field(description="A map of this analyser's cells alone; by default that of all cells.")
+    ] = None,
 ) -> Iterator[Row]:
     """Train the map of the bundle in use now, and put it in use unless it is as large as the one in use and worse."""
     settings: dict[str, Any] = {"rows": rows, "cols": columns, "sigma": sigma, "seed": seed}
-    settings |= {"trainer": trainer, "full": full}
+    settings |= {"trainer": trainer, "full": full, "analyser": analyser}
     bundle = _bundle(context)
+    if analyser is not None and not context.lab.config.map.per_analyser:
+        raise LabrefError("labref.toml says per_analyser = false below [map]: this lab has one map, of all cells")
     if context.jobs is None:
         steps = mapping.retrain(context.store, context.lab.config.map, bundle, **settings)
         try:
@@ -378,14 +402,16 @@ def use(
 
 @operation("map.status", MapState, role=Role.VIEW)
 def status(context: Context) -> Iterator[Row]:
-    """Say which map is in use, how many cells lie on it, what goes on and what is due."""
+    """Say which maps are in use, how many cells lie on that of all cells, what goes on and what is due."""
     bundle = _bundle(context)
     maps = context.store.maps
+    own = (maps.active(bundle, analyser) for analyser in maps.own_of(bundle))
     active, cells = maps.active(bundle), maps.embedded(bundle)
     running = None if context.jobs is None else context.jobs.status()["running"]
     yield {
         "bundle": bundle,
         "map": None if active is None else _described(context, active.version),
+        "own": [_described(context, one.version) for one in own if one is not None],
         "problem": maps.problem(bundle),
         "cells": cells,
         "placed": 0 if active is None else len(active.positions),
@@ -404,9 +430,10 @@ def node(
     row: Annotated[_Node, Field(description="Row of the node, from 0.")],
     column: Annotated[_Node, Field(description="Column of the node, from 0.")],
     limit: Annotated[Limit, Field(description="At most so many cells.")] = 100,
+    analyser: _Own = None,
 ) -> Iterator[Row]:
     """List the cells on a node of the map, nearest to it first."""
-    bundle, active = _active(context)
+    bundle, active = _active(context, analyser)
     if not (0 <= row < active.version.rows and 0 <= column < active.version.columns):
         raise LabrefError(
             f"the map has no node {row} {column}; rows go from 0 to {active.version.rows - 1}, columns from 0 to "
@@ -415,7 +442,7 @@ def node(
     found = active.positions.at(row * active.version.columns + column)
     ids = [int_to_id(number) for number in found.ids[:limit].tolist()]
     paths = {cell_id: cell.path for cell_id, cell in context.store.cells(ids).items()}
-    of = {cell.cell_id: cell for cell in context.store.maps.cells(bundle, ids)}
+    of = {cell.cell_id: cell for cell in context.store.maps.cells(bundle, ids, analyser)}
     for cell_id in ids:
         if cell_id in of:
             yield _cell(of[cell_id], active) | {"path": paths[cell_id]}
@@ -428,17 +455,18 @@ def cells(
     patients: Annotated[
         list[Text] | None, Field(description="Names of folders of the export, each of one patient.")
     ] = None,
+    analyser: _Own = None,
 ) -> Iterator[Row]:
     """Say where every cell lies on the map in use. First comes a row with the map, then the cells, some thousand a
     row."""
-    bundle, active = _active(context)
+    bundle, active = _active(context, analyser)
     yield {
         "map": _described(context, active.version),
         "weights": str(context.store.maps.weights_file(active.version.number)),
     }
     of_patient = {cell: name for name in patients or [] for cell in context.store.maps.cells_of_patient(name)}
     part: list[MapCell] = []
-    for cell in context.store.maps.cells(bundle):
+    for cell in context.store.maps.cells(bundle, analyser=analyser):
         part.append(cell)
         if len(part) == _COLUMNS_AT_ONCE:
             yield _columns(context, part, of_patient)
@@ -461,7 +489,7 @@ def suspects(
     The labels that are judged are also the evidence, each only for cells of its own analyser. Labels that are no
     opinion, such as "Unidentified", are neither; see `map.unidentified`. See `labref.asking.mislabelled`.
     """
-    found = _survey(context)
+    found = _survey(context, _one_of(analysers))
     at, doubts = doubted(context.store, found, sources or GIVEN)
     for here, row in _part(context, found, at, analysers, offset, limit):
         yield row | {
@@ -484,7 +512,7 @@ def unidentified(
     """List cells whose label is no opinion, each with the class that the cells about it suggest.
 
     The clearest come first. Only the cells of its own analyser count."""
-    found = _survey(context)
+    found = _survey(context, _one_of(analysers))
     suggested = suggestions(context.store, found, sources or GIVEN)
     for here, row in _part(context, found, suggested.at, analysers, offset, limit):
         yield row | {
@@ -499,13 +527,14 @@ def picture(context: Context, *, wanted: CellsWanted) -> Iterator[Row]:
 
     It can be behind by some seconds while cells come in.
     """
-    found = _survey(context)
+    found = _survey(context, _one_of(wanted.analysers))
     chosen = wanted.chosen(context, found)
     kept = None if chosen == Chosen() else found.select(chosen)
     nodes: Nodes = found.everything if kept is None else found.by_node(kept)
     labels = found.label if kept is None else found.label[kept]
     yield {
         "map": found.active.version.number,
+        "analyser": found.active.version.analyser,
         "version": found.digest,
         "bundle": found.active.version.bundle,
         "rows": found.rows,
@@ -542,7 +571,7 @@ def region(
 
     Those of the most frequent class come first, and of each class those nearest to their node.
     """
-    found = _survey(context)
+    found = _survey(context, _one_of(wanted.analysers))
     last_row, last_column = row if last_row is None else last_row, column if last_column is None else last_column
     for begin, last, size, what in (
         (row, last_row, found.rows, "rows"),
@@ -578,14 +607,17 @@ def spot(
     context: Context,
     *,
     cell: Annotated[Text, Field(description="The cell: its id, the beginning of that, or the path of a file.")],
+    analyser: _Own = None,
 ) -> Iterator[Row]:
     """Say where a cell lies on the map in use."""
-    _, active = _active(context)
+    _, active = _active(context, analyser)
     cell_id = cell_named(context, cell)
     placed = active.positions.every()
     (at,) = np.nonzero(placed.ids == np.uint64(id_to_int(cell_id)))
     if not len(at):
-        raise LabrefError(f"cell {cell_id} has no place on the map: it has no latent for the bundle in use")
+        whose = active.version.analyser
+        why = "it has no latent for the bundle in use" if whose is None else f"that is of the cells of {whose}"
+        raise LabrefError(f"cell {cell_id} has no place on the map: {why}")
     node = int(placed.nodes[at[0]])
     row, column = divmod(node, active.version.columns)
     yield {
@@ -598,9 +630,9 @@ def spot(
 
 
 @operation("map.facets", MapFacets, single=True, role=Role.VIEW)
-def facets(context: Context) -> Iterator[Row]:
+def facets(context: Context, *, analyser: _Own = None) -> Iterator[Row]:
     """Say what the cells on the map can be told apart by: classes, slides, analysers, days, and who gave the class."""
-    found = _survey(context)
+    found = _survey(context, analyser)
     facets = found.facets
     slides = list(facets.slides.items())
     listed = [slide for slide, _ in slides[:_MOST_SLIDES]]
@@ -625,7 +657,7 @@ def facets(context: Context) -> Iterator[Row]:
 def classify(context: Context, *, sources: _Sources = None, analysers: _Analysers = None) -> Iterator[Row]:
     """Say how well a cell's neighbourhood on the map tells its label, each by the labels of its own analyser. There is
     a row for each class, the largest first, and one for all."""
-    _, active = _active(context)
+    _, active = _active(context, _one_of(analysers))
     labelled = _labelled(context, sources, analysers)
     if not labelled:
         return
@@ -651,18 +683,23 @@ def _bundle(context: Context) -> str:
     return bundle
 
 
-def _active(context: Context) -> tuple[str, ActiveMap]:
+def _one_of(analysers: list[str] | None) -> str | None:
+    """The analyser, where the cells of one are wanted: they are looked at on its own map, if it has one."""
+    return analysers[0] if analysers is not None and len(analysers) == 1 else None
+
+
+def _active(context: Context, analyser: str | None = None) -> tuple[str, ActiveMap]:
     bundle = _bundle(context)
-    active = context.store.maps.active(bundle)
+    active = context.store.maps.best(bundle, analyser)
     if active is None:
         problem = context.store.maps.problem(bundle)
         raise LabrefError(problem or "this lab has no map yet for the bundle in use; train one with `labref map train`")
     return bundle, active
 
 
-def _survey(context: Context) -> Survey:
-    bundle, _ = _active(context)
-    found = survey(context.store, bundle)
+def _survey(context: Context, analyser: str | None = None) -> Survey:
+    bundle, _ = _active(context, analyser)
+    found = survey(context.store, bundle, analyser)
     assert found is not None  # `_active` raised
     return found
 
@@ -726,7 +763,7 @@ def _labelled(context: Context, sources: list[LabelSource] | None, analysers: li
     wanted = set(map(str, sources or GIVEN))
     return [
         cell
-        for cell in context.store.maps.cells(_bundle(context))
+        for cell in context.store.maps.cells(_bundle(context), analyser=_one_of(analysers))
         if cell.label_source in wanted
         and (analysers is None or cell.analyser in analysers)
         and not is_abstention(cell.label)
@@ -777,7 +814,8 @@ def _described(context: Context, version: StoredMap) -> Row:
 
 def _said(version: StoredMap) -> str:
     if version.qe_before is None or version.te_before is None:
-        return "the first for its bundle: put in use"
+        whose = "" if version.analyser is None else f" and {version.analyser}"
+        return f"the first for its bundle{whose}: put in use"
     figures = (
         f"quantisation error {version.qe_before:.4g} → {version.qe:.4g}, topographic error {version.te_before:.4f} → "
         f"{version.te:.4f}"

@@ -156,6 +156,9 @@ class MapPlace(Answer):
     share: float | None = Field(description="Share of that class among them, weighted by nearness.")
     cells: int = Field(description="How many physical cells they are.")
     map: int = Field(description="Number of the map's version.")
+    analyser: str | None = Field(
+        description="The analyser whose cells alone lie on that map; null where it is the map of all cells."
+    )
 
 
 class SharedReply(Answer):

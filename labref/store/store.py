@@ -357,7 +357,7 @@ class Store:
                     at=rows.now(),
                     numbers=sequence.begin(cursor),
                 )
-            placed = self._place(plan.embedded, bundle)
+            placed = self._place(plan.embedded, [cell.analyser for cell in plan.embedded], bundle)
             with self._transaction() as connection:
                 write(connection, plan, table, space)
                 self.maps.write(connection, placed)
@@ -400,7 +400,7 @@ class Store:
             if unknown := [cell_id for cell_id in ids if cell_id not in stored]:
                 raise StoreError(f"{self.path} has no cell {unknown[0]} to embed")
             fresh = [cell for cell in cells if cell.cell_id not in there]
-            placed = self._place(fresh, bundle)
+            placed = self._place(fresh, [stored[cell.cell_id].analyser for cell in fresh], bundle)
             with self._transaction() as connection:
                 failpoint("embed.write")
                 write_embeddings(connection, fresh, table, space)
@@ -628,12 +628,14 @@ class Store:
         with self._reading(into=target) as cursor:
             return upkeep.copy_database(cursor, target)
 
-    def _place(self, cells: Sequence[NewCell | CellEmbedding], bundle: str) -> tuple[int, Placed] | None:
-        """Where cells lie on the map in use in the space of a bundle."""
-        if not cells or self.maps.active(bundle) is None:
-            return None
+    def _place(
+        self, cells: Sequence[NewCell | CellEmbedding], analysers: Sequence[str | None], bundle: str
+    ) -> list[tuple[int, Placed]]:
+        """Where cells of these analysers lie on the maps in use in the space of a bundle."""
+        if not cells or not self.maps.in_space(bundle):
+            return []
         ids = np.array([id_to_int(cell.cell_id) for cell in cells], np.uint64)
-        return self.maps.place(bundle, ids, np.stack([cell.latent for cell in cells]))
+        return self.maps.place(bundle, ids, np.stack([cell.latent for cell in cells]), analysers)
 
     def _unless_removed(self, item: NewCell | SeenAgain | Rejected) -> NewCell | SeenAgain | Rejected:
         """What retention removed is not taken in again, under whatever name it comes."""
@@ -1165,6 +1167,8 @@ class Store:
         try:
             yield cursor
         except duckdb.Error as error:
+            if self._closed:  # while it read
+                raise StoreError(f"{self.path} is closed; open it again before asking it.") from error
             self._broken |= isinstance(error, duckdb.FatalException)
             if into is not None:
                 raise StoreError(

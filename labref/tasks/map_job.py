@@ -1,4 +1,4 @@
-"""The agent's jobs for the map: training where it is due, and placing stored cells that have no place on it yet."""
+"""The agent's jobs for the maps: training where it is due, and placing stored cells that have no place on them yet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Running
-from labref.tasks.mapping import due, retrain
+from labref.tasks.mapping import due, due_own, retrain
 
 __all__ = ["NAME", "keep_map", "map_job"]
 
@@ -42,9 +42,10 @@ def keep_map(context: Context) -> Job | None:
         return None
     if context.jobs.failed_within(NAME, _AFTER_FAILURE):
         return None  # the cause, such as a full disk, is probably still there
-    if due(context.store, context.lab.config.map, bundle) is not None:
+    store, config = context.store, context.lab.config.map
+    if due(store, config, bundle) is not None:
         return map_job(context)
-    active = context.store.maps.active(bundle)
-    if active is not None and len(active.positions) < context.store.maps.embedded(bundle):
-        return Job(f"{NAME} places", lambda _: context.store.maps.catch_up(bundle))
-    return None
+    if store.maps.lacks_places(bundle):
+        return Job(f"{NAME} places", lambda _: store.maps.catch_up(bundle))
+    analyser = due_own(store, config, bundle)
+    return None if analyser is None else map_job(context, analyser=analyser)

@@ -1,10 +1,13 @@
-"""When the lab's map is trained again, on which cells, and whether the result is put in use."""
+"""When the lab's maps are trained again, on which cells, and whether the result is put in use.
+
+There is one map of all cells. Where cells of several analysers are in the lab, each analyser with enough of them gets a
+map of its own as well."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,10 +21,25 @@ from labref.errors import LabrefError, StoreError
 from labref.som.child_process import MAP_FILE, Task, train_apart
 from labref.store import Placed, Store, StoredMap
 
-__all__ = ["FEWEST", "QE_TOLERANCE", "SAMPLE", "TE_TOLERANCE", "TRAINED_MOST", "due", "retrain", "size"]
+__all__ = [
+    "FEWEST",
+    "FEWEST_OWN",
+    "QE_TOLERANCE",
+    "SAMPLE",
+    "TE_TOLERANCE",
+    "TRAINED_MOST",
+    "due",
+    "due_own",
+    "retrain",
+    "size",
+]
 
 FEWEST: Final = 64
 """The fewest cells that a map is trained on."""
+FEWEST_OWN: Final = 200
+"""The fewest cells of an analyser that gets a map of its own."""
+_MOST_OWN: Final = 16
+"""So many analysers get a map of their own at most, those with the most cells: names can be wrong by the hundred."""
 SAMPLE: Final = 2000
 """Number of cells that two maps are compared on: the cells with the smallest ids. Ids are digests, so the choice is
 random, and only new cells change it."""
@@ -39,28 +57,52 @@ _REST: Final = 10  # pause after a training, in durations of that training: trai
 _TEMPORARY: Final = ".training-"
 
 
-def due(store: Store, config: MapConfig, bundle: str, *, at: datetime | None = None) -> str | None:
+def due(
+    store: Store, config: MapConfig, bundle: str, analyser: str | None = None, *, at: datetime | None = None
+) -> str | None:
     """Why the map of a bundle's latent space is due for training, in a few words; None where it is not due.
 
-    at : the time to judge at, with a time zone; by default now. Takes milliseconds.
+    analyser : whose cells' own map; None: the map of all cells.  at : the time to judge at, with a time zone; by
+    default now. Takes milliseconds.
     """
     if not config.enabled:
         return None
-    cells = store.maps.embedded(bundle)
-    if cells < FEWEST:
+    cells = store.maps.embedded(bundle, analyser)
+    if cells < (FEWEST if analyser is None else FEWEST_OWN):
         return None
-    versions = [version for version in store.maps.every() if version.bundle == bundle]
-    if store.maps.active(bundle) is None:
+    of_bundle = [version for version in store.maps.every() if version.bundle == bundle]
+    versions = [version for version in of_bundle if version.analyser == analyser]
+    now = at or datetime.now(UTC)
+    if store.maps.active(bundle, analyser) is None:
+        if analyser is not None and _rests(of_bundle, now):
+            return None
         return "the weights of the map are missing" if versions else "there is no map for this bundle yet"
     last = versions[-1]
-    age = abs((at or datetime.now(UTC)) - last.trained_at)  # the clock may have been ahead
-    if age < timedelta(seconds=_REST * last.seconds):
+    if _rests(of_bundle, now):
         return None
     if cells >= last.cells * (1 + config.retrain_growth):
         return f"the store grew from {last.cells} to {cells} cells"
-    if cells > last.cells and age >= timedelta(hours=config.retrain_hours):
+    # the clock may have been ahead
+    if cells > last.cells and abs(now - last.trained_at) >= timedelta(hours=config.retrain_hours):
         return "there are new cells, and the map is old"
     return None
+
+
+def due_own(store: Store, config: MapConfig, bundle: str) -> str | None:
+    """The analyser whose own map is due for training; None where none is. A lab with cells of one analyser alone has
+    no such maps: they would be the map of all cells."""
+    if not (config.enabled and config.per_analyser):
+        return None
+    cells = store.maps.analysers(bundle)
+    if len(cells) < 2:
+        return None
+    named = sorted(((-n, name) for name, n in cells.items() if name is not None and n >= FEWEST_OWN))[:_MOST_OWN]
+    return next((name for _, name in named if due(store, config, bundle, name) is not None), None)
+
+
+def _rests(versions: Sequence[StoredMap], at: datetime) -> bool:
+    """Whether the last training, of whichever map, was so lately that none is begun."""
+    return bool(versions) and abs(at - versions[-1].trained_at) < timedelta(seconds=_REST * versions[-1].seconds)
 
 
 def size(cells: int, before: StoredMap | None, most: int) -> tuple[int, int]:
@@ -81,6 +123,7 @@ def retrain(
     config: MapConfig,
     bundle: str,
     *,
+    analyser: str | None = None,
     rows: int | None = None,
     cols: int | None = None,
     sigma: float | None = None,
@@ -93,11 +136,12 @@ def retrain(
     Yields (done, total, text), and returns the new version. Where the generator is closed before its end, or the
     process is killed, the map in use stays in use.
 
-    rows, cols : by default chosen by `size`.  sigma : radius at the start, in nodes.  seed : by default the seed of the
-    map in use.  trainer : "batch" or "minisom", see `labref.som.train`.  full : train from the start; else training
+    analyser : the map of this one's cells alone; None: that of all cells.  rows, cols : by default chosen by `size`.
+    sigma : radius at the start, in nodes.  seed : by default the seed of the map in use.  trainer : "batch" or
+    "minisom", see `labref.som.train`.  full : train from the start; else training
     continues from the map in use. Raises `LabrefError` where there are too few cells, or training fails.
     """
-    active = store.maps.active(bundle)
+    active = store.maps.active(bundle, analyser)
     before = None if active is None else active.version
     folder = store.maps.folder
     try:
@@ -110,10 +154,11 @@ def retrain(
             f"a map cannot be trained in {folder}: {error.strerror or error}. Look at its rights and the disk."
         ) from error
     try:
-        parts = list(store.maps.latents(bundle))
+        parts = list(store.maps.latents(bundle, analyser=analyser))
         cells = sum(len(ids) for ids, _ in parts)
         if cells < FEWEST:
-            raise LabrefError(f"a map needs at least {FEWEST} cells, and the lab has {cells}; take in more first")
+            whose = "the lab" if analyser is None else f"the analyser {analyser!r}"
+            raise LabrefError(f"a map needs at least {FEWEST} cells, and {whose} has {cells}; take in more first")
         ids = np.concatenate([ids for ids, _ in parts])
         latents = np.concatenate([latents for _, latents in parts])
         parts.clear()
@@ -163,6 +208,7 @@ def retrain(
             verdict=verdict,
             seconds=round(result.seconds, 3),
             trained_at=datetime.now(UTC),
+            analyser=analyser,
         )
         save = partial(som.save, som.load(temporary / MAP_FILE))
         yield cells, cells, "writing the map"

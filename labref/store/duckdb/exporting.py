@@ -63,7 +63,7 @@ class Export:
         space, bundle = bundles.space(cursor, active)
         on_map = cursor.execute(
             "SELECT map.number, columns FROM map_activation JOIN map ON map.number = map_activation.map "
-            "WHERE bundle = ? ORDER BY map_activation.number DESC LIMIT 1",
+            "WHERE bundle = ? AND map.analyser IS NULL ORDER BY map_activation.number DESC LIMIT 1",
             [active],
         ).fetchone()
         number, columns = on_map or (-1, 1)

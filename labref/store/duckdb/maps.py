@@ -1,9 +1,12 @@
-"""The maps of a lab: every version with how good it is, which one is in use in each latent space, and where cells lie
-on it.
+"""The maps of a lab: every version with how good it is, which are in use in each latent space, and where cells lie on
+them.
 
-Tables: `map` (a row a version), `map_activation` (the last row of a latent space names the map in use there),
-`map_position` (where each cell lies on the maps in use). Weights: LAB/maps/<number>.npz, written and read by what the
-store is handed; whole before the row that names them is there.
+In each latent space one map is of all cells. Where the lab has several analysers, there can be one for each as well, of
+its cells alone: cells of two microscopes lie apart on a map, and each then has a part of it only.
+
+Tables: `map` (a row a version), `map_activation` (its last row of a latent space and an analyser, or none, names the
+map in use there), `map_position` (where each cell lies on the maps in use). Weights: LAB/maps/<number>.npz, written and
+read by what the store is handed; whole before the row that names them is there.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +31,7 @@ from labref.store.duckdb.rows import now
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.memory.books import int_to_id
 from labref.store.memory.positions import OpenPlacer, Placed, Placer, Positions
-from labref.store.text import from_column, from_nullable, to_column
+from labref.store.text import from_column, from_nullable, to_column, to_nullable
 
 __all__ = ["KEPT_WEIGHTS", "ActiveMap", "MapCell", "Maps", "StoredMap", "Verdict"]
 
@@ -39,9 +42,10 @@ _PLACE_ROWS: Final = (
 )
 _COLUMNS: Final = (
     "number, bundle, rows, columns, sigma, seed, trainer, started_from, cells, qe, te, qe_before, te_before, moved_far, "
-    "verdict, seconds, trained_at"
+    "verdict, seconds, trained_at, analyser"
 )
 
+_Space = tuple[str, str | None]  # a bundle's digest, and whose cells alone
 Verdict = str
 """Of a version: "first" (there was none to compare with), "better" (no worse: taken into use), "worse" (kept, not used)
 or "resized" (the one before has another size, so their errors cannot be compared: taken into use)."""
@@ -51,7 +55,8 @@ or "resized" (the one before has another size, so their errors cannot be compare
 class StoredMap:
     """One version.
 
-    bundle : digest of the bundle whose latents it orders.  sigma : final radius, nodes.  started_from : the version
+    bundle : digest of the bundle whose latents it orders.  analyser : whose cells alone it is of; None for a map of all
+    cells.  sigma : final radius, nodes.  started_from : the version
     whose weights it
     went on from, None for a training from the start.  cells : how many it was trained on.  qe, te : quantisation error
     (mean Euclidean distance to the best node) and topographic error, on the sample; qe_before, te_before: of the
@@ -77,6 +82,7 @@ class StoredMap:
     verdict: Verdict
     seconds: float
     trained_at: datetime
+    analyser: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,11 @@ class Maps(Tables):
         """access : the store's.  folder : of the weights.  open_placer : reads weights; without it no map is in use."""
         super().__init__(access)
         self.folder, self._open_placer = folder, open_placer
-        self._loaded: dict[str, ActiveMap | None] = {}
-        self._problems: dict[str, str] = {}
+        self.own = True
+        """Whether maps of one analyser's cells are used, where there are such; a setting of the lab."""
+        self._loaded: dict[_Space, ActiveMap | None] = {}
+        self._problems: dict[_Space, str] = {}
+        self._own: dict[str, tuple[str, ...]] = {}
         self._changing = threading.Lock()  # one version at a time is written and put in use
 
     # what there is
@@ -128,29 +137,62 @@ class Maps(Tables):
             return [_version(*row) for row in cursor.execute(f"SELECT {_COLUMNS} FROM map ORDER BY number").fetchall()]
 
     def in_use(self) -> set[int]:
-        """The versions in use, one in each latent space that has one."""
+        """The versions in use: in each latent space one of all cells, and those of single analysers."""
         with self._reading() as cursor:
             return _in_use(cursor)
 
-    def active(self, bundle: str) -> ActiveMap | None:
-        """The map in use in the latent space of a bundle, or None. Microseconds but for the first time, which reads
-        it."""
-        if bundle in self._loaded:
-            return self._loaded[bundle]
+    def active(self, bundle: str, analyser: str | None = None) -> ActiveMap | None:
+        """The map in use in the latent space of a bundle, or None. Microseconds but for the first time, which reads it.
+
+        analyser : the map of this one's cells alone; None: that of all cells.
+        """
+        space = bundle, analyser
+        if analyser is not None and not self.own:
+            return None
+        if space in self._loaded:
+            return self._loaded[space]
         with self._quiet():
-            if bundle not in self._loaded:
-                self._loaded[bundle] = self._load(bundle)
-            return self._loaded[bundle]
+            if space not in self._loaded:
+                self._loaded[space] = self._load(space)
+            return self._loaded[space]
 
-    def problem(self, bundle: str) -> str | None:
+    def own_of(self, bundle: str) -> tuple[str, ...]:
+        """The analysers that have a map of their own in the latent space of a bundle, sorted. Microseconds but for the
+        first time."""
+        if not self.own:
+            return ()
+        found = self._own.get(bundle)
+        if found is None:
+            with self._quiet(), self._reading() as cursor:
+                rows = cursor.execute(
+                    "SELECT DISTINCT m.analyser FROM map_activation a JOIN map m ON a.map = m.number "
+                    "WHERE m.bundle = ? AND m.analyser IS NOT NULL",
+                    [bundle],
+                ).fetchall()
+                found = self._own[bundle] = tuple(sorted(from_column(name) for (name,) in rows))
+        return found
+
+    def in_space(self, bundle: str) -> list[ActiveMap]:
+        """All maps in use in a latent space: that of all cells first."""
+        found = (self.active(bundle, analyser) for analyser in (None, *self.own_of(bundle)))
+        return [active for active in found if active is not None]
+
+    def best(self, bundle: str, analyser: str | None) -> ActiveMap | None:
+        """The map on which cells of an analyser are looked at: its own where it has one, else that of all cells."""
+        own = None if analyser is None else self.active(bundle, analyser)
+        return self.active(bundle) if own is None else own
+
+    def problem(self, bundle: str, analyser: str | None = None) -> str | None:
         """Why a map that should be in use is not: its weights are missing or damaged."""
-        self.active(bundle)
-        return self._problems.get(bundle)
+        self.active(bundle, analyser)
+        return self._problems.get((bundle, analyser))
 
-    def cells(self, bundle: str, ids: Sequence[str] | None = None) -> Iterator[MapCell]:
-        """The cells on the map in use, with what they carry: all in the order they came, or those with these
-        ids."""
-        active = self.active(bundle)
+    def cells(self, bundle: str, ids: Sequence[str] | None = None, analyser: str | None = None) -> Iterator[MapCell]:
+        """The cells on the map in use, with what they carry: all in the order they came, or those with these ids.
+
+        analyser : those on the map of this one's own, where it has one.
+        """
+        active = self.best(bundle, analyser)
         if active is None:
             return
         number, nodes = active.version.number, active.version.rows * active.version.columns
@@ -188,58 +230,98 @@ class Maps(Tables):
             ).fetchall()
         return {str(cell_id) for (cell_id,) in found}
 
-    def embedded(self, bundle: str) -> int:
-        """How many cells have a latent in the space of a bundle. A millisecond."""
+    def embedded(self, bundle: str, analyser: str | None = None) -> int:
+        """How many cells have a latent in the space of a bundle; of one analyser, if one is named. A millisecond."""
         with self._reading() as cursor:
             table, _ = bundles.space(cursor, bundle)
-            row = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
+            of_one, values = _of_analyser(table, analyser)
+            row = cursor.execute(f"SELECT count(*) FROM {of_one}", values).fetchone()
         return int(row[0]) if row else 0
 
-    def latents(self, bundle: str, rows: int = _PLACE_ROWS) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
+    def analysers(self, bundle: str) -> dict[str | None, int]:
+        """How many cells each analyser has in the space of a bundle; None for cells of which none is known. Some ten
+        milliseconds for a million cells."""
+        with self._reading() as cursor:
+            table, _ = bundles.space(cursor, bundle)
+            found = cursor.execute(
+                f"SELECT c.analyser, count(*) FROM cell c SEMI JOIN {table} e USING (cell_id) GROUP BY c.analyser"
+            ).fetchall()
+        return {from_nullable(name): int(cells) for name, cells in found}
+
+    def latents(
+        self, bundle: str, rows: int = _PLACE_ROWS, analyser: str | None = None
+    ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.float32]]]:
         """Ids uint64[n] and latents float32[n, L] of all cells of a latent space, n at most `rows`, in the order they
-        came."""
+        came; of one analyser, if one is named."""
         with self._reading() as cursor:
             table, space = bundles.space(cursor, bundle)
-            yield from scan.blocks(cursor, table, space.latent_size, rows)
+            theirs = None
+            if analyser is not None:
+                of_one, values = _of_analyser(table, analyser)
+                found = cursor.execute(f"SELECT ('0x' || cell_id)::UBIGINT AS id FROM {of_one}", values).fetchnumpy()
+                theirs = np.asarray(found["id"], np.uint64)
+            for ids, latents in scan.blocks(cursor, table, space.latent_size, rows):
+                if theirs is None:
+                    yield ids, latents
+                elif (kept := np.isin(ids, theirs)).any():
+                    yield ids[kept], latents[kept]
 
     # new cells
 
-    def place(self, bundle: str, ids: NDArray[np.uint64], latents: NDArray[np.float32]) -> tuple[int, Placed] | None:
-        """Where new cells lie: the version and the places, for `write` and `remember`; None while there is no map."""
-        active = self.active(bundle) if len(ids) else None
-        if active is None:
-            return None
-        return active.version.number, Placed(ids, *active.placer.place(latents))
+    def place(
+        self, bundle: str, ids: NDArray[np.uint64], latents: NDArray[np.float32], analysers: Sequence[str | None]
+    ) -> list[tuple[int, Placed]]:
+        """Where new cells lie on the maps in use, for `write` and `remember`: the versions and the places; none while
+        there is no map. analysers : of each cell."""
+        found: list[tuple[int, Placed]] = []
+        for active in self.in_space(bundle) if len(ids) else ():
+            of_one = active.version.analyser
+            kept = np.array([of_one is None or name == of_one for name in analysers], np.bool_)
+            if kept.any():
+                found.append((active.version.number, Placed(ids[kept], *active.placer.place(latents[kept]))))
+        return found
 
-    def write(self, connection: duckdb.DuckDBPyConnection, placed: tuple[int, Placed] | None) -> None:
+    def write(self, connection: duckdb.DuckDBPyConnection, placed: Sequence[tuple[int, Placed]]) -> None:
         """Write places, in the caller's transaction."""
-        if placed is not None and len(placed[1]):
+        if placed:
             failpoint("map.place")
-            _insert(connection, *placed)
+        for number, cells in placed:
+            _insert(connection, number, cells)
 
-    def remember(self, bundle: str, placed: tuple[int, Placed] | None) -> None:
+    def remember(self, bundle: str, placed: Sequence[tuple[int, Placed]]) -> None:
         """Show places that are written to those who look."""
-        active = self._loaded.get(bundle)
-        if placed is not None and active is not None:
-            assert active.version.number == placed[0]
-            active.positions.add(placed[1])
+        for number, cells in placed:
+            for space, active in self._loaded.items():
+                if active is not None and space[0] == bundle and active.version.number == number:
+                    active.positions.add(cells)
 
     def place_again(self, bundle: str, ids: Sequence[str]) -> None:
-        """Place cells anew on the map in use, wherever they lie now; those that lie nowhere as well."""
-        active = self.active(bundle)
-        if active is not None:
+        """Place cells anew on the maps in use, wherever they lie now; those that lie nowhere as well."""
+        numbers = [active.version.number for active in self.in_space(bundle)]
+        if numbers:
             with self._quiet():
                 with self._transaction() as connection:
                     connection.execute(
-                        "DELETE FROM map_position WHERE map = ? AND cell_id IN (SELECT unnest(?::VARCHAR[]))",
-                        [active.version.number, list(ids)],
+                        "DELETE FROM map_position WHERE map IN (SELECT unnest(?::INTEGER[])) "
+                        "AND cell_id IN (SELECT unnest(?::VARCHAR[]))",
+                        [numbers, list(ids)],
                     )
                 self.drop_cached()
             self.catch_up(bundle)
 
+    def lacks_places(self, bundle: str) -> bool:
+        """Whether cells of a latent space lie nowhere on a map in use. Milliseconds."""
+        return any(
+            len(active.positions) < self.embedded(bundle, active.version.analyser) for active in self.in_space(bundle)
+        )
+
     def catch_up(self, bundle: str) -> None:
-        """Place the cells of a latent space that lie nowhere on its map yet."""
-        active = self.active(bundle)
+        """Place the cells of a latent space that lie nowhere on its maps yet."""
+        for analyser in (None, *self.own_of(bundle)):
+            self._catch_up((bundle, analyser))
+
+    def _catch_up(self, space: _Space) -> None:
+        active = self.active(*space)
         if active is not None:  # a place that the map does not have is none
             with self._transaction() as connection:
                 connection.execute(
@@ -248,15 +330,15 @@ class Maps(Tables):
                 )
         while active is not None:
             with self._quiet():
-                active = self._loaded.get(bundle)
+                active = self._loaded.get(space)
                 if active is None:
                     break
                 with self._transaction() as connection:
-                    missing = _missing(connection, bundle, active.version.number, _PLACE_ROWS)
+                    missing = _missing(connection, active.version, _PLACE_ROWS)
                     if missing is None:
                         break
                     placed = Placed(missing[0], *active.placer.place(missing[1]))
-                    self.write(connection, (active.version.number, placed))
+                    self.write(connection, [(active.version.number, placed)])
                 active.positions.add(placed)
 
     # a new version
@@ -302,10 +384,11 @@ class Maps(Tables):
                     f"the weights of map {number} are gone: those of the {KEPT_WEIGHTS} newest are kept. Train another with "
                     "`labref map train`."
                 )
-            active = self.active(version.bundle)
+            active = self.active(version.bundle, version.analyser)
             if active is None or active.version.number != number:
                 placer = self._placer(number)
-                parts = (Placed(ids, *placer.place(latents)) for ids, latents in self.latents(version.bundle))
+                cells = self.latents(version.bundle, analyser=version.analyser)
+                parts = (Placed(ids, *placer.place(latents)) for ids, latents in cells)
                 self._use(version, parts, lambda connection: None)
         return version
 
@@ -314,14 +397,16 @@ class Maps(Tables):
     def drop_cached(self) -> None:
         """Read everything anew when it is next asked for."""
         self._loaded.clear()
+        self._own.clear()
 
-    def _load(self, bundle: str) -> ActiveMap | None:
-        self._problems.pop(bundle, None)
+    def _load(self, space: _Space) -> ActiveMap | None:
+        bundle, analyser = space
+        self._problems.pop(space, None)
         with self._reading() as cursor:
             row = cursor.execute(
                 f"SELECT {_COLUMNS} FROM map WHERE number = (SELECT a.map FROM map_activation a JOIN map m ON a.map = m.number "
-                "WHERE m.bundle = ? ORDER BY a.number DESC LIMIT 1)",
-                [bundle],
+                "WHERE m.bundle = ? AND m.analyser IS NOT DISTINCT FROM ? ORDER BY a.number DESC LIMIT 1)",
+                [bundle, to_nullable(analyser)],
             ).fetchone()
             if row is None:
                 return None
@@ -331,13 +416,14 @@ class Maps(Tables):
                 if (placer.rows, placer.cols) != (version.rows, version.columns):
                     raise LabrefError(f"the weights of map {version.number} are those of another map")
             except LabrefError as error:
-                self._problems[bundle] = str(error)
+                self._problems[space] = str(error)
                 return None
             table, _ = bundles.space(cursor, bundle)
+            of_one, values = _of_analyser(table, analyser)
             found = cursor.execute(
                 "SELECT ('0x' || p.cell_id)::UBIGINT AS id, p.node, p.quantization_error FROM map_position p "
-                f"SEMI JOIN {table} e USING (cell_id) WHERE p.map = ? AND p.node >= 0 AND p.node < ?",
-                [version.number, version.rows * version.columns],
+                f"SEMI JOIN (SELECT cell_id FROM {of_one}) USING (cell_id) WHERE p.map = ? AND p.node >= 0 AND p.node < ?",
+                [*values, version.number, version.rows * version.columns],
             ).fetchnumpy()
         cells = Placed(
             np.asarray(found["id"], np.uint64),
@@ -383,7 +469,7 @@ class Maps(Tables):
             placed.append(part)
         with self._quiet():
             with self._transaction() as connection:
-                while (missing := _missing(connection, version.bundle, version.number, _PLACE_ROWS)) is not None:
+                while (missing := _missing(connection, version, _PLACE_ROWS)) is not None:
                     placed.append(Placed(missing[0], *placer.place(missing[1])))
                     _insert(connection, version.number, placed[-1])
                 first(connection)
@@ -393,8 +479,10 @@ class Maps(Tables):
                 )
                 failpoint("map.switch")
             positions = Positions(version.rows, version.columns, Placed.joined(placed))
-            self._problems.pop(version.bundle, None)
-            self._loaded[version.bundle] = ActiveMap(version, placer, positions)
+            space = version.bundle, version.analyser
+            self._problems.pop(space, None)
+            self._loaded[space] = ActiveMap(version, placer, positions)
+            self._own.pop(version.bundle, None)
         failpoint("map.switched", may_fail=False)
         self.prune()
 
@@ -405,8 +493,12 @@ class Maps(Tables):
             connection.execute(
                 "DELETE FROM map_position WHERE map NOT IN (SELECT unnest(?::INTEGER[]))", [sorted(used)]
             )
-            numbers = [number for (number,) in connection.execute("SELECT number FROM map ORDER BY number").fetchall()]
-        kept = used | set(numbers[-KEPT_WEIGHTS:])
+            versions = connection.execute("SELECT number, analyser FROM map ORDER BY number").fetchall()
+        numbers = [number for number, _ in versions]
+        alike: dict[str | None, list[int]] = {}
+        for number, analyser in versions:
+            alike.setdefault(analyser, []).append(number)
+        kept = used.union(*(of_one[-KEPT_WEIGHTS:] for of_one in alike.values()))
         for number in numbers:
             if number not in kept:
                 failpoint("map.prune", may_fail=False)
@@ -421,15 +513,23 @@ def _insert(connection: duckdb.DuckDBPyConnection, number: int, placed: Placed) 
     )
 
 
+def _of_analyser(table: str, analyser: str | None) -> tuple[str, list[str | None]]:
+    """What follows FROM for the latents of one analyser's cells, or of all where it is None, and its values."""
+    if analyser is None:
+        return f"{table} e", []
+    return f"{table} e JOIN (SELECT cell_id FROM cell WHERE analyser = ?) USING (cell_id)", [to_column(analyser)]
+
+
 def _missing(
-    connection: duckdb.DuckDBPyConnection, bundle: str, number: int, most: int
+    connection: duckdb.DuckDBPyConnection, version: StoredMap, most: int
 ) -> tuple[NDArray[np.uint64], NDArray[np.float32]] | None:
     """Ids and latents of cells that do not lie on a map yet, at most so many; None where all do."""
-    table, space = bundles.space(connection, bundle)
+    table, space = bundles.space(connection, version.bundle)
+    of_one, values = _of_analyser(table, version.analyser)
     found = connection.execute(
-        f"SELECT ('0x' || e.cell_id)::UBIGINT AS id, e.latent FROM {table} e ANTI JOIN "
-        f"(SELECT cell_id FROM map_position WHERE map = ?) p USING (cell_id) LIMIT {most:d}",
-        [number],
+        f"SELECT ('0x' || e.cell_id)::UBIGINT AS id, e.latent FROM {of_one} ANTI JOIN "
+        f"(SELECT cell_id FROM map_position WHERE map = ?) p ON p.cell_id = e.cell_id LIMIT {most:d}",
+        [*values, version.number],
     ).fetchall()
     if not found:
         return None
@@ -438,19 +538,25 @@ def _missing(
 
 
 def _add(connection: duckdb.DuckDBPyConnection, version: StoredMap) -> None:
-    values: list[Any] = [getattr(version, name) for name in _COLUMNS.split(", ")]
-    values[-1] = version.trained_at.astimezone(UTC).replace(tzinfo=None)
+    of_version = asdict(version) | {
+        "trained_at": version.trained_at.astimezone(UTC).replace(tzinfo=None),
+        "analyser": to_nullable(version.analyser),
+    }
+    values = [of_version[name] for name in _COLUMNS.split(", ")]
     failpoint("map.row")
     connection.execute(f"INSERT INTO map ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)
 
 
 def _in_use(connection: duckdb.DuckDBPyConnection) -> set[int]:
     found = connection.execute(
-        "SELECT arg_max(a.map, a.number) FROM map_activation a JOIN map m ON a.map = m.number GROUP BY m.bundle"
+        "SELECT arg_max(a.map, a.number) FROM map_activation a JOIN map m ON a.map = m.number GROUP BY m.bundle, m.analyser"
     ).fetchall()
     return {int(number) for (number,) in found}
 
 
 def _version(*row: Any) -> StoredMap:
     values = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    return StoredMap(**values | {"trained_at": values["trained_at"].replace(tzinfo=UTC)})
+    return StoredMap(
+        **values
+        | {"trained_at": values["trained_at"].replace(tzinfo=UTC), "analyser": from_nullable(values["analyser"])}
+    )

@@ -590,3 +590,8 @@ def _outbox(connection: duckdb.DuckDBPyConnection) -> None:
             noted_at TIMESTAMP NOT NULL
         )""")
     connection.execute("CREATE TABLE publication AS SELECT false AS is_on, 0::BIGINT AS sent")
+
+
+@migration(28, "maps of one analyser's cells")
+def _own_maps(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("ALTER TABLE map ADD COLUMN analyser VARCHAR")

@@ -17,6 +17,7 @@ from labref.errors import LabrefError, UnreadableImageError
 from labref.lab.pictures import View
 from labref.progress import Row
 from labref.web.pages import Visit, page
+from labref.web.pages.map import key_of
 
 _VIEWS: Final[tuple[View, ...]] = ("cell", "normalised", "nucleus")
 _BY: Final = ("latent", "map")
@@ -62,6 +63,9 @@ def ask(visit: Visit) -> Response:
 
 def _show(visit: Visit, shown: Row, chosen: Mapping[str, str], sources: Mapping[str, str]) -> Response:
     classes = list(visit.ask("classes.list"))
+    place = shown["map"]
+    own_map = None if place is None or place["analyser"] is None else key_of(place["analyser"])
+    on_map = {name: value for name, value in (("cell", shown["cell_id"]), ("analyser", own_map)) if value}
     return visit.show(
         "cell.html",
         shown=shown,
@@ -74,6 +78,8 @@ def _show(visit: Visit, shown: Row, chosen: Mapping[str, str], sources: Mapping[
         tiles=_tiles(shown["references"]),
         address=lambda **other: "?" + urlencode({**chosen, **other}),
         three=_three,
+        own_map=own_map,
+        map_query="?" + urlencode(on_map) if on_map else "",
         shares=visit.pictures.shares,
         thumbnail=lambda one: "/shared/picture?" + urlencode({"lab": one["lab"], "cell": one["cell_id"]}),
     )

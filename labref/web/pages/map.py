@@ -25,6 +25,7 @@ from labref.errors import LabrefError, UnreadableImageError
 from labref.lab.kept import Kept
 from labref.pictures.colours import colour_of
 from labref.pictures.tiles import NODE, TILE, Kind, Terrain, draw_picture, draw_tile, levels, side_in_picture, size
+from labref.progress import Row
 from labref.web.pages import Visit, page, page_number, whole_number
 
 _SOURCES: Final = ("reviewed", "analyser", "predicted")
@@ -134,7 +135,7 @@ class Layer:
         if self.slide:
             asked["slides"] = [self.slide, *([self.against] if self.against else [])]
         if self.analysers:
-            names = {_key(name): name for name in visit.one("map.facets")["analysers"]}
+            names = {key_of(name): name for name in visit.one("map.facets")["analysers"]}
             asked["analysers"] = [names[key] for key in self.analysers if key in names]
         asked |= {name: day.isoformat() for name, day in (("since", self.since), ("until", self.until)) if day}
         return asked | ({"sources": list(self.sources)} if self.sources else {})
@@ -147,15 +148,19 @@ def _day(text: str) -> date | None:
         return None
 
 
-def _key(analyser: str) -> str:
+def key_of(analyser: str) -> str:
+    """What stands for an analyser in addresses."""
     return sha256(b"analyser:" + analyser.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """What the tiles of one layer are drawn from. version : of `map.picture`.  cell_id : of each node, row by row."""
+    """What the tiles of one layer are drawn from. map, version, analyser : of `map.picture`.  cell_id : of each node,
+    row by row."""
 
+    map: int
     version: str
+    analyser: str | None
     terrain: Terrain
     cell_id: list[str | None]
     by_class: list[int]
@@ -212,7 +217,16 @@ def _read(visit: Visit, layer: Layer) -> _Drawn:
         pale=layer.doubtful,
         whole=not asked,
     )
-    return _Drawn(row["version"], terrain, row["cell_id"], row["by_class"], row["chosen"], row["placed"])
+    return _Drawn(
+        row["map"],
+        row["version"],
+        row["analyser"],
+        terrain,
+        row["cell_id"],
+        row["by_class"],
+        row["chosen"],
+        row["placed"],
+    )
 
 
 def _cell_picture(visit: Visit, of: _Drawn) -> Callable[[int, int], Image.Image | None]:
@@ -274,7 +288,10 @@ def map_(visit: Visit) -> Response:
     status = visit.one("map.status")
     if status["map"] is None:
         return visit.show("map-none.html", state=status)
-    layer, facets = Layer.of_query(visit), visit.one("map.facets")
+    layer, every = Layer.of_query(visit), visit.one("map.facets")
+    analysers = [{"name": name, "key": key_of(name), "cells": cells} for name, cells in every["analysers"].items()]
+    one = next((one["name"] for one in analysers if layer.analysers == (one["key"],)), None)
+    facets = every if one is None else visit.one("map.facets", analyser=one)
     drawn = _terrain(visit, facets["version"], layer)
     terrain, cell = drawn.terrain, visit.query.get("cell")
     side = side_in_picture(terrain, _PICTURE)
@@ -292,22 +309,45 @@ def map_(visit: Visit) -> Response:
             if label in known
         ],
         facets=facets,
-        analysers=[{"name": name, "key": _key(name), "cells": cells} for name, cells in facets["analysers"].items()],
-        spot=visit.one("map.spot", cell=cell) if cell else None,
-        suspects=[one | {"class": known.get(one["label"])} for one in visit.ask("map.suspects", limit=_SUSPECTS)],
+        analysers=analysers,
+        own=key_of(drawn.analyser) if drawn.analyser is not None else None,
+        spot=_spot(visit, cell, one) if cell else None,
+        suspects=[
+            row | {"class": known.get(row["label"])}
+            for row in visit.ask("map.suspects", limit=_SUSPECTS, analysers=None if one is None else [one])
+        ],
         known=known,
         training=status["training"],
         thumb=_thumb,
     )
 
 
+def _spot(visit: Visit, cell: str, analyser: str | None) -> Row | None:
+    """Where a cell lies; None where the map is of another analyser's cells."""
+    try:
+        return visit.one("map.spot", cell=cell, analyser=analyser)
+    except LabrefError:
+        visit.one("map.spot", cell=cell)  # raises again where there is no such cell at all
+        return None
+
+
 @page("/map/at/{side:int}")
 def at(visit: Visit, side: int) -> Response:
     """Where somebody clicked on the map as one picture: the browser adds ?x,y to the address of the link."""
+    return _at(visit, side, "")
+
+
+@page("/map/at/{side:int}/{analyser}")
+def at_own(visit: Visit, side: int, analyser: str) -> Response:
+    """The same on the map of one analyser's cells, by the beginning of the digest of its name."""
+    return _at(visit, side, f"?analyser={analyser}" if re.fullmatch("[0-9a-f]{8}", analyser) else "")
+
+
+def _at(visit: Visit, side: int, query: str) -> Response:
     found = re.fullmatch(r"(\d{1,6}),(\d{1,6})", visit.request.url.query)
     if found is None or not 1 <= side <= NODE:
-        return visit.go("/map")
-    return visit.go(f"/map/node/{int(found[2]) // side}/{int(found[1]) // side}")
+        return visit.go(f"/map{query}")
+    return visit.go(f"/map/node/{int(found[2]) // side}/{int(found[1]) // side}{query}")
 
 
 @page("/map/node")
@@ -316,7 +356,10 @@ def go_to_node(visit: Visit) -> Response:
     row, column = (whole_number(visit.query.get(name), -1) for name in ("row", "column"))
     if min(row, column) < 0:
         raise LabrefError("a node has a row and a column, both whole numbers from 0")
-    return visit.go(f"/map/node/{row}/{column}")
+    analyser = visit.query.get("analyser", "")
+    return visit.go(
+        f"/map/node/{row}/{column}" + (f"?analyser={analyser}" if re.fullmatch("[0-9a-f]{8}", analyser) else "")
+    )
 
 
 @page("/map/node/{row:int}/{column:int}")

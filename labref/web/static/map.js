@@ -189,7 +189,7 @@ async function redraw(address) {
   const response = await fetch(address);
   const shown = new DOMParser().parseFromString(await response.text(), "text/html");
   const other = shown.getElementById("map");
-  if (!other) return location.assign(address);
+  if (other?.dataset.map !== place.dataset.map) return location.assign(address); // another map, of other nodes
   Object.assign(place.dataset, { light: other.dataset.light, dark: other.dataset.dark });
   for (const id of ["map-count", "map-legend", "map-suspects"]) {
     const old = document.getElementById(id);
@@ -346,7 +346,8 @@ function beginPicture() {
     const box = picture.getBoundingClientRect();
     const row = inside(Math.floor((rows * (event.clientY - box.top)) / box.height), rows);
     const column = inside(Math.floor((columns * (event.clientX - box.left)) / box.width), columns);
-    location.assign(`/map/node/${row}/${column}`);
+    const asked = query();
+    location.assign(`/map/node/${row}/${column}${asked.size ? `?${asked}` : ""}`);
   });
   addEventListener("resize", fit);
   fit();

@@ -1,0 +1,291 @@
+"""A map of each analyser's own cells: by commands, in answers, on the pages."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomlkit
+from PIL import Image
+from typer.testing import CliRunner
+
+from labref.asking.places import locate
+from labref.bundles.bundle import Bundle
+from labref.cli import app
+from labref.errors import LabrefError
+from labref.lab import Lab
+from labref.lab.log import open_log
+from labref.tasks.context import Context
+from labref.tasks.jobs import Jobs
+from labref.tasks.map_job import keep_map
+from labref.web.desk import run
+from labref.web.pages.map import key_of
+from tests.labs import running_agent, wait_until
+from tests.maps import ANALYSERS, give_own_map, lab_with_map
+from tests.pages import Browser, let_in
+
+EACH = 16
+OWN, OTHER = ANALYSERS
+CELLS = 4 * EACH
+"""Of each of the two."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, starter: Bundle) -> Lab:
+    """A lab with a map of all cells, and one of the first analyser's."""
+    lab = lab_with_map(tmp_path_factory.mktemp("own"), starter, each=EACH, rows=8, columns=9)
+    give_own_map(lab, starter, OWN)
+    return lab
+
+
+@pytest.fixture
+def lab(made: Lab, tmp_path: Path) -> Lab:
+    return Lab.open(Path(shutil.copytree(made.folder, tmp_path / "lab")))
+
+
+@pytest.fixture(scope="module")
+def served(made: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab.open(Path(shutil.copytree(made.folder, tmp_path_factory.mktemp("served") / "lab")))
+    say(lab, enabled=False)
+    lab = Lab.open(lab.folder)
+    with running_agent(lab):
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def viewer(served: Lab) -> Browser:
+    return let_in(served, "Vera", "view")
+
+
+def say(lab: Lab, **settings: bool) -> None:
+    """Write these settings into the section [map] of labref.toml."""
+    document = tomlkit.parse(lab.config_file.read_text(encoding="utf-8"))
+    document.setdefault("map", tomlkit.table()).update(settings)
+    lab.config_file.write_text(tomlkit.dumps(document), encoding="utf-8")
+
+
+def labref(*words: object, code: int = 0) -> str:
+    done = CliRunner().invoke(app, ["map", *map(str, words)])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout if code == 0 else done.output
+
+
+def rows(*words: object) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in labref(*words, "--json").splitlines()]
+
+
+def one(lab: Lab, name: str, **parameters: Any) -> dict[str, Any]:
+    (row,) = run(lab, name, **parameters)
+    return row
+
+
+# by commands
+
+
+def test_the_command_trains_lists_and_uses_the_map_of_one_analyser(lab: Lab) -> None:
+    (first,) = (row for row in rows("list", "--lab", lab.folder) if row["analyser"] == OWN)
+    trained = rows("train", "--analyser", OWN, "--full", "--lab", lab.folder)[-1]
+    assert (trained["analyser"], trained["cells"], trained["verdict"], trained["in_use"]) == (
+        OWN,
+        CELLS,
+        "resized",
+        True,
+    )
+    other = rows("train", "--analyser", OTHER, "--lab", lab.folder)[-1]
+    assert (other["analyser"], other["cells"], other["verdict"]) == (OTHER, CELLS, "first")
+    (state,) = rows("status", "--lab", lab.folder)
+    assert state["map"]["analyser"] is None and state["placed"] == state["cells"] == 2 * CELLS
+    assert [(row["analyser"], row["number"]) for row in state["own"]] == sorted(
+        [(OWN, trained["number"]), (OTHER, other["number"])]
+    )
+    assert f"of {OTHER}  " in labref("status", "--lab", lab.folder)
+    assert rows("use", first["number"], "--lab", lab.folder)[-1]["number"] == first["number"]
+    assert {row["number"] for row in rows("list", "--lab", lab.folder) if row["in_use"]} == {
+        state["map"]["number"], first["number"], other["number"],
+    }  # fmt: skip
+    assert "the analyser 'nobody' has 0" in labref("train", "--analyser", "nobody", "--lab", lab.folder, code=1)
+
+
+def test_the_cells_of_one_analyser_are_drawn_listed_and_judged_on_its_own_map(lab: Lab, tmp_path: Path) -> None:
+    whole = {row["number"] for row in rows("list", "--lab", lab.folder) if row["analyser"] is None}
+    pictures = {}
+    for analyser in ANALYSERS:
+        words = ("show", "--analyser", analyser, "--out", tmp_path / f"{analyser[1]}.png", "--lab", lab.folder)
+        (shown,) = rows(*words)
+        assert len(shown["cells"]["cell_id"]) == CELLS and set(shown["cells"]["analyser"]) == {analyser}
+        assert (shown["map"]["analyser"], shown["map"]["number"] in whole) == (
+            (OWN, False) if analyser == OWN else (None, True)
+        )
+        assert (
+            max(shown["cells"]["row"]) < shown["map"]["rows"]
+            and max(shown["cells"]["column"]) < shown["map"]["columns"]
+        )
+        pictures[analyser] = shown
+        with Image.open(tmp_path / f"{analyser[1]}.png") as picture:
+            assert min(picture.size) > 100
+    at = pictures[OWN]["cells"]
+    row, column = at["row"][0], at["column"][0]
+    on_node = rows("node", row, column, "--analyser", OWN, "--lab", lab.folder)
+    assert {cell["cell_id"] for cell in on_node} == {
+        cell for cell, r, c in zip(at["cell_id"], at["row"], at["column"], strict=True) if (r, c) == (row, column)
+    }
+    assert "no node 7 8" in labref("node", 7, 8, "--analyser", OWN, "--lab", lab.folder, code=1)
+    everything = rows("classify", "--analyser", OWN, "--lab", lab.folder)[-1]
+    assert everything["label"] is None and everything["cells"] == CELLS
+    suspects = rows("suspects", "--analyser", OWN, "--lab", lab.folder)
+    placed = dict(zip(at["cell_id"], zip(at["row"], at["column"], strict=True), strict=True))
+    assert suspects and all((cell["row"], cell["column"]) == placed[cell["cell_id"]] for cell in suspects)
+    assert {cell["label_source"] for cell in suspects} == {"reviewed"}, "those that were called otherwise on purpose"
+
+
+def test_a_lab_can_do_without(lab: Lab) -> None:
+    say(lab, per_analyser=False)
+    assert rows("status", "--lab", lab.folder)[0]["own"] == []
+    (shown,) = rows("show", "--analyser", OWN, "--lab", lab.folder)
+    assert shown["map"]["analyser"] is None and len(shown["cells"]["cell_id"]) == CELLS
+    assert "per_analyser = false" in labref("train", "--analyser", OWN, "--lab", lab.folder, code=1)
+
+
+def test_no_fault_is_found_in_such_a_lab_and_one_is(lab: Lab) -> None:
+    def check() -> str:
+        return CliRunner().invoke(app, ["ledger", "--check", "--lab", str(lab.folder)]).output
+
+    assert "place" not in check()
+    with lab.open_store() as store:
+        own = store.maps.active(lab.bundle(store).digest, OWN)
+        assert own is not None
+        connection = store._connection
+        connection.execute("UPDATE map_position SET node = 4000 WHERE map = ?", [own.version.number])
+    assert "place" in check()
+
+
+# in answers
+
+
+def test_the_place_of_a_cell_is_on_the_map_of_its_analyser(lab: Lab, starter: Bundle) -> None:
+    with lab.open_store() as store:
+        own = store.maps.active(starter.digest, OWN)
+        assert own is not None
+        for ids, latents in store.maps.latents(starter.digest, analyser=OWN):
+            for number, latent in zip(ids.tolist()[:10], latents, strict=False):
+                spot = locate(store, starter.digest, latent, f"{number:016x}", OWN)
+                assert spot is not None and spot.active is own and spot.node == own.positions.node_of(number)
+                unseen = locate(store, starter.digest, latent, None, OWN)
+                assert unseen is not None and unseen.node == spot.node
+        (cell,) = [int(number) for number in ids[:1]]
+    shown = one(lab, "cell.show", cell=f"{cell:016x}")
+    assert shown["map"]["analyser"] == OWN and shown["map"]["map"] == own.version.number
+    any_of_them = one(lab, "cell.show", cell=f"{cell:016x}", any_optics=True)
+    assert any_of_them["map"]["analyser"] is None
+    by_map = one(lab, "cell.show", cell=f"{cell:016x}", by="map")
+    assert by_map["references"] and {row["analyser"] for row in by_map["references"]} == {OWN}
+
+
+# on the pages
+
+
+def tiles_of(text: str) -> tuple[str, int, int]:
+    found = re.search(r'data-rows="(\d+)" data-columns="(\d+)"\s+data-light="([^"]+)"', text)
+    assert found is not None
+    return found[3], int(found[1]), int(found[2])
+
+
+def test_the_page_of_one_microscope_shows_its_own_map(served: Lab, viewer: Browser) -> None:
+    key = key_of(OWN)
+    text = viewer.get(f"/map?analyser={key}").text
+    assert "Map of &lt;DI-60&gt;" in text and OWN not in text
+    address, rows_, columns = tiles_of(text)
+    assert (rows_, columns) == (4, 5)
+    assert f"{CELLS} cells" in text and f"of {2 * CELLS}" not in text
+    tile = viewer.get(f"{address}/9/0_0.png")
+    assert tile.status == 200 and "immutable" in tile.headers["cache-control"]
+    whole, all_rows, all_columns = tiles_of(viewer.get("/map").text)
+    assert (all_rows, all_columns) == (8, 9) and whole != address
+    for name in ANALYSERS:  # both can still be chosen
+        assert f'value="{key_of(name)}"' in text
+
+    found = re.search(r'<a href="/map/at/(\d+)/([0-9a-f]{8})">', text)
+    assert found is not None and found[2] == key
+    side = int(found[1])
+    click = viewer.get(f"/map/at/{side}/{key}?{side + 1},{side * 2 + 1}").headers["location"]
+    assert click == f"/map/node/2/1?analyser={key}"
+    assert viewer.get(f"/map/at/{side}/{key}?nonsense").headers["location"] == f"/map?analyser={key}"
+    assert viewer.get(f"/map/node?row=2&column=3&analyser={key}").headers["location"] == f"/map/node/2/3?analyser={key}"
+    lying = sum(
+        int(re.search(r'data-cells="(\d+)"', viewer.get(f"/map/region/{row}/0/{row}/4?analyser={key}").text)[1])  # type: ignore[index]
+        for row in range(4)
+    )
+    assert lying == CELLS
+    assert viewer.get(f"/map/node/5/0?analyser={key}").status == 400, "its own map has four rows"
+    suspect = one_suspect(served)
+    assert f'href="/map/node/{suspect["row"]}/{suspect["column"]}?analyser={key}"' in text
+
+
+def one_suspect(lab: Lab) -> dict[str, Any]:
+    return next(iter(run(lab, "map.suspects", analysers=[OWN])))
+
+
+def test_a_microscope_without_a_map_of_its_own_is_shown_on_that_of_all(viewer: Browser) -> None:
+    text = viewer.get(f"/map?analyser={key_of(OTHER)}").text
+    assert tiles_of(text)[1:] == (8, 9) and f"{CELLS} of {2 * CELLS} cells" in text
+    assert '<h1 id="map-title">Map</h1>' in text
+    assert "/map/at/" in text and f'/{key_of(OTHER)}"' not in text
+    assert tiles_of(viewer.get(f"/map?analyser={key_of(OWN)}&analyser={key_of(OTHER)}").text)[1:] == (8, 9)
+
+
+def test_a_cell_leads_to_its_place_on_the_map_of_its_microscope(served: Lab, viewer: Browser) -> None:
+    key, suspect = key_of(OWN), one_suspect(served)
+    page = unescape(viewer.get(f"/cell/{suspect['cell_id']}").text)
+    assert f'href="/map/node/{suspect["row"]}/{suspect["column"]}?analyser={key}"' in page
+    assert f'href="/map?cell={suspect["cell_id"]}&analyser={key}"' in page
+    text = viewer.get(f"/map?cell={suspect['cell_id']}&analyser={key}").text
+    assert f'data-spot="{suspect["row"]},{suspect["column"]}"' in text
+    # on the map of another microscope it lies nowhere, and that is no fault
+    elsewhere = next(row for row in run(served, "map.suspects", analysers=[OTHER]))
+    text = viewer.get(f"/map?cell={elsewhere['cell_id']}&analyser={key}").text
+    assert "data-spot" not in text
+    assert viewer.get(f"/map?cell=0000000000000000&analyser={key}").status == 400
+    with pytest.raises(LabrefError, match="that is of the cells of <DI-60>"):
+        one(served, "map.spot", cell=elsewhere["cell_id"], analyser=OWN)
+
+
+# by the agent
+
+
+def test_the_agent_trains_a_map_for_each_analyser_with_enough_cells(
+    lab: Lab, starter: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labref.tasks.mapping.FEWEST_OWN", CELLS)
+
+    def none() -> Any:
+        raise AssertionError("no map needs a network")
+
+    with lab.open_store() as store, open_log(lab) as log, closing(Jobs(log)) as jobs:
+        context = Context(lab, store, none, jobs, none)
+        job = keep_map(context)
+        assert job is not None and jobs.submit(job)
+        assert keep_map(context) is None, "one at a time"
+        wait_until(lambda: not jobs.has(job.name), 60)
+        assert store.maps.own_of(starter.digest) == tuple(sorted(ANALYSERS))
+        own = store.maps.active(starter.digest, OTHER)
+        assert own is not None and own.version.cells == len(own.positions) == CELLS
+        assert keep_map(context) is None
+        # cells that came while nobody placed them lie on both maps again
+        with store._transaction() as connection:
+            connection.execute(
+                "DELETE FROM map_position WHERE map = ? AND cell_id IN (SELECT min(cell_id) FROM cell WHERE analyser = ?)",
+                [own.version.number, OTHER],
+            )
+        store.maps.drop_cached()
+        again = keep_map(context)
+        assert again is not None and again.name == "map places" and jobs.submit(again)
+        wait_until(lambda: not jobs.has(again.name), 60)
+        own = store.maps.active(starter.digest, OTHER)
+        assert own is not None and len(own.positions) == CELLS
