@@ -208,6 +208,8 @@ def test_the_page_of_one_microscope_shows_its_own_map(served: Lab, viewer: Brows
     assert tile.status == 200 and "immutable" in tile.headers["cache-control"]
     whole, all_rows, all_columns = tiles_of(viewer.get("/map").text)
     assert (all_rows, all_columns) == (8, 9) and whole != address
+    assert f'<a href="/map?analyser={key}" aria-current="page">&lt;DI-60&gt;</a>' in text
+    assert f'<a href="/map?analyser={key}">&lt;DI-60&gt;</a>' in viewer.get("/map").text
     for name in ANALYSERS:  # both can still be chosen
         assert f'value="{key_of(name)}"' in text
 

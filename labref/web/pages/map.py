@@ -311,6 +311,7 @@ def map_(visit: Visit) -> Response:
         facets=facets,
         analysers=analysers,
         own=key_of(drawn.analyser) if drawn.analyser is not None else None,
+        own_maps=[{"name": row["analyser"], "key": key_of(row["analyser"])} for row in status["own"]],
         spot=_spot(visit, cell, one) if cell else None,
         suspects=[
             row | {"class": known.get(row["label"])}
