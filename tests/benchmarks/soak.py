@@ -11,9 +11,11 @@ folder stands in its place) and comes, the lab's disk (a small ext4 file system,
 really full, maps are trained, another bundle is activated and the first one again, and a backup is made.
 
 Three agents live; what grows is looked for in the one that lived longest, after the first tenth of the time. Memory is
-that of the agent and of the processes in which it decodes pictures. A line is laid through the samples (Theil and Sen);
-its rise to the end may be `_MOST_MEMORY_MB`, and `_MOST_KB_A_CELL` for each cell stored meanwhile, which the lab keeps
-in memory. Open files and threads of the last tenth may be a few more than those of the first. In the end the agent is
+that of the agent and of the processes in which it decodes pictures. Equal states are compared: while the bundle is
+changed the networks of two are open, so samples of then are left out of what grows, and told beside it (`changing`). A
+line is laid through the others (Theil and Sen); its rise to the end may be `_MOST_MEMORY_MB`, and `_MOST_KB_A_CELL` for
+each cell stored meanwhile, which the lab keeps in memory. A change that does not end in time is a fault of its own.
+Open files and threads of the last tenth may be a few more than those of the first. In the end the agent is
 asked to end, two passes are made, and the ledger is checked: each file that is in the export has one outcome, each
 image one cell with its bytes and one latent, and the second pass finds nothing to do.
 """
@@ -73,6 +75,7 @@ _MOST_THREADS: Final = 3
 _LEAST_SAMPLES: Final = 20
 _LEAST_MINUTES: Final = 5.0  # of a run in which growth is judged: what starts takes memory
 _DISK_MEGABYTES: Final = 768
+_IDLE_SECONDS: Final = 5.0  # after which an agent has taken in what it will: there was room on the full disk
 _PATIENCE_SECONDS: Final = 900.0  # of an event, on a computer with other work
 _DAY: Final = 86_400.0
 _QUICK: Final[dict[str, Any]] = {"stable_seconds": 0.2, "complete_seconds": 0.4, "poll_seconds": 2.0}
@@ -111,6 +114,14 @@ main()
 """The `labref` command whose clock is ahead by as many seconds as stand in a file. DuckDB's and the system's go on."""
 
 
+_SAME_PRIORITY: Final = """
+import os
+
+os.nice = lambda _: 0
+os.setpriority = lambda *_: None
+"""
+"""In an agent and its children: background work has the priority of the agent, and no other program goes before it."""
+
 _READ_THE_CLOCK: Final = (
     "labref.asking.answer",
     "labref.asking.drift",
@@ -128,10 +139,17 @@ _READ_THE_CLOCK: Final = (
 @dataclass
 class _Sample:
     at: float  # share of the time
-    memory_mb: float
+    own_mb: float
+    decoding_mb: float
+    processes: int  # that decode
+    is_changing: bool  # the bundle
     files: int
     threads: int
     cells: int
+
+    @property
+    def memory_mb(self) -> float:
+        return self.own_mb + self.decoding_mb
 
 
 @dataclass
@@ -140,6 +158,7 @@ class _Day:
 
     samples: dict[int, list[_Sample]] = field(default_factory=dict)
     events: Counter[str] = field(default_factory=Counter)
+    took: dict[str, list[float]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     written: Counter[str] = field(default_factory=Counter)
@@ -217,12 +236,16 @@ def _recaptured(data: bytes, rng: random.Random) -> bytes:
 
 
 class _Soak:
-    def __init__(self, folder: Path, seed: int, minutes: float, images: Path | None) -> None:
+    def __init__(self, folder: Path, seed: int, minutes: float, images: Path | None, *, same_priority: bool) -> None:
         self.rng, self.day = random.Random(seed), _Day()
         self._folder, self._minutes = folder, minutes
         source, self.source = choose_source(images, seed)
         # no sound copies among what is mutated: a picture of 64 pixels is no cell that a lab has twice
         few = [decode(specimen.data) for specimen in choose_source(images, seed + 1)[0].take(3)]
+        self._site = folder / "site" if same_priority else None
+        if self._site is not None:
+            self._site.mkdir()
+            (self._site / "sitecustomize.py").write_text(_SAME_PRIORITY, encoding="utf-8")
         export = folder / "export"
         export.mkdir()
         self.analyser = _Analyser(export, source, originals(few), self.rng)
@@ -246,6 +269,7 @@ class _Soak:
         self._agents = 0
         self._watched: psutil.Process | None = None
         self._cells = 0
+        self._is_changing = False
         self._sampled = self._asked = 0.0
         self._began = time.monotonic()
 
@@ -291,9 +315,11 @@ class _Soak:
             time.sleep(0.3)
 
     def _happen(self, name: str, do: Callable[[], None]) -> None:
+        began = time.monotonic()
         try:
             do()
             self.day.events[name] += 1
+            self.day.took.setdefault(name, []).append(round(time.monotonic() - began, 1))
         except Exception as error:
             self.day.faults.append(f"{name} at {self.at:.0%}: {type(error).__name__}: {error}")
 
@@ -324,6 +350,9 @@ class _Soak:
         self._agents += 1
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LABREF_")}
         environment |= {f"LABREF_WATCH__{name.upper()}": str(value) for name, value in _QUICK.items()}
+        if self._site is not None:
+            paths = [str(self._site), environment.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self.agent = subprocess.Popen(
             [
                 sys.executable,
@@ -373,7 +402,9 @@ class _Soak:
 
     def _status(self) -> dict[str, Any]:
         try:
-            return desk.status(self.lab)
+            found = desk.status(self.lab)
+            self._is_changing = found["bundle_change"] is not None
+            return found
         except LabrefError as error:
             if self.agent is not None and self.agent.poll() is not None:
                 code, self.agent = self.agent.returncode, None
@@ -398,12 +429,21 @@ class _Soak:
         if self._watched is None:
             return
         with contextlib.suppress(psutil.Error):
-            memory = self._watched.memory_info().rss
+            decoding = []
             for child in self._watched.children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     if "decoding_worker" in " ".join(child.cmdline()):
-                        memory += child.memory_info().rss
-            sample = _Sample(self.at, memory / 1e6, self._watched.num_fds(), self._watched.num_threads(), self._cells)
+                        decoding.append(child.memory_info().rss / 1e6)
+            sample = _Sample(
+                self.at,
+                self._watched.memory_info().rss / 1e6,
+                sum(decoding),
+                len(decoding),
+                self._is_changing,
+                self._watched.num_fds(),
+                self._watched.num_threads(),
+                self._cells,
+            )
             self.day.samples.setdefault(self._agents, []).append(sample)
 
     def _ask(self) -> None:
@@ -419,20 +459,26 @@ class _Soak:
 
     # what happens
 
-    def _until(self, true: Callable[[], bool], what: str) -> None:
-        """Wait for it. Meanwhile people ask; nothing new is exported, for background work lets new cells go first, and
-        here they would come without end."""
+    def _until(self, true: Callable[[], bool], what: str, *, export: bool = False) -> None:
+        """Wait for it. Meanwhile people ask. export : new files come as well, as fast as they are taken in, until the
+        time is over."""
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while not true():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what} not within {_PATIENCE_SECONDS:.0f} s")
-            self._go_on(export=False)
+            self._go_on(export=export and self.at < 1)
 
     def _train_map(self) -> None:
-        # the agent trains maps by itself as well
-        self._until(lambda: not self._works_on("map"), "no map in training")
-        for _ in desk.run(self.lab, "map.train", rows=12, columns=12):
-            pass
+        # the agent trains maps by itself as well, and may begin just before this one
+        for tries_left in reversed(range(5)):
+            self._until(lambda: not self._works_on("map"), "no map in training")
+            try:
+                for _ in desk.run(self.lab, "map.train", rows=12, columns=12):
+                    pass
+                return
+            except LabrefError:
+                if not tries_left:
+                    raise
 
     def _works_on(self, job: str) -> bool:
         jobs = (self._status().get("agent") or {}).get("jobs") or {"running": None, "waiting": []}
@@ -448,7 +494,7 @@ class _Soak:
                 pass
         for _ in desk.run(self.lab, "bundle.activate", bundle=name, yes=True, leave_out=True):
             pass
-        self._until(lambda: self._status().get("bundle", {}).get("name") == name, f"bundle {name} in use")
+        self._until(lambda: self._status().get("bundle", {}).get("name") == name, f"bundle {name} in use", export=True)
 
     def _lose_share(self) -> None:
         export, away = self.analyser.export, self.analyser.export.with_name("away")
@@ -456,7 +502,11 @@ class _Soak:
         if self.rng.random() < 0.5:
             export.mkdir()  # the mount point of a share that is not mounted
         before = sum(self._status().get("outcomes", {}).values())
-        time.sleep(3 * _QUICK["poll_seconds"])
+        deadline = time.monotonic() + 3 * _QUICK["poll_seconds"]
+        while time.monotonic() < deadline and not any(
+            row["how"] == "missing" for row in self._status().get("watch") or []
+        ):
+            time.sleep(0.3)
         with contextlib.suppress(FileNotFoundError):
             export.rmdir()
         away.rename(export)
@@ -469,12 +519,15 @@ class _Soak:
         with self.disk.full(self.rng.choice((0, 20_000, 400_000))):
             for _ in range(12):
                 self.day.written[self.analyser.write()] += 1
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:
-                if (self._status().get("agent") or {}).get("problem"):
+            deadline, busy = time.monotonic() + 60, time.monotonic()
+            while time.monotonic() < deadline and time.monotonic() - busy < _IDLE_SECONDS:
+                agent = self._status().get("agent") or {}
+                if agent.get("problem"):
                     self.day.events["full disk told of"] += 1
                     break
-                time.sleep(1)
+                if agent.get("waiting") or agent.get("in_flight"):
+                    busy = time.monotonic()
+                time.sleep(0.3)
         self._until(lambda: self._status().get("agent") is not None, "the agent's answer")
         self._until(lambda: not self._status()["agent"]["problem"], "an agent that goes on")
         self._until(lambda: self._waiting() < _OUTSTANDING, "files taken in after there was room")
@@ -527,7 +580,9 @@ class _Soak:
 
     def growth(self) -> dict[str, Any]:
         """Of the agent that lived longest, from the first tenth of the time to the end."""
-        samples = [one for one in max(self.day.samples.values(), key=len) if one.at >= _FIRST]
+        lived = [one for one in max(self.day.samples.values(), key=len) if one.at >= _FIRST]
+        samples = [one for one in lived if not one.is_changing]
+        changing = [one.memory_mb for one in lived if one.is_changing]
         if len(samples) < _LEAST_SAMPLES:
             return {"samples": len(samples)}
         part = max(2, len(samples) // 10)
@@ -555,7 +610,11 @@ class _Soak:
                 "most": round(max(one.memory_mb for one in samples), 1),
                 "rise": round(rise, 1),
                 "allowed": round(allowed, 1),
+                "changing": round(max(changing), 1) if changing else None,
             },
+            "agent_mb": [round(statistics.median(one.own_mb for one in some), 1) for some in (early, late)],
+            "decoding_mb": [round(statistics.median(one.decoding_mb for one in some), 1) for some in (early, late)],
+            "decoding_processes": max(one.processes for one in lived),
             "cells_meanwhile": new_cells,
             "open_files": {"late": late[-1].files, "more": files, "allowed": _MOST_FILES},
             "threads": {"late": late[-1].threads, "more": threads, "allowed": _MOST_THREADS},
@@ -574,10 +633,15 @@ def _slope(at: list[float], values: list[float]) -> float:
     return float(np.median((y[second] - y[first])[far] / (x[second] - x[first])[far]))
 
 
-def soak(folder: Path, *, minutes: float, seed: int, images: Path | None = None) -> dict[str, Any]:
-    """Run it in `folder`, an empty folder. Returns the figures; `faults` is empty where all is well."""
+def soak(
+    folder: Path, *, minutes: float, seed: int, images: Path | None = None, same_priority: bool = False
+) -> dict[str, Any]:
+    """Run it in `folder`, an empty folder. Returns the figures; `faults` is empty where all is well.
+
+    same_priority : background work has the priority of the agent.
+    """
     started = time.monotonic()
-    day = _Soak(folder, seed, minutes, images)
+    day = _Soak(folder, seed, minutes, images, same_priority=same_priority)
     try:
         day.run()
     finally:
@@ -590,6 +654,7 @@ def soak(folder: Path, *, minutes: float, seed: int, images: Path | None = None)
         "simulated_hours": round(written / _FILES_AN_HOUR, 1),
         "written": dict(day.day.written),
         "events": dict(day.day.events),
+        "seconds_of_events": day.day.took,
         "skipped": day.day.skipped,
         "agents": day._agents,
         "questions": day.day.asked,
@@ -600,6 +665,7 @@ def soak(folder: Path, *, minutes: float, seed: int, images: Path | None = None)
         "growth": growth,
         "source": day.source,
         "seed": seed,
+        "same_priority": same_priority,
         "faults": day.day.faults,
         "ok": not day.day.faults,
     }
@@ -622,10 +688,21 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of everything (default 1)")
     parser.add_argument("--images", type=Path, help="folder of images (default ../shared/data/pbc, else drawn cells)")
     parser.add_argument("--keep", type=Path, help="folder in which what the agents said is left")
+    parser.add_argument(
+        "--same-priority",
+        action="store_true",
+        help="background work has the agent's priority: beside other programs, which else go before it",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     with _scratch(options.keep) as folder:
-        figures = soak(folder, minutes=options.minutes, seed=options.seed, images=options.images)
+        figures = soak(
+            folder,
+            minutes=options.minutes,
+            seed=options.seed,
+            images=options.images,
+            same_priority=options.same_priority,
+        )
     tell(figures, as_json=options.json)
     return 0 if figures["ok"] else 1
 
