@@ -22,6 +22,7 @@ from labref.cli import app
 from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.lab.log import open_log
+from labref.operations.ledger import _misplaced
 from labref.tasks.context import Context
 from labref.tasks.jobs import Jobs
 from labref.tasks.map_job import keep_map
@@ -153,17 +154,25 @@ def test_a_lab_can_do_without(lab: Lab) -> None:
     assert "per_analyser = false" in labref("train", "--analyser", OWN, "--lab", lab.folder, code=1)
 
 
-def test_no_fault_is_found_in_such_a_lab_and_one_is(lab: Lab) -> None:
-    def check() -> str:
-        return CliRunner().invoke(app, ["ledger", "--check", "--lab", str(lab.folder)]).output
-
-    assert "place" not in check()
+def test_a_place_that_is_wrong_on_the_own_map_alone_is_found(lab: Lab) -> None:
     with lab.open_store() as store:
-        own = store.maps.active(lab.bundle(store).digest, OWN)
+        bundle = lab.bundle(store).digest
+        own = store.maps.active(bundle, OWN)
         assert own is not None
-        connection = store._connection
-        connection.execute("UPDATE map_position SET node = 4000 WHERE map = ?", [own.version.number])
-    assert "place" in check()
+        every = [cell.cell_id for cell in store.maps.cells(bundle)]
+        assert _misplaced(store, bundle, every) == []
+        wrong, off = (cell.cell_id for cell, _ in zip(store.maps.cells(bundle, analyser=OWN), range(2), strict=False))
+        for cell_id, node in ((wrong, "(node + 10) % 20"), (off, "4000")):
+            store._connection.execute(
+                f"UPDATE map_position SET node = {node} WHERE map = ? AND cell_id = ?", [own.version.number, cell_id]
+            )
+        store.reload()
+        assert _misplaced(store, bundle, every) == [wrong]
+        assert store.faults().found == {"place_off_map": [off]}
+        store.maps.place_again(bundle, [wrong, off])
+        assert _misplaced(store, bundle, every) == [] and not store.faults().found
+        again = store.maps.active(bundle, OWN)
+        assert again is not None and len(again.positions) == CELLS
 
 
 # in answers

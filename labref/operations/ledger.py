@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from labref import som
@@ -506,19 +507,23 @@ def _compare_latents(
 
 
 def _misplaced(store: Store, bundle: str, ids: Sequence[str]) -> list[str]:
-    """Those of these cells that lie on the map clearly farther from their node than from the nearest one."""
-    active = store.maps.active(bundle)
-    places = {cell.cell_id: cell.node for cell in store.maps.cells(bundle, ids)}
-    found = store.latents(list(places), bundle=bundle, from_disk=True)
-    latents = {cell_id: latent for cell_id, latent in found.items() if np.isfinite(latent).all()}
-    if active is None or not latents:
-        return []
-    weights = som.load(store.maps.weights_file(active.version.number)).get_weights()
-    nodes = weights.reshape(-1, weights.shape[-1])[[places[cell_id] for cell_id in latents]]
-    data = np.stack(list(latents.values())).astype(np.float64)
-    _, nearest = active.placer.place(data)
-    wrong = np.linalg.norm(data - nodes, axis=1) > _OTHER_PLACE * nearest.astype(np.float64) + _ROUNDED
-    return [cell_id for cell_id, is_wrong in zip(latents, wrong.tolist(), strict=True) if is_wrong]
+    """Those of these cells that lie on a map in use clearly farther from their node than from the nearest one."""
+    wrong: set[str] = set()
+    found: dict[str, NDArray[np.float32]] = {}
+    for active in store.maps.in_space(bundle):
+        places = {cell.cell_id: cell.node for cell in store.maps.cells(bundle, ids, active.version.analyser)}
+        if unread := [cell_id for cell_id in places if cell_id not in found]:
+            found |= store.latents(unread, bundle=bundle, from_disk=True)
+        latents = {one: found[one] for one in places if one in found and np.isfinite(found[one]).all()}
+        if not latents:
+            continue
+        weights = som.load(store.maps.weights_file(active.version.number)).get_weights()
+        nodes = weights.reshape(-1, weights.shape[-1])[[places[cell_id] for cell_id in latents]]
+        data = np.stack(list(latents.values())).astype(np.float64)
+        _, nearest = active.placer.place(data)
+        far = np.linalg.norm(data - nodes, axis=1) > _OTHER_PLACE * nearest.astype(np.float64) + _ROUNDED
+        wrong |= {cell_id for cell_id, is_far in zip(latents, far.tolist(), strict=True) if is_far}
+    return [cell_id for cell_id in ids if cell_id in wrong]
 
 
 def _kept(lab: Lab, prefix: str) -> Iterator[str]:
