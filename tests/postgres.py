@@ -15,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import psycopg
 import pytest
+from numpy.typing import NDArray
 
 if sys.platform != "win32":
     import pwd
@@ -29,8 +31,10 @@ if sys.platform != "win32":
 from labref.shared.address import PASSWORD, Address
 from labref.shared.labs import add
 from labref.shared.migrations import make
+from labref.words import cell_id_of
+from tests.stores import BUNDLE, LABELS, digest_of
 
-__all__ = ["Database", "Server", "database", "missing", "needs_postgres", "server"]
+__all__ = ["Database", "Server", "database", "fill", "missing", "needs_postgres", "server"]
 
 _OWNER: Final = "owner"
 _SECRET: Final = "the owner's password"
@@ -90,7 +94,7 @@ class Server:
         } | (settings or {})
         assert self._bin is not None
         # it refuses to run as root
-        self._as = {}
+        self._as: dict[str, Any] = {}
         if os.geteuid() == 0:
             user = next((name for name in ("postgres", "nobody") if _known(name)), "nobody")
             found = pwd.getpwnam(user)
@@ -157,6 +161,36 @@ class Server:
                 self._process = None
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    @contextmanager
+    def shows(self, certificate: bytes, key: bytes) -> Iterator[None]:
+        """Let it take TLS for a while, with this certificate and its key, PEM."""
+        files = {"ssl_cert_file": certificate, "ssl_key_file": key}
+        for name, content in files.items():
+            path = self.folder / name
+            path.write_bytes(content)
+            path.chmod(0o600)
+            if self._as:
+                os.chown(path, self._as["user"], self._as["group"])
+        with self.connect("postgres") as owner:
+            for name in files:
+                owner.execute(f"ALTER SYSTEM SET {name} = '{self.folder / name}'".encode())
+            self._tls(owner, "on")
+            try:
+                yield
+            finally:
+                self._tls(owner, "off")
+
+    def _tls(self, owner: psycopg.Connection[tuple[object, ...]], to: str) -> None:
+        owner.execute(f"ALTER SYSTEM SET ssl = {to}".encode())
+        owner.execute("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + 30
+        while True:  # whoever connects from now on is met with the new settings
+            with self.connect("postgres") as another:
+                if another.execute("SHOW ssl").fetchone() == (to,):
+                    return
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.02)
 
     def connect(self, name: str, *, port: int | None = None) -> psycopg.Connection[tuple[object, ...]]:
         """A connection of the owner to a database; every statement is committed by itself."""
@@ -236,6 +270,35 @@ def password(secret: str) -> Iterator[None]:
 def database(of: Server) -> Database:
     """A new shared store."""
     return Database(of)
+
+
+def fill(of: Database, latents: NDArray[np.float32], labs: Sequence[int], optics: Sequence[str]) -> None:
+    """Put made-up cells of one bundle, `stores.BUNDLE`, into a shared store, past the labs' own way.
+
+    latents : float32[n, L], of cells whose ids are those of `digest_of(0)`, `digest_of(1)`, …  labs : numbers of their
+    labs, 1 for the first that was added.  optics : theirs.
+    """
+    with of.server.connect(of.name) as connection:
+        connection.execute("SET search_path = labref, public")
+        connection.execute("SELECT add_bundle(%s, 'made up', '1', %s)", [BUNDLE, latents.shape[1]])
+        with (
+            connection.cursor() as cursor,
+            cursor.copy(
+                "COPY cell (bundle, lab, withheld, optics, latent, cell_id, generation, digest, label, label_source, "
+                "analyser, place, across, down, stored_at) FROM STDIN"
+            ) as copy,
+        ):
+            for number, (latent, lab, kind) in enumerate(zip(latents, labs, optics, strict=True)):
+                digest = digest_of(number)
+                cell_id = cell_id_of(digest)
+                across, down = (int(digest[at : at + 16], 16) - 2**63 for at in (16, 32))
+                vector = f"[{','.join(map(repr, latent.tolist()))}]"
+                label = LABELS[number % len(LABELS)]
+                copy.write(
+                    f"1\t{lab}\tf\t{kind}\t{vector}\t{cell_id}\t1\t\\\\x{digest}\t{label}\tanalyser\t{kind}\t{cell_id}\t"
+                    f"{across}\t{down}\t2026-01-01\n"
+                )
+        connection.execute("VACUUM ANALYZE cell")
 
 
 def _known(user: str) -> bool:

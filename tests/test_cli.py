@@ -46,6 +46,7 @@ COMMANDS = [
     "status",
     "store",
     "user",
+    "web",
 ]
 
 

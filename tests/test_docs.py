@@ -133,7 +133,7 @@ def test_the_page_on_trouble_names_every_check_error_state_and_reason() -> None:
     assert set(NAMES) | kinds - {"LabrefError"} | set(Outcome) <= rows
     source = "".join(map(inspect.getsource, (_Agent._healthy, _Agent._look_ahead, wanting)))
     states = set(re.findall(r'(?:return|else|or|=) "([a-z ]+)"', source))
-    assert {"ok", "storage", "no progress", "folder", "provider", "disk", "backup"} <= states
+    assert {"ok", "storage", "no progress", "folder", "provider", "disk", "backup", "shared"} <= states
     assert states <= rows
     for reason in Reason:
         assert f"| {reason} |" in text
@@ -160,7 +160,7 @@ NOT_RUN = {
     r"python -m pytest( tests|$)": "is what runs here",
     r"(useradd|install|cp|systemctl) ": "changes the system, as root",
     r"labref bench": "measures for a minute: tests/test_bench.py runs it",
-    r"labref shared |labref query .*--shared ": "needs a server of PostgreSQL: tests/test_shared.py runs it",
+    r"labref shared |labref query .*--shared |labref web ": "needs a server of PostgreSQL: tests/test_shared.py and test_room.py run it",
     r"labref service ": "changes the system, as root: tests/test_service.py",
     r"labref demo( --images DIR)?$": "tests/test_demo.py runs it, and it takes half a minute",
     r"labref map train$": "needs 64 cells: tests/test_map.py runs it",

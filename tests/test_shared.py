@@ -11,12 +11,19 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import psycopg
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from labref.asking.references import Reference, find
@@ -27,9 +34,11 @@ from labref.config import SharedConfig
 from labref.errors import ConfigError, SharedError
 from labref.lab import Lab
 from labref.lab.log import open_log
+from labref.shared import asking as asking_module
 from labref.shared.address import PASSWORD, Address
-from labref.shared.asking import Asking
+from labref.shared.asking import Asking, Wanted
 from labref.shared.check import check
+from labref.shared.connection import connect
 from labref.shared.migrations import latest, make, migrate
 from labref.store import NewCell, Store
 from labref.store.duckdb.removal import Due
@@ -39,8 +48,8 @@ from labref.web.desk import Desk
 from labref.web.desk import status as desk_status
 from labref.words import Fingerprint, LabelSource, cell_id_of
 from tests.labs import make_lab, once, running_agent, wait_until
-from tests.postgres import Database, Server, database, password, server
-from tests.stores import LABELS, digest_of, new_cell
+from tests.postgres import Database, Server, database, fill, password, server
+from tests.stores import BUNDLE, LABELS, digest_of, new_cell
 
 runner = CliRunner()
 
@@ -68,7 +77,7 @@ def lab_of(
         address, secret = access
         (folder / "password").write_text(f"{secret}\n")
         to = url or f"postgresql://{address.user}@{address.host}:{address.port}/{address.database}"
-        values = {"url": to, "password_file": Path("password"), "wait_seconds": 20.0} | settings
+        values: dict[str, Any] = {"url": to, "password_file": Path("password"), "wait_seconds": 20.0} | settings
         lab = replace(lab, config=lab.config.model_copy(update={"shared": SharedConfig(**values)}))
     with closing(lab.open_store()) as store:
         yield lab, store
@@ -80,7 +89,7 @@ def cells_for(bundle: Bundle, numbers: range, **changes: Any) -> list[NewCell]:
     made = []
     for number in numbers:
         rng = np.random.default_rng(number)
-        values = {
+        values: dict[str, Any] = {
             "latent": rng.standard_normal(size).astype(np.float32),
             "probabilities": np.full(classes, 1 / classes),
         }
@@ -166,7 +175,7 @@ def test_latents_are_published_to_the_last_bit(tmp_path: Path, starter: Bundle, 
         cells = cells_for(starter, range(20))
         store.record(cells, bundle=starter.digest)
         all_of(lab, store)
-        there = dict(shared.rows("SELECT cell_id, latent::float4[] FROM cell"))
+        there: dict[Any, Any] = dict(list[Any](shared.rows("SELECT cell_id, latent::float4[] FROM cell")))
         for cell in cells:
             assert np.array_equal(np.array(there[cell.cell_id], np.float32), cell.latent)
 
@@ -347,6 +356,21 @@ def test_names_and_labels_are_values_and_never_statements(tmp_path: Path, starte
         assert references(store, starter, latent, Others(ask, "optics", "DC-1")) == []
 
 
+def test_a_name_that_postgresql_cannot_keep_holds_nothing_up(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    """A class folder of a Latin-1 share has bytes that are no UTF-8; a name can be longer than a column."""
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund"), send_names=True) as (lab, store):
+        cells = cells_for(starter, range(3), label="Bl\udce5st", label_source="analyser", analyser="D\udcc4" * 150)
+        store.record(cells, bundle=starter.digest)
+        all_of(lab, store)
+        assert {label for label, _ in published(shared, "Lund").values()} == {"Bl\\udce5st"}
+    with (
+        lab_of(tmp_path / "other", starter, shared.lab("Malmö")) as (_, store),
+        closing(asking(shared.lab("Malmö"))) as ask,
+    ):
+        found = references(store, starter, cells[0].latent, Others(ask, "optics", "D\udcc4" * 150))
+        assert len(found) == 3 and found[0].label == "Bl\\udce5st"
+
+
 # asking
 
 
@@ -499,6 +523,76 @@ def test_a_filter_takes_nothing_from_the_number_of_references(
         assert {one.cell_id for one in found} == {cell.cell_id for cell in rare}
 
 
+def test_past_a_size_an_index_answers_and_a_filter_takes_nothing_from_the_number(
+    shared: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pgvector#719: an index gives fewer than asked for under a filter. Those that are asked for here lie far away."""
+    rng = np.random.default_rng(719)
+    cells, asked_for = 3000, 72
+    labs = np.where(np.arange(cells) % 20 == 0, 2, 1)  # 150 cells of Malmö
+    latents = rng.standard_normal((cells, 50)).astype(np.float32)
+    latents[labs == 2] += 3
+    accesses = [shared.lab(name) for name in ("Lund", "Malmö", "Ystad")]
+    fill(shared, latents, labs.tolist(), ["DC-1" if lab == 1 else "DM96" for lab in labs])
+    questions = latents[:12] + 0.1 * rng.standard_normal((12, 50)).astype(np.float32)
+    ids = [cell_id_of(digest_of(number)) for number in range(cells)]
+
+    def nearest(latent: NDArray[np.float32], wanted: NDArray[np.bool_], k: int = 8) -> list[str]:
+        away = np.where(wanted, ((latents - latent) ** 2).mean(1), np.inf)
+        return [ids[number] for number in np.argsort(away)[:k]]
+
+    def reply(ask: Asking, latent: NDArray[np.float32], wanted: Wanted, *, exact: bool) -> list[str]:
+        answered = ask.put(BUNDLE, latent, wanted, asked_for).reply()
+        assert answered.problem is None and answered.exact == exact and len(answered.cells) >= asked_for
+        return [one.cell_id for one in answered.cells]
+
+    def labref(*arguments: str) -> str:
+        with password(shared.secret):
+            done = runner.invoke(app, ["shared", *arguments, "--url", shared.url()])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    def by_index(compares_at_most: int = 1000) -> Asking:
+        return Asking(accesses[2][0], lambda: accesses[2][1], 20.0, compares_at_most=compares_at_most)
+
+    everyone = np.full(cells, True)
+    with closing(by_index()) as ask:  # there is none yet
+        assert reply(ask, questions[0], Wanted(), exact=True)[:8] == nearest(questions[0], everyone)
+    assert "no index\n" in labref("check")
+    monkeypatch.setattr("labref.shared.indexing.INDEX_ABOVE", 1000)
+    assert "3000 cells" in (said := labref("check")) and "questions want one: labref shared index" in said
+    assert "No bundle has more than 3000" in labref("index", "--above", "3000")
+    made = json.loads(labref("index", "--json"))
+    assert (made["cells"], made["wants_index"]) == (cells, False) and made["index_bytes"] > 50 * 4 * cells
+    assert "No bundle has more than 1000" in labref("index") and "an index of" in labref("check")
+
+    with closing(by_index()) as ask:
+        right = 0
+        for latent in questions:
+            right += len(set(reply(ask, latent, Wanted(), exact=False)[:8]) & set(nearest(latent, everyone)))
+            # few are meant: all of them are compared
+            for wanted in (Wanted(labs=("Malmö",)), Wanted(optics="DM96")):
+                assert reply(ask, latent, wanted, exact=True)[:8] == nearest(latent, labs == 2)
+        assert right >= 0.95 * 8 * len(questions)
+    with closing(by_index(50)) as ask:  # by the index: it goes on until it has enough
+        for wanted in (Wanted(labs=("Malmö",)), Wanted(optics="DM96")):
+            assert reply(ask, questions[1], wanted, exact=False)[:8] == nearest(questions[1], labs == 2)
+        monkeypatch.setitem(asking_module._SETTINGS, "hnsw.max_scan_tuples", "1")
+    with closing(by_index(50)) as ask:  # it may not look at as many: all are compared after all
+        assert reply(ask, questions[1], Wanted(optics="DM96"), exact=True)[:8] == nearest(questions[1], labs == 2)
+    used = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'cell_1_nearest'"
+    wait_until(lambda: int(str(shared.rows(used)[0][0])) >= len(questions), 30)
+
+    # what an attempt that was broken off left is not used, and made anew
+    with shared.server.connect(shared.name) as owner:
+        owner.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'labref.cell_1_nearest'::regclass")
+    with closing(by_index()) as ask:
+        assert reply(ask, questions[0], Wanted(), exact=True)[:8] == nearest(questions[0], everyone)
+    assert json.loads(labref("index", "--json"))["cells"] == cells
+    with closing(by_index()) as ask:
+        reply(ask, questions[0], Wanted(), exact=False)
+
+
 # breaks
 
 
@@ -599,8 +693,13 @@ def test_nothing_is_lost_and_nothing_twice_where_the_server_is_killed(
                 if part == 3:
                     postgres.kill()
             assert store.counts().cells == 300 * turn + 300  # ingest did not wait
+            assert publisher.lag_seconds() > 0 and not publisher.is_behind()
+            with pytest.MonkeyPatch.context() as hours:
+                hours.setattr("labref.tasks.publishing._BEHIND_SECONDS", 0.0)
+                assert publisher.is_behind()
             postgres.start()
             wait_until(lambda: publisher.problem is None and publisher.waiting()[0] == 0, 60)
+        assert publisher.lag_seconds() == 0
         assert published(shared, "Lund") == in_store(store) and len(in_store(store)) == 1200
         assert check(shared.owner, shared.secret).faults == {}
 
@@ -638,6 +737,64 @@ def test_a_server_elsewhere_is_always_verified() -> None:
     assert (given["sslmode"], given["sslrootcert"], given["port"]) == ("verify-full", "/etc/ca.pem", 5433)
     assert "sslmode" not in Address.of("postgresql://lund@[::1]/labref").keywords()
     assert Address.of("postgresql://lund@/labref?host=/run/postgresql").host == "/run/postgresql"
+
+
+class Authority:
+    """A made-up authority. file : its certificate."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._key, self._name = ec.generate_private_key(ec.SECP256R1()), name
+        self._own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.file = folder / f"{name}.pem"
+        self.file.write_bytes(self._signed(self._own, self._key, x509.BasicConstraints(ca=True, path_length=None)))
+
+    def certificate(self, host: str) -> tuple[bytes, bytes]:
+        """A server's certificate and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+        plain = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return self._signed(named, key, x509.SubjectAlternativeName([x509.DNSName(host)])), plain
+
+    def _signed(self, named: x509.Name, key: ec.EllipticCurvePrivateKey, says: x509.ExtensionType) -> bytes:
+        now = datetime.now(UTC)
+        return (
+            x509.CertificateBuilder(self._own, named, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=2))
+            .add_extension(says, critical=False)
+            .sign(self._key, hashes.SHA256())
+            .public_bytes(serialization.Encoding.PEM)
+        )
+
+
+def test_a_server_is_let_in_only_by_a_certificate_of_the_authority_and_for_its_name(
+    tmp_path: Path, postgres: Server, shared: Database
+) -> None:
+    hospital, another = Authority(tmp_path, "hospital"), Authority(tmp_path, "another")
+    address, secret = shared.lab("Lund")
+
+    def url(host: str, authority: Path) -> str:
+        where = f"{address.user}@{host}:{postgres.port}/{shared.name}"
+        return f"postgresql://{where}?sslmode=verify-full&sslrootcert={authority}"
+
+    def refused(host: str, authority: Path) -> str:
+        with pytest.raises(SharedError) as told:
+            connect(Address.of(url(host, authority)), secret)
+        assert secret not in str(told.value) and "\n" not in str(told.value)
+        return str(told.value)
+
+    assert "does not support SSL" in refused("localhost", hospital.file)
+    with postgres.shows(*hospital.certificate("localhost")):
+        with connect(Address.of(url("localhost", hospital.file)), secret) as connection:
+            found = connection.execute("SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
+            assert found is not None and found[0] and found[1] in ("TLSv1.2", "TLSv1.3")
+        said = refused("localhost", another.file)
+        assert "certificate verify failed" in said and "sslrootcert" in said
+        said = refused("127.0.0.1", hospital.file)
+        assert 'does not match host name "127.0.0.1"' in said
+        assert "does not exist" in refused("localhost", tmp_path / "none.pem")
 
 
 def test_a_password_in_labref_toml_is_refused(tmp_path: Path, starter: Bundle) -> None:
@@ -760,6 +917,10 @@ def test_agents_at_work_at_once_publish_each_cell_once_and_see_each_others_label
             wait_until(lambda: told()[chosen] == "seen elsewhere", 60)
             assert time.monotonic() - began < 30  # 5 s where the computer has nothing else to do
         status = [desk_status(lab)["shared"] for lab in labs]
+        port = json.loads(labs[0].agent_file.read_text(encoding="utf-8"))["port"]
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            told_of = answer.read().decode()
+        assert "\nlabref_shared_waiting " in told_of and "\nlabref_shared_lag_seconds " in told_of
         assert {one["server"] for one in status} == {str(shared.owner)} and {one["problem"] for one in status} == {None}
 
 

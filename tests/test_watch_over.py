@@ -168,6 +168,8 @@ def test_alert_rules_and_dashboard_name_only_what_there_is(watched: tuple[Lab, i
         "labref_disk_full_seconds",
         "labref_last_backup_timestamp_seconds",
         "labref_map_trained_timestamp_seconds",
+        "labref_shared_lag_seconds",
+        "labref_shared_waiting",
     }
     rules = (MONITORING / "labref-alerts.yml").read_text(encoding="utf-8")
     used = {name for text in (rules, *expressions().values()) for name in NAMES.findall(text)}

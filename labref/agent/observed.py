@@ -43,7 +43,7 @@ class Observed:
             return self._found
 
     def _look(self) -> LabState:
-        lab, store = self._context.lab, self._context.store
+        lab, store, publisher = self._context.lab, self._context.store, self._context.publisher
         cells: Counter[str] = Counter()
         for (_, source), count in store.label_book.counts().items():
             cells[str(source)] += count
@@ -71,4 +71,6 @@ class Observed:
             drifting_past=sum("past" in than for than in off),
             drifting_training=sum("training" in than for than in off),
             gpu_unused=unused,
+            shared_waiting=None if publisher is None else publisher.waiting()[0],
+            shared_lag_seconds=None if publisher is None else publisher.lag_seconds(),
         )

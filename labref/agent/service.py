@@ -928,6 +928,9 @@ class _Agent:
         """What /health says where nothing is wrong yet."""
         embedder = self._context.embedder()
         self._wanting = "provider" if embedder.fallback is not None else wanting(self._lab, self._store)
+        publisher = self._context.publisher
+        if self._wanting is None and publisher is not None and publisher.is_behind():
+            self._wanting = "shared"
 
     def _stalled(self) -> tuple[float, str]:
         """How long, in seconds, the longest piece of work takes so far, and the thread at it."""

@@ -243,7 +243,8 @@ def _replied(reply: Reply | None, shown: Sequence[references.Reference]) -> dict
     if reply is None:
         return None
     labs = sorted({one.lab for one in shown if one.lab is not None})
-    return {"labs": labs, "problem": reply.problem, "waited_ms": reply.milliseconds}
+    exact = None if reply.problem is not None else reply.exact
+    return {"labs": labs, "problem": reply.problem, "exact": exact, "waited_ms": reply.milliseconds}
 
 
 def probability_by_label(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, float]:

@@ -41,6 +41,7 @@ from labref.cli import (
     status,
     store,
     user,
+    web,
 )
 from labref.cli._help import format_help_of
 from labref.errors import LabrefError
@@ -155,6 +156,7 @@ for _module in (
     map,
     shared,
     user,
+    web,
     demo,
 ):
     _module.add_to(app)

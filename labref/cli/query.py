@@ -254,6 +254,8 @@ def _text(answer: Mapping[str, Any]) -> str:
     reply = answer.get("shared")
     if reply is not None and reply["problem"] is not None:
         lines.append(f"  none of other labs: {reply['problem']}")
+    elif reply is not None and not reply["exact"]:
+        lines.append("  of other labs an index chose, as they have very many cells: a near one can be missing")
     shown = [(f"{rank:3d}", r) for rank, r in enumerate(references, 1)]
     others = [(" or", r) for r in answer["contrast"]]
     width = max((len(_named(r)) for _, r in (*shown, *others)), default=0)

@@ -5,13 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say
+from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say, without_progress
 from labref.times import local
 
 if TYPE_CHECKING:
-    from labref.operations.shared import SharedLab
+    from collections.abc import Iterator
+
+    from labref.operations.shared import SharedBundle, SharedLab
+    from labref.progress import Row
     from labref.shared import labs as shared_labs
     from labref.shared.address import Address
+    from labref.shared.indexing import Partition
 
 __all__ = ["add_to"]
 
@@ -56,6 +60,19 @@ _CHECK = """Look whether a shared store is whole, as its owner; exit code 1 wher
 With --json, one object.
 
 @shared.SharedCheck
+"""
+_INDEX = """Make an index for questions over very many cells, as the shared store's owner.
+
+Without one every cell is compared, and none is missed; it is for more than 300,000 cells of one bundle. Questions that mean more
+than 100,000 cells then take it, are answered far sooner, and say that a near cell can be missing. Questions that mean fewer (of one
+lab, of one optics) compare all as before. It is made while labs publish and ask; their publishing is slower from then on.
+
+\b
+  labref shared index --url postgresql://postgres@db.example.org/labref
+
+With --json, one object for each bundle that got one.
+
+@shared.SharedBundle
 """
 _PUBLISH = """Tell the shared store everything that it does not know of this lab. An agent does so by itself, within seconds.
 
@@ -139,10 +156,15 @@ def check(
     address, password = _where(url, password_file, lab)
     found = look(address, password)
     if json:
-        print_json(SharedCheck(**vars(found) | {"labs": [_lab_row(one) for one in found.labs]}).model_dump())
+        rows = {"labs": [_lab_row(one) for one in found.labs], "bundles": [_bundle_row(one) for one in found.bundles]}
+        print_json(SharedCheck(**vars(found) | rows).model_dump())
     else:
         cells = sum(one.cells for one in found.labs)
         say(f"{address}: version {found.version}, {len(found.labs)} labs, {cells} cells, {found.bytes / 1e6:.0f} MB")
+        for one in found.bundles:
+            index = "no index" if one.index_bytes is None else f"an index of {one.index_bytes / 1e6:.0f} MB"
+            wants = "; questions want one: labref shared index" if one.wants_index else ""
+            say(f"  bundle {one.name} ({one.bundle[:12]}): {one.cells} cells, {one.bytes / 1e6:.0f} MB, {index}{wants}")
         for what, number in found.faults.items():
             say(f"  {number} {what}")
     if found.faults:
@@ -150,6 +172,43 @@ def check(
             f"{address} is not whole. Nothing is lost: each lab publishes its cells again with `labref shared publish "
             "--rebuild`."
         )
+
+
+def index(
+    above: Annotated[
+        int | None, typer.Option(min=0, help="Cells of one bundle past which it gets one.", show_default="300000")
+    ] = None,
+    memory_mb: Annotated[
+        int | None,
+        typer.Option(min=64, max=100_000, help="What the server may use for it, MB.", show_default="1000"),
+    ] = None,
+    url: UrlOption = None,
+    password_file: FileOption = None,
+    lab: LabOption = None,
+    json: JsonOption = False,
+) -> None:
+    from labref.progress import rows_of
+    from labref.shared.indexing import INDEX_ABOVE, MEMORY_MB
+    from labref.shared.indexing import index as make
+
+    address, password = _where(url, password_file, lab)
+    above = INDEX_ABOVE if above is None else above
+
+    def rows() -> "Iterator[Row]":
+        made = yield from rows_of(
+            make(address, password, above=above, memory_mb=MEMORY_MB if memory_mb is None else memory_mb)
+        )
+        for one in made:
+            yield _bundle_row(one).model_dump()
+
+    found = list(without_progress(rows()))
+    for row in found:
+        if json:
+            print_json(row)
+        else:
+            say(f"bundle {row['name']}: {row['cells']} cells have an index of {row['index_bytes'] / 1e6:.0f} MB")
+    if not found and not json:
+        say(f"No bundle has more than {above} cells without an index.")
 
 
 def publish(
@@ -246,6 +305,13 @@ def _lab_row(one: "shared_labs.SharedLab") -> "SharedLab":
     return SharedLab(name=one.name, role=one.role, cells=one.cells, published_at=published)
 
 
+def _bundle_row(one: "Partition") -> "SharedBundle":
+    from labref.operations.shared import SharedBundle
+
+    fields = {name: value for name, value in vars(one).items() if name not in ("number", "latent_size")}
+    return SharedBundle(**fields, wants_index=one.wants_index)
+
+
 def add_to(app: typer.Typer) -> None:
     group = typer.Typer(
         help=_HELP, short_help="References from several labs.", no_args_is_help=True, rich_markup_mode=None
@@ -253,6 +319,7 @@ def add_to(app: typer.Typer) -> None:
     group.command("init", help=_INIT, short_help="Make a shared store.")(init)
     group.command("migrate", help=_MIGRATE, short_help="Bring it up to date.")(migrate)
     group.command("check", help=_CHECK, short_help="Whether it is whole.")(check)
+    group.command("index", help=_INDEX, short_help="For questions over very many cells.")(index)
     group.command("publish", help=_PUBLISH, short_help="Tell it everything of this lab.")(publish)
     labs = typer.Typer(help=_LAB, short_help="Its labs.", no_args_is_help=True, rich_markup_mode=None)
     labs.command("add", help=_ADD, short_help="Make the role of a lab.", no_args_is_help=True)(add)

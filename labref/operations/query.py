@@ -168,6 +168,10 @@ class SharedReply(Answer):
     problem: str | None = Field(
         description="Why there are none of other labs: it is out of reach, or too slow. Null where it answered."
     )
+    exact: bool | None = Field(
+        description="Whether all cells that were meant were compared; false where an index chose, which can miss a near one. "
+        "Null where it did not answer."
+    )
     waited_ms: float = Field(description="How long the answer waited for it beyond the lab's own search, milliseconds.")
 
 

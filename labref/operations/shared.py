@@ -15,7 +15,7 @@ from labref.progress import Row, progress
 from labref.tasks import publishing
 from labref.tasks.context import Context
 
-__all__ = ["LabAccess", "LabTakenOut", "PublishedNow", "SharedCheck", "SharedLab"]
+__all__ = ["LabAccess", "LabTakenOut", "PublishedNow", "SharedBundle", "SharedCheck", "SharedLab"]
 
 _PATIENCE_SECONDS: Final = 30.0
 
@@ -51,6 +51,19 @@ class LabTakenOut(Answer):
     cells: int = Field(description="Its cells that were there.")
 
 
+class SharedBundle(Answer):
+    """The cells of one bundle in the shared store."""
+
+    bundle: str = Field(description="The bundle's digest.")
+    name: str = Field(description="The bundle's name.")
+    cells: int = Field(description="How many cells are in its space.")
+    bytes: int = Field(description="Their size, without pictures and index.")
+    index_bytes: int | None = Field(description="Size of the index for questions; null where there is none.")
+    wants_index: bool = Field(
+        description="Whether they are so many that questions want an index, and there is none: `labref shared index`."
+    )
+
+
 class SharedCheck(Answer):
     """Whether a shared store is whole."""
 
@@ -58,6 +71,7 @@ class SharedCheck(Answer):
     newest: int = Field(description="The schema's version that this labref works with.")
     bytes: int = Field(description="Size of the database.")
     labs: list[SharedLab] = Field(description="The labs that are in it.")
+    bundles: list[SharedBundle] = Field(description="The bundles in whose space cells are.")
     faults: dict[str, int] = Field(description="What is wrong, and how often; empty where it is whole.")
 
 

@@ -4,6 +4,11 @@ Every cell of the labs and optics that are meant is compared, in the bundle's pa
 float32, choose candidates, and the distances that count are computed here, in float64, as those of the lab's own
 index. Enough candidates are fetched that rounding cannot have kept a nearer one out.
 
+Where very many cells are meant, and the partition has an index (`labref.shared.indexing`), the index gives the
+candidates, which can miss a near cell; the reply says so. An index looks for cells first and filters them then, so
+under a filter it can come to its end before there are enough (pgvector#719): it goes on looking among more of them
+(`hnsw.iterative_scan`), and where there still are fewer than asked for, all cells are compared after all.
+
 A server that does not answer costs a question at most `wait_seconds`, and only the first one: from then on it is tried
 beside, and questions are told at once that it is out of reach, until it is back.
 """
@@ -25,22 +30,31 @@ from numpy.typing import NDArray
 
 from labref.errors import SharedError
 from labref.shared.address import Address
-from labref.shared.connection import connect, in_words
+from labref.shared.connection import connect, in_words, plain
+from labref.shared.indexing import name_of
 from labref.shared.migrations import require
 from labref.store.memory import distances
-from labref.store.text import from_column, from_nullable
 from labref.words import Fingerprint, LabelSource
 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["Asking", "Pending", "Reply", "SharedCell", "Wanted"]
+__all__ = ["COMPARED_AT_MOST", "Asking", "Pending", "Reply", "SharedCell", "Wanted"]
 
 _AGAIN_SECONDS: Final = 10.0
 """A server that could not be reached is tried again after so long."""
 _STATEMENT_SECONDS: Final = 30.0
 _AT_ONCE: Final = 4
 _LEAST: Final = 100
+COMPARED_AT_MOST: Final = 100_000
+"""Where there is an index, so many cells are compared one by one all the same: they lie about in a far larger table."""
+_SETTINGS: Final = {
+    "jit": "off",  # to compile a statement that runs once takes longer than to run it
+    "hnsw.iterative_scan": "relaxed_order",  # they are put in order here
+    "hnsw.ef_search": "200",
+    "hnsw.max_scan_tuples": "40000",
+}
+"""Of the connections that ask. An index looks at so many cells at least, and at most."""
 _T = TypeVar("_T")
 
 
@@ -78,40 +92,55 @@ class SharedCell:
 @dataclass(frozen=True)
 class Reply:
     """What the shared store answered. cells : nearest first; all that are nearer than the last.  problem : why there
-    are none, on one line; None where it answered.  milliseconds : that it was waited for."""
+    are none, on one line; None where it answered.  milliseconds : that it was waited for.  exact : whether all cells
+    that were meant were compared; where an index chose, one that is nearer than the last can be missing."""
 
     cells: Sequence[SharedCell]
     problem: str | None
     milliseconds: float
+    exact: bool = True
+
+
+_Found = tuple[list[SharedCell], bool]
+"""Cells, nearest first, and whether all that were meant were compared."""
 
 
 class Pending:
     """A question that was put."""
 
-    def __init__(self, asked: Future[list[SharedCell]] | None, problem: str | None, wait_seconds: float) -> None:
+    def __init__(self, asked: Future[_Found] | None, problem: str | None, wait_seconds: float) -> None:
         self._asked, self._problem, self._wait = asked, problem, wait_seconds
 
     def reply(self) -> Reply:
         """The answer, once it is there, or after `wait_seconds` that it did not come."""
         began = time.perf_counter()
         cells: Sequence[SharedCell] = ()
-        problem = self._problem
+        problem, exact = self._problem, True
         if self._asked is not None:
             try:
-                cells = self._asked.result(self._wait)
+                cells, exact = self._asked.result(self._wait)
             except TookTooLong:
                 problem = f"the shared store did not answer within {self._wait:g} s"
             except SharedError as error:
                 problem = str(error)
-        return Reply(cells, problem, round(1e3 * (time.perf_counter() - began), 3))
+        return Reply(cells, problem, round(1e3 * (time.perf_counter() - began), 3), exact)
 
 
 class Asking:
     """Where the shared store is asked. Methods may be called from any thread. `close` ends it."""
 
-    def __init__(self, address: Address, password: Callable[[], str | None], wait_seconds: float) -> None:
-        """password : reads it, as it may be changed.  wait_seconds : that a question waits at most."""
+    def __init__(
+        self,
+        address: Address,
+        password: Callable[[], str | None],
+        wait_seconds: float,
+        *,
+        compares_at_most: int = COMPARED_AT_MOST,
+    ) -> None:
+        """password : reads it, as it may be changed.  wait_seconds : that a question waits at most.  compares_at_most :
+        cells that are compared one by one where there is an index."""
         self.address, self._password, self._wait = address, password, wait_seconds
+        self._compares_at_most = compares_at_most
         self._pool = ThreadPoolExecutor(_AT_ONCE, "labref-shared")
         self._lock = threading.Lock()
         self._idle: list[psycopg.Connection[tuple[Any, ...]]] = []
@@ -157,8 +186,14 @@ class Asking:
             return self._pool.submit(self._with_connection, fetch).result(self._wait)
         return None
 
-    def _ask(self, bundle: str, latent: NDArray[np.float32], wanted: Wanted, cells: int) -> list[SharedCell]:
-        return self._with_connection(lambda connection: _nearest(connection, bundle, latent, wanted, cells))
+    def read(self, work: Callable[[psycopg.Connection[tuple[Any, ...]]], _T]) -> _T:
+        """What somebody who only reads finds on a connection. Raises `SharedError`."""
+        return self._with_connection(work)
+
+    def _ask(self, bundle: str, latent: NDArray[np.float32], wanted: Wanted, cells: int) -> _Found:
+        return self._with_connection(
+            lambda connection: _nearest(connection, bundle, latent, wanted, cells, self._compares_at_most)
+        )
 
     def _try(self) -> None:
         with contextlib.suppress(SharedError):
@@ -176,6 +211,8 @@ class Asking:
             connection = connect(self.address, self._password(), statement_seconds=_STATEMENT_SECONDS)
             with in_words(self.address):
                 require(connection, self.address)
+                settings = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in _SETTINGS.items())
+                connection.execute(f"SELECT {settings}".encode())
         except SharedError as error:
             if connection is not None:
                 connection.close()
@@ -210,11 +247,13 @@ def _nearest(
     latent: NDArray[np.float32],
     wanted: Wanted,
     cells: int,
-) -> list[SharedCell]:
+    compares_at_most: int,
+) -> _Found:
     row = connection.execute("SELECT number FROM bundle WHERE digest = %s", [bundle]).fetchone()
     if row is None:
-        return []
-    where, values = ["bundle = %s", "NOT withheld"], [row[0]]
+        return [], True
+    number = int(row[0])
+    where, values = ["bundle = %s", "NOT withheld"], list[Any]([number])
     names = {int(number): str(name) for number, name in connection.execute("SELECT id, name FROM lab").fetchall()}
     if wanted.labs is not None:
         if missing := sorted(set(wanted.labs) - set(names.values())):
@@ -227,21 +266,65 @@ def _nearest(
         where.append("lab IS DISTINCT FROM (SELECT my_lab())")
     if wanted.optics is not None:
         where.append("optics = %s")
-        values.append(wanted.optics)
-    query = "[" + ",".join(map(repr, latent.tolist())) + "]"
+        values.append(plain(wanted.optics, 200))
+    condition = " AND ".join(where)
+    indexed = _has_index(connection, number) and _about(connection, condition, values) > compares_at_most
     limit = max(_LEAST, cells + cells // 2)
     while True:
-        found = connection.execute(
-            "SELECT lab, cell_id, label, label_source, analyser, captured_at, place, across, down, latent::text, away "
-            # first the nearest, then their latents as text: else that of every cell would be written
-            f"FROM (SELECT *, latent <-> %s::vector AS away FROM cell WHERE {' AND '.join(where)} "
-            "ORDER BY away LIMIT %s) AS nearest ORDER BY away".encode(),
-            [query, *values, limit],
-        ).fetchall()
-        kept = _exactly(found, latent, names, whole=len(found) < limit)
+        found = _candidates(connection, condition, values, latent, limit, indexed=indexed)
+        if indexed and len(found) < limit:
+            indexed = False
+            continue
+        kept = _exactly(found, latent, names, whole=indexed or len(found) < limit)
         if len(found) < limit or len({(one.lab, one.place) for one in kept}) >= cells:
-            return kept
+            return kept, not indexed
         limit *= 2
+
+
+def _has_index(connection: psycopg.Connection[tuple[Any, ...]], number: int) -> bool:
+    """Whether a bundle's partition has an index that can be used. number : of the bundle."""
+    row = connection.execute(
+        "SELECT FROM pg_catalog.pg_index WHERE indexrelid = to_regclass(%s) AND indisvalid",
+        [f"labref.{name_of(number)}"],
+    ).fetchone()
+    return row is not None
+
+
+def _about(connection: psycopg.Connection[tuple[Any, ...]], condition: str, values: Sequence[Any]) -> float:
+    """How many cells meet a condition, about, by PostgreSQL's own statistics: to count them takes as long as to compare
+    them."""
+    row = connection.execute(
+        f"EXPLAIN (FORMAT JSON) SELECT FROM cell WHERE {condition}".encode(), values, prepare=False
+    ).fetchone()
+    return 0.0 if row is None else float(row[0][0]["Plan"]["Plan Rows"])
+
+
+def _candidates(
+    connection: psycopg.Connection[tuple[Any, ...]],
+    condition: str,
+    values: Sequence[Any],
+    latent: NDArray[np.float32],
+    limit: int,
+    *,
+    indexed: bool,
+) -> list[tuple[Any, ...]]:
+    """Rows of the nearest cells that meet a condition, by pgvector's distances. indexed : by the index, which can miss
+    some and give fewer; else all are compared."""
+    size = f"({len(latent)})" if indexed else ""  # the index is of this expression, and of no other
+    query = "[" + ",".join(map(repr, latent.tolist())) + "]"
+    with contextlib.ExitStack() as stack:
+        if indexed:
+            stack.enter_context(connection.transaction())
+            connection.execute("SET LOCAL enable_sort = off")  # what else there is compares all cells
+        return connection.execute(
+            # first which are the nearest, then what else is known of them: else all of each row is carried along
+            "SELECT lab, cell_id, label, label_source, analyser, captured_at, place, across, down, latent::text, away "
+            f"FROM (SELECT lab AS of_lab, cell_id AS of_cell, latent::vector{size} <-> %s::vector{size} AS away "
+            f"FROM cell WHERE {condition} ORDER BY away LIMIT %s) AS nearest "
+            "JOIN cell ON bundle = %s AND lab = of_lab AND cell_id = of_cell".encode(),
+            [query, *values, limit, values[0]],
+            prepare=False,  # each time with its own values: partitions and the index are chosen by them
+        ).fetchall()
 
 
 def _exactly(
@@ -255,14 +338,14 @@ def _exactly(
     away = distances.exact(latents, latent)
     # pgvector sums in float32: its distances are off by no more than so much of themselves
     slack = (len(latent) + 20) * 2.0**-24
-    limit = np.inf if whole else float(found[-1][10]) ** 2 * (1 - 4 * slack) / len(latent)
+    limit = np.inf if whole else max(float(row[10]) for row in found) ** 2 * (1 - 4 * slack) / len(latent)
     cells = [
         SharedCell(
             names[row[0]],
             row[1],
-            from_column(row[2]),
+            row[2],
             LabelSource(row[3]),
-            from_nullable(row[4]),
+            row[4],
             row[5],
             float(distance),
             row[6],

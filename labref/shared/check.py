@@ -7,6 +7,7 @@ from typing import Final
 
 from labref.shared.address import Address
 from labref.shared.connection import connect, in_words
+from labref.shared.indexing import Partition, partitions
 from labref.shared.labs import SharedLab, labs
 from labref.shared.migrations import applied, latest, require
 
@@ -33,12 +34,13 @@ _COUNTS: Final = {
 @dataclass(frozen=True)
 class Found:
     """What `check` found. version, newest : of the schema, and the one that this labref works with.  bytes : of the
-    database.  faults : what is wrong, with how often."""
+    database.  bundles : the cells of each.  faults : what is wrong, with how often."""
 
     version: int
     newest: int
     bytes: int
     labs: list[SharedLab]
+    bundles: list[Partition]
     faults: dict[str, int]
 
 
@@ -52,7 +54,6 @@ def check(address: Address, password: str | None) -> Found:
             counted[what] = 0 if row is None else int(row[0])
         row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
         size = 0 if row is None else int(row[0])
-        version = applied(connection)
-    return Found(
-        version, latest(), size, labs(address, password), {what: number for what, number in counted.items() if number}
-    )
+        version, bundles = applied(connection), partitions(connection)
+    faults = {what: number for what, number in counted.items() if number}
+    return Found(version, latest(), size, labs(address, password), bundles, faults)

@@ -13,11 +13,12 @@ from labref.shared.address import Address
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["CONNECT_SECONDS", "connect", "in_words"]
+__all__ = ["CONNECT_SECONDS", "connect", "in_words", "plain"]
 
 CONNECT_SECONDS: Final = 2
 """How long a server may take to answer at all."""
 _WITHOUT: Final = re.compile("password authentication failed|no password supplied")
+_UNVERIFIED: Final = re.compile("certificate")
 _KEPT_ALIVE: Final = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
 
@@ -75,9 +76,20 @@ def in_words(address: Address) -> Iterator[None]:
                 f"the shared store {address} does not take the password of {address.user}. `labref shared lab add`, with the "
                 "lab's name, makes a new one."
             ) from error
+        if _UNVERIFIED.search(str(error)):
+            raise SharedError(
+                f"the shared store {address} is not trusted: {_said(error)}. In [shared] url, sslrootcert names the "
+                "certificate of the authority that signed the server's, and the host is the name that it is for."
+            ) from error
         raise SharedError(f"the shared store {address} cannot be reached: {_said(error)}.") from error
     except psycopg.Error as error:
         raise SharedError(f"the shared store {address} failed: {_said(error)}.") from error
+
+
+def plain(text: str, most: int) -> str:
+    """A text as PostgreSQL keeps it, at most so many characters. What is no character, of a folder's name that is not
+    UTF-8, becomes its code, `\\udce5`: one such name must not keep all that comes after it from being told."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:most]
 
 
 def _said(error: Exception) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from labref.errors import SharedError
 from labref.failpoints import failpoint
 from labref.shared.address import Address
-from labref.shared.connection import connect, in_words
+from labref.shared.connection import connect, in_words, plain
 from labref.shared.migrations import require
 
 __all__ = ["Mark", "Publication", "Published", "SharedBundle"]
@@ -162,7 +162,7 @@ class Publication:
             with in_words(self._address):
                 row = self._connection.execute(
                     "SELECT add_bundle(%s, %s, %s, %s)",
-                    [bundle.digest, bundle.name[:200], bundle.version[:200], bundle.latent_size],
+                    [bundle.digest, plain(bundle.name, 200), plain(bundle.version, 200), bundle.latent_size],
                 ).fetchone()
             assert row is not None
             number = self._bundles[bundle.digest] = int(row[0])
@@ -173,13 +173,13 @@ class Publication:
             return
         columns: dict[str, tuple[str, list[Any]]] = {
             "withheld": ("bool", [cell.withheld for cell in cells]),
-            "optics": ("text", [cell.optics for cell in cells]),
+            "optics": ("text", [_nullable(cell.optics, 200) for cell in cells]),
             "latent": ("text", [_vector(cell.latent) for cell in cells]),
             "cell_id": ("text", [cell.cell_id for cell in cells]),
             "digest": ("bytea", [bytes.fromhex(cell.digest) for cell in cells]),
-            "label": ("text", [cell.label for cell in cells]),
+            "label": ("text", [plain(cell.label, 1000) for cell in cells]),
             "label_source": ("text", [cell.label_source for cell in cells]),
-            "analyser": ("text", [cell.analyser for cell in cells]),
+            "analyser": ("text", [_nullable(cell.analyser, 200) for cell in cells]),
             "place": ("text", [cell.place for cell in cells]),
             "across": ("int8", [_signed(cell.across) for cell in cells]),
             "down": ("int8", [_signed(cell.down) for cell in cells]),
@@ -201,7 +201,11 @@ class Publication:
             f"ON CONFLICT (lab, cell_id, bundle) DO UPDATE SET {changed}".encode(),
             [bundle, self._lab, generation, *(values for _, values in columns.values())],
         )
-        named = [(cell.cell_id, *cell.names) for cell in cells if cell.names is not None]
+        named = [
+            (cell.cell_id, _nullable(cell.names[0], 4000), plain(cell.names[1], 40_000))
+            for cell in cells
+            if cell.names is not None
+        ]
         self._connection.execute("DELETE FROM named WHERE lab = %s AND cell_id = ANY(%s)", [self._lab, ids])
         if named:
             self._connection.execute(
@@ -225,6 +229,10 @@ class Publication:
                 "AND cell.cell_id = t.cell_id)".encode(),
                 [self._lab],
             )
+
+
+def _nullable(text: str | None, most: int) -> str | None:
+    return None if text is None else plain(text, most)
 
 
 def _vector(latent: NDArray[np.float32]) -> str:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -30,7 +30,6 @@ from labref.shared.publishing import Mark, Publication, Published, SharedBundle
 from labref.store import Store
 from labref.store.duckdb.noting import BEGIN, CELL, END
 from labref.store.memory.books import id_to_int, int_to_id
-from labref.store.text import to_column, to_nullable
 from labref.tasks.jobs import lower_priority
 from labref.times import utc
 
@@ -44,6 +43,9 @@ _LOOK_SECONDS: Final = 1.0
 """How often the agent looks whether something is to be published; within it, labels of one lab reach the others."""
 _WAITS_SECONDS: Final = (1.0, 60.0)
 """After a failure it is tried again so soon, and then more and more seldom."""
+_BEHIND_SECONDS: Final = 3600.0
+"""So long may what the shared store is to be told of wait before /health says so: a server is started anew meanwhile,
+a young lab's first cells are published."""
 _ACKNOWLEDGED_SECONDS: Final = 5.0
 """How often the outbox is told at most what was sent: that is a transaction of the lab's own store."""
 
@@ -131,10 +133,10 @@ class _Sending:
             Published(
                 cell.cell_id,
                 cell.digest,
-                to_column(cell.label),
+                cell.label,
                 str(cell.label_source),
-                to_nullable(cell.analyser),
-                shared.optics or to_nullable(cell.analyser),
+                cell.analyser,
+                shared.optics or cell.analyser,
                 cell.captured_at,
                 cell.stored_at,
                 cell.latent,
@@ -142,7 +144,7 @@ class _Sending:
                 None if cell.fingerprint is None else cell.fingerprint.across,
                 None if cell.fingerprint is None else cell.fingerprint.down,
                 cell.withheld,
-                (to_nullable(cell.slide), to_column(cell.path)) if shared.send_names else None,
+                (cell.slide, cell.path) if shared.send_names else None,
             )
             for cell, place in zip(found, places, strict=True)
         ]
@@ -233,6 +235,15 @@ class Publisher:
         """How many rows are still to be told, and since when the first of them waits, UTC."""
         waiting = self._store.outbox.waiting(self._mark)
         return waiting.rows, waiting.since
+
+    def lag_seconds(self) -> float:
+        """How long the first of the rows that are to be told waits; 0 where none does."""
+        since = self.waiting()[1]
+        return 0.0 if since is None else max(0.0, (datetime.now(UTC) - since).total_seconds())
+
+    def is_behind(self) -> bool:
+        """Whether the shared store has not been told for so long that somebody has to see to it."""
+        return self.lag_seconds() > _BEHIND_SECONDS
 
     def _run(self, work: Callable[[Publication, Callable[[], None]], None]) -> None:
         """Do work on a connection until the agent ends; on another one where it fails."""

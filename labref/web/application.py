@@ -73,7 +73,7 @@ class Answers:
     healthy : → "ok", or the fault, without anything secret: "storage" where cells cannot be stored, "folder" where a
     watched folder is missing, "no progress" where one piece of work takes longer than any should; and what somebody has
     to see to before it is a fault: "provider" where a GPU is here that is not used, "disk" where the lab's fills,
-    "backup" where the last one is old.
+    "backup" where the last one is old, "shared" where the shared store has not been told of cells for an hour.
     entrance : who the people are that may look at the pages.  pictures : of cells, for pages.
     latest : → the largest number of the store's sequence.
     """

@@ -18,6 +18,7 @@ from labref.lab import Lab, absolute
 from labref.lab.suspects import Suspects
 from labref.operations import perform
 from labref.progress import Pace, Row, waiting
+from labref.shared.asking import Asking
 from labref.store import Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.publishing import asking_of
@@ -31,7 +32,10 @@ _PATIENCE_SECONDS: Final = 20.0  # another command has the store for a moment; a
 class Desk:
     """Where a lab is asked: the running agent, or the store itself while none runs. Opened once for many questions."""
 
-    def __init__(self, lab: Lab, agent: AgentClient | None, store: Store | None) -> None:
+    def __init__(
+        self, lab: Lab, agent: AgentClient | None, store: Store | None, *, asking: Asking | None = None
+    ) -> None:
+        """asking : where cells of other labs are asked for, where that is not what labref.toml names."""
         self.lab = lab
         self._agent = agent
         self._opened = contextlib.ExitStack()
@@ -39,8 +43,7 @@ class Desk:
         if store is not None:
             self._opened.callback(store.close)
             suspects = cache(lambda: Suspects(lab.suspects_file))
-            asking = asking_of(lab)
-            if asking is not None:
+            if asking is None and (asking := asking_of(lab)) is not None:
                 self._opened.callback(asking.close)
             self._context = Context(
                 lab, store, self._open_embedder, None, self._adopt, suspects=suspects, asking=asking

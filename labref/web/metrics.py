@@ -21,7 +21,7 @@ from labref.words import Outcome, Reason
 
 __all__ = ["HEALTH", "METRICS_TYPE", "LabState", "Metrics"]
 
-HEALTH: Final = ("ok", "storage", "no progress", "folder", "provider", "disk", "backup")
+HEALTH: Final = ("ok", "storage", "no progress", "folder", "provider", "disk", "backup", "shared")
 """What /health can say."""
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 """Media type of Prometheus' text."""
@@ -37,7 +37,9 @@ class LabState:
     where the system does not say.  disk_full_seconds : until the disk is full at the lab's own rate; None where there
     is none.  last_backup, map_trained : seconds since 1970; None where there is none.  drifting_past,
     drifting_training : analysers whose optics are off from those of their own past, and from those that the bundle was
-    trained on.  gpu_unused : whether the computer has a GPU that was to be used and is not.
+    trained on.  gpu_unused : whether the computer has a GPU that was to be used and is not.  shared_waiting,
+    shared_lag_seconds : changes that the shared store is still to be told of, and how long the first of them waits;
+    None where the lab has none.
     """
 
     health: str
@@ -53,6 +55,8 @@ class LabState:
     drifting_past: int
     drifting_training: int
     gpu_unused: bool
+    shared_waiting: int | None = None
+    shared_lag_seconds: float | None = None
 
 
 class Metrics:
@@ -167,6 +171,8 @@ class _State(Collector):
             ("labref_last_backup_timestamp_seconds", "When the last backup was whole.", found.last_backup),
             ("labref_map_trained_timestamp_seconds", "When the map in use was trained.", found.map_trained),
             ("labref_gpu_unused", "1 where a GPU was to be used and is not.", float(found.gpu_unused)),
+            ("labref_shared_waiting", "Changes to be told to the shared store.", found.shared_waiting),
+            ("labref_shared_lag_seconds", "How long the first of these waits.", found.shared_lag_seconds),
         ):
             if value is not None:
                 yield GaugeMetricFamily(name, text, value=value)

@@ -1,13 +1,24 @@
-"""The shared store: how long a question takes among a million cells, and whether publishing survives kills and cuts.
+"""The shared store: how long a question takes among a million cells, how three labs publish at once, what publishing
+costs ingest, and whether it survives kills and cuts.
 
-    python -m tests.benchmarks.shared ask --cells 1000000 --labs 10 --questions 200
-    python -m tests.benchmarks.shared breaks --rounds 50
+    python -m tests.benchmarks.shared ask --cells 1000000 --questions 200 --json
+    python -m tests.benchmarks.shared labs --json
+    python -m tests.benchmarks.shared ingest --json
+    python -m tests.benchmarks.shared breaks --rounds 50 --json
 
-`ask`: made-up latents, drawn about 20 centres, of some labs with some optics each, in one bundle; a server of its own
-with 1 GB of shared buffers; the questions are other draws. Each way to ask is measured by itself, after some
-questions that warm it up: all labs, one optics, and one lab. p50, p90, p99 and the largest, milliseconds, of
-`labref.shared.asking`, whole: the cells that come back have their distances in float64. Every tenth answer of all
-labs is compared with brute force over all cells.
+`ask`: made-up cells in one bundle: latents of the starter for `--sample` pictures of each class of ../shared/data/pbc
+(or `--images`), each moved by half of its class's standard deviation. Twelve labs; `lab 1` has 1 % of the cells,
+`lab 2` 5 %, and an optics of its own. A server of its own with `--buffers`; the questions are other draws, of a
+thirteenth lab. Each way to ask is measured by itself, after 20 questions that warm it up: all labs, one optics, one
+lab; first with all cells compared, then with the index (`labref shared index`), which the smaller ways take only where
+they mean more cells than are compared one by one. Milliseconds of `labref.shared.asking`, whole: the cells that come
+back have their distances in float64. recall@8 against brute force over all cells, with the lowest of the questions.
+
+`labs`: three agents watch class-balanced thirds of pbc, the second also chula, the third also bccd, and take them in at
+once. Each cell has to be there once. Then labels are changed in one lab, and asked for in another until they are seen.
+
+`ingest`: a new lab takes in the same cells, with a shared store on this very computer and without one, in turn. Cells
+per second from the first batch that is stored to the last; the ratio of each pair, and the median of them.
 
 `breaks`: a lab of made-up cells publishes through a proxy while cells and labels go on coming. In each round the
 server is killed (SIGKILL) and started again, or the connection is cut after a random number of bytes. In the end
@@ -17,10 +28,14 @@ every cell is there once, as the lab has it. fsync is on.
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import shutil
+import statistics
 import tempfile
 import time
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -28,112 +43,269 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labref.bundles.bundle import Bundle, install, starter_bundle
+from labref.bundles.inference import Embedder
+from labref.cells.image import prepare
 from labref.errors import SharedError
+from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.shared.asking import Asking, Wanted
 from labref.shared.check import check
+from labref.shared.indexing import index
 from labref.store.duckdb.reviews import Review
 from labref.store.memory import distances
 from labref.tasks.publishing import Publisher
+from labref.web.desk import Desk
 from labref.words import cell_id_of
-from tests.postgres import Database, database, server
-from tests.stores import LABELS, digest_of
+from tests.benchmarks.exports import tell
+from tests.labs import make_lab, running_agent, wait_until
+from tests.postgres import Database, database, fill, server
+from tests.stores import BUNDLE, digest_of
 from tests.test_shared import Proxy, cells_for, in_store, lab_of, published
 
-BUNDLE = "ab" * 32
+DATA = Path(__file__).parents[3] / "shared" / "data"
 SIZE = 50
-_PART = 20_000
+LABS = 12
+SHARES = (0.01, 0.05, *(0.94 / (LABS - 2) for _ in range(LABS - 2)))
+WARM = 20
+SEEN_SECONDS = 60
 
 
-def draw(rng: np.random.Generator, number: int, centres: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Made-up latents float32[number, L] about centres float32[c, L]."""
-    about = centres[rng.integers(0, len(centres), number)]
-    made: NDArray[np.float32] = about + rng.standard_normal((number, SIZE)).astype(np.float32)
+def pictures(folder: Path, number: int | None, rng: np.random.Generator) -> dict[str, list[Path]]:
+    """By class, so many of its pictures, in random order; all where there are fewer, or `number` is None."""
+    found = {}
+    for of_class in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(of_class.glob("*.jpg"))
+        found[of_class.name] = [files[i] for i in rng.permutation(len(files))[:number]]
+    return found
+
+
+def drawn(bundle: Bundle, images: Path, sample: int, rng: np.random.Generator, cells: int) -> NDArray[np.float32]:
+    """Made-up latents float32[cells, L] about those of real pictures."""
+    about, moved = [], []
+    with Embedder.open(bundle, device="cpu") as embedder:
+        for files in pictures(images, sample, rng).values():
+            latents = embedder.embed(np.stack([prepare(file.read_bytes()).crop for file in files])).latents
+            about.append(latents)
+            moved.append(np.broadcast_to(latents.std(0), latents.shape))
+    chosen = rng.integers(0, sum(map(len, about)), cells)
+    made = np.concatenate(about)[chosen]
+    made += 0.5 * np.concatenate(moved)[chosen] * rng.standard_normal(made.shape, np.float32)
     return made
 
 
-def fill(shared: Database, cells: int, labs: int, optics: int) -> NDArray[np.float32]:
-    """Fill a shared store, past the labs' own way; returns the latents in the order of the cells' numbers."""
-    rng = np.random.default_rng(17)
-    centres = (2 * rng.standard_normal((20, SIZE))).astype(np.float32)
-    for number in range(labs):
-        shared.lab(f"lab {number}")
-    latents = draw(rng, cells, centres)
-    with shared.server.connect(shared.name) as connection:
-        connection.execute("SET search_path = labref, public")
-        connection.execute("SELECT add_bundle(%s, 'made up', '1', %s)", [BUNDLE, SIZE])
-        for start in range(0, cells, _PART):
-            with (
-                connection.cursor() as cursor,
-                cursor.copy(
-                    "COPY cell (bundle, lab, withheld, optics, latent, cell_id, generation, digest, label, label_source, "
-                    "analyser, place, across, down, stored_at) FROM STDIN"
-                ) as copy,
-            ):
-                for i in range(start, min(start + _PART, cells)):
-                    digest = digest_of(i)
-                    cell_id = cell_id_of(digest)
-                    lab = i % labs + 1
-                    kind = f"optics {lab % optics}"
-                    vector = f"[{','.join(map(repr, latents[i].tolist()))}]"
-                    hashes = [int(digest[at : at + 16], 16) - 2**63 for at in (16, 32)]
-                    row = (
-                        1,
-                        lab,
-                        False,
-                        kind,
-                        vector,
-                        cell_id,
-                        1,
-                        bytes.fromhex(digest),
-                        LABELS[i % 5],
-                        "analyser",
-                        kind,
-                    )
-                    copy.write_row((*row, cell_id, *hashes, "2026-01-01"))
-        connection.execute("VACUUM ANALYZE cell")
-    return latents
-
-
-def percentiles(milliseconds: list[float]) -> dict[str, float]:
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     """p50, p90, p99 and the largest."""
     found = {f"p{p}": round(float(np.percentile(milliseconds, p)), 1) for p in (50, 90, 99)}
     return found | {"most": round(max(milliseconds), 1)}
 
 
-def ask(cells: int, labs: int, optics: int, questions: int, buffers: str) -> dict[str, Any]:
+class Questions:
+    """What is asked, and what is right. asked : float32[q, L].  labs, optics : of each cell."""
+
+    def __init__(
+        self,
+        latents: NDArray[np.float32],
+        labs: NDArray[np.int64],
+        optics: NDArray[np.str_],
+        asked: NDArray[np.float32],
+    ) -> None:
+        self.asked = asked
+        self._ids = np.array([int(cell_id_of(digest_of(i)), 16) for i in range(len(latents))], np.uint64)
+        self.ways = {"all": Wanted(), "optics of 5 %": Wanted(optics="optics 2"), "lab of 1 %": Wanted(labs=("lab 1",))}
+        meant = {"all": slice(None), "optics of 5 %": optics == "optics 2", "lab of 1 %": labs == 1}
+        self._right = {
+            way: [self._nearest(latents[which], self._ids[which], latent) for latent in asked]
+            for way, which in meant.items()
+        }
+
+    @staticmethod
+    def _nearest(latents: NDArray[np.float32], ids: NDArray[np.uint64], latent: NDArray[np.float32]) -> list[str]:
+        away = distances.exact(latents, latent)
+        near = np.flatnonzero(away <= np.partition(away, 8)[8])
+        return [f"{ids[near[i]]:016x}" for i in distances.order(away[near], ids[near], 8)]
+
+    def put(self, asking: Asking) -> dict[str, Any]:
+        """How long each way takes, and how much of what is right it finds."""
+        found = {}
+        for way, wanted in self.ways.items():
+            took, recall, exact = [], [], 0
+            for number, latent in enumerate([*self.asked[:WARM], *self.asked]):
+                began = time.perf_counter()
+                reply = asking.put(BUNDLE, latent, wanted, 72).reply()
+                took.append(1e3 * (time.perf_counter() - began))
+                assert reply.problem is None and len(reply.cells) >= 72, reply.problem
+                if number >= WARM:
+                    right = self._right[way][number - WARM]
+                    recall.append(len(set(right) & {one.cell_id for one in reply.cells[:8]}) / 8)
+                    exact += reply.exact
+                    assert not reply.exact or [one.cell_id for one in reply.cells[:8]] == right, "it is not exact"
+            found[way] = percentiles(took[WARM:]) | {
+                "recall": round(statistics.mean(recall), 4),
+                "lowest recall": min(recall),
+                "exact": exact,
+            }
+        return found
+
+
+def ask(bundle: Bundle, cells: int, questions: int, buffers: str, images: Path, sample: int) -> dict[str, Any]:
     """How long a question takes."""
     rng = np.random.default_rng(18)
+    made = drawn(bundle, images, sample, rng, cells + questions)
+    latents, asked = made[:cells], made[cells:]
+    labs = rng.choice(LABS, cells, p=SHARES) + 1
+    optics = np.array(["optics 2" if lab == 2 else f"optics {3 + lab % 4}" for lab in range(LABS + 1)])[labs]
     with server(shared_buffers=buffers, max_wal_size="4GB") as running:
         shared = database(running)
+        for number in range(1, LABS + 1):
+            shared.lab(f"lab {number}")
         began = time.perf_counter()
-        latents = fill(shared, cells, labs, optics)
+        fill(shared, latents, labs.tolist(), optics.tolist())
         filled = time.perf_counter() - began
-        (size,) = shared.rows(
-            "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c WHERE relname ~ '^cell_'"
-        )[0]
-        centres = latents[rng.integers(0, cells, questions)]
-        asked = (centres + 0.5 * rng.standard_normal((questions, SIZE))).astype(np.float32)
-        ways = {"all": Wanted(), "optics": Wanted(optics="optics 1"), "one lab": Wanted(labs=("lab 3",))}
         address, secret = shared.lab("asker")
-        found: dict[str, Any] = {"cells": cells, "bytes": size, "fill_seconds": round(filled, 1), "labs": labs}
-        ids = np.array([int(cell_id_of(digest_of(i)), 16) for i in range(cells)], np.uint64)
+        expected = Questions(latents, labs, optics, asked)
+        found: dict[str, Any] = {"cells": cells, "fill_seconds": round(filled, 1)}
         with closing(Asking(address, lambda: secret, 60.0)) as asking:
-            for way, wanted in ways.items():
-                took = []
-                for number, latent in enumerate([*asked[:10], *asked]):
-                    began = time.perf_counter()
-                    reply = asking.put(BUNDLE, latent, wanted, 72).reply()
-                    took.append(1e3 * (time.perf_counter() - began))
-                    assert reply.problem is None and len(reply.cells) >= 72, reply.problem
-                    if way == "all" and number % 10 == 0:
-                        away = distances.exact(latents, latent)
-                        nearest = distances.order(away, ids, 72)
-                        assert [(one.cell_id, one.distance) for one in reply.cells[:72]] == [
-                            (cell_id_of(digest_of(int(i))), float(away[i])) for i in nearest
-                        ], "it is not exact"
-                found[way] = percentiles(took[10:])
+            found["all compared"] = expected.put(asking)
+            began = time.perf_counter()
+            steps = index(shared.owner, shared.secret, above=0)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as ended:
+                    (partition,) = ended.value
+                    break
+            found["index_seconds"] = round(time.perf_counter() - began, 1)
+            found["bytes"], found["index_bytes"] = partition.bytes, partition.index_bytes
+            found["index"] = expected.put(asking)
+        with closing(Asking(address, lambda: secret, 60.0, compares_at_most=0)) as asking:
+            found["index, whatever is meant"] = expected.put(asking)
     return found
+
+
+def publishing(shared: Database, lab: Lab, name: str) -> None:
+    """Let a lab publish to a shared store."""
+    address, secret = shared.lab(name)
+    with lab.config_file.open("a", encoding="utf-8") as file:
+        file.write(f"\n[shared]\nurl = '{shared.url(address.user)}'\npassword_file = 'password'\nwait_seconds = 20\n")
+    (lab.folder / "password").write_text(secret, encoding="utf-8")
+
+
+def labs(bundle: Bundle, per_class: int | None, changes: int) -> dict[str, Any]:
+    """Three labs at once."""
+    rng = np.random.default_rng(20)
+    names = ("A", "B", "C")
+    given: dict[str, list[Path]] = defaultdict(list)
+    for files in pictures(DATA / "pbc", per_class and 3 * per_class, rng).values():
+        for number, name in enumerate(names):
+            given[name] += files[number::3]
+    for name, data in (("B", "chula"), ("C", "bccd")):
+        for files in pictures(DATA / data, per_class, rng).values():
+            given[name] += files
+    with tempfile.TemporaryDirectory() as scratch, server(fsync="on") as running, ExitStack() as stack:
+        shared, made = database(running), []
+        for name in names:
+            export = Path(scratch) / f"export {name}"
+            for file in given[name]:
+                target = export / file.parts[-3] / file.parts[-2] / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+            lab = make_lab(Path(scratch) / f"lab {name}", export, bundle, analyser=f"DC {name}")
+            publishing(shared, lab, name)
+            made.append(lab)
+        began = time.perf_counter()
+        for lab in made:
+            stack.enter_context(running_agent(lab))
+
+        def settled() -> bool:
+            with ExitStack() as desks:
+                told = [next(desks.enter_context(Desk.open(lab)).run("status")) for lab in made]
+            return all(
+                sum(one["outcomes"].values()) == len(given[name]) and one["shared"]["waiting"] == 0
+                for name, one in zip(names, told, strict=True)
+            )
+
+        wait_until(settled, 3600)
+        took = time.perf_counter() - began
+        with Desk.open(made[0]) as first, Desk.open(made[1]) as second:
+            seen = list(_until_seen(first, second, given["A"], rng, changes))
+        stack.close()
+        own = {}
+        for name, lab in zip(names, made, strict=True):
+            with closing(lab.open_store()) as store:
+                own[name] = in_store(store)
+        theirs = {name: published(shared, name) for name in names}
+        return {
+            "files": {name: len(files) for name, files in given.items()},
+            "cells": {name: len(cells) for name, cells in own.items()},
+            "seconds": round(took, 1),
+            "lost": sum(len(own[name].keys() - theirs[name].keys()) for name in names),
+            "too many": sum(len(theirs[name].keys() - own[name].keys()) for name in names),
+            "other labels": sum(own[name] != theirs[name] for name in names),
+            "faults": check(shared.owner, shared.secret).faults,
+            "label_changes": len(seen),
+            "seen_seconds": {"p50": round(statistics.median(seen), 2), "most": round(max(seen), 2)},
+        }
+
+
+def _until_seen(
+    first: Desk, second: Desk, files: Sequence[Path], rng: np.random.Generator, changes: int
+) -> Iterator[float]:
+    """Seconds from a label that one lab changes to an answer of another lab that has it."""
+    for number in range(changes):
+        data = files[int(rng.integers(len(files)))].read_bytes()
+
+        def told(data: bytes = data) -> dict[str, str]:
+            row = second.ask(data, name="", k=8, shared="A")
+            assert row["shared"]["problem"] is None, row["shared"]
+            return {one["cell_id"]: one["label"] for one in row["references"] if one["lab"] == "A"}
+
+        there = told()
+        if not there:
+            continue
+        chosen, label = next(iter(there)), f"seen elsewhere {number}"
+        began = time.monotonic()
+        list(first.run("label.set", cell=chosen, label=label, new=True, who="a person"))
+        while told().get(chosen) != label:
+            if time.monotonic() - began > SEEN_SECONDS:
+                raise SharedError("a label did not reach the other lab")
+            time.sleep(0.1)
+        yield time.monotonic() - began
+
+
+def ingest(bundle: Bundle, cells: int, pairs: int) -> dict[str, Any]:
+    """What publishing costs ingest."""
+    rng = np.random.default_rng(21)
+    files = [file for of_class in pictures(DATA / "pbc", math.ceil(cells / 8), rng).values() for file in of_class][
+        :cells
+    ]
+    rates: dict[str, list[float]] = {"alone": [], "shared": []}
+    with tempfile.TemporaryDirectory() as scratch, server(fsync="on") as running:
+        shared, export = database(running), Path(scratch) / "export"
+        for file in files:
+            target = export / file.parts[-2] / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+        for pair in range(pairs):
+            for way in sorted(rates, reverse=bool(pair % 2)):
+                lab = make_lab(Path(scratch) / f"{way} {pair}", export, bundle)
+                if way == "shared":
+                    publishing(shared, lab, f"lab {pair}")
+                with running_agent(lab), Desk.open(lab) as desk:
+                    wait_until(lambda desk=desk: sum(next(desk.run("status"))["outcomes"].values()) == cells, 600)
+                    if way == "shared":
+                        wait_until(lambda desk=desk: next(desk.run("status"))["shared"]["waiting"] == 0, 60)
+                with closing(lab.open_store()) as store:
+                    moments = sorted(row.at for row in store.ledger())
+                later = [moment for moment in moments if moment > moments[0]]
+                rates[way].append(len(later) / (moments[-1] - moments[0]).total_seconds())
+                shutil.rmtree(lab.folder)
+    ratios = [one / other for one, other in zip(rates["shared"], rates["alone"], strict=True)]
+    return {
+        "cells": cells,
+        **{f"{way}_cells_per_second": [round(rate, 2) for rate in found] for way, found in rates.items()},
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio": round(statistics.median(ratios), 3),
+    }
 
 
 def breaks(rounds: int, bundle: Bundle) -> dict[str, Any]:
@@ -187,20 +359,30 @@ def breaks(rounds: int, bundle: Bundle) -> dict[str, Any]:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ask", "breaks"))
-    parser.add_argument("--cells", type=int, default=1_000_000)
-    parser.add_argument("--labs", type=int, default=10)
-    parser.add_argument("--optics", type=int, default=3)
+    parser.add_argument("what", choices=("ask", "labs", "ingest", "breaks"))
+    parser.add_argument("--cells", type=int, help="ask: 1000000; ingest: 240")
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--images", type=Path, default=DATA / "pbc")
+    parser.add_argument("--sample", type=int, default=60)
     parser.add_argument("--buffers", default="1GB")
+    parser.add_argument("--per-class", type=int, help="labs: pictures of each class in each lab; all without it")
+    parser.add_argument("--changes", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    if given.what == "ask":
-        found = ask(given.cells, given.labs, given.optics, given.questions, given.buffers)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            found = breaks(given.rounds, install(starter_bundle(), Path(folder)))
-    print(json.dumps(found))
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = install(starter_bundle(), Path(folder))
+        found = (
+            ask(bundle, given.cells or 1_000_000, given.questions, given.buffers, given.images, given.sample)
+            if given.what == "ask"
+            else labs(bundle, given.per_class, given.changes)
+            if given.what == "labs"
+            else ingest(bundle, given.cells or 240, given.pairs)
+            if given.what == "ingest"
+            else breaks(given.rounds, bundle)
+        )
+    tell(found, as_json=given.json)
 
 
 if __name__ == "__main__":

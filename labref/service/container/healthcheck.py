@@ -1,7 +1,7 @@
 """Whether the agent of the lab in LABREF_LAB answers and is at work: exit code 0, else 1 with a word.
 
-Warnings (a GPU that is not used, a disk that fills, an old backup) are none of a container's: `labref status` tells
-them.
+Warnings (a GPU that is not used, a disk that fills, an old backup, a shared store that is not told) are none of a
+container's: `labref status` tells them.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-_WELL = {"ok", "provider", "disk", "backup"}
+_WELL = {"ok", "provider", "disk", "backup", "shared"}
 
 try:
     record = json.loads(Path(os.environ["LABREF_LAB"], "agent.json").read_text(encoding="utf-8"))

@@ -58,6 +58,7 @@ __all__ = [
     "NotThereError",
     "Visit",
     "add_pages",
+    "file",
     "has_static",
     "page",
     "page_number",
@@ -123,6 +124,7 @@ class Visit:
     """One request of a page: who asks, in which language, and the means to answer.
 
     body : the request's body.  image : cell id → the kept bytes.  pictures : of cells, as a browser shows them.
+    navigation : where the head of the page leads.
     """
 
     def __init__(
@@ -133,12 +135,14 @@ class Visit:
         image: Callable[[str], bytes | None],
         visitors: Visitors,
         pictures: Pictures,
+        navigation: Sequence[tuple[str, str, str]] = NAVIGATION,
     ) -> None:
         self.request = request
         self.body = body
         self.pictures = pictures
         self.image = image
         self.visitors = visitors
+        self.navigation = navigation
         self.visitor: Visitor | None = request.scope["labref.visitor"]
         self.texts: Texts = texts_in(
             language_for(request.cookies.get("labref-language"), request.headers.get("accept-language", ""))
@@ -187,7 +191,7 @@ class Visit:
             visit=self,
             path=self.request.url.path,
             languages=LANGUAGES,
-            navigation=NAVIGATION,
+            navigation=self.navigation,
             scripts=_script_texts(self.texts),
             **values,
         )
@@ -244,7 +248,7 @@ def add_pages(
             methods=list(one.methods),
             include_in_schema=False,
         )
-    app.add_route("/static/{name:path}", _file, include_in_schema=False)
+    app.add_route("/static/{name:path}", file, include_in_schema=False)
 
     def failed(request: Request, status: int, problem: str) -> Response:
         visit = Visit(request, b"", perform, image, visitors, pictures)
@@ -294,7 +298,8 @@ def _shown(content: str) -> str:
     return "".join([*parts, content[end:]])
 
 
-async def _file(request: Request) -> Response:
+async def file(request: Request) -> Response:
+    """What pages load: a file of `labref/web/static`."""
     name: str = request.path_params["name"]
     data = _static().get(name)
     if data is None:

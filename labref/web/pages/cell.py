@@ -48,13 +48,13 @@ def choose(visit: Visit) -> Response:
 def ask(visit: Visit) -> Response:
     chosen = _chosen(visit)
     try:
-        data = _upload(visit.request.headers.get("content-type", ""), visit.body)
+        data = upload(visit.request.headers.get("content-type", ""), visit.body)
         if not data:
             raise UnreadableImageError(visit.texts.gettext("No picture was chosen."))
         asked = visit.one(
             "query", data=data, by=chosen["by"], any_optics=chosen["optics"] == "any", shared=_labs(visit, chosen)
         )
-        sources: dict[str, str] = {view: _inline(visit.pictures.of_bytes(data, view)) for view in _VIEWS}
+        sources: dict[str, str] = {view: inline(visit.pictures.of_bytes(data, view)) for view in _VIEWS}
     except LabrefError as error:
         return visit.show("ask.html", status=422, problem=str(error))
     asked |= {"cell_id": None, "label": asked["predicted"]["label"], "label_source": "predicted"}
@@ -121,12 +121,12 @@ def _three(value: float) -> str:
     return f"{value:.{digits}f}" if digits < 7 else f"{value:.2e}"
 
 
-def _inline(data: bytes) -> str:
+def inline(data: bytes) -> str:
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _upload(kind: str, body: bytes) -> bytes:
+def upload(kind: str, body: bytes) -> bytes:
     """The picture in what a form sent (multipart/form-data), or in a body that is the picture itself."""
     main, _, more = kind.partition(";")
     if main.strip().lower() != "multipart/form-data":

@@ -1,0 +1,92 @@
+"""`labref web`: a reading room's pages over a shared store."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labref.cli._shared import a_path, say
+from labref.cli.bundle import UnsignedOption
+
+__all__ = ["add_to"]
+
+_HELP = """Serve pages over a shared store on this computer, without a lab: for a reading room.
+
+They show which labs there are, their cells by optics and class, and the references of all labs for a picture that somebody
+chooses. Nothing is written, and the picture is not stored. The link that is printed signs in whoever opens it first, in a browser of
+this computer; Ctrl-C ends it all.
+
+The role only reads: `labref shared lab add "reading room" --reader` makes it, once, as the owner of the shared store.
+
+\b
+  labref web --shared postgresql://labref_reader_reading_room@db.example.org/labref --password-file password
+
+A picture is compared in the space of one bundle: the starter, or what --bundle names. It has to be the one that the labs use.
+"""
+
+
+def web(
+    shared: Annotated[
+        str,
+        typer.Option(
+            "--shared", metavar="URL", help="The shared store: postgresql://USER@HOST/DATABASE.", show_default=False
+        ),
+    ],
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--password-file",
+            parser=a_path,
+            metavar="FILE",
+            help="A file whose first line is the password. Default: the variable LABREF_SHARED_PASSWORD.",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            parser=a_path,
+            metavar="FILE",
+            help="The bundle that the labs use. Default: the starter.",
+            show_default=False,
+        ),
+    ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--key",
+            parser=a_path,
+            metavar="FILE",
+            help="A public key to trust as well as labref's own; give it once for each.",
+            show_default=False,
+        ),
+    ] = None,
+    unsigned: UnsignedOption = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes any free one.", show_default=True)
+    ] = 0,
+) -> None:
+    from labref.shared.address import Address, read_password
+    from labref.web.room import open_room
+
+    address, password = Address.of(shared), read_password(password_file)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    with open_room(address, password, bundle=bundle, keys=key or (), unsigned=unsigned, port=port) as room:
+        say(f"{room.server}: {room.cells} cells of {room.labs} labs. Open this in a browser of this computer:")
+        say(room.link)
+        say("It signs in whoever opens it first. Ctrl-C ends the pages.")
+        try:
+            while not ended.wait(1.0):
+                pass
+        except KeyboardInterrupt:
+            pass
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("web", help=_HELP, short_help="Pages over a shared store, for a reading room.", no_args_is_help=True)(
+        web
+    )
