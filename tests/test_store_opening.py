@@ -360,3 +360,29 @@ def test_a_log_that_a_crash_cut_is_no_damage(killed: tuple[bytes, bytes], tmp_pa
         wal.check_log(path)
     cut = heads(log)[-1] - 1
     assert said(tmp_path, store, log[:cut]) == ["blast", "monocyte"]
+
+
+def test_all_that_answers_need_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards the database is not asked for the nearest cells, for known bytes and for slides."""
+    path = tmp_path / "store.duckdb"
+    with Store.create(path) as store:
+        with pytest.raises(StoreError, match="no active bundle"):
+            store.read_ahead()
+        activate(store)
+        cells = [new_cell(number) for number in range(20)]
+        store.record(cells, bundle=BUNDLE)
+    with Store.open(path) as store:
+        store.read_ahead()
+        store.read_ahead()  # what is in memory is not read again
+
+        def reading(*_: object, **__: object) -> None:
+            raise AssertionError("the database is read")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "_reading", reading)
+            assert store.has_digest(cells[3].digest) == cells[3].cell_id
+            assert store.has_digest("0" * 64) is None
+            assert store.index_bytes > 0
+            assert store.slides.book is not None
+        assert store.record([new_cell(21)], bundle=BUNDLE)[0].outcome == "stored"
+        assert store.has_digest(digest_of(21)) is not None

@@ -336,12 +336,10 @@ class _Agent:
             if not self._once:
                 self._lab.decoder.warm()
                 # side by side: both take seconds in a large lab, and people wait
-                with ThreadPoolExecutor(1, "labref-index") as indexing:
-                    read = indexing.submit(self._store.build_index), indexing.submit(lambda: self._store.slides.book)
+                with ThreadPoolExecutor(1, "labref-index") as reading:
+                    read = reading.submit(self._store.read_ahead)
                     self._engine.embedder()
-                    for part in read:
-                        part.result()
-                self._store.has_digest("0" * 64)  # the labels, which the first answer needs
+                    read.result()
             turns = Turns()
             self._pipeline = Pipeline(
                 self._lab,

@@ -953,6 +953,20 @@ class Store:
             found = next(rows.look_up(cursor, table, ["latent", "probabilities"], "cell_id", [cell_id]), None)
         return None if found is None else (np.array(found[0], np.float32), np.array(found[1], np.float32))
 
+    def read_ahead(self) -> None:
+        """Read all that answers need into memory: the index of the active bundle's latents, the slides, and what is
+        known of each cell. Two threads read side by side; writes wait meanwhile."""
+        with (
+            self._writing,
+            self._reading() as cursor,  # here: where the database is mended, whoever reads takes the lock of writers
+            ThreadPoolExecutor(1, "labref-known") as beside,
+        ):
+            known = beside.submit(_load_known, cursor) if self._known is None else None
+            self.build_index()
+            _ = self.slides.book
+            if known is not None:
+                self._known = known.result()
+
     def build_index(self, bundle: str | None = None) -> None:
         """Keep the latents of a bundle (default: the active one) in memory, so that `nearest` takes milliseconds.
 
