@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,14 +34,12 @@ from labref.bundles.bundle import (
 from labref.bundles.inference import Embedder
 from labref.bundles.schema import WITH_ATLAS
 from labref.bundles.signing import SIGNATURE_FILE
-from labref.cells.image import PREPARATION, CellImage, prepare, prepare_pixels
+from labref.cells.image import PREPARATION, CellImage, prepare_pixels
 from labref.cells.optics import measure, statistics
 from labref.cells.sameness import DEFAULTS as DUPLICATES
-from labref.cpus import usable_cpus
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
-from labref.errors import UnreadableImageError
 from training.data.classes import class_group, class_id
-from training.data.images import Item
+from training.data.images import Item, read_cells
 from training.measure.evaluate import K, nearest
 from training.measure.space import encode
 from training.networks.architecture import build_trunk
@@ -258,13 +254,7 @@ def _holdout_crops(run: Run, count: int) -> NDArray[np.uint8]:
 def _read(run: Run, items: Sequence[Item], take: Callable[[CellImage], NDArray[Any]]) -> list[NDArray[Any]]:
     """The result of `take` for the prepared cell of each item; unreadable images are left out."""
 
-    def one(item: Item) -> NDArray[Any] | None:
-        with contextlib.suppress(UnreadableImageError):
-            return take(prepare((run.data / item.path).read_bytes()))
-        return None
-
-    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
-        return [found for found in pool.map(one, items) if found is not None]
+    return [found for found in read_cells(run.data, items, take) if found is not None]
 
 
 def _some(run: Run, items: Sequence[Item], count: int, take: Callable[[CellImage], NDArray[Any]]) -> NDArray[Any]:

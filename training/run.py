@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import RunConfig
-from training.data.images import Split, cache_crops, list_images, load_attributes, make_split
+from training.data.images import Split, cache_crops, cache_of, list_images, load_attributes, make_split
+from training.data.pool import Pool, is_pool
 from training.settings import SettingsError
 
-__all__ = ["Attributes", "Run", "RunError", "domain_codes", "held", "load_attribute_codes", "load_part", "write_json"]
+__all__ = [
+    "Attributes",
+    "Run",
+    "RunError",
+    "domain_codes",
+    "held",
+    "load_attribute_codes",
+    "load_part",
+    "with_domains",
+    "write_json",
+]
 
 
 class RunError(Exception):
@@ -71,6 +82,7 @@ class Run:
     def plan(folder: Path, data: Path, config: RunConfig) -> Run:
         """The run that `create` begins, with the split that `config` makes of the images; nothing is written. Raises
         ValueError where a folder has no images."""
+        config = with_domains(config, data)
         items = list_images(data, config.domains, config.aliases)
         return Run(folder, config, data, make_split(items, holdout=config.holdout, validation=config.validation))
 
@@ -88,6 +100,7 @@ class Run:
         split : replaces the split that `config` makes of the images.  adopted : see `Run`.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        config = with_domains(config, data)
         if (folder / "run.json").exists():
             run = Run.open(folder, data)
             if run.config != config or (split is not None and run.split.digest != split.digest):
@@ -139,8 +152,14 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """Folder of cached crops; shared by runs beside each other."""
-        return self.folder.parent / "cache"
+        """Folder of cached crops; shared by runs beside each other, or on one pool."""
+        return cache_of(self.data, self.folder.parent / "cache")
+
+
+def with_domains(config: RunConfig, data: Path) -> RunConfig:
+    """The settings with the domains that a pool has, where they name none: each optics of each lab. Raises `PackError`
+    where a pool cannot be read."""
+    return replace(config, domains=Pool.open(data).domains) if is_pool(data) and not config.domains else config
 
 
 def _described(folder: Path) -> tuple[RunConfig, Path, str, Mapping[str, Any] | None]:

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from labref.bundles.schema import check_name
 from labref.errors import LabrefError
 from labref.printing import printable
-from training.cli import commands
+from training.cli import commands, pool
 from training.cli.svomen import app as svomen_app
 from training.cli.svomen import embed
 from training.config import PRESETS, RunConfig, override
@@ -60,6 +60,8 @@ for _command in (
     commands.quality,
     commands.report,
     commands.compare,
+    pool.ingest,
+    pool.pool,
 ):
     app.command()(_command)
 console = Console(stderr=True)

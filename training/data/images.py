@@ -15,27 +15,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from labref.cells.image import CROP_SIZE, PREPARATION, prepare
+from labref.cells.image import CROP_SIZE, PREPARATION, CellImage, prepare
 from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
+from training.data.pool import CACHE, Pool, is_pool
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "Item",
     "Split",
     "cache_crops",
+    "cache_of",
     "list_images",
     "load_attributes",
     "make_split",
     "name_fraction",
+    "read_bytes",
+    "read_cells",
+    "require_pictures",
     "resize_crop",
 ]
 
+_Taken = TypeVar("_Taken")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff"})
 
 
@@ -92,11 +99,25 @@ class Split:
 def list_images(
     data: Path, domains: Sequence[str] = (), aliases: Mapping[str, str] = MappingProxyType({})
 ) -> list[Item]:
-    """Images of a folder of class folders, sorted by path, or of its folders `domains`, each with class folders.
+    """Images of a folder of class folders, sorted by path, or of its folders `domains`, each with class folders; or the
+    cells of a pool, one of each physical cell.
 
-    aliases : label by the name of a class folder, where they differ. Raises ValueError where a folder has no images.
+    aliases : label by the name of a class folder, where they differ. Raises ValueError where a folder, or a domain, has
+    no images, and `PackError` where a pool cannot be read.
     """
     items: list[Item] = []
+    if is_pool(data):
+        cells = Pool.open(data).cells
+        found = {cell.domain for cell in cells.values()}
+        if missing := set(domains) - found or ({"any"} if not found else None):
+            raise ValueError(
+                f"{data}: no cells of {', '.join(sorted(missing))}; `python -m training pool {data}` lists what it has"
+            )
+        return [
+            Item(path, aliases.get(cell.label, cell.label))
+            for path, cell in sorted(cells.items())
+            if not domains or cell.domain in domains
+        ]
     for top in [data / domain for domain in domains] or [data]:
         before = len(items)
         for folder in sorted(entry for entry in top.iterdir() if entry.is_dir()) if top.is_dir() else []:
@@ -142,6 +163,52 @@ def resize_crop(crop: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BILINEAR))
 
 
+def cache_of(data: Path, otherwise: Path) -> Path:
+    """The folder of the cached crops of the images in `data`: a pool's is in it, so that a lab that withdraws is gone
+    from there too."""
+    return data / CACHE if is_pool(data) else otherwise
+
+
+def require_pictures(data: Path) -> None:
+    """Raise ValueError where `data` is a pool: its crops cannot stand for the pictures that they were cut from."""
+    if is_pool(data):
+        raise ValueError(f"{data} is a pool: it holds prepared crops, and this needs the whole pictures of a folder")
+
+
+def read_bytes(data: Path, items: Sequence[Item]) -> list[bytes]:
+    """The bytes of the file of each image; of a pool's cells, those of their pictures."""
+    if not is_pool(data):
+        return [(data / item.path).read_bytes() for item in items]
+    found = {path: picture for path, picture, _ in Pool.open(data).pictures([item.path for item in items])}
+    return [found[item.path] for item in items]
+
+
+def read_cells(
+    data: Path, items: Sequence[Item], take: Callable[[CellImage], _Taken], *, missing: bool = False
+) -> list[_Taken | None]:
+    """What `take` makes of each image, prepared; None for one that cannot be decoded. A pool's cells were prepared in
+    their labs.
+
+    missing : None also for a file that is gone or cannot be read; else OSError is raised.
+    """
+    if is_pool(data):
+        made = {path: take(cell) for path, cell in Pool.open(data).prepared([item.path for item in items])}
+        return [made.get(item.path) for item in items]
+
+    def one(item: Item) -> _Taken | None:
+        try:
+            return take(prepare((data / item.path).read_bytes()))
+        except UnreadableImageError:
+            return None
+        except OSError:
+            if missing:
+                return None
+            raise
+
+    with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
+        return list(pool.map(one, items))
+
+
 def cache_crops(
     data: Path,
     items: Sequence[Item],
@@ -168,21 +235,18 @@ def cache_crops(
     advance(len(items) - len(waiting))
     if waiting.size:
         crops = np.lib.format.open_memmap(path, mode="r+")
-
-        def one(index: int) -> None:
-            try:
-                crops[index] = resize_crop(prepare((data / items[index].path).read_bytes()).crop, size)
-                state[index] = 1
-            except (UnreadableImageError, OSError):
-                state[index] = 2
-
-        with ThreadPoolExecutor(max_workers=usable_cpus()) as pool:
-            for start in range(0, len(waiting), 512):
-                chunk = waiting[start : start + 512]
-                list(pool.map(one, chunk.tolist()))
-                crops.flush()
-                np.save(state_path, state)
-                advance(len(chunk))
+        for start in range(0, len(waiting), 512):
+            chunk = waiting[start : start + 512].tolist()
+            made = read_cells(
+                data, [items[index] for index in chunk], lambda cell: resize_crop(cell.crop, size), missing=True
+            )
+            for index, crop in zip(chunk, made, strict=True):
+                state[index] = 2 if crop is None else 1
+                if crop is not None:
+                    crops[index] = crop
+            crops.flush()
+            np.save(state_path, state)
+            advance(len(chunk))
     return np.load(path, mmap_mode="r"), state == 1
 
 

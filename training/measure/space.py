@@ -17,7 +17,7 @@ from rich.progress import Progress
 from labref.cells.image import decode, prepare_pixels
 from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
-from training.data.images import Item, load_attributes, resize_crop
+from training.data.images import Item, load_attributes, require_pictures, resize_crop
 from training.measure.evaluate import K, attribute_shares, nearest, precision_by_level, turn, vote
 from training.measure.latents import Latents
 from training.measure.statistics import bootstrap
@@ -226,6 +226,7 @@ def rotmes(run: Run, space: Space, encoder: Any, progress: Progress, per_class: 
     the same `per_random_pair` (divided by that between random cells, so that models compare) and `by_change`; and
     `overlap_at_8` {change: of the eight references stay}.
     """
+    require_pictures(run.data)
     rows = _sample(space.queries.items, per_class)
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
     model = build_feature_model(classifier, run.config.orientations)

@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from labref.cells.hashes import digest
 from training.config import override
-from training.data.images import batches, cache_crops, list_images
+from training.data.images import batches, cache_crops, list_images, read_bytes
 from training.measure.statistics import bootstrap
 from training.measure.sweep import size_of
 from training.run import Run, RunError, load_part, write_json
@@ -134,7 +134,7 @@ def _one(run: Run, domain: str, adapted: int, progress: Progress) -> dict[str, A
     trained = run.split.part("train")
     labels = np.array([trained[row].label for row in load_part(run, "train")[1]])
     own = np.array([item.label for item in items])
-    digests = [digest((run.data / item.path).read_bytes()) for item in items]
+    digests = list(map(digest, read_bytes(run.data, items)))
     near, _ = nearest(queries, queries, same_image(digests, digests))
     far, _ = nearest(queries, central, None)
     from_own, from_central = ((names == own[:, None]).mean(axis=1) for names in (own[near], labels[far]))

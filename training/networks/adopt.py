@@ -14,12 +14,11 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from labref.cells.image import CROP_SIZE, prepare
-from labref.errors import UnreadableImageError
+from labref.cells.image import CROP_SIZE
 from training.augmentation.augment import augment
 from training.augmentation.neighbours import draw_neighbours
 from training.config import RunConfig, override
-from training.data.images import resize_crop
+from training.data.images import read_cells, resize_crop
 from training.networks.architecture import build_classifier, build_trunk
 from training.networks.devices import forward
 from training.networks.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
@@ -115,14 +114,15 @@ def _training_crops(run: Run, progress: Progress) -> tuple[NDArray[np.uint8], ND
     chosen = np.unique(np.linspace(0, len(items) - 1, min(_SETTLED_ON, len(items))).astype(int))
     crops, targets = [], []
     task = progress.add_task("preparing cells", total=len(chosen), info="")
-    for index in chosen.tolist():
-        progress.update(task, advance=1)
-        try:
-            cell = prepare((run.data / items[index].path).read_bytes())
-        except UnreadableImageError:
-            continue
-        crops.append(resize_crop(cell.crop, run.config.classifier.input_size))
-        targets.append(run.split.labels.index(items[index].label))
+    size = run.config.classifier.input_size
+    for start in range(0, len(chosen), 128):
+        part = [items[index] for index in chosen[start : start + 128].tolist()]
+        made = read_cells(run.data, part, lambda cell: resize_crop(cell.crop, size))
+        progress.update(task, advance=len(part))
+        crops += [crop for crop in made if crop is not None]
+        targets += [
+            run.split.labels.index(item.label) for item, crop in zip(part, made, strict=True) if crop is not None
+        ]
     if not crops:
         raise RunError(f"none of {len(chosen)} images of {run.data} can be read")
     order = np.random.default_rng(run.config.seed).permutation(len(crops))

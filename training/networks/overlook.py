@@ -27,7 +27,7 @@ from labref.cells.image import decode, prepare_pixels
 from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 from training.augmentation.composites import beside
-from training.data.images import Item, resize_crop
+from training.data.images import Item, require_pictures, resize_crop
 from training.networks.architecture import build_feature_model
 from training.networks.devices import forward
 from training.run import Run, RunError, load_attribute_codes
@@ -66,10 +66,11 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
     """Make a run in `folder` like `run`, with an encoder that overlooks neighbours. `run` itself is not changed.
 
     cells : number of training cells, evenly chosen, that get neighbours; a tenth of them is left out and only measured.
-    ridge : the larger, the less the layer changes. Raises `RunError`.
+    ridge : the larger, the less the layer changes. Raises `RunError`, and ValueError where the run is on a pool.
     """
     if (folder / "run.json").exists():
         raise RunError(f"{folder} holds a run already; name a new folder")
+    require_pictures(run.data)
     for name in ("classifier.keras", "encoder.keras"):
         if not (run.folder / name).exists():
             raise RunError(f"{run.folder} has no {name}; train it to its end, or adopt a bundle")

@@ -1,0 +1,183 @@
+"""What the packs of a pool say together: which cells there are, in which domain, as which class, one of each physical
+cell; and what is deleted because they no longer say it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from labref.failpoints import failpoint
+from labref.packs import CELLS, REMOVED, Manifest
+from training.data.classes import class_of
+from training.data.pool import CACHE, INDEX, PACKS, STATE, connect, name_in_pool, quoted
+from training.data.pooled import (
+    GOING,
+    LINKS,
+    MARKS,
+    chain_of,
+    copy_table,
+    delete,
+    key_of,
+    known_labs,
+    pack_names,
+    packs_of,
+    write_lab,
+    write_whole,
+)
+
+__all__ = ["bring_up", "is_fresh"]
+
+
+def is_fresh(folder: Path) -> bool:
+    """Whether what the pool says of its cells is made of the packs that it has, and nothing is left to delete."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    withdrawn = [lab for lab, told in known_labs(folder).items() if told["state"] == "withdrawn"]
+    newest = {lab: max((m.number for m in packs_of(folder, lab).values()), default=0) for lab in known_labs(folder)}
+    return (
+        state.get("packs") == pack_names(folder)
+        and state.get("withdrawn") == withdrawn
+        and all(int(told["newest"]) >= newest[lab] for lab, told in known_labs(folder).items())
+        and not any(folder.glob(f"{GOING}*"))
+    )
+
+
+def bring_up(folder: Path) -> None:
+    """Make anew what the pool says of its cells, and delete what it says nothing of."""
+    for left in folder.glob(f"{GOING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    known, chains = known_labs(folder), dict[str, list[tuple[str, Manifest]]]()
+    for lab, told in known.items():
+        packs = packs_of(folder, lab)
+        newest = max((manifest.number for manifest in packs.values()), default=0)
+        if newest > int(told["newest"]):
+            write_lab(folder, key_of(told, lab), told["state"], newest)
+        if told["state"] == "trusted" and packs:
+            chains[lab] = chain_of(packs)
+    with closing(connect()) as database:
+        _index(folder, database, chains)
+        failpoint("pool.index")
+        kept = {f"{lab}/{name}" for lab, chain in chains.items() for name, _ in chain}
+        for name in set(pack_names(folder)) - kept:
+            delete(folder, folder / PACKS / name)
+        withdrawn = [lab for lab, told in known.items() if told["state"] == "withdrawn"]
+        if withdrawn:
+            delete(folder, folder / CACHE)
+            for lab in withdrawn:
+                delete(folder, folder / PACKS / lab)
+        for name in sorted(kept):
+            _forget_rows(folder, database, *name.split("/"))
+    state = {"packs": pack_names(folder), "withdrawn": withdrawn}
+    write_whole(folder / STATE, (json.dumps(state, indent=1) + "\n").encode())
+
+
+def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[str, list[tuple[str, Manifest]]]) -> None:
+    """Write `cells.parquet`: a row for each cell that a lab gives now."""
+    database.execute(
+        "CREATE OR REPLACE TABLE given (lab VARCHAR, pack VARCHAR, cell VARCHAR, label VARCHAR, optics VARCHAR, consent VARCHAR, "
+        "taken VARCHAR, place INTEGER)"
+    )
+    database.execute("CREATE OR REPLACE TABLE taken_back (lab VARCHAR, cell VARCHAR, place INTEGER)")
+    database.execute("CREATE OR REPLACE TABLE link (name VARCHAR, other VARCHAR)")
+    for lab, chain in chains.items():
+        for place, (name, manifest) in enumerate(chain):
+            pack = folder / PACKS / lab / name
+            at = json.loads((pack / "taken.json").read_text(encoding="utf-8"))["at"]
+            database.execute(
+                f"INSERT INTO given SELECT $1, $2, cell, label, optics, $3, $4, $5 FROM read_parquet({quoted(pack / CELLS)})",
+                [lab, name, manifest.consent, at, place],
+            )
+            database.execute(
+                f"INSERT INTO taken_back SELECT $1, cell, $2 FROM read_parquet({quoted(pack / REMOVED)})", [lab, place]
+            )
+            database.execute(f"INSERT INTO link SELECT name, other FROM read_parquet({quoted(pack / LINKS)})")
+    database.execute(
+        "CREATE OR REPLACE TABLE cell AS SELECT g.* FROM (SELECT * FROM given QUALIFY row_number() OVER (PARTITION BY lab, cell "
+        "ORDER BY place DESC) = 1) g LEFT JOIN (SELECT lab, cell, max(place) AS gone FROM taken_back GROUP BY ALL) t "
+        "ON t.lab = g.lab AND t.cell = g.cell WHERE coalesce(t.gone, -1) < g.place ORDER BY g.taken, g.lab, g.cell"
+    )
+    rows = database.execute("SELECT lab, pack, cell, label, optics, consent, taken FROM cell").fetchall()
+    names = [name_in_pool(row[0], row[2]) for row in rows]
+    pairs = database.execute("FROM link").fetchall()
+    group = _groups(names, pairs)
+    classes = [_class(row[3]) for row in rows]
+    said: dict[int, set[str]] = {}
+    for number, first in enumerate(group):
+        said.setdefault(first, set()).add(classes[number])
+    why: list[str | None] = [
+        "labels disagree" if len(said[first]) > 1 else None if first == number else "recapture"
+        for number, first in enumerate(group)
+    ]
+    columns: list[list[Any]] = [
+        names,
+        [row[0] for row in rows],
+        [row[1] for row in rows],
+        [row[2] for row in rows],
+        [row[3] for row in rows],
+        classes,
+        [f"{row[0][:8]}-{row[4][:8]}" for row in rows],
+        [row[5] for row in rows],
+        [row[6] for row in rows],
+        [names[first] for first in group],
+        why,
+    ]
+    called = ("name", "lab", "pack", "cell", "label", "class", "domain", "consent", "taken", "same_as", "why")
+    listed = ", ".join(f"unnest(${number}::VARCHAR[]) AS {name}" for number, name in enumerate(called, 1))
+    database.execute(
+        f"CREATE OR REPLACE TABLE indexed AS SELECT *, why IS NULL AS kept FROM (SELECT {listed})", columns
+    )
+    copy_table(database, "FROM indexed ORDER BY name", folder / INDEX)
+
+
+def _class(label: str) -> str:
+    """The class that a lab's label means, under one name for all labs; the label itself where it means none that is
+    known."""
+    known = class_of(label)
+    return label.strip().replace("/", " ").replace("\\", " ") if known is None else min(known.names, key=len)
+
+
+def _groups(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[int]:
+    """For each cell the number of the first that shows the same one, directly or through others."""
+    number = {name: place for place, name in enumerate(names)}
+    first = list(range(len(names)))
+
+    def root(place: int) -> int:
+        while first[place] != place:
+            first[place] = first[first[place]]
+            place = first[place]
+        return place
+
+    for name, other in pairs:
+        if name in number and other in number:
+            one, two = sorted((root(number[name]), root(number[other])))
+            first[two] = one
+    return [root(place) for place in range(len(names))]
+
+
+def _forget_rows(folder: Path, database: duckdb.DuckDBPyConnection, lab: str, pack: str) -> None:
+    """Write a pack's tables anew without the cells that it no longer gives, where there are such."""
+    place = folder / PACKS / lab / pack
+    current = f"(SELECT cell, name FROM read_parquet({quoted(folder / INDEX)}) WHERE lab = '{lab}' AND pack = '{pack}')"
+    row = database.execute(
+        f"SELECT count(*) FROM read_parquet({quoted(place / CELLS)}) ANTI JOIN {current} USING (cell)"
+    ).fetchone()
+    if row == (0,):
+        return
+    failpoint("pool.forget")
+    for file, column in (
+        (MARKS, "name"),
+        (LINKS, "name"),
+        (CELLS, "cell"),
+    ):  # the one that is looked at above goes last
+        kept = (
+            f"SELECT p.* FROM read_parquet({quoted(place / file)}) p SEMI JOIN {current} i ON i.{column} = p.{column}"
+        )
+        copy_table(database, f"{kept} ORDER BY p.{column}", place / file)

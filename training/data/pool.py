@@ -1,0 +1,151 @@
+"""A pool: the cells of many labs that the centre trains on. What it holds, and how it is read.
+
+POOL/pool.json                       that it is one, and its format
+POOL/labs/<lab>.json                 each lab's public key; whether it is trusted; the number of its newest pack
+POOL/packs/<lab>/<digest>/           each pack that counts: its manifest, its tables, and what was found of its cells:
+                                     marks.parquet (by what they are searched), links.parquet (which show one cell)
+POOL/cells.parquet, POOL/index.json  which cells there are, in which domain, as which class; made of the packs
+POOL/cache/                          crops as runs train on them; made again where they are missing
+
+`training.data.ingest` writes it. A cell's name in the pool is a digest of its lab and of the lab's pseudonym for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import duckdb
+
+from labref.cells.image import CROP_SIZE, CellImage
+from labref.errors import PackError
+from labref.packs import CELLS, crop_in
+from labref.words import MEASURES
+
+__all__ = ["CACHE", "INDEX", "PACKS", "STATE", "Pool", "PooledCell", "connect", "is_pool", "name_in_pool", "quoted"]
+
+POOL: Final = "pool.json"
+PACKS: Final = "packs"
+INDEX: Final = "cells.parquet"
+STATE: Final = "index.json"
+CACHE: Final = "cache"
+SUFFIX: Final = ".webp"
+_AT_ONCE: Final = 512
+
+
+@dataclass(frozen=True)
+class PooledCell:
+    """A cell that counts. name : in the pool, 16 hexadecimal characters.  lab, pack : where it lies.  cell : the lab's
+    pseudonym of it.  domain : lab and optics.  label : its class."""
+
+    name: str
+    lab: str
+    pack: str
+    cell: str
+    domain: str
+    label: str
+
+    @property
+    def path(self) -> str:
+        """How training names it, as a file of class folders in the folder of its domain."""
+        return f"{self.domain}/{self.label}/{self.name}{SUFFIX}"
+
+
+def is_pool(folder: Path) -> bool:
+    """Whether a folder is a pool, and not one of pictures."""
+    return (folder / POOL).is_file()
+
+
+def name_in_pool(lab: str, cell: str) -> str:
+    """The name in the pool of a lab's cell: 16 hexadecimal characters."""
+    return hashlib.sha256(f"{lab}:{cell}".encode()).hexdigest()[:16]
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """DuckDB, to read and write tables of a pool; nothing is fetched from elsewhere."""
+    return duckdb.connect(
+        config={
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "python_enable_replacements": False,
+            "memory_limit": "2GiB",
+        }
+    )
+
+
+def quoted(path: Path) -> str:
+    """A path in SQL, and no pattern of several."""
+    text = str(path).replace("'", "''")
+    return "'" + "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text) + "'"
+
+
+class Pool:
+    """A pool that is read: the cells that count, one of each physical cell."""
+
+    def __init__(self, folder: Path, cells: Mapping[str, PooledCell]) -> None:
+        """Not called directly: see `open`."""
+        self.folder = folder
+        self.cells = cells
+        """By path."""
+
+    @staticmethod
+    def open(folder: Path) -> Pool:
+        """Raises `PackError` where it is no pool, or was cut off while it was changed."""
+        try:
+            state: Any = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            state = {}
+        there = sorted(
+            f"{lab.name}/{pack.name}" for lab in (folder / PACKS).glob("*") for pack in lab.glob("[0-9a-f]*")
+        )
+        if not is_pool(folder) or state.get("packs") != there or not (folder / INDEX).is_file():
+            raise PackError(
+                f"{folder} is no pool, or was cut off while it was changed. `python -m training pool {folder}` brings it to its end."
+            )
+        with closing(connect()) as database:
+            rows = database.execute(
+                f"SELECT name, lab, pack, cell, domain, class FROM read_parquet({quoted(folder / INDEX)}) WHERE kept ORDER BY name"
+            ).fetchall()
+        cells = (PooledCell(*row) for row in rows)
+        return Pool(folder, MappingProxyType({cell.path: cell for cell in cells}))
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """One for each lab and optics, in order."""
+        return tuple(sorted({cell.domain for cell in self.cells.values()}))
+
+    def pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes, tuple[float, float, float]]]:
+        """Path, WebP bytes and background (R, G, B, 0 to 255; 0 where it is not known) of cells, each once, in any
+        order. Raises KeyError for one that the pool has not."""
+        by_pack: dict[tuple[str, str], dict[str, str]] = {}
+        for path in paths:
+            cell = self.cells[path]
+            by_pack.setdefault((cell.lab, cell.pack), {})[cell.cell] = path
+        background = ", ".join(MEASURES[:3])
+        with closing(connect()) as database:
+            for (lab, pack), wanted in by_pack.items():
+                file = self.folder / PACKS / lab / pack / CELLS
+                names = sorted(wanted)
+                for start in range(0, len(names), _AT_ONCE):
+                    database.execute(
+                        f"SELECT cell, crop, {background} FROM read_parquet({quoted(file)}) WHERE cell IN "
+                        "(SELECT unnest(?::VARCHAR[]))",
+                        [names[start : start + _AT_ONCE]],
+                    )
+                    for name, picture, *colour in database.fetchall():
+                        red, green, blue = (0.0 if value is None else value for value in colour)
+                        yield wanted[name], picture, (red, green, blue)
+
+    def prepared(self, paths: Sequence[str]) -> Iterator[tuple[str, CellImage]]:
+        """Cells as they were prepared in their labs, as `pictures` gives them. `surroundings` and `centre` are not
+        known: they are those of the crop."""
+        middle = (CROP_SIZE - 1) / 2
+        for path, picture, background in self.pictures(paths):
+            crop = crop_in(picture)
+            yield path, CellImage(crop, crop, (middle, middle), (), (CROP_SIZE, CROP_SIZE), background, True)
