@@ -515,3 +515,18 @@ def test_a_picture_of_a_pack_holds_its_pixels_alone() -> None:
     ):
         with pytest.raises(ValueError, match="it "):
             crop_in(wrong)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_lab_that_its_group_shares_has_a_key_for_the_group(lab: Lab) -> None:
+    access = lab.config.access.model_copy(update={"group": True})
+    shared = replace(lab, config=lab.config.model_copy(update={"access": access}))
+    for name in ("key", "key.pub"):
+        (lab.folder / name).unlink()
+    made = own_key(shared)[0].public
+    assert stat.S_IMODE((lab.folder / "key").stat().st_mode) == 0o660 and own_key(shared)[0].public == made
+    with pytest.raises(KeyFileError, match="can be read by others"):
+        own_key(lab)
+    (lab.folder / "key").chmod(0o664)
+    with pytest.raises(KeyFileError, match="can be read by others"):
+        own_key(shared)

@@ -647,3 +647,14 @@ def test_a_folder_of_pictures_is_no_pool(tmp_path: Path, lund: GivingLab, real_c
     (tmp_path / "bad.pub").write_text("{}")
     with pytest.raises(PackError, match="holds no labref public key"):
         trust(tmp_path / "pool", tmp_path / "bad.pub")
+
+
+def test_a_pool_may_have_signs_in_its_name_that_are_patterns_elsewhere(
+    lund: GivingLab, crops: list[Any], tmp_path: Path
+) -> None:
+    pool = tmp_path / "pool [1] of 'labs'"
+    trust(pool, lund.public(tmp_path))
+    lund.pack(tmp_path / "1.pack", of(crops, range(2)))
+    assert takes(pool, tmp_path / "1.pack").cells == 2
+    items = list_images(pool)
+    assert cache_crops(pool, items, 256, cache_of(pool, tmp_path))[1].all() and len(items) == 2
