@@ -138,6 +138,18 @@ class Server:
                 assert time.monotonic() < deadline and self._process.poll() is None, (self.folder / "log").read_text()
                 time.sleep(0.05)
 
+    def cpu_seconds(self) -> float:
+        """Seconds of CPU that the server and all its processes, also those that have ended, spent so far."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        spent = 0
+        for process, of_ended in ((str(self._process.pid), True), *((child, False) for child in children)):
+            with suppress(OSError):  # ended meanwhile
+                # proc(5): utime, stime, cutime, cstime
+                found = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
+                spent += sum(map(int, found if of_ended else found[:2]))
+        return spent / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """End it as a power cut would: SIGKILL for the server and all its processes."""
         assert self._process is not None

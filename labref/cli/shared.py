@@ -64,7 +64,7 @@ With --json, one object.
 _INDEX = """Make an index for questions over very many cells, as the shared store's owner.
 
 Without one every cell is compared, and none is missed; it is for more than 300,000 cells of one bundle. Questions that mean more
-than 100,000 cells then take it, are answered far sooner, and say that a near cell can be missing. Questions that mean fewer (of one
+than 70,000 cells then take it, are answered far sooner, and say that a near cell can be missing. Questions that mean fewer (of one
 lab, of one optics) compare all as before. It is made while labs publish and ask; their publishing is slower from then on.
 
 \b
