@@ -327,7 +327,7 @@ def test_the_check_of_latents_decodes_in_processes_that_can_be_ended() -> None:
         cells=lambda ids: {1: SimpleNamespace(digest="d")},
         latents=lambda ids, bundle, from_disk: {1: np.zeros(2)} if ids else {},
         queues=SimpleNamespace(predictions=lambda bundle, ids: {}),
-        maps=SimpleNamespace(active=lambda bundle: None, cells=lambda bundle, ids: []),
+        maps=SimpleNamespace(in_space=lambda bundle: []),
     )
     lab = SimpleNamespace(read_image=lambda digest: b"kept", decoder=SimpleNamespace(prepare=prepare))
     context: Any = SimpleNamespace(store=store, embedder=lambda: networks, lab=lab)
