@@ -245,7 +245,13 @@ def test_nobody_in_a_browser_names_a_file_of_the_lab_s_computer(stage: Stage, tm
     for operation in OPERATIONS:
         for name in {"file", "folder", "target"} & set(operation.request.model_fields):
             found += 1
-            asked: dict[str, Any] = {"cell": "x", "label": "x", "rows": [], name: str(tmp_path / "there")}
+            asked: dict[str, Any] = {
+                "cell": "x",
+                "label": "x",
+                "rows": [],
+                "consent": "x",
+                name: str(tmp_path / "there"),
+            }
             fields = {key: value for key, value in asked.items() if key in operation.request.model_fields}
             answered = stage.admin.ask(operation.method, operation.path, json.dumps(fields).encode(), **JSON)
             assert answered.status == 403 and "lab's computer" in answered.text, (operation.name, answered.text)
