@@ -196,9 +196,11 @@ def test_a_file_that_grows_for_ten_seconds_is_read_once_it_is_whole(bad: Pass) -
 
 
 def test_the_agent_goes_on_to_the_last_good_cell(bad: Pass) -> None:
-    for name in ("a good cell.jpg", "z good cell.jpg", "folder.jpg/inside.jpg"):
+    for name in ("z good cell.jpg", "folder.jpg/inside.jpg"):
         assert bad.rows[name]["outcome"] == "stored"
-    assert bad.rows["link to a cell.jpg"]["outcome"] == "duplicate"
+    # whichever of the two names of one file was read first, the other is its copy
+    both = [bad.rows[name]["outcome"] for name in ("a good cell.jpg", "link to a cell.jpg")]
+    assert sorted(both) == ["duplicate", "stored"]
 
 
 def test_every_file_with_an_image_s_name_has_one_outcome_and_no_other_file_has(bad: Pass) -> None:
