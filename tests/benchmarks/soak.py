@@ -12,12 +12,13 @@ really full, maps are trained, another bundle is activated and the first one aga
 
 Three agents live; what grows is looked for in the one that lived longest, after the first tenth of the time. Memory is
 that of the agent and of the processes in which it decodes pictures. Equal states are compared: while the bundle is
-changed the networks of two are open, so samples of then are left out of what grows, and told beside it (`changing`). A
-line is laid through the others (Theil and Sen); its rise to the end may be `_MOST_MEMORY_MB`, and `_MOST_KB_A_CELL` for
-each cell stored meanwhile, which the lab keeps in memory. A change that does not end in time is a fault of its own.
-Open files and threads of the last tenth may be a few more than those of the first. In the end the agent is
-asked to end, two passes are made, and the ledger is checked: each file that is in the export has one outcome, each
-image one cell with its bytes and one latent, and the second pass finds nothing to do.
+changed the networks of two are open, so samples of then are left out of what grows, and told beside it (`changing`).
+Of the others the median of the last tenth may be `_MOST_MEMORY_MB` above that of the first, and `_MOST_KB_A_CELL` more
+for each cell stored meanwhile, which the lab keeps in memory; a line through all would be bent by where the samples
+that are left out lie. A change that does not end in time is a fault of its own. Open files and threads of the last
+tenth may be a few more than those of the first. In the end the agent is asked to end, two passes are made, and the
+ledger is checked: each file that is in the export has one outcome, each image one cell with its bytes and one latent,
+and the second pass finds nothing to do.
 """
 
 from __future__ import annotations
@@ -587,8 +588,8 @@ class _Soak:
             return {"samples": len(samples)}
         part = max(2, len(samples) // 10)
         early, late = samples[:part], samples[-part:]
-        slope = _slope([one.at for one in samples], [one.memory_mb for one in samples])
-        rise = slope * (samples[-1].at - samples[0].at)
+        of_early, of_late = (statistics.median(one.memory_mb for one in some) for some in (early, late))
+        rise = of_late - of_early
         new_cells = samples[-1].cells - samples[0].cells
         allowed = _MOST_MEMORY_MB + _MOST_KB_A_CELL * max(0, new_cells) / 1000
         files = round(statistics.median(one.files for one in late) - statistics.median(one.files for one in early))
@@ -605,8 +606,8 @@ class _Soak:
         return {
             "samples": len(samples),
             "memory_mb": {
-                "early": round(statistics.median(one.memory_mb for one in early), 1),
-                "late": round(statistics.median(one.memory_mb for one in late), 1),
+                "early": round(of_early, 1),
+                "late": round(of_late, 1),
                 "most": round(max(one.memory_mb for one in samples), 1),
                 "rise": round(rise, 1),
                 "allowed": round(allowed, 1),
@@ -623,14 +624,6 @@ class _Soak:
     def remove(self) -> None:
         if self.disk is not None:
             self.disk.remove()
-
-
-def _slope(at: list[float], values: list[float]) -> float:
-    """The median of the slopes between two samples each (Theil 1950, Sen 1968): single peaks do not count."""
-    x, y = np.array(at), np.array(values)
-    first, second = np.triu_indices(len(x), 1)
-    far = x[second] > x[first]
-    return float(np.median((y[second] - y[first])[far] / (x[second] - x[first])[far]))
 
 
 def soak(
