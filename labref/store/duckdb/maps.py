@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -37,6 +38,8 @@ __all__ = ["KEPT_WEIGHTS", "ActiveMap", "MapCell", "Maps", "StoredMap", "Verdict
 
 KEPT_WEIGHTS: Final = 5
 """Weights of so many newest versions stay on the disk, beside those in use; of older ones the figures stay."""
+_LONG_SECONDS: Final = 0.05
+_REST: Final = 30  # what took longer than that is asked again after so many times as long
 _PLACE_ROWS: Final = (
     8192  # cells placed and written at once: a commit of some ten milliseconds, so ingest gets in between
 )
@@ -123,6 +126,7 @@ class Maps(Tables):
         self._loaded: dict[_Space, ActiveMap | None] = {}
         self._problems: dict[_Space, str] = {}
         self._own: dict[str, tuple[str, ...]] = {}
+        self._counted: dict[str, tuple[float, dict[str | None, int]]] = {}
         self._changing = threading.Lock()  # one version at a time is written and put in use
 
     # what there is
@@ -231,22 +235,32 @@ class Maps(Tables):
         return {str(cell_id) for (cell_id,) in found}
 
     def embedded(self, bundle: str, analyser: str | None = None) -> int:
-        """How many cells have a latent in the space of a bundle; of one analyser, if one is named. A millisecond."""
+        """How many cells have a latent in the space of a bundle; of one analyser, if one is named. As `analysers`."""
+        if analyser is not None:
+            return self.analysers(bundle).get(analyser, 0)
         with self._reading() as cursor:
-            table, _ = bundles.space(cursor, bundle)
-            of_one, values = _of_analyser(table, analyser)
-            row = cursor.execute(f"SELECT count(*) FROM {of_one}", values).fetchone()
-        return int(row[0]) if row else 0
+            return _count(cursor, bundles.space(cursor, bundle)[0])
 
     def analysers(self, bundle: str) -> dict[str | None, int]:
-        """How many cells each analyser has in the space of a bundle; None for cells of which none is known. Some ten
-        milliseconds for a million cells."""
+        """How many cells each analyser has in the space of a bundle; None for cells of which none is known.
+
+        Milliseconds where all cells have a latent there. Else a third of a second for a million cells, which is taken
+        seldom: then the numbers may be older by some seconds.
+        """
+        known = self._counted.get(bundle)
+        if known is not None and time.monotonic() < known[0]:
+            return known[1]
+        begun = time.monotonic()
         with self._reading() as cursor:
             table, _ = bundles.space(cursor, bundle)
-            found = cursor.execute(
-                f"SELECT c.analyser, count(*) FROM cell c SEMI JOIN {table} e USING (cell_id) GROUP BY c.analyser"
-            ).fetchall()
-        return {from_nullable(name): int(cells) for name, cells in found}
+            of_all = _count(cursor, table) == _count(cursor, "cell")
+            which = "" if of_all else f"SEMI JOIN {table} e USING (cell_id)"
+            found = cursor.execute(f"SELECT c.analyser, count(*) FROM cell c {which} GROUP BY c.analyser").fetchall()
+        counts = {from_nullable(name): int(cells) for name, cells in found}
+        took = time.monotonic() - begun
+        if took > _LONG_SECONDS:
+            self._counted[bundle] = time.monotonic() + _REST * took, counts
+        return counts
 
     def latents(
         self, bundle: str, rows: int = _PLACE_ROWS, analyser: str | None = None
@@ -398,6 +412,7 @@ class Maps(Tables):
         """Read everything anew when it is next asked for."""
         self._loaded.clear()
         self._own.clear()
+        self._counted.clear()
 
     def _load(self, space: _Space) -> ActiveMap | None:
         bundle, analyser = space
@@ -511,6 +526,11 @@ def _insert(connection: duckdb.DuckDBPyConnection, number: int, placed: Placed) 
         "INSERT INTO map_position SELECT $1::INTEGER, unnest($2::VARCHAR[]), unnest($3::INTEGER[]), unnest($4::FLOAT[])",
         [number, [int_to_id(cell) for cell in placed.ids.tolist()], placed.nodes.tolist(), placed.errors.tolist()],
     )
+
+
+def _count(cursor: duckdb.DuckDBPyConnection, table: str) -> int:
+    row = cursor.execute(f"SELECT count(*) FROM {table}").fetchone()
+    return int(row[0]) if row else 0
 
 
 def _of_analyser(table: str, analyser: str | None) -> tuple[str, list[str | None]]:
