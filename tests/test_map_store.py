@@ -426,6 +426,26 @@ def test_analysers_have_maps_of_their_own_cells(tmp_path: Path) -> None:
         check(store, 123)
 
 
+def test_cells_of_each_analyser_are_counted_where_not_all_have_a_latent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_store(tmp_path) as store:
+        store.record([new_cell(i, analyser=("DM96", "DC-1")[i % 2]) for i in range(30)], bundle=BUNDLE)
+        activate(store, OTHER)
+        store.record([new_cell(i, analyser=("DM96", "DC-1", None)[i % 3]) for i in range(30, 36)], bundle=OTHER)
+        assert store.maps.analysers(OTHER) == {"DM96": 2, "DC-1": 2, None: 2}
+        assert store.maps.analysers(BUNDLE) == {"DM96": 15, "DC-1": 15}
+        assert (store.maps.embedded(OTHER, "DM96"), store.maps.embedded(OTHER, "nobody")) == (2, 0)
+        # where counting takes long it is not done each time
+        monkeypatch.setattr("labref.store.duckdb.maps._LONG_SECONDS", 0.0)
+        monkeypatch.setattr("labref.store.duckdb.maps._REST", 1_000_000)
+        assert store.maps.embedded(OTHER, "DM96") == 2
+        store.record([new_cell(36, analyser="DM96")], bundle=OTHER)
+        assert store.maps.embedded(OTHER, "DM96") == 2
+        store.maps.drop_cached()
+        assert store.maps.embedded(OTHER, "DM96") == 3
+
+
 def test_of_each_analysers_maps_the_newest_weights_are_kept(tmp_path: Path) -> None:
     with new_store(tmp_path) as store:
         store.record([new_cell(i, analyser=("DM96", "DC-1")[i % 2]) for i in range(90)], bundle=BUNDLE)
