@@ -273,11 +273,15 @@ class Maps(Tables):
             if analyser is not None:
                 of_one, values = _of_analyser(table, analyser)
                 found = cursor.execute(f"SELECT ('0x' || cell_id)::UBIGINT AS id FROM {of_one}", values).fetchnumpy()
-                theirs = np.asarray(found["id"], np.uint64)
+                theirs = np.sort(np.asarray(found["id"], np.uint64))
+                if not len(theirs):
+                    return
             for ids, latents in scan.blocks(cursor, table, space.latent_size, rows):
                 if theirs is None:
                     yield ids, latents
-                elif (kept := np.isin(ids, theirs)).any():
+                    continue
+                kept = theirs[np.minimum(np.searchsorted(theirs, ids), len(theirs) - 1)] == ids
+                if kept.any():
                     yield ids[kept], latents[kept]
 
     # new cells
