@@ -40,6 +40,7 @@ from labref.bundles.signing import (
     archive_parts,
     canonical,
     ends_whole,
+    first_fault,
     judge_pack,
     read_pack_signature,
 )
@@ -303,9 +304,7 @@ def _manifest(raw: bytes, source: Path) -> Manifest:
         if sum(manifest.classes.values()) != manifest.cells:
             raise ValueError("its counts do not agree")
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"])) or "all"
-        raise PackError(f"{source} has no usable manifest: {ascii(place)[1:-1][:60]}: {fault['msg']}.") from None
+        raise PackError(f"{source} has no usable manifest: {first_fault(error)}.") from None
     except ValueError as error:
         raise PackError(f"{source} has no usable manifest: {error}.") from None
     return manifest

@@ -57,6 +57,7 @@ __all__ = [
     "archive_parts",
     "built_in_key",
     "ends_whole",
+    "first_fault",
     "judge",
     "judge_pack",
     "key_id",
@@ -534,12 +535,18 @@ def _document(raw: bytes, model: type[_Found], where: object) -> _Found:
         if canonical(values) != raw:
             raise ValueError("it is written in another way than labref writes it")
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"])) or "all"
-        raise BundleError(f"{where} holds no {what}: {ascii(place)[1:-1][:60]}: {fault['msg']}.") from None
+        raise BundleError(f"{where} holds no {what}: {first_fault(error)}.") from None
     except ValueError as error:
         raise BundleError(f"{where} holds no {what}: {error}.") from None
     return found
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where the first fault of a document is, and what: the name of a field may be of anybody, so it is short and
+    ASCII."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(map(str, fault["loc"])) or "all"
+    return f"{ascii(place)[1:-1][:60]}: {fault['msg']}"
 
 
 def _rotation(found: _RotationDocument) -> Rotation:

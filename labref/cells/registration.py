@@ -161,14 +161,10 @@ _RING: Final = np.floor(_AWAY).astype(np.intp)  # none is empty
 
 def _around(thumb: NDArray[np.uint8], box: tuple[int, int, int, int]) -> float:
     """How much a view shows around its cell: see `View`."""
-    top, left, bottom, right = box
-    shown = np.zeros((SIDE, SIDE), np.bool_)
-    shown[top:bottom, left:right] = True
-    shown &= _AWAY > _CELL
+    shown = (_inside(box) > 0) & (_AWAY > _CELL)
     if shown.sum() <= _LITTLE_AROUND:
         return 0.0
-    fine = scipy.ndimage.gaussian_filter(thumb.mean(axis=2, dtype=np.float32), _FINE)
-    return float((fine - scipy.ndimage.gaussian_filter(fine, _COARSE))[shown].std())
+    return float(_rest(thumb.mean(axis=2, dtype=np.float32))[shown].std())
 
 
 def _without_roundness(thumb: NDArray[np.uint8]) -> F32:
@@ -296,14 +292,24 @@ def align(a: View, b: View) -> Alignment:
 def _structure(grey: F32) -> F32:
     """Each pixel of a grey picture float32[64, 64] less its surroundings, as a share of how much these vary; in grey
     values, so that it is compared as a picture is."""
-    fine = scipy.ndimage.gaussian_filter(grey, _FINE)
-    rest = fine - scipy.ndimage.gaussian_filter(fine, _COARSE)
+    rest = _rest(grey)
     spread = np.sqrt(scipy.ndimage.gaussian_filter(np.square(rest), _COARSE)) + _NOISE
     return np.asarray(np.clip(128.0 + 48.0 * rest / spread, 0.0, 255.0), np.float32)
 
 
+def _rest(grey: F32) -> F32:
+    """A grey picture float32[64, 64] less its surroundings: what is not smooth."""
+    fine = scipy.ndimage.gaussian_filter(grey, _FINE)
+    return np.asarray(fine - scipy.ndimage.gaussian_filter(fine, _COARSE), np.float32)
+
+
 def _mask(shown: View) -> F32:
-    top, left, bottom, right = shown.box
+    return _inside(shown.box)
+
+
+def _inside(box: tuple[int, int, int, int]) -> F32:
+    """1 where a thumbnail shows the image, float32[64, 64]. box : as of a `View`."""
+    top, left, bottom, right = box
     mask = np.zeros((SIDE, SIDE), np.float32)
     mask[top:bottom, left:right] = 1.0
     return mask

@@ -1,5 +1,6 @@
 """`labref query`: the stored cells that look most like an image."""
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
@@ -185,11 +186,14 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
     """
     from labref.cells.image import prepare_pixels
     from labref.pictures.grid import draw
-    from labref.tasks.publishing import thumbnail
+    from labref.tasks.publishing import asking_of
+
+    of_others = any(reference["origin"] == "shared" for reference in answer["references"])
+    asking = asking_of(lab) if of_others else None
 
     def shown(reference: Mapping[str, Any]) -> "Shown":
         if reference["origin"] == "shared":
-            kept = thumbnail(lab, reference["lab"], reference["cell_id"])
+            kept = None if asking is None else asking.thumbnail(reference["lab"], reference["cell_id"])
         elif reference["origin"] == "central":
             kept = lab.central_image(answer["bundle"][:12], reference["cell_id"])
         else:
@@ -197,7 +201,8 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
         image = None if kept is None else lab.decoder.decode(kept)
         return image, None if image is None else prepare_pixels(image).centre
 
-    references = [shown(reference) for reference in answer["references"]]
+    with contextlib.nullcontext() if asking is None else contextlib.closing(asking):
+        references = [shown(reference) for reference in answer["references"]]
     picture = draw(
         answer,
         lab.decoder.decode(data),

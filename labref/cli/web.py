@@ -9,6 +9,7 @@ import typer
 
 from labref.cli._shared import a_path, say
 from labref.cli.bundle import UnsignedOption
+from labref.cli.shared import FileOption
 
 __all__ = ["add_to"]
 
@@ -34,16 +35,7 @@ def web(
             "--shared", metavar="URL", help="The shared store: postgresql://USER@HOST/DATABASE.", show_default=False
         ),
     ],
-    password_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--password-file",
-            parser=a_path,
-            metavar="FILE",
-            help="A file whose first line is the password. Default: the variable LABREF_SHARED_PASSWORD.",
-            show_default=False,
-        ),
-    ] = None,
+    password_file: FileOption = None,
     bundle: Annotated[
         Path | None,
         typer.Option(

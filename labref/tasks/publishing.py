@@ -33,7 +33,7 @@ from labref.store.memory.books import id_to_int, int_to_id
 from labref.tasks.jobs import lower_priority
 from labref.times import utc
 
-__all__ = ["Publisher", "Told", "asking_of", "publish", "state", "thumbnail"]
+__all__ = ["Publisher", "Told", "asking_of", "publish", "state"]
 
 _AT_ONCE: Final = 500
 _THUMBNAILS_AT_ONCE: Final = 16
@@ -329,12 +329,3 @@ def asking_of(lab: Lab) -> Asking | None:
     if not shared.url:
         return None
     return Asking(Address.of(shared.url), lambda: read_password(lab.shared_password_file), shared.wait_seconds)
-
-
-def thumbnail(lab: Lab, of: str, cell_id: str) -> bytes | None:
-    """JPEG of a cell of another lab, by the shared store; None where there is none, or it is out of reach."""
-    asking = asking_of(lab)
-    if asking is None:
-        return None
-    with contextlib.closing(asking):
-        return asking.thumbnail(of, cell_id)

@@ -274,14 +274,8 @@ class Duplicates(Tables):
 
     def fingerprints(self, ids: Collection[str]) -> dict[str, Fingerprint]:
         """The fingerprints of these cells, by id; those that have none are left out. Milliseconds for a hundred."""
-        columns = ["cell_id", "version", "across", "down"]
         with self._reading() as cursor:
-            found = list(rows.look_up(cursor, "fingerprint", columns, "cell_id", list(ids)))
-        return {
-            cell_id: Fingerprint(across, down)
-            for cell_id, version, across, down in found
-            if version == VERSION and across is not None
-        }
+            return fingerprints(cursor, ids)
 
     # fingerprints made late
 
@@ -362,6 +356,16 @@ class Duplicates(Tables):
             (pair for pair in self.pairs() if (pair.cell_id, pair.other) == (cell_id, other)),
             Pair(cell_id, other, None, None, None, None, decision, who, at.replace(tzinfo=UTC)),
         )
+
+
+def fingerprints(cursor: duckdb.DuckDBPyConnection, ids: Collection[str]) -> dict[str, Fingerprint]:
+    """The fingerprints of these cells, by id; those that have none are left out."""
+    columns = ["cell_id", "version", "across", "down"]
+    return {
+        cell_id: Fingerprint(across, down)
+        for cell_id, version, across, down in rows.look_up(cursor, "fingerprint", columns, "cell_id", list(ids))
+        if version == VERSION and across is not None
+    }
 
 
 def write_fingerprints(connection: duckdb.DuckDBPyConnection, made: Sequence[tuple[str, Fingerprint | None]]) -> None:

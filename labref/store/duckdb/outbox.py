@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rejections, rows
+from labref.store.duckdb.duplicates import fingerprints
 from labref.store.duckdb.noting import is_on, refill
 from labref.store.duckdb.qualities import DOUBTED
 from labref.store.duckdb.tables import Tables
-from labref.words import VERSION, Fingerprint, LabelSource
+from labref.words import Fingerprint, LabelSource
 
 __all__ = ["Entry", "Outbox", "Outgoing", "Waiting"]
 
@@ -140,13 +141,7 @@ class Outbox(Tables):
         with self._reading() as cursor:
             table, _ = bundles.space(cursor, bundle)
             latents = rows.latents(cursor, table, chosen)
-            marks = {
-                cell_id: Fingerprint(across, down)
-                for cell_id, version, across, down in rows.look_up(
-                    cursor, "fingerprint", ["cell_id", "version", "across", "down"], "cell_id", chosen
-                )
-                if version == VERSION and across is not None
-            }
+            marks = fingerprints(cursor, chosen)
             withheld = _withheld(cursor, chosen)
             found = rows.cells(cursor, chosen)
         return [
