@@ -51,7 +51,8 @@ from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.shared.asking import Asking, Wanted
 from labref.shared.check import check
-from labref.shared.indexing import index
+from labref.shared.connection import connect
+from labref.shared.indexing import index, partitions
 from labref.store.duckdb.reviews import Review
 from labref.store.memory import distances
 from labref.tasks.publishing import Publisher
@@ -89,8 +90,10 @@ def drawn(bundle: Bundle, images: Path, sample: int, rng: np.random.Generator, c
             about.append(latents)
             moved.append(np.broadcast_to(latents.std(0), latents.shape))
     chosen = rng.integers(0, sum(map(len, about)), cells)
-    made = np.concatenate(about)[chosen]
-    made += 0.5 * np.concatenate(moved)[chosen] * rng.standard_normal(made.shape, np.float32)
+    made, spread = np.concatenate(about)[chosen], 0.5 * np.concatenate(moved)
+    for at in range(0, cells, 10**6):  # in parts: ten million take memory
+        part = made[at : at + 10**6]
+        part += spread[chosen[at : at + 10**6]] * rng.standard_normal(part.shape, np.float32)
     return made
 
 
@@ -121,7 +124,9 @@ class Questions:
 
     @staticmethod
     def _nearest(latents: NDArray[np.float32], ids: NDArray[np.uint64], latent: NDArray[np.float32]) -> list[str]:
-        away = distances.exact(latents, latent)
+        away = np.concatenate(
+            [distances.exact(part, latent) for part in np.array_split(latents, len(latents) // 10**6 + 1)]
+        )
         near = np.flatnonzero(away <= np.partition(away, 8)[8])
         return [f"{ids[near[i]]:016x}" for i in distances.order(away[near], ids[near], 8)]
 
@@ -153,8 +158,10 @@ class Questions:
         return found
 
 
-def ask(bundle: Bundle, cells: int, questions: int, buffers: str, images: Path, sample: int) -> dict[str, Any]:
-    """How long a question takes."""
+def ask(
+    bundle: Bundle, cells: int, questions: int, buffers: str, images: Path, sample: int, indexed: bool
+) -> dict[str, Any]:
+    """How long a question takes. indexed : whether the index is made and asked as well."""
     rng = np.random.default_rng(18)
     made = drawn(bundle, images, sample, rng, cells + questions)
     latents, asked = made[:cells], made[cells:]
@@ -172,6 +179,11 @@ def ask(bundle: Bundle, cells: int, questions: int, buffers: str, images: Path, 
         found: dict[str, Any] = {"cells": cells, "fill_seconds": round(filled, 1)}
         with closing(Asking(address, lambda: secret, 60.0)) as asking:
             found["all compared"] = expected.put(asking, running)
+            with connect(shared.owner, shared.secret) as connection:
+                (partition,) = partitions(connection)
+            found["bytes"] = partition.bytes
+            if not indexed:
+                return found
             began = time.perf_counter()
             steps = index(shared.owner, shared.secret, above=0)
             while True:
@@ -181,7 +193,7 @@ def ask(bundle: Bundle, cells: int, questions: int, buffers: str, images: Path, 
                     (partition,) = ended.value
                     break
             found["index_seconds"] = round(time.perf_counter() - began, 1)
-            found["bytes"], found["index_bytes"] = partition.bytes, partition.index_bytes
+            found["index_bytes"] = partition.index_bytes
             found["index"] = expected.put(asking, running)
         with closing(Asking(address, lambda: secret, 60.0, compares_at_most=0)) as asking:
             found["index, whatever is meant"] = expected.put(asking, running)
@@ -368,6 +380,7 @@ def main() -> None:
     parser.add_argument("what", choices=("ask", "labs", "ingest", "breaks"))
     parser.add_argument("--cells", type=int, help="ask: 1000000; ingest: 240")
     parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--without-index", action="store_true", help="ask: only with all cells compared")
     parser.add_argument("--images", type=Path, default=DATA / "pbc")
     parser.add_argument("--sample", type=int, default=60)
     parser.add_argument("--buffers", default="1GB")
@@ -380,7 +393,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = install(starter_bundle(), Path(folder))
         found = (
-            ask(bundle, given.cells or 1_000_000, given.questions, given.buffers, given.images, given.sample)
+            ask(
+                bundle,
+                given.cells or 1_000_000,
+                given.questions,
+                given.buffers,
+                given.images,
+                given.sample,
+                not given.without_index,
+            )
             if given.what == "ask"
             else labs(bundle, given.per_class, given.changes)
             if given.what == "labs"
