@@ -2,9 +2,9 @@
 
 The tag says the version: `v0.1.0` on the commit; `labref.__version__` and the newest section of CHANGELOG.md have to
 agree with it. The wheel is built from the source distribution, so that nothing is missing there. Then each Python that
-labref runs with, where it is on this computer, makes an environment, installs the wheel with packages of the index,
-makes a lab, and asks it; with --train it also imports what training needs. --trial does all that for a commit without a
-tag.
+labref runs with makes an environment, installs the wheel with packages of the index, makes a lab, and asks it; with
+--train it also imports what training needs. They are looked for on PATH and where pyenv keeps them; a release is tried
+with all of them. --trial does all that for a commit without a tag, with those that are there.
 """
 
 from __future__ import annotations
@@ -84,6 +84,19 @@ def try_it(wheel: Path, python: str, *, train: bool) -> str:
     )
 
 
+def program_of(python: str) -> str | None:
+    """A program of this Python that runs, such as "3.12"; None where there is none. pyenv's own in PATH fails for a
+    Python that it has and that nobody chose."""
+    kept = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    for program in (
+        shutil.which(f"python{python}"),
+        *sorted(map(str, kept.glob(f"{python}.*/bin/python")), reverse=True),
+    ):
+        if program is not None and not subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode:
+            return program
+    return None
+
+
 def _use(own: Path, folder: str) -> None:
     """Make a lab with drawn cells, and ask it. own : the environment's programs."""
     labref = str(own / "labref")
@@ -122,11 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.rmtree(options.into, ignore_errors=True)
     options.into.mkdir(parents=True)
     built = build(ROOT, options.into)
-    tried = 0
+    tried, missing = 0, []
     for python in PYTHONS:
-        program = shutil.which(f"python{python}")
-        if program is None or subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode:
-            print(f"there is no Python {python} here: not tried")
+        program = program_of(python)
+        if program is None:
+            print(f"there is no Python {python} here: not tried", flush=True)
+            missing.append(python)
             continue
         for train in (False, True) if options.train else (False,):
             print(try_it(built[1], program, train=train), flush=True)
@@ -134,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in built]
     (options.into / "SHA256SUMS").write_text("".join(lines), encoding="utf-8", newline="\n")
     print(f"{options.into}: {', '.join(file.name for file in built)}; tried {tried} times")
-    return 0 if tried else 1
+    if missing and not options.trial:
+        print(f"a release has to be tried with Python {', '.join(missing)} as well: install it", file=sys.stderr)
+    return 0 if tried and (options.trial or not missing) else 1
 
 
 if __name__ == "__main__":

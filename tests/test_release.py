@@ -62,6 +62,40 @@ def test_changes_that_are_in_no_commit_are_told(checkout: Path) -> None:
     assert "notes.txt" in line
 
 
+def test_a_python_that_pyenv_has_and_nobody_chose_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shim = tmp_path / "shims" / "python3.12"
+    own = tmp_path / "versions" / "3.12.1" / "bin" / "python"
+    for program, code in ((shim, 127), (own, 0)):
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/sh\nexit {code}\n", encoding="utf-8")
+        program.chmod(0o755)
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", str(shim.parent))
+    assert release.program_of("3.12") == str(own)
+    assert release.program_of("3.13") is None
+
+
+@pytest.mark.parametrize("trial", [True, False])
+def test_a_release_is_tried_with_every_python_and_a_trial_with_those_that_are_there(
+    trial: bool, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = checkout / "a.tar.gz", checkout / "a.whl"
+    monkeypatch.setattr(release, "ROOT", checkout)
+    monkeypatch.setattr(release, "program_of", lambda python: None if python == "3.13" else f"python{python}")
+    monkeypatch.setattr(release, "try_it", lambda wheel, python, train: f"{python}: {wheel.name}")
+
+    def build(root: Path, into: Path) -> tuple[Path, Path]:
+        for file in built:
+            file.touch()
+        return built
+
+    monkeypatch.setattr(release, "build", build)
+    done = release.main(["--into", str(checkout / "dist"), *(["--trial"] if trial else [])])
+    out, err = capsys.readouterr()
+    assert "python3.11: a.whl" in out and "no Python 3.13 here" in out
+    assert (done, "Python 3.13 as well" in err) == ((0, False) if trial else (1, True))
+
+
 @pytest.mark.parametrize("heading", ["## 1.2.0 (unreleased)", "## 1.2.0", "## 1.1.0 (2026-12-01)", "## Unreleased"])
 def test_the_changelog_has_to_begin_with_the_version_and_its_date(checkout: Path, heading: str) -> None:
     (checkout / "CHANGELOG.md").write_text(f"# Changelog\n\n{heading}\n\n- All.\n", encoding="utf-8")
