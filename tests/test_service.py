@@ -28,8 +28,8 @@ from labref.config import set_values
 from labref.doctor import lab as of_lab
 from labref.errors import LabError
 from labref.lab import Lab
-from labref.service import NAME, cut_off, describe, install, registered, registering, remove
-from labref.service.descriptions import Kind
+from labref.service import NAME, cut_off, describe, install, is_outdated, registered, registering, remove, renew
+from labref.service.descriptions import Chosen, Kind, chosen_in
 from labref.tasks import backup
 from tests.labs import running_agent, wait_until
 
@@ -167,11 +167,83 @@ def test_a_unit_lets_the_network_in_where_the_lab_says_so_and_doctor_sees_one_th
     set_values(lab.config_file, {("metrics", "address"): "0.0.0.0"})
     lab = Lab.open(lab.folder)
     told = [one for one in of_lab.service(lab, True) if one.state == "warning"]
-    assert len(told) == 1 and "0.0.0.0" in told[0].says and "service install" in (told[0].remedy or "")
+    assert len(told) == 1 and "0.0.0.0" in told[0].says and "service renew" in (told[0].remedy or "")
     list(install(lab, user="labref"))
     file = registered(lab).file
     assert file is not None and "IPAddress" not in file.read_text()
     assert [one.state for one in of_lab.service(lab, True)] == ["fine"]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_what_a_unit_was_written_with_is_read_from_it(gpu: bool) -> None:
+    chosen = Chosen(
+        lab=Path("/srv/the lab; of 5"),
+        user="lab%ref",
+        gpu=gpu,
+        writable=(Path('/mnt/50 % "é"'), Path("/mnt/back\\up"), Path("/mnt/-a")),
+    )
+    assert chosen.lab is not None
+    unit = describe(
+        "systemd", lab=chosen.lab, python=Path("/python"), user=chosen.user, gpu=gpu, writable=chosen.writable
+    )
+    assert chosen_in(unit.data.decode()) == chosen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_a_unit_of_another_version_is_written_anew_with_what_was_chosen(
+    lab: Lab, called: list[list[str]], tmp_path: Path
+) -> None:
+    with pytest.raises(LabError, match="labref service install"):
+        list(renew(lab))
+    list(install(lab, user="labref", gpu=True, writable=[tmp_path / "back up"]))
+    unit = tmp_path / "units" / f"{NAME}.service"
+    written = unit.read_text()
+    called.clear()
+    assert not is_outdated(lab) and "nothing was changed" in "".join(renew(lab))
+    assert unit.read_text() == written and not any("restart" in word for call in called for word in call)
+    older = written.replace("StartLimitIntervalSec=0\n", "").replace("Nice=5", "Nice=3")
+    assert older != written
+    unit.write_text(older)
+    (told,) = [found for found in of_lab.service(lab, running=True) if "not what this labref writes" in found.says]
+    assert told.state == "note" and told.remedy is not None and "labref service renew" in told.remedy
+    called.clear()
+    done = CliRunner().invoke(app, ["service", "renew", "--lab", str(lab.folder)])
+    assert done.exit_code == 0 and f"{unit}.before" in done.output.replace("\n", "")
+    assert unit.read_text() == written and unit.with_suffix(".service.before").read_text() == older
+    assert [call[1] for call in called if call[1] != "is-active" and call[1] != "is-enabled"] == [
+        "daemon-reload",
+        "try-restart",
+    ]
+    # whichever Python it names, it is up to date
+    unit.write_text(written.replace(sys.executable, "/opt/labref/current/bin/python"))
+    assert not is_outdated(lab)
+    unit.write_text(written.replace(str(lab.folder), "/srv/another"))
+    assert not is_outdated(lab)
+    with pytest.raises(LabError, match="is not the service of the lab"):
+        list(renew(lab))
+    list(remove(lab))
+    assert list(unit.parent.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="systemd")
+def test_a_unit_that_systemd_does_not_take_is_put_back(
+    lab: Lab, called: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(install(lab, user="labref"))
+    unit = tmp_path / "units" / f"{NAME}.service"
+    older = unit.read_text().replace("Nice=5", "Nice=3")
+    unit.write_text(older)
+    real = registering._run
+
+    def fails(command: Sequence[str], **how: Any) -> None:
+        if "daemon-reload" in command:
+            raise LabError("no")
+        real(command, **how)
+
+    monkeypatch.setattr(registering, "_run", fails)
+    with pytest.raises(LabError, match="no"):
+        list(renew(lab))
+    assert unit.read_text() == older
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
@@ -223,9 +295,15 @@ def test_windows_registers_by_winsw_and_by_task(
     assert called == [[str(program), "install"], [str(program), "start"]]
     assert program.read_bytes() == b"MZ" and program.with_suffix(".xml").exists()
     assert registered(lab).kind == "winsw"
+    xml = program.with_suffix(".xml")
+    written = xml.read_bytes()
+    xml.write_bytes(written.replace(b"120 sec", b"15 sec"))
+    assert is_outdated(lab) and "written anew" in "".join(renew(lab))
+    assert xml.read_bytes() == written and not is_outdated(lab)
     called.clear()
     list(remove(lab))
-    assert [one[1] for one in called if one[1] != "status"] == ["stop", "uninstall"] and not program.exists()
+    assert [one[1] for one in called if one[1] != "status"] == ["stop", "uninstall"]
+    assert list(program.parent.iterdir()) == []
     called.clear()
     list(install(lab, user="LAB\\anna"))
     assert called[0][:5] == ["schtasks.exe", "/Create", "/F", "/TN", NAME] and called[0][-4:] == [
@@ -236,6 +314,8 @@ def test_windows_registers_by_winsw_and_by_task(
     ]
     assert called[1] == ["schtasks.exe", "/Run", "/TN", NAME]
     assert registered(lab).kind == "task"
+    with pytest.raises(LabError, match="wants the user's password.*service install"):
+        list(renew(lab))
     called.clear()
     list(remove(lab))
     assert [one[1] for one in called if one[1] != "/Query"] == ["/End", "/Delete"]

@@ -309,6 +309,67 @@ def test_an_upgrade_stops_the_agent_switches_and_starts_it_and_can_be_undone(
 
 
 @LINUX
+def test_an_upgrade_and_the_way_back_have_the_services_file_written_anew(
+    tmp_path: Path,
+    sticks: Callable[..., Path],
+    service: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    into, python = tmp_path / "labref", str(tmp_path / "labref" / "current" / "bin" / "python")
+    call(monkeypatch, sticks("0.1.0"), into)
+    monkeypatch.setattr(installer, "_is_registered", lambda: True)
+    monkeypatch.setattr(installer, "_lab_of_service", lambda: Path("/srv/the lab"))
+    renewed = [python, "-I", "-m", "labref", "service", "renew", "--lab", "/srv/the lab"]
+    for words in (("0.2.0",), ("0.2.0", "--back")):
+        stick = tmp_path / f"stick {words[0]}"
+        service.clear()
+        assert call(monkeypatch, stick if stick.exists() else sticks(words[0]), into, *words[1:]) == 0
+        assert [one for one in service if one[0] == python] == [renewed]
+        assert service[-2:] == [renewed, ["systemctl", "start", "labref-agent"]], "the agent starts with it"
+
+    def refuses(command: Sequence[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(returncode=int(command[0] == python), stdout="", stderr="it is another lab's")
+
+    monkeypatch.setattr(installer.subprocess, "run", refuses)
+    assert call(monkeypatch, tmp_path / "stick 0.2.0", into) == 0, "the old file serves the new version too"
+    assert "it is another lab's" in capsys.readouterr().out
+
+
+@LINUX
+@pytest.mark.parametrize("words", [("0.2.0",), ("0.1.0", "--remove", "--yes")])
+def test_what_somebody_started_by_hand_is_named_and_nothing_is_changed(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    sticks: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    into = tmp_path / "labref"
+    call(monkeypatch, sticks("0.1.0"), into)
+    first = (into / "current").resolve().name
+    python = into / "current" / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    (tmp_path / "labref.py").write_text("import time\ntime.sleep(60)\n")
+    program = [str(python), "-m", "labref", "agent", "--lab", "/srv/lab"]
+    with subprocess.Popen(program, cwd=tmp_path, env={"PATH": "/usr/bin"}) as agent:
+        try:
+            stick = tmp_path / f"stick {words[0]}"
+            deadline = time.monotonic() + 60
+            while not installer.Installed(
+                into
+            ).at_work():  # until it is what was asked for, and no more the tests' copy
+                assert time.monotonic() < deadline
+            assert call(monkeypatch, stick if stick.exists() else sticks(words[0]), into, *words[1:]) == 1
+            assert f"process {agent.pid} (labref agent --lab /srv/lab)" in capsys.readouterr().err
+            assert (into / "current").resolve().name == first
+        finally:
+            agent.kill()
+    assert call(monkeypatch, tmp_path / f"stick {words[0]}", into, *words[1:]) == 0
+
+
+@LINUX
 def test_a_stick_for_a_gpu_lets_the_service_reach_it(
     tmp_path: Path, sticks: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,15 +494,28 @@ def test_on_windows_the_service_is_stopped_by_windows_programs_and_a_junction_le
     tmp_path: Path, service: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installer, "_WINDOWS", True)
-    with installer._stopped():
+    with installer._stopped(installer.Installed(tmp_path / "labref")):
         service.append(["switch"])
     assert [words[:2] for words in service if words[0] != "sc.exe"] == [
         ["net.exe", "stop"],
+        ["powershell.exe", "-NoProfile"],
         ["switch"],
         ["net.exe", "start"],
     ]
     installer._link(tmp_path / "current", tmp_path / "versions" / "0.2.0")
     assert service[-1] == ["cmd.exe", "/c", "mklink", "/J", str(tmp_path / "current"), str(tmp_path / "versions/0.2.0")]
+
+
+def test_on_windows_what_was_started_by_hand_is_found_by_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        '4711 "C:\\Program Files\\labref\\current\\Scripts\\python.exe" -m labref agent --lab "D:\\a lab"\r\n'
+        '4712 "C:\\Program Files\\labref\\current\\Scripts\\python.exe" -m labref.cells.decoding_worker\r\n'
+        "4713 C:\\Python312\\python.exe -m labref agent\r\n"
+    )
+    monkeypatch.setattr(installer, "_WINDOWS", True)
+    monkeypatch.setattr(installer, "_asked", lambda _: SimpleNamespace(stdout=said, returncode=0))
+    into = installer.Installed(Path("C:\\Program Files\\labref"))
+    assert into.at_work() == [(4711, "labref agent --lab D:\\a lab")]
 
 
 def test_the_lab_of_a_windows_service_is_found_by_its_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,20 @@ class Installed:
             if folder.name not in (self.current, self.before):
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def at_work(self) -> list[tuple[int, str]]:
+        """The programs of labref that run from this folder, but for their children: number and words of each."""
+        found, below = [], "\\" if _WINDOWS else "/"
+        own = tuple(os.path.normcase(f"{folder}{below}") for folder in {self.folder, self.folder.resolve()})
+        for number, words in _processes():
+            at = next((i for i, word in enumerate(words[:-1]) if word == "-m" and words[i + 1] == "labref"), None)
+            if at is not None and number != os.getpid() and os.path.normcase(words[0]).startswith(own):
+                found.append((number, " ".join(words[at + 1 :])))
+        return found
+
+    @property
+    def python_in_use(self) -> Path:
+        return self.folder / "current" / ("Scripts/python.exe" if _WINDOWS else "bin/python")
+
     @property
     def command(self) -> str:
         if _WINDOWS:
@@ -233,8 +247,9 @@ def install(stick: Stick, into: Installed, *, lab: Path | None, sure: bool) -> N
             f"labref {stick.version} is older than {old['labref']}, and does not open a store that this one wrote "
             f"({old['schema']}, it knows {stick.described['schema']}). To go back: install --back."
         )
-    with _stopped():
+    with _stopped(into):
         _finish(stick, into)
+        _renew(into, lab)
     into.drop_others()
     say(f"labref {stick.version} is in use. To go back: {_installer(into)} --back")
     say(f"See that all is well:\n\n    {_as_owner(lab)}{into.command} doctor --lab {_shown(lab)}\n")
@@ -247,8 +262,9 @@ def back(into: Installed, *, lab: Path | None, sure: bool) -> None:
     now, old = into.described(into.current), into.described(into.before)
     lab = lab or _lab_of_service()
     if int(old["schema"]) >= int(now["schema"]):
-        with _stopped():
+        with _stopped(into):
             into.switch(into.before)
+            _renew(into, lab)
         say(f"labref {old['labref']} is in use again. To go forward: {_installer(into)} --back")
         return
     say(
@@ -257,10 +273,9 @@ def back(into: Installed, *, lab: Path | None, sure: bool) -> None:
         "since is taken in again from the export folder."
     )
     _ask("Go back all the same?", sure)
-    was_running = _is_running()
-    if was_running:
-        _stop()
-    into.switch(into.before)
+    with _stopped(into, starts=False):
+        into.switch(into.before)
+        _renew(into, lab)
     owner = _as_owner(lab)
     moved = f"move {_shown(lab)} {_shown(lab)}.newer" if _WINDOWS else f"sudo mv {_shown(lab)} {_shown(lab)}.newer"
     say(
@@ -278,6 +293,8 @@ def remove(into: Installed, *, sure: bool) -> None:
             f"the agent is a service of this computer. Take it out first: {into.command} service remove --lab "
             f"{_shown(_lab_of_service())}"
         )
+    if at_work := _at_work(into):
+        raise InstallError(at_work)
     say(f"{into.folder} is deleted, with every version in it. Labs are elsewhere, and stay as they are.")
     _ask("Delete it?", sure)
     _unlink(into.folder / "current")
@@ -343,16 +360,43 @@ def _shown(lab: Path | None) -> str:
 
 
 @contextlib.contextmanager
-def _stopped() -> Any:
-    """While the service does not run; it is started again where it ran."""
+def _stopped(into: Installed, *, starts: bool = True) -> Any:
+    """While neither the service nor anything else of labref runs. starts : the service is started again where it ran.
+
+    Raises `InstallError` where somebody started labref by hand: the service then goes on as it was.
+    """
     was_running = _is_running()
     if was_running:
         say("The agent is stopped …")
         _stop()
+    if at_work := _at_work(into):
+        if was_running:
+            _start()
+        raise InstallError(at_work)
     yield
-    if was_running:
+    if was_running and starts:
         say("The agent is started …")
         _start()
+
+
+def _at_work(into: Installed) -> str | None:
+    """That labref is at work, and what to do; None where it is not."""
+    found = "; ".join(f"process {number} ({words})" for number, words in into.at_work())
+    if not found:
+        return None
+    return f"labref is at work, started by hand: {found}. End it (Ctrl-C in its window), and call this again. Nothing was changed."
+
+
+def _renew(into: Installed, lab: Path | None) -> None:
+    """Have the service's file written as the version in use writes it."""
+    if lab is None or not _is_registered():
+        return
+    done = _asked([str(into.python_in_use), "-I", "-m", "labref", "service", "renew", "--lab", str(lab)])
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()
+        say(f"The service's file stays as it was, and serves this version too, perhaps less well:\n{said}")
+    else:
+        say(done.stdout.strip())
 
 
 def _is_registered() -> bool:
@@ -428,6 +472,23 @@ def _run(command: Sequence[str], failed: str) -> None:
         raise InstallError(f"{failed}: {error}.") from None
     if done.returncode:
         raise InstallError(f"{failed}:\n{(done.stderr or done.stdout).strip()}")
+
+
+def _processes() -> list[tuple[int, list[str]]]:
+    """The programs that run on this computer, as far as they can be seen: number and words of each."""
+    found: list[tuple[int, list[str]]] = []
+    if _WINDOWS:
+        asked = 'Get-CimInstance Win32_Process -Filter "Name=\'python.exe\'" | ForEach-Object { "$($_.ProcessId) $($_.CommandLine)" }'
+        for line in _asked(["powershell.exe", "-NoProfile", "-Command", asked]).stdout.splitlines():
+            number, _, command = line.strip().partition(" ")
+            if number.isdecimal():
+                found.append((int(number), [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', command)]))
+        return found
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+            found.append((int(process.name), words))
+    return found
 
 
 # small things

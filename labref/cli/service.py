@@ -16,6 +16,7 @@ _HELP = """The lab's agent as a service of the system: it starts with the comput
   labref service install --winsw WinSW-x64.exe    Windows, a service
   labref service install                          Windows, a task of the Task Scheduler
   labref service status
+  labref service renew                            after an upgrade; install.sh of a stick does it by itself
   labref service remove
   labref service container FOLDER                 Docker, Podman
 
@@ -44,6 +45,12 @@ hadolint and never run: there was no Docker where labref was made.
 \b
   labref service container /media/stick/wheelhouse
   docker compose -f container/compose.yaml up -d --build         in that folder
+"""
+_RENEW = """Write the service's file as this labref writes it, with what was chosen when it was registered. As administrator.
+
+For after an upgrade, and where `[web]` or `[metrics]` has a new address: `labref doctor` says where it is due. User, GPU and
+folders stay as they are; the file before stays beside it, as FILE.before. An agent that runs is started anew where the file
+changed (on Windows it takes the file at its next start). Changes of your own belong in a drop-in: `systemctl edit labref-agent`.
 """
 _REMOVE = """Take the service out of the system. Its agent ends in good order; the lab stays as it is."""
 _STATUS = """Say whether the service is registered, and what the system says of it. Exit code 1 where it is not.
@@ -111,6 +118,14 @@ def remove(lab: LabOption = None) -> None:
         say(line)
 
 
+def renew(lab: LabOption = None) -> None:
+    from labref.lab import Lab
+    from labref.service import renew as renew_service
+
+    for line in renew_service(Lab.find(lab)):
+        say(line)
+
+
 def status(lab: LabOption = None, json: JsonOption = False) -> None:
     from labref.lab import Lab
     from labref.operations.condition import ServiceState
@@ -143,6 +158,7 @@ def add_to(app: typer.Typer) -> None:
     )
     group.command(help=_INSTALL, short_help="Register the agent as a service.")(install)
     group.command(help=_CONTAINER, short_help="Write the definition of a container.")(container)
+    group.command(help=_RENEW, short_help="Write the service's file anew, after an upgrade.")(renew)
     group.command(help=_REMOVE, short_help="Take the service out of the system.")(remove)
     group.command(help=_STATUS, short_help="Whether it is registered, and how it is.")(status)
     app.add_typer(group, name="service")

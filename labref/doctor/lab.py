@@ -20,7 +20,7 @@ from labref.files import read_file
 from labref.lab import Lab
 from labref.lab.mounts import condition_of
 from labref.operations.condition import Finding
-from labref.service import NAME, cut_off, registered
+from labref.service import NAME, cut_off, is_outdated, registered
 
 __all__ = ["clock", "export_folders", "permissions", "port", "service", "watch_limits"]
 
@@ -208,7 +208,14 @@ def service(lab: Lab, running: bool) -> Iterator[Finding]:
         yield warning(
             "service",
             f"the service {NAME} lets no other computer reach the agent, and labref.toml has it answer at {' and '.join(beyond)}",
-            "`labref service install` again, with the words that it was given before: it writes the unit anew.",
+            f"`labref service renew --lab {lab.folder}`, as administrator: it writes the unit anew.",
+        )
+    elif is_outdated(lab):
+        yield note(
+            "service",
+            f"{found.file} is not what this labref writes: another version wrote it, or somebody changed it",
+            f"`labref service renew --lab {lab.folder}`, as administrator, writes it anew. On Linux, changes of your own stay in a "
+            f"drop-in: `systemctl edit {NAME}`.",
         )
     if running and found.kind is None:
         yield note("service", f"an agent runs; {how}", "`labref service install` registers it.")

@@ -6,7 +6,16 @@ the Task Scheduler. Containers: `container` holds their definition.
 """
 
 from labref.service.descriptions import NAME, Described, describe
-from labref.service.registering import Registered, cut_off, install, registered, remove, write_container
+from labref.service.registering import (
+    Registered,
+    cut_off,
+    install,
+    is_outdated,
+    registered,
+    remove,
+    renew,
+    write_container,
+)
 
 __all__ = [
     "NAME",
@@ -15,7 +24,9 @@ __all__ = [
     "cut_off",
     "describe",
     "install",
+    "is_outdated",
     "registered",
     "remove",
+    "renew",
     "write_container",
 ]

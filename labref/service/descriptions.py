@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Final, Literal
 from xml.sax.saxutils import escape
 
 from labref.errors import LabError
 
-__all__ = ["CLOSED", "NAME", "Described", "Kind", "describe"]
+__all__ = ["CLOSED", "NAME", "Chosen", "Described", "Kind", "chosen_in", "describe"]
 
 NAME: Final = "labref-agent"
 """What the system calls the service."""
@@ -152,6 +153,32 @@ class Described:
     data: bytes
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What a unit was written with; see `describe`. lab : None where the unit names none."""
+
+    lab: Path | None = None
+    user: str | None = None
+    gpu: bool = False
+    writable: tuple[Path, ...] = ()
+
+
+def chosen_in(unit: str) -> Chosen:
+    """What a systemd unit of `describe` was written with. Raises `ValueError` where its quotes do not close."""
+    lab, user, writable = None, None, []
+    for line in unit.splitlines():
+        name, _, value = line.partition("=")
+        if name == "Environment":
+            for word in _words(value):
+                if word.startswith("LABREF_LAB="):
+                    lab = Path(word.partition("=")[2])
+        elif name == "User":
+            user = value.replace("%%", "%")
+        elif name == "ReadWritePaths":
+            writable += [Path(word[1:]) for word in _words(value) if word.startswith("-")]
+    return Chosen(lab, user, "PrivateDevices=yes" not in unit.splitlines(), tuple(writable))
+
+
 def describe(
     kind: Kind,
     *,
@@ -215,6 +242,11 @@ def _unit(
         devices="" if gpu else "PrivateDevices=yes\n",
         network="" if network else f"{CLOSED}\nIPAddressAllow=localhost\n",
     )
+
+
+def _words(value: str) -> list[str]:
+    """What `_quoted` wrote."""
+    return [word.replace("%%", "%") for word in shlex.split(value)]
 
 
 def _plain(word: str) -> str:

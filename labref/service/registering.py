@@ -18,9 +18,9 @@ from typing import Final
 from labref.errors import LabError
 from labref.files import replace_file
 from labref.lab import Lab, absolute
-from labref.service.descriptions import CLOSED, NAME, Described, Kind, describe
+from labref.service.descriptions import CLOSED, NAME, Described, Kind, chosen_in, describe
 
-__all__ = ["Registered", "cut_off", "install", "registered", "remove", "write_container"]
+__all__ = ["Registered", "cut_off", "install", "is_outdated", "registered", "remove", "renew", "write_container"]
 
 _CONTAINER: Final = Path(__file__).parent / "container"
 _UNITS: Final = Path("/etc/systemd/system")
@@ -125,6 +125,77 @@ def write_container(folder: Path) -> _Steps:
         yield f"{_write(folder / 'container', Described(file.name, file.read_bytes()))} written"
 
 
+def renew(lab: Lab) -> _Steps:
+    """Write the file of the registered service as this labref writes it, for the user, GPU and folders that it was
+    registered with. Where it differs, the one before stays beside it, and an agent that runs is started anew.
+
+    Raises `LabError` where no service of this lab is registered, the Task Scheduler has it, or a step fails.
+    """
+    found = registered(lab)
+    if found.kind is None or found.file is None:
+        raise LabError(f"no service {NAME} is registered here; `labref service install` registers it.")
+    if found.kind == "task":
+        raise LabError(
+            "the Task Scheduler wants the user's password for a task that is changed: `labref service install` writes it anew."
+        )
+    described = _as_now(lab, found.kind, found.file)
+    if described is None:
+        raise LabError(
+            f"{found.file} is not the service of the lab {lab.folder}: `labref service install` makes it that."
+        )
+    before = found.file.read_bytes()
+    if before == described.data:
+        yield f"{found.file} is as this labref writes it; nothing was changed"
+        return
+    kept = _write(found.file.parent, Described(f"{found.file.name}.before", before))
+    _write(found.file.parent, described)
+    if found.kind == "systemd":
+        try:
+            _run(["systemctl", "daemon-reload"])
+        except LabError:
+            _write(found.file.parent, Described(found.file.name, before))
+            raise
+    yield f"{found.file} written anew; the one before is {kept}"
+    if found.kind == "systemd":
+        _run(["systemctl", "try-restart", NAME])
+
+
+def is_outdated(lab: Lab) -> bool:
+    """Whether the file of this lab's registered service is not what this labref would write for the same choices,
+    whichever Python it names: another version wrote it, somebody changed it, or labref.toml changed since."""
+    found = registered(lab)
+    if found.kind not in ("systemd", "winsw") or found.file is None:
+        return False
+    described = _as_now(lab, found.kind, found.file)
+    return described is not None and _but_for_python(described.data) != _but_for_python(found.file.read_bytes())
+
+
+def _as_now(lab: Lab, kind: Kind, file: Path) -> Described | None:
+    """What this labref would write in place of a service's file; None where it cannot be read, or is of another lab."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        chosen = chosen_in(text)
+    except (OSError, ValueError):
+        return None
+    if kind == "winsw":
+        return describe(kind, lab=lab.folder, python=Path(sys.executable), user=None)
+    if chosen.lab != lab.folder:
+        return None
+    return describe(
+        kind,
+        lab=lab.folder,
+        python=Path(sys.executable),
+        user=chosen.user,
+        network=bool(_reached_at(lab)),
+        gpu=chosen.gpu,
+        writable=chosen.writable,
+    )
+
+
+def _but_for_python(data: bytes) -> list[bytes]:
+    return [line for line in data.splitlines() if not line.strip().startswith((b"ExecStart=", b"<executable>"))]
+
+
 def remove(lab: Lab) -> _Steps:
     """Take the service out of the system: its agent ends in good order, where the system can do that. The lab stays."""
     found = registered(lab)
@@ -132,14 +203,15 @@ def remove(lab: Lab) -> _Steps:
         raise LabError(f"no service {NAME} is registered here; there is nothing to remove.")
     if found.kind == "systemd":
         _run(["systemctl", "disable", "--now", NAME])
-        _unlink(_UNITS / f"{NAME}.service")
+        for name in (f"{NAME}.service", f"{NAME}.service.before"):
+            _unlink(_UNITS / name)
         _run(["systemctl", "daemon-reload"])
     elif found.kind == "winsw":
         program = lab.folder / "service" / f"{NAME}.exe"
         _run([str(program), "stop"])
         _run([str(program), "uninstall"])
-        _unlink(program)
-        _unlink(lab.folder / "service" / f"{NAME}.xml")
+        for file in (program, program.with_suffix(".xml"), program.with_suffix(".xml.before")):
+            _unlink(file)
     else:
         _run(["schtasks.exe", "/End", "/TN", NAME])
         _run(["schtasks.exe", "/Delete", "/F", "/TN", NAME])
