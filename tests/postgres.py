@@ -243,6 +243,15 @@ class Database:
             connection.execute("SET search_path = labref, public")
             return connection.execute(query.encode(), values).fetchall()
 
+    def size(self) -> int:
+        """Bytes of the tables, with what lies beside them, and of the indexes."""
+        ((size,),) = self.rows(
+            "SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace "
+            "WHERE nspname = 'labref' AND relkind = 'r'"
+        )
+        assert isinstance(size, int)
+        return size
+
     def as_lab(self, access: tuple[Address, str]) -> psycopg.Connection[tuple[object, ...]]:
         """A connection of a lab, past labref: what it may do is PostgreSQL's to say."""
         address, password = access

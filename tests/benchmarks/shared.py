@@ -4,6 +4,7 @@ costs ingest, and whether it survives kills and cuts.
     python -m tests.benchmarks.shared ask --cells 1000000 --questions 200 --json
     python -m tests.benchmarks.shared labs --json
     python -m tests.benchmarks.shared ingest --json
+    python -m tests.benchmarks.shared rebuild --json
     python -m tests.benchmarks.shared breaks --rounds 50 --json
 
 `ask`: made-up cells in one bundle: latents of the starter for `--sample` pictures of each class of ../shared/data/pbc
@@ -20,6 +21,10 @@ once. Each cell has to be there once. Then labels are changed in one lab, and as
 
 `ingest`: a new lab takes in the same cells, with a shared store on this very computer and without one, in turn. Cells
 per second from the first batch that is stored to the last; the ratio of each pair, and the median of them.
+
+`rebuild`: a lab that took in pictures publishes all of its cells, and then all anew: the first time with the small
+pictures, which are there the second time. Cells per second, milliseconds of CPU a cell, and the bytes that the shared
+store's tables and indexes take for each.
 
 `breaks`: a lab of made-up cells publishes through a proxy while cells and labels go on coming. In each round the
 server is killed (SIGKILL) and started again, or the connection is cut after a random number of bytes. In the end
@@ -59,7 +64,7 @@ from labref.tasks.publishing import Publisher
 from labref.web.desk import Desk
 from labref.words import cell_id_of
 from tests.benchmarks.exports import tell
-from tests.labs import make_lab, running_agent, wait_until
+from tests.labs import make_lab, once, running_agent, wait_until
 from tests.postgres import Database, Server, database, fill, server
 from tests.stores import BUNDLE, digest_of
 from tests.test_shared import Proxy, cells_for, in_store, lab_of, published
@@ -326,6 +331,37 @@ def ingest(bundle: Bundle, cells: int, pairs: int) -> dict[str, Any]:
     }
 
 
+def rebuild(bundle: Bundle, cells: int, images: Path) -> dict[str, Any]:
+    """How long it takes to publish a lab anew, and what a cell takes there."""
+    rng = np.random.default_rng(22)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch, server(fsync="on") as running:
+        shared, export = database(running), Path(scratch) / "export"
+        empty = shared.size()
+        for files in pictures(images, math.ceil(cells / 8), rng).values():
+            for file in files:
+                target = export / file.parts[-2] / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+        lab = make_lab(Path(scratch) / "lab", export, bundle)
+        publishing(shared, lab, "Lund")
+        once(lab)
+        lab = Lab.open(lab.folder)
+        for way in ("first", "again"):  # the second time the pictures are there
+            with Desk.open(lab) as desk:
+                began, spent = time.perf_counter(), running.cpu_seconds()
+                own = time.process_time()
+                (*_, row) = desk.run("shared.publish", rebuild=True)
+                found[way] = {
+                    "cells_per_second": round(row["cells"] / (time.perf_counter() - began), 1),
+                    "own_cpu_ms": round(1e3 * (time.process_time() - own) / row["cells"], 2),
+                    "server_cpu_ms": round(1e3 * (running.cpu_seconds() - spent) / row["cells"], 2),
+                }
+            if way == "first":
+                found["bytes_per_cell"] = round((shared.size() - empty) / row["cells"])
+        return {"cells": row["cells"], **found}
+
+
 def breaks(rounds: int, bundle: Bundle) -> dict[str, Any]:
     """Whether anything is lost or twice."""
     rng = np.random.default_rng(19)
@@ -377,8 +413,8 @@ def breaks(rounds: int, bundle: Bundle) -> dict[str, Any]:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ask", "labs", "ingest", "breaks"))
-    parser.add_argument("--cells", type=int, help="ask: 1000000; ingest: 240")
+    parser.add_argument("what", choices=("ask", "labs", "ingest", "rebuild", "breaks"))
+    parser.add_argument("--cells", type=int, help="ask: 1000000; ingest: 240; rebuild: 400")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--without-index", action="store_true", help="ask: only with all cells compared")
     parser.add_argument("--images", type=Path, default=DATA / "pbc")
@@ -407,6 +443,8 @@ def main() -> None:
             if given.what == "labs"
             else ingest(bundle, given.cells or 240, given.pairs)
             if given.what == "ingest"
+            else rebuild(bundle, given.cells or 400, given.images)
+            if given.what == "rebuild"
             else breaks(given.rounds, bundle)
         )
     tell(found, as_json=given.json)

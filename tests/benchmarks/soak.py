@@ -1,11 +1,13 @@
 """A day of an analyser, in minutes: what an agent does to memory, open files, threads and the ledger as hours go by.
 
     python -m tests.benchmarks.soak --minutes 20 --json
+    python -m tests.benchmarks.soak --minutes 20 --hours 6 --json
 
 An analyser exports cells of ../shared/data (drawn ones where that is absent), copies, recaptures, cells that move from
 unsigned to signed, files that are written in two parts, and mutated pictures (`tests.benchmarks.mutations`), as fast as
 the agent takes them in, after 70 cells that were there before: so the hours that a lab would have needed are
-`simulated_hours`, at an analyser's pace of 200 files an hour. Meanwhile people ask. At set shares of the time the agent
+`simulated_hours`, at an analyser's pace of 200 files an hour; with --hours the files of no more hours come, evenly.
+Meanwhile people ask. At set shares of the time the agent
 is ended and killed and started anew, its clock jumps by days, forwards and back, the share goes (in some cases an empty
 folder stands in its place) and comes, the lab's disk (a small ext4 file system, where this system lets it mount one) is
 really full, maps are trained, another bundle is activated and the first one again, and a backup is made.
@@ -28,6 +30,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -237,9 +240,19 @@ def _recaptured(data: bytes, rng: random.Random) -> bytes:
 
 
 class _Soak:
-    def __init__(self, folder: Path, seed: int, minutes: float, images: Path | None, *, same_priority: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seed: int,
+        minutes: float,
+        images: Path | None,
+        *,
+        same_priority: bool,
+        hours: float | None = None,
+    ) -> None:
         self.rng, self.day = random.Random(seed), _Day()
         self._folder, self._minutes = folder, minutes
+        self._files = math.inf if hours is None else hours * _FILES_AN_HOUR
         source, self.source = choose_source(images, seed)
         # no sound copies among what is mutated: a picture of 64 pixels is no cell that a lab has twice
         few = [decode(specimen.data) for specimen in choose_source(images, seed + 1)[0].take(3)]
@@ -309,7 +322,8 @@ class _Soak:
         if now - self._asked > _ASK_SECONDS:
             self._asked = now
             self._ask()
-        if export and self._waiting() < _OUTSTANDING:
+        due = _BEFORE + self._files * self.at
+        if export and sum(self.day.written.values()) < due and self._waiting() < _OUTSTANDING:
             for _ in range(4):
                 self.day.written[self.analyser.write()] += 1
         else:
@@ -627,14 +641,21 @@ class _Soak:
 
 
 def soak(
-    folder: Path, *, minutes: float, seed: int, images: Path | None = None, same_priority: bool = False
+    folder: Path,
+    *,
+    minutes: float,
+    seed: int,
+    images: Path | None = None,
+    same_priority: bool = False,
+    hours: float | None = None,
 ) -> dict[str, Any]:
     """Run it in `folder`, an empty folder. Returns the figures; `faults` is empty where all is well.
 
+    hours : of an analyser's work, whose files come; None for as many files as are taken in.
     same_priority : background work has the priority of the agent.
     """
     started = time.monotonic()
-    day = _Soak(folder, seed, minutes, images, same_priority=same_priority)
+    day = _Soak(folder, seed, minutes, images, same_priority=same_priority, hours=hours)
     try:
         day.run()
     finally:
@@ -678,6 +699,7 @@ def main() -> int:
     """Run the benchmark. Returns 1 where there are faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0, help="how long the analyser works (default 20)")
+    parser.add_argument("--hours", type=float, help="of an analyser (default: as many files as are taken in)")
     parser.add_argument("--seed", type=int, default=1, help="of everything (default 1)")
     parser.add_argument("--images", type=Path, help="folder of images (default ../shared/data/pbc, else drawn cells)")
     parser.add_argument("--keep", type=Path, help="folder in which what the agents said is left")
@@ -695,6 +717,7 @@ def main() -> int:
             seed=options.seed,
             images=options.images,
             same_priority=options.same_priority,
+            hours=options.hours,
         )
     tell(figures, as_json=options.json)
     return 0 if figures["ok"] else 1
