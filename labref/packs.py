@@ -55,6 +55,7 @@ __all__ = [
     "CONSENT",
     "DATED",
     "MANIFEST",
+    "MOST_CROP",
     "REMOVED",
     "Manifest",
     "Pack",
@@ -83,13 +84,14 @@ COLUMNS: Final[Mapping[str, tuple[str, str]]] = {
 """The columns of `cells.parquet`, in order: type, and what it is."""
 DATED: Final = ("captured_at", "TIMESTAMP", "when it was captured, moved by one number of days that only the lab knows")
 """The column beside them where the lab gives shifted dates."""
+MOST_CROP: Final = CROP_SIZE * CROP_SIZE * 4 + 4096
+"""Bytes of a picture in a pack, at most: WebP makes noise hardly larger than it is."""
 CONSENT: Final = r"^[A-Za-z0-9](?:[A-Za-z0-9 ._:/+-]{0,58}[A-Za-z0-9.+])?$"
 """What the lab's word for the licence or the consent looks like, as `CC BY 4.0` or `consent: research`."""
 
 _DATE: Final = (1980, 1, 1, 0, 0, 0)  # of the members: a pack does not say when its files were made
 _MOST_MANIFEST: Final = 1_000_000  # bytes
 _MOST_CLASSES: Final = 1000
-_MOST_CROP: Final = CROP_SIZE * CROP_SIZE * 4 + 4096  # bytes; WebP makes noise hardly larger than it is
 _CHUNK: Final = 1 << 20
 
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -161,7 +163,7 @@ def picture_of(crop: NDArray[np.uint8]) -> bytes:
 def crop_in(picture: bytes) -> NDArray[np.uint8]:
     """The crop uint8[256, 256, 3] in a pack's picture. Raises ValueError where it is no picture of that size, or holds
     anything beside its pixels."""
-    if not 25 < len(picture) <= _MOST_CROP or picture[:4] != b"RIFF" or picture[8:16] != b"WEBPVP8L":
+    if not 25 < len(picture) <= MOST_CROP or picture[:4] != b"RIFF" or picture[8:16] != b"WEBPVP8L":
         raise ValueError("it is no lossless WebP")
     size = int.from_bytes(picture[16:20], "little")
     if int.from_bytes(picture[4:8], "little") != len(picture) - 8 or size + size % 2 + 20 != len(picture):

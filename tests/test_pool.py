@@ -3,10 +3,12 @@ that withdraws is gone."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -658,3 +660,179 @@ def test_a_pool_may_have_signs_in_its_name_that_are_patterns_elsewhere(
     assert takes(pool, tmp_path / "1.pack").cells == 2
     items = list_images(pool)
     assert cache_crops(pool, items, 256, cache_of(pool, tmp_path))[1].all() and len(items) == 2
+
+
+@pytest.mark.parametrize("name", ["site=lund", "a=1/b=2", "{a,b}", "~", "100%=x?"])
+def test_a_folder_above_a_pool_is_no_column_of_its_tables(
+    lund: GivingLab, crops: list[Any], tmp_path: Path, name: str
+) -> None:
+    pool = tmp_path / name / "pool"
+    trust(pool, lund.public(tmp_path))
+    lund.pack(tmp_path / "1.pack", of(crops, range(2)))
+    assert takes(pool, tmp_path / "1.pack").cells == 2
+    items = list_images(pool)
+    assert cache_crops(pool, items, 256, cache_of(pool, tmp_path))[1].all() and len(items) == 2
+
+
+# what is damaged, and what cannot be deleted
+
+
+def resigned(lab: GivingLab, pack: Path, cells: bytes) -> None:
+    """A pack with other bytes as its table of cells, which the lab signs all the same."""
+    parts = {**members(pack), CELLS: cells}
+    files = json.loads(parts["manifest.json"])["files"]
+    files[CELLS] = {"sha256": hashlib.sha256(cells).hexdigest(), "bytes": len(cells)}
+    pack.write_bytes(lab.seals(zipped(with_manifest(parts, files=files))))
+
+
+def test_a_table_that_is_damaged_beneath_a_signature_is_refused(
+    pool: Path, lund: GivingLab, crops: list[Any], tmp_path: Path
+) -> None:
+    lund.pack(tmp_path / "1.pack", of(crops, range(2)))
+    whole = members(tmp_path / "1.pack")[CELLS]
+    pages = [found.start() for found in re.finditer(re.escape(b"\x28\xb5\x2f\xfd"), whole)]  # each begins as zstd does
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    assert len(pages) > 5
+    for place in [*pages[:3], *pages[-3:], footer, len(whole) - 8, len(whole) - 1]:
+        resigned(lund, tmp_path / "1.pack", whole[:place] + b"\xff" + whole[place + 1 :])
+        refused(pool, tmp_path / "1.pack", "is no pack")
+    for cut in (0, 4, len(whole) // 2):
+        resigned(lund, tmp_path / "1.pack", whole[:cut])
+        refused(pool, tmp_path / "1.pack", "is no pack")
+
+
+def test_a_table_that_would_fill_the_memory_is_refused_before_it_is_read(
+    pool: Path, lund: GivingLab, tmp_path: Path
+) -> None:
+    file, rows = tmp_path / "1.pack", 400_000
+    flat = Given(cell_name("a", 0), "basophil", np.full((256, 256, 3), 200, np.uint8))
+    lund.pack(file, [flat], table=f"SELECT cells.* FROM cells, range({rows})")
+    file.write_bytes(lund.seals(zipped(with_manifest(members(file), cells=rows, classes={"basophil": rows}))))
+    assert file.stat().st_size < rows * 4
+    refused(pool, file, "more or fewer rows than it says")
+    file.unlink()
+    lund.pack(file, [flat], table="SELECT * REPLACE (repeat('x', 300000)::BLOB AS crop) FROM cells")
+    refused(pool, file, "hold values")
+
+
+def test_a_file_of_the_pool_that_is_damaged_or_lost_is_named_and_nothing_is_deleted(
+    pool: Path, lund: GivingLab, oslo: GivingLab, crops: list[Any], tmp_path: Path
+) -> None:
+    lund.pack(tmp_path / "1.pack", of(crops, range(2)))
+    oslo.pack(tmp_path / "2.pack", of(crops, range(2, 4), "b"))
+    takes(pool, tmp_path / "1.pack")
+    key = pool / "labs" / f"{lund.id}.json"
+    told = key.read_bytes()
+    (taken,) = pool.glob("packs/*/*/taken.json")
+    before = left(pool)
+    for file, data, why in (
+        (key, b"", "is damaged. Restore it"),
+        (key, told[:-20], "is damaged. Restore it"),
+        (key, b"[]", "is damaged. Restore it"),
+        (key, told.replace(b"trusted", b"other"), "is damaged. Restore it"),
+        (key, None, "its key, is missing. Restore it"),
+        (taken, b"{}", "when a pack came in, is damaged"),
+    ):
+        kept = file.read_bytes()
+        if data is None:
+            file.unlink()
+        else:
+            file.write_bytes(data)
+        for words in (["ingest", tmp_path / "2.pack", "--into", pool], ["pool", pool]):
+            if file == taken and words[0] == "pool":
+                (pool / "index.json").unlink()
+            done = training(*words, code=1)
+            assert why in " ".join(done.output.split()), (file.name, data, done.output)
+        assert {path for path in left(pool) if path.startswith("packs")} >= {
+            path for path in before if path.startswith("packs")
+        }
+        file.write_bytes(kept)
+        training("pool", pool)
+        shutil.rmtree(pool / "packs" / oslo.id, ignore_errors=True)
+        training("pool", pool)
+    key.unlink()
+    training("pool", pool, "--trust", lund.public(tmp_path))
+    assert {cell.lab for cell in Pool.open(pool).cells.values()} == {lund.id}
+    assert takes(pool, tmp_path / "1.pack").known
+
+
+def test_of_the_very_same_picture_of_three_labs_one_counts_when_the_first_withdraws(
+    pool: Path, lund: GivingLab, oslo: GivingLab, crops: list[Any], tmp_path: Path
+) -> None:
+    bergen = GivingLab("Bergen")
+    trust(pool, bergen.public(tmp_path))
+    for number, lab in enumerate((lund, oslo, bergen)):
+        lab.pack(tmp_path / f"{number}.pack", of(crops, range(2), "abc"[number]))
+        takes(pool, tmp_path / f"{number}.pack")
+    assert len(Pool.open(pool).cells) == 2
+    withdraw(pool, lund.id)
+    assert {cell.lab for cell in Pool.open(pool).cells.values()} == {oslo.id} and len(Pool.open(pool).cells) == 2
+    left_out = {lab.key.name: lab.left_out for lab in labs(pool)}
+    assert left_out["Bergen"] == {"recapture": 2}
+
+
+def test_a_pack_that_was_cut_off_does_not_outlive_the_one_that_took_its_cells_back(
+    pool: Path, lund: GivingLab, crops: list[Any], tmp_path: Path, killed: Killed
+) -> None:
+    first = lund.pack(tmp_path / "1.pack", of(crops, range(2)))
+    lund.pack(tmp_path / "2.pack", of(crops, [2]), number=2, follows=first)
+    lund.pack(tmp_path / "3.pack", of(crops, range(2)), number=3)
+    takes(pool, tmp_path / "1.pack")
+    killed("pool.compared", pool, "ingest", tmp_path / "2.pack")
+    assert holds(pool, crops[2])
+    takes(pool, tmp_path / "3.pack")
+    assert not holds(pool, crops[2]) and not list(pool.glob(".incoming-*"))
+
+
+def test_what_cannot_be_deleted_is_not_called_gone(
+    pool: Path, lund: GivingLab, crops: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lund.pack(tmp_path / "1.pack", of(crops, range(2)))
+    takes(pool, tmp_path / "1.pack")
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a folder without rights; root has them all
+    done = training("pool", pool, "--withdraw", lund.id, code=1)
+    assert "cannot be deleted whole" in done.output and "are deleted" not in done.output
+    assert "cannot be deleted whole" in training("pool", pool, code=1).output
+    monkeypatch.undo()
+    training("pool", pool)
+    assert not holds(pool, crops[0])
+
+
+if sys.platform == "linux":
+
+    @pytest.fixture
+    def small(tmp_path: Path) -> Iterator[Path]:
+        """A disk of 1 MB, where this system lets a test mount one."""
+        folder = tmp_path / "small"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "labref-test", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("only root of a Linux that allows it can mount a small disk")
+        yield folder
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+    def test_a_disk_that_is_full_in_truth_leaves_a_pool_that_goes_on(
+        small: Path, lund: GivingLab, crops: list[Any], tmp_path: Path
+    ) -> None:
+        pool = small / "pool"
+        trust(pool, lund.public(tmp_path))
+        first = lund.pack(tmp_path / "1.pack", of(crops, range(2)))
+        lund.pack(tmp_path / "2.pack", of(crops, range(2, 5)), number=2, follows=first)
+        takes(pool, tmp_path / "1.pack")
+        free = os.statvfs(small).f_bavail * os.statvfs(small).f_frsize
+        need = (tmp_path / "2.pack").stat().st_size
+        filler = small / "filler"
+        for spare in range(0, 4 * need, need // 4):
+            filler.write_bytes(bytes(max(0, free - spare)))
+            done = CliRunner().invoke(app, ["ingest", str(tmp_path / "2.pack"), "--into", str(pool)])
+            assert done.exit_code in (0, 1) and not isinstance(done.exception, duckdb.Error), (spare, done.exception)
+            if done.exit_code == 0:
+                break
+            filler.unlink()
+            training("pool", pool)
+            assert len(Pool.open(pool).cells) in (2, 5)
+        else:
+            pytest.fail("it never came in")
+        assert spare > 0
+        filler.unlink()
+        assert takes(pool, tmp_path / "2.pack").known and len(Pool.open(pool).cells) == 5

@@ -24,7 +24,7 @@ from labref.packs import CELLS, Manifest, crop_in
 from labref.store.memory.books import HashBook
 from labref.store.recording import Search, stored_landmarks
 from labref.words import Fingerprint, Landmark
-from training.data.pool import INDEX, PACKS, connect, name_in_pool, quoted
+from training.data.pool import INDEX, PACKS, connect, name_in_pool, table
 from training.data.pooled import LINKS, MARKS, copy_table
 
 __all__ = ["compare"]
@@ -57,10 +57,7 @@ def compare(
         database.execute("CREATE TABLE place (name VARCHAR, file VARCHAR, cell VARCHAR)")
         books, known = _books(folder, database)
         cells = [
-            cell
-            for (cell,) in database.execute(
-                f"SELECT cell FROM read_parquet({quoted(waiting / CELLS)}) ORDER BY cell"
-            ).fetchall()
+            cell for (cell,) in database.execute(f"SELECT cell FROM {table(waiting / CELLS)} ORDER BY cell").fetchall()
         ]
         own = [[name_in_pool(manifest.lab, cell) for cell in cells], cells]
         database.execute(
@@ -84,7 +81,7 @@ def compare(
             advance(len(part))
         for name, empty in ((MARKS, [_EMPTY_MARKS]), (LINKS, [_EMPTY_LINKS])):
             parts = sorted(waiting.glob(f"{name.split('.')[0]}-*.parquet"))
-            listed = [f"SELECT * FROM read_parquet({quoted(file)})" for file in parts]
+            listed = [f"SELECT * FROM {table(file)}" for file in parts]
             copy_table(database, " UNION ALL ".join([*empty, *listed]), waiting / name)
             for file in parts:
                 file.unlink()
@@ -109,15 +106,15 @@ def _books(folder: Path, database: duckdb.DuckDBPyConnection) -> tuple[tuple[Has
         return (fingerprints, landmarks), known
     age = 0
     for lab, pack, _ in database.execute(
-        f"SELECT DISTINCT lab, pack, taken FROM read_parquet({quoted(folder / INDEX)}) ORDER BY taken"
+        f"SELECT DISTINCT lab, pack, taken FROM {table(folder / INDEX)} ORDER BY taken"
     ).fetchall():
         place = folder / PACKS / lab / pack
         database.execute(
-            f"INSERT INTO place SELECT name, $1, cell FROM read_parquet({quoted(folder / INDEX)}) WHERE lab = $2 AND pack = $3",
+            f"INSERT INTO place SELECT name, $1, cell FROM {table(folder / INDEX)} WHERE lab = $2 AND pack = $3",
             [str(place / CELLS), lab, pack],
         )
         rows = database.execute(
-            f"SELECT m.* FROM read_parquet({quoted(place / MARKS)}) m SEMI JOIN (SELECT name FROM read_parquet({quoted(folder / INDEX)}) "
+            f"SELECT m.* FROM {table(place / MARKS)} m SEMI JOIN (SELECT name FROM {table(folder / INDEX)} "
             "WHERE lab = $1 AND pack = $2) i ON i.name = m.name ORDER BY m.name",
             [lab, pack],
         ).fetchall()
@@ -157,7 +154,7 @@ def _again(
 ) -> set[str]:
     """A part that was compared before this command was cut off."""
     for name, pixels, across, down, spots_across, spots_down in database.execute(
-        f"SELECT * FROM read_parquet({quoted(marks_file)})"
+        f"SELECT * FROM {table(marks_file)}"
     ).fetchall():
         spots = [
             Landmark((Fingerprint(a, d),), Fingerprint(0, 0)) for a, d in zip(spots_across, spots_down, strict=True)
@@ -165,7 +162,7 @@ def _again(
         search.add(name, [Fingerprint(across, down)], spots)
         known.setdefault(pixels, name)
     search.apply()
-    return {name for (name,) in database.execute(f"SELECT name FROM read_parquet({quoted(links_file)})").fetchall()}
+    return {name for (name,) in database.execute(f"SELECT name FROM {table(links_file)}").fetchall()}
 
 
 class _Views:
@@ -201,7 +198,7 @@ class _Views:
         for file, found, cells in rows:
             by_cell = dict(zip(cells, found, strict=True))
             pictures = self._database.execute(
-                f"SELECT cell, crop FROM read_parquet({quoted(Path(file))}) WHERE cell IN (SELECT unnest(?::VARCHAR[]))",
+                f"SELECT cell, crop FROM {table(Path(file))} WHERE cell IN (SELECT unnest(?::VARCHAR[]))",
                 [cells],
             ).fetchall()
             for cell, picture in pictures:
@@ -219,7 +216,7 @@ def _search_marks(
 ) -> list[_Found]:
     """By what some cells of a pack are searched. Raises `PackError` where a picture is none of a pack."""
     pictures = database.execute(
-        f"SELECT cell, crop FROM read_parquet({quoted(file)}) WHERE cell IN (SELECT unnest(?::VARCHAR[])) ORDER BY cell",
+        f"SELECT cell, crop FROM {table(file)} WHERE cell IN (SELECT unnest(?::VARCHAR[])) ORDER BY cell",
         [list(cells)],
     ).fetchall()
 

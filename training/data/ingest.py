@@ -29,13 +29,14 @@ from labref.cells.image import PREPARATION
 from labref.errors import BundleError, PackError
 from labref.failpoints import failpoint
 from labref.files import read_file, sync_folder
-from labref.packs import CELLS, MANIFEST, REMOVED, Manifest, take_in
+from labref.packs import CELLS, MANIFEST, MOST_CROP, REMOVED, Manifest, take_in
 from labref.words import MEASURES
 from training.data.comparing import compare
 from training.data.merging import bring_up, is_fresh
-from training.data.pool import INDEX, PACKS, POOL, connect, is_pool, quoted
+from training.data.pool import INDEX, PACKS, POOL, connect, in_words, is_pool, table
 from training.data.pooled import (
     INCOMING,
+    TAKEN,
     chain_of,
     delete,
     key_of,
@@ -51,6 +52,7 @@ from training.data.pooled import (
 __all__ = ["Ingested", "LabInPool", "MissingPackError", "create", "ingest", "labs", "refresh", "trust", "withdraw"]
 
 FORMAT: Final = 1
+_LEAST_ROW: Final = 4  # bytes; a name of 16 hexadecimal characters, which is chance, takes 8 and more
 
 
 class MissingPackError(PackError):
@@ -89,7 +91,7 @@ class LabInPool:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """One command at a time changes a pool."""
+    """One command at a time changes a pool. DuckDB's errors are raised as `PackError`."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / ".lock", timeout=0)
@@ -98,7 +100,8 @@ def _held(folder: Path) -> Iterator[None]:
     except Timeout:
         raise PackError(f"another command changes {folder}; wait until it is done.") from None
     try:
-        yield
+        with in_words(folder):
+            yield
     finally:
         lock.release()
 
@@ -177,10 +180,10 @@ def labs(folder: Path) -> list[LabInPool]:
     _require(folder)
     domains: dict[str, dict[str, int]] = {}
     left_out: dict[str, dict[str, int]] = {}
-    with closing(connect()) as database:
+    with in_words(folder), closing(connect()) as database:
         if (folder / INDEX).is_file():
             rows = database.execute(
-                f"SELECT lab, domain, why, count(*) FROM read_parquet({quoted(folder / INDEX)}) GROUP BY ALL ORDER BY ALL"
+                f"SELECT lab, domain, why, count(*) FROM {table(folder / INDEX)} GROUP BY ALL ORDER BY ALL"
             ).fetchall()
             for lab, domain, why, n in rows:
                 if why is None:
@@ -251,9 +254,7 @@ def ingest(folder: Path, source: Path, step: Callable[[str, int], Callable[[int]
         except PackError:
             shutil.rmtree(waiting, ignore_errors=True)
             raise
-        write_whole(
-            waiting / "taken.json", json.dumps({"at": datetime.now(UTC).isoformat(timespec="microseconds")}).encode()
-        )
+        write_whole(waiting / TAKEN, json.dumps({"at": datetime.now(UTC).isoformat(timespec="microseconds")}).encode())
         target = folder / PACKS / lab / pack.digest[:16]
         target.parent.mkdir(parents=True, exist_ok=True)
         failpoint("pool.rename")
@@ -278,7 +279,7 @@ def _require(folder: Path) -> None:
 def _check_tables(folder: Path, manifest: Manifest, source: Path) -> None:
     """Raise `PackError` where the tables of a pack are not what a pack's are: a lab vouches for them, and labref may
     still have been another, or changed."""
-    cells, removed = (f"read_parquet({quoted(folder / name)})" for name in (CELLS, REMOVED))
+    cells, removed = (table(folder / name) for name in (CELLS, REMOVED))
     sound = [
         "regexp_full_match(cell, '[0-9a-f]{16}')",
         "regexp_full_match(optics, '[0-9a-f]{12}')",
@@ -286,15 +287,23 @@ def _check_tables(folder: Path, manifest: Manifest, source: Path) -> None:
         "label_source IN ('labref', 'export')",
         "decisions >= 0",
         f"(latent IS NULL OR (len(latent) = {manifest.latent_size:d} AND len(list_filter(latent, lambda x: x IS NULL OR NOT isfinite(x))) = 0))",
-        "crop IS NOT NULL",
+        f"octet_length(crop) <= {MOST_CROP:d}",  # so all of them are read, too
         *(f"({name} IS NULL OR isfinite({name}))" for name in MEASURES),
     ]
     try:
         with closing(connect()) as database:
-            for table, wanted in ((cells, manifest.columns), (removed, {"cell": "VARCHAR"})):
-                found = {row[0]: row[1] for row in database.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
+            for name, wanted, rows in (
+                (CELLS, manifest.columns, manifest.cells),
+                (REMOVED, {"cell": "VARCHAR"}, manifest.removed),
+            ):
+                file = folder / name
+                found = {row[0]: row[1] for row in database.execute(f"DESCRIBE FROM {table(file)}").fetchall()}
                 if list(found.items()) != list(wanted.items()):
                     raise PackError(f"{source} is no pack: its tables have other columns than a pack's.")
+                held = database.execute(f"SELECT count(*) FROM {table(file)}").fetchone()
+                # a small file can say that it has a million million rows, which nobody wants to read
+                if held != (rows,) or rows * _LEAST_ROW > file.stat().st_size:
+                    raise PackError(f"{source} is no pack: its tables have more or fewer rows than it says.")
             counts = dict(database.execute(f"SELECT label, count(*) FROM {cells} GROUP BY label").fetchall())
             told = database.execute(
                 f"SELECT count(DISTINCT cell), count(*) FILTER ({' AND '.join(sound)}) FROM {cells}"

@@ -3,8 +3,8 @@ cell; and what is deleted because they no longer say it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any
 
 import duckdb
 
+from labref.errors import PackError
 from labref.failpoints import failpoint
-from labref.packs import CELLS, REMOVED, Manifest
+from labref.packs import CELLS, MANIFEST, REMOVED, Manifest, read_manifest
 from training.data.classes import class_of
-from training.data.pool import CACHE, INDEX, PACKS, STATE, connect, name_in_pool, quoted
+from training.data.pool import CACHE, INDEX, PACKS, STATE, connect, name_in_pool, table
 from training.data.pooled import (
     GOING,
+    INCOMING,
+    LABS,
     LINKS,
     MARKS,
     chain_of,
@@ -27,6 +30,8 @@ from training.data.pooled import (
     known_labs,
     pack_names,
     packs_of,
+    remove,
+    taken_at,
     write_lab,
     write_whole,
 )
@@ -44,6 +49,7 @@ def is_fresh(folder: Path) -> bool:
     newest = {lab: max((m.number for m in packs_of(folder, lab).values()), default=0) for lab in known_labs(folder)}
     return (
         state.get("packs") == pack_names(folder)
+        and not _of_nobody(folder)
         and state.get("withdrawn") == withdrawn
         and all(int(told["newest"]) >= newest[lab] for lab, told in known_labs(folder).items())
         and not any(folder.glob(f"{GOING}*"))
@@ -51,9 +57,14 @@ def is_fresh(folder: Path) -> bool:
 
 
 def bring_up(folder: Path) -> None:
-    """Make anew what the pool says of its cells, and delete what it says nothing of."""
+    """Make anew what the pool says of its cells, and delete what it says nothing of. Raises `PackError`."""
     for left in folder.glob(f"{GOING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        remove(left)
+    for lab in _of_nobody(folder):  # one small file that is lost must not take all that a lab gave with it
+        raise PackError(
+            f"{folder} holds packs of the lab {lab}, and {LABS}/{lab}.json, its key, is missing. Restore it, or trust the lab's key "
+            f"again; to be rid of them, delete {PACKS}/{lab}."
+        )
     known, chains = known_labs(folder), dict[str, list[tuple[str, Manifest]]]()
     for lab, told in known.items():
         packs = packs_of(folder, lab)
@@ -62,6 +73,7 @@ def bring_up(folder: Path) -> None:
             write_lab(folder, key_of(told, lab), told["state"], newest)
         if told["state"] == "trusted" and packs:
             chains[lab] = chain_of(packs)
+    _forget_waiting(folder)
     with closing(connect()) as database:
         _index(folder, database, chains)
         failpoint("pool.index")
@@ -87,18 +99,18 @@ def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[st
     )
     database.execute("CREATE OR REPLACE TABLE taken_back (lab VARCHAR, cell VARCHAR, place INTEGER)")
     database.execute("CREATE OR REPLACE TABLE link (name VARCHAR, other VARCHAR)")
+    database.execute("CREATE OR REPLACE TABLE mark (name VARCHAR, pixels VARCHAR)")
     for lab, chain in chains.items():
         for place, (name, manifest) in enumerate(chain):
             pack = folder / PACKS / lab / name
-            at = json.loads((pack / "taken.json").read_text(encoding="utf-8"))["at"]
+            at = taken_at(pack)
             database.execute(
-                f"INSERT INTO given SELECT $1, $2, cell, label, optics, $3, $4, $5 FROM read_parquet({quoted(pack / CELLS)})",
+                f"INSERT INTO given SELECT $1, $2, cell, label, optics, $3, $4, $5 FROM {table(pack / CELLS)}",
                 [lab, name, manifest.consent, at, place],
             )
-            database.execute(
-                f"INSERT INTO taken_back SELECT $1, cell, $2 FROM read_parquet({quoted(pack / REMOVED)})", [lab, place]
-            )
-            database.execute(f"INSERT INTO link SELECT name, other FROM read_parquet({quoted(pack / LINKS)})")
+            database.execute(f"INSERT INTO taken_back SELECT $1, cell, $2 FROM {table(pack / REMOVED)}", [lab, place])
+            database.execute(f"INSERT INTO link SELECT name, other FROM {table(pack / LINKS)}")
+            database.execute(f"INSERT INTO mark SELECT name, pixels FROM {table(pack / MARKS)}")
     database.execute(
         "CREATE OR REPLACE TABLE cell AS SELECT g.* FROM (SELECT * FROM given QUALIFY row_number() OVER (PARTITION BY lab, cell "
         "ORDER BY place DESC) = 1) g LEFT JOIN (SELECT lab, cell, max(place) AS gone FROM taken_back GROUP BY ALL) t "
@@ -106,7 +118,12 @@ def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[st
     )
     rows = database.execute("SELECT lab, pack, cell, label, optics, consent, taken FROM cell").fetchall()
     names = [name_in_pool(row[0], row[2]) for row in rows]
-    pairs = database.execute("FROM link").fetchall()
+    # those of the very same pixels are linked with the first of them alone, which its lab may have taken back
+    pairs = database.execute(
+        "FROM link UNION ALL SELECT m.name, min(m.name) OVER (PARTITION BY m.pixels) FROM mark m SEMI JOIN "
+        "(SELECT unnest(?::VARCHAR[]) AS name) n ON n.name = m.name",
+        [names],
+    ).fetchall()
     group = _groups(names, pairs)
     classes = [_class(row[3]) for row in rows]
     said: dict[int, set[str]] = {}
@@ -137,6 +154,24 @@ def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[st
     copy_table(database, "FROM indexed ORDER BY name", folder / INDEX)
 
 
+def _of_nobody(folder: Path) -> list[str]:
+    """Labs of which packs lie in the pool, and of which it does not know the key."""
+    return sorted({name.partition("/")[0] for name in pack_names(folder)} - known_labs(folder).keys())
+
+
+def _forget_waiting(folder: Path) -> None:
+    """Delete packs that were cut off on their way in, and that come in no more: a newer one of the lab did, and may
+    have taken back what they hold."""
+    known = known_labs(folder)
+    for left in folder.glob(f"{INCOMING}{'?' * 16}"):
+        with contextlib.suppress(PackError):
+            manifest = read_manifest(left / MANIFEST)
+            told = known.get(manifest.lab)
+            if told is not None and told["state"] == "trusted" and manifest.number > int(told["newest"]):
+                continue
+        delete(folder, left)
+
+
 def _class(label: str) -> str:
     """The class that a lab's label means, under one name for all labs; the label itself where it means none that is
     known."""
@@ -165,10 +200,8 @@ def _groups(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[int]
 def _forget_rows(folder: Path, database: duckdb.DuckDBPyConnection, lab: str, pack: str) -> None:
     """Write a pack's tables anew without the cells that it no longer gives, where there are such."""
     place = folder / PACKS / lab / pack
-    current = f"(SELECT cell, name FROM read_parquet({quoted(folder / INDEX)}) WHERE lab = '{lab}' AND pack = '{pack}')"
-    row = database.execute(
-        f"SELECT count(*) FROM read_parquet({quoted(place / CELLS)}) ANTI JOIN {current} USING (cell)"
-    ).fetchone()
+    current = f"(SELECT cell, name FROM {table(folder / INDEX)} WHERE lab = '{lab}' AND pack = '{pack}')"
+    row = database.execute(f"SELECT count(*) FROM {table(place / CELLS)} ANTI JOIN {current} USING (cell)").fetchone()
     if row == (0,):
         return
     failpoint("pool.forget")
@@ -177,7 +210,5 @@ def _forget_rows(folder: Path, database: duckdb.DuckDBPyConnection, lab: str, pa
         (LINKS, "name"),
         (CELLS, "cell"),
     ):  # the one that is looked at above goes last
-        kept = (
-            f"SELECT p.* FROM read_parquet({quoted(place / file)}) p SEMI JOIN {current} i ON i.{column} = p.{column}"
-        )
+        kept = f"SELECT p.* FROM {table(place / file)} p SEMI JOIN {current} i ON i.{column} = p.{column}"
         copy_table(database, f"{kept} ORDER BY p.{column}", place / file)

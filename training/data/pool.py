@@ -12,6 +12,7 @@ POOL/cache/                          crops as runs train on them; made again whe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,19 @@ from labref.errors import PackError
 from labref.packs import CELLS, crop_in
 from labref.words import MEASURES
 
-__all__ = ["CACHE", "INDEX", "PACKS", "STATE", "Pool", "PooledCell", "connect", "is_pool", "name_in_pool", "quoted"]
+__all__ = [
+    "CACHE",
+    "INDEX",
+    "PACKS",
+    "STATE",
+    "Pool",
+    "PooledCell",
+    "connect",
+    "in_words",
+    "is_pool",
+    "name_in_pool",
+    "table",
+]
 
 POOL: Final = "pool.json"
 PACKS: Final = "packs"
@@ -79,10 +92,24 @@ def connect() -> duckdb.DuckDBPyConnection:
     )
 
 
-def quoted(path: Path) -> str:
-    """A path in SQL, and no pattern of several."""
+def table(path: Path) -> str:
+    """A Parquet file in SQL: this one alone, whatever its name looks like, and its own columns alone. A folder above it
+    that is called `site=1` is no column of it."""
     text = str(path).replace("'", "''")
-    return "'" + "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text) + "'"
+    text = "".join(f"[{sign}]" if sign in "*?[" else sign for sign in text)
+    return f"read_parquet('{text}', hive_partitioning = false)"
+
+
+@contextlib.contextmanager
+def in_words(folder: Path) -> Iterator[None]:
+    """Raise DuckDB's errors about files of a pool as `PackError`: what failed, where, and what to do."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise PackError(
+            f"{folder} cannot be read or written: {str(error).splitlines()[0]}. Look at the free space and the rights of its disk, "
+            "then give the command again: it goes on where it was."
+        ) from error
 
 
 class Pool:
@@ -108,9 +135,9 @@ class Pool:
             raise PackError(
                 f"{folder} is no pool, or was cut off while it was changed. `python -m training pool {folder}` brings it to its end."
             )
-        with closing(connect()) as database:
+        with in_words(folder), closing(connect()) as database:
             rows = database.execute(
-                f"SELECT name, lab, pack, cell, domain, class FROM read_parquet({quoted(folder / INDEX)}) WHERE kept ORDER BY name"
+                f"SELECT name, lab, pack, cell, domain, class FROM {table(folder / INDEX)} WHERE kept ORDER BY name"
             ).fetchall()
         cells = (PooledCell(*row) for row in rows)
         return Pool(folder, MappingProxyType({cell.path: cell for cell in cells}))
@@ -133,12 +160,12 @@ class Pool:
                 file = self.folder / PACKS / lab / pack / CELLS
                 names = sorted(wanted)
                 for start in range(0, len(names), _AT_ONCE):
-                    database.execute(
-                        f"SELECT cell, crop, {background} FROM read_parquet({quoted(file)}) WHERE cell IN "
-                        "(SELECT unnest(?::VARCHAR[]))",
-                        [names[start : start + _AT_ONCE]],
-                    )
-                    for name, picture, *colour in database.fetchall():
+                    with in_words(self.folder):
+                        rows = database.execute(
+                            f"SELECT cell, crop, {background} FROM {table(file)} WHERE cell IN (SELECT unnest(?::VARCHAR[]))",
+                            [names[start : start + _AT_ONCE]],
+                        ).fetchall()
+                    for name, picture, *colour in rows:
                         red, green, blue = (0.0 if value is None else value for value in colour)
                         yield wanted[name], picture, (red, green, blue)
 

@@ -25,6 +25,7 @@ __all__ = [
     "LABS",
     "LINKS",
     "MARKS",
+    "TAKEN",
     "chain_of",
     "copy_table",
     "delete",
@@ -34,6 +35,8 @@ __all__ = [
     "known_labs",
     "pack_names",
     "packs_of",
+    "remove",
+    "taken_at",
     "write_lab",
     "write_whole",
 ]
@@ -45,6 +48,7 @@ GOING: Final = ".going-"
 """What the name of something begins with that is being deleted."""
 MARKS: Final = "marks.parquet"
 LINKS: Final = "links.parquet"
+TAKEN: Final = "taken.json"
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -59,11 +63,20 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def known_labs(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the pool says of each lab, by its id."""
-    return {
-        file.stem: json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted((folder / LABS).glob("[0-9a-f]*.json"))
-    }
+    """What the pool says of each lab, by its id. Raises `PackError` where a file of that is damaged."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted((folder / LABS).glob("[0-9a-f]*.json")):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            sound = told["state"] in ("trusted", "withdrawn") and type(told["newest"]) is int
+            if not sound or key_of(told, file.stem).id != file.stem:
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise PackError(
+                f"{file}, what the pool says of a lab, is damaged. Restore it; or delete it, and trust the lab's key again."
+            ) from None
+        found[file.stem] = told
+    return found
 
 
 def known_lab(folder: Path, lab: str) -> dict[str, Any] | None:
@@ -101,6 +114,14 @@ def pack_names(folder: Path) -> list[str]:
     return sorted(f"{lab.name}/{pack.name}" for lab in (folder / PACKS).glob("*") for pack in lab.glob("[0-9a-f]*"))
 
 
+def taken_at(pack: Path) -> str:
+    """When a pack came in, ISO 8601, UTC. Raises `PackError` where that is damaged."""
+    try:
+        return str(json.loads((pack / TAKEN).read_text(encoding="utf-8"))["at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PackError(f"{pack / TAKEN}, when a pack came in, is damaged. Restore it, or withdraw the lab.") from None
+
+
 def chain_of(packs: Mapping[str, Manifest]) -> list[tuple[str, Manifest]]:
     """Of a lab's packs the newest, and those that it builds on, oldest first."""
     chain: list[tuple[str, Manifest]] = []
@@ -132,4 +153,14 @@ def delete(folder: Path, what: Path) -> None:
         going = folder / f"{GOING}{os.urandom(6).hex()}"
         failpoint("pool.delete")
         os.replace(what, going)
-        shutil.rmtree(going, ignore_errors=True)
+        remove(going)
+
+
+def remove(going: Path) -> None:
+    """Delete it. Raises `PackError` where something of it stays: nobody is told that it is gone."""
+    shutil.rmtree(going, ignore_errors=True)
+    if os.path.lexists(going):
+        raise PackError(
+            f"{going}, which a lab gives no more, cannot be deleted whole. Look at the rights of what is in it, then give "
+            f"`python -m training pool {going.parent}`."
+        )
