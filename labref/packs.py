@@ -21,7 +21,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final, Literal
 
@@ -74,11 +74,17 @@ COLUMNS: Final[Mapping[str, tuple[str, str]]] = {
     "cell": ("VARCHAR", "which cell it is, under a pseudonym made with the lab's key: 16 hexadecimal characters"),
     "label": ("VARCHAR", "the class that a person gave it"),
     "label_source": ("VARCHAR", "where the person did so: in `labref`, or in the analyser, whose `export` says it"),
-    "history": ("VARCHAR", "a keyed digest of how its label came about: it changes when anything of that does"),
+    "history": (
+        "VARCHAR",
+        "a fingerprint of who gave it which label when, made with the lab's key: the centre sees only whether any of that changed",
+    ),
     "decisions": ("INTEGER", "how often people gave it a label in labref"),
     "optics": ("VARCHAR", "which analyser it is from, under a pseudonym made with the lab's key"),
-    **dict.fromkeys(MEASURES, ("FLOAT", "a measure of its optics")),
-    "latent": ("FLOAT[]", "its place in the latent space of the manifest's bundle"),
+    **dict.fromkeys(MEASURES, ("FLOAT", "a measure of the picture: background, focus or stain")),
+    "latent": (
+        "FLOAT[]",
+        "its place in the latent space of the lab's bundle: numbers that the networks made of the picture",
+    ),
     "crop": ("BLOB", "its prepared picture, 256×256, WebP without loss; no other text or data is in it"),
 }
 """The columns of `cells.parquet`, in order: type, and what it is."""
@@ -198,7 +204,7 @@ def write(folder: Path, manifest: Manifest, key: SigningKey, out: Path) -> str:
     with out.open("rb+") as file:
         digest, _ = archive_parts(file, os.fstat(file.fileno()).st_size)
         unsigned = PackSignature(digest, key.public.id)
-        comment = PackSignature(digest, key.public.id, key.sign(unsigned.message())).to_bytes()
+        comment = replace(unsigned, value=key.sign(unsigned.message())).to_bytes()
         file.seek(-2, io.SEEK_END)  # the length of the comment, which was none
         file.write(len(comment).to_bytes(2, "little") + comment)
         file.flush()

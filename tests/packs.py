@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ class GivingLab:
         """An archive with its signature."""
         digest, _ = archive_parts(io.BytesIO(archive), len(archive))
         unsigned = PackSignature(digest, self.id)
-        return sealed(archive, PackSignature(digest, self.id, self.key.sign(unsigned.message())).to_bytes())
+        return sealed(archive, replace(unsigned, value=self.key.sign(unsigned.message())).to_bytes())
 
 
 def sealed(archive: bytes, comment: bytes) -> bytes:

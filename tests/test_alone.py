@@ -31,7 +31,8 @@ def test_what_lies_around_a_cell_is_seen_in_any_turn(real_cells: Path) -> None:
         whole = view(prepare_pixels(pixels))
         made = view(prepare_pixels(alone(pixels, 75, np.random.default_rng(1))))
         assert whole.around > 5 > 3 > made.around
-        assert {turned(whole, number).around for number in range(8)} == {whole.around}
+        # a picture and its transpose are summed in other orders
+        assert np.ptp([turned(whole, number).around for number in range(8)]) < 1e-5 * whole.around
         tight = view(prepare_pixels(pixels[130:230, 130:230]))  # nothing but the cell
         assert tight.around == 0.0
 

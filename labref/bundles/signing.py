@@ -27,6 +27,7 @@ import functools
 import hashlib
 import io
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,31 +148,42 @@ class PublicKey:
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """A key's own word that another takes over from it. old : its id.  new : the other.  value : its signature."""
+class _Signed(ABC):
+    """A document that a key signs. value : the signature, 64 bytes; none where it is still to be signed."""
 
-    old: str
-    new: PublicKey
-    value: bytes = b""
+    value: bytes = field(default=b"", kw_only=True)
 
     def message(self) -> bytes:
-        """What is signed."""
-        return _message(_ROTATION, self._said())
+        """What is signed: the document without its signature, behind the name of its kind."""
+        said = self._said()
+        return str(said["kind"]).encode("ascii") + b"\n" + canonical(said)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return self._said() | {"signature": self.value.hex()}
 
     def to_bytes(self) -> bytes:
-        """As a file."""
+        """As a file, or as the comment of an archive."""
         return canonical(self.to_json())
+
+    @abstractmethod
+    def _said(self) -> dict[str, Any]:
+        """Its kind and what it says, without the signature, as JSON values."""
+
+
+@dataclass(frozen=True)
+class Rotation(_Signed):
+    """A key's own word that another takes over from it. old : its id.  new : the other.  value : its signature."""
+
+    old: str
+    new: PublicKey
 
     def _said(self) -> dict[str, Any]:
         return {"kind": _ROTATION, "old": self.old, "key": self.new.raw.hex(), "name": self.new.name}
 
 
 @dataclass(frozen=True)
-class Signature:
+class Signature(_Signed):
     """archive : SHA-256 of the packed file without its comment, 64 hexadecimal characters.  bundle : digest of the
     bundle.  name : of the bundle.  number : its place among the bundles of that name.  key : id of the key that signed.
     rotations : records by which labs that trust an earlier key come to trust this one.  value : 64 bytes."""
@@ -182,15 +194,6 @@ class Signature:
     number: int
     key: str
     rotations: tuple[Rotation, ...] = ()
-    value: bytes = b""
-
-    def message(self) -> bytes:
-        """What is signed."""
-        return _message(_SIGNATURE, self._said())
-
-    def to_bytes(self) -> bytes:
-        """As a file."""
-        return canonical(self._said() | {"signature": self.value.hex()})
 
     def _said(self) -> dict[str, Any]:
         return {
@@ -205,21 +208,12 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class PackSignature:
+class PackSignature(_Signed):
     """What a lab signs of a pack of its cells. archive : SHA-256 of its file without the comment, 64 hexadecimal
     characters.  key : id of the lab's key.  value : 64 bytes."""
 
     archive: str
     key: str
-    value: bytes = b""
-
-    def message(self) -> bytes:
-        """What is signed."""
-        return _message(_PACK, self._said())
-
-    def to_bytes(self) -> bytes:
-        """As the comment of the archive."""
-        return canonical(self._said() | {"signature": self.value.hex()})
 
     def _said(self) -> dict[str, Any]:
         return {"kind": _PACK, "archive": self.archive, "key": self.key}
@@ -321,7 +315,8 @@ def judge_pack(signature: PackSignature, keys: Mapping[str, KnownKey], where: ob
         )
     if known.state != "trusted":
         raise PackError(
-            f"{where} is signed by the key {known.key.title}, whose lab was withdrawn here. Where it is to come back, trust its key again."
+            f"{where} is signed by the key {known.key.title}, whose lab was withdrawn here. Where it is to come back: `python -m training "
+            "pool POOL --trust FILE.pub --again`."
         )
     if not known.key.has_signed(signature.message(), signature.value):
         raise PackError(
@@ -381,7 +376,7 @@ def read_signature(raw: bytes, where: object) -> Signature:
         found.number,
         found.key,
         tuple(map(_rotation, found.rotations)),
-        bytes.fromhex(found.signature),
+        value=bytes.fromhex(found.signature),
     )
 
 
@@ -392,7 +387,7 @@ def read_pack_signature(raw: bytes, where: object) -> PackSignature:
         found = _document(raw, _PackDocument, where)
     except BundleError as error:
         raise PackError(str(error)) from None
-    return PackSignature(found.archive, found.key, bytes.fromhex(found.signature))
+    return PackSignature(found.archive, found.key, value=bytes.fromhex(found.signature))
 
 
 @functools.cache
@@ -456,10 +451,6 @@ def with_comment(archive: bytes, comment: bytes) -> bytes:
 def canonical(values: Mapping[str, Any]) -> bytes:
     """The one text of a JSON object: names in order, no space, ASCII, a line feed at the end."""
     return (json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode("ascii")
-
-
-def _message(kind: str, said: Mapping[str, Any]) -> bytes:
-    return kind.encode("ascii") + b"\n" + canonical(said)
 
 
 def _hexadecimal(characters: int) -> Any:
@@ -550,4 +541,5 @@ def first_fault(error: ValidationError) -> str:
 
 
 def _rotation(found: _RotationDocument) -> Rotation:
-    return Rotation(found.old, PublicKey(bytes.fromhex(found.key), found.name), bytes.fromhex(found.signature))
+    new = PublicKey(bytes.fromhex(found.key), found.name)
+    return Rotation(found.old, new, value=bytes.fromhex(found.signature))

@@ -10,6 +10,7 @@ and turn are refined to fractions of a pixel by Gauss-Newton steps on that corre
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -71,15 +72,21 @@ class View:
     the part of the thumbnail that shows the image, without the fill around it.  middle : (row, column) of the image's
     middle, from the middle of the crop, crop pixels.  stained : density in red light at the image's middle, as a share
     of that at the crop's middle, 0 to 1. It tells whether a nucleus lies in the image's middle; 0 for a field.
-    around : how much there is around the cell, grey values: the standard deviation of what is not smooth there; 0 where
-    nothing is shown around it.
     """
 
     thumb: NDArray[np.uint8]
     box: tuple[int, int, int, int]
     middle: tuple[float, float]
     stained: float = 0.0
-    around: float = 0.0
+
+    @cached_property
+    def around(self) -> float:
+        """How much there is around the cell, grey values: the standard deviation of what is not smooth there; 0 where
+        nothing is shown around it. It is needed only where two views agree, which few do."""
+        shown = (_inside(self.box) > 0) & (_AWAY > _CELL)
+        if shown.sum() <= _LITTLE_AROUND:
+            return 0.0
+        return float(_rest(self.thumb.mean(axis=2, dtype=np.float32))[shown].std())
 
 
 @dataclass(frozen=True)
@@ -132,21 +139,20 @@ def view(cell: CellImage) -> View:
     (top, bottom), (left, right) = box
     middle = ((cell.size[0] - 1) / 2 - cell.centre[0], (cell.size[1] - 1) / 2 - cell.centre[1])
     stained = 0.0 if max(cell.size) > _FIELD else _stained(thumb, middle)
-    inside = (top, left, bottom, right)
-    return View(thumb, inside, middle, stained, _around(thumb, inside))
+    return View(thumb, (top, left, bottom, right), middle, stained)
 
 
 def turned(shown: View, number: int) -> View:
     """The view of the same picture turned by `number` quarters counter-clockwise; from 4 on first mirrored, left for
     right. number : 0 to 7."""
-    rows, columns = np.nonzero(oriented(_mask(shown), number))
+    rows, columns = np.nonzero(oriented(_inside(shown.box), number))
     row, column = shown.middle
     if number >= ORIENTATIONS // 2:
         column = -column
     for _ in range(number % 4):
         row, column = -column, row
     box = (int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1)
-    return View(np.ascontiguousarray(oriented(shown.thumb, number)), box, (row, column), shown.stained, shown.around)
+    return View(np.ascontiguousarray(oriented(shown.thumb, number)), box, (row, column), shown.stained)
 
 
 def _from_middle() -> F64:
@@ -157,14 +163,6 @@ def _from_middle() -> F64:
 
 _AWAY: Final = _from_middle()
 _RING: Final = np.floor(_AWAY).astype(np.intp)  # none is empty
-
-
-def _around(thumb: NDArray[np.uint8], box: tuple[int, int, int, int]) -> float:
-    """How much a view shows around its cell: see `View`."""
-    shown = (_inside(box) > 0) & (_AWAY > _CELL)
-    if shown.sum() <= _LITTLE_AROUND:
-        return 0.0
-    return float(_rest(thumb.mean(axis=2, dtype=np.float32))[shown].std())
 
 
 def _without_roundness(thumb: NDArray[np.uint8]) -> F32:
@@ -258,7 +256,7 @@ def _stained(thumb: NDArray[np.uint8], middle: tuple[float, float]) -> float:
 
 def align(a: View, b: View) -> Alignment:
     """Register `b` on `a`. The scores are symmetric except for the last digits. Takes some milliseconds."""
-    masks = _mask(a), _mask(b)
+    masks = _inside(a.box), _inside(b.box)
     grey_a, grey_b = (shown.thumb.mean(axis=2, dtype=np.float32) for shown in (a, b))
     score, shift, overlap = _best_shift(grey_a, masks[0], grey_b, masks[1], _least(*masks, _LEAST_OVERLAP, 0.5))
     pose = np.array([*shift, 0.0])
@@ -301,10 +299,6 @@ def _rest(grey: F32) -> F32:
     """A grey picture float32[64, 64] less its surroundings: what is not smooth."""
     fine = scipy.ndimage.gaussian_filter(grey, _FINE)
     return np.asarray(fine - scipy.ndimage.gaussian_filter(fine, _COARSE), np.float32)
-
-
-def _mask(shown: View) -> F32:
-    return _inside(shown.box)
 
 
 def _inside(box: tuple[int, int, int, int]) -> F32:
