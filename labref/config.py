@@ -884,16 +884,29 @@ def _rename_keys(table: Any, successors: Mapping[Path, Path]) -> list[tuple[str,
     return left
 
 
-def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str:
+def _own_analysers(folders: Sequence[Path], names: Sequence[str | None]) -> str:
+    """The section [watch.analysers] of a new lab: nothing for one folder, an example where all have one name."""
+    if len(folders) < 2:
+        return ""
+    lines = [f"# {_toml_string(str(folders[1]))} = 'DM96'"]
+    if len(set(names)) > 1:
+        pairs = zip(folders, names, strict=True)
+        lines = [f"{_toml_string(str(folder))} = {_toml_string(name)}" for folder, name in pairs if name is not None]
+    head = "# Where the folders are of several analysers: each folder, as it is written above, and its analyser"
+    return "\n".join([head, "[watch.analysers]", *lines, "", ""])
+
+
+def starting_config(folders: Sequence[Path], analysers: Sequence[str | None] = ()) -> str:
     """Text of a new lab's labref.toml that watches `folders`; all else stands there as a comment with its default.
 
-    Raises `ConfigError` where a folder's name cannot be written in a text file, or the analyser's says nothing.
+    analysers : of each folder, in their order; none where it has no name. Raises `ConfigError` where a folder's name
+    cannot be written in a text file, or an analyser's says nothing.
     """
-    if analyser is not None:
-        try:
-            analyser = _name(analyser, "the name")
-        except ValueError as error:
-            raise ConfigError(f"the analyser {error}; correct it") from None
+    try:
+        named = [None if name is None else _name(name, "the name") for name in analysers]
+    except ValueError as error:
+        raise ConfigError(f"the analyser {error}; correct it") from None
+    of_all = named[0] if len(set(named)) == 1 else None
     watched = []
     for folder in folders:
         try:
@@ -905,7 +918,7 @@ def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str
         watched.append(f"    {_toml_string(str(folder))},\n")
     watch = WatchConfig()
     agent = AgentConfig()
-    named = f"analyser = {_toml_string(analyser)}" if analyser is not None else "# analyser = 'DC-1'"
+    analyser = f"analyser = {_toml_string(of_all)}" if of_all is not None else "# analyser = 'DC-1'"
     return (
         "# labref.toml: one lab. Restart the agent after a change. `labref config show` gives every key with its value; what each\n"
         "# means says labref.example.toml: in `pages` of the stick, in `deploy` of the source.\n\n"
@@ -913,7 +926,7 @@ def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str
         "# Export folders. labref only ever reads them. Windows paths in single quotes: 'D:\\Export'\n"
         "folders = [\n" + "".join(watched) + "]\n"
         "# Name of the analyser, shown beside each reference\n"
-        f"{named}\n"
+        f"{analyser}\n"
         "# true looks every poll_seconds, false relies on file events, 'auto' polls network shares\n"
         "# polling = 'auto'\n"
         f"# poll_seconds = {watch.poll_seconds}\n"
@@ -926,7 +939,7 @@ def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str
         "# [[watch.layout]]\n"
         "# pattern = '(?P<slide>[^/]+)/(?P<label>[^/]+)/[^/]+'\n"
         "# label_source = 'analyser'\n\n"
-        "[agent]\n"
+        f"{_own_analysers(folders, named)}[agent]\n"
         "# 0 takes any free port of this computer (127.0.0.1 only)\n"
         f"# port = {agent.port}\n"
         f"# batch_size = {agent.batch_size}\n\n"
@@ -937,4 +950,6 @@ def starting_config(folders: Sequence[Path], analyser: str | None = None) -> str
         "[map]\n"
         "# false leaves training the lab's map to `labref map train`\n"
         "# enabled = true\n"
+        "# false trains no map of each analyser's own cells, where there are several\n"
+        "# per_analyser = true\n"
     )

@@ -187,6 +187,21 @@ def test_init_prints_json(tmp_path: Path) -> None:
     assert made["watch"] == [str(tmp_path / "export")]
 
 
+def test_init_names_the_analyser_of_each_folder(tmp_path: Path) -> None:
+    from labref.lab import Lab
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        folder.mkdir()
+    labref("init", tmp_path / "lab", "--watch", one, "--analyser", "DM96", "--watch", other, "--analyser", "DC-1")
+    assert Lab.open(tmp_path / "lab").analysers == {str(one): "DM96", str(other): "DC-1"}
+    labref("init", tmp_path / "both", "--watch", one, "--watch", other, "--analyser", "DM96")
+    assert Lab.open(tmp_path / "both").config.watch.analyser == "DM96"
+    words = ("--watch", one, "--analyser", "DM96", "--analyser", "DC-1")
+    _, stderr = labref("init", tmp_path / "third", *words, code=1)
+    assert "2 analysers are named, and 1 folders watched" in stderr and not (tmp_path / "third").exists()
+
+
 def test_init_on_a_folder_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
     _, stderr = labref("init", tmp_path / "lab", "--watch", tmp_path / "export", code=1)
     assert "does not exist" in stderr

@@ -25,13 +25,16 @@ def test_an_empty_file_is_a_whole_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["/mnt/export", "D:\\CellaVision\\Export", "/a b/Å 日本", "it's", "a\"b\\c'd"])
 def test_the_file_that_init_writes_reads_back_as_it_was_meant(tmp_path: Path, folder: str) -> None:
-    config = load(tmp_path, starting_config([Path(folder), Path("/other")], analyser="DC-1 'west'"))
+    config = load(tmp_path, starting_config([Path(folder), Path("/other")], ["DC-1 'west'"] * 2))
     assert config.watch.folders == (Path(folder), Path("/other"))
-    assert config.watch.analyser == "DC-1 'west'"
+    assert config.watch.analyser == "DC-1 'west'" and config.watch.analysers == {}
+    config = load(tmp_path, starting_config([Path(folder), Path("/other"), Path("/no name")], ["DM96", "it's", None]))
+    assert config.watch.analyser is None
+    assert {str(key): name for key, name in config.watch.analysers.items()} == {folder: "DM96", "/other": "it's"}
 
 
 def test_every_comment_in_the_file_that_init_writes_is_a_setting_that_works(tmp_path: Path) -> None:
-    lines = starting_config([Path("/mnt/export")]).splitlines()
+    lines = starting_config([Path("/mnt/export"), Path("/mnt/other")]).splitlines()
     settings = [line.removeprefix("# ") for line in lines if " = " in line or line.startswith(("[", "# [["))]
     uncommented = "\n".join(lines[lines.index("[watch]") :])
     for setting in settings:
@@ -40,6 +43,7 @@ def test_every_comment_in_the_file_that_init_writes_is_a_setting_that_works(tmp_
     assert config.watch.analyser == "DC-1"
     assert config.watch.labels == {"Segs": "neutrophil"}
     assert config.watch.layout[0].label_source == "analyser"
+    assert list(config.watch.analysers.values()) == ["DM96"]
     assert config.agent.port == 0
 
 
@@ -166,7 +170,7 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("analyser", ["", "  ", "a\x1b[31m"])
 def test_an_analyser_without_a_name_is_refused_by_init(analyser: str) -> None:
     with pytest.raises(ConfigError, match=r"the analyser holds the name .*correct it"):
-        starting_config([Path("/mnt/export")], analyser)
+        starting_config([Path("/mnt/export")], [analyser])
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_with_the_remedy() -> None:

@@ -113,7 +113,29 @@ With --json, one object.
 BundleArgument = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="Name, name/version, or beginning of the digest.", show_default=False)
 ]
-UnsignedOption = Annotated[bool, typer.Option("--unsigned", help="Although nobody signed it.", show_default=False)]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        parser=a_path,
+        metavar="FILE",
+        help="A bundle file (.labref). Default: the starter, which comes with labref.",
+        show_default=False,
+    ),
+]
+KeyOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--key",
+        parser=a_path,
+        metavar="FILE.pub",
+        help="A public key to trust beside labref's own; give it once for each.",
+        show_default=False,
+    ),
+]
+UnsignedOption = Annotated[
+    bool, typer.Option("--unsigned", help="Take the bundle also where nobody signed it.", show_default=False)
+]
 WaitOption = Annotated[bool, typer.Option("--wait", help="Stay until the agent has done it.", show_default=False)]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from labref.cli._shared import JsonOption, a_path, print_json, program, quoted, say
-from labref.cli.bundle import UnsignedOption
+from labref.cli.bundle import BundleOption, KeyOption, UnsignedOption
 from labref.cli.key import signature_line
 
 __all__ = ["add_to"]
@@ -20,6 +20,7 @@ ever reads there. Without --bundle the starter bundle that ships with labref is 
 Examples:
   labref init lab --watch /mnt/analyser/export
   labref init C:/labref/lab --watch "D:/Export" --watch "E:/Old exports"
+  labref init lab --watch /mnt/dm96 --analyser DM96 --watch /mnt/dc1 --analyser DC-1
   labref init lab --watch export --bundle hospital-2.labref --key hospital.key.pub --analyser DC-1
 
 The bundle has to be signed by labref's own key, or by one that --key names; see `labref key --help`.
@@ -48,33 +49,15 @@ def init(
             show_default=False,
         ),
     ],
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            "--bundle",
-            parser=a_path,
-            metavar="FILE",
-            help="A bundle file to install instead of the starter bundle.",
-            show_default=False,
-        ),
-    ] = None,
-    key: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--key",
-            parser=a_path,
-            metavar="FILE",
-            help="A public key that the lab shall trust as well as labref's own; give it once for each.",
-            show_default=False,
-        ),
-    ] = None,
+    bundle: BundleOption = None,
+    key: KeyOption = None,
     unsigned: UnsignedOption = False,
     analyser: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--analyser",
             metavar="NAME",
-            help="What to call the analyser whose cells these are; shown beside each reference.",
+            help="What to call the analyser whose cells these are; shown beside each reference. For several, one for each --watch, in their order.",
             show_default=False,
         ),
     ] = None,
@@ -83,7 +66,7 @@ def init(
     from labref.lab import Lab
     from labref.lab.trust import standing
 
-    lab = Lab.create(folder, watch, bundle, analyser=analyser, keys=key or (), unsigned=unsigned)
+    lab = Lab.create(folder, watch, bundle, analyser=analyser or (), keys=key or (), unsigned=unsigned)
     with lab.open_store() as store:
         installed = lab.bundle(store)
         signature = standing(store, installed.digest).to_json()

@@ -2,13 +2,12 @@
 
 import signal
 import threading
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from labref.cli._shared import a_path, say
-from labref.cli.bundle import UnsignedOption
+from labref.cli._shared import say
+from labref.cli.bundle import BundleOption, KeyOption, UnsignedOption
 from labref.cli.shared import FileOption
 
 __all__ = ["add_to"]
@@ -36,26 +35,8 @@ def web(
         ),
     ],
     password_file: FileOption = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            "--bundle",
-            parser=a_path,
-            metavar="FILE",
-            help="The bundle that the labs use. Default: the starter.",
-            show_default=False,
-        ),
-    ] = None,
-    key: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--key",
-            parser=a_path,
-            metavar="FILE",
-            help="A public key to trust as well as labref's own; give it once for each.",
-            show_default=False,
-        ),
-    ] = None,
+    bundle: BundleOption = None,
+    key: KeyOption = None,
     unsigned: UnsignedOption = False,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes any free one.", show_default=True)

@@ -129,13 +129,14 @@ class Lab:
         watch: Sequence[Path],
         bundle: Path | None = None,
         *,
-        analyser: str | None = None,
+        analyser: str | Sequence[str] | None = None,
         keys: Sequence[Path] = (),
         unsigned: bool = False,
     ) -> Lab:
         """Make a lab in `folder` (made where missing) that watches the folders `watch`.
 
         bundle : a bundle file or folder to install; None installs the starter bundle.
+        analyser : whose cells these are; several names are of one watched folder each, in their order.
         keys : files of public keys that the lab trusts as well as labref's own.  unsigned : the bundle may come
         without a signature. Refuses, with `LabError`, a folder that already is a lab and watched folders that are not
         there. Where anything fails, nothing of the lab is left behind.
@@ -149,7 +150,17 @@ class Lab:
         if taken:
             raise LabError(f"{folder} already holds something called {taken!r}. Choose another folder for the lab.")
         refuse_in_lab(folder)
-        watched = [_watchable(path) for path in dict.fromkeys(watch)]
+        names = [analyser] if isinstance(analyser, str) else list(analyser or ())
+        if len(names) > 1 and len(names) != len(watch):
+            raise LabError(
+                f"{len(names)} analysers are named, and {len(watch)} folders watched. Name one for all, or one for each folder, in their order."
+            )
+        given = (
+            dict(zip(watch, names, strict=True))
+            if len(names) > 1
+            else dict.fromkeys(watch, names[0] if names else None)
+        )
+        watched = [_watchable(path) for path in given]
         refuse_own(folder, watched)
         made = _first_missing(folder)
         staging: Path | None = None
@@ -157,7 +168,7 @@ class Lab:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=".labref-init-", dir=folder))
-            _fill(staging, watched, bundle, analyser, keys, unsigned)
+            _fill(staging, watched, bundle, list(given.values()), keys, unsigned)
             for entry in staging.iterdir():
                 give_all(entry, OWNER)
             if not _holds_others(folder, watched):
@@ -611,13 +622,13 @@ def _fill(
     folder: Path,
     watched: Sequence[Path],
     bundle: Path | None,
-    analyser: str | None,
+    analysers: Sequence[str | None],
     keys: Sequence[Path],
     unsigned: bool,
 ) -> None:
     (folder / "images").mkdir()
     (folder / "logs").mkdir()
-    (folder / _CONFIG).write_text(starting_config(watched, analyser), encoding="utf-8")
+    (folder / _CONFIG).write_text(starting_config(watched, analysers), encoding="utf-8")
     how = _inference(load_config(folder / _CONFIG))
     with contextlib.closing(Store.create(folder / _STORE)) as store:
         for file in keys:
