@@ -137,13 +137,29 @@ def test_the_cells_of_one_analyser_are_drawn_listed_and_judged_on_its_own_map(la
     assert {cell["cell_id"] for cell in on_node} == {
         cell for cell, r, c in zip(at["cell_id"], at["row"], at["column"], strict=True) if (r, c) == (row, column)
     }
+    for words in (("node", 0, 0), ("train",), ("suspects",), ("classify",)):
+        refused = labref(*words, "--analyser", "Nobody", "--lab", lab.folder, code=1)
+        assert "from the analyser 'Nobody'; analysers are: " in refused and OWN in refused, words
+    said = labref("show", "--analyser", OTHER, "--out", tmp_path / "other.png", "--lab", lab.folder)
+    assert f"of all cells, as {OTHER} has none of its own, {CELLS} cells" in said
     assert "no node 7 8" in labref("node", 7, 8, "--analyser", OWN, "--lab", lab.folder, code=1)
     everything = rows("classify", "--analyser", OWN, "--lab", lab.folder)[-1]
     assert everything["label"] is None and everything["cells"] == CELLS
     suspects = rows("suspects", "--analyser", OWN, "--lab", lab.folder)
     placed = dict(zip(at["cell_id"], zip(at["row"], at["column"], strict=True), strict=True))
     assert suspects and all((cell["row"], cell["column"]) == placed[cell["cell_id"]] for cell in suspects)
+    assert {cell["map"] for cell in suspects} == {pictures[OWN]["map"]["number"]}
     assert {cell["label_source"] for cell in suspects} == {"reviewed"}, "those that were called otherwise on purpose"
+
+
+def test_the_state_names_the_maps_that_are_to_come(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rows("status", "--lab", lab.folder)[0]["own_to_come"] == []  # too few cells
+    monkeypatch.setattr("labref.tasks.mapping.FEWEST_OWN", CELLS)
+    assert rows("status", "--lab", lab.folder)[0]["own_to_come"] == [OTHER]
+    assert f"to come, one after another, for: {OTHER}" in labref("status", "--lab", lab.folder)
+    say(lab, per_analyser=False)
+    assert rows("status", "--lab", lab.folder)[0]["own_to_come"] == []
+    assert "per_analyser = false" in labref("status", "--lab", lab.folder)
 
 
 def test_a_lab_can_do_without(lab: Lab) -> None:

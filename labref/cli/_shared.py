@@ -24,6 +24,7 @@ __all__ = [
     "a_path",
     "counted",
     "here",
+    "map_named",
     "named",
     "perform",
     "print_json",
@@ -38,6 +39,11 @@ __all__ = [
 def counted(number: int, what: str) -> str:
     """`1 slide`, `2 slides`."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def map_named(place: Mapping[str, Any]) -> str:
+    """The map that an answer's place is on: `map 3`, or `map 4 of DM96`, of that analyser's cells alone."""
+    return f"map {place['map']}" + (f" of {place['analyser']}" if place["analyser"] is not None else "")
 
 
 def a_path(text: str) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, read_image, say
+from labref.cli._shared import JsonOption, LabOption, a_path, counted, map_named, perform, print_json, read_image, say
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
@@ -25,12 +25,16 @@ The agent trains it by itself, in the background, once there are 64 cells, and a
 before, so that cells stay where people remember them. What comes out worse is kept but not used. A new cell is placed
 at once. When the bundle changes, the map is trained from the start: until then there is none. See [map] in labref.toml.
 
+In a lab with several analysers, each that has 200 cells or more gets a map of its own as well: --analyser NAME asks that one,
+and a cell's answer names its place there. [map] per_analyser = false leaves them out.
+
 \b
 Examples:
   labref map status                              is there a map, how good, is one being trained
   labref map show --out map.png                  a picture of it: classes over the U-matrix
   labref map show --class monocyte --out m.png   one class, what the network takes for another in red
   labref map suspects --grid suspects.png        labels that disagree with their neighbourhood
+  labref map suspects --analyser "DM96 left"     those of one analyser, on the map of its own cells
   labref map unidentified                        a class for each cell whose label is no opinion
   labref query cell.jpg --by map                 references by the map
 
@@ -44,8 +48,9 @@ of the lab's cells, always the same ones but for new cells, a quantisation error
 use, or a topographic error more than 0.02 above. Such a map is kept; `labref map use NUMBER` puts it in use. Maps of
 different sizes are not compared: fewer nodes lie farther from the cells, whatever the map is worth.
 
-Where cells of several analysers are in the lab, each with 200 or more has a map of its own as well, of its cells alone;
---analyser trains that one. Cells of two microscopes lie apart on the map of all cells, and each has a part of it only.
+Where cells of several analysers are in the lab, the agent trains a map of its own as well for each with 200 or more, of its
+cells alone: cells of two microscopes lie apart on the map of all cells, and each has a part of it only. --analyser trains
+that map now, from 64 cells on.
 
 \b
 Examples:
@@ -130,7 +135,7 @@ With --json, one object a line.
 _SUSPECTS_HELP = """List cells whose label disagrees with the labels about them, most surprising first: look at these again.
 
 Only labels that a person or the analyser gave are doubted, and only those are believed, each for cells of its own
-analyser. Two witnesses are heard: the cells about it on the map, each counted by its nearness, exp(-d²/2r²) with r two
+analyser. With --analyser they are judged on that one's own map, where it has one, else on the map of all cells. Two witnesses are heard: the cells about it on the map, each counted by its nearness, exp(-d²/2r²) with r two
 nodes, and, of the 300 most surprising, its 30 nearest cells. The surprise is the logarithm of how many times more of
 them are of another class than of the cell's own; it is less for a class of few cells, which lies among others whether
 it is right or wrong. Labels that are no opinion are left out: see `labref map unidentified`. Correct one with `labref label`.
@@ -293,15 +298,22 @@ def show(
     first, *parts = perform(where, "map.cells", patients=patient or [], **_on_map_of(analyser))
     cells = {name: [value for part in parts for value in part[name]] for name in (parts[0] if parts else {})}
     if analyser is not None:
-        _check_analyser(analyser, cells.get("analyser", []))
-        kept = [at for at, name in enumerate(cells["analyser"]) if name == analyser]
+        kept = [at for at, name in enumerate(cells.get("analyser", [])) if name == analyser]
         cells = {name: [values[at] for at in kept] for name, values in cells.items()}
     if out is not None:
         _save(_picture(first, cells, what, label, slide or [], patient or [], analyser), out, "--out")
     if json:
         print_json(_located(first, cells, out))
     else:
-        say(f"{out}: map {first['map']['number']}, {len(cells.get('node', [])):,} cells")
+        number, own = first["map"]["number"], first["map"]["analyser"]
+        whose = (
+            ""
+            if analyser is None
+            else f" of {analyser}"
+            if own is not None
+            else f" of all cells, as {analyser} has none of its own"
+        )
+        say(f"{out}: map {number}{whose}, {counted(len(cells.get('node', [])), 'cell')}")
 
 
 @app.command(help=_NODE_HELP, short_help="The cells on one node.")
@@ -399,7 +411,7 @@ def _list(
     where = Lab.find(lab)
     if grid is not None:
         where.refuse_output(grid)
-    rows = list(perform(where, operation, limit=limit, **_only(where, analyser)))
+    rows = list(perform(where, operation, limit=limit, **_only(analyser)))
     _tell(rows, json, line, otherwise=otherwise)
     if grid is not None:
         _sheet(where, title, subtitle, rows, [below(row) for row in rows], grid)
@@ -409,20 +421,9 @@ def _on_map_of(analyser: str | None) -> dict[str, str]:
     return {} if analyser is None else {"analyser": analyser}
 
 
-def _only(lab: "Lab", analyser: str | None) -> dict[str, list[str]]:
+def _only(analyser: str | None) -> dict[str, list[str]]:
     """The parameter that asks for the cells of one analyser."""
-    if analyser is None:
-        return {}
-    (facets,) = perform(lab, "map.facets")
-    _check_analyser(analyser, list(facets["analysers"]))
-    return {"analysers": [analyser]}
-
-
-def _check_analyser(wanted: str, known: Iterable[str | None]) -> None:
-    names = sorted({name for name in known if name is not None})
-    if wanted not in names:
-        there = ", ".join(names) or "none has a name"
-        raise LabrefError(f"no cell on the map is from the analyser {wanted!r}; analysers are: {there}")
+    return {} if analyser is None else {"analysers": [analyser]}
 
 
 @app.command(help=_CLASSIFY_HELP, short_help="The class that the neighbourhood gives.")
@@ -441,7 +442,7 @@ def classify(
         _classify_images(where, images, analyser, json)
         return
     _tell(
-        perform(where, "map.classify", **_only(where, analyser)),
+        perform(where, "map.classify", **_only(analyser)),
         json,
         _class,
         otherwise="no cell has a label that a person or the analyser gave",
@@ -469,7 +470,7 @@ def _classify_images(lab: "Lab", images: Sequence[Path], analyser: str | None, j
                     if place["label"] is None
                     else f"{place['label']} {place['share']:.1%} of {place['cells']} cells"
                 )
-                say(f"{answer['image']}: {said}, node {place['row']} {place['column']}")
+                say(f"{answer['image']}: {said}, node {place['row']} {place['column']} of {map_named(place)}")
     if failed:
         raise typer.Exit(1)
 
@@ -511,6 +512,8 @@ def _status(row: Mapping[str, Any]) -> str:
     else:
         lines.append("no map yet for the bundle in use")
     lines += [_version(one) for one in row["own"]]
+    if row["own_to_come"]:
+        lines.append(f"a map of its own is to come, one after another, for: {', '.join(row['own_to_come'])}")
     if row["training"] is not None:
         training = row["training"]
         lines.append(f"being trained: {training['text']} ({training['done']} of {training['total']})")
@@ -520,6 +523,8 @@ def _status(row: Mapping[str, Any]) -> str:
         lines.append(f"the last training failed: {row['last']['message']}")
     if not row["config"]["enabled"]:
         lines.append("the agent does not train it ([map] enabled = false)")
+    elif not row["config"]["per_analyser"]:
+        lines.append("no analyser gets a map of its own ([map] per_analyser = false)")
     return "\n".join(lines)
 
 
@@ -534,14 +539,14 @@ def _cell(row: Mapping[str, Any]) -> str:
 def _suspect(row: Mapping[str, Any]) -> str:
     return (
         f"{row['cell_id']}  {row['label']:<16} about it {row['neighbourhood']} {row['share']:.0%}, network: {row['predicted']}; "
-        f"node {row['row']} {row['column']}  surprise {row['surprise']:.2f}  {row['path']}"
+        f"node {row['row']} {row['column']} of map {row['map']}  surprise {row['surprise']:.2f}  {row['path']}"
     )
 
 
 def _unidentified(row: Mapping[str, Any]) -> str:
     return (
         f"{row['cell_id']}  {row['label']:<16} about it {row['suggested']} {row['share']:.0%}, network: {row['predicted']}; "
-        f"node {row['row']} {row['column']}  {row['path']}"
+        f"node {row['row']} {row['column']} of map {row['map']}  {row['path']}"
     )
 
 
@@ -574,7 +579,7 @@ def _picture(
         nodes=np.array(cells.get("node", []), np.int64),
         labels=np.array(cells.get("label", []), np.str_),
         predicted=np.array(cells.get("predicted", []), np.str_),
-        title=f"Map {version['number']} of this lab" + "".join(f": {name}" for name in (analyser, label) if name),
+        title=_title(version, analyser) + (f": {label}" if label else ""),
         subtitle=(
             f"{version['rows']}×{version['columns']} nodes  ·  {len(cells.get('node', [])):,} cells  ·  quantisation error "
             f"{version['qe']:.3g}, topographic error {version['te']:.3f}  ·  trained {local(version['trained_at'], day=True)}  ·  bundle "
@@ -594,6 +599,13 @@ def _picture(
                 raise LabrefError(f"{name}: no cell of it lies on the map; `labref status --json` lists the slides")
         return picture.draw_spread(shown, parts)
     return picture.draw_map(shown, digits=what is not What.UMATRIX, background=what is not What.DIGITS)
+
+
+def _title(version: Mapping[str, Any], analyser: str | None) -> str:
+    """What a picture of a map is called. analyser : whose cells alone are drawn."""
+    if version["analyser"] is not None:
+        return f"Map {version['number']}: of the cells of {version['analyser']}"
+    return f"Map {version['number']} of all cells" + (f": those of {analyser}" if analyser else "")
 
 
 def _of_slide(cells: Mapping[str, list[Any]], slide: str) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, print_json, read_image
+from labref.cli._shared import JsonOption, LabOption, a_path, map_named, print_json, read_image
 from labref.errors import LabrefError
 from labref.printing import printable
 
@@ -281,7 +281,7 @@ def _text(answer: Mapping[str, Any]) -> str:
             if place["label"] is None
             else f": {place['label']} {place['share']:.1%} of the {place['cells']} cells about it"
         )
-        lines.append(f"  map {place['map']}, node {place['row']} {place['column']}{about}")
+        lines.append(f"  {map_named(place)}, node {place['row']} {place['column']}{about}")
     spread = answer["distribution"]
     if spread["n"]:
         shares = ", ".join(f"{label} {share:.1%}" for label, share in spread["weights"].items() if share >= 0.0005)

@@ -95,6 +95,9 @@ class MapState(Answer):
     own: list[MapVersion] = Field(
         description="The maps in use of single analysers' cells; none where the lab has cells of one analyser alone."
     )
+    own_to_come: list[str] = Field(
+        description="Analysers that get a map of their own and have none yet: the agent trains one after another."
+    )
     problem: str | None = Field(description="Why the map that should be in use is not.")
     cells: int = Field(description="Cells that could lie on it.")
     placed: int = Field(description="Cells that do.")
@@ -115,6 +118,7 @@ class MapCellRow(Answer):
     slide: str | None = Field(description="The slide; it can name a patient.")
     analyser: str | None = Field(description="The analyser.")
     quantization_error: float = Field(description="Distance to its node.")
+    map: int = Field(description="Number of the map's version that row and column are of.")
     row: int = Field(description="Row of its node, from 0.")
     column: int = Field(description="Column of its node, from 0.")
     path: str = Field(description="Its file; it can name a patient.")
@@ -356,7 +360,12 @@ def train(
     settings |= {"trainer": trainer, "full": full, "analyser": analyser}
     bundle = _bundle(context)
     if analyser is not None and not context.lab.config.map.per_analyser:
-        raise LabrefError("labref.toml says per_analyser = false below [map]: this lab has one map, of all cells")
+        raise LabrefError(
+            "this lab has one map, of all cells: its labref.toml says per_analyser = false below [map]. Set it to true, and restart the "
+            "agent, for a map of each analyser"
+        )
+    if analyser is not None:
+        _check_analyser(context, bundle, analyser)
     if context.jobs is None:
         steps = mapping.retrain(context.store, context.lab.config.map, bundle, **settings)
         try:
@@ -412,6 +421,7 @@ def status(context: Context) -> Iterator[Row]:
         "bundle": bundle,
         "map": None if active is None else _described(context, active.version),
         "own": [_described(context, one.version) for one in own if one is not None],
+        "own_to_come": mapping.own_to_come(context.store, context.lab.config.map, bundle),
         "problem": maps.problem(bundle),
         "cells": cells,
         "placed": 0 if active is None else len(active.positions),
@@ -694,7 +704,16 @@ def _active(context: Context, analyser: str | None = None) -> tuple[str, ActiveM
     if active is None:
         problem = context.store.maps.problem(bundle)
         raise LabrefError(problem or "this lab has no map yet for the bundle in use; train one with `labref map train`")
+    if analyser is not None and active.version.analyser is None:
+        _check_analyser(context, bundle, analyser)
     return bundle, active
+
+
+def _check_analyser(context: Context, bundle: str, analyser: str) -> None:
+    known = sorted(name for name in context.store.maps.analysers(bundle) if name is not None)
+    if analyser not in known:
+        there = ", ".join(known) or "none has a name"
+        raise LabrefError(f"no cell on the map is from the analyser {analyser!r}; analysers are: {there}")
 
 
 def _survey(context: Context, analyser: str | None = None) -> Survey:
@@ -786,7 +805,12 @@ def _cell(cell: MapCell, active: ActiveMap) -> Row:
     values = asdict(cell)
     del values["folder"]
     row, column = divmod(values.pop("node"), active.version.columns)
-    return values | {"quantization_error": values.pop("error"), "row": row, "column": column}
+    return values | {
+        "quantization_error": values.pop("error"),
+        "map": active.version.number,
+        "row": row,
+        "column": column,
+    }
 
 
 def _columns(context: Context, part: list[MapCell], of_patient: dict[str, str]) -> Row:

@@ -33,7 +33,7 @@ class Tile:
 
 def draw_sheet(title: str, subtitle: str, tiles: Sequence[Tile], *, columns: int = 6) -> Image.Image:
     """Draw the tiles in order, row by row: an RGB picture."""
-    columns = max(3, min(columns, len(tiles)))
+    columns = max(4, min(columns, len(tiles)))  # with fewer the title would be cut
     rows = -(-len(tiles) // columns)
     caption = 34 + _LINE * max((len(tile.lines) for tile in tiles), default=0)
     width = 2 * _MARGIN + columns * _TILE + (columns - 1) * _GAP

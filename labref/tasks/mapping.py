@@ -30,6 +30,7 @@ __all__ = [
     "TRAINED_MOST",
     "due",
     "due_own",
+    "own_to_come",
     "retrain",
     "size",
 ]
@@ -93,11 +94,24 @@ def due_own(store: Store, config: MapConfig, bundle: str) -> str | None:
     no such maps: they would be the map of all cells."""
     if not (config.enabled and config.per_analyser):
         return None
+    return next((name for name in _with_own(store, bundle) if due(store, config, bundle, name) is not None), None)
+
+
+def own_to_come(store: Store, config: MapConfig, bundle: str) -> list[str]:
+    """The analysers that get a map of their own and have none yet, the one with most cells first: they are trained one
+    after another, with a rest between."""
+    if not (config.enabled and config.per_analyser):
+        return []
+    return [name for name in _with_own(store, bundle) if store.maps.active(bundle, name) is None]
+
+
+def _with_own(store: Store, bundle: str) -> list[str]:
+    """The analysers that get a map of their own, the one with most cells first."""
     cells = store.maps.analysers(bundle)
     if len(cells) < 2:
-        return None
-    named = sorted(((-n, name) for name, n in cells.items() if name is not None and n >= FEWEST_OWN))[:_MOST_OWN]
-    return next((name for _, name in named if due(store, config, bundle, name) is not None), None)
+        return []
+    named = sorted((-n, name) for name, n in cells.items() if name is not None and n >= FEWEST_OWN)
+    return [name for _, name in named[:_MOST_OWN]]
 
 
 def _rests(versions: Sequence[StoredMap], at: datetime) -> bool:
