@@ -185,6 +185,25 @@ def test_a_lab_of_another_user_is_a_finding_that_names_its_owner(lab: Lab, monke
     assert done.exit_code == 1 and f"sudo -u {owner}" in done.stderr
 
 
+def test_a_shared_store_that_is_not_told_of_cells(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:  # no server listens there
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+        lab = set_in(lab, "shared", f"url = 'postgresql://lund@127.0.0.1:{port}/labref'")
+        told = examined(lab, 3)["shared"]
+        assert told["state"] == "fine" and "is still to be told of" in told["says"]
+        with running_agent(lab):
+            wait_until(lambda: desk.status(lab)["shared"]["problem"] is not None, 60)
+            told = examined(lab, 3)["shared"]
+            assert told["state"] == "warning" and "cannot be told of cells now" in told["says"]
+            assert desk.status(lab)["attention"] == []  # within the hour
+    monkeypatch.setattr("labref.tasks.publishing._BEHIND_SECONDS", 0.0)
+    told = examined(lab, 3)["shared"]
+    assert told["state"] == "warning" and "was not told of" in told["says"] and "publish" in told["remedy"]
+    done = CliRunner().invoke(app, ["status", "--lab", str(lab.folder)])
+    assert done.exit_code == 1 and f"the shared store 127.0.0.1:{port}/labref was not told of" in done.stderr
+
+
 def test_a_port_that_another_program_has(lab: Lab) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

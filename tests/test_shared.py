@@ -8,7 +8,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -83,6 +83,34 @@ def lab_of(
         yield lab, store
 
 
+@contextmanager
+def two_labs(folder: Path, bundle: Bundle, shared: Database) -> Iterator[tuple[Lab, Store, Store, Asking]]:
+    """Lund with its store, which publishes; the store of Malmö, which has no cells; and Malmö's asking."""
+    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
+    with (
+        lab_of(folder / "lund", bundle, lund) as (lab, store),
+        lab_of(folder / "malmo", bundle, malmo) as (_, empty),
+        closing(asking(malmo)) as ask,
+    ):
+        yield lab, store, empty, ask
+
+
+def lab_with_pictures(
+    folder: Path, bundle: Bundle, pictures: Sequence[Path], url: str, secret: str, **watch: Any
+) -> Lab:
+    """A lab whose export folder has these pictures in their class folders, and whose labref.toml names a shared
+    store."""
+    export = folder.with_name(f"{folder.name}-export")
+    for picture in pictures:
+        (export / picture.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, export / picture.parent.name)
+    lab = make_lab(folder, export, bundle, **watch)
+    with lab.config_file.open("a") as file:
+        file.write(f"\n[shared]\nurl = '{url}'\npassword_file = 'password'\nwait_seconds = 20\n")
+    (folder / "password").write_text(secret)
+    return lab
+
+
 def cells_for(bundle: Bundle, numbers: range, **changes: Any) -> list[NewCell]:
     """Made-up cells in the latent space of a real bundle."""
     size, classes = bundle.manifest.latent_size, len(bundle.manifest.labels)
@@ -131,6 +159,11 @@ def references(
 
 def asking(access: tuple[Address, str], wait_seconds: float = 20.0) -> Asking:
     return Asking(access[0], lambda: access[1], wait_seconds)
+
+
+def asking_as(lab: Lab) -> Asking:
+    """As a lab of `lab_of` asks."""
+    return asking((Address.of(lab.config.shared.url), (lab.folder / "password").read_text().strip()))
 
 
 def seen(references: list[Reference]) -> list[tuple[Any, ...]]:
@@ -377,12 +410,8 @@ def test_a_name_that_postgresql_cannot_keep_holds_nothing_up(tmp_path: Path, sta
 def test_one_lab_in_the_shared_store_gives_the_eight_of_the_lab_itself(
     tmp_path: Path, starter: Bundle, shared: Database
 ) -> None:
-    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
     size = starter.manifest.latent_size
-    with ExitStack() as stack:
-        lab, store = stack.enter_context(lab_of(tmp_path / "lund", starter, lund))
-        _, empty = stack.enter_context(lab_of(tmp_path / "malmo", starter, malmo))
-        inside, outside = (stack.enter_context(closing(asking(access))) for access in (lund, malmo))
+    with two_labs(tmp_path, starter, shared) as (lab, store, empty, outside), closing(asking_as(lab)) as inside:
         cells = cells_for(starter, range(600))
         # captures of one cell, and cells at the same place, whose order is that of their ids
         same = [new_cell(f"same {i}", latent=cells[i].latent, probabilities=cells[i].probabilities) for i in range(9)]
@@ -454,11 +483,7 @@ def test_a_cell_of_another_lab_stands_only_where_it_is_clearly_nearer(
 def test_a_doubted_or_refused_cell_is_no_reference_for_others(
     tmp_path: Path, starter: Bundle, shared: Database
 ) -> None:
-    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
-    with ExitStack() as stack:
-        lab, store = stack.enter_context(lab_of(tmp_path / "lund", starter, lund))
-        _, empty = stack.enter_context(lab_of(tmp_path / "malmo", starter, malmo))
-        ask = stack.enter_context(closing(asking(malmo)))
+    with two_labs(tmp_path, starter, shared) as (lab, store, empty, ask):
         cells = cells_for(starter, range(10))
         store.record(cells, bundle=starter.digest)
         all_of(lab, store)
@@ -509,11 +534,7 @@ def test_a_filter_takes_nothing_from_the_number_of_references(
     tmp_path: Path, starter: Bundle, shared: Database
 ) -> None:
     """pgvector#719: an approximate index gives fewer than asked for under a filter. Exact scans give all."""
-    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
-    with ExitStack() as stack:
-        lab, store = stack.enter_context(lab_of(tmp_path / "lund", starter, lund))
-        _, empty = stack.enter_context(lab_of(tmp_path / "malmo", starter, malmo))
-        ask = stack.enter_context(closing(asking(malmo)))
+    with two_labs(tmp_path, starter, shared) as (lab, store, empty, ask):
         store.record(cells_for(starter, range(1000)), bundle=starter.digest)
         rare = cells_for(starter, range(2000, 2012), analyser="rare")
         store.record(rare, bundle=starter.digest)
@@ -833,16 +854,10 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
     labs = []
     pictures = sorted(drawn_cells.rglob("*.jpg"))
     for number, access in enumerate(accesses):
-        export = tmp_path / f"export {number}"
-        for picture in pictures[number::2]:
-            target = export / picture.relative_to(drawn_cells)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(picture, target)
-        lab = make_lab(tmp_path / f"lab {number}", export, starter)
+        lab = lab_with_pictures(
+            tmp_path / f"lab {number}", starter, pictures[number::2], access["url"], access["password"]
+        )
         once(lab)
-        with (lab.folder / "labref.toml").open("a") as file:
-            file.write(f"\n[shared]\nurl = '{access['url']}'\npassword_file = 'password'\nwait_seconds = 20\n")
-        (lab.folder / "password").write_text(access["password"])
         told = json.loads(labref("shared", "publish", "--lab", lab.folder, "--json"))
         assert told == {"cells": 16, "rebuilt": False}
         labs.append(lab.folder)
@@ -851,7 +866,7 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
         whole = json.loads(labref("shared", "check", "--url", shared.url(), "--json"))
         assert [(lab["name"], lab["cells"]) for lab in whole["labs"]] == [("A", 16), ("B", 16)] and not whole["faults"]
 
-    asked = next((tmp_path / "export 0").rglob("*.jpg"))
+    asked = next((tmp_path / "lab 0-export").rglob("*.jpg"))
     own = json.loads(labref("query", asked, "--lab", labs[0], "--json"))
     assert own["shared"] is None and {one["lab"] for one in own["references"]} == {None}
     out = tmp_path / "grid.png"
@@ -872,6 +887,19 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
         assert "B and its 16 cells are taken out" in labref("shared", "lab", "remove", "B", "--url", shared.url())
         assert "has no lab 'B'" in labref("shared", "lab", "remove", "B", "--url", shared.url(), code=1)
         assert "A: 16 cells" in labref("shared", "lab", "list", "--url", shared.url())
+        for name in ("room 1", "room-1"):  # of one name as PostgreSQL writes it: each has a role of its own
+            labref("shared", "lab", "add", name, "--reader", "--url", shared.url())
+        listed = labref("shared", "lab", "list", "--url", shared.url(), "--json").splitlines()
+        roles = {row["name"]: row["role"] for row in map(json.loads, listed) if row["reads_only"]}
+        assert set(roles) == {"room 1", "room-1"} and len(set(roles.values())) == 2
+        labref("shared", "lab", "add", "room-1", "--reader", "--url", shared.url())  # a new password, for the same role
+        assert "reads the shared store no more" in labref(
+            "shared", "lab", "remove", "room 1", "--reader", "--url", shared.url()
+        )
+        said = labref("shared", "lab", "list", "--url", shared.url())
+        assert f"room-1: reads only, role {roles['room-1']}\n" in said and "room 1:" not in said
+        said = labref("shared", "lab", "remove", "A", "--reader", "--url", shared.url(), code=1)
+        assert "has no reader 'A'; it has room-1" in said
     assert labref("shared", "publish", "--lab", labs[1], code=1)
     told = json.loads(labref("shared", "publish", "--rebuild", "--lab", labs[0], "--json"))
     assert told == {"cells": 16, "rebuilt": True}
@@ -885,24 +913,19 @@ def test_agents_at_work_at_once_publish_each_cell_once_and_see_each_others_label
     with ExitStack() as stack:
         labs: list[Lab] = []
         for number, name in enumerate(names):
-            export = tmp_path / f"export {name}"
-            for picture in pictures[number::3]:
-                target = export / picture.relative_to(drawn_cells)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(picture, target)
-            lab = make_lab(tmp_path / f"lab {name}", export, starter, analyser=f"DC {name}")
             address, secret = shared.lab(name)
-            with (lab.folder / "labref.toml").open("a") as file:
-                url = shared.url(address.user)
-                file.write(f"\n[shared]\nurl = '{url}'\npassword_file = 'password'\nwait_seconds = 20\n")
-            (lab.folder / "password").write_text(secret)
-            labs.append(lab)
+            labs.append(
+                lab_with_pictures(
+                    *(tmp_path / f"lab {name}", starter, pictures[number::3], shared.url(address.user), secret),
+                    analyser=f"DC {name}",
+                )
+            )
         for lab in labs:
             stack.enter_context(running_agent(lab))
         wait_until(lambda: shared.rows("SELECT count(*) FROM cell") == [(len(pictures),)], 120)
         assert shared.rows("SELECT count(DISTINCT cell_id) FROM cell") == [(len(pictures),)]
         assert check(shared.owner, shared.secret).faults == {}
-        asked = drawn_cells / pictures[0].relative_to(drawn_cells)
+        asked = pictures[0]
         with Desk.open(labs[1]) as desk:
 
             def told() -> dict[str, str]:

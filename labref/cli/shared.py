@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say, without_progress
+from labref.cli._shared import JsonOption, LabOption, a_path, counted, perform, print_json, say, without_progress
 from labref.times import local
 
 if TYPE_CHECKING:
@@ -102,19 +102,21 @@ With --json, one object.
 
 @shared.LabAccess
 """
-_LIST = """List the labs, how many cells each has there, and when it published last.
+_LIST = """List the labs, how many cells each has there, and when it published last; then the readers.
 
 \b
   labref shared lab list --url postgresql://postgres@db.example.org/labref
 
-With --json, one object a lab.
+With --json, one object a lab or reader.
 
 @shared.SharedLab
 """
-_REMOVE = """Take a lab out of a shared store: its cells there, and its role. The lab's own store stays as it is.
+_REMOVE = """Take a lab out of a shared store: its cells there, and its role. The lab's own store stays as it is. With --reader
+a reader's role is taken away.
 
 \b
   labref shared lab remove "Lund DC-1" --url postgresql://postgres@db.example.org/labref
+  labref shared lab remove "reading room" --reader --url postgresql://postgres@db.example.org/labref
 
 With --json, one object.
 
@@ -160,7 +162,9 @@ def check(
         print_json(SharedCheck(**vars(found) | rows).model_dump())
     else:
         cells = sum(one.cells for one in found.labs)
-        say(f"{address}: version {found.version}, {len(found.labs)} labs, {cells} cells, {found.bytes / 1e6:.0f} MB")
+        say(
+            f"{address}: version {found.version}, {counted(len(found.labs), 'lab')}, {counted(cells, 'cell')}, {found.bytes / 1e6:.0f} MB"
+        )
         for one in found.bundles:
             index = "no index" if one.index_bytes is None else f"an index of {one.index_bytes / 1e6:.0f} MB"
             wants = "; questions want one: labref shared index" if one.wants_index else ""
@@ -242,32 +246,42 @@ def add(
         print_json(LabAccess(**vars(access)).model_dump())
         return
     if reader:
-        say(f"{access.name} reads with the URL {access.url}")
+        say(f"{access.name} reads, and writes nothing. Its pages, on the computer of the reading room:")
+        say(f"  labref web --shared {access.url} --password-file password")
     else:
-        say(f"In labref.toml of {access.name}:\n")
-        say("[shared]")
-        say(f"url = '{access.url}'")
-        say("password_file = 'shared-password'\n")
-    say(f"The password, for that file or the variable {PASSWORD}; it is shown this once:\n")
-    say(access.password)
+        say(f"In labref.toml of {access.name}, whose agent is then started anew:")
+        say("  [shared]")
+        say(f"  url = '{access.url}'")
+        say("  password_file = 'shared-password'")
+    say(f"The password, for the first line of that file or the variable {PASSWORD}; it is shown this once:")
+    say(f"  {access.password}")
 
 
 def list_(
     url: UrlOption = None, password_file: FileOption = None, lab: LabOption = None, json: JsonOption = False
 ) -> None:
-    from labref.shared.labs import labs
+    from labref.operations.shared import SharedLab
+    from labref.shared.labs import labs, readers
 
-    for one in labs(*_where(url, password_file, lab)):
+    where = _where(url, password_file, lab)
+    for one in labs(*where):
         row = _lab_row(one)
         if json:
             print_json(row.model_dump())
         else:
             when = "nothing published yet" if row.published_at is None else f"published {local(row.published_at)}"
-            say(f"{one.name}: {one.cells} cells, {when}, role {one.role}")
+            say(f"{one.name}: {counted(one.cells, 'cell')}, {when}, role {one.role}")
+    for reader in readers(*where):
+        if json:
+            row = SharedLab(name=reader.name, role=reader.role, cells=0, published_at=None, reads_only=True)
+            print_json(row.model_dump())
+        else:
+            say(f"{reader.name}: reads only, role {reader.role}")
 
 
 def remove(
     name: NameArgument,
+    reader: Annotated[bool, typer.Option("--reader", help="A reader, and no lab.", show_default=False)] = False,
     url: UrlOption = None,
     password_file: FileOption = None,
     lab: LabOption = None,
@@ -275,23 +289,37 @@ def remove(
 ) -> None:
     from labref.operations.shared import LabTakenOut
     from labref.shared.labs import remove as take_out
+    from labref.shared.labs import remove_reader
 
-    gone = take_out(*_where(url, password_file, lab), name)
+    where, gone = _where(url, password_file, lab), 0
+    if reader:
+        remove_reader(*where, name)
+    else:
+        gone = take_out(*where, name)
     if json:
         print_json(LabTakenOut(name=name, cells=gone).model_dump())
+    elif reader:
+        say(f"{name} reads the shared store no more.")
     else:
-        say(f"{name} and its {gone} cells are taken out.")
+        say(f"{name} and its {counted(gone, 'cell')} are taken out.")
 
 
 def _where(url: str | None, password_file: Path | None, lab: Path | None) -> "tuple[Address, str | None]":
     """The shared store that is meant, and the password. Raises `LabrefError` where none is named."""
-    from labref.errors import SharedError
+    from labref.errors import LabError, SharedError
     from labref.lab import Lab
     from labref.shared.address import Address, read_password
 
     if url is not None:
         return Address.of(url), read_password(password_file)
-    found = Lab.find(lab)
+    try:
+        found = Lab.find(lab)
+    except LabError as error:
+        if lab is not None:
+            raise
+        raise SharedError(
+            f"name the shared store: --url postgresql://USER@HOST/DATABASE, or the lab that has one: {error}"
+        ) from None
     if not found.config.shared.url:
         raise SharedError("this lab has no shared store; name one: --url postgresql://USER@HOST/DATABASE.")
     return Address.of(found.config.shared.url), read_password(password_file or found.shared_password_file)

@@ -40,6 +40,7 @@ NAMES: Final = {
     "change": "a change to another bundle",
     "disk": "room on the lab's disk, and how long it lasts",
     "backup": "the last backup",
+    "shared": "the shared store is told of the lab's cells",
     "clock": "this computer's clock, and that of the lab's disk",
     "port": "the ports of agent, pages and metrics",
     "service": "an agent runs, and starts with the computer",
@@ -119,7 +120,9 @@ def _of_status(lab: Lab, found: Mapping[str, Any]) -> Iterator[Finding]:
             yield fine("device", f"{found['provider_line']}; asked for: {lab.config.inference.device}")
     yield from _room(found, "disk" in wrong)
     yield from _backup(lab, found, "backup" in wrong)
-    later = {"device", "backup", "layout", "change"}
+    if "shared" not in wrong and found["shared"] is not None:
+        yield _shared(found["shared"])
+    later = {"device", "backup", "shared", "layout", "change"}
     if found["disk"] is not None and found["disk"]["free"] >= LEAST_FREE:
         later.add("disk")  # it will be full
     for check, told in wrong.items():
@@ -159,6 +162,20 @@ def _backup(lab: Lab, found: Mapping[str, Any], wrong: bool) -> Iterator[Finding
         )
     else:
         yield fine("backup", says)
+
+
+def _shared(shared: Mapping[str, Any]) -> Finding:
+    """The shared store, where no cell waits for long."""
+    if shared["problem"] is not None:
+        return warning(
+            "shared",
+            f"the shared store {shared['server']} cannot be told of cells now: {shared['problem']}",
+            "The line says what to do. The agent tries again by itself, and nothing is lost.",
+        )
+    waiting = (
+        f"is still to be told of {shared['waiting']:,} changes" if shared["waiting"] else "knows all cells of this lab"
+    )
+    return fine("shared", f"the shared store {shared['server']} {waiting}")
 
 
 def _networks(lab: Lab, found: Mapping[str, Any], *, speed: bool) -> Iterator[Finding]:

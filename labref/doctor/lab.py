@@ -174,7 +174,7 @@ def port(lab: Lab, running: bool) -> Iterator[Finding]:
         wanted.append((lab.config.metrics.address, lab.config.metrics.port, "[metrics] address or port"))
     for address, number, setting in wanted:
         if number == 0:
-            yield fine("port", f"any free port of {address} is taken")
+            yield fine("port", f"the agent takes any free port of {address}")
         elif running:
             yield fine("port", f"the agent has {address}:{number}")
         elif (error := _cannot_bind(address, number)) is None:

@@ -28,12 +28,13 @@ class PublishedNow(Answer):
 
 
 class SharedLab(Answer):
-    """A lab in the shared store."""
+    """A lab in the shared store, or a reader of it."""
 
     name: str = Field(description="What the others see it called.")
     role: str = Field(description="Its role in PostgreSQL.")
     cells: int = Field(description="Its cells that are there.")
     published_at: str | None = Field(description="When it published last, ISO 8601, UTC; null where it has not yet.")
+    reads_only: bool = Field(default=False, description="Whether it is no lab, but a reader, which has no cells.")
 
 
 class LabAccess(Answer):
@@ -45,7 +46,7 @@ class LabAccess(Answer):
 
 
 class LabTakenOut(Answer):
-    """A lab was taken out of the shared store."""
+    """A lab, or a reader, was taken out of the shared store."""
 
     name: str = Field(description="What it was called.")
     cells: int = Field(description="Its cells that were there.")

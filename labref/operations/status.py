@@ -24,7 +24,8 @@ from labref.operations.optics import OpticsState
 from labref.progress import Row
 from labref.roles import Role
 from labref.tasks.context import Context
-from labref.tasks.publishing import state
+from labref.tasks.publishing import is_behind, state
+from labref.times import local
 from labref.words import LabelSource, Outcome
 
 __all__ = ["AgentJobs", "AgentStatus", "BackupState", "DiskState", "Status", "TrashState", "WatchedFolder", "problems"]
@@ -224,7 +225,16 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
         yield "disk", _short_of_room(found["disk"]), _MORE_ROOM
     if is_old(lab, found["cells"]):
         yield "backup", _old_backup(lab, found["backup"]), _BACK_UP
-    agent = found["agent"]
+    agent, shared = found["agent"], found["shared"]
+    if shared is not None and shared["since"] is not None and is_behind(datetime.fromisoformat(shared["since"])):
+        why = f": {shared['problem'].rstrip('.')}" if shared["problem"] else ""
+        yield (
+            "shared",
+            f"the shared store {shared['server']} was not told of {shared['waiting']} changes, the first since {local(shared['since'])}{why}",
+            "start the agent, or say labref shared publish"
+            if agent is None
+            else "the agent tries again by itself, and nothing is lost",
+        )
     if agent is not None:
         if agent["problem"] is not None:
             yield "agent", f"the agent stores nothing: {agent['problem']}", None

@@ -43,29 +43,31 @@ class Address:
             port = parts.port
             given = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query), keep_blank_values=True))
         except ValueError as error:
-            raise SharedError(f"[shared] url is no URL: {error}.") from None
+            raise SharedError(f"the URL of the shared store cannot be read: {error}.") from None
         if parts.scheme not in ("postgresql", "postgres") or parts.fragment:
-            raise SharedError("[shared] url is written as postgresql://USER@HOST/DATABASE.")
+            raise SharedError("the URL of the shared store is written as postgresql://USER@HOST/DATABASE.")
         if parts.password is not None or "password" in given:
             raise SharedError(
-                f"[shared] url holds a password. Take it out: it stands in the variable {PASSWORD}, or in a file that "
-                "[shared] password_file names."
+                f"the URL of the shared store holds a password. Take it out: it stands in the variable {PASSWORD}, or in a file, which "
+                "--password-file or [shared] password_file names."
             )
         if unknown := sorted(set(given) - _PARAMETERS):
             raise SharedError(
-                f"[shared] url has the parameter {unknown[0]!r}; it can have {', '.join(sorted(_PARAMETERS))}."
+                f"the URL of the shared store has the parameter {unknown[0]!r}; it can have {', '.join(sorted(_PARAMETERS))}."
             )
         host = unquote(parts.hostname or "") or given.pop("host", "")
         database, user = unquote(parts.path.lstrip("/")), unquote(parts.username or "")
         if not host or not database or not user or "," in host or "host" in given:
-            raise SharedError("[shared] url names one host, a database and a user: postgresql://USER@HOST/DATABASE.")
+            raise SharedError(
+                "the URL of the shared store names one host, a database and a user: postgresql://USER@HOST/DATABASE."
+            )
         if any(not part.isprintable() for part in (host, database, user, *given.values())):
-            raise SharedError("[shared] url holds a character that cannot be shown.")
+            raise SharedError("the URL of the shared store holds a character that cannot be shown.")
         mode = given.get("sslmode")
         if not _is_here(host):
             if mode not in (None, "verify-full"):
                 raise SharedError(
-                    f"[shared] url asks for sslmode={mode}, by which anybody on the way could read or change what is sent. "
+                    f"the URL of the shared store asks for sslmode={mode}, by which anybody on the way could read or change what is sent. "
                     "Use sslmode=verify-full, with sslrootcert=FILE where the server's certificate is of the hospital's own."
                 )
             given |= {"sslmode": "verify-full"} | ({} if "sslrootcert" in given else {"sslrootcert": "system"})
@@ -98,7 +100,7 @@ def read_password(file: Path | None) -> str | None:
         text = read_file(file, _MOST_PASSWORD_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SharedError(f"{file}, which [shared] password_file names, cannot be read: {said}.") from None
+        raise SharedError(f"{file}, the file of the shared store's password, cannot be read: {said}.") from None
     return text.splitlines()[0] if text else None
 
 

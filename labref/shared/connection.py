@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from labref.errors import SharedError
-from labref.shared.address import Address
+from labref.shared.address import PASSWORD, Address
 
 if TYPE_CHECKING:
     import psycopg
@@ -17,7 +17,8 @@ __all__ = ["CONNECT_SECONDS", "connect", "in_words", "plain"]
 
 CONNECT_SECONDS: Final = 2
 """How long a server may take to answer at all."""
-_WITHOUT: Final = re.compile("password authentication failed|no password supplied")
+_NONE_GIVEN: Final = re.compile("no password supplied")
+_ANOTHER: Final = re.compile("password authentication failed")
 _UNVERIFIED: Final = re.compile("certificate")
 _KEPT_ALIVE: Final = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
@@ -71,14 +72,20 @@ def in_words(address: Address) -> Iterator[None]:
             "init`, and brings it up to date with `labref shared migrate`."
         ) from error
     except psycopg.OperationalError as error:
-        if _WITHOUT.search(str(error)):  # what fails before there is a connection has no code
+        # what fails before there is a connection has no code
+        if _NONE_GIVEN.search(str(error)):
+            raise SharedError(
+                f"the shared store {address} wants a password of {address.user}, and none was given. Put it into the variable {PASSWORD}, or "
+                "into a file that [shared] password_file or --password-file names."
+            ) from error
+        if _ANOTHER.search(str(error)):
             raise SharedError(
                 f"the shared store {address} does not take the password of {address.user}. `labref shared lab add`, with the "
-                "lab's name, makes a new one."
+                "name of the lab or reader, makes a new one."
             ) from error
         if _UNVERIFIED.search(str(error)):
             raise SharedError(
-                f"the shared store {address} is not trusted: {_said(error)}. In [shared] url, sslrootcert names the "
+                f"the shared store {address} is not trusted: {_said(error)}. In its URL, sslrootcert=FILE names the "
                 "certificate of the authority that signed the server's, and the host is the name that it is for."
             ) from error
         raise SharedError(f"the shared store {address} cannot be reached: {_said(error)}.") from error

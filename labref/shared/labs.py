@@ -8,7 +8,7 @@ import secrets
 import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from labref.errors import SharedError
@@ -19,7 +19,7 @@ from labref.shared.migrations import require
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["Access", "SharedLab", "add", "labs", "remove"]
+__all__ = ["Access", "Reader", "SharedLab", "add", "labs", "readers", "remove", "remove_reader"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,22 @@ class SharedLab:
     published_at: datetime | None
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Somebody who reads the shared store and writes nothing, such as a reading room."""
+
+    name: str
+    role: str
+
+
 def add(address: Address, password: str | None, name: str, *, reads_only: bool = False) -> Access:
     """Make the role of a lab, or of somebody who only reads; for a name that is there already, a new password.
 
     Raises `SharedError` where the user is not the owner.
     """
-    named = unicodedata.normalize("NFC", name.strip())
+    from psycopg import sql
+
+    named = _named(name)
     if not named or len(named) > 100 or not named.isprintable() or "," in named:
         raise SharedError(f"{name!r} names no lab: 1 to 100 characters that can be shown, and no comma.")
     if named.lower() in ("own", "optics", "all"):
@@ -55,9 +65,15 @@ def add(address: Address, password: str | None, name: str, *, reads_only: bool =
     secret = secrets.token_urlsafe(24)
     with connect(address, password) as connection, in_words(address), connection.transaction():
         require(connection, address)
-        role = _role_of(connection, named) if not reads_only else f"labref_reader_{_slug(named)}"
+        role = _role_of_reader(connection, address, named) if reads_only else _role_of(connection, named)
         _make_role(connection, address, role, secret, "labref_reader" if reads_only else "labref_lab")
-        if not reads_only:
+        if reads_only:
+            connection.execute(
+                sql.SQL("COMMENT ON ROLE {} IS {}").format(
+                    sql.Identifier(role), sql.Literal(_reads(address.database) + named)
+                )
+            )
+        else:
             connection.execute(
                 "INSERT INTO lab (name, role) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING", [named, role]
             )
@@ -82,6 +98,27 @@ def labs(address: Address, password: str | None) -> list[SharedLab]:
     return [SharedLab(*row) for row in found]
 
 
+def readers(address: Address, password: str | None) -> list[Reader]:
+    """Who reads a shared store beside its labs, by name. Raises `SharedError`."""
+    prefix = _reads(address.database)
+    with connect(address, password) as connection, in_words(address):
+        require(connection, address)
+        found = connection.execute(_READERS.encode(), {"prefix": prefix}).fetchall()
+    return sorted((Reader(said.removeprefix(prefix), role) for role, said in found), key=lambda one: one.name)
+
+
+def remove_reader(address: Address, password: str | None, name: str) -> None:
+    """Take the role of a reader away. Raises `SharedError`."""
+    known = readers(address, password)
+    role = next((one.role for one in known if one.name == _named(name)), None)
+    if role is None:
+        raise SharedError(
+            f"the shared store has no reader {name!r}; it has {', '.join(one.name for one in known) or 'none at all'}."
+        )
+    with connect(address, password) as connection, in_words(address), connection.transaction():
+        _drop_role(connection, address, role)
+
+
 def remove(address: Address, password: str | None, name: str) -> int:
     """Take a lab out: its cells, and its role. Returns how many cells went. Raises `SharedError`."""
     from psycopg import sql
@@ -101,13 +138,33 @@ def remove(address: Address, password: str | None, name: str) -> int:
                 sql.SQL("DELETE FROM {} WHERE lab = %s").format(sql.Identifier(table)), [lab]
             )  # before the lab itself
         connection.execute("DELETE FROM lab WHERE id = %s", [lab])
-        connection.execute(
-            sql.SQL("REVOKE CONNECT ON DATABASE {} FROM {}").format(
-                sql.Identifier(address.database), sql.Identifier(role)
-            )
-        )
-        connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+        _drop_role(connection, address, role)
     return gone
+
+
+_READERS: Final = (
+    "SELECT rolname, shobj_description(oid, 'pg_authid') FROM pg_catalog.pg_roles "
+    "WHERE starts_with(shobj_description(oid, 'pg_authid'), %(prefix)s)"
+)
+
+
+def _reads(database: str) -> str:
+    """How the comment of a reader's role begins; its name follows. Roles are of the whole server."""
+    return f"labref: reads {database} as "
+
+
+def _named(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def _drop_role(connection: psycopg.Connection[tuple[Any, ...]], address: Address, role: str) -> None:
+    from psycopg import sql
+
+    of_role = sql.Identifier(role)
+    connection.execute(
+        sql.SQL("REVOKE CONNECT ON DATABASE {} FROM {}").format(sql.Identifier(address.database), of_role)
+    )
+    connection.execute(sql.SQL("DROP ROLE {}").format(of_role))
 
 
 def _slug(name: str) -> str:
@@ -120,7 +177,19 @@ def _role_of(connection: psycopg.Connection[tuple[Any, ...]], name: str) -> str:
     row = connection.execute("SELECT role FROM lab WHERE name = %s", [name]).fetchone()
     if row is not None:
         return str(row[0])
-    wanted = f"labref_{_slug(name)}"
+    return _free_role(connection, f"labref_{_slug(name)}")
+
+
+def _role_of_reader(connection: psycopg.Connection[tuple[Any, ...]], address: Address, name: str) -> str:
+    """The same of a reader, which its role's comment names: another of a like name keeps its password."""
+    prefix = _reads(address.database)
+    for role, said in connection.execute(_READERS.encode(), {"prefix": prefix}).fetchall():
+        if said == prefix + name:
+            return str(role)
+    return _free_role(connection, f"labref_reader_{_slug(name)}")
+
+
+def _free_role(connection: psycopg.Connection[tuple[Any, ...]], wanted: str) -> str:
     taken = connection.execute("SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", [wanted]).fetchone()
     return wanted if taken is None else f"{wanted}_{secrets.token_hex(3)}"
 

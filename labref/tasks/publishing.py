@@ -243,7 +243,7 @@ class Publisher:
 
     def is_behind(self) -> bool:
         """Whether the shared store has not been told for so long that somebody has to see to it."""
-        return self.lag_seconds() > _BEHIND_SECONDS
+        return is_behind(self.waiting()[1])
 
     def _run(self, work: Callable[[Publication, Callable[[], None]], None]) -> None:
         """Do work on a connection until the agent ends; on another one where it fails."""
@@ -300,6 +300,12 @@ class Publisher:
             if thumbnails.send() is None:
                 well()
                 self._came.wait()
+
+
+def is_behind(since: datetime | None) -> bool:
+    """Whether what the shared store is to be told of waits for so long that somebody has to see to it. since : when the
+    first of it came, UTC; None where nothing waits."""
+    return since is not None and (datetime.now(UTC) - since).total_seconds() > _BEHIND_SECONDS
 
 
 def state(lab: Lab, store: Store, publisher: Publisher | None) -> dict[str, object] | None:
