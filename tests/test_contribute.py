@@ -363,7 +363,7 @@ def test_the_command_shows_what_leaves_and_asks(lab: Lab, tmp_path: Path) -> Non
     assert done.exit_code == 1 and not (tmp_path / "1.pack").exists()
     for column in COLUMNS:
         assert re.search(rf"^  {column} +[A-Z]+", done.stdout, re.MULTILINE), column
-    assert "10 cells would leave" in done.stdout and re.search(r"^ +4  basophil$", done.stdout, re.MULTILINE)
+    assert "It would hold 10 cells.\n" in done.stdout and re.search(r"^ +4  basophil$", done.stdout, re.MULTILINE)
     assert re.search(r"^ +2  stay: no person gave its label$", done.stdout, re.MULTILINE)
     assert re.search(r"^ +1  stay: only the name of a folder says its class", done.stdout, re.MULTILINE)
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -376,9 +376,16 @@ def test_the_command_shows_what_leaves_and_asks(lab: Lab, tmp_path: Path) -> Non
     for more in ([], ["--out", "x.pack"]):
         done = CliRunner().invoke(app, ["contribute", *more, "--lab", str(lab.folder)])
         assert done.exit_code == 2
-    for consent in ("", "Karin\nSjövall", "x" * 70):
-        with pytest.raises(LabrefError, match="consent"):
+    for consent in ("", "Karin\nSjövall", "x" * 70, "ethics vote 7, 2026"):
+        with pytest.raises(LabrefError, match=r"consent cannot be .*letters from A to Z, digits, spaces and"):
             run_all(lab, "contribute.write", target=str(tmp_path / "2.pack"), consent=consent)
+
+
+def test_the_lab_is_told_which_of_its_analysers_a_pseudonym_is(lab: Lab) -> None:
+    (shown,) = run_all(lab, "contribute.preview")
+    names = Pseudonyms(own_key(lab)[0])
+    assert set(shown["analysers"]) == set(shown["optics"]) and len(shown["analysers"]) >= 1
+    assert all(names.optics(name) == pseudonym for pseudonym, name in shown["analysers"].items())
 
 
 # whole, or not there
@@ -464,8 +471,12 @@ def test_a_lab_has_one_key_of_its_own(made: Lab, lab: Lab, tmp_path: Path) -> No
     assert read_public_key((tmp_path / "lab.pub").read_bytes(), "x").id == row["id"] == own_key(made)[0].public.id
     if os.name != "nt":
         assert stat.S_IMODE((lab.folder / "key").stat().st_mode) == 0o600
-    with pytest.raises(LabError, match="has a key already"):
-        run_all(lab, "key.own", name="Another")
+    (renamed,) = run_all(lab, "key.own", name="Another")
+    assert (renamed["name"], renamed["id"], renamed["made"]) == ("Another", row["id"], False)
+    assert run_all(lab, "key.own") == [renamed] and read_public_key(renamed["document"].encode(), "x").name == "Another"
+    with pytest.raises(KeyFileError, match="no name of a key"):
+        run_all(lab, "key.own", name="two\nlines")
+    assert run_all(lab, "key.own") == [renamed]
     (lab.folder / "key.pub").unlink()
     assert own_key(lab)[0].public.id == row["id"], "the public one is made of the private one"
     (lab.folder / "key").unlink()

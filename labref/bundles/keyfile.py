@@ -23,7 +23,7 @@ from labref.bundles.signing import MAX_DOCUMENT_BYTES, PublicKey, read_public_ke
 from labref.errors import KeyFileError
 from labref.files import read_file, sync_folder
 
-__all__ = ["PASSPHRASE", "PUBLIC", "SigningKey", "new_key", "number_of_now", "public_of", "write_new"]
+__all__ = ["PASSPHRASE", "PUBLIC", "SigningKey", "check_key_name", "new_key", "number_of_now", "public_of", "write_new"]
 
 PUBLIC: Final = ".pub"
 """What the name of a public key's file ends with."""
@@ -102,18 +102,23 @@ class SigningKey:
         return hmac.new(self._private.private_bytes_raw(), purpose.encode(), hashlib.sha256).digest()
 
 
-def new_key(file: Path, name: str, passphrase: str | None = None) -> PublicKey:
-    """Make a key: the private one in the file `file`, for its owner alone, the public one beside it.
-
-    name : whose it is, for people.  passphrase : without it nobody can use the private key. Raises `KeyFileError`, also
-    where one of the files is there: a key that is lost cannot be made again.
-    """
+def check_key_name(name: str) -> None:
+    """Raise `KeyFileError` where a key cannot be called so."""
     try:
         line(name)
     except ValueError as error:
         raise KeyFileError(f"{name!r} is no name of a key: it {error}.") from None
     if not 1 <= len(name) <= 100:
         raise KeyFileError("the name of a key has 1 to 100 characters.")
+
+
+def new_key(file: Path, name: str, passphrase: str | None = None) -> PublicKey:
+    """Make a key: the private one in the file `file`, for its owner alone, the public one beside it.
+
+    name : whose it is, for people.  passphrase : without it nobody can use the private key. Raises `KeyFileError`, also
+    where one of the files is there: a key that is lost cannot be made again.
+    """
+    check_key_name(name)
     taken = next((path for path in (file, public_of(file)) if path.exists() or path.is_symlink()), None)
     if taken is not None:
         raise KeyFileError(

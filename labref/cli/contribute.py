@@ -1,5 +1,6 @@
 """`labref contribute`: reviewed cells for the centre, without anything that names a patient."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +17,10 @@ __all__ = ["add_to"]
 _HELP = """Give reviewed cells to the centre: one signed file, without anything that names a patient.
 
 Only cells whose label a person gave leave, in labref or in the analyser. Of each: its prepared picture of 256×256 pixels (no
-EXIF and no text of the file), its class, where that was said and how often, its measures of optics, its latent, and a
-pseudonym for its analyser. No slide, patient, folder, file, date and reviewer leaves; --shift-dates gives the times of
-capture, moved by a number of days that only this lab's key knows. What is burnt into the pixels beside a cell can be seen in
-its picture: look at the sheet of --preview.
+EXIF and no text of the file), its class, where that was said and how often, measures of the picture, its latent, and
+pseudonyms of the cell and its analyser. No slide, patient, folder, file, date and reviewer leaves; --shift-dates gives the
+times of capture, moved by a number of days that only this lab's key knows. What is burnt into the pixels beside a cell can be
+seen in its picture: look at the sheet of --preview.
 
 --preview says exactly what leaves, and what stays and why, draws some of the pictures, and asks before it writes. Give it
 before the first pack, and to whoever has to agree.
@@ -39,6 +40,10 @@ With --json, one object: of --preview alone what would leave, else what was writ
 
 @contribute.PackPreview @contribute.PackWritten
 """
+_NOBODY = (
+    "Nothing in a pack names a slide, patient, folder, file or person, nor the lab or its analysers. What is burnt into a picture beside "
+    "its cell would be seen: look at --sheet."
+)
 _REASONS = {
     "not_reviewed": "no person gave its label",
     "class_not_declared": "only the name of a folder says its class, which could be a patient's; name it in [watch.labels]",
@@ -59,8 +64,8 @@ def contribute(
         str | None,
         typer.Option(
             "--consent",
-            metavar="CLASS",
-            help="Licence or consent under which the lab gives them, in a word or two.",
+            metavar="WORDS",
+            help="On what ground the lab gives them: a licence or a consent, in a word or two. Needed with --out.",
             show_default=False,
         ),
     ] = None,
@@ -113,7 +118,7 @@ def contribute(
             if not shown["cells"] and not shown["removed"]:
                 say("Nothing is new since the last pack; none is written.", err=json)
             else:
-                typer.confirm(f"Write this into {out}?", abort=True, err=True)
+                typer.confirm(f"Write this into {out}, given under the words {consent!r}?", abort=True, err=True)
     assert out is not None and consent is not None
     (row,) = perform(where, "contribute.write", target=str(absolute(out)), consent=consent, as_of=as_of, **how)
     if json:
@@ -123,11 +128,11 @@ def contribute(
         say("Nothing is new since the last pack, so none was written.")
         return
     say(
-        f"{counted(row['cells'], 'cell')} ({row['again']} of them given before, otherwise labelled), {row['bytes'] / 1e6:.1f} MB, are in "
-        f"{row['target']}, signed by the lab's key {row['lab']}; {counted(row['removed'], 'cell')} to drop."
+        f"{row['target']} holds {_changes(row)}: {row['bytes'] / 1e6:.1f} MB, signed by the lab's key {row['lab']}. Bring it to the "
+        "centre, which takes it in once it trusts that key: `labref key own` gives its public file."
     )
     for reason, number in row["left_out"].items():
-        say(f"  stays: {number} x {_REASONS[reason]}")
+        say(f"  {number:>8}  stay: {_REASONS[reason]}")
 
 
 def _show(row: dict[str, Any], *, err: bool) -> None:
@@ -137,18 +142,28 @@ def _show(row: dict[str, Any], *, err: bool) -> None:
     say("What leaves of each cell:", err=err)
     for column in row["columns"]:
         say(f"  {column['name']:<17} {column['type']:<10} {column['what']}", err=err)
-    say(
-        f"{counted(row['cells'], 'cell')} would leave, {row['again']} of them given before and otherwise labelled now; "
-        f"{counted(row['given_before'], 'cell')} the centre has already; {counted(row['removed'], 'cell')} it is told to drop.",
-        err=err,
-    )
+    say(f"It would hold {_changes(row)}.", err=err)
+    if row["given_before"]:
+        say(f"The centre has {counted(row['given_before'], 'cell')} already, as they are now.", err=err)
     for label, number in row["classes"].items():
         say(f"  {number:>8}  {label}", err=err)
     for optics, number in row["optics"].items():
-        say(f"  {number:>8}  from the analyser {optics}", err=err)
+        name = row["analysers"][optics]
+        whose = "an analyser without a name" if name is None else f"the analyser {name}"
+        say(f"  {number:>8}  from {whose}, called {optics} there", err=err)
     for reason, number in row["left_out"].items():
         say(f"  {number:>8}  stay: {_REASONS[reason]}", err=err)
-    say("No slide, patient, folder, file and reviewer is in a pack, and no name of the lab.", err=err)
+    say(_NOBODY, err=err)
+
+
+def _changes(row: Mapping[str, Any]) -> str:
+    """How many cells a pack holds, and how many the centre is told to drop."""
+    told = counted(row["cells"], "cell")
+    if row["again"]:
+        told += f" ({row['again']} of them given before, with another label or history now)"
+    if row["removed"]:
+        told += f", and {counted(row['removed'], 'cell')} for the centre to drop"
+    return told
 
 
 def _draw(lab: "Lab", row: dict[str, Any], out: Path) -> None:

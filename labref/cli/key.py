@@ -17,10 +17,13 @@ Whoever makes bundles signs each with a private key, and gives labs the public k
 key that it trusts has signed. It trusts labref's own from the beginning, which signs the starter, and others when an
 administrator says so. Nothing expires.
 
+The lab also has a key of its own, with which it signs the cells that it gives to the centre (`labref contribute`): `own`.
+
 \b
   labref key trust hospital.key.pub      after its id was compared by telephone
   labref key list
   labref key revoke 157e6767fd6b5cb0     it is lost, or stolen
+  labref key own --out lund.pub          for the centre
 """
 _TRUST = """Take in bundles that a key signs, from now on.
 
@@ -98,7 +101,7 @@ def own(
     lab: LabOption = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="Whose it is, where it is made now.", show_default=False),
+        typer.Option("--name", metavar="NAME", help="Whose it is, for people at the centre.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -124,10 +127,14 @@ def own(
         print_json(row)
         return
     say(f"{'A key was made for this lab' if row['made'] else 'The key of this lab'}: {row['name']} ({row['id']}).")
+    if row["made"]:
+        say(f"It lies in {where.folder} as the files key and key.pub, and in no backup: keep a copy of both in a safe.")
     if out is not None:
         say(
             f"Its public key is in {out}. Give that to the centre, and tell it the id by another way, such as the telephone."
         )
+    else:
+        say("The centre needs its public file: `labref key own --out FILE.pub`.")
 
 
 def list_(lab: LabOption = None, json: JsonOption = False) -> None:

@@ -15,14 +15,14 @@ import io
 import os
 import threading
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labref.bundles.keyfile import SigningKey, new_key, public_of, write_new
+from labref.bundles.keyfile import SigningKey, check_key_name, new_key, public_of, write_new
 from labref.errors import KeyFileError, LabError
 from labref.failpoints import failpoint
 from labref.files import give, read_file, sync_folder
@@ -39,7 +39,8 @@ _making = threading.Lock()
 
 
 def own_key(lab: Lab, name: str | None = None) -> tuple[SigningKey, bool]:
-    """The lab's own key, made where it has none; and whether it was made now. name : whose it is, for a new one.
+    """The lab's own key, made where it has none; and whether it was made now. name : whose it is, for people; one that
+    has another name gets this one, and stays the same key.
 
     Raises `KeyFileError` where it is lost or cannot be used.
     """
@@ -51,7 +52,8 @@ def own_key(lab: Lab, name: str | None = None) -> tuple[SigningKey, bool]:
                 "another key, the centre has to trust that, and counts it as another lab."
             )
         if public_of(file).exists():
-            return SigningKey.open(file, group=group), False
+            opened = SigningKey.open(file, group=group)
+            return (opened if name in (None, opened.public.name) else _renamed(lab, opened, str(name))), False
         if file.exists():  # the public one is made of it
             SigningKey.restore_public(file, name or _NAME)
             give(public_of(file), lab.rights)
@@ -72,6 +74,21 @@ def own_key(lab: Lab, name: str | None = None) -> tuple[SigningKey, bool]:
         opened = SigningKey.open(file, group=group)
         assert opened.public.id == public.id
         return opened, True
+
+
+def _renamed(lab: Lab, key: SigningKey, name: str) -> SigningKey:
+    """The same key, its public file with another name: the name is no part of the key, and of no pack."""
+    check_key_name(name)
+    file = public_of(lab.folder / "key")
+    draft = file.with_name(f".{file.name}-{os.urandom(6).hex()}")
+    try:
+        write_new(draft, replace(key.public, name=name).to_bytes(), 0o644)
+        give(draft, lab.rights)
+        os.replace(draft, file)
+        sync_folder(lab.folder)
+    finally:
+        draft.unlink(missing_ok=True)
+    return SigningKey.open(lab.folder / "key", group=lab.config.access.group)
 
 
 class Pseudonyms:

@@ -221,6 +221,9 @@ def explain(errors: Sequence[Mapping[str, Any]], request: type[BaseModel] | None
             told.append(f"{where} is no parameter here; {names}. Perhaps another version of labref asked")
             continue
         plain = _PLAIN.get(error["type"])
+        if error["type"] == "string_pattern_mismatch" and "\\x00" not in error["ctx"]["pattern"] and where in known:
+            told.append(f"{where} cannot be {error['input']!r}. {known[where].description}")
+            continue
         if error["type"] in ("greater_than_equal", "less_than_equal") and where in known:
             metadata = known[where].metadata
             least = next((limit.ge for limit in metadata if hasattr(limit, "ge")), None)

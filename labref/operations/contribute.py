@@ -73,6 +73,9 @@ class PackPreview(Answer):
     given_before: int = Field(description="Cells that the centre has and that are as they were.")
     classes: dict[str, int] = Field(description="Cells that leave, by class.")
     optics: dict[str, int] = Field(description="Cells that leave, by the pseudonym of their analyser.")
+    analysers: dict[str, str | None] = Field(
+        description="The lab's own names of these analysers, by their pseudonyms; null for cells of one without a name. They do not leave."
+    )
     left_out: dict[str, int] = Field(
         description="Cells that stay, by the reason. `not_reviewed`: no person gave its label; `class_not_declared`: only the name of a "
         "folder says its class, which could be a patient's; `changed_since`: it came, or got another label, after `as_of`."
@@ -160,6 +163,7 @@ def preview(context: Context, *, everything: _Everything = False, shift_dates: _
         "given_before": chosen.same,
         "classes": dict(sorted(classes.items())),
         "optics": dict(sorted(Counter(names.optics(cell.analyser) for cell in chosen.cells.values()).items())),
+        "analysers": {names.optics(name): name for name in {cell.analyser for cell in chosen.cells.values()}},
         "left_out": dict(sorted(chosen.left_out.items())),
         "samples": sorted(samples, key=lambda one: one["label"]),
     }
@@ -174,7 +178,8 @@ def write(
         str,
         Field(
             pattern=CONSENT,
-            description="The licence or consent under which the lab gives these cells, in a word or two, as `CC BY 4.0`.",
+            description="The licence or consent under which the lab gives these cells, in a word or two, as `CC BY 4.0`: letters from A to Z, "
+            "digits, spaces and . _ : / + -, at most 60.",
         ),
     ],
     as_of: Annotated[

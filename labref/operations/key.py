@@ -10,7 +10,7 @@ from pydantic import Field
 
 from labref.bundles.schema import parse_json
 from labref.bundles.signing import MAX_DOCUMENT_BYTES, read_public_key, read_rotation
-from labref.errors import BundleError, LabError
+from labref.errors import BundleError
 from labref.lab.contributing import own_key
 from labref.lab.trust import follow_rotation, known_keys, revoke_key, trust_key
 from labref.operations import operation
@@ -96,14 +96,12 @@ def own(
         Field(
             min_length=1,
             max_length=100,
-            description="Whose key it is, for people at the centre; only a new key takes it.",
+            description="Whose key it is, for people at the centre. A key that has another name is called so from now on.",
         ),
     ] = None,
 ) -> Iterator[Row]:
     """Show the lab's own key, which signs packs for the centre. It is made when it is first asked for."""
     key, made = own_key(context.lab, name)
-    if name is not None and key.public.name != name:
-        raise LabError(f"the lab has a key already, called {key.public.title}. It keeps its name.")
     yield {
         "id": key.public.id,
         "name": key.public.name,
