@@ -113,3 +113,11 @@ def test_a_room_needs_a_role_that_only_reads_and_cells_of_its_bundle(
     with password("wrong"):
         done = CliRunner().invoke(app, ["web", "--shared", shared.url(reader.user)])
         assert done.exit_code == 1 and "does not take the password" in done.output
+    done = CliRunner().invoke(app, ["web", "--shared", shared.url(reader.user)])
+    assert done.exit_code == 1 and "and none was given" in done.output and "--password-file" in done.output
+
+
+def test_a_cell_whose_picture_is_not_there_yet_is_drawn_as_a_circle(browser: Browser) -> None:
+    answer = browser.get("/shared/picture?lab=Lund&cell=0123456789abcdef")
+    assert answer.headers["content-type"] == "image/svg+xml" and "<circle" in answer.text
+    assert answer.headers["cache-control"] == "no-store"

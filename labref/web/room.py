@@ -187,7 +187,9 @@ def _answer(visit: Visit, room: _Room) -> Response:
         return visit.show("ask.html", status=422, problem=str(error))
     labels = {asked["predicted"]["label"], *(one["label"] for one in asked["references"])}
     styles = {label: style_of(label) for label in labels}
-    return visit.show("room-answer.html", asked=asked, shown=shown, styles=styles, picture=_picture)
+    return visit.show(
+        "room-answer.html", asked=asked, shown=shown, styles=styles, picture=_picture, three=cell_page.three
+    )
 
 
 def _colours(visit: Visit, room: _Room) -> Response:

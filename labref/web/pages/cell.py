@@ -77,7 +77,7 @@ def _show(visit: Visit, shown: Row, chosen: Mapping[str, str], sources: Mapping[
         bars=_bars(shown["distribution"]["weights"]),
         tiles=_tiles(shown["references"]),
         address=lambda **other: "?" + urlencode({**chosen, **other}),
-        three=_three,
+        three=three,
         own_map=own_map,
         map_query="?" + urlencode(on_map) if on_map else "",
         shares=visit.pictures.shares,
@@ -113,7 +113,7 @@ def _bars(weights: Mapping[str, float]) -> list[tuple[str | None, float]]:
     return [*seen, (None, rest)] if len(seen) < len(shares) else [*seen]
 
 
-def _three(value: float) -> str:
+def three(value: float) -> str:
     """A number with three figures."""
     if value == 0 or not math.isfinite(value):
         return "0"

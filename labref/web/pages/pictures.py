@@ -18,6 +18,10 @@ __all__ = ["class_colours"]
 
 _VIEWS: Final = {name: name for name in get_args(View)}
 _KEPT_SECONDS: Final = 3600  # what a cell looks like does not change, but it may be removed
+_NO_PICTURE: Final = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 96 96"><circle cx="48" cy="48" r="24" fill="none" stroke="#888" '
+    'stroke-width="3" stroke-dasharray="6 5"/></svg>'
+)
 
 
 @page("/cell/{cell_id}/picture")
@@ -58,10 +62,11 @@ def central(visit: Visit, bundle: str, cell_id: str) -> Response:
 
 @page("/shared/picture")
 def of_others(visit: Visit) -> Response:
-    """The thumbnail of a cell of another lab, by the shared store."""
+    """The thumbnail of a cell of another lab, by the shared store; a dashed circle where that has none yet, as labs
+    send pictures after all else, or cannot be reached."""
     made = visit.pictures.of_shared(visit.query.get("lab", ""), visit.query.get("cell", ""))
     if made is None:
-        return _none("there is no such cell, or the shared store is out of reach", 404)
+        return Response(_NO_PICTURE, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
     return Response(made, media_type="image/jpeg", headers={"Cache-Control": f"private, max-age={_KEPT_SECONDS}"})
 
 
