@@ -40,6 +40,7 @@ from labref.cells.sameness import DEFAULTS as DUPLICATES
 from labref.demo.cells import LABELS, OPTICS, draw_cell, make_slides
 from training.data.classes import class_group, class_id
 from training.data.images import Item, read_cells
+from training.data.pool import Pool, is_pool
 from training.measure.evaluate import K, nearest
 from training.measure.space import encode
 from training.networks.architecture import build_trunk
@@ -152,6 +153,7 @@ def export_bundle(
                 "parity": asdict(parity),
                 "weights": {"trunk": int(trunk.count_params()), "encoder": int(encoder.count_params())},
                 **({"adopted": dict(run.adopted)} if run.adopted else {}),
+                **({"consents": _consents(run)} if is_pool(run.data) else {}),
             },
             figures=measured,
             files={},
@@ -269,6 +271,12 @@ def _some(run: Run, items: Sequence[Item], count: int, take: Callable[[CellImage
 def _optics(run: Run) -> dict[str, Any]:
     """Background, focus and colour of cells trained on, for the drift that `labref status` warns of."""
     return statistics(_some(run, run.split.train, OPTICS_CELLS, measure))
+
+
+def _consents(run: Run) -> dict[str, list[str]]:
+    """Of a run on a pool: under which licence or consent labs gave its cells, by domain."""
+    items = [item for part in ("train", "validation", "holdout") for item in run.split.part(part)]
+    return Pool.open(run.data).consents([item.path for item in items])
 
 
 def _quality(run: Run) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from labref.bundles.bundle import Manifest
@@ -28,7 +28,13 @@ def _data(training: Mapping[str, Any], total: int, atlas: Mapping[str, Any]) -> 
     """Where the images come from, and under which licence."""
     config = training["config"]
     domains = list(config.get("domains") or [training["data"]])
-    lines = [_SOURCES.get(name, f"Class folders named `{name}`.") for name in domains]
+    given: Mapping[str, Sequence[str]] = training.get("consents", {})
+    lines = [
+        f"Cells that a lab gave, of one of its analysers (`{name}` in the pool), under: {', '.join(given[name])}."
+        if name in given
+        else _SOURCES.get(name, f"Class folders named `{name}`.")
+        for name in domains
+    ]
     if config.get("attributes"):
         lines.append(_ATTRIBUTES if "pbc" in domains else f"Attributes: `{config['attributes']}`.")
     carried = (

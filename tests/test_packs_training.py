@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ def test_two_labs_give_packs_the_centre_trains_and_both_install_the_bundle(
     command("exporters", "key", "new", tmp_path / "centre.key", "--name", "Our centre")
     bundle = tmp_path / "of-the-labs.labref"
     command("exporters", "bundle", trained, "--out", bundle, "--key", tmp_path / "centre.key")
+    with zipfile.ZipFile(bundle) as archive:
+        card = archive.read("MODEL_CARD.md").decode()
+    for domain in made.config.domains:
+        assert f"of one of its analysers (`{domain}` in the pool), under: CC BY 4.0." in card
     for lab in given:
         labref(lab, "key", "trust", tmp_path / "centre.key.pub")
         assert "signed by Our centre" in labref(lab, "bundle", "install", bundle)

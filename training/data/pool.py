@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,18 @@ class Pool:
     def domains(self) -> tuple[str, ...]:
         """One for each lab and optics, in order."""
         return tuple(sorted({cell.domain for cell in self.cells.values()}))
+
+    def consents(self, paths: Collection[str]) -> dict[str, list[str]]:
+        """Under which licence or consent labs gave these cells, each named once, by domain; of those that the pool has
+        not any more nothing."""
+        wanted = {self.cells[path].name for path in paths if path in self.cells}
+        found: dict[str, set[str]] = {}
+        with in_words(self.folder), closing(connect()) as database:
+            rows = database.execute(f"SELECT name, domain, consent FROM {table(self.folder / INDEX)}").fetchall()
+        for name, domain, consent in rows:
+            if name in wanted:
+                found.setdefault(domain, set()).add(consent)
+        return {domain: sorted(consents) for domain, consents in sorted(found.items())}
 
     def pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes, tuple[float, float, float]]]:
         """Path, WebP bytes and background (R, G, B, 0 to 255; 0 where it is not known) of cells, each once, in any
