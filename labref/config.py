@@ -888,12 +888,13 @@ def _own_analysers(folders: Sequence[Path], names: Sequence[str | None]) -> str:
     """The section [watch.analysers] of a new lab: nothing for one folder, an example where all have one name."""
     if len(folders) < 2:
         return ""
-    lines = [f"# {_toml_string(str(folders[1]))} = 'DM96'"]
+    lines = ["# [watch.analysers]", f"# {_toml_string(str(folders[1]))} = 'DM96'"]
     if len(set(names)) > 1:
         pairs = zip(folders, names, strict=True)
-        lines = [f"{_toml_string(str(folder))} = {_toml_string(name)}" for folder, name in pairs if name is not None]
+        named = [f"{_toml_string(str(folder))} = {_toml_string(name)}" for folder, name in pairs if name is not None]
+        lines = ["[watch.analysers]", *named]
     head = "# Where the folders are of several analysers: each folder, as it is written above, and its analyser"
-    return "\n".join([head, "[watch.analysers]", *lines, "", ""])
+    return "\n".join([head, *lines, "", ""])
 
 
 def starting_config(folders: Sequence[Path], analysers: Sequence[str | None] = ()) -> str:

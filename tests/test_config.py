@@ -35,7 +35,7 @@ def test_the_file_that_init_writes_reads_back_as_it_was_meant(tmp_path: Path, fo
 
 def test_every_comment_in_the_file_that_init_writes_is_a_setting_that_works(tmp_path: Path) -> None:
     lines = starting_config([Path("/mnt/export"), Path("/mnt/other")]).splitlines()
-    settings = [line.removeprefix("# ") for line in lines if " = " in line or line.startswith(("[", "# [["))]
+    settings = [line.removeprefix("# ") for line in lines if " = " in line or line.startswith(("[", "# ["))]
     uncommented = "\n".join(lines[lines.index("[watch]") :])
     for setting in settings:
         uncommented = uncommented.replace(f"# {setting}", setting)
