@@ -18,7 +18,7 @@ app = typer.Typer(help="Ship a trained run as a bundle that labs run without Ten
 _keys = typer.Typer(
     help="""The keys that bundles are signed with: make one, sign, hand over to the next.
 
-    A lab takes in what a key that it trusts has signed. deploy/README.md says how a key is kept, and what to do where it is lost.
+    A lab takes in what a key that it trusts has signed. deploy/training.md says how a key is kept, and what to do where it is lost or stolen.
 
     python -m exporters key new hospital.key --name "Our hospital, blood lab"
 

@@ -111,7 +111,9 @@ def test_the_command_trains_lists_and_uses_the_map_of_one_analyser(lab: Lab) -> 
     assert {row["number"] for row in rows("list", "--lab", lab.folder) if row["in_use"]} == {
         state["map"]["number"], first["number"], other["number"],
     }  # fmt: skip
-    assert "the analyser 'nobody' has 0" in labref("train", "--analyser", "nobody", "--lab", lab.folder, code=1)
+    assert "from the analyser 'nobody'; analysers are: " in labref(
+        "train", "--analyser", "nobody", "--lab", lab.folder, code=1
+    )
 
 
 def test_the_cells_of_one_analyser_are_drawn_listed_and_judged_on_its_own_map(lab: Lab, tmp_path: Path) -> None:
