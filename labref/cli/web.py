@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from labref.cli._shared import say
+from labref.cli._shared import counted, say
 from labref.cli.bundle import BundleOption, KeyOption, UnsignedOption
 from labref.cli.shared import FileOption
 
@@ -49,9 +49,10 @@ def web(
     ended = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     with open_room(address, password, bundle=bundle, keys=key or (), unsigned=unsigned, port=port) as room:
-        say(f"{room.server}: {room.cells} cells of {room.labs} labs. Open this in a browser of this computer:")
+        labs = f"{counted(room.cells, 'cell')} of {counted(room.labs, 'lab')}"
+        say(f"The shared store {room.server} has {labs}. Open this in a browser of this computer:")
         say(room.link)
-        say("It signs in whoever opens it first. Ctrl-C ends the pages.")
+        say(f"It signs in whoever opens it first. Ctrl-C ends the pages. Until then their log is {room.log}.")
         try:
             while not ended.wait(1.0):
                 pass

@@ -64,12 +64,13 @@ _CODE_LENGTH: Final = 16
 @dataclass(frozen=True)
 class OpenRoom:
     """Pages that are served. link : signs in whoever opens it first.  server, labs, cells : whose they are, as they
-    were at the start."""
+    were at the start.  log : where what goes wrong is written, until they end."""
 
     link: str
     server: str
     labs: int
     cells: int
+    log: Path
 
 
 class _Room:
@@ -236,10 +237,10 @@ def _application(room: _Room, pictures: Pictures, door: _Door, log: Any) -> ASGI
         return answer
 
     async def failed(request: Request, error: Exception) -> Response:
-        status = getattr(error, "status_code", 500)
+        status: int = getattr(error, "status_code", 500)
         visit = visit_of(request, b"")
         nothing = visit.texts.gettext("Nothing is at this address.")
-        problem = nothing if status == 404 else getattr(error, "detail", "labref failed; its log has the reason.")
+        problem = nothing if status == 404 else str(getattr(error, "detail", error))
         return await to_thread.run_sync(visit.fail, status, problem)
 
     routes = [Route(path, endpoint(page), methods=[method]) for path, method, page in _PAGES]
@@ -305,6 +306,7 @@ def open_room(
             str(address),
             len({one.lab for one in counted}),
             sum(one.cells for one in counted),
+            lab.log_file,
         )
 
 
