@@ -23,6 +23,7 @@ from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.operations.ledger import _misplaced
+from labref.store.text import to_column
 from labref.tasks.context import Context
 from labref.tasks.jobs import Jobs
 from labref.tasks.map_job import keep_map
@@ -191,6 +192,120 @@ def test_a_place_that_is_wrong_on_the_own_map_alone_is_found(lab: Lab) -> None:
         assert _misplaced(store, bundle, every) == [] and not store.faults().found
         again = store.maps.active(bundle, OWN)
         assert again is not None and len(again.positions) == CELLS
+
+
+ODD = ["dc-1", "DC-1 ", "a\x1b[31mb\nc", "' OR 1=1 --", "\udce5", "x" * 3000]
+
+
+def called(lab: Lab, names: list[str]) -> None:
+    """Call the analysers of its cells otherwise, one after the other."""
+    with lab.open_store() as store:
+        ids = [cell for (cell,) in store._connection.execute("SELECT cell_id FROM cell ORDER BY number").fetchall()]
+        for n, name in enumerate(names):
+            store._connection.execute(
+                "UPDATE cell SET analyser = ? WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))",
+                [to_column(name), ids[n :: len(names)]],
+            )
+
+
+def test_an_analyser_that_no_cell_came_from_is_refused_and_not_shown_as_one_without_faults(lab: Lab) -> None:
+    for command in (
+        ["node", 0, 0],
+        ["suspects"],
+        ["unidentified"],
+        ["classify"],
+        ["show", "--out", lab.folder / "../x.png"],
+    ):
+        for name in ("dc-1", "DC-1 left", "", "a\x1b[31mb"):
+            said = labref(*command, "--analyser", name, "--lab", lab.folder, code=1)
+            assert "no cell on the map is from the analyser" in said and "\x1b" not in said, (command, name)
+            assert "analysers are: <DI-60>, DC-1" in said
+    with pytest.raises(LabrefError, match="from the analyser 'nobody'"):
+        one(lab, "map.picture", analysers=[OWN, "nobody"])
+    for name, more in (("map.facets", {}), ("map.spot", {"cell": "0" * 16})):
+        with pytest.raises(LabrefError, match="from the analyser 'nobody'"):
+            one(lab, name, analyser="nobody", **more)
+
+
+def test_on_the_map_of_all_cells_a_node_lists_those_of_the_analyser_alone(lab: Lab) -> None:
+    listed: dict[str, list[str]] = {}
+    for analyser in (None, OTHER):
+        words = [] if analyser is None else ["--analyser", analyser]
+        nodes = [rows("node", row, column, *words, "--lab", lab.folder) for row in range(8) for column in range(9)]
+        listed[str(analyser)] = [cell["cell_id"] for node in nodes for cell in node]
+        if analyser is not None:
+            assert {cell["analyser"] for node in nodes for cell in node} == {analyser}
+    assert (len(listed["None"]), len(listed[OTHER])) == (2 * CELLS, CELLS)
+
+
+def test_a_lab_that_does_without_own_maps_has_none_in_use(lab: Lab) -> None:
+    (own,) = (row for row in rows("list", "--lab", lab.folder) if row["analyser"] == OWN)
+    assert own["in_use"]
+    say(lab, per_analyser=False)
+    (own,) = (row for row in rows("list", "--lab", lab.folder) if row["analyser"] == OWN)
+    assert not own["in_use"] and own["weights_kept"]
+    assert "per_analyser = false" in labref("use", own["number"], "--lab", lab.folder, code=1)
+    say(lab, per_analyser=True)
+    assert rows("status", "--lab", lab.folder)[0]["own"][0]["number"] == own["number"]
+
+
+def test_an_analyser_whose_cells_are_all_gone_has_no_page_and_breaks_none(lab: Lab) -> None:
+    called(lab, [OTHER])
+    say(lab, enabled=False)
+    (state,) = rows("status", "--lab", lab.folder)
+    assert (state["placed"], [one["analyser"] for one in state["own"]]) == (2 * CELLS, [OWN])
+    assert "analysers are: DC-1" in labref("suspects", "--analyser", OWN, "--lab", lab.folder, code=1)
+    lab = Lab.open(lab.folder)
+    with running_agent(lab):
+        viewer = let_in(lab, "Vera", "view")
+        for path in ("/map", f"/map?analyser={key_of(OWN)}", f"/map/region/0/0/2/2?analyser={key_of(OWN)}"):
+            assert viewer.get(path).status == 200, path
+
+
+def test_analysers_with_odd_names_get_maps_but_no_more_than_some(
+    lab: Lab, starter: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FEWEST", "FEWEST_OWN"):
+        monkeypatch.setattr(f"labref.tasks.mapping.{name}", 2)
+    monkeypatch.setattr("labref.tasks.mapping._REST", 0)
+    monkeypatch.setattr("labref.tasks.mapping._MOST_OWN", len(ODD) - 1)
+    called(lab, ODD)
+
+    def none() -> Any:
+        raise AssertionError("no map needs a network")
+
+    with lab.open_store() as store, open_log(lab) as log, closing(Jobs(log)) as jobs:
+        context = Context(lab, store, none, jobs, none)
+        for _ in range(40):
+            job = keep_map(context)
+            if job is None:
+                break
+            assert jobs.submit(job)
+            wait_until(lambda: not jobs.has("map") and not jobs.has("map places"), 60)
+            assert jobs.status()["ended"][job.name]["outcome"] == "done", jobs.status()
+        own = [name for name in store.maps.own_of(starter.digest) if name != OWN]  # it had one, and has no cells now
+        assert len(own) == len(ODD) - 1 and set(own) < set(ODD)
+        for name in own:
+            active = store.maps.active(starter.digest, name)
+            assert active is not None and len(active.positions) == store.analysers()[name]
+            assert {cell.analyser for cell in store.maps.cells(starter.digest, analyser=name)} == {name}
+    for name in own:
+        if "\udce5" not in name:
+            (shown,) = rows("show", "--analyser", name, "--json", "--lab", lab.folder)[:1]
+            assert set(shown["cells"]["analyser"]) == {name}
+    status = labref("status", "--lab", lab.folder)
+    assert "\x1b" not in status
+    say(lab, enabled=False)
+    lab = Lab.open(lab.folder)
+    with running_agent(lab):
+        viewer = let_in(lab, "Vera", "view")
+        for name in own:
+            if "\udce5" in name:  # no parameter holds it
+                continue
+            page = viewer.get(f"/map?analyser={key_of(name)}")
+            assert page.status == 200 and "data-rows" in page.text, name[:20]
+            address, *_ = tiles_of(page.text)
+            assert viewer.get(f"{address}/9/0_0.png").status == 200
 
 
 # in answers

@@ -181,7 +181,7 @@ from tests.test_map_store import trained
 from labref.som.placing import open_placer
 from labref.store import Store
 with Store.open(Path(sys.argv[1]), open_placer=open_placer) as store:
-    store.maps.switch(*trained(store, seed=7))
+    store.maps.switch(*trained(store, seed=7, analyser=sys.argv[2] if sys.argv[2:] else None))
 """
 
 
@@ -219,6 +219,37 @@ def test_killed_while_a_map_is_put_in_use_the_old_one_or_the_new_one_is_whole(
         version = store.maps.switch(*trained(store, seed=8))
         assert store.maps.in_use() == {version.number}
         check_places(store)
+
+
+@pytest.mark.parametrize("point", ["map.written", "map.positions", "map.row", "map.switch", "map.switched"])
+def test_killed_while_an_own_map_is_put_in_use_neither_map_is_half(tmp_path: Path, point: str) -> None:
+    names = ("DM96", "DC-1")
+    with new_store(tmp_path) as store:
+        store.record([new_cell(i, analyser=names[i % 2]) for i in range(90)], bundle=BUNDLE)
+        store.maps.switch(*trained(store))
+        store.maps.switch(*trained(store, analyser="DM96", rows=4, cols=5))
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, str(tmp_path / "store.duckdb"), "DM96"],
+        env={**_environment(), "LABREF_FAILPOINTS": f"{point}=kill@1"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == KILLED, done.stderr
+    with Store.open(tmp_path / "store.duckdb", open_placer=open_placer) as store:
+        assert store.maps.in_use() == {1, 3 if point == "map.switched" else 2}
+        # the next training takes the number that the killed one had
+        for analyser in (None, "DC-1", "DM96"):
+            store.record([new_cell(100 + len(store.maps.every()), analyser="DM96")], bundle=BUNDLE)
+            store.maps.switch(*trained(store, seed=8, analyser=analyser))
+            check_places(store)
+            for name in store.maps.own_of(BUNDLE):
+                active = store.maps.active(BUNDLE, name)
+                assert active is not None and len(active.positions) == store.analysers()[name]
+                assert {cell.analyser for cell in store.maps.cells(BUNDLE, analyser=name)} == {name}
+        row = store._connection.execute("SELECT count(*) FROM map_position WHERE map NOT IN (SELECT number FROM map)")
+        assert row.fetchone() == (0,) and not store.maps.lacks_places(BUNDLE) and not store.faults().found
 
 
 def _environment() -> dict[str, str]:

@@ -359,12 +359,8 @@ def train(
     settings: dict[str, Any] = {"rows": rows, "cols": columns, "sigma": sigma, "seed": seed}
     settings |= {"trainer": trainer, "full": full, "analyser": analyser}
     bundle = _bundle(context)
-    if analyser is not None and not context.lab.config.map.per_analyser:
-        raise LabrefError(
-            "this lab has one map, of all cells: its labref.toml says per_analyser = false below [map]. Set it to true, and restart the "
-            "agent, for a map of each analyser"
-        )
     if analyser is not None:
+        _require_own(context)
         _check_analyser(context, bundle, analyser)
     if context.jobs is None:
         steps = mapping.retrain(context.store, context.lab.config.map, bundle, **settings)
@@ -405,6 +401,8 @@ def use(
     context: Context, *, number: Annotated[int, Field(ge=1, le=1_000_000_000, description="Its number.")]
 ) -> Iterator[Row]:
     """Put a version of the map in use, whatever its figures."""
+    if any(one.number == number and one.analyser is not None for one in context.store.maps.every()):
+        _require_own(context)
     yield progress(0, 1, "placing every cell")
     yield _described(context, context.store.maps.use(number))
 
@@ -450,6 +448,8 @@ def node(
             f"{active.version.columns - 1}"
         )
     found = active.positions.at(row * active.version.columns + column)
+    if analyser is not None and active.version.analyser is None:
+        found = found.of(context.store.are_of(found.ids, analyser))
     ids = [int_to_id(number) for number in found.ids[:limit].tolist()]
     paths = {cell_id: cell.path for cell_id, cell in context.store.cells(ids).items()}
     of = {cell.cell_id: cell for cell in context.store.maps.cells(bundle, ids, analyser)}
@@ -499,7 +499,7 @@ def suspects(
     The labels that are judged are also the evidence, each only for cells of its own analyser. Labels that are no
     opinion, such as "Unidentified", are neither; see `map.unidentified`. See `labref.asking.mislabelled`.
     """
-    found = _survey(context, _one_of(analysers))
+    found = _survey(context, _one_of(context, analysers))
     at, doubts = doubted(context.store, found, sources or GIVEN)
     for here, row in _part(context, found, at, analysers, offset, limit):
         yield row | {
@@ -522,7 +522,7 @@ def unidentified(
     """List cells whose label is no opinion, each with the class that the cells about it suggest.
 
     The clearest come first. Only the cells of its own analyser count."""
-    found = _survey(context, _one_of(analysers))
+    found = _survey(context, _one_of(context, analysers))
     suggested = suggestions(context.store, found, sources or GIVEN)
     for here, row in _part(context, found, suggested.at, analysers, offset, limit):
         yield row | {
@@ -537,7 +537,7 @@ def picture(context: Context, *, wanted: CellsWanted) -> Iterator[Row]:
 
     It can be behind by some seconds while cells come in.
     """
-    found = _survey(context, _one_of(wanted.analysers))
+    found = _survey(context, _one_of(context, wanted.analysers))
     chosen = wanted.chosen(context, found)
     kept = None if chosen == Chosen() else found.select(chosen)
     nodes: Nodes = found.everything if kept is None else found.by_node(kept)
@@ -581,7 +581,7 @@ def region(
 
     Those of the most frequent class come first, and of each class those nearest to their node.
     """
-    found = _survey(context, _one_of(wanted.analysers))
+    found = _survey(context, _one_of(context, wanted.analysers))
     last_row, last_column = row if last_row is None else last_row, column if last_column is None else last_column
     for begin, last, size, what in (
         (row, last_row, found.rows, "rows"),
@@ -667,7 +667,7 @@ def facets(context: Context, *, analyser: _Own = None) -> Iterator[Row]:
 def classify(context: Context, *, sources: _Sources = None, analysers: _Analysers = None) -> Iterator[Row]:
     """Say how well a cell's neighbourhood on the map tells its label, each by the labels of its own analyser. There is
     a row for each class, the largest first, and one for all."""
-    _, active = _active(context, _one_of(analysers))
+    _, active = _active(context, _one_of(context, analysers))
     labelled = _labelled(context, sources, analysers)
     if not labelled:
         return
@@ -693,9 +693,20 @@ def _bundle(context: Context) -> str:
     return bundle
 
 
-def _one_of(analysers: list[str] | None) -> str | None:
-    """The analyser, where the cells of one are wanted: they are looked at on its own map, if it has one."""
+def _one_of(context: Context, analysers: list[str] | None) -> str | None:
+    """The analyser, where the cells of one are wanted: they are looked at on its own map, if it has one. Raises
+    `LabrefError` where no cell came from one of these: nothing found would read as nothing wrong."""
+    for analyser in analysers or ():
+        _check_analyser(context, _bundle(context), analyser)
     return analysers[0] if analysers is not None and len(analysers) == 1 else None
+
+
+def _require_own(context: Context) -> None:
+    if not context.lab.config.map.per_analyser:
+        raise LabrefError(
+            "this lab has one map, of all cells: its labref.toml says per_analyser = false below [map]. Set it to true, and restart the "
+            "agent, for a map of each analyser"
+        )
 
 
 def _active(context: Context, analyser: str | None = None) -> tuple[str, ActiveMap]:
@@ -782,7 +793,7 @@ def _labelled(context: Context, sources: list[LabelSource] | None, analysers: li
     wanted = set(map(str, sources or GIVEN))
     return [
         cell
-        for cell in context.store.maps.cells(_bundle(context), analyser=_one_of(analysers))
+        for cell in context.store.maps.cells(_bundle(context), analyser=_one_of(context, analysers))
         if cell.label_source in wanted
         and (analysers is None or cell.analyser in analysers)
         and not is_abstention(cell.label)
@@ -827,7 +838,7 @@ def _columns(context: Context, part: list[MapCell], of_patient: dict[str, str]) 
 def _described(context: Context, version: StoredMap) -> Row:
     """A version as JSON values, with whether it is in use, whether its weights are kept, and in words what came of
     it."""
-    used = version.number in context.store.maps.in_use()
+    used = version.number in context.store.maps.in_use() and (version.analyser is None or context.store.maps.own)
     values = asdict(version) | {"trained_at": utc(version.trained_at, timespec="seconds")}
     return values | {
         "in_use": used,
