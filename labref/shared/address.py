@@ -55,7 +55,7 @@ class Address:
             raise SharedError(
                 f"the URL of the shared store has the parameter {unknown[0]!r}; it can have {', '.join(sorted(_PARAMETERS))}."
             )
-        host = unquote(parts.hostname or "") or given.pop("host", "")
+        host = unquote(_host(parts.netloc)) or given.pop("host", "")
         database, user = unquote(parts.path.lstrip("/")), unquote(parts.username or "")
         if not host or not database or not user or "," in host or "host" in given:
             raise SharedError(
@@ -102,6 +102,12 @@ def read_password(file: Path | None) -> str | None:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
         raise SharedError(f"{file}, the file of the shared store's password, cannot be read: {said}.") from None
     return text.splitlines()[0] if text else None
+
+
+def _host(netloc: str) -> str:
+    """The host as it is written: `urlsplit` makes it lower case, and the folder of a Unix socket can have capitals."""
+    place = netloc.rpartition("@")[2]
+    return place[1:].partition("]")[0] if place.startswith("[") else place.partition(":")[0]
 
 
 def _is_here(host: str) -> bool:

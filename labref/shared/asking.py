@@ -19,7 +19,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import dataclass
 from datetime import datetime
@@ -123,6 +123,8 @@ class Pending:
                 cells, exact = self._asked.result(self._wait)
             except TookTooLong:
                 problem = f"the shared store did not answer within {self._wait:g} s"
+            except CancelledError:
+                problem = "the shared store is asked no more: labref ends"
             except SharedError as error:
                 problem = str(error)
         return Reply(cells, problem, round(1e3 * (time.perf_counter() - began), 3), exact)
@@ -354,6 +356,6 @@ def _exactly(
             None if row[7] is None or row[8] is None else Fingerprint(row[7] % 2**64, row[8] % 2**64),
         )
         for row, distance in zip(found, away, strict=True)
-        if distance <= limit
+        if distance <= limit and row[0] in names  # a lab can come while the question is under way
     ]
     return sorted(cells, key=lambda one: (one.distance, one.cell_id, one.lab))

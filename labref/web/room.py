@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import math
 import secrets
 import tempfile
 import threading
@@ -47,7 +48,7 @@ from labref.web.pages import entrance as entrance_pages
 from labref.web.pages import pictures as picture_pages
 from labref.web.server import Server
 from labref.web.serving import serving
-from labref.web.visitors import LASTS, Entrance, Visitor, Visitors
+from labref.web.visitors import IDLE, LASTS, Entrance, Visitor, Visitors
 
 __all__ = ["OpenRoom", "open_room"]
 
@@ -106,27 +107,36 @@ class _Door:
         code = "".join(secrets.choice(_LETTERS) for _ in range(_CODE_LENGTH))
         self.code = "-".join(code[start : start + 4] for start in range(0, _CODE_LENGTH, 4))
         self._spent = False
-        self._sessions: dict[str, float] = {}
+        self._sessions: dict[str, tuple[float, float]] = {}  # since when, and when it was used last, monotonic
         self._lock = threading.Lock()
 
     def entrance(self) -> Entrance:
         """As the visitors' book takes it."""
-        return Entrance(self._sign_in, self._signed_in, lambda session: self._signed_in(session) is not None, self._out)
+        return Entrance(self._sign_in, self._signed_in, self._stays, self._out)
 
     def _sign_in(self, code: str, session: str) -> Visitor | None:
         with self._lock:
             if self._spent or not hmac.compare_digest(code.encode(), self.code.encode()):
                 return None
             self._spent = True
-            self._sessions[session] = time.monotonic() + LASTS.total_seconds()
+            self._sessions[session] = (time.monotonic(),) * 2
         return Visitor("reading room", Role.VIEW)
 
     def _signed_in(self, session: str) -> Visitor | None:
-        until = self._sessions.get(session)
-        return None if until is None or until < time.monotonic() else Visitor("reading room", Role.VIEW)
+        with self._lock:
+            if not self._stays(session):
+                return None
+            self._sessions[session] = self._sessions[session][0], time.monotonic()
+        return Visitor("reading room", Role.VIEW)
+
+    def _stays(self, session: str) -> bool:
+        since, used = self._sessions.get(session, (-math.inf, -math.inf))
+        now = time.monotonic()
+        return now - since < LASTS.total_seconds() and now - used < IDLE.total_seconds()
 
     def _out(self, session: str) -> None:
-        self._sessions.pop(session, None)
+        with self._lock:
+            self._sessions.pop(session, None)
 
 
 def _labs(visit: Visit, room: _Room) -> Response:
@@ -276,10 +286,11 @@ def open_room(
     with contextlib.ExitStack() as opened:
         asking = opened.enter_context(closing(Asking(address, lambda: password, _WAIT_SECONDS)))
         mine, spaces = asking.read(lambda connection: (connection.execute(_MINE).fetchone(), partitions(connection)))
-        if mine is not None:
+        name, writes = mine or (None, False)
+        if name is not None or writes:
+            whose = "may write there" if name is None else f"is the role of the lab {name}, which may write"
             raise SharedError(
-                f"{address.user} is the role of the lab {mine[0]}, which may write. A room that only reads has a role of its "
-                "own: `labref shared lab add NAME --reader`."
+                f"{address.user} {whose}. A room that only reads has a role of its own: `labref shared lab add NAME --reader`."
             )
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="labref-room-")))
         nothing = folder / "nothing"
@@ -310,7 +321,7 @@ def open_room(
         )
 
 
-_MINE: Final = "SELECT name FROM lab WHERE role = current_user"
+_MINE: Final = "SELECT (SELECT name FROM lab WHERE role = current_user), has_table_privilege(current_user, 'labref.cell', 'INSERT')"
 
 
 def _no_operation(name: str, asked: object, data: bytes | None) -> Iterator[Row]:
