@@ -543,3 +543,87 @@ def test_a_lab_that_its_group_shares_has_a_key_for_the_group(lab: Lab) -> None:
     (lab.folder / "key").chmod(0o664)
     with pytest.raises(KeyFileError, match="can be read by others"):
         own_key(shared)
+
+
+# what is left behind, and a stick that is full
+
+
+def of_lab(*words: object, point: str, lab: Lab) -> None:
+    """A command that is killed at a failpoint."""
+    process = labref_process(*words, "--lab", lab.folder, passed=["LABREF_FAILPOINTS"])
+    try:
+        process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == failpoints.KILLED, point
+
+
+@pytest.mark.parametrize(
+    ("point", "words"),
+    [("pack.rename", ["contribute", "--consent", "research", "--out"]), ("export.rename", ["store", "export"])],
+)
+def test_what_a_killed_command_left_on_a_stick_is_deleted_by_the_next(
+    lab: Lab, tmp_path: Path, point: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    (stick / ".labref-pack-of another lab").mkdir()
+    monkeypatch.setenv("LABREF_FAILPOINTS", f"{point}=kill@1")
+    of_lab(*words, stick / "1.out", point=point, lab=lab)
+    monkeypatch.delenv("LABREF_FAILPOINTS")
+    assert len(list(stick.glob(".labref-*"))) == 2
+    done = CliRunner().invoke(app, [*words, str(stick / "2.out"), "--lab", str(lab.folder)])
+    assert done.exit_code == 0, done.output
+    assert sorted(entry.name for entry in stick.iterdir()) == [".labref-pack-of another lab", "2.out"]
+
+
+def test_two_exports_beside_each_other_leave_each_other_alone(lab: Lab, tmp_path: Path) -> None:
+    with Desk.open(lab) as desk:
+        first = desk.run("store.export", target=str(tmp_path / "1.parquet"))
+        next(first)
+        (other,) = (
+            row for row in desk.run("store.export", target=str(tmp_path / "2.parquet")) if "progress" not in row
+        )
+        (one,) = (row for row in first if "progress" not in row)
+    assert one["cells"] == other["cells"] == 13 and len(list(tmp_path.glob("*.parquet"))) == 2
+
+
+if os.name == "posix":
+
+    @pytest.fixture
+    def stick(tmp_path: Path) -> Iterator[Path]:
+        """A disk of 2 MB, where this system lets a test mount one."""
+        folder = tmp_path / "stick"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=2m", "labref-test", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("only root of a Linux that allows it can mount a small disk")
+        yield folder
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+    def test_a_stick_that_is_full_in_truth_costs_the_running_agent_nothing(
+        lab: Lab, stick: Path, tmp_path: Path
+    ) -> None:
+        """DuckDB writes to the stick what it reads from the store; what it makes of a full disk must not reach that."""
+        free = os.statvfs(stick).f_bavail * os.statvfs(stick).f_frsize
+        with running_agent(lab):
+            whole = give(lab, tmp_path / "whole.pack", everything=True)
+            assert whole["cells"] == 10
+            failed = 0
+            for spare in range(0, free, free // 9):
+                filler = stick / "filler"
+                filler.write_bytes(bytes(free - spare))
+                try:
+                    give(lab, stick / f"{spare}.pack", everything=True)
+                except LabrefError as error:
+                    failed += 1
+                    assert str(stick) in str(error) and "restore" not in str(error), error
+                    assert [entry.name for entry in stick.iterdir()] == ["filler"]
+                label(lab, f"{SERIAL}_{1 + spare % 2}.{('jpeg', 'png')[spare % 2]}", "basophil")
+                for path in stick.iterdir():
+                    path.unlink()
+            assert failed > 2
+            assert run_all(lab, "contribute.preview", everything=True)[0]["cells"] == 10
+        done = CliRunner().invoke(app, ["store", "check", "--lab", str(lab.folder)])
+        assert done.exit_code == 0, done.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from labref.lab import absolute
 from labref.lab.contributing import Given, Pseudonyms, own_key
 from labref.operations import operation
 from labref.operations.models import Answer, FilePath, Progress
+from labref.operations.scratch import scratch
 from labref.packs import CELLS, COLUMNS, CONSENT, DATED, REMOVED, Manifest, picture_of
 from labref.packs import write as write_pack
 from labref.progress import Pace, Row, progress
@@ -213,11 +213,8 @@ def _write(
     names, given = Pseudonyms(key), _given(context, key.public.id, everything)
     until = store.last_number() if as_of is None else as_of
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # made in there as well: nobody sees it before it is whole, and it takes no name of the user's
-        with tempfile.TemporaryDirectory(prefix=".labref-pack-", dir=path.parent) as made:
-            scratch = Path(made)
-            with store.contributing(scratch / "rows") as rows:
+        with scratch(lab, path, "pack") as made:
+            with store.contributing(made / "rows") as rows:
                 chosen = _choose(context, rows, names, given, until)
                 days = timedelta(days=names.days()) if shift_dates else None
                 packed: Counter[str] = Counter()
@@ -239,8 +236,8 @@ def _write(
                     return
                 yield progress(len(chosen.cells), len(chosen.cells), "the file is written")
                 failpoint("pack.write")
-                rows.write(scratch / CELLS, dates=shift_dates)
-                rows.write_removed(chosen.removed, scratch / REMOVED)
+                rows.write(made / CELLS, dates=shift_dates)
+                rows.write_removed(chosen.removed, made / REMOVED)
                 manifest = Manifest(
                     labref=__version__,
                     lab=key.public.id,
@@ -256,8 +253,8 @@ def _write(
                     classes=dict(sorted(packed.items())),
                     files={},
                 )
-            draft = scratch / "pack"
-            digest = write_pack(scratch, manifest, key, draft)
+            draft = made / "pack"
+            digest = write_pack(made, manifest, key, draft)
             give(draft, lab.rights)
             size = draft.stat().st_size
             # first: no other pack gets its number, wherever this ends

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator
 from datetime import datetime
@@ -25,6 +24,7 @@ from labref.lab import absolute
 from labref.lab.backups import LastBackup, remember_backup
 from labref.operations import operation
 from labref.operations.models import Answer, FilePath, Progress, Text
+from labref.operations.scratch import scratch
 from labref.progress import Pace, Row, progress, rows_of
 from labref.store.duckdb.exporting import Export
 from labref.tasks import backup, retention
@@ -255,11 +255,9 @@ def export(
     labels = [label for bundle in context.store.bundles() for label in bundle.labels]
     names = ClassNames(labels, context.lab.config.watch.labels)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # the file is made in there as well: nobody else sees it before it is whole, and it takes no name of the user's
-        with tempfile.TemporaryDirectory(prefix=".labref-export-", dir=path.parent) as scratch:
-            part = Path(scratch) / "cells"
-            with context.store.exporting(Path(scratch) / "thumbnails") as rows:
+        with scratch(context.lab, path, "export") as made:
+            part = made / "cells"
+            with context.store.exporting(made / "thumbnails") as rows:
                 cells = len(rows)
                 if thumbnails:
                     for done, missing in _thumbnails(context, rows, pixels):

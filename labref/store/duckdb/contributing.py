@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,7 @@ from labref.words import MEASURES
 
 __all__ = ["Contribution", "PackedCell", "ReviewedCell"]
 
-_SIDE: Final = "labref_pack"
+_numbers = itertools.count(1)
 _AT_ONCE: Final = 4096
 _REVIEWED: Final = """
     SELECT c.cell_id, c.digest, c.label, c.analyser, c.captured_at, coalesce(h.by_person, false),
@@ -76,6 +77,7 @@ class Contribution:
         """scratch : a file that does not exist yet, for the cells that are added; None where none will be."""
         self._cursor = cursor
         self._attached = scratch is not None
+        self._side = f"labref_pack_{next(_numbers)}"
         active = bundles.active(cursor)
         assert active is not None
         self.bundle = active
@@ -84,10 +86,10 @@ class Contribution:
         self.latent_size = stored.latent_size
         """How many numbers a latent has."""
         if scratch is not None:
-            cursor.execute(f"ATTACH '{_quoted(scratch)}' AS {_SIDE}")
+            cursor.execute(f"ATTACH '{_quoted(scratch)}' AS {self._side}")
             measures = ", ".join(f"{name} FLOAT" for name in MEASURES)
             cursor.execute(
-                f"CREATE TABLE {_SIDE}.chosen (cell VARCHAR, label VARCHAR, label_source VARCHAR, history VARCHAR, decisions "
+                f"CREATE TABLE {self._side}.chosen (cell VARCHAR, label VARCHAR, label_source VARCHAR, history VARCHAR, decisions "
                 f"INTEGER, optics VARCHAR, {measures}, latent FLOAT[], crop BLOB, captured_at TIMESTAMP)"
             )
 
@@ -133,7 +135,7 @@ class Contribution:
         measures = ", ".join(f"m.{name}" for name in MEASURES)
         self._cursor.execute(
             f"""
-            INSERT INTO {_SIDE}.chosen
+            INSERT INTO {self._side}.chosen
             SELECT n.cell, n.label, n.label_source, n.history, n.decisions, n.optics, {measures}, e.latent::FLOAT[], n.crop, n.captured_at
             FROM (SELECT unnest($1::VARCHAR[]) AS cell_id, unnest($2::VARCHAR[]) AS cell, unnest($3::VARCHAR[]) AS label,
                          unnest($4::VARCHAR[]) AS label_source, unnest($5::VARCHAR[]) AS history,
@@ -148,12 +150,12 @@ class Contribution:
     def write(self, target: Path, *, dates: bool) -> None:
         """Write the cells that were added, in their order. dates : with `captured_at`, as it was given."""
         left_out = "" if dates else "EXCLUDE (captured_at)"
-        self._copy(f"SELECT * {left_out} FROM {_SIDE}.chosen", target)
+        self._copy(f"SELECT * {left_out} FROM {self._side}.chosen", target)
 
     def write_removed(self, cells: Sequence[str], target: Path) -> None:
         """Write the names, in packs, of cells that are given no more."""
-        self._cursor.execute(f"CREATE TABLE {_SIDE}.removed AS SELECT unnest(?::VARCHAR[]) AS cell", [list(cells)])
-        self._copy(f"SELECT cell FROM {_SIDE}.removed ORDER BY cell", target)
+        self._cursor.execute(f"CREATE TABLE {self._side}.removed AS SELECT unnest(?::VARCHAR[]) AS cell", [list(cells)])
+        self._copy(f"SELECT cell FROM {self._side}.removed ORDER BY cell", target)
 
     def _copy(self, query: str, target: Path) -> None:
         self._cursor.execute(
@@ -164,7 +166,7 @@ class Contribution:
         """Let go of the scratch file."""
         if self._attached:
             with contextlib.suppress(duckdb.Error):
-                self._cursor.execute(f"DETACH {_SIDE}")
+                self._cursor.execute(f"DETACH {self._side}")
 
 
 def _quoted(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from labref.store.text import from_column
 
 __all__ = ["Export"]
 
-_SIDE = "labref_export"
+_numbers = itertools.count(1)
 
 
 class Export:
@@ -22,18 +23,19 @@ class Export:
     def __init__(self, cursor: duckdb.DuckDBPyConnection, scratch: Path) -> None:
         """scratch : a file that does not exist yet, for thumbnails; whoever made it removes it."""
         self._cursor = cursor
-        cursor.execute(f"ATTACH '{_quoted(scratch)}' AS {_SIDE}")
-        cursor.execute(f"CREATE TABLE {_SIDE}.wanted AS SELECT cell_id, digest FROM cell")
-        cursor.execute(f"CREATE TABLE {_SIDE}.thumb (cell_id VARCHAR, thumbnail BLOB, name VARCHAR)")
+        self._side = f"labref_export_{next(_numbers)}"  # several people may export at once
+        cursor.execute(f"ATTACH '{_quoted(scratch)}' AS {self._side}")
+        cursor.execute(f"CREATE TABLE {self._side}.wanted AS SELECT cell_id, digest FROM cell")
+        cursor.execute(f"CREATE TABLE {self._side}.thumb (cell_id VARCHAR, thumbnail BLOB, name VARCHAR)")
 
     def __len__(self) -> int:
-        row = self._cursor.execute(f"SELECT count(*) FROM {_SIDE}.wanted").fetchone()
+        row = self._cursor.execute(f"SELECT count(*) FROM {self._side}.wanted").fetchone()
         return int(row[0]) if row else 0
 
     def digests(self) -> Iterator[str]:
         """Digests of the cells that are exported."""
         with contextlib.closing(self._cursor.cursor()) as cursor:
-            cursor.execute(f"SELECT digest FROM {_SIDE}.wanted")
+            cursor.execute(f"SELECT digest FROM {self._side}.wanted")
             while part := cursor.fetchmany(1024):
                 yield from (digest for (digest,) in part)
 
@@ -41,7 +43,7 @@ class Export:
         """Pictures of cells: (cell_id, bytes of a picture file, its name)."""
         columns = [list(column) for column in zip(*thumbnails, strict=True)]
         self._cursor.execute(
-            f"INSERT INTO {_SIDE}.thumb SELECT unnest($1::VARCHAR[]), unnest($2::BLOB[]), unnest($3::VARCHAR[])",
+            f"INSERT INTO {self._side}.thumb SELECT unnest($1::VARCHAR[]), unnest($2::BLOB[]), unnest($3::VARCHAR[])",
             columns,
         )
 
@@ -57,7 +59,7 @@ class Export:
             "(SELECT DISTINCT label FROM label_change WHERE path = '' AND label_source = 'reviewed') g ON g.label = c.label"
         ).fetchall()
         kept = [label for label, given in found if identifying or given or is_class(from_column(label))]
-        cursor.execute(f"CREATE TABLE {_SIDE}.class AS SELECT unnest(?::VARCHAR[]) AS label", [kept])
+        cursor.execute(f"CREATE TABLE {self._side}.class AS SELECT unnest(?::VARCHAR[]) AS label", [kept])
         active = bundles.active(cursor)
         assert active is not None
         space, bundle = bundles.space(cursor, active)
@@ -82,23 +84,23 @@ class Export:
                        CASE WHEN t.thumbnail IS NOT NULL
                             THEN struct_pack(bytes := t.thumbnail, path := t.name) END AS thumbnail,
                        '{active}' AS bundle
-                FROM cell c JOIN {_SIDE}.wanted w ON w.cell_id = c.cell_id
+                FROM cell c JOIN {self._side}.wanted w ON w.cell_id = c.cell_id
                 LEFT JOIN quality q ON q.cell_id = c.cell_id
-                LEFT JOIN {_SIDE}.class k ON k.label = c.label
+                LEFT JOIN {self._side}.class k ON k.label = c.label
                 LEFT JOIN {space} e ON e.cell_id = c.cell_id
                 LEFT JOIN (SELECT * FROM map_position WHERE map = {number:d}) p ON p.cell_id = c.cell_id
-                LEFT JOIN {_SIDE}.thumb t ON t.cell_id = c.cell_id
+                LEFT JOIN {self._side}.thumb t ON t.cell_id = c.cell_id
             ) TO '{_quoted(target)}' (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 20000)"""
         )
         row = cursor.execute(
-            f"SELECT count(*) FROM cell JOIN {_SIDE}.wanted USING (cell_id) ANTI JOIN {_SIDE}.class USING (label)"
+            f"SELECT count(*) FROM cell JOIN {self._side}.wanted USING (cell_id) ANTI JOIN {self._side}.class USING (label)"
         ).fetchone()
         return 0 if row is None else int(row[0])
 
     def close(self) -> None:
         """Let go of the scratch file."""
         with contextlib.suppress(duckdb.Error):
-            self._cursor.execute(f"DETACH {_SIDE}")
+            self._cursor.execute(f"DETACH {self._side}")
 
 
 def _quoted(path: Path) -> str:
