@@ -18,7 +18,7 @@ from labref.cells.image import U8, CellImage, decode, opened, prepare, prepare_s
 from labref.cells.optics import measure
 from labref.cells.quality import Measured, examine
 from labref.cells.registration import View, view
-from labref.cells.sameness import inside_frame, searched_by, seen
+from labref.cells.sameness import searched_by, seen, without_black
 from labref.errors import UnreadableImageError
 from labref.words import Fingerprint, Landmark
 
@@ -71,10 +71,9 @@ class _Seen:
 
 def _looked_at(picture: Image.Image, small: U8) -> _Seen:
     cell, colours = prepare_seen(picture, small)
-    box = inside_frame(picture)
-    if box is None:
+    inner = without_black(picture)
+    if inner is None:
         return _Seen(cell, picture, cell, examine(cell, colours))
-    inner = picture.crop(box)
     bare, colours = prepare_seen(inner, reduced(inner))
     return _Seen(cell, inner, bare, examine(bare, colours))
 

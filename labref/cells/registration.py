@@ -39,6 +39,10 @@ _NOISE: Final = 3.0  # grey values: a ground that varies less has no structure
 _SLIGHT: Final = 0.7  # pixels of a thumbnail, standard deviation
 _CELL, _CELL_INSIDE = 26.0, 20.0  # pixels of a thumbnail from its middle: what is around a cell, and what is in it
 _LITTLE_AROUND: Final = 50  # pixels of a thumbnail
+_OUTLINE: Final = 2  # pixels of a thumbnail, beside what lies on even ground
+_LEAST_INSIDE: Final = 60  # pixels of a thumbnail
+_SURROUNDED: Final = 0.5  # of the edge of what is shown, that is even ground where something lies on it
+_EVEN: Final = 4.0  # grey values; ground that varies by no more within three pixels of a thumbnail is even
 _STEPS: Final = 8
 _MOST_TURN: Final = 0.1  # radians; at a larger turn the steps no longer converge
 _HAZE: Final = 0.1  # optical density in red light that is too low for a nucleus
@@ -83,10 +87,12 @@ class View:
     def around(self) -> float:
         """How much there is around the cell, grey values: the standard deviation of what is not smooth there; 0 where
         nothing is shown around it. It is needed only where two views agree, which few do."""
-        shown = (_inside(self.box) > 0) & (_AWAY > _CELL)
+        inside = _inside(self.box) > 0
+        shown = inside & (_AWAY > _CELL)
         if shown.sum() <= _LITTLE_AROUND:
             return 0.0
-        return float(_rest(self.thumb.mean(axis=2, dtype=np.float32))[shown].std())
+        grey = self.thumb.mean(axis=2, dtype=np.float32)
+        return float(_rest(_without_middle(grey, inside))[shown].std())
 
 
 @dataclass(frozen=True)
@@ -165,23 +171,73 @@ _AWAY: Final = _from_middle()
 _RING: Final = np.floor(_AWAY).astype(np.intp)  # none is empty
 
 
-def _without_roundness(thumb: NDArray[np.uint8]) -> F32:
-    """The colours of a thumbnail less their mean at each distance from its middle: float32[64, 64, 3]."""
-    counts = np.bincount(_RING.ravel())
+def _without_middle(grey: F32, inside: NDArray[np.bool_]) -> F32:
+    """A thumbnail in grey without what lies in its middle (`_middle`): the nearest ground takes its place. inside :
+    bool[64, 64], what the thumbnail shows."""
+    found = _middle(grey, inside)
+    if found is None:
+        return grey
+    middle, ground = found
+    nearest = scipy.ndimage.distance_transform_edt(~ground, return_distances=False, return_indices=True)
+    return np.asarray(np.where(middle, grey[tuple(nearest)], grey), np.float32)
+
+
+def _middle(grey: F32, inside: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """What lies in a thumbnail's middle, on ground around it: the cell, or all that a mask left of a picture; and the
+    ground: bool[64, 64] each. None where no even ground surrounds it. inside : as of `_without_middle`."""
+    span = scipy.ndimage.maximum_filter(grey, 3) - scipy.ndimage.minimum_filter(grey, 3)
+    edge = inside & ~scipy.ndimage.binary_erosion(inside)
+    numbers, _ = scipy.ndimage.label((span <= _EVEN) & inside)
+    ground = np.isin(numbers, np.setdiff1d(numbers[edge], [0]))
+    if ground[edge].mean() < _SURROUNDED:
+        return None
+    things, _ = scipy.ndimage.label(inside & ~ground, np.ones((3, 3)))
+    near = things[(_AWAY <= _AROUND) & (things > 0)]
+    return None if not len(near) else (things == np.bincount(near).argmax(), ground)
+
+
+def _without_roundness(thumb: NDArray[np.uint8], within: NDArray[np.bool_]) -> F32:
+    """The colours of a thumbnail less their mean at each distance from its middle: float32[64, 64, 3]. within :
+    bool[64, 64], what counts."""
+    counts = np.bincount(_RING.ravel(), weights=within.ravel())
+    rings = np.flatnonzero(counts)
     rest = np.empty(thumb.shape, np.float32)
     for colour in range(thumb.shape[2]):
-        sums = np.bincount(_RING.ravel(), weights=thumb[..., colour].ravel())
-        rest[..., colour] = thumb[..., colour] - np.interp(_AWAY, np.arange(len(counts)) + 0.5, sums / counts)
+        sums = np.bincount(_RING.ravel(), weights=(thumb[..., colour] * within).ravel())
+        rest[..., colour] = thumb[..., colour] - np.interp(_AWAY, rings + 0.5, sums[rings] / counts[rings])
     return rest
 
 
 def _detail(a: View, b: View, pose: F64) -> float:
-    """The correlation of what is not round in two cells, at a pose of `b` (rows, columns, radians)."""
+    """The correlation of what is not round in two cells, at a pose of `b` (rows, columns, radians). Where something
+    lies on ground in the middle of either, it has to agree within its outline as well: a square is not round either,
+    and all that a program cut out with it have that in common."""
+    whole = np.ones((SIDE, SIDE), np.bool_)
+    least = _agreement(a, whole, b, whole, pose)
+    inner = _inner(a), _inner(b)
+    if inner[0] is None and inner[1] is None:
+        return least
+    within = [whole if one is None else one for one in inner]
+    return min(least, _agreement(a, within[0], b, within[1], pose))
+
+
+def _inner(shown: View) -> NDArray[np.bool_] | None:
+    """What lies on ground in a view's middle, without its outline: bool[64, 64]; None where nothing does."""
+    found = _middle(shown.thumb.mean(axis=2, dtype=np.float32), _inside(shown.box) > 0)
+    return None if found is None else scipy.ndimage.binary_erosion(found[0], iterations=_OUTLINE)
+
+
+def _agreement(a: View, a_within: NDArray[np.bool_], b: View, b_within: NDArray[np.bool_], pose: F64) -> float:
+    """The correlation of what is not round in the middles of two views, of these pixels; 1 where there are too few."""
     first, second = (
-        scipy.ndimage.gaussian_filter(_without_roundness(shown.thumb), (_SLIGHT, _SLIGHT, 0)) for shown in (a, b)
+        scipy.ndimage.gaussian_filter(_without_roundness(shown.thumb, counted), (_SLIGHT, _SLIGHT, 0))
+        for shown, counted in ((a, a_within), (b, b_within))
     )
     turn, offset = _moving(pose)
-    within = _AWAY <= _CELL_INSIDE
+    moved = scipy.ndimage.affine_transform(b_within.astype(np.float32), turn, offset, order=1, mode="nearest") > 0.999
+    within = (_AWAY <= _CELL_INSIDE) & a_within & moved
+    if within.sum() < _LEAST_INSIDE:
+        return 1.0
     one = first[within]
     other = np.stack(
         [scipy.ndimage.affine_transform(second[..., i], turn, offset, order=1, mode="nearest") for i in range(3)],

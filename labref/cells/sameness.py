@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
+import scipy  # its parts load when they are first used: a command that looks at no picture starts faster
 from PIL import Image
 
 from labref.cells.hashes import ORIENTATIONS, oriented_fingerprints, shifted_fingerprints, turned_fingerprints
-from labref.cells.image import U8, CellImage, as_picture, prepare_pixels
+from labref.cells.image import U8, CellImage, as_picture, measure_background, prepare_pixels
 from labref.cells.landmarks import landmarks
 from labref.cells.registration import STAINED, Alignment, View, align, turned, view
 from labref.words import SHIFTED, Fingerprint, Landmark, Verdict
@@ -29,6 +30,11 @@ __all__ = ["DEFAULTS", "Compared", "Thresholds", "compared", "marks", "ruling", 
 _DARK: Final = 16  # of 255: darker than any cell in every colour
 _FRAME_SHARE: Final = 0.05  # of a row or column that is dark
 _FRAME_MOST: Final = 32  # pixels
+_BLACK_SHARE: Final = 0.005  # of a picture, black from its edges on: less is no mask
+_BLACK_EDGE: Final = 3  # pixels beside it, which compression or scaling has mixed
+_SOFT_EDGE, _SHADED = 24, 0.6  # pixels beside it, and of the ground's brightness: what is darker there is its edge
+_GROUND: Final = 60  # of 255: a smear's ground is brighter in every colour
+_LOOKED_AT: Final = 1000  # pixels; a larger picture is looked at on a smaller scale
 _ONE_OR_TWO: Final = (28.0, 58.0)  # pixels; two stained places at such a distance may lie in one nucleus or in two
 _ONE_BODY: Final = 36.0  # pixels; centres farther apart are of two cells, even on what looks like one nucleus
 _DETAIL_POSSIBLE, _DETAIL_SURE = 0.8, 0.88
@@ -188,12 +194,48 @@ def searched_by(inner: U8 | Image.Image, bare: CellImage) -> tuple[tuple[Fingerp
 
 
 def unframed(pixels: U8, cell: CellImage) -> tuple[U8 | Image.Image, CellImage]:
-    picture = as_picture(pixels)
+    inner = without_black(as_picture(pixels))
+    return (pixels, cell) if inner is None else (inner, prepare_pixels(inner))
+
+
+def without_black(picture: Image.Image) -> Image.Image | None:
+    """An RGB picture without what software left black: a frame is cut off, and what else is black from the edges on, as
+    around a round mask, becomes ground. None where nothing is."""
     box = inside_frame(picture)
-    if box is None:
-        return pixels, cell
-    inner = picture.crop(box)
-    return inner, prepare_pixels(inner)
+    inner = picture if box is None else picture.crop(box)
+    filled = _filled(inner)
+    return filled if filled is not None else None if box is None else inner
+
+
+def _filled(picture: Image.Image) -> Image.Image | None:
+    """A picture whose black, from its edges on, has the colour of its ground; so has a colour that most of its edges
+    are of, and no smear's ground is. None where there is little."""
+    width, height = picture.size
+    sides = ((0, 0, width, 1), (0, height - 1, width, height), (0, 0, 1, height), (width - 1, 0, width, height))
+    lines = [np.asarray(picture.crop(side)).reshape(-1, 3) for side in sides]
+    edge = np.concatenate(lines)
+    colour = np.median(edge, axis=0).astype(np.int16)
+    coloured = colour.min() < _GROUND and (abs(edge - colour) <= _DARK).all(axis=1).mean() >= 0.5
+    if not coloured and not any((line <= _DARK).all(axis=1).mean() >= _FRAME_SHARE for line in lines):
+        return None
+    times = max(1, -(-max(width, height) // _LOOKED_AT))
+    small = picture if times == 1 else picture.reduce(times)
+    pixels = np.asarray(small)
+    dark = (pixels <= _DARK).all(axis=2)
+    if coloured:
+        dark |= (abs(pixels.astype(np.int16) - colour) <= _DARK).all(axis=2)
+    numbers, _ = scipy.ndimage.label(dark)
+    at_edge = np.concatenate([numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1]])
+    black = np.isin(numbers, np.setdiff1d(at_edge, [0]))
+    if not _BLACK_SHARE <= black.mean() < 1.0 - _BLACK_SHARE:
+        return None
+    ground = tuple(round(value) for value in measure_background(pixels[~black][None]))
+    # a mask with a soft edge becomes black by degrees
+    shaded = pixels.max(axis=2) < _SHADED * max(ground)
+    black = scipy.ndimage.binary_dilation(black, mask=shaded, iterations=max(1, _SOFT_EDGE // times))
+    black = scipy.ndimage.binary_dilation(black, iterations=max(1, _BLACK_EDGE // times))
+    mask = Image.fromarray(black).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(Image.new("RGB", picture.size, ground), picture, mask)
 
 
 def inside_frame(picture: Image.Image) -> tuple[int, int, int, int] | None:
