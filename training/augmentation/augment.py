@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from labref.cells.image import BACKGROUND
+from training.augmentation.drawing import Drawing
 from training.augmentation.neighbours import lay_beside
 from training.config import Augmentation
 
@@ -19,19 +20,25 @@ VIEW = Augmentation(rotation_degrees=180, flip=True, shift=0.02, zoom=0.04, gain
 recaptures."""
 
 
-def augment(crops: Any, config: Augmentation, seed: Any, others: Any = None) -> Any:
+def augment(
+    crops: Any, config: Augmentation, seed: Any, others: Any = None, *, part: tuple[int, int] | None = None
+) -> Any:
     """Randomly changed crops: uint8[n, s, s, 3] → float32[n, s, s, 3], 0 to 255.
 
     One projective transform rotates, mirrors, shifts and zooms (bilinear; beyond the edge it fills in background).
     seed : int32[2], of a stateless generator: the same seed gives the same batch.
     others : uint8[n, NEIGHBOURS, s, s, 3], the neighbouring cells; needed where `config.neighbour` is above zero.
+    part : (first, all) where the crops are those of a batch of `all` crops from `first` on: they are changed as they
+    would be in the whole batch.
     Raises ValueError where they are needed and missing.
     """
     shape = tf.shape(crops)
     count, side = shape[0], tf.cast(shape[1], tf.float32)
 
+    draw = Drawing(seed, count, part)
+
     def uniform(index: int, limit: float, *columns: int) -> Any:
-        return tf.random.stateless_uniform([count, *columns], tf.add(seed, [index, 0]), -limit, limit)
+        return draw.uniform(index, -limit, limit, *columns)
 
     angle = uniform(1, config.rotation_degrees * math.pi / 180.0)
     scale = 1.0 / (1.0 + uniform(2, config.zoom))
@@ -46,7 +53,7 @@ def augment(crops: Any, config: Augmentation, seed: Any, others: Any = None) -> 
     if config.neighbour:
         if others is None:
             raise ValueError("neighbouring cells are asked for (neighbour above zero), and none are given (others)")
-        images = lay_beside(images, others, config, seed)
+        images = lay_beside(images, others, config, draw)
     images = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
         transforms=tf.stack([a0, a1, a2, b0, b1, b2, zeros, zeros], axis=1),
@@ -61,22 +68,18 @@ def augment(crops: Any, config: Augmentation, seed: Any, others: Any = None) -> 
         blurred = tf.nn.depthwise_conv2d(
             padded, tf.tile(kernel[:, :, None, None], [1, 1, 3, 1]), strides=[1, 1, 1, 1], padding="VALID"
         )
-        chosen = tf.random.stateless_uniform([count, 1, 1, 1], tf.add(seed, [6, 0])) < config.blur
+        chosen = draw.uniform(6, 0.0, 1.0, 1, 1, 1) < config.blur
         images = tf.where(chosen, blurred, images)
     if config.changes_optics:
-        changed = tf.random.stateless_uniform([count, 1, 1, 1], tf.add(seed, [19, 0])) < config.optics_share
-        images = tf.where(changed, _other_optics(images, config, seed), images)
+        changed = draw.uniform(19, 0.0, 1.0, 1, 1, 1) < config.optics_share
+        images = tf.where(changed, _other_optics(images, config, draw), images)
     gain = (1.0 + uniform(7, config.gain, 3)) * (1.0 + uniform(8, config.brightness, 1))
     return tf.clip_by_value(images * gain[:, None, None, :], 0.0, 255.0)
 
 
-def _other_optics(images: Any, config: Augmentation, seed: Any) -> Any:
+def _other_optics(images: Any, config: Augmentation, draw: Drawing) -> Any:
     """Images float32[n, s, s, 3] changed as by another stain, lamp, focus and camera; see `Augmentation`."""
-    count, side = tf.shape(images)[0], tf.shape(images)[1]
-
-    def uniform(index: int, low: float, high: float, *shape: int) -> Any:
-        return tf.random.stateless_uniform([count, *shape], tf.add(seed, [index, 0]), low, high)
-
+    side, uniform = tf.shape(images)[1], draw.uniform
     density = -tf.math.log((images + 1.0) / (BACKGROUND + 1.0))
     contrast = tf.exp(uniform(20, math.log(config.contrast_low), math.log(config.contrast_high), 1, 1, 1))
     stain = tf.exp(uniform(21, -config.stain, config.stain, 1, 1, 3))
@@ -93,7 +96,7 @@ def _other_optics(images: Any, config: Augmentation, seed: Any) -> Any:
         images += uniform(26, -config.focus, config.focus, 1, 1, 1) * (wide - images)
     if config.noise:
         deviation = uniform(27, 0.0, config.noise, 1, 1, 1)
-        images += deviation * tf.random.stateless_normal(tf.shape(images), tf.add(seed, [28, 0]))
+        images += deviation * draw.normal(28, *tf.unstack(tf.shape(images))[1:])
     if config.cut:
         # a straight edge in a random direction, at a third to a half of the side from the middle
         angle, far = uniform(29, -math.pi, math.pi, 1, 1), uniform(30, 0.3, 1.0, 1, 1)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from labref.cells.image import BACKGROUND, CROP_SIZE
+from training.augmentation.drawing import Drawing
 from training.config import Augmentation
 
 __all__ = ["NEIGHBOURS", "draw_neighbours", "lay_beside"]
@@ -43,10 +44,10 @@ def draw_neighbours(
     return np.take_along_axis(found, fits.argmax(axis=2)[:, :, None], axis=2)[:, :, 0]
 
 
-def lay_beside(images: Any, others: Any, config: Augmentation, seed: Any) -> Any:
+def lay_beside(images: Any, others: Any, config: Augmentation, draw: Drawing) -> Any:
     """Images float32[n, s, s, 3] with neighbouring cells beside their own, as `config` asks (see `Augmentation`).
 
-    others : uint8[n, NEIGHBOURS, s, s, 3], the neighbouring cells.  seed : int32[2], of a stateless generator. Each
+    others : uint8[n, NEIGHBOURS, s, s, 3], the neighbouring cells.  draw : the random numbers. Each
     pixel is the darker one of the two pictures, as where light passes through both cells.
     """
     shape = tf.shape(images)
@@ -60,8 +61,7 @@ def lay_beside(images: Any, others: Any, config: Augmentation, seed: Any) -> Any
     for number in range(NEIGHBOURS):
 
         def uniform(index: int, low: float, high: float, number: int = number) -> Any:
-            at = tf.add(seed, [_SEED + 20 * number + index, 0])
-            return tf.random.stateless_uniform([count, 1, 1], at, low, high)
+            return draw.uniform(_SEED + 20 * number + index, low, high, 1, 1)
 
         if direction is None:
             direction = uniform(0, -math.pi, math.pi)

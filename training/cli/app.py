@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -26,6 +27,7 @@ from training.cli.svomen import embed
 from training.config import PRESETS, RunConfig, override
 from training.data.images import list_images, make_split
 from training.environment import prepare_environment
+from training.networks.workers import Workers, join, train_over
 from training.progress import progress_bars
 from training.run import Run, RunError
 from training.settings import SettingsError, settings_of, show_value, value_at
@@ -72,7 +74,7 @@ def _fail(error: Exception, code: int = 1) -> typer.Exit:
     return typer.Exit(code)
 
 
-def _train(run: Run) -> None:
+def _train(run: Run, workers: Workers | None = None) -> None:
     prepare_environment()
     from training.networks.classifier import evaluate_classifier, train_classifier
     from training.networks.vae import train_vae
@@ -87,7 +89,7 @@ def _train(run: Run) -> None:
         soft_wrap=True,
     )
     with progress_bars(console) as progress:
-        train_classifier(run, progress)
+        train_classifier(run, progress, None if workers is None else functools.partial(train_over, workers))
         figures = evaluate_classifier(run, progress)
         train_vae(run, progress)
     counts = np.array(figures["confusion"])
@@ -122,14 +124,34 @@ def _name_of(folder: Path, otherwise: str) -> str:
         return otherwise
 
 
-def _to_its_end(folder: Path, open_run: Callable[[], Run]) -> None:
+def _to_its_end(folder: Path, open_run: Callable[[], Run], workers: Workers | None = None) -> None:
     try:
-        _train(open_run())
+        workers = None if workers is None else workers.check()
+        _train(open_run(), workers)
     except (RunError, LabrefError, ValueError, OSError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
         console.print(f"stopped; go on with `python -m training resume {folder}`")
         raise typer.Exit(130) from None
+
+
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Train the classifier in so many processes, on JAX.", show_default=False),
+]
+Here = Annotated[
+    int | None, typer.Option(min=1, help="So many of the processes run on this computer.", show_default="all")
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT", help="Where the first process is met by those of other computers.", show_default=False
+    ),
+]
+
+
+def _workers(processes: int | None, here: int | None, coordinator: str | None) -> Workers | None:
+    return None if processes is None else Workers(processes, 0, here, coordinator)
 
 
 @app.command()
@@ -141,11 +163,18 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Change a setting of the preset, as classifier.epochs=3; repeatable."),
     ] = None,
+    processes: Processes = None,
+    here: Here = None,
+    coordinator: Coordinator = None,
 ) -> None:
     """Train a run to its end: split, classifier, features, VAE, pictures. Goes on where it was stopped.
 
     The model is named after the run's folder; `--set name=NAME` names it otherwise. After a few steps it says how long
     the classifier will take.
+
+    With `--processes` the classifier is trained by several processes, each on its part of every batch, with the figures
+    of one. One for each computer uses all of its GPUs; the others follow with `python -m training join`. Where one
+    ends, all begin again from the last checkpoint.
     """
     if preset not in PRESETS:
         raise typer.BadParameter(f"no preset {preset!r}; there are {', '.join(PRESETS)}", param_hint="--preset")
@@ -155,7 +184,7 @@ def train(
         raise _fail(error, 2) from None
     except RunError as error:
         raise _fail(error) from None
-    _to_its_end(run, lambda: Run.create(run, data, config))
+    _to_its_end(run, lambda: Run.create(run, data, config), _workers(processes, here, coordinator))
 
 
 @app.command("settings")
@@ -198,9 +227,43 @@ def list_settings(
 def resume(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
+    processes: Processes = None,
+    here: Here = None,
+    coordinator: Coordinator = None,
 ) -> None:
-    """Go on with a run from its last checkpoint."""
-    _to_its_end(run, lambda: Run.open(run, data))
+    """Go on with a run from its last checkpoint, with as many processes as there are now (see `train`)."""
+    _to_its_end(run, lambda: Run.open(run, data), _workers(processes, here, coordinator))
+
+
+@app.command("join")
+def join_run(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that another computer trains, as seen from this one.")],
+    processes: Annotated[int, typer.Option(min=2, help="Of all computers, as `train` was told.")],
+    first: Annotated[int, typer.Option(min=1, help="The number of this computer's first process, counted from 0.")],
+    coordinator: Annotated[str, typer.Option(metavar="HOST:PORT", help="As `train` was told.")],
+    here: Annotated[int, typer.Option(min=1, help="So many of the processes run on this computer.")] = 1,
+    data: Annotated[Path | None, typer.Option(help="The images, where this computer sees them elsewhere.")] = None,
+) -> None:
+    """Help another computer to train the classifier of a run, until it is trained.
+
+    The folder of the run, and of the cached crops beside it, has to be one that both computers see.
+
+    On the first, with `KERAS_BACKEND=jax`: `python -m training train DATA --run RUN --processes 2 --here 1
+    --coordinator HOST:7711`
+
+    On the second: `python -m training join RUN --processes 2 --first 1 --coordinator HOST:7711`
+    """
+    try:
+        workers = Workers(processes, first, here, coordinator).check()
+        opened = Run.open(run, data)
+        console.print(f"processes {first} to {first + here - 1} of {processes} train in {run}", highlight=False)
+        with progress_bars(console) as progress:
+            join(workers, opened, progress)
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    console.print("the classifier is trained; the first computer goes on alone")
 
 
 @app.command()

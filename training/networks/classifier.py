@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from training.augmentation.neighbours import NEIGHBOURS, draw_neighbours
 from training.config import ClassifierConfig
 from training.data.images import batches
 from training.networks.architecture import AttributeLoss, build_classifier, draw_weights, start_from, with_heads
-from training.networks.devices import forward, over_devices, precision
+from training.networks.devices import Share, forward, over_devices, precision, share, total
 from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, write_json
 
-__all__ = ["class_weights", "evaluate_classifier", "predict", "train_classifier"]
+__all__ = ["class_weights", "evaluate_classifier", "load_crops", "predict", "train_classifier", "train_here"]
 
 _CHECKPOINT_SECONDS = 300.0
 _MEASURED_STEPS = 5  # after the first, by which the time of training is estimated
+_ASKED_STEPS = 16  # after which several processes ask each other whether a checkpoint is due
+_SEEN_SECONDS = 120.0  # in which a file of one computer is seen by another that shares its folder
 
 
 def _in_words(seconds: float) -> str:
@@ -91,21 +94,57 @@ class _Checkpoint(keras.callbacks.Callback):
                 f"the classifier will take about {_in_words(step * (self.left - taken))}: "
                 f"{self.left:,} steps of {step:.2f} s; then come its features and the VAE"
             )
-        if time.monotonic() - self.last > _CHECKPOINT_SECONDS:
+        is_due = time.monotonic() - self.last > _CHECKPOINT_SECONDS
+        if share().count > 1:  # the clock of the first decides
+            is_due = self.done % _ASKED_STEPS == 0 and total(np.array([is_due and share().rank == 0], float))[0] > 0
+        if is_due:
             save_checkpoint(self.model, self.folder, self.epoch, self.done)
             self.last = time.monotonic()
 
 
 def save_checkpoint(model: Any, folder: Path, epoch: int, step: int) -> None:
-    """Write `checkpoint-E-S.keras` and then point `checkpoint.json` to it; the older one goes last."""
+    """Write `checkpoint-E-S.keras` and then point `checkpoint.json` to it; the older one goes last. Where several
+    processes train, all call it, and the first one's stays."""
     if hasattr(model, "jax_state_sync"):  # within an epoch JAX trains a copy of the variables
         model.jax_state_sync()
-    name = f"checkpoint-{epoch}-{step}.keras"
-    model.save(folder / name)
+    name = _checkpoint(epoch, step)
+    if not _save(model, folder / name):
+        return
     write_json(folder / "checkpoint.json", {"file": name, "epoch": epoch, "step": step})
     for old in folder.glob("checkpoint-*.keras"):
         if old.name != name:
             old.unlink()
+
+
+def _checkpoint(epoch: int, step: int) -> str:
+    return f"checkpoint-{epoch}-{step}.keras"
+
+
+def _save(model: Any, file: Path) -> bool:
+    """Write a model; whether this process is the one that did. Keras asks all processes for what it saves."""
+    if share().rank == 0:
+        model.save(file)
+        return True
+    with tempfile.TemporaryDirectory() as nowhere:
+        model.save(Path(nowhere) / file.name)
+    return False
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    """Epoch and step of the run's checkpoint; None where it has none. What the first process sees holds for all."""
+    told = np.zeros(3)
+    if share().rank == 0 and (folder / "checkpoint.json").exists():
+        place = json.loads((folder / "checkpoint.json").read_text())
+        told = np.array([1, place["epoch"], place["step"]], float)
+    exists, epoch, step = (int(value) for value in total(told))
+    return (epoch, step) if exists else None
+
+
+def _load(file: Path) -> Any:
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while share().rank and not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return keras.models.load_model(file)
 
 
 def _dataset(
@@ -118,23 +157,28 @@ def _dataset(
     first_step: int,
     heads: Sequence[NDArray[np.int64]] = (),
     domains: NDArray[np.int64] | None = None,
+    own: Share | None = None,
 ) -> Any:
     """Batches of (crops, targets, weights); where there are heads beside the classes, targets and weights are tuples,
     with the targets int64[n, ...] of each head after those of the classes. domains : int64[all], optics of each crop
-    (None: one for all), among which neighbours are chosen."""
+    (None: one for all), among which neighbours are chosen.  own : this process's part of each batch, the whole by
+    default; the rest is not read."""
+    own = own or Share()
     optics = np.zeros(len(targets), np.int64) if domains is None else domains
 
     def generate() -> Iterator[tuple[Any, ...]]:
         plain = batches(rows, config.batch_size, seed=seed, start=first_step, drop_last=True)
-        for number, batch in enumerate(plain, start=first_step):
+        for number, whole in enumerate(plain, start=first_step):
+            batch = own.of(whole)
             labels = targets[batch]
             told = tuple(head[batch] for head in heads)
             beside: tuple[Any, ...] = ()
             if config.augmentation.neighbour:
                 # of the batch's number, so that a resumed epoch goes on as it would have
-                chosen = draw_neighbours(batch, rows, targets, optics, np.random.default_rng([seed, number]))
-                beside = (crops[chosen],)
-            yield crops[batch], labels, told, weights[labels], np.array([seed, number], np.int32), beside
+                chosen = draw_neighbours(whole, rows, targets, optics, np.random.default_rng([seed, number]))
+                beside = (crops[own.of(chosen)],)
+            place = np.array([own.first(len(whole)), len(whole)], np.int32)
+            yield crops[batch], labels, told, weights[labels], np.array([seed, number], np.int32), place, beside
 
     size, classes = crops.shape[1], len(weights)
     signature = (
@@ -143,11 +187,13 @@ def _dataset(
         tuple(tf.TensorSpec((None, *head.shape[1:]), tf.int64) for head in heads),
         tf.TensorSpec((None,), tf.float32),
         tf.TensorSpec((2,), tf.int32),
+        tf.TensorSpec((2,), tf.int32),
         (tf.TensorSpec((None, NEIGHBOURS, size, size, 3), tf.uint8),) if config.augmentation.neighbour else (),
     )
 
-    def prepare(images: Any, labels: Any, told: Any, weight: Any, batch_seed: Any, beside: Any) -> Any:
-        changed = augment(images, config.augmentation, batch_seed * [1000, 10], *beside)
+    def prepare(images: Any, labels: Any, told: Any, weight: Any, batch_seed: Any, place: Any, beside: Any) -> Any:
+        part = None if own.count == 1 else (place[0], place[1])
+        changed = augment(images, config.augmentation, batch_seed * [1000, 10], *beside, part=part)
         wanted = tf.one_hot(labels, classes)
         if not heads:
             return changed, wanted, weight
@@ -172,21 +218,29 @@ def _learning_rate(config: ClassifierConfig, steps_per_epoch: int) -> Any:
     )
 
 
-def train_classifier(run: Run, progress: Progress) -> Path:
+def train_classifier(run: Run, progress: Progress, train: Callable[[Run, Path, Progress], None] | None = None) -> Path:
     """Train the classifier of `run`, or go on with it; returns `classifier.keras`.
 
     Writes a checkpoint every five minutes and after each epoch, `history.csv` (one line an epoch) and at the end the
-    model. Raises `RunError` where another command trains it.
+    model. train : what does it, `train_here` by default. Raises `RunError` where another command trains it.
     """
     final = run.folder / "classifier.keras"
     if not final.exists():
         with held(run.folder):
             if not final.exists():
-                _train(run, final, progress)
+                (train or train_here)(run, final, progress)
     return final
 
 
-def _train(run: Run, final: Path, progress: Progress) -> None:
+def load_crops(run: Run, progress: Progress) -> None:
+    """Have the crops in the cache that the classifier is trained on, for the processes that will."""
+    for part in ("train", "validation"):
+        _load_shown(run, part, progress)
+
+
+def train_here(run: Run, final: Path, progress: Progress) -> None:
+    """Train the classifier in this process, alone or as one of several, and write it to the file `final`. The caller
+    holds the run."""
     config, split = run.config.classifier, run.split
     crops, targets, rows = {}, {}, {}
     for part in ("train", "validation"):
@@ -206,8 +260,8 @@ def _train(run: Run, final: Path, progress: Progress) -> None:
         plain = build_classifier(config, len(run.split.labels))
         start_from(plain, _plain(model))
     temporary = final.with_name("classifier.part.keras")
-    plain.save(temporary)
-    os.replace(temporary, final)
+    if _save(plain, temporary):
+        os.replace(temporary, final)
 
 
 def _fit(
@@ -225,17 +279,16 @@ def _fit(
     steps = max(len(rows["train"]) // config.batch_size, 1)
     keras.utils.set_random_seed(run.config.seed)
     epoch, first_step = 0, 0
-    state = folder / "checkpoint.json"
-    if state.exists():
-        place = json.loads(state.read_text())
-        model = keras.models.load_model(folder / place["file"])
-        epoch, first_step = place["epoch"], place["step"]
+    own, place = share(), _place(folder)
+    if place is not None:
+        epoch, first_step = place
+        model = _load(folder / _checkpoint(epoch, first_step))
         if first_step >= steps:
             epoch, first_step = epoch + 1, 0
     else:
         model = _new_model(run, attributes, steps)
     history = folder / "history.csv"
-    if not history.exists():
+    if own.rank == 0 and not history.exists():
         history.write_text("epoch,loss,accuracy,validation_loss,validation_accuracy,seconds\n")
     task = progress.add_task(
         "training the classifier", total=config.epochs * steps, completed=epoch * steps + first_step, info=""
@@ -254,6 +307,7 @@ def _fit(
             skip,
             heads,
             domain_codes(run, "train"),
+            own,
         )
         fit = model.fit(
             data,
@@ -263,16 +317,10 @@ def _fit(
             callbacks=[_Checkpoint(folder, number, skip, progress, task, left if number == epoch else None)],
         )
         values = {key.removeprefix("probabilities_"): float(v[-1]) for key, v in fit.history.items()}
-        valid = rows["validation"]
-        if len(valid):
-            probabilities = predict(_plain(model), crops["validation"], valid)
-            right = probabilities[np.arange(len(valid)), targets["validation"][valid]]
-            validation = (
-                float(-np.log(np.maximum(right, 1e-7)).mean()),
-                float((probabilities.argmax(1) == targets["validation"][valid]).mean()),
-            )
-        else:
-            validation = (float("nan"), float("nan"))
+        validation = _validate(model, crops["validation"], targets["validation"], rows["validation"], own)
+        if own.rank:
+            save_checkpoint(model, folder, number + 1, 0)
+            continue
         with history.open("a", newline="") as file:
             csv.writer(file).writerow(
                 [
@@ -290,6 +338,24 @@ def _fit(
         )
         save_checkpoint(model, folder, number + 1, 0)
     return model
+
+
+def _validate(
+    model: Any, crops: NDArray[np.uint8], targets: NDArray[np.int64], rows: NDArray[np.int64], own: Share
+) -> tuple[float, float]:
+    """Cross entropy and accuracy over all rows, of which each process predicts its part; NaN without any."""
+    told = np.zeros(3)
+    part = np.sort(rows)[own.rank :: own.count]
+    if len(part):
+        probabilities = predict(_plain(model), crops, part)
+        right = probabilities[np.arange(len(part)), targets[part]]
+        told[:] = (
+            -np.log(np.maximum(right, 1e-7)).sum(dtype=np.float64),
+            (probabilities.argmax(1) == targets[part]).sum(),
+            len(part),
+        )
+    loss, hits, count = total(told)
+    return (float(loss / count), float(hits / count)) if count else (float("nan"), float("nan"))
 
 
 def _new_model(run: Run, attributes: tuple[int, ...], steps: int) -> Any:

@@ -1,12 +1,16 @@
-"""What trains: Keras' backend (TensorFlow or JAX), the devices of one computer, and the precision.
+"""What trains: Keras' backend (TensorFlow or JAX), the devices of one computer or, on JAX, of several processes, and
+the precision.
 
-TensorFlow feeds the batches on both backends, from the processor; on JAX it must leave the GPUs alone.
+TensorFlow feeds the batches on both backends, from the processor; on JAX it must leave the GPUs alone. Where several
+processes train one network (`training.networks.workers`), all do the same steps in the same order: whatever makes,
+loads, fits or saves a network is done by all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -14,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-__all__ = ["forward", "over_devices", "precision"]
+__all__ = ["Share", "forward", "over_devices", "precision", "share", "total"]
 
 tf.get_logger().setLevel("ERROR")  # that many small models are traced, each once, is meant
 if keras.backend.backend() != "tensorflow":
@@ -30,6 +34,42 @@ def _devices(kind: str) -> list[str]:
         return []
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of the processes this one is. rank : 0 for the one that writes the run's files.  count : of all."""
+
+    rank: int = 0
+    count: int = 1
+
+    def of(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """This process's part of a batch: consecutive rows, as many as each other process has."""
+        return rows[self.first(len(rows)) :][: len(rows) // self.count]
+
+    def first(self, batch: int) -> int:
+        """The place in a batch of so many where this process's part begins."""
+        return self.rank * (batch // self.count)
+
+
+def share() -> Share:
+    """Which of the processes that train together this one is; the only one on TensorFlow."""
+    if keras.backend.backend() == "tensorflow":
+        return Share()
+    import jax
+
+    return Share(jax.process_index(), jax.process_count())
+
+
+def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The sum of what each process gives, float64 of its shape. All call it, in the same order."""
+    if share().count == 1:
+        return values
+    from jax.experimental import multihost_utils
+
+    # as bytes: JAX would compute in float32
+    told = multihost_utils.process_allgather(np.frombuffer(values.tobytes(), np.uint8))
+    return np.stack([np.frombuffer(row.tobytes(), np.float64) for row in told]).sum(axis=0).reshape(values.shape)
+
+
 def over_devices(batch: int, kind: str = "GPU") -> contextlib.AbstractContextManager[Any]:
     """A context to build or load a model in and to fit it, so that `fit` splits each batch over the devices of `kind`
     and sums the gradients: `keras.distribution.DataParallel` on JAX, `tf.distribute.MirroredStrategy` on TensorFlow,
@@ -37,8 +77,12 @@ def over_devices(batch: int, kind: str = "GPU") -> contextlib.AbstractContextMan
 
     batch : images of a batch, which stays that of the run: with n devices each sees an nth of it, n the largest number
     that divides it. On TensorFlow each device normalises by the statistics of its own share, on JAX all do by those of
-    the batch.
+    the batch. Where several processes train together, all of their devices do, as many of each as divide its part.
+    Raises ValueError where the batch cannot be divided among the processes.
     """
+    count = share().count
+    if count > 1:
+        return _over_processes(batch, count)
     found = _devices(kind)
     found = found[: max((n for n in range(1, len(found) + 1) if batch % n == 0), default=1)]
     if len(found) < 2:
@@ -48,6 +92,25 @@ def over_devices(batch: int, kind: str = "GPU") -> contextlib.AbstractContextMan
         scope = tf.distribute.MirroredStrategy(found).scope()
     else:
         scope = keras.distribution.DataParallel(devices=found, auto_shard_dataset=False).scope()
+    return scope
+
+
+def _over_processes(batch: int, count: int) -> contextlib.AbstractContextManager[Any]:
+    import jax
+
+    if batch % count:
+        raise ValueError(
+            f"a batch of {batch} images cannot be divided among {count} processes; set classifier.batch_size"
+        )
+    of_each: dict[int, list[str]] = {}
+    for device in jax.devices():
+        of_each.setdefault(device.process_index, []).append(f"{device.platform}:{device.id}")
+    fewest = min(map(len, of_each.values()))
+    each = max(n for n in range(1, fewest + 1) if batch // count % n == 0)
+    found = [name for rank in sorted(of_each) for name in of_each[rank][:each]]
+    scope: contextlib.AbstractContextManager[Any] = keras.distribution.DataParallel(
+        devices=found, auto_shard_dataset=False
+    ).scope()
     return scope
 
 
@@ -72,6 +135,10 @@ def forward(model: Any) -> Callable[[NDArray[Any]], Any]:
         return lambda x: keras.tree.map_structure(np.asarray, graph(tf.constant(np.asarray(x, np.float32))))
     import jax
 
-    trained, fixed = ([v.value for v in found] for found in (model.trainable_variables, model.non_trainable_variables))
+    # each process has all weights, and computes alone
+    trained, fixed = (
+        [v.value if v.value.is_fully_addressable else v.value.addressable_data(0) for v in found]
+        for found in (model.trainable_variables, model.non_trainable_variables)
+    )
     compiled = jax.jit(lambda t, f, x: model.stateless_call(t, f, x, training=False)[0])
     return lambda x: keras.tree.map_structure(np.asarray, compiled(trained, fixed, np.asarray(x, np.float32)))

@@ -1,0 +1,148 @@
+"""Several processes train one classifier: in the same steps as one, each from its own part of a batch, and from the
+last checkpoint where one of them is killed."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from rich.progress import Progress
+from typer.testing import CliRunner
+
+from training.augmentation.augment import VIEW, augment
+from training.augmentation.neighbours import NEIGHBOURS
+from training.cli.app import app
+from training.config import PRESETS, override
+from training.networks import workers
+from training.networks.classifier import train_classifier
+from training.networks.devices import Share, total
+from training.networks.workers import Workers, train_over
+from training.run import Run, RunError
+
+SETTINGS = [
+    "classifier.width=0.125", "classifier.input_size=32", "classifier.middle_repeats=0", "classifier.epochs=2",
+    "classifier.batch_size=8", "validation=0.2",
+]  # fmt: skip
+SHALLOW = """
+from tests.trainings import shallowly
+from training.cli import worker
+with shallowly():
+    worker.main()
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_part_of_a_batch_is_changed_as_in_the_whole(count: int) -> None:
+    config = override(
+        PRESETS["optics"], ["classifier.augmentation.neighbour=0.7", "classifier.augmentation.noise=4"]
+    ).classifier.augmentation
+    random = np.random.default_rng(0)
+    crops = random.integers(0, 255, (8, 32, 32, 3), np.uint8)
+    beside = random.integers(0, 255, (8, NEIGHBOURS, 32, 32, 3), np.uint8)
+    for how in (config, VIEW):
+        seed = np.array([3, 5], np.int32)
+        others = (beside,) if how.neighbour else ()
+        whole = augment(crops, how, seed, *others).numpy()
+        parts = []
+        for rank in range(count):
+            own = Share(rank, count)
+            told = (own.of(beside),) if how.neighbour else ()
+            parts.append(augment(own.of(crops), how, seed, *told, part=(own.first(8), 8)).numpy())
+        np.testing.assert_allclose(np.concatenate(parts), whole, atol=0.02)
+
+
+def test_one_process_has_the_whole_batch_and_its_own_sum() -> None:
+    assert Share().of(np.arange(8)).tolist() == list(range(8))
+    assert Share(1, 2).of(np.arange(8)).tolist() == [4, 5, 6, 7]
+    assert total(np.array([1.5, 2.0])).tolist() == [1.5, 2.0]
+
+
+def trained(folder: Path, cells: Path, count: int, *, killed: bool = False) -> list[dict[str, str]]:
+    """The history of a classifier that so many processes trained. killed : the last of them is, after an epoch."""
+    run = Run.create(folder, cells, override(PRESETS["starter"], SETTINGS))
+    ended = []
+
+    def kill() -> None:
+        while not (folder / "checkpoint.json").exists():
+            time.sleep(0.05)
+        for child in psutil.Process().children():
+            words = child.cmdline()
+            if str(folder) in words and words[-3] == str(count - 1):
+                child.kill()
+                ended.append(child.pid)
+
+    killing = threading.Thread(target=kill)
+    if killed:
+        killing.start()
+    with Progress(disable=True) as progress:
+        train_classifier(run, progress, functools.partial(train_over, Workers(count).check()))
+    if killed:
+        killing.join()
+        assert len(ended) == 1
+    return list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_go_on_where_one_is_killed(
+    drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(workers, "_PROGRAM", ("-c", SHALLOW))
+    one = trained(tmp_path / "one", drawn_cells, 1)
+    two = trained(tmp_path / "two", drawn_cells, 2, killed=True)
+    assert [row["epoch"] for row in two] == ["1", "2"], "no epoch is lost, none is done twice"
+    for mine, other in zip(one, two, strict=True):
+        for name in ("loss", "validation_loss"):
+            assert float(mine[name]) == pytest.approx(float(other[name]), rel=0.02)
+    assert (tmp_path / "two" / "classifier.keras").stat().st_size > 0
+    assert not list((tmp_path / "two").glob("*.part*"))
+
+
+def test_processes_that_cannot_train_are_refused(
+    drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match="KERAS_BACKEND=jax"):
+        Workers(2).check()
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    for wrong, told in (
+        (Workers(2, 0, 1), "--coordinator HOST:PORT"),
+        (Workers(2, 2, 1, "gpu1:7711"), "counted from 0"),
+        (Workers(2, 0, 1, "gpu1"), "has to be HOST:PORT"),
+    ):
+        with pytest.raises(RunError, match=told):
+            wrong.check()
+    run = Run.create(tmp_path / "run", drawn_cells, override(PRESETS["starter"], SETTINGS))
+    with Progress(disable=True) as progress, pytest.raises(RunError, match="cannot be divided among 3 processes"):
+        train_classifier(run, progress, functools.partial(train_over, Workers(3)))
+
+
+def test_processes_that_fail_again_and_again_are_given_up_with_their_words(
+    drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_PROGRAM", ("-c", "raise OSError('no room')"))
+    run = Run.create(tmp_path / "run", drawn_cells, override(PRESETS["starter"], SETTINGS))
+    with Progress(disable=True) as progress, pytest.raises(RunError, match="cannot go on.*no room"):
+        train_classifier(run, progress, functools.partial(train_over, Workers(2)))
+
+
+def test_a_computer_joins_the_training_of_another(
+    drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", drawn_cells, override(PRESETS["starter"], SETTINGS))
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    final = run.folder / "classifier.keras"
+    monkeypatch.setattr(
+        workers, "_PROGRAM", ("-c", f"import sys; open({str(final)!r}, 'w').write(' '.join(sys.argv[1:]))")
+    )
+    words = ["join", str(run.folder), "--processes", "3", "--first", "2", "--coordinator", "gpu1:7711"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert final.read_text() == f"{run.folder} {run.data} 2 3 gpu1:7711"
+    assert CliRunner().invoke(app, ["join", str(tmp_path / "none"), *words[2:]]).exit_code == 1
