@@ -27,7 +27,7 @@ from labref.store.text import to_column
 from labref.tasks.context import Context
 from labref.tasks.jobs import Jobs
 from labref.tasks.map_job import keep_map
-from labref.web.desk import run
+from labref.web.desk import Desk, run
 from labref.web.pages.map import key_of
 from tests.labs import running_agent, wait_until
 from tests.maps import ANALYSERS, give_own_map, lab_with_map
@@ -229,12 +229,17 @@ def test_an_analyser_that_no_cell_came_from_is_refused_and_not_shown_as_one_with
 
 def test_on_the_map_of_all_cells_a_node_lists_those_of_the_analyser_alone(lab: Lab) -> None:
     listed: dict[str, list[str]] = {}
-    for analyser in (None, OTHER):
-        words = [] if analyser is None else ["--analyser", analyser]
-        nodes = [rows("node", row, column, *words, "--lab", lab.folder) for row in range(8) for column in range(9)]
-        listed[str(analyser)] = [cell["cell_id"] for node in nodes for cell in node]
-        if analyser is not None:
-            assert {cell["analyser"] for node in nodes for cell in node} == {analyser}
+    with Desk.open(lab) as desk:
+        for analyser in (None, OTHER):
+            asked = {} if analyser is None else {"analyser": analyser}
+            found = [
+                cell
+                for row in range(8)
+                for column in range(9)
+                for cell in desk.run("map.node", row=row, column=column, **asked)
+            ]
+            assert analyser is None or {cell["analyser"] for cell in found} == {analyser}
+            listed[str(analyser)] = [cell["cell_id"] for cell in found]
     assert (len(listed["None"]), len(listed[OTHER])) == (2 * CELLS, CELLS)
 
 
