@@ -758,6 +758,9 @@ def test_a_server_elsewhere_is_always_verified() -> None:
     assert (given["sslmode"], given["sslrootcert"], given["port"]) == ("verify-full", "/etc/ca.pem", 5433)
     assert "sslmode" not in Address.of("postgresql://lund@[::1]/labref").keywords()
     assert Address.of("postgresql://lund@/labref?host=/run/postgresql").host == "/run/postgresql"
+    folder = Address.of("postgresql://lund@%2Frun%2FPostgreSQL/labref")
+    assert folder.host == "/run/PostgreSQL" and "sslmode" not in folder.keywords()
+    assert Address.of("postgresql://lund@[::1]:5433/labref").port == 5433
 
 
 class Authority:
