@@ -90,6 +90,7 @@ SLOW = {
     "test_exporters_keys": 10,
     "test_inference": 10,
     "test_labels": 10,
+    "test_labs_page": 10,
     "test_map_store": 10,
     "test_optics": 10,
     "test_pages": 10,

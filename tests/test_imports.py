@@ -68,7 +68,7 @@ TRAINING = {
     "augmentation": "config",
     "networks": "settings config data run augmentation",
     "measure": "config data run networks",
-    "report": "run networks measure",
+    "report": "data run networks measure",
     "cli": "progress settings config data run environment networks measure report",
     "__main__": "cli",
     "training": "",

@@ -32,7 +32,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -57,7 +57,7 @@ from labref.store.memory.books import int_to_id
 from labref.times import utc
 from labref.words import LabelSource
 
-__all__ = ["EXAMPLES", "REFERENCES", "SAMPLE", "make", "without_names"]
+__all__ = ["EXAMPLES", "REFERENCES", "SAMPLE", "SIX_OF_EIGHT", "WIDEST", "Called", "make", "without_names"]
 
 SAMPLE: Final = 1000
 """Cells of an analyser that are asked, unless somebody wants more or fewer."""
@@ -65,9 +65,11 @@ REFERENCES: Final = 8
 """References of an answer."""
 EXAMPLES: Final = 20
 """Answers that are drawn at random, and the number of the worst."""
+WIDEST: Final = 0.2
+"""The widest interval of a figure that can be trusted."""
+SIX_OF_EIGHT: Final = 0.75
+"""A class whose precision is surely below is called wrong."""
 _NOVELTY_SAMPLE: Final = 300
-_WIDEST: Final = 0.2  # interval of a class that can be trusted
-_SIX_OF_EIGHT: Final = 0.75  # a class whose precision is surely below is called wrong
 _USUALLY_NOVEL: Final = 0.02  # twice what the p-value of 1 % leads to expect
 _USUALLY_NO_CELL: Final = 0.05
 _AT_ONCE: Final = 100  # cells that are read together
@@ -139,9 +141,20 @@ def make(lab: Lab, store: Store, bundle: Bundle, *, sample: int = SAMPLE, seed: 
     }
 
 
-def without_names(report: Row, known: Collection[str]) -> Row:
+@dataclass(frozen=True, slots=True)
+class Called:
+    """What the packs of a lab call it. lab : id of its own key.  optics : analyser → its pseudonym."""
+
+    lab: str
+    optics: Callable[[str | None], str]
+
+
+def without_names(report: Row, known: Collection[str], called_by: Called | None = None) -> Row:
     """The numbers of a report alone: no picture, no cell, and no name that the lab gave. Analysers are numbered, and so
-    are classes whose name is not among `known`, in the order of their name."""
+    are classes whose name is not among `known`, in the order of their name.
+
+    called_by : with it the report carries what the lab's packs carry, so that the centre knows lab and analysers again.
+    """
     keys = {name_key(name) for name in known}
     seen = {one["label"] for row in report["analysers"] for one in row["classes"]}
     seen |= {label for row in report["analysers"] for one in row["findings"] for label in one["labels"]}
@@ -157,10 +170,12 @@ def without_names(report: Row, known: Collection[str]) -> Row:
 
     return report | {
         "counts_only": True,
+        "lab": None if called_by is None else called_by.lab,
         "analysers": [
             row
             | {
                 "analyser": f"analyser {number}",
+                "pseudonym": None if called_by is None else called_by.optics(row["analyser"]),
                 "classes": [of_class(one) for one in row["classes"]],
                 "findings": [one | {"labels": [label_of(label) for label in one["labels"]]} for one in row["findings"]],
                 "drawn": [],
@@ -451,7 +466,7 @@ def _class(label: str, size: int, questions: Sequence[_Asked]) -> dict[str, Any]
         "precision": asdict(precision),
         **with_atlas,
         "best": min(1.0, (size - 1) / REFERENCES),
-        "enough": size > REFERENCES and _width(precision) <= _WIDEST,
+        "enough": size > REFERENCES and _width(precision) <= WIDEST,
         "instead": None if instead is None else instead[0],
         "instead_share": 0.0 if instead is None else instead[1] / sum(len(one.found.references) for one in own),
     }
@@ -532,9 +547,7 @@ def _findings(row: Row) -> list[Row]:
     if row["without_latent"]:
         say("settle", "not embedded", row["without_latent"])
     classes = row["classes"]
-    wrong = [
-        one["label"] for one in classes if one["best"] == 1.0 and (one["precision"]["high"] or 1.0) < _SIX_OF_EIGHT
-    ]
+    wrong = [one["label"] for one in classes if one["best"] == 1.0 and (one["precision"]["high"] or 1.0) < SIX_OF_EIGHT]
     if wrong:
         say("settle", "wrong classes", len(wrong), wrong)
     for than in ("training", "past"):

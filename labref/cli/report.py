@@ -24,14 +24,15 @@ what to settle first; whether the lab goes live, a person decides.
 
 The HTML is one file that needs nothing beside it, and prints on A4. Cells stand in it by their id, class and day, with
 their picture; no slide and no file is named. --counts-only leaves the numbers alone, to send to the centre: no picture,
-no cell, no name of an analyser, and of classes only the names that every labref knows. Of each analyser at most --sample
+no cell, no name of an analyser, and of classes only the names that every labref knows; the id of the lab's own key and
+pseudonyms of its analysers, as its packs carry them, where it has such a key. Of each analyser at most --sample
 cells are asked, drawn class by class with --seed, so that it takes minutes in a lab of a million cells too.
 
 \b
 Examples:
   labref report --out report.html
-  labref report --out numbers.html --counts-only     to send to the centre
-  labref report --json --counts-only > numbers.json
+  labref report --json --counts-only > numbers.json  to send to the centre
+  labref report --out numbers.html --counts-only     the same for people
   labref report --out report.html --sample 5000 --seed 7 --language sv
 
 Works while the agent runs, in its background, and while it does not. The pages show the report made last at /report.

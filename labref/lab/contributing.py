@@ -28,7 +28,7 @@ from labref.failpoints import failpoint
 from labref.files import give, read_file, sync_folder
 from labref.lab.lab import Lab
 
-__all__ = ["Given", "Pseudonyms", "own_key"]
+__all__ = ["Given", "Pseudonyms", "known_key", "own_key"]
 
 _NAME: Final = "a lab"
 _FOLDER: Final = "packs"
@@ -89,6 +89,14 @@ def _renamed(lab: Lab, key: SigningKey, name: str) -> SigningKey:
     finally:
         draft.unlink(missing_ok=True)
     return SigningKey.open(lab.folder / "key", group=lab.config.access.group)
+
+
+def known_key(lab: Lab) -> SigningKey | None:
+    """The lab's own key; None where it has none, or none that can be used. No key is made."""
+    try:
+        return SigningKey.open(lab.folder / "key", group=lab.config.access.group)
+    except KeyFileError:
+        return None
 
 
 class Pseudonyms:

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from labref.asking.prediction import Because
-from labref.asking.report import EXAMPLES, REFERENCES, SAMPLE, make, without_names
+from labref.asking.report import EXAMPLES, REFERENCES, SAMPLE, Called, make, without_names
 from labref.errors import LabrefError
 from labref.files import replace_file
+from labref.lab.contributing import Pseudonyms, known_key
 from labref.operations import operation
 from labref.operations.classes import known_names
 from labref.operations.models import Answer, BundleName, JobRunning, Progress
@@ -186,6 +187,11 @@ class ReportAnalyser(Answer):
     recaptures: ReportRecaptures = Field(description="Cells that repeat others.")
     pictures: ReportPictures = Field(description="Whether the pictures show cells.")
     findings: list[ReportFinding] = Field(description="What to settle, and what to know.")
+    pseudonym: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")] | None = Field(
+        default=None,
+        description="The analyser as the lab's packs call it, with numbers alone: the centre knows it again in the next report. Null "
+        "where the lab has no key of its own.",
+    )
 
 
 class LabReport(Answer):
@@ -202,6 +208,10 @@ class LabReport(Answer):
     seed: int = Field(description="Seed of what was drawn.")
     k: int = Field(description="References of an answer.")
     counts_only: bool = Field(description="Whether it holds numbers alone: no cell, and no name that the lab gave.")
+    lab: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = Field(
+        default=None,
+        description="Id of the lab's own key, with numbers alone, as its packs carry it; null where it has none.",
+    )
     cells: int = Field(description="Stored cells.")
     outcomes: dict[str, int] = Field(description="What became of the files found.")
     analysers: list[ReportAnalyser] = Field(description="Each analyser, the one with the most cells first.")
@@ -299,7 +309,9 @@ def _job(context: Context, sample: int, seed: int, reports: list[Row]) -> Job:
 def _asked_for(context: Context, report: Row, counts_only: bool) -> Row:
     if not counts_only:
         return report
-    return without_names(report, {*context.lab.bundle(context.store).manifest.labels, *known_names()})
+    known = {*context.lab.bundle(context.store).manifest.labels, *known_names()}
+    key = known_key(context.lab)
+    return without_names(report, known, None if key is None else Called(key.public.id, Pseudonyms(key).optics))
 
 
 def _file(context: Context) -> Path:

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from labref.bundles.schema import check_name
 from labref.errors import LabrefError
 from labref.printing import printable
-from training.cli import commands, pool
+from training.cli import commands, labs, pool
 from training.cli.svomen import app as svomen_app
 from training.cli.svomen import embed
 from training.config import PRESETS, RunConfig, override
@@ -62,6 +62,7 @@ for _command in (
     commands.quality,
     commands.report,
     commands.compare,
+    labs.labs,
     pool.ingest,
     pool.pool,
 ):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["LEVELS", "CellClass", "Level", "at_level", "class_group", "class_id", "class_of", "fine_id"]
+__all__ = ["LEVELS", "CellClass", "Level", "at_level", "class_group", "class_id", "class_of", "common_name", "fine_id"]
 
 Level = Literal["group", "class", "fine"]
 LEVELS: tuple[Level, ...] = ("group", "class", "fine")
@@ -64,6 +64,13 @@ _BY_CODE = {known.code: known for known in _CLASSES}
 def class_of(label: str) -> CellClass | None:
     """The class that a folder's name means, or None."""
     return _BY_NAME.get(label.strip().lower())
+
+
+def common_name(label: str) -> str:
+    """The class that a lab's label means, under one name for all labs; the label itself where it means none that is
+    known, without what would part a path."""
+    known = class_of(label)
+    return label.strip().replace("/", " ").replace("\\", " ") if known is None else min(known.names, key=len)
 
 
 def class_id(label: str) -> str:

@@ -15,7 +15,7 @@ import duckdb
 from labref.errors import PackError
 from labref.failpoints import failpoint
 from labref.packs import CELLS, MANIFEST, REMOVED, Manifest, read_manifest
-from training.data.classes import class_of
+from training.data.classes import common_name
 from training.data.pool import CACHE, INDEX, PACKS, STATE, connect, name_in_pool, table
 from training.data.pooled import (
     GOING,
@@ -125,7 +125,7 @@ def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[st
         [names],
     ).fetchall()
     group = _groups(names, pairs)
-    classes = [_class(row[3]) for row in rows]
+    classes = [common_name(row[3]) for row in rows]
     said: dict[int, set[str]] = {}
     for number, first in enumerate(group):
         said.setdefault(first, set()).add(classes[number])
@@ -170,13 +170,6 @@ def _forget_waiting(folder: Path) -> None:
             if told is not None and told["state"] == "trusted" and manifest.number > int(told["newest"]):
                 continue
         delete(folder, left)
-
-
-def _class(label: str) -> str:
-    """The class that a lab's label means, under one name for all labs; the label itself where it means none that is
-    known."""
-    known = class_of(label)
-    return label.strip().replace("/", " ").replace("\\", " ") if known is None else min(known.names, key=len)
 
 
 def _groups(names: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[int]:

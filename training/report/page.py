@@ -8,82 +8,16 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from training.measure.compare import compare_runs, format_estimate
 from training.measure.sweep import SWEEPS
+from training.report.blocks import TEMPLATES, Block, MadeBy, Missing, Picture, Section, Table, Text
 from training.report.pictures import pyplot
 
 __all__ = ["write_comparison", "write_page"]
-
-_TEMPLATES = Environment(
-    loader=PackageLoader("training.report"),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
-
-
-@dataclass(frozen=True)
-class _Table:
-    """rows : what each is called, and its cells. An estimate's interval goes below it, so that tables stay narrow."""
-
-    kind: ClassVar[str] = "table"
-    caption: str
-    head: Sequence[Any]
-    rows: Sequence[Sequence[Any]]
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """data : the PNG in base 64.  alt : what it shows, for who cannot see it."""
-
-    kind: ClassVar[str] = "picture"
-    data: str
-    alt: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class _Text:
-    """kind : "paragraph", "small", "heading" or "warning"."""
-
-    text: str
-    kind: str = "paragraph"
-
-
-@dataclass(frozen=True)
-class _MadeBy:
-    """command : what made the figures above.  split : digest of what they were measured on."""
-
-    kind: ClassVar[str] = "made_by"
-    command: str
-    split: str
-
-
-@dataclass(frozen=True)
-class _Missing:
-    """command : what would make the figures that are not there.  rows : which, where it is not all of them."""
-
-    kind: ClassVar[str] = "missing"
-    command: str
-    rows: Sequence[str] = ()
-
-
-_Block = _Table | _Picture | _Text | _MadeBy | _Missing
-
-
-@dataclass(frozen=True)
-class _Section:
-    """anchor : its id within the page."""
-
-    anchor: str
-    title: str
-    blocks: Sequence[_Block]
 
 
 @dataclass(frozen=True)
@@ -91,7 +25,7 @@ class _Run:
     """name : of the run's folder."""
 
     name: str
-    sections: Sequence[_Section]
+    sections: Sequence[Section]
 
 
 def write_page(reports: Sequence[Mapping[str, Any]], out: Path) -> Path:
@@ -99,46 +33,46 @@ def write_page(reports: Sequence[Mapping[str, Any]], out: Path) -> Path:
     names = [str(report["run"]) for report in reports]
     runs = [_run(report, f"r{number}") for number, report in enumerate(reports)]
     comparison = _comparison(compare_runs(reports, names)) if len(reports) > 1 else []
-    page = _TEMPLATES.get_template("report.html").render(names=", ".join(names), runs=runs, comparison=comparison)
+    page = TEMPLATES.get_template("report.html").render(names=", ".join(names), runs=runs, comparison=comparison)
     out.write_text(page, encoding="utf-8")
     return out
 
 
 def write_comparison(table: Mapping[str, Any], out: Path) -> Path:
     """Write `training.measure.compare.compare_runs`' table as a page; returns `out`."""
-    page = _TEMPLATES.get_template("comparison.html").render(comparison=_comparison(table))
+    page = TEMPLATES.get_template("comparison.html").render(comparison=_comparison(table))
     out.write_text(page, encoding="utf-8")
     return out
 
 
-def _picture(figure: Any, alt: str, caption: str) -> _Picture:
+def _picture(figure: Any, alt: str, caption: str) -> Picture:
     file = io.BytesIO()
     figure.savefig(file, dpi=100, format="png")
     pyplot().close(figure)
-    return _Picture(base64.b64encode(file.getvalue()).decode(), alt, caption)
+    return Picture(base64.b64encode(file.getvalue()).decode(), alt, caption)
 
 
 def _percent(estimate: Mapping[str, Any] | None) -> str:
     return format_estimate(estimate, 100.0, ".1f")
 
 
-def _comparison(table: Mapping[str, Any]) -> list[_Block]:
+def _comparison(table: Mapping[str, Any]) -> list[Block]:
     figures = [
         (row["name"], *(format_estimate(v, row["factor"], row["format"]) for v in row["values"]))
         for row in table["figures"]
     ]
-    parts: list[_Block] = [_Table("Figures", ["figure", *table["runs"]], figures)]
+    parts: list[Block] = [Table("Figures", ["figure", *table["runs"]], figures)]
     if table["settings"]:
         rows = [(row["name"], *row["values"]) for row in table["settings"]]
-        parts.append(_Table("Settings that differ", ["setting", *table["runs"]], rows))
+        parts.append(Table("Settings that differ", ["setting", *table["runs"]], rows))
     if not table["same_split"]:
-        parts.append(_Text("The runs were measured on different splits: their figures do not compare.", "warning"))
+        parts.append(Text("The runs were measured on different splits: their figures do not compare.", "warning"))
     return parts
 
 
 def _run(report: Mapping[str, Any], anchor: str) -> _Run:
     parts, split, command = report["parts"], report["split"], report["command"]
-    sections: list[tuple[str, list[_Block]]] = [
+    sections: list[tuple[str, list[Block]]] = [
         ("Classifier", _classifier(parts["classifier"])),
         ("Classes and their imbalance", _classes(parts)),
         ("References: group, class and fine class; what experts see", _references(parts)),
@@ -148,7 +82,7 @@ def _run(report: Mapping[str, Any], anchor: str) -> _Run:
         ("References by latent and by map (table 10)", _map(parts)),
     ]
     for _, content in sections:
-        content.append(_MadeBy(command, split))
+        content.append(MadeBy(command, split))
     for name, (title, _) in SWEEPS.items():
         sections.append((title, _sweep(name, parts["sweeps"].get(name, []), report)))
     sections.append(
@@ -159,13 +93,13 @@ def _run(report: Mapping[str, Any], anchor: str) -> _Run:
         sections.append(("The shipped bundle", _shipped(parts["shipped"])))
     return _Run(
         str(report["run"]),
-        [_Section(f"{anchor}-{number}", title, blocks) for number, (title, blocks) in enumerate(sections)],
+        [Section(f"{anchor}-{number}", title, blocks) for number, (title, blocks) in enumerate(sections)],
     )
 
 
 def _curves(
     history: Sequence[Mapping[str, float]], panels: Sequence[tuple[str, str]], alt: str, caption: str
-) -> _Picture:
+) -> Picture:
     figure, axes = pyplot().subplots(1, len(panels), figsize=(4.6 * len(panels), 3.2), layout="constrained")
     for axis, (key, title) in zip(axes, panels, strict=True):
         for column, label, style in ((key, "training", "-"), (f"validation_{key}", "validation", "--")):
@@ -177,7 +111,7 @@ def _curves(
     return _picture(figure, alt, caption)
 
 
-def _confusion(confusion: Mapping[str, Any], caption: str) -> _Picture:
+def _confusion(confusion: Mapping[str, Any], caption: str) -> Picture:
     counts, labels = np.array(confusion["counts"]), confusion["labels"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 2.4 + 0.55 * len(labels)
@@ -198,14 +132,14 @@ def _confusion(confusion: Mapping[str, Any], caption: str) -> _Picture:
     return _picture(figure, alt, caption)
 
 
-def _classifier(found: Mapping[str, Any]) -> list[_Block]:
+def _classifier(found: Mapping[str, Any]) -> list[Block]:
     rows = [
         ("accuracy (table 7: 0.937 on 19 classes)", format_estimate(found["accuracy"])),
         ("mean recall over classes", f"{found['balanced_accuracy']:.4f}"),
         ("images", found["accuracy"]["n"]),
     ]
-    lines: list[_Block] = [
-        _Table(f"Held-out cells ({found['part']})", ["figure", "value"], rows),
+    lines: list[Block] = [
+        Table(f"Held-out cells ({found['part']})", ["figure", "value"], rows),
         _confusion(found["confusion"], "Confusion matrix, images (figures 53 to 55)"),
     ]
     if found["history"]:
@@ -221,7 +155,7 @@ def _classifier(found: Mapping[str, Any]) -> list[_Block]:
     return lines
 
 
-def _classes(parts: Mapping[str, Any]) -> list[_Block]:
+def _classes(parts: Mapping[str, Any]) -> list[Block]:
     counts = parts["classes"]["counts"]
     per_class = parts["space"]["precision_at_8"]["class"]["per_class"]
     rows = [
@@ -234,25 +168,25 @@ def _classes(parts: Mapping[str, Any]) -> list[_Block]:
     ]
     level = parts["space"]["precision_at_8"]["class"]
     return [
-        _Table("Images of each class", ["class", *counts, "precision@8"], rows),
-        _Text(
+        Table("Images of each class", ["class", *counts, "precision@8"], rows),
+        Text(
             f"The largest class has {parts['classes']['largest_to_smallest']:.1f} times the images of the smallest. Precision@8 is "
             f"{format_estimate(level['macro'])} as the mean over classes and {format_estimate(level['micro'])} over cells."
         ),
     ]
 
 
-def _references(parts: Mapping[str, Any]) -> list[_Block]:
+def _references(parts: Mapping[str, Any]) -> list[Block]:
     space = parts["space"]
     rows = [
         (level, format_estimate(found["macro"]), format_estimate(found["micro"]), len(found["per_class"]))
         for level, found in space["precision_at_8"].items()
         if found["macro"]
     ]
-    body: list[_Block] = [_Table("Precision@8", ["level", "mean over its classes", "mean over cells", "classes"], rows)]
+    body: list[Block] = [Table("Precision@8", ["level", "mean over its classes", "mean over cells", "classes"], rows)]
     if space.get("by_optics"):
         body.append(
-            _Table(
+            Table(
                 "Class precision@8 of each optics, mean over its classes",
                 ["optics", "queries", "references", "among all references", "among those of the same optics"],
                 [
@@ -269,7 +203,7 @@ def _references(parts: Mapping[str, Any]) -> list[_Block]:
         )
     fine = space["precision_at_8"]["fine"]["per_class"]
     body.append(
-        _Table(
+        Table(
             "Fine classes",
             ["class", "precision@8", "queries", "references"],
             [(name, f"{f['precision']:.4f}", f["n_queries"], f["n_references"]) for name, f in fine.items()],
@@ -286,13 +220,13 @@ def _references(parts: Mapping[str, Any]) -> list[_Block]:
                 format_estimate(agreement["share_of_the_way"], 1, ".3f"),
             ),
         ]
-    body.append(_Table("Beyond the class", ["figure", "value"], beyond))
+    body.append(Table("Beyond the class", ["figure", "value"], beyond))
     if space.get("svomen"):
         body.append(_svomen(space["svomen"]))
     return body
 
 
-def _svomen(found: Mapping[str, Any]) -> _Table:
+def _svomen(found: Mapping[str, Any]) -> Table:
     named = found["set"]
     rows = [("all", found["svomen"]["triplets"], _percent(found["svomen"]))]
     rows += [(draw, e["triplets"], _percent(e)) for draw, e in found["by_draw"].items()]
@@ -303,10 +237,10 @@ def _svomen(found: Mapping[str, Any]) -> _Table:
         f"Automatic SVOMEN (tables 8 and 9): set {named['digest'][:12]} of format {named['format_version']}, the right alternative "
         f"shares at least {named['margin']} of {named['of']} attributes more"
     )
-    return _Table(told, ["triplets", "n", "SVOMEN %"], rows)
+    return Table(told, ["triplets", "n", "SVOMEN %"], rows)
 
 
-def _rotmes(found: Mapping[str, Any]) -> list[_Block]:
+def _rotmes(found: Mapping[str, Any]) -> list[Block]:
     rows = [
         (
             where,
@@ -317,8 +251,8 @@ def _rotmes(found: Mapping[str, Any]) -> list[_Block]:
     ]
     changes = found["overlap_at_8"]
     return [
-        _Table(f"ROTMES of {found['n']} images", ["where", "raw", "divided by that of random pairs"], rows),
-        _Table(
+        Table(f"ROTMES of {found['n']} images", ["where", "raw", "divided by that of random pairs"], rows),
+        Table(
             "Each change alone",
             ["change", "latents, per random pair", "at the break, per random pair", "of eight references stay"],
             [
@@ -334,14 +268,14 @@ def _rotmes(found: Mapping[str, Any]) -> list[_Block]:
     ]
 
 
-def _pca(found: Mapping[str, Any]) -> list[_Block]:
+def _pca(found: Mapping[str, Any]) -> list[Block]:
     figure, axis = pyplot().subplots(figsize=(5, 3.2), layout="constrained")
     axis.plot(range(1, len(found["curve"]) + 1), found["curve"])
     axis.set(xlabel="components", ylabel="share of the variance kept", ylim=(0, 1))
     axis.grid(alpha=0.3)
     level = found["precision_at_8"]["class"]
     return [
-        _Text(
+        Text(
             f"{found['size']} components keep {found['kept']:.1%} of the variance and lose {1 - found['kept']:.1%} (the thesis’ lost "
             f"44 %). Class precision@8 by them: {format_estimate(level['macro'])}."
         ),
@@ -349,7 +283,7 @@ def _pca(found: Mapping[str, Any]) -> list[_Block]:
     ]
 
 
-def _plane(found: Mapping[str, Any]) -> list[_Block]:
+def _plane(found: Mapping[str, Any]) -> list[Block]:
     points, labels = np.array(found["points"]), np.array(found["labels"])
     figure, axis = pyplot().subplots(figsize=(7.5, 5.2), layout="constrained")
     markers = "osD^vP*Xphd<>8"
@@ -378,7 +312,7 @@ def _space_row(name: str, found: Mapping[str, Any]) -> tuple[Any, ...]:
 _SPACE_HEAD = ("class precision@8", "fine precision@8", "attribute agreement@8", "SVOMEN %", "… within the class %")
 
 
-def _map(parts: Mapping[str, Any]) -> list[_Block]:
+def _map(parts: Mapping[str, Any]) -> list[Block]:
     found = parts["map"]
     quality = found["quality"]
     rows = [
@@ -387,30 +321,30 @@ def _map(parts: Mapping[str, Any]) -> list[_Block]:
         _space_row("by 50 principal components", parts["pca"]),
     ]
     return [
-        _Text(
+        Text(
             "The thesis let two people classify cells by their references: 48 and 51 of 100 right by latent, 35 and 39 by map. Here "
             "the references’ own labels are counted."
         ),
-        _Table("References by latent and by map", ["references", *_SPACE_HEAD], rows),
-        _Text(
+        Table("References by latent and by map", ["references", *_SPACE_HEAD], rows),
+        Text(
             f"The map’s quantisation error is {quality['qe']:.3f}, its topographic error {quality['te']:.3f}, its trustworthiness "
             f"{quality['trustworthiness']:.3f}. In one node of the map alternatives are equally near and earn no point."
         ),
     ]
 
 
-def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[_Block]:
+def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[Block]:
     wanted = SWEEPS[name][1]
-    body: list[_Block] = []
+    body: list[Block] = []
     if len(rows) < len(wanted):
         missing = [row.name for row in wanted if row.name not in {done["row"] for done in rows}]
         command = f"python -m training sweep {name} {report['folder']}"
-        body.append(_Missing(command, missing))
+        body.append(Missing(command, missing))
     if not rows:
         return body
     if "accuracy" in rows[0]:
         body.append(
-            _Table(
+            Table(
                 "The classifier",
                 [
                     "row",
@@ -443,30 +377,30 @@ def _sweep(name: str, rows: Sequence[Mapping[str, Any]], report: Mapping[str, An
                 f"{vae[key]:.1f}" if vae else "–"
                 for key in ("validation_loss", "validation_reconstruction", "validation_divergence")
             ]
-    body.append(_Table("The latent space", head, lines))
+    body.append(Table("The latent space", head, lines))
     for row in rows:
         if "history" in row:
             last = row["history"][-1]
             alt = f"Row {row['row']}: loss and accuracy by epoch, validation accuracy {last['validation_accuracy']:.3f} at the last"
-            body.append(_Text(f"{row['row']}: {row['what']}", "heading"))
+            body.append(Text(f"{row['row']}: {row['what']}", "heading"))
             body.append(
                 _curves(row["history"], (("loss", "loss"), ("accuracy", "accuracy")), alt, f"{row['row']}, curves")
             )
             body.append(_confusion(row["confusion"], f"{row['row']}, confusion matrix"))
         if "variance_kept" in row:
-            body.append(_Text(f"{row['row']} keeps {row['variance_kept']:.1%} of the variance."))
+            body.append(Text(f"{row['row']} keeps {row['variance_kept']:.1%} of the variance."))
     commands = dict.fromkeys(row["command"].split(" --row")[0] for row in rows)
     sizes = ", ".join(dict.fromkeys(row["size"] for row in rows))
-    body.append(_Text(f"Size: {sizes}.", "small"))
-    body += [_MadeBy(command, rows[0]["split"]) for command in commands]
+    body.append(Text(f"Size: {sizes}.", "small"))
+    body += [MadeBy(command, rows[0]["split"]) for command in commands]
     return body
 
 
-def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[_Block]:
+def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[Block]:
     if not found:
-        return [_Missing(f"python -m training folds {report['folder']}")]
-    body: list[_Block] = [
-        _Text(
+        return [Missing(f"python -m training folds {report['folder']}")]
+    body: list[Block] = [
+        Text(
             "Each fold is asked about with networks trained on the others; the cells that the run holds out take no part. Attributes: the "
             "share of the way from random cells of the class to two experts. Won: minus the run’s own settings, over the same cells."
         )
@@ -493,14 +427,14 @@ def _folds(found: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> lis
             )
             for row in one["rows"]
         ]
-        body.append(_Table(f"{one['folds']} folds of {one['rows'][0]['cells']} cells", head, lines))
+        body.append(Table(f"{one['folds']} folds of {one['rows'][0]['cells']} cells", head, lines))
         body += _front(one["rows"])
-        body.append(_Text(f"Size: {one['size']}.", "small"))
-        body.append(_MadeBy(one["command"], one["split"]))
+        body.append(Text(f"Size: {one['size']}.", "small"))
+        body.append(MadeBy(one["command"], one["split"]))
     return body
 
 
-def _front(rows: Sequence[Mapping[str, Any]]) -> list[_Block]:
+def _front(rows: Sequence[Mapping[str, Any]]) -> list[Block]:
     """Class precision against attributes of each row: where the two pull apart, no row lies above and to the right of a
     good one."""
     told = [row for row in rows if row["share_of_the_way"] is not None]
@@ -536,9 +470,9 @@ def _front(rows: Sequence[Mapping[str, Any]]) -> list[_Block]:
     return [_picture(figure, alt, "Dots lie on the front: no other row is better in both. Bars: 95 % intervals.")]
 
 
-def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[_Block]:
+def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[Block]:
     if not rows:
-        return [_Missing(f"python -m training unseen {report['folder']}")]
+        return [Missing(f"python -m training unseen {report['folder']}")]
     lines = [
         (
             row["left"],
@@ -561,20 +495,20 @@ def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> lis
         "classifier",
     ]
     sizes = ", ".join(dict.fromkeys(row["size"] for row in rows))
-    body: list[_Block] = [
-        _Text(
+    body: list[Block] = [
+        Text(
             "Networks trained on every other domain; class precision@8 of the cells of the one that was left out, with references "
             "from its own store (leave-one-out) and from the cells trained on. Classes of fewer than nine cells are not in the mean "
             "over classes."
         ),
-        _Table("Leave one optics out", head, lines),
-        _Text(f"Size: {sizes}.", "small"),
+        Table("Leave one optics out", head, lines),
+        Text(f"Size: {sizes}.", "small"),
     ]
     splits = {(row["command"], row["split"]): None for row in rows}
-    return body + [_MadeBy(command, split) for command, split in splits]
+    return body + [MadeBy(command, split) for command, split in splits]
 
 
-def _shipped(found: Mapping[str, Any]) -> list[_Block]:
+def _shipped(found: Mapping[str, Any]) -> list[Block]:
     rows = [
         ("class precision@8, mean over classes", f"{found['precision_at_8']['macro']:.4f}"),
         ("class precision@8, mean over cells", f"{found['precision_at_8']['micro']:.4f}"),
@@ -585,10 +519,10 @@ def _shipped(found: Mapping[str, Any]) -> list[_Block]:
         ),
     ]
     return [
-        _Text(
+        Text(
             f"Model {found['model_version']}, {found['n_queries']} queries against {found['n_references']} references, through "
             "the code that a lab runs."
         ),
-        _Table("Shipped bundle", ["figure", "value"], rows),
-        _MadeBy(found["command"], found["queries_digest"]),
+        Table("Shipped bundle", ["figure", "value"], rows),
+        MadeBy(found["command"], found["queries_digest"]),
     ]
