@@ -90,6 +90,7 @@ SLOW = {
     "test_exporters_keys": 10,
     "test_inference": 10,
     "test_labels": 10,
+    "test_labs_left_out": 10,
     "test_labs_page": 10,
     "test_map_store": 10,
     "test_optics": 10,
@@ -117,6 +118,7 @@ core each takes."""
 TENSORFLOW = {
     "test_atlas",
     "test_exporters",
+    "test_labs_left_out",
     "test_packs_training",
     "test_report",
     "test_training",

@@ -80,6 +80,11 @@ def test_two_labs_give_packs_the_centre_trains_and_both_install_the_bundle(
     assert sum(len(made.split.part(part)) for part in ("train", "validation", "holdout")) == 32
     assert list((pool / "cache").glob("crops-32-*.npy")) and not (trained.parent / "cache").exists()
 
+    # what needs whole pictures is left out of the report, and that is said
+    (told,) = json.loads(command("training", "report", trained, "--json").stdout).values()
+    assert told["parts"]["rotmes"] is None and told["parts"]["space"]["by_optics"].keys() == set(made.config.domains)
+    assert "holds crops of them" in (trained / "report.html").read_text("utf-8")
+
     command("exporters", "key", "new", tmp_path / "centre.key", "--name", "Our centre")
     bundle = tmp_path / "of-the-labs.labref"
     command("exporters", "bundle", trained, "--out", bundle, "--key", tmp_path / "centre.key")

@@ -27,6 +27,7 @@ from training.cli.svomen import embed
 from training.config import PRESETS, RunConfig, override
 from training.data.images import list_images, make_split
 from training.environment import prepare_environment
+from training.measure.unseen import LIMIT
 from training.networks.workers import Workers, join, train_over
 from training.progress import progress_bars
 from training.run import Run, RunError
@@ -377,14 +378,27 @@ def split(
 @app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Option(help="A .labref file, or a bundle's folder.")],
-    references: Annotated[Path, typer.Option(help="Folder of class folders that references come from.")],
-    queries: Annotated[Path, typer.Option(help="Folder of class folders whose images are asked for.")],
+    references: Annotated[
+        Path | None, typer.Option(help="Folder of class folders that references come from.", show_default=False)
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="Folder of class folders whose images are asked for.", show_default=False)
+    ] = None,
+    pool: Annotated[
+        Path | None,
+        typer.Option(help="Instead of both: a pool of labs' packs, each of whose labs is asked with its own cells."),
+    ] = None,
     attributes: Annotated[
         Path | None,
         typer.Option(help="CSV of expert attributes with a column `path`, as WBCAtt's; adds attribute agreement."),
     ] = None,
     rotations: Annotated[bool, typer.Option(help="Measure how many references stay when a query is turned.")] = True,
-    limit: Annotated[int | None, typer.Option(help="At most so many queries of each class.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"At most so many queries of each class; of a pool, of each class and optics (then {LIMIT})."
+        ),
+    ] = None,
     distinct: Annotated[
         bool, typer.Option("--distinct", help="Count cells, not images: leave recaptures of the same cell out.")
     ] = False,
@@ -394,7 +408,11 @@ def evaluate(
     ] = False,
     confusion: Annotated[Path | None, typer.Option(help="Draw the confusion matrix as a PNG.")] = None,
 ) -> None:
-    """Measure a shipped bundle on two trees, through the code that a lab runs. Needs no TensorFlow.
+    """Measure a shipped bundle on two trees, or in each lab of a pool, through the code that a lab runs. Needs no
+    TensorFlow.
+
+    With --pool each cell of a lab is asked once, with the lab's other cells as references. No lab is left out: the
+    bundle may know the cells. `python -m training unseen RUN --labs` leaves each out.
 
     JSON: `n_queries`, `n_references`, `precision_at_8` {`micro`, `macro` (mean over classes), `per_class`}: share of
     the eight nearest that have the query's class; `precision_at_8_by_level`: the same for group, class and fine class,
@@ -402,32 +420,51 @@ def evaluate(
     {predicted: n}}; `rotation_overlap_at_8` {turn: of 8}; `attribute_agreement_at_8` {`references`,
     `random_same_class`, `n_queries`}; `novel_share`; `recaptures_left_out` {`references`, `queries`} (with --distinct);
     `unreadable`; `queries_digest`, `references_digest`; `bundle`; `command`.
+
+    JSON with --pool: `bundle`, `model_version`, `labs` [{`lab`, `trained_on` (null where the bundle does not say),
+    `queries`, `references`, `classes`, `own_store` {`micro`, `macro`, `by_class`, `by_optics`}, `accuracy`, `novel`}],
+    `mean` {`micro`, `labs`}, `not_judged` {lab: why}, `left_out` (false), `limit`, `command`; estimates have 95 %
+    intervals.
     """
     import tempfile
 
     from labref.bundles.bundle import Bundle, install
     from labref.bundles.inference import Embedder
     from training.measure.evaluate import evaluate as measure
+    from training.measure.labs import evaluate_labs
     from training.report.pictures import draw_confusion
 
     if device not in ("auto", "cpu", "cuda"):
         raise typer.BadParameter("must be auto, cpu or cuda", param_hint="--device")
+    if pool is None and (references is None or queries is None):
+        raise typer.BadParameter("name --references and --queries, or --pool")
+    if pool is not None and (references or queries or attributes or confusion or distinct):
+        raise typer.BadParameter(
+            "a pool has its own references and queries, one picture of each cell; name --pool alone"
+        )
     try:
         with tempfile.TemporaryDirectory(prefix="labref-evaluate-") as scratch, progress_bars(console) as progress:
             opened = Bundle.open(bundle) if bundle.is_dir() else install(bundle, Path(scratch))
             with Embedder.open(opened, device=device) as embedder:  # type: ignore[arg-type]
                 console.print(embedder.provider_line)
-                figures = measure(
-                    embedder,
-                    references,
-                    queries,
-                    attributes=attributes,
-                    rotations=rotations,
-                    limit=limit,
-                    distinct=distinct,
-                    step=lambda name, total: _stage(progress, name, total),
-                )
-    except (LabrefError, ValueError, OSError) as error:
+
+                def step(name: str, total: int) -> Callable[[int], None]:
+                    return _stage(progress, name, total)
+
+                if pool is not None:
+                    figures = evaluate_labs(embedder, pool, limit=limit or LIMIT, step=step)
+                elif references is not None and queries is not None:
+                    figures = measure(
+                        embedder,
+                        references,
+                        queries,
+                        attributes=attributes,
+                        rotations=rotations,
+                        limit=limit,
+                        distinct=distinct,
+                        step=step,
+                    )
+    except (RunError, LabrefError, ValueError, OSError) as error:
         raise _fail(error) from None
     figures["command"] = shlex.join(["python", "-m", "training", *sys.argv[1:]])
     if confusion is not None:
@@ -436,8 +473,30 @@ def evaluate(
         console.print(f"drawn: {draw_confusion(counts, labels, columns, confusion)}")
     if as_json:
         print(json.dumps(figures, indent=1, ensure_ascii=False))
+    elif pool is not None:
+        _show_labs(figures)
     else:
         _show(figures)
+
+
+def _show_labs(figures: dict[str, Any]) -> None:
+    for row in figures["labs"]:
+        own = row["own_store"]["micro"]
+        knows = {
+            True: "trained on it",
+            False: "not trained on it",
+            None: "the bundle does not say what it was trained on",
+        }
+        print(
+            f"{row['lab']}: class precision@8 {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}), {row['queries']} of "
+            f"{row['references']} cells asked; {knows[row['trained_on']]}"
+        )
+    for lab, why in figures["not_judged"].items():
+        print(f"{lab}: not judged, {why}")
+    mean = figures["mean"]["micro"]
+    print(
+        f"mean over {figures['mean']['labs']} labs: {mean['value']:.3f} ({mean['low']:.3f} to {mean['high']:.3f}); no lab was left out"
+    )
 
 
 def _stage(progress: Progress, name: str, total: int) -> Callable[[int], None]:

@@ -17,7 +17,7 @@ from training.measure.compare import format_estimate
 from training.measure.folds import cross_validate
 from training.measure.quality import calibrate
 from training.measure.sweep import SWEEPS, default_attributes, run_sweep
-from training.measure.unseen import VARIANTS, leave_out
+from training.measure.unseen import LIMIT, VARIANTS, leave_out
 from training.progress import progress_bars
 from training.report.collect import PER_CLASS
 from training.run import Run, RunError
@@ -100,12 +100,20 @@ def unseen(
     leave: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave this folder of the run's images out in its turn; repeatable. Left out: each of the run's domains."
+            help="Leave this folder of the run's images out in its turn, or with --labs this lab, by the beginning of its id; repeatable. "
+            "Left out: each of them."
         ),
     ] = None,
     variant: Annotated[
         list[str] | None, typer.Option(help=f"Only this one of {', '.join(VARIANTS)}; repeatable.")
     ] = None,
+    labs: Annotated[
+        bool, typer.Option("--labs", help="Leave out labs of the run's pool, each with all its optics.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="With --labs: so many trainings of each.")] = 1,
+    limit: Annotated[
+        int, typer.Option(min=1, help="With --labs: at most so many cells of each class and optics are asked about.")
+    ] = LIMIT,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a setting of every row, as classifier.width=0.25; repeatable."),
@@ -115,21 +123,40 @@ def unseen(
         bool, typer.Option("--json", help="The figures as one JSON object on standard output and nothing else there.")
     ] = False,
 ) -> None:
-    """Leave one optics out: train on all other domains, then ask about its cells, with its own and with central
+    """Leave one optics or one lab out: train on all others, then ask about its cells, with its own and with central
     references.
 
     Each row trains the whole network from scratch: make them small, as `--set classifier.input_size=96 --set
     classifier.width=0.25 --set classifier.epochs=5`, which the table then says. Rows that are done are kept, so the
     same command goes on after a stop; `python -m training report` shows them.
 
+    With --labs, for a run on a pool, each lab is left out in its turn and asked as it would ask itself: each cell once,
+    its own store without the cell. Figures are given by class and optics, with intervals over cells, and over seeds
+    with --seeds. A lab of one class, or of fewer than nine cells, is not judged, and that is said. The variant is
+    `run` where no other is named.
+
     JSON: `rows` [{`variant`, `left`, `trained_on`, `own_store`, `central_store` {`micro`, `macro`, `per_class`}, `won`,
-    `accuracy`, `digest`, `split`, `size`}].
+    `accuracy`, `digest`, `split`, `size`}]. With --labs: `command`, `size`, `settings`, `limit`, `rows` [{`variant`,
+    `left`, `seed`, `trained_on`, `domains`, `queries`, `central`, `classes`, `not_trained_on`, `digest`, `split`}],
+    `labs` [{`variant`, `left`, `seeds`, `queries`, `own_store`, `central_store` {`micro`, `macro`, `by_class`,
+    `by_optics`}, `won`, `accuracy`, `not_trained_on`}], `means` [{`variant`, `labs`, `own_store`, `central_store`,
+    `won`, `accuracy`}], `not_judged` {lab: why}; every estimate is {`value`, `low`, `high` (95 %), `n`, `how`}.
     """
     with _said("the same command"), progress_bars(console) as progress:
         opened = Run.open(run, data)
-        rows = leave_out(opened, leave or opened.config.domains, variant or [*VARIANTS], settings or [], progress)
+        if labs:
+            from training.measure.labs import leave_labs_out
+
+            chosen = variant or ["run"]
+            found = leave_labs_out(opened, leave or [], chosen, seeds, settings or [], progress, limit=limit)
+            rows = found["labs"]
+        else:
+            rows = leave_out(opened, leave or opened.config.domains, variant or [*VARIANTS], settings or [], progress)
+            found = {"rows": rows}
+    for lab, why in found.get("not_judged", {}).items():
+        console.print(f"the lab {lab} is not judged: {why}", highlight=False, markup=False, soft_wrap=True)
     if as_json:
-        print(json.dumps({"rows": rows}, ensure_ascii=False))
+        print(json.dumps(found, ensure_ascii=False))
         return
     for row in rows:
         own, central, won = row["own_store"]["micro"], row["central_store"]["micro"], row["won"]

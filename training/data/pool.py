@@ -161,7 +161,7 @@ class Pool:
 
     def pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes, tuple[float, float, float]]]:
         """Path, WebP bytes and background (R, G, B, 0 to 255; 0 where it is not known) of cells, each once, in any
-        order. Raises KeyError for one that the pool has not."""
+        order. Raises KeyError for one that the pool has not, and `PackError` where a pack's are missing or damaged."""
         by_pack: dict[tuple[str, str], dict[str, str]] = {}
         for path in paths:
             cell = self.cells[path]
@@ -172,11 +172,18 @@ class Pool:
                 file = self.folder / PACKS / lab / pack / CELLS
                 names = sorted(wanted)
                 for start in range(0, len(names), _AT_ONCE):
+                    some = names[start : start + _AT_ONCE]
                     with in_words(self.folder):
                         rows = database.execute(
-                            f"SELECT cell, crop, {background} FROM {table(file)} WHERE cell IN (SELECT unnest(?::VARCHAR[]))",
-                            [names[start : start + _AT_ONCE]],
+                            f"SELECT cell, crop, {background} FROM {table(file)} WHERE cell IN (SELECT unnest(?::VARCHAR[])) "
+                            "AND crop IS NOT NULL",
+                            [some],
                         ).fetchall()
+                    if len(rows) != len(some):
+                        lacking = len(some) - len(rows)
+                        raise PackError(
+                            f"{file} lacks the pictures of {lacking} cells. Restore the pool, or withdraw the lab."
+                        )
                     for name, picture, *colour in rows:
                         red, green, blue = (0.0 if value is None else value for value in colour)
                         yield wanted[name], picture, (red, green, blue)

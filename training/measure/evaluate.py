@@ -137,20 +137,25 @@ def embed_tree(
 
 
 def nearest(
-    queries: NDArray[np.float32], references: NDArray[np.float32], same: NDArray[np.bool_] | None, k: int = K
+    queries: NDArray[np.float32],
+    references: NDArray[np.float32],
+    same: NDArray[np.bool_] | Sequence[NDArray[np.int64]] | None,
+    k: int = K,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Rows and mean squared errors, int64[n, k] and float64[n, k], of the k nearest references, nearest first and equal
     ones by row, as a lab's own index finds them.
 
-    queries float32[n, L], references float32[m, L]; same : bool[n, m], True where a reference is the query's own image.
-    Raises ValueError where fewer than k references are left for a query.
+    queries float32[n, L], references float32[m, L]; same : bool[n, m], True where a reference is the query's own image,
+    or for each query the rows of these. Raises ValueError where fewer than k references are left for a query.
     """
     index = Index(references.shape[1])
     index.add(np.arange(len(references), dtype=np.uint64), references)
     rows = np.empty((len(queries), k), dtype=np.int64)
     distances = np.empty((len(queries), k))
     for number, query in enumerate(queries):
-        barred = np.flatnonzero(same[number]) if same is not None else np.empty(0, np.int64)
+        barred = np.empty(0, np.int64) if same is None else same[number]
+        if barred.dtype == np.bool_:
+            barred = np.flatnonzero(barred)
         ids, away = index.nearest(query, k + len(barred))
         kept = np.flatnonzero(~np.isin(ids.astype(np.int64), barred))[:k]
         if len(kept) < k:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +13,34 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from labref.cells.hashes import digest
-from training.config import override
-from training.data.images import batches, cache_crops, list_images, read_bytes
+from training.config import RunConfig, override
+from training.data.images import Item, batches, cache_crops, list_images, name_fraction, read_bytes
 from training.measure.statistics import bootstrap
 from training.measure.sweep import size_of
 from training.run import Run, RunError, load_part, write_json
 
-__all__ = ["FOLDER", "VARIANTS", "Variant", "adapt", "leave_out", "results"]
+__all__ = [
+    "FOLDER",
+    "LEAST",
+    "LIMIT",
+    "VARIANTS",
+    "Asked",
+    "Variant",
+    "adapt",
+    "ask",
+    "configs_of",
+    "leave_out",
+    "results",
+    "sample",
+]
 
 FOLDER = "unseen"
-_LEAST = 9  # cells of a class, so that eight others can be right
+LEAST = 9
+"""Cells of a class, so that eight others can be right."""
+LIMIT = 500
+"""Cells of each class and optics of a lab that are asked about, unless somebody wants more or fewer."""
+_ASKED = "labref-asked"  # what the drawing of cells to ask about is named
+_AT_ONCE = 4096  # pictures that are read together
 
 
 @dataclass(frozen=True)
@@ -58,10 +76,7 @@ def leave_out(
     no images.
     """
     domains = tuple(dict.fromkeys((*run.config.domains, *left)))
-    for variant in variants:
-        if variant not in VARIANTS:
-            raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
-    configs = {variant: override(run.config, [*VARIANTS[variant].settings, *settings]) for variant in variants}
+    configs = configs_of(run.config, variants, settings)
     for variant in variants:
         for domain in left:
             folder = run.folder / FOLDER / f"{variant}-{domain}"
@@ -82,7 +97,7 @@ def leave_out(
             command += [part for name in left for part in ("--leave", name)]
             command += [part for setting in settings for part in ("--set", setting)]
             networks = folder.with_name(f"run-{domain}") if how.adapted else folder
-            figures = _one(Run.create(networks, run.data, config), domain, how.adapted, progress)
+            figures = _one(Run.create(networks, run.data, config), (domain,), how.adapted, progress)
             folder.mkdir(parents=True, exist_ok=True)
             row = {"variant": variant, "what": how.what, "left": domain, "trained_on": list(others)}
             write_json(
@@ -98,14 +113,52 @@ def results(run: Run) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["left"], [*VARIANTS].index(row["variant"])))
 
 
-def _one(run: Run, domain: str, adapted: int, progress: Progress) -> dict[str, Any]:
-    """JSON: `split` trained on, `queries` and `central` (how many cells), `digest` of the queries' bytes, `classes`
-    {name: cells}; class precision@8 of the unseen optics' cells with references from the `own_store` (leave-one-out,
-    identical bytes left out) and from the `central_store` (the cells trained on), each {`micro` over cells, `macro`
-    over classes of at least 9 cells}; `won`: own minus central, over cells; and the classifier's `accuracy`."""
+def configs_of(config: RunConfig, variants: Sequence[str], settings: Sequence[str]) -> dict[str, RunConfig]:
+    """The settings of each variant of a run. Raises ValueError for an unknown variant or setting."""
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise ValueError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
+    return {variant: override(config, [*VARIANTS[variant].settings, *settings]) for variant in variants}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Cells that networks never saw, asked about. items : n of those that can be read.  digests : of their bytes.
+    own, central : float64[n], class precision@8 with references from their own store (leave-one-out, identical bytes
+    left out) and from the cells trained on.  right : bool[n], whether the classifier gives their class.  trained_on :
+    number of the cells trained on.  classes : cells of each class in the store."""
+
+    items: tuple[Item, ...]
+    digests: tuple[str, ...]
+    own: NDArray[np.float64]
+    central: NDArray[np.float64]
+    right: NDArray[np.bool_]
+    trained_on: int
+    classes: Mapping[str, int]
+
+
+def sample(items: Sequence[Item], limit: int | None) -> NDArray[np.int64]:
+    """The rows of the items that are asked about: of each class and folder, or domain, at most `limit`, always the
+    same; None for all."""
+    if limit is None:
+        return np.arange(len(items))
+    taken: dict[tuple[str, str], int] = {}
+    chosen = []
+    for row in sorted(range(len(items)), key=lambda row: name_fraction(items[row].path.rsplit("/", 1)[-1], _ASKED)):
+        key = items[row].label, items[row].path.split("/", 1)[0]
+        taken[key] = taken.get(key, 0) + 1
+        if taken[key] <= limit:
+            chosen.append(row)
+    return np.sort(np.array(chosen, np.int64))
+
+
+def ask(run: Run, domains: Sequence[str], adapted: int, progress: Progress, *, limit: int | None = None) -> Asked:
+    """Train the run to its end, and ask it about the cells of `domains`, none of which it trained on. adapted : as in
+    `Variant`.  limit : as in `sample`; references are all. Raises `RunError` where there are too few cells to ask
+    about."""
     import keras
 
-    from training.measure.evaluate import digest_of_all, nearest, same_image
+    from training.measure.evaluate import nearest
     from training.measure.space import encode
     from training.networks.architecture import build_feature_model
     from training.networks.classifier import predict, train_classifier
@@ -116,13 +169,13 @@ def _one(run: Run, domain: str, adapted: int, progress: Progress) -> dict[str, A
     encoder = keras.models.load_model(train_vae(run, progress), compile=False)
     known = extract_features(run, "train", run.config.vae.views, progress)
     classifier = keras.models.load_model(run.folder / "classifier.keras", compile=False)
-    items = list_images(run.data, (domain,), run.config.aliases)
+    items = list_images(run.data, domains, run.config.aliases)
     crops, good = cache_crops(run.data, items, run.config.classifier.input_size, run.cache, lambda _: None)
     rows = np.flatnonzero(good)
     items = [items[row] for row in rows]
-    if len(items) < _LEAST:
+    if len(items) < LEAST:
         raise RunError(
-            f"{run.data / domain}: {len(items)} readable images, and at least {_LEAST} are needed to ask about it"
+            f"{run.data}: {len(items)} readable images of {', '.join(domains)}, and at least {LEAST} are needed to ask about them"
         )
     if adapted:
         some = np.random.default_rng(run.config.seed).permutation(rows)[:adapted]
@@ -134,21 +187,43 @@ def _one(run: Run, domain: str, adapted: int, progress: Progress) -> dict[str, A
     trained = run.split.part("train")
     labels = np.array([trained[row].label for row in load_part(run, "train")[1]])
     own = np.array([item.label for item in items])
-    digests = list(map(digest, read_bytes(run.data, items)))
-    near, _ = nearest(queries, queries, same_image(digests, digests))
-    far, _ = nearest(queries, central, None)
-    from_own, from_central = ((names == own[:, None]).mean(axis=1) for names in (own[near], labels[far]))
-    right = np.array(run.split.labels)[guesses] == own
+    digests = [
+        name
+        for start in range(0, len(items), _AT_ONCE)
+        for name in map(digest, read_bytes(run.data, items[start : start + _AT_ONCE]))
+    ]
+    places: dict[str, list[int]] = {}
+    for row, name in enumerate(digests):
+        places.setdefault(name, []).append(row)
+    asked = sample(items, limit)
+    near, _ = nearest(queries[asked], queries, [np.array(places[digests[row]], np.int64) for row in asked])
+    far, _ = nearest(queries[asked], central, None)
+    from_own, from_central = ((names == own[asked, None]).mean(axis=1) for names in (own[near], labels[far]))
+    right = (np.array(run.split.labels)[guesses] == own)[asked]
+    classes = {name: int((own == name).sum()) for name in sorted(set(own.tolist()))}
+    chosen, names = tuple(items[row] for row in asked), tuple(digests[row] for row in asked)
+    return Asked(chosen, names, from_own, from_central, right, len(central), classes)
+
+
+def _one(run: Run, domains: Sequence[str], adapted: int, progress: Progress) -> dict[str, Any]:
+    """JSON: `split` trained on, `queries` and `central` (how many cells), `digest` of the queries' bytes, `classes`
+    {name: cells}; class precision@8 of the unseen optics' cells with references from the `own_store` (leave-one-out,
+    identical bytes left out) and from the `central_store` (the cells trained on), each {`micro` over cells, `macro`
+    over classes of at least 9 cells}; `won`: own minus central, over cells; and the classifier's `accuracy`."""
+    from training.measure.evaluate import digest_of_all
+
+    asked = ask(run, domains, adapted, progress)
+    own = np.array([item.label for item in asked.items])
     return {
         "split": run.split.digest,
-        "queries": len(items),
-        "central": len(central),
-        "digest": digest_of_all(digests),
-        "classes": {name: int((own == name).sum()) for name in sorted(set(own.tolist()))},
-        "own_store": _both(from_own, own),
-        "central_store": _both(from_central, own),
-        "won": bootstrap(from_own - from_central).to_json(),
-        "accuracy": bootstrap(right).to_json(),
+        "queries": len(asked.items),
+        "central": asked.trained_on,
+        "digest": digest_of_all(asked.digests),
+        "classes": dict(asked.classes),
+        "own_store": _both(asked.own, own),
+        "central_store": _both(asked.central, own),
+        "won": bootstrap(asked.own - asked.central).to_json(),
+        "accuracy": bootstrap(asked.right).to_json(),
     }
 
 
@@ -173,7 +248,7 @@ def adapt(classifier: Any, crops: NDArray[np.float32]) -> None:
 
 def _both(hits: NDArray[Any], labels: NDArray[np.str_]) -> dict[str, Any]:
     names, counts = np.unique(labels, return_counts=True)
-    often = np.isin(labels, names[counts >= _LEAST])
+    often = np.isin(labels, names[counts >= LEAST])
     return {
         "micro": bootstrap(hits).to_json(),
         "macro": bootstrap(hits[often], strata=labels[often].tolist()).to_json() if often.any() else None,

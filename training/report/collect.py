@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from training.measure import folds, unseen
+from training.data.pool import is_pool
+from training.measure import folds, labs, unseen
 from training.measure.statistics import share
 from training.measure.sweep import SWEEPS, default_attributes, read_history, results
 from training.run import Run, RunError, write_json
@@ -43,7 +44,9 @@ def collect(
     identity = _identity(run, attributes)
     before = load_report(run.folder) if (run.folder / REPORT).exists() and not again else {}
     parts: dict[str, Any] = dict(before.get("parts", {})) if before.get("identity") == identity else {}
-    if parts.get("rotmes", {}).get("per_class") != per_class:
+    if is_pool(run.data):
+        parts["rotmes"] = None  # it needs whole pictures, and a pool has crops
+    elif parts.get("rotmes", {}).get("per_class") != per_class:
         parts.pop("rotmes", None)
     if parts.get("plane", {}).get("how") != _TWO and _two_dimensional(run).exists():
         parts.pop("plane", None)
@@ -74,6 +77,7 @@ def collect(
     parts["sweeps"] = {name: results(run, name) for name in SWEEPS}
     parts["folds"] = folds.results(run)
     parts["unseen"] = unseen.results(run)
+    parts["labs"] = labs.results(run)
     shipped = run.folder / "figures.json"
     parts["shipped"] = json.loads(shipped.read_text(encoding="utf-8")) if shipped.exists() else None
     write_json(run.folder / REPORT, report)

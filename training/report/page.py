@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from labref.asking.agreement import Figure
+from labref.asking.report import WIDEST
 from training.measure.compare import compare_runs, format_estimate
 from training.measure.sweep import SWEEPS
-from training.report.blocks import TEMPLATES, Block, MadeBy, Missing, Picture, Section, Table, Text
+from training.report.blocks import TEMPLATES, Block, MadeBy, Missing, More, Picture, Section, Table, Text
+from training.report.charts import Axis, Line, forest
 from training.report.pictures import pyplot
 
 __all__ = ["write_comparison", "write_page"]
@@ -89,6 +92,8 @@ def _run(report: Mapping[str, Any], anchor: str) -> _Run:
         ("Settings by cross-validation: class against what experts see", _folds(parts.get("folds", []), report))
     )
     sections.append(("Optics never trained on", _unseen(parts.get("unseen", []), report)))
+    if parts.get("labs"):
+        sections.append(("Labs never trained on", _labs(parts["labs"])))
     if parts.get("shipped"):
         sections.append(("The shipped bundle", _shipped(parts["shipped"])))
     return _Run(
@@ -240,7 +245,9 @@ def _svomen(found: Mapping[str, Any]) -> Table:
     return Table(told, ["triplets", "n", "SVOMEN %"], rows)
 
 
-def _rotmes(found: Mapping[str, Any]) -> list[Block]:
+def _rotmes(found: Mapping[str, Any] | None) -> list[Block]:
+    if found is None:
+        return [Text("Not measured: it needs whole pictures, and the run’s pool holds crops of them.")]
     rows = [
         (
             where,
@@ -506,6 +513,68 @@ def _unseen(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> lis
     ]
     splits = {(row["command"], row["split"]): None for row in rows}
     return body + [MadeBy(command, split) for command, split in splits]
+
+
+def _labs(found: Mapping[str, Any]) -> list[Block]:
+    variants = list(dict.fromkeys(row["variant"] for row in found["labs"]))
+    letters = {variant: (chr(ord("A") + number), number) for number, variant in enumerate(variants)}
+    lines, rows = [], []
+    for row in found["labs"]:
+        own = row["own_store"]["macro"] or row["own_store"]["micro"]
+        figure = Figure(own["value"], own["low"], own["high"], own["n"])
+        seeds = f", {len(row['seeds'])} seeds" if len(row["seeds"]) > 1 else ""
+        few = figure.high is not None and figure.low is not None and figure.high - figure.low > WIDEST
+        lines.append(
+            Line(
+                row["left"],
+                letters[row["variant"]],
+                figure,
+                f"{format_estimate(own, 1, '.3f')}, n = {own['n']}{seeds}",
+                few,
+            )
+        )
+        for kind in ("by_optics", "by_class"):
+            for name, one in row["own_store"][kind].items():
+                estimate = one["micro"] if kind == "by_optics" else one
+                central = row["central_store"][kind][name]
+                unknown = " (never trained on)" if name in row["not_trained_on"] else ""
+                rows.append(
+                    (
+                        f"{row['left'][:8]}: {name}{unknown}",
+                        row["variant"],
+                        format_estimate(estimate, 1, ".3f"),
+                        format_estimate(central["micro"] if kind == "by_optics" else central, 1, ".3f"),
+                        estimate["n"],
+                    )
+                )
+    means = [
+        (
+            f"{letters[row['variant']][0]} {row['variant']}",
+            row["labs"],
+            *(format_estimate(row[key]) for key in ("own_store", "central_store", "won", "accuracy")),
+        )
+        for row in found["means"]
+    ]
+    axis = Axis(0.0, 1.0, [(value, f"{value:.2f}") for value in (0.0, 0.25, 0.5, 0.75, 1.0)])
+    told = "; ".join(f"{line.label}: {line.said}" for line in lines)
+    return [
+        Text(
+            "Networks trained on all other labs; each cell of the lab that was left out is asked once, with its own store as references. "
+            "Class precision@8, mean over classes of at least nine cells; grey: too few cells to trust it."
+        ),
+        forest("Leave one lab out, own store", told, lines, axis),
+        Table(
+            "Mean over labs, each alike",
+            ["variant", "labs", "own store", "central store", "own cells win by", "classifier"],
+            means,
+        ),
+        More(
+            "by optics and by class",
+            [Table("By optics and by class", ["", "variant", "own store", "central store", "n"], rows)],
+        ),
+        *(Text(f"The lab {lab} is not judged: {why}.", "warning") for lab, why in found["not_judged"].items()),
+        Text(f"Size: {found['size']}. Made by {found['command']}.", "small"),
+    ]
 
 
 def _shipped(found: Mapping[str, Any]) -> list[Block]:
