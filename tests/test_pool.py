@@ -468,6 +468,8 @@ def test_a_lab_that_withdraws_is_gone_with_its_bytes_and_stays_away(
     lund.pack(tmp_path / "1.pack", of(crops, range(3)))
     oslo.pack(tmp_path / "2.pack", of(crops, range(3, 6), "b"))
     training("ingest", tmp_path / "1.pack", tmp_path / "2.pack", "--into", pool)
+    training("split", pool, "--out", tmp_path / "held", code=1)  # it has no files of pictures
+    assert not (tmp_path / "held").exists()
     cache_crops(pool, list_images(pool), 256, cache_of(pool, tmp_path))
     assert len(holds(pool, crops[0])) == 2, "in its pack, and in the cache"
     (pool / ".incoming-0123456789abcdef").mkdir()  # of a pack that was cut off

@@ -25,7 +25,7 @@ from training.cli import commands, labs, pool
 from training.cli.svomen import app as svomen_app
 from training.cli.svomen import embed
 from training.config import PRESETS, RunConfig, override
-from training.data.images import list_images, make_split
+from training.data.images import list_images, make_split, require_pictures
 from training.environment import prepare_environment
 from training.measure.unseen import LIMIT
 from training.networks.workers import Workers, join, train_over
@@ -36,7 +36,7 @@ from training.settings import SettingsError, settings_of, show_value, value_at
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="""Train labref's networks on a folder of class folders (`DATA/<class>/<image>.jpg`).
+    help="""Train labref's networks on a folder of class folders (`DATA/<class>/<image>.jpg`), or on a pool of packs that labs gave.
 
 1. `python -m training train DATA --run runs/mine --preset starter` splits, trains the classifier, takes the features at its
    break, trains the VAE, and draws the curves. Stop it whenever you like: `python -m training resume runs/mine` goes on.
@@ -51,6 +51,9 @@ app = typer.Typer(
 Presets: `thesis` (its table 3, model B, and table 4), `full` (the same network with what was found better since), `starter` (half the width at
 128 px, for two CPU cores). Every setting of a preset can be changed: `--set classifier.epochs=3`.
 `python -m training settings` lists them.
+
+What labs give with `labref contribute` comes into a pool: `python -m training pool POOL --trust lund.pub`, once for each lab, then
+`python -m training ingest lund.pack --into POOL`. The pool then stands in the place of DATA.
 
 `KERAS_BACKEND=jax` trains the same run on JAX (`pip install -e ".[train,jax]"`); all GPUs of the computer are used on either.""",
 )
@@ -158,7 +161,7 @@ def _workers(processes: int | None, here: int | None, coordinator: str | None) -
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(help="Folder of class folders.")],
+    data: Annotated[Path, typer.Argument(help="Folder of class folders, or a pool.")],
     run: Annotated[Path, typer.Option(help="Folder of the run; made if it is not there, resumed if it is.")],
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "starter",
     settings: Annotated[
@@ -360,6 +363,7 @@ def split(
     below the share: the name alone decides, so a later, larger folder splits the same way.
     """
     try:
+        require_pictures(data)
         parts = make_split(list_images(data), holdout=holdout, validation=0.0)
         for tree, items in (("references", parts.train), ("queries", parts.holdout)):
             for item in items:
