@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import functools
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -25,6 +27,7 @@ from training.networks.devices import Share, total
 from training.networks.workers import Workers, train_over
 from training.run import Run, RunError
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = [
     "classifier.width=0.125", "classifier.input_size=32", "classifier.middle_repeats=0", "classifier.epochs=2",
     "classifier.batch_size=8", "validation=0.2",
@@ -103,6 +106,21 @@ def test_two_processes_train_as_one_and_go_on_where_one_is_killed(
             assert float(mine[name]) == pytest.approx(float(other[name]), rel=0.02)
     assert (tmp_path / "two" / "classifier.keras").stat().st_size > 0
     assert not list((tmp_path / "two").glob("*.part*"))
+
+
+def test_a_process_ends_where_the_one_that_started_it_was_killed() -> None:
+    child = "import os, time; from training.cli.worker import _end_with; print('ready', flush=True); _end_with(os.getppid())"
+    starter = (
+        "import subprocess, sys, time; "
+        f"one = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE); "
+        "one.stdout.readline(); print(one.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        process = psutil.Process(int(parent.stdout.readline()))
+        assert process.is_running()
+        parent.kill()
+    assert psutil.wait_procs([process], timeout=60)[1] == []
 
 
 def test_processes_that_cannot_train_are_refused(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -58,8 +59,16 @@ def _tell(row: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
 
 
+def _end_with(parent: int) -> None:
+    """End where the process that started this one is gone, even if it was killed: nobody else would end this one."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main() -> None:
     """See the module."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     folder, data, number, count, coordinator = sys.argv[1:]
     prepare_environment()
     # where all begin again, what was compiled is there
