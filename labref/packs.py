@@ -92,8 +92,9 @@ DATED: Final = ("captured_at", "TIMESTAMP", "when it was captured, moved by one 
 """The column beside them where the lab gives shifted dates."""
 MOST_CROP: Final = CROP_SIZE * CROP_SIZE * 4 + 4096
 """Bytes of a picture in a pack, at most: WebP makes noise hardly larger than it is."""
-CONSENT: Final = r"^[A-Za-z0-9](?:[A-Za-z0-9 ._:/+-]{0,58}[A-Za-z0-9.+])?$"
-"""What the lab's word for the licence or the consent looks like, as `CC BY 4.0` or `consent: research`."""
+_LETTERS: Final = "A-Za-zÀ-ÖØ-öø-ÿ0-9"
+CONSENT: Final = f"^[{_LETTERS}](?:[{_LETTERS} .,_:/+-]{{0,58}}[{_LETTERS}.+])?$"
+"""What the lab's word for the licence or the consent looks like, as `CC BY 4.0` or `Samtycke: forskning, Skåne`."""
 
 _DATE: Final = (1980, 1, 1, 0, 0, 0)  # of the members: a pack does not say when its files were made
 _MOST_MANIFEST: Final = 1_000_000  # bytes

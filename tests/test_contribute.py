@@ -358,7 +358,7 @@ def test_the_agent_gives_the_same(lab: Lab, tmp_path: Path) -> None:
 
 def test_the_command_shows_what_leaves_and_asks(lab: Lab, tmp_path: Path) -> None:
     words = ["contribute", "--preview", "--sheet", tmp_path / "sheet.png", "--lab", lab.folder]
-    words += ["--out", tmp_path / "1.pack", "--consent", "research"]
+    words += ["--out", tmp_path / "1.pack", "--consent", "Samtycke: forskning, Skåne"]
     done = CliRunner().invoke(app, [str(word) for word in words], input="n\n")
     assert done.exit_code == 1 and not (tmp_path / "1.pack").exists()
     for column in COLUMNS:
@@ -372,12 +372,12 @@ def test_the_command_shows_what_leaves_and_asks(lab: Lab, tmp_path: Path) -> Non
     done = CliRunner().invoke(app, [str(word) for word in words], input="y\n")
     assert done.exit_code == 0 and "10 cells" in done.stdout, done.output
     with zipfile.ZipFile(tmp_path / "1.pack") as archive:
-        assert json.loads(archive.read(MANIFEST))["consent"] == "research"
+        assert json.loads(archive.read(MANIFEST))["consent"] == "Samtycke: forskning, Skåne"
     for more in ([], ["--out", "x.pack"]):
         done = CliRunner().invoke(app, ["contribute", *more, "--lab", str(lab.folder)])
         assert done.exit_code == 2
-    for consent in ("", "Karin\nSjövall", "x" * 70, "ethics vote 7, 2026"):
-        with pytest.raises(LabrefError, match=r"consent cannot be .*letters from A to Z, digits, spaces and"):
+    for consent in ("", "Karin\nSjövall", "x" * 70, "ethics <b>vote</b> 7", " research", "forskning 中"):
+        with pytest.raises(LabrefError, match=r"consent cannot be .*letters of western Europe, digits, spaces and"):
             run_all(lab, "contribute.write", target=str(tmp_path / "2.pack"), consent=consent)
 
 

@@ -315,7 +315,7 @@ def test_a_model_is_named_after_its_runs_folder(
     drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, settings: list[str], name: str
 ) -> None:
     begun: list[Run] = []
-    monkeypatch.setattr("training.cli.app._train", begun.append)
+    monkeypatch.setattr("training.cli.app._train", lambda run, workers: begun.append(run))
     sets = [word for setting in settings for word in ("--set", setting)]
     command("train", drawn_cells, "--run", tmp_path / folder, *sets)
     assert begun[0].config.name == name
@@ -328,7 +328,7 @@ def test_a_run_begun_by_an_earlier_labref_keeps_its_name(
 ) -> None:
     Run.create(tmp_path / "mine", drawn_cells, PRESETS["starter"])
     begun: list[Run] = []
-    monkeypatch.setattr("training.cli.app._train", begun.append)
+    monkeypatch.setattr("training.cli.app._train", lambda run, workers: begun.append(run))
     command("train", drawn_cells, "--run", tmp_path / "mine")
     assert begun[0].config.name == "starter"
 

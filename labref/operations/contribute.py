@@ -178,8 +178,8 @@ def write(
         str,
         Field(
             pattern=CONSENT,
-            description="The licence or consent under which the lab gives these cells, in a word or two, as `CC BY 4.0`: letters from A to Z, "
-            "digits, spaces and . _ : / + -, at most 60.",
+            description="The licence or consent under which the lab gives these cells, in a word or two, as `CC BY 4.0`: letters of western "
+            "Europe, digits, spaces and . , _ : / + -, at most 60.",
         ),
     ],
     as_of: Annotated[
