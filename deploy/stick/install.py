@@ -113,7 +113,7 @@ class Installed:
         return self.folder / "versions" / name
 
     def python(self, name: str) -> Path:
-        return self.environment(name) / ("Scripts/python.exe" if _WINDOWS else "bin/python")
+        return _python_in(self.environment(name))
 
     def described(self, name: str) -> dict[str, str]:
         found: dict[str, str] = json.loads((self.environment(name) / "stick.json").read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ class Installed:
         if _WINDOWS:
             command = '@"%~dp0current\\Scripts\\python.exe" -m labref %*\r\n'
         else:
-            python = shlex.quote(str(self.folder / "current" / "bin" / "python"))
+            python = shlex.quote(str(self.python_in_use))
             command = f'#!/bin/sh\nexec {python} -m labref "$@"\n'
         file = self.folder / ("labref.cmd" if _WINDOWS else "labref")
         file.write_text(command, encoding="utf-8", newline="")
@@ -206,7 +206,7 @@ class Installed:
 
     @property
     def python_in_use(self) -> Path:
-        return self.folder / "current" / ("Scripts/python.exe" if _WINDOWS else "bin/python")
+        return _python_in(self.folder / "current")
 
     @property
     def command(self) -> str:
@@ -492,6 +492,10 @@ def _processes() -> list[tuple[int, list[str]]]:
 
 
 # small things
+
+
+def _python_in(environment: Path) -> Path:
+    return environment / ("Scripts/python.exe" if _WINDOWS else "bin/python")
 
 
 def _link(link: Path, folder: Path) -> None:

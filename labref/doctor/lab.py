@@ -204,13 +204,13 @@ def service(lab: Lab, running: bool) -> Iterator[Finding]:
     """Whether an agent runs, and whether the system starts one by itself."""
     found = registered(lab)
     how = "no service starts it with the computer" if found.kind is None else f"the service {NAME} is {found.state}"
-    if beyond := cut_off(lab):
+    if beyond := cut_off(lab, found):
         yield warning(
             "service",
             f"the service {NAME} lets no other computer reach the agent, and labref.toml has it answer at {' and '.join(beyond)}",
             f"`labref service renew --lab {lab.folder}`, as administrator: it writes the unit anew.",
         )
-    elif is_outdated(lab):
+    elif is_outdated(lab, found):
         yield note(
             "service",
             f"{found.file} is not what this labref writes: another version wrote it, or somebody changed it",

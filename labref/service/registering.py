@@ -18,7 +18,7 @@ from typing import Final
 from labref.errors import LabError
 from labref.files import replace_file
 from labref.lab import Lab, absolute
-from labref.service.descriptions import CLOSED, NAME, Described, Kind, chosen_in, describe
+from labref.service.descriptions import CLOSED, NAME, Chosen, Described, Kind, chosen_in, describe
 
 __all__ = ["Registered", "cut_off", "install", "is_outdated", "registered", "remove", "renew", "write_container"]
 
@@ -160,10 +160,11 @@ def renew(lab: Lab) -> _Steps:
         _run(["systemctl", "try-restart", NAME])
 
 
-def is_outdated(lab: Lab) -> bool:
+def is_outdated(lab: Lab, found: Registered | None = None) -> bool:
     """Whether the file of this lab's registered service is not what this labref would write for the same choices,
-    whichever Python it names: another version wrote it, somebody changed it, or labref.toml changed since."""
-    found = registered(lab)
+    whichever Python it names: another version wrote it, somebody changed it, or labref.toml changed since. found : what
+    the system knows of the service, where that was asked already."""
+    found = found or registered(lab)
     if found.kind not in ("systemd", "winsw") or found.file is None:
         return False
     described = _as_now(lab, found.kind, found.file)
@@ -174,11 +175,9 @@ def _as_now(lab: Lab, kind: Kind, file: Path) -> Described | None:
     """What this labref would write in place of a service's file; None where it cannot be read, or is of another lab."""
     try:
         text = file.read_text(encoding="utf-8")
-        chosen = chosen_in(text)
+        chosen = chosen_in(text) if kind == "systemd" else Chosen(lab.folder)  # the others lie in the lab
     except (OSError, ValueError):
         return None
-    if kind == "winsw":
-        return describe(kind, lab=lab.folder, python=Path(sys.executable), user=None)
     if chosen.lab != lab.folder:
         return None
     return describe(
@@ -224,10 +223,10 @@ def registered(lab: Lab) -> Registered:
     return _on_windows(lab) if _is_windows() else _by_systemd()
 
 
-def cut_off(lab: Lab) -> list[str]:
+def cut_off(lab: Lab, found: Registered | None = None) -> list[str]:
     """Addresses of labref.toml at which other computers are to reach the agent, and the registered unit forbids it: it
-    was written before they were set."""
-    found = registered(lab)
+    was written before they were set. found : as of `is_outdated`."""
+    found = found or registered(lab)
     if found.kind != "systemd" or found.file is None:
         return []
     with contextlib.suppress(OSError, ValueError):

@@ -318,26 +318,24 @@ def _fit(
         )
         values = {key.removeprefix("probabilities_"): float(v[-1]) for key, v in fit.history.items()}
         validation = _validate(model, crops["validation"], targets["validation"], rows["validation"], own)
-        if own.rank:
-            save_checkpoint(model, folder, number + 1, 0)
-            continue
-        with history.open("a", newline="") as file:
-            csv.writer(file).writerow(
-                [
-                    number + 1,
-                    f"{values['loss']:.5f}",
-                    f"{values['accuracy']:.5f}",
-                    f"{validation[0]:.5f}",
-                    f"{validation[1]:.5f}",
-                    f"{time.monotonic() - began:.1f}",
-                ]
+        if own.rank == 0:
+            seconds = time.monotonic() - began
+            _note_epoch(history, number + 1, values, validation, seconds)
+            progress.console.print(
+                f"epoch {number + 1}/{config.epochs}: loss {values['loss']:.4f}, accuracy {values['accuracy']:.4f}, "
+                f"validation accuracy {validation[1]:.4f}, {seconds:.0f} s"
             )
-        progress.console.print(
-            f"epoch {number + 1}/{config.epochs}: loss {values['loss']:.4f}, accuracy {values['accuracy']:.4f}, "
-            f"validation accuracy {validation[1]:.4f}, {time.monotonic() - began:.0f} s"
-        )
         save_checkpoint(model, folder, number + 1, 0)
     return model
+
+
+def _note_epoch(
+    history: Path, epoch: int, values: dict[str, float], validation: tuple[float, float], seconds: float
+) -> None:
+    """Add a line to `history.csv`. validation : loss and accuracy."""
+    numbers = (values["loss"], values["accuracy"], *validation)
+    with history.open("a", newline="") as file:
+        csv.writer(file).writerow([epoch, *(f"{number:.5f}" for number in numbers), f"{seconds:.1f}"])
 
 
 def _validate(

@@ -45,15 +45,20 @@ class Workers:
     here: int | None = None
     coordinator: str | None = None
 
+    @property
+    def numbers(self) -> range:
+        """Of the processes of this computer."""
+        return range(self.first, self.first + (self.count if self.here is None else self.here))
+
     def check(self) -> Workers:
         """Itself. Raises `RunError` where they cannot train."""
-        here = self.count if self.here is None else self.here
-        if not (here >= 1 and self.first >= 0 and self.first + here <= self.count):
+        numbers = self.numbers
+        if not (numbers and numbers[0] >= 0 and numbers[-1] < self.count):
             raise RunError(
-                f"of {self.count} processes, numbers {self.first} to {self.first + here - 1} are none; --first and --here name those "
+                f"of {self.count} processes, numbers {numbers.start} to {numbers.stop - 1} are none; --first and --here name those "
                 "of this computer, counted from 0"
             )
-        if self.coordinator is None and here < self.count:
+        if self.coordinator is None and len(numbers) < self.count:
             raise RunError(
                 "where processes run on several computers, --coordinator HOST:PORT says where the first of them is met: "
                 "a name of that computer, and a port that is free there"
@@ -62,7 +67,7 @@ class Workers:
             raise RunError(f"--coordinator is {self.coordinator}; it has to be HOST:PORT, as gpu1.example.org:7711")
         if os.environ.get("KERAS_BACKEND") != "jax":
             raise RunError("several processes train on JAX: KERAS_BACKEND=jax python -m training …")
-        return Workers(self.count, self.first, here, self.coordinator)
+        return self
 
 
 def train_over(workers: Workers, run: Run, final: Path, progress: Progress) -> None:
@@ -132,7 +137,7 @@ def _started(workers: Workers, run: Run, progress: Progress) -> Iterator[list[su
     processes: list[subprocess.Popen[bytes]] = []
     showing: list[threading.Thread] = []
     try:
-        for number in range(workers.first, workers.first + (workers.here or workers.count)):
+        for number in workers.numbers:
             order = [str(run.folder), str(run.data), str(number), str(workers.count), coordinator]
             with (logs / f"{number}.log").open("wb") as log:
                 process = subprocess.Popen(
