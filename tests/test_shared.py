@@ -35,6 +35,7 @@ from labref.errors import ConfigError, SharedError
 from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.shared import asking as asking_module
+from labref.shared import migrations
 from labref.shared.address import PASSWORD, Address
 from labref.shared.asking import Asking, Wanted
 from labref.shared.check import check
@@ -612,6 +613,38 @@ def test_past_a_size_an_index_answers_and_a_filter_takes_nothing_from_the_number
     assert json.loads(labref("index", "--json"))["cells"] == cells
     with closing(by_index()) as ask:
         reply(ask, questions[0], Wanted(), exact=False)
+
+
+def test_a_store_of_before_is_migrated_and_reads_one_optics_from_an_index_alone(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, cells = migrations.steps(), 4000
+    latents = np.random.default_rng(3).standard_normal((cells, 50)).astype(np.float32)
+    rare = np.arange(cells) % 20 == 0
+    with monkeypatch.context() as before:
+        before.setattr(migrations, "steps", lambda: known[:2])
+        shared = database(postgres)
+        shared.lab("Lund")
+        fill(shared, latents, [1] * cells, ["DM96" if it else "DC-1" for it in rare])
+    migrate(shared.owner, shared.secret)
+    with shared.server.connect(shared.name) as owner:
+        owner.execute("VACUUM ANALYZE labref.cell")
+        # latents of later bundles: the largest that stand in the index, beside the longest name; none; beside the table
+        for number, size in enumerate((400, 401, 2000), start=2):
+            owner.execute("SELECT labref.add_bundle(%s, 'large', '1', %s)", [f"{number:064x}", size])
+            owner.execute(
+                "INSERT INTO labref.cell SELECT %s, lab, withheld, %s, %s::text::labref.vector, cell_id, generation, digest, "
+                "repeat('l', 1000), label_source, analyser, place, across, down, captured_at, stored_at FROM labref.cell LIMIT 3",
+                [number, "𝛼" * 200, f"[{','.join(map(repr, range(size)))}]"],
+            )
+    with closing(asking(shared.lab("Malmö"))) as ask:
+        reply = ask.put(BUNDLE, latents[20], Wanted(optics="DM96"), 8).reply()
+    away = np.where(rare, ((latents - latents[20]) ** 2).mean(1), np.inf)
+    assert [one.cell_id for one in reply.cells[:8]] == [
+        cell_id_of(digest_of(number)) for number in np.argsort(away)[:8]
+    ]
+    read = "SELECT idx_tup_read, idx_tup_fetch FROM pg_stat_user_indexes WHERE indexrelname = 'cell_1_optics'"
+    wait_until(lambda: shared.rows(read) == [(int(rare.sum()), 0)], 30)
 
 
 # breaks

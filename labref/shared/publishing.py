@@ -134,13 +134,15 @@ class Publication:
         self.mark = mark
         failpoint("shared.committed", may_fail=False)
 
-    def without_thumbnail(self, most: int) -> list[str]:
-        """Ids of cells of this lab that have no thumbnail yet, at most so many."""
+    def without_thumbnail(self, most: int, among: Collection[str] | None = None) -> list[str]:
+        """Ids of cells of this lab that have no thumbnail yet, at most so many. among : ids of the cells that are
+        looked at; without them all of the lab's are, which takes a second for a million."""
+        condition, values = ("", []) if among is None else ("AND cell_id = ANY(%s) ", [list(among)])
         with in_words(self._address):
             found = self._connection.execute(
-                "SELECT cell_id FROM cell WHERE lab = %s AND NOT EXISTS (SELECT FROM thumbnail t WHERE t.lab = cell.lab "
-                "AND t.cell_id = cell.cell_id) LIMIT %s",
-                [self._lab, most],
+                f"SELECT cell_id FROM cell WHERE lab = %s {condition}AND NOT EXISTS (SELECT FROM thumbnail t "
+                "WHERE t.lab = cell.lab AND t.cell_id = cell.cell_id) LIMIT %s".encode(),
+                [self._lab, *values, most],
             ).fetchall()
         return [cell_id for (cell_id,) in found]
 

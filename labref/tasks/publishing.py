@@ -13,7 +13,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -38,7 +38,7 @@ __all__ = ["Publisher", "Told", "asking_of", "publish", "state"]
 _AT_ONCE: Final = 500
 _THUMBNAILS_AT_ONCE: Final = 16
 _LACKING_AT_ONCE: Final = 5000
-"""Of so many cells it is asked at once which have no thumbnail yet: that reads all of the lab."""
+"""Of so many cells it is asked at once which have no thumbnail yet."""
 _LOOK_SECONDS: Final = 1.0
 """How often the agent looks whether something is to be published; within it, labels of one lab reach the others."""
 _WAITS_SECONDS: Final = (1.0, 60.0)
@@ -46,6 +46,9 @@ _WAITS_SECONDS: Final = (1.0, 60.0)
 _BEHIND_SECONDS: Final = 3600.0
 """So long may what the shared store is to be told of wait before /health says so: a server is started anew meanwhile,
 a young lab's first cells are published."""
+_QUIET_SECONDS, _BUSY_SECONDS = 3.0, 60.0
+"""Thumbnails are made once nothing was told for so long, or, while cells come without a pause, so seldom: to make one
+takes a seventh of what a cell takes to come in."""
 _ACKNOWLEDGED_SECONDS: Final = 5.0
 """How often the outbox is told at most what was sent: that is a transaction of the lab's own store."""
 
@@ -74,7 +77,9 @@ def publish(lab: Lab, store: Store, *, stopped: Stopped = lambda: False) -> Iter
     """
     told = Told()
     with open_publication(lab) as publication:
-        sending, thumbnails = _Sending(lab, store, publication), _Thumbnails(lab, store, publication, stopped)
+        news = _News()
+        sending = _Sending(lab, store, publication, news)
+        thumbnails = _Thumbnails(lab, store, publication, news, stopped)
         while not stopped():
             sent = sending.batch()
             if sent is None:
@@ -92,11 +97,38 @@ def open_publication(lab: Lab) -> Publication:
     return Publication(Address.of(lab.config.shared.url), read_password(lab.shared_password_file))
 
 
+class _News:
+    """Which cells may have no thumbnail in the shared store. Methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cells: set[str] | None = None
+
+    def told(self, cells: Collection[str]) -> None:
+        """The shared store was told of these cells."""
+        with self._lock:
+            if self._cells is not None:
+                self._cells.update(cells)
+                if len(self._cells) > _LACKING_AT_ONCE:
+                    self._cells = None
+
+    def doubt(self) -> None:
+        """Any cell of the lab may have none."""
+        with self._lock:
+            self._cells = None
+
+    def take(self) -> set[str] | None:
+        """Those cells, which are no news from then on; None where it may be any cell."""
+        with self._lock:
+            cells, self._cells = self._cells, set()
+        return cells
+
+
 class _Sending:
     """One connection's work."""
 
-    def __init__(self, lab: Lab, store: Store, publication: Publication) -> None:
-        self._lab, self._store, self._publication = lab, store, publication
+    def __init__(self, lab: Lab, store: Store, publication: Publication, news: _News) -> None:
+        self._lab, self._store, self._publication, self._news = lab, store, publication, news
         self._acknowledged = time.monotonic()
         self._hold = self._first()
 
@@ -160,6 +192,7 @@ class _Sending:
             ends=any(entry.kind == END for entry in entries),
         )
         self._hold = last.number
+        self._news.told([cell.cell_id for cell in cells])
         if time.monotonic() - self._acknowledged > _ACKNOWLEDGED_SECONDS:
             self.acknowledge()
         return Told(len(cells), len(gone))
@@ -179,15 +212,19 @@ class _Sending:
 class _Thumbnails:
     """The thumbnails that a connection sends."""
 
-    def __init__(self, lab: Lab, store: Store, publication: Publication, stopped: Stopped) -> None:
-        self._publication, self._stopped = publication, stopped
+    def __init__(self, lab: Lab, store: Store, publication: Publication, news: _News, stopped: Stopped) -> None:
+        self._publication, self._news, self._stopped = publication, news, stopped
         self._pictures = Pictures(lab, lambda cell_id: store.cell(cell_id) is not None)
         self._lacking: list[str] = []
 
     def send(self) -> Told | None:
         """Send some thumbnails that are not there yet; None where all are."""
         if not self._lacking:
-            self._lacking = self._publication.without_thumbnail(_LACKING_AT_ONCE)
+            new = self._news.take()
+            if new is None or new:
+                self._lacking = self._publication.without_thumbnail(_LACKING_AT_ONCE, new)
+            if new is None and len(self._lacking) == _LACKING_AT_ONCE:
+                self._news.doubt()  # there can be more
         ids, self._lacking = self._lacking[:_THUMBNAILS_AT_ONCE], self._lacking[_THUMBNAILS_AT_ONCE:]
         made: dict[str, bytes] = {}
         for cell_id in ids:
@@ -215,7 +252,9 @@ class Publisher:
         self._lab, self._store, self._log = lab, store, log
         self._stop = threading.Event()
         self._came = threading.Event()
+        self._news = _News()
         self._mark: int | None = None
+        self._told_at = float("-inf")
         self.problem: str | None = None
         """Why the shared store cannot be told; None while it can."""
         self._threads = [
@@ -274,7 +313,7 @@ class Publisher:
 
     def _publish(self, publication: Publication, well: Callable[[], None]) -> None:
         """Tell what happens to cells, until the agent ends or it fails."""
-        sending = _Sending(self._lab, self._store, publication)
+        sending = _Sending(self._lab, self._store, publication, self._news)
         seen = -1
         while not self._stop.is_set():
             number = self._store.last_number()
@@ -285,6 +324,7 @@ class Publisher:
                 self.problem = None
                 self._log.info("the shared store is told of cells again")
             if told is not None:
+                self._told_at = time.monotonic()
                 self._came.set()
                 continue
             seen = number
@@ -294,12 +334,24 @@ class Publisher:
     def _send_thumbnails(self, publication: Publication, well: Callable[[], None]) -> None:
         """The same for thumbnails."""
         lower_priority()
-        thumbnails = _Thumbnails(self._lab, self._store, publication, self._stop.is_set)
+        self._news.doubt()  # what was to be sent on a connection that broke is not known
+        thumbnails = _Thumbnails(self._lab, self._store, publication, self._news, self._stop.is_set)
         while not self._stop.is_set():
             self._came.clear()
+            self._wait_for_quiet()
             if thumbnails.send() is None:
                 well()
                 self._came.wait()
+
+    def _wait_for_quiet(self) -> None:
+        """Wait until no more cells come, but not for ever."""
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while not self._stop.is_set():
+            now = time.monotonic()
+            wait = min(self._told_at + _QUIET_SECONDS, deadline) - now
+            if wait <= 0:
+                return
+            self._stop.wait(wait)
 
 
 def is_behind(since: datetime | None) -> bool:

@@ -628,6 +628,7 @@ class _Soak:
                 "changing": round(max(changing), 1) if changing else None,
             },
             "agent_mb": [round(statistics.median(one.own_mb for one in some), 1) for some in (early, late)],
+            "course_mb": _course(lived),
             "decoding_mb": [round(statistics.median(one.decoding_mb for one in some), 1) for some in (early, late)],
             "decoding_processes": max(one.processes for one in lived),
             "cells_meanwhile": new_cells,
@@ -682,6 +683,21 @@ def soak(
         "same_priority": same_priority,
         "faults": day.day.faults,
         "ok": not day.day.faults,
+    }
+
+
+def _course(samples: list[_Sample]) -> dict[str, tuple[float, float]]:
+    """Medians of the memory of the agent and of its decoding processes in each twentieth of the time: a step tells of
+    an event, a slope of a leak."""
+    parts: dict[int, list[_Sample]] = {}
+    for one in samples:
+        parts.setdefault(int(20 * one.at), []).append(one)
+    return {
+        f"{part / 20:.0%}": (
+            round(statistics.median(one.own_mb for one in some), 1),
+            round(statistics.median(one.decoding_mb for one in some), 1),
+        )
+        for part, some in sorted(parts.items())
     }
 
 
