@@ -17,6 +17,7 @@ from labref.bundles.bundle import Bundle, Golden, Manifest, Precision
 from labref.bundles.graph import check_graph
 from labref.cpus import usable_cpus
 from labref.errors import BundleError
+from labref.heap import give_back
 
 __all__ = [
     "Described",
@@ -234,6 +235,7 @@ class Embedder:
     def close(self) -> None:
         """Free both graphs."""
         self._trunk = self._encoder = None
+        give_back()
 
     def __enter__(self) -> Self:
         return self

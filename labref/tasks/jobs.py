@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from labref.errors import LabrefError
+from labref.heap import give_back
 from labref.lab.log import Log
 from labref.times import utc, utc_now
 
@@ -137,6 +138,7 @@ class Jobs:
             except Exception as error:  # a job's fault must not end the agent; its message may name a file
                 outcome, message = "failed", f"it met {type(error).__name__}; see the log"
                 self._log.error("a job failed", job=job.name, error=type(error).__name__)
+            give_back()
             with self._changed:
                 self._ended[job.name] = {"at": utc_now(), "outcome": outcome, "message": message}
                 self._current = None
