@@ -993,6 +993,47 @@ def test_a_newer_shared_store_is_left_alone(shared: Database) -> None:
             work(shared.owner, shared.secret)
 
 
+@pytest.mark.parametrize(
+    ("version", "serves", "says"),
+    [
+        (latest() + 1, latest(), None),
+        (latest() + 1, None, "Install a newer labref"),
+        (latest() + 2, latest() + 1, "Install a newer labref"),
+        (migrations.LEAST, None, None),
+        (migrations.LEAST - 1, None, "Its owner brings it up to date: `labref shared migrate`"),
+    ],
+)
+def test_a_store_and_its_labs_need_not_be_upgraded_together(
+    tmp_path: Path, starter: Bundle, postgres: Server, version: int, serves: int | None, says: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    known = migrations.steps()
+    with monkeypatch.context() as before:
+        before.setattr(migrations, "steps", lambda: known[:version])
+        before.setattr(migrations, "LEAST", 1)
+        shared = database(postgres)
+        access = shared.lab("Lund")
+    if version > latest():
+        with shared.server.connect(shared.name) as owner:
+            owner.execute(
+                "INSERT INTO labref.migration (version, name, labref_version, serves) VALUES (%s, 'later', '9', %s)",
+                [version, serves],
+            )
+    with lab_of(tmp_path / "lund", starter, access) as (lab, store), closing(asking(access)) as ask:
+        cell = cells_for(starter, range(1))
+        store.record(cell, bundle=starter.digest)
+        if says is not None:
+            with pytest.raises(SharedError, match=says):
+                all_of(lab, store)
+            return
+        all_of(lab, store)
+        reply = ask.put(starter.digest, cell[0].latent, Wanted(reader=True), 8).reply()
+        assert [one.cell_id for one in reply.cells] == [cell[0].cell_id]
+    with password(shared.secret):
+        done = runner.invoke(app, ["shared", "check", "--url", shared.url()])
+    assert done.exit_code == 0 and ("labref shared migrate" in done.stdout) == (version < latest()), done.output
+
+
 def test_the_password_stands_in_no_message(shared: Database) -> None:
     address, _ = shared.lab("Lund")
     with pytest.raises(SharedError, match="does not take the password") as told:

@@ -165,6 +165,8 @@ def check(
         say(
             f"{address}: version {found.version}, {counted(len(found.labs), 'lab')}, {counted(cells, 'cell')}, {found.bytes / 1e6:.0f} MB"
         )
+        if found.version < found.newest:
+            say(f"  this labref knows version {found.newest}: labref shared migrate brings it there, when it suits")
         for one in found.bundles:
             index = "no index" if one.index_bytes is None else f"an index of {one.index_bytes / 1e6:.0f} MB"
             wants = "; questions want one: labref shared index" if one.wants_index else ""

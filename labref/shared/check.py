@@ -33,7 +33,7 @@ _COUNTS: Final = {
 
 @dataclass(frozen=True)
 class Found:
-    """What `check` found. version, newest : of the schema, and the one that this labref works with.  bytes : of the
+    """What `check` found. version, newest : of the schema, and the newest one that this labref knows.  bytes : of the
     database.  bundles : the cells of each.  faults : what is wrong, with how often."""
 
     version: int

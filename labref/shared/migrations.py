@@ -1,6 +1,10 @@
 """The schema of the shared store: numbered files of SQL in `sql/`, each applied together with its record.
 
 A file is never edited once it was released; the next change is a new file.
+
+The labs of one shared store are upgraded one by one, and its owner comes when there is time. So a labref works with
+every version from `LEAST` on; and a file says in its first line, as in `-- serves 3`, which is the oldest version
+whose labref still works with what it makes.
 """
 
 from __future__ import annotations
@@ -18,21 +22,26 @@ from labref.shared.connection import connect, in_words
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["Step", "applied", "latest", "make", "migrate", "require", "steps"]
+__all__ = ["LEAST", "Step", "applied", "latest", "make", "migrate", "require", "steps"]
 
 _LOCK: Final = 6_102_017_001
 """Number of the advisory lock that whoever migrates holds."""
 _FILE: Final = re.compile(r"(\d{3})_(\w+)\.sql")
+_SERVES: Final = re.compile(r"-- serves (\d+)\n")
+LEAST: Final = 2
+"""The oldest version that this labref works with: what came later makes questions faster."""
 _LEAST_VECTOR: Final = (0, 8)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: the version that it leads to, its name, and its SQL."""
+    """One step: the version that it leads to, its name, its SQL, and the oldest version whose labref may work with what
+    it makes."""
 
     version: int
     name: str
     sql: str
+    serves: int
 
 
 def steps() -> list[Step]:
@@ -41,14 +50,16 @@ def steps() -> list[Step]:
     for file in resources.files("labref.shared").joinpath("sql").iterdir():
         named = _FILE.fullmatch(file.name)
         if named:
-            found.append(Step(int(named[1]), named[2], file.read_text("utf-8")))
+            sql, version = file.read_text("utf-8"), int(named[1])
+            serves = _SERVES.match(sql)
+            found.append(Step(version, named[2], sql, int(serves[1]) if serves else version))
     found.sort(key=lambda step: step.version)
     assert [step.version for step in found] == list(range(1, len(found) + 1)), "numbers count up without a gap"
     return found
 
 
 def latest() -> int:
-    """The version that this labref works with."""
+    """The newest version that this labref knows."""
     return len(steps())
 
 
@@ -66,25 +77,35 @@ def migrate(address: Address, password: str | None) -> int:
 
 def applied(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
     """The version of the shared store; 0 where the database is none."""
+    return _applied(connection)[0]
+
+
+def _applied(connection: psycopg.Connection[tuple[Any, ...]]) -> tuple[int, int]:
+    """The version of the shared store, and the oldest one whose labref may work with it; 0 where the database is
+    none."""
     row = connection.execute("SELECT to_regclass('labref.migration') IS NOT NULL").fetchone()
     if row is None or not row[0]:
-        return 0
-    row = connection.execute("SELECT coalesce(max(version), 0) FROM labref.migration").fetchone()
-    return 0 if row is None else int(row[0])
+        return 0, 0
+    row = connection.execute(
+        # the column came with version 3
+        "SELECT version, coalesce((to_jsonb(m) ->> 'serves')::integer, version) FROM labref.migration m "
+        "ORDER BY version DESC LIMIT 1"
+    ).fetchone()
+    return (0, 0) if row is None else (int(row[0]), int(row[1]))
 
 
 def require(connection: psycopg.Connection[tuple[Any, ...]], address: Address) -> None:
-    """Raise `SharedError` where the shared store is not of the version that this labref works with."""
-    version, wanted = applied(connection), latest()
+    """Raise `SharedError` where this labref cannot work with the shared store."""
+    version, serves = _applied(connection)
     if version == 0:
         raise SharedError(f"{address} is no shared store yet. Its owner makes it: `labref shared init`.")
-    if version < wanted:
+    if version < LEAST:
         raise SharedError(
-            f"the shared store {address} is of version {version}, and this labref needs {wanted}. Its owner brings it up to "
+            f"the shared store {address} is of version {version}, and this labref needs {LEAST}. Its owner brings it up to "
             "date: `labref shared migrate`."
         )
-    if version > wanted:
-        raise SharedError(_too_new(address, version, wanted))
+    if serves > latest():
+        raise SharedError(_too_new(address, version, latest()))
 
 
 def _too_new(address: Address, version: int, wanted: int) -> str:
@@ -114,6 +135,10 @@ def _bring(address: Address, password: str | None, *, new: bool) -> int:
                     "INSERT INTO labref.migration (version, name, labref_version) VALUES (%s, %s, %s)",
                     [step.version, step.name, __version__],
                 )
+                if step.serves < step.version:
+                    connection.execute(
+                        "UPDATE labref.migration SET serves = %s WHERE version = %s", [step.serves, step.version]
+                    )
     return len(known)
 
 

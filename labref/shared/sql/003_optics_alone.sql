@@ -1,3 +1,4 @@
+-- serves 3
 -- Questions that mean one group of optics read an index that holds what is compared: cells of one microscope lie on most
 -- pages of the table, among those of all others. An entry of an index takes a third of a page at most, and a row a whole
 -- one: larger latents stay in the table, and the largest beside it.
@@ -13,6 +14,9 @@ BEGIN
 END
 $$;
 REVOKE ALL ON FUNCTION lay_out(smallint, integer) FROM PUBLIC;
+
+-- The oldest version whose labref may work with this one; NULL for none but its own. Labs are upgraded one by one.
+ALTER TABLE migration ADD COLUMN serves integer;
 
 DROP INDEX cell_optics;
 DO $$
