@@ -69,7 +69,7 @@ class SharedCheck(Answer):
     """Whether a shared store is whole."""
 
     version: int = Field(description="Of its schema.")
-    newest: int = Field(description="The schema's version that this labref works with.")
+    newest: int = Field(description="The newest version of the schema that this labref knows.")
     bytes: int = Field(description="Size of the database.")
     labs: list[SharedLab] = Field(description="The labs that are in it.")
     bundles: list[SharedBundle] = Field(description="The bundles in whose space cells are.")
