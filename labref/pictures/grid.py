@@ -26,7 +26,7 @@ __all__ = ["Shown", "draw"]
 _TILE: Final = 288  # side of one image, pixels
 _GAP: Final = 22
 _MARGIN: Final = 34
-_CAPTION: Final = 96
+_CAPTION: Final = 108
 _TITLE: Final = 44
 _CONTRASTS: Final = 4  # cells in the row of contrast, at least: fewer are not drawn larger
 _BARS_MOST: Final = 10
@@ -184,7 +184,7 @@ def _about(cell: Mapping[str, Any] | None) -> tuple[str, str]:
     if cell is not None and not cell["found"]:
         return "the picture's middle", SOFT
     if cell is not None and is_off_middle(cell["moved"]):
-        return f"the cell lies {cell['moved']:.0f} px off the middle", _ACCENT
+        return f"{cell['moved']:.0f} px off the middle", _ACCENT
     return "the cell asked about", SOFT
 
 
@@ -279,7 +279,7 @@ class _Page(Page):
         if reference.get("may_be_same"):
             self._badge((x, y), "may be the very cell", 178)
         elif reference.get("duplicate_of"):
-            self._badge((x, y), "duplicate")
+            self._badge((x, y), "captured again", 136)
         if reference.get("origin") == "central":
             self._badge((x, y), "central")
         elif reference.get("origin") == "shared":
@@ -353,8 +353,8 @@ class _Page(Page):
         about, colour = _about(cell)
         self.text((x, line), about, 18, bold=True, colour=_ACCENT if colour == SOFT else colour, room=_TILE)
         self.text((x, line + 30), said, 15, colour=SOFT if why else INK, room=_TILE)
-        for number, part in enumerate(_two_lines(why, 13, _TILE)):
-            self.text((x, line + 50 + 17 * number), part, 13, colour=SOFT, room=_TILE)
+        for number, part in enumerate(_wrapped(why, 13, _TILE, 3)):
+            self.text((x, line + 49 + 15 * number), part, 13, colour=SOFT, room=_TILE)
 
     def spread(self, at: tuple[int, int], room: int, n: int, shares: Sequence[tuple[str, float, str]]) -> None:
         x, y = at
@@ -384,13 +384,15 @@ class _Page(Page):
         self.text((_MARGIN, height - _MARGIN - 14), line, 14, colour=SOFT, room=width - 2 * _MARGIN)
 
 
-def _two_lines(text: str, size: int, room: int) -> list[str]:
-    """`text` in at most two lines; the second is cut where it is drawn."""
-    words = text.split()
-    first = ""
-    while words and length(f"{first} {words[0]}".strip(), size, False) <= room:
-        first = f"{first} {words.pop(0)}".strip()
-    return [line for line in (first, " ".join(words)) if line]
+def _wrapped(text: str, size: int, room: int, most: int) -> list[str]:
+    """`text` in at most so many lines; the last is cut where it is drawn."""
+    words, lines = text.split(), list[str]()
+    while words and len(lines) < most - 1:
+        line = words.pop(0)
+        while words and length(f"{line} {words[0]}", size, False) <= room:
+            line = f"{line} {words.pop(0)}"
+        lines.append(line)
+    return [*lines, " ".join(words)] if words else lines
 
 
 def _number(distance: float) -> str:
