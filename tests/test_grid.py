@@ -172,7 +172,8 @@ def test_a_cell_away_from_the_middle_is_marked_where_it_lies_and_its_nucleus_is_
         moved = float(np.hypot(row - 181, column - 179.5))
         found = {"found": True, "row": row, "column": column, "moved": round(moved, 1), "others": 0}
         pixels = np.asarray(grid.draw(answer(cell=found), cell, images))
-        tile = pixels[116 + 406 : 116 + 406 + 288, 344 : 344 + 288]
+        top = 116 + grid._TILE + grid._CAPTION + grid._GAP
+        tile = pixels[top : top + 288, 344 : 344 + 288]
         touched = np.argwhere((tile != 120).any(axis=2))
         if moved <= 25:
             assert len(touched) == 0
