@@ -88,7 +88,11 @@ COLUMNS: Final[Mapping[str, tuple[str, str]]] = {
     "crop": ("BLOB", "its prepared picture, 256×256, WebP without loss; no other text or data is in it"),
 }
 """The columns of `cells.parquet`, in order: type, and what it is."""
-DATED: Final = ("captured_at", "TIMESTAMP", "when it was captured, moved by one number of days that only the lab knows")
+DATED: Final = (
+    "captured_at",
+    "TIMESTAMP",
+    "the day it was captured on, moved by one number of days that only the lab knows; never the time of day",
+)
 """The column beside them where the lab gives shifted dates."""
 MOST_CROP: Final = CROP_SIZE * CROP_SIZE * 4 + 4096
 """Bytes of a picture in a pack, at most: WebP makes noise hardly larger than it is."""

@@ -19,8 +19,8 @@ _HELP = """Give reviewed cells to the centre: one signed file, without anything 
 Only cells whose label a person gave leave, in labref or in the analyser. Of each: its prepared picture of 256×256 pixels (no
 EXIF and no text of the file), its class, where that was said and how often, measures of the picture, its latent, and
 pseudonyms of the cell and its analyser. No slide, patient, folder, file, date and reviewer leaves; --shift-dates gives the
-times of capture, moved by a number of days that only this lab's key knows. What is burnt into the pixels beside a cell can be
-seen in its picture: look at the sheet of --preview.
+days of capture, moved by a number of days that only this lab's key knows, without the time of day. What is burnt into the
+pixels beside a cell can be seen in its picture: look at the sheet of --preview.
 
 --preview says exactly what leaves, and what stays and why, draws some of the pictures, and asks before it writes. Give it
 before the first pack, and to whoever has to agree.
@@ -87,7 +87,7 @@ def contribute(
         bool, typer.Option("--everything", help="All, not only what is new since the last pack.", show_default=False)
     ] = False,
     shift_dates: Annotated[
-        bool, typer.Option("--shift-dates", help="With times of capture, moved.", show_default=False)
+        bool, typer.Option("--shift-dates", help="With days of capture, moved.", show_default=False)
     ] = False,
     json: JsonOption = False,
 ) -> None:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -125,7 +125,7 @@ _Everything = Annotated[
 _Dates = Annotated[
     bool,
     Field(
-        description="With the time of capture, moved by a number of days that only the lab's key knows, the same for all its cells."
+        description="With the day of capture, moved by a number of days that only the lab's key knows, the same for all its cells; without the time of day."
     ),
 ]
 
@@ -270,6 +270,11 @@ def _write(
     yield row | {"target": str(path), "number": manifest.number, "digest": digest, "bytes": size}
 
 
+def _day(at: datetime) -> datetime:
+    """The day of a moment: a minute of it would be found again in the records of the hospital."""
+    return at.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
 def _refuse_taken(path: Path) -> None:
     if os.path.lexists(path):
         raise LabError(f"{path} is there already. Choose another name; a pack never replaces a file.")
@@ -345,7 +350,7 @@ def _add(
                 chosen.contents[number] = int(chosen.given.contents[at])
                 chosen.again -= 1
         else:
-            at_time = None if days is None or cell.captured_at is None else cell.captured_at - days
+            at_time = None if days is None or cell.captured_at is None else _day(cell.captured_at - days)
             packed[cell.label] += 1
             source = "labref" if cell.by_person else "export"
             history, optics = names.history(cell.history), names.optics(cell.analyser)
