@@ -87,7 +87,7 @@ class _Remembering:
             return None
         return found
 
-    def run(self, names: list[str], fed: dict[str, Any]) -> list[Any]:
+    def run(self, names: list[str], fed: dict[str, Any], options: Any = None) -> list[Any]:
         (crops,) = fed.values()
         keys = [hashlib.blake2b(crop, key=",".join(names).encode()).digest() for crop in crops]
         with self._lock:
@@ -99,7 +99,7 @@ class _Remembering:
         if new:
             with self._lock:
                 session = self._session
-            made = session.run(names, dict.fromkeys(fed, crops[new]))
+            made = session.run(names, dict.fromkeys(fed, crops[new]), options)
             for row, at in enumerate(new):
                 answers[at] = [values[row] for values in made]
                 _write(self._folder / keys[at].hex(), pickle.dumps(answers[at]))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import json
+import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import structlog
 
 from labref import heap
-from labref.bundles.bundle import Bundle
-from labref.bundles.inference import Embedder
 from labref.tasks.jobs import Job, Jobs
 
 glibc = pytest.mark.skipif(
@@ -53,19 +54,58 @@ def test_a_job_that_ended_holds_nothing() -> None:
         jobs.close()
 
 
-@glibc
-def test_networks_that_were_closed_leave_nothing_behind(starter: Bundle) -> None:
-    crops = np.random.default_rng(0).integers(0, 255, (16, 256, 256, 3), dtype=np.uint8)
-    after = []
-    active = Embedder.open(starter, device="cpu")
-    for _ in range(3):  # the bundle is changed: the networks of two are open for a while
-        other = Embedder.open(starter, device="cpu")
-        other.embed(crops)
-        active.close()
-        active = other
-        after.append(held())
+NETWORKS = """
+import json, sys
+import numpy as np
+from pathlib import Path
+from labref.bundles.bundle import install, starter_bundle
+from labref.bundles.inference import Embedder
+from labref.heap import give_back
+from tests.test_heap import held
+
+bundle = install(starter_bundle(), Path(sys.argv[1]))
+crops = np.random.default_rng(0).integers(0, 255, (16, 256, 256, 3), dtype=np.uint8)
+active = Embedder.open(bundle, device="cpu")
+alone = active.embed(crops[:1])
+told = {"alone": held()}
+active.embed(crops)
+told["many"] = held()
+again = active.embed(crops[:1])
+told["same"] = bool((again.latents == alone.latents).all())
+give_back()
+told["few"] = held()
+told["changed"] = []
+for _ in range(3):  # the bundle is changed: the networks of two are open for a while
+    other = Embedder.open(bundle, device="cpu")
+    other.embed(crops)
     active.close()
-    assert after[-1] < after[0] + 15
+    active = other
+    told["changed"].append(held())
+print(json.dumps(told))
+"""
+"""In a process of its own: those of the tests share one session, which remembers its answers."""
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process held, MB: after one cell, after many, after one again; after each change of the bundle."""
+    words = [sys.executable, "-c", NETWORKS, str(tmp_path_factory.mktemp("networks"))]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@glibc
+def test_networks_that_were_closed_leave_nothing_behind(networks: dict[str, Any]) -> None:
+    first, _, last = networks["changed"]
+    assert last < first + 15
+
+
+@glibc
+def test_after_many_cells_at_once_a_few_let_go_of_their_memory(networks: dict[str, Any]) -> None:
+    assert networks["many"] > networks["alone"] + 40
+    assert networks["few"] < networks["alone"] + 15
+    assert networks["same"], "it is the same answer"
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

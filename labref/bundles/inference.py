@@ -62,6 +62,10 @@ class Described(NamedTuple):
     probability: float
 
 
+_FEW: Final = 4
+"""A batch of so much fewer crops than the largest before it lets go of the memory of that."""
+
+
 class Embedder:
     """A bundle's two graphs, opened on one device. Safe to use from several threads.
 
@@ -92,6 +96,7 @@ class Embedder:
         self.batch_size = _BATCH[provider]
         self._trunk = trunk
         self._encoder = encoder
+        self._room = 0  # crops for which ONNX Runtime holds memory: those of its largest batch
 
     @staticmethod
     def open(
@@ -149,7 +154,7 @@ class Embedder:
         for start in range(0, len(crops), self.batch_size):
             part = slice(start, min(start + self.batch_size, len(crops)))
             batch = np.ascontiguousarray(crops[part])
-            said, features = self._trunk.run(["probabilities", "features"], {"crops": batch})
+            said, features = self._trunk.run(["probabilities", "features"], {"crops": batch}, self._options(len(batch)))
             (latent,) = self._encoder.run(["latent"], {"features": features})
             # assigned as it is, one number would fill a row
             for name, found, room in (("probabilities", said, probabilities), ("latent", latent, latents)):
@@ -160,6 +165,18 @@ class Embedder:
                     )
             probabilities[part], latents[part] = said, latent
         return Embeddings(probabilities, latents)
+
+    def _options(self, crops: int) -> Any:
+        """How a batch of so many crops is run; None for as ever. ONNX Runtime keeps the memory of its largest batch,
+        150 MB: after many cells at once the next few let it go."""
+        held, self._room = self._room, max(self._room, crops)
+        if self.provider != _CPU or crops * _FEW > held:
+            return None
+        self._room = crops
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _QUIET
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     @property
     def golden_tolerance(self) -> float:
