@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -337,7 +338,23 @@ def test_without_a_usable_report_nothing_is_written(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names of files are text there")
+def test_odd_files_are_named_or_read(sent: dict[str, Any], tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff/1.json"))
+    write(odd, of_a_lab(sent, even(190, 200)))
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    (tmp_path / "folder.json").mkdir()
+    found = json.loads(labs(tmp_path, "--json", code=1).stdout)
+    assert [Path(one["file"]).parts[-2:] for one in found["files"]] == [("\\xff", "1.json")]
+    assert sorted(Path(one["file"]).name for one in found["left_out"]) == ["folder.json", "loop.json"]
+    os.mkfifo(tmp_path / "pipe")
+    assert "it is no file" in labs(odd, "--out", tmp_path / "pipe", code=1).stderr, "as /dev/null is none"
+
+
 def test_a_page_that_cannot_be_written_is_said(folder: Path, tmp_path: Path) -> None:
+    report = folder / "Lund" / "1.json"
+    assert "the page would take its place" in labs(report, "--out", report, code=1).stderr
+    assert report.read_text("utf-8").startswith("{")
     assert "cannot be written" in labs(folder, "--out", tmp_path / "none" / "page.html", code=1).stderr
 
 

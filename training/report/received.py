@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -104,13 +105,13 @@ def gather(paths: Sequence[Path]) -> Gathered:
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
     """Each file once, and the folder of its lab within the folder that was named; None for none."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
         found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"{path} holds no file that ends in .json; {_ASK}")
         for file in found:
-            if (place := file.resolve()) not in seen:
+            if (place := os.path.realpath(file)) not in seen:  # `resolve` ends at links that lead to each other
                 seen.add(place)
                 parts = file.relative_to(path).parts if path.is_dir() else ()
                 yield file, str(path / parts[0]) if len(parts) > 1 else None
