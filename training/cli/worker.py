@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from labref.errors import LabrefError
 from training.environment import prepare_environment
-from training.networks.workers import LOCAL, REFUSED
+from training.networks.workers import LOCAL, REFUSED, check_port
 from training.run import Run, RunError
 
 __all__ = ["main"]
@@ -81,10 +81,12 @@ def main() -> None:
 
     # JAX would listen on all addresses of the computer
     own = coordinator if coordinator.startswith(f"{LOCAL}:") else None
-    jax.distributed.initialize(coordinator, int(count), int(number), coordinator_bind_address=own)
-    from training.networks.classifier import train_here
-
     try:
+        if number == "0" and own is None:
+            check_port(coordinator)  # once more: two trainings may have begun together
+        jax.distributed.initialize(coordinator, int(count), int(number), coordinator_bind_address=own)
+        from training.networks.classifier import train_here
+
         run = Run.open(Path(folder), Path(data))
         train_here(run, run.folder / "classifier.keras", _Telling(is_first=number == "0"))
     except (RunError, LabrefError) as error:  # no ValueError: JAX raises one where another process is lost

@@ -27,7 +27,7 @@ from rich.progress import Progress
 
 from training.run import Run, RunError, is_seen
 
-__all__ = ["LOCAL", "REFUSED", "Workers", "join", "train_over"]
+__all__ = ["LOCAL", "REFUSED", "Workers", "check_port", "join", "train_over"]
 
 _FAILURES: Final = 3  # in a row, without a new checkpoint
 _SECONDS: Final = 0.2
@@ -87,7 +87,7 @@ def train_over(workers: Workers, run: Run, final: Path, progress: Progress) -> N
             "classifier.batch_size"
         )
     if workers.coordinator is not None:
-        _check_port(workers.coordinator)
+        check_port(workers.coordinator)
     images = load_crops(run, progress)
     if images < run.config.classifier.batch_size and images % workers.count:
         raise RunError(
@@ -217,7 +217,7 @@ def _show(told: IO[bytes], progress: Progress) -> None:
                 progress.update(task, completed=row["done"], total=row["total"], info=row["info"])
 
 
-def _check_port(coordinator: str) -> None:
+def check_port(coordinator: str) -> None:
     """Raise `RunError` where the coordinator's port is in use on this computer: JAX would share it with another
     training, and bring together processes of both."""
     port = int(coordinator.rpartition(":")[2])
