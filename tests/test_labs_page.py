@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -189,6 +190,18 @@ def test_a_change_is_of_the_same_analyser_with_two_bundles(folder: Path, sent: d
     assert found["changes"] == [] and found["not_paired"] == ["lab 1"]
 
 
+def test_an_analyser_that_another_replaced_is_not_compared_with_it(sent: dict[str, Any], tmp_path: Path) -> None:
+    # half past midnight in Sweden is before the old one's hour, whatever the digits say
+    new = of_a_lab(sent, even(190, 200), at="2026-10-02T00:30:00+02:00")
+    new["analysers"][0]["pseudonym"] = "f" * 12
+    old = of_a_lab(sent, even(100, 200), digest=OLD, at="2026-10-01T23:00:00Z")
+    write(tmp_path / "new.json", new)
+    write(tmp_path / "old.json", old)
+    found = json.loads(labs(tmp_path, "--json").stdout)
+    assert found["changes"] == [] and len(found["rows"]) == 2
+    assert [bundle["name"] for bundle in found["bundles"]] == ["winter", "autumn"], "in the order of time"
+
+
 def test_the_interval_of_a_difference_is_newcombes() -> None:
     """Newcombe 1998, Statistics in Medicine 17:873, table II, method 10: 56 of 70 against 48 of 80."""
     found = difference(share(48, 80), share(56, 70))
@@ -211,7 +224,9 @@ def broken(sent: dict[str, Any]) -> dict[str, tuple[bytes, str]]:
     def of_analyser(**more: Any) -> bytes:
         return json.dumps(good | {"analysers": [good["analysers"][0] | more]}).encode()
 
-    beyond = good["analysers"][0]["precision"] | {"value": 1e300}
+    first, (of_class, *_) = good["analysers"][0]["precision"], good["analysers"][0]["classes"]
+    beyond = first | {"value": 1e300}
+    far = good["analysers"][0]["optics"]["from_training"] | {"focus": -1e308}
     return {
         "cut": (text[: len(text) // 2].encode(), "was cut off"),
         "empty": (b"", "holds no JSON"),
@@ -232,7 +247,12 @@ def broken(sent: dict[str, Any]) -> dict[str, tuple[bytes, str]]:
         "id": (changed(lab="../../etc"), "lab: String should match"),
         "name": (changed(bundle=good["bundle"] | {"name": "x" * 201}), "a name of more than 200"),
         "half": (changed(bundle=good["bundle"] | {"name": "\ud800"}), "holds no JSON"),
+        "before the year 1": (changed(made_at="0001-01-01T00:00:00+23:59"), "is no date"),
         "share": (of_analyser(precision=beyond), "precision of analyser 1 is no share"),
+        "too many": (of_analyser(precision=first | {"n": 10**400}), "is below 0, or above"),
+        "too far": (of_analyser(optics=good["analysers"][0]["optics"] | {"drift": far}), "off by more than"),
+        "instead": (of_analyser(classes=[of_class | {"instead": "x" * 201}]), "a name of more than 200"),
+        "one for two": (changed(analysers=good["analysers"] * 2), "one pseudonym of two analysers"),
         "infinite": (of_analyser(precision=beyond | {"value": float("inf")}), "holds no JSON"),
         "negative": (of_analyser(cells=-1), "is below 0"),
     }
@@ -299,6 +319,15 @@ def test_of_one_bundle_in_a_lab_the_newest_report_counts(sent: dict[str, Any], t
     assert any("computer's clock is wrong" in note for note in found["notes"])
 
 
+def test_folders_that_disagree_with_the_ids_of_labs_are_said(sent: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path / "Lund" / "1.json", of_a_lab(sent, even(150, 200)))
+    write(tmp_path / "Umeå" / "1.json", of_a_lab(sent, even(190, 200), at="2026-11-02T08:00:00Z"))
+    write(tmp_path / "Umeå" / "2.json", of_a_lab(sent, even(180, 200), lab="f" * 16))
+    notes = " ".join(json.loads(labs(tmp_path, "--json").stdout)["notes"])
+    assert "Reports of 01234567 lie in 2 folders" in notes
+    assert "One folder holds reports of 01234567 and ffffffff" in notes and "Lund" not in notes
+
+
 def test_without_a_usable_report_nothing_is_written(tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     (tmp_path / "none").mkdir()
@@ -309,7 +338,23 @@ def test_without_a_usable_report_nothing_is_written(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names of files are text there")
+def test_odd_files_are_named_or_read(sent: dict[str, Any], tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff/1.json"))
+    write(odd, of_a_lab(sent, even(190, 200)))
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    (tmp_path / "folder.json").mkdir()
+    found = json.loads(labs(tmp_path, "--json", code=1).stdout)
+    assert [Path(one["file"]).parts[-2:] for one in found["files"]] == [("\\xff", "1.json")]
+    assert sorted(Path(one["file"]).name for one in found["left_out"]) == ["folder.json", "loop.json"]
+    os.mkfifo(tmp_path / "pipe")
+    assert "it is no file" in labs(odd, "--out", tmp_path / "pipe", code=1).stderr, "as /dev/null is none"
+
+
 def test_a_page_that_cannot_be_written_is_said(folder: Path, tmp_path: Path) -> None:
+    report = folder / "Lund" / "1.json"
+    assert "the page would take its place" in labs(report, "--out", report, code=1).stderr
+    assert report.read_text("utf-8").startswith("{")
     assert "cannot be written" in labs(folder, "--out", tmp_path / "none" / "page.html", code=1).stderr
 
 

@@ -85,6 +85,8 @@ def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory, eager: None) 
         process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
     process.communicate()
     assert (run / "checkpoint.json").exists() and not (run / "classifier.keras").exists(), "stopped before its end"
+    with (run / "history.csv").open("a") as file:
+        file.write("2,9.9,0.1,9.9,0.1,9.9\n2,9")  # what a kill leaves between the line of an epoch and its checkpoint
     done = command("training", "resume", run)
     assert "held-out accuracy" in done.stderr
     assert "{'" not in done.stderr and "Namespace" not in done.stderr, "words for people, and no dictionary"
@@ -93,7 +95,8 @@ def trained(cells: Path, tmp_path_factory: pytest.TempPathFactory, eager: None) 
 
 def test_a_stopped_run_goes_on_and_is_whole(trained: Path) -> None:
     with (trained / "history.csv").open(newline="") as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"] and "9.9" not in rows[1].values()
     for name in ("classifier.keras", "encoder.keras", "split.csv", "curves.png", "vae_curves.png", "confusion.png"):
         assert (trained / name).stat().st_size > 0
     figures = json.loads((trained / "classifier.json").read_text())
@@ -276,6 +279,10 @@ def test_the_cache_is_made_once_and_names_what_it_could_not_read(cells: Path, tm
     done: list[int] = []
     again, _ = cache_crops(Path("/nowhere"), items, 64, tmp_path, done.append)  # nothing is read a second time
     assert np.array_equal(again, crops) and done == [len(items)]
+    (state,) = tmp_path.glob("*.state.npy")
+    state.write_bytes(state.read_bytes()[:130])  # as a full disk leaves it
+    anew, _ = cache_crops(cells, items, 64, tmp_path, done.append)
+    assert np.array_equal(anew, crops) and sum(done) == 2 * len(items)
 
 
 def test_a_resumed_epoch_takes_the_batches_that_were_left() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +25,15 @@ __all__ = [
     "RunError",
     "domain_codes",
     "held",
+    "is_seen",
     "load_attribute_codes",
     "load_part",
     "with_domains",
     "write_json",
 ]
+
+
+_SEEN_SECONDS = 120.0
 
 
 class RunError(Exception):
@@ -40,6 +45,14 @@ def write_json(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
     temporary = path.with_suffix(path.suffix + ".part")
     temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def is_seen(file: Path) -> bool:
+    """Whether a file is there that another computer has just written: one that shares its folder may see it later."""
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while not (found := file.exists()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
 
 
 @contextlib.contextmanager

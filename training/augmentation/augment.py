@@ -33,9 +33,7 @@ def augment(
     Raises ValueError where they are needed and missing.
     """
     shape = tf.shape(crops)
-    count, side = shape[0], tf.cast(shape[1], tf.float32)
-
-    draw = Drawing(seed, count, part)
+    side, draw = tf.cast(shape[1], tf.float32), Drawing(seed, shape[0], part)
 
     def uniform(index: int, limit: float, *columns: int) -> Any:
         return draw.uniform(index, -limit, limit, *columns)
@@ -56,7 +54,7 @@ def augment(
         images = lay_beside(images, others, config, draw)
     images = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
-        transforms=tf.stack([a0, a1, a2, b0, b1, b2, zeros, zeros], axis=1),
+        transforms=draw.own(tf.stack([a0, a1, a2, b0, b1, b2, zeros, zeros], axis=1)),
         output_shape=shape[1:3],
         fill_value=float(BACKGROUND),
         interpolation="BILINEAR",
@@ -68,40 +66,40 @@ def augment(
         blurred = tf.nn.depthwise_conv2d(
             padded, tf.tile(kernel[:, :, None, None], [1, 1, 3, 1]), strides=[1, 1, 1, 1], padding="VALID"
         )
-        chosen = draw.uniform(6, 0.0, 1.0, 1, 1, 1) < config.blur
+        chosen = draw.own(draw.uniform(6, 0.0, 1.0, 1, 1, 1) < config.blur)
         images = tf.where(chosen, blurred, images)
     if config.changes_optics:
-        changed = draw.uniform(19, 0.0, 1.0, 1, 1, 1) < config.optics_share
+        changed = draw.own(draw.uniform(19, 0.0, 1.0, 1, 1, 1) < config.optics_share)
         images = tf.where(changed, _other_optics(images, config, draw), images)
-    gain = (1.0 + uniform(7, config.gain, 3)) * (1.0 + uniform(8, config.brightness, 1))
+    gain = draw.own((1.0 + uniform(7, config.gain, 3)) * (1.0 + uniform(8, config.brightness, 1)))
     return tf.clip_by_value(images * gain[:, None, None, :], 0.0, 255.0)
 
 
 def _other_optics(images: Any, config: Augmentation, draw: Drawing) -> Any:
     """Images float32[n, s, s, 3] changed as by another stain, lamp, focus and camera; see `Augmentation`."""
-    side, uniform = tf.shape(images)[1], draw.uniform
+    side, uniform, own = tf.shape(images)[1], draw.uniform, draw.own
     density = -tf.math.log((images + 1.0) / (BACKGROUND + 1.0))
     contrast = tf.exp(uniform(20, math.log(config.contrast_low), math.log(config.contrast_high), 1, 1, 1))
     stain = tf.exp(uniform(21, -config.stain, config.stain, 1, 1, 3))
     others = uniform(22, -config.mixing, config.mixing, 3, 3) * (1.0 - tf.eye(3))
-    density = tf.einsum("nijc,ncd->nijd", density * contrast * stain, tf.eye(3) + others)
+    density = tf.einsum("nijc,ncd->nijd", density * own(contrast) * own(stain), own(tf.eye(3) + others))
     axis = tf.linspace(-1.0, 1.0, side)
-    level, right, down = (uniform(index, -config.tint, config.tint, 1, 1, 3) for index in (23, 24, 25))
+    level, right, down = (own(uniform(index, -config.tint, config.tint, 1, 1, 3)) for index in (23, 24, 25))
     density += tf.nn.relu(0.5 * (level + right * axis[None, None, :, None] + down * axis[None, :, None, None]))
     images = (BACKGROUND + 1.0) * tf.exp(-density) - 1.0
     if config.focus:
         # the wide blur: the image reduced to a quarter of its scale, and enlarged again
         small = tf.nn.avg_pool2d(images, 4, 4, "SAME")
         wide = tf.image.resize(small, [side, side], method="bilinear")
-        images += uniform(26, -config.focus, config.focus, 1, 1, 1) * (wide - images)
+        images += own(uniform(26, -config.focus, config.focus, 1, 1, 1)) * (wide - images)
     if config.noise:
         deviation = uniform(27, 0.0, config.noise, 1, 1, 1)
-        images += deviation * draw.normal(28, *tf.unstack(tf.shape(images))[1:])
+        images += own(deviation * draw.normal(28, *tf.unstack(tf.shape(images))[1:]))
     if config.cut:
         # a straight edge in a random direction, at a third to a half of the side from the middle
         angle, far = uniform(29, -math.pi, math.pi, 1, 1), uniform(30, 0.3, 1.0, 1, 1)
         beyond = tf.cos(angle) * axis[None, None, :] + tf.sin(angle) * axis[None, :, None] > far
-        cut = (uniform(31, 0.0, 1.0, 1, 1) < config.cut) & beyond
+        cut = own((uniform(31, 0.0, 1.0, 1, 1) < config.cut) & beyond)
         images = tf.where(cut[..., None], float(BACKGROUND), images)
     return images
 

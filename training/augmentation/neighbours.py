@@ -51,7 +51,7 @@ def lay_beside(images: Any, others: Any, config: Augmentation, draw: Drawing) ->
     pixel is the darker one of the two pictures, as where light passes through both cells.
     """
     shape = tf.shape(images)
-    count, side = shape[0], tf.cast(shape[1], tf.float32)
+    count, side, own = shape[0], tf.cast(shape[1], tf.float32), draw.own
     pixel, middle = side / CROP_SIZE, (side - 1.0) / 2.0
     place = (tf.range(side) - middle) / pixel  # pixels of a crop, from its middle
     across, down = place[None, None, :], place[None, :, None]
@@ -72,10 +72,13 @@ def lay_beside(images: Any, others: Any, config: Augmentation, draw: Drawing) ->
         away = uniform(2, config.neighbour_near, config.neighbour_far)
         column, row = away * tf.cos(direction), away * tf.sin(direction)
         turned = _moved(
-            others[:, number], uniform(3, -math.pi, math.pi), uniform(4, -1.0, 1.0) > 0, column * pixel, row * pixel
+            others[:, number],
+            own(
+                _transforms(side, uniform(3, -math.pi, math.pi), uniform(4, -1.0, 1.0) > 0, column * pixel, row * pixel)
+            ),
         )
-        near = 1.0 - _rise(tf.sqrt((across - column) ** 2 + (down - row) ** 2), *_CELL)
-        shown = tf.where(there, near * far_enough, 0.0)[..., None]
+        near = 1.0 - _rise(tf.sqrt((across - own(column)) ** 2 + (down - own(row)) ** 2), *_CELL)
+        shown = tf.where(own(there), near * far_enough, 0.0)[..., None]
         images = tf.minimum(images, 255.0 + shown * (turned - 255.0))
 
         # the region that the preparation gives to the neighbour: a disc so large that its edge, between the two cells,
@@ -87,9 +90,10 @@ def lay_beside(images: Any, others: Any, config: Augmentation, draw: Drawing) ->
             tf.exp(uniform(8, math.log(1.5), math.log(8.0))),
         )
         centre = edge + radius
-        beyond = radius - tf.sqrt((across - centre * tf.cos(towards)) ** 2 + (down - centre * tf.sin(towards)) ** 2)
-        territory = tf.sigmoid(beyond / softness) * uniform(9, 0.75, 1.0) * far_enough
-        chosen = there & (uniform(10, 0.0, 1.0) < config.neighbour_faded)
+        x, y = own(centre * tf.cos(towards)), own(centre * tf.sin(towards))
+        beyond = own(radius) - tf.sqrt((across - x) ** 2 + (down - y) ** 2)
+        territory = tf.sigmoid(beyond / own(softness)) * own(uniform(9, 0.75, 1.0)) * far_enough
+        chosen = own(there & (uniform(10, 0.0, 1.0) < config.neighbour_faded))
         faded = tf.where(chosen, tf.maximum(faded, territory), faded)
     return images + faded[..., None] * (float(BACKGROUND) - images)
 
@@ -100,21 +104,25 @@ def _rise(distance: Any, low: float, high: float) -> Any:
     return x * x * (3.0 - 2.0 * x)
 
 
-def _moved(crops: Any, angle: Any, mirrored: Any, column: Any, row: Any) -> Any:
-    """Crops uint8[n, s, s, 3] turned by `angle`, mirrored, and moved by (column, row) pixels: float32[n, s, s, 3];
-    white beyond their edges."""
-    shape = tf.shape(crops)
-    middle = (tf.cast(shape[1], tf.float32) - 1.0) / 2.0
+def _transforms(side: Any, angle: Any, mirrored: Any, column: Any, row: Any) -> Any:
+    """Projective transforms float32[n, 8] that turn a picture of so many pixels by `angle`, mirror it, and move it by
+    (column, row) pixels, each [n, 1, 1]."""
+    middle = (side - 1.0) / 2.0
     mirror = tf.where(mirrored, -1.0, 1.0)
     a0, a1 = tf.cos(angle) * mirror, -tf.sin(angle) * mirror
     b0, b1 = tf.sin(angle), tf.cos(angle)
     x, y = middle + column, middle + row
     zeros = tf.zeros_like(a0)
-    transforms = tf.stack([a0, a1, middle - a0 * x - a1 * y, b0, b1, middle - b0 * x - b1 * y, zeros, zeros], axis=-1)
+    found = tf.stack([a0, a1, middle - a0 * x - a1 * y, b0, b1, middle - b0 * x - b1 * y, zeros, zeros], axis=-1)
+    return tf.reshape(found, [-1, 8])
+
+
+def _moved(crops: Any, transforms: Any) -> Any:
+    """Crops uint8[n, s, s, 3] as `_transforms` moves them: float32[n, s, s, 3]; white beyond their edges."""
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(crops, tf.float32),
-        transforms=tf.reshape(transforms, [-1, 8]),
-        output_shape=shape[1:3],
+        transforms=transforms,
+        output_shape=tf.shape(crops)[1:3],
         fill_value=255.0,
         interpolation="BILINEAR",
         fill_mode="CONSTANT",

@@ -156,6 +156,8 @@ Coordinator = Annotated[
 
 
 def _workers(processes: int | None, here: int | None, coordinator: str | None) -> Workers | None:
+    if processes is None and (here is not None or coordinator is not None):
+        raise typer.BadParameter("--here and --coordinator are of several processes: say how many with --processes")
     return None if processes is None else Workers(processes, 0, here, coordinator)
 
 

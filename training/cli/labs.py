@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -59,6 +60,13 @@ def labs(
         raise typer.Exit(1) from None
     for one in gathered.left_out:
         _say_left_out(one)
+    if out is not None and out.exists() and not out.is_file():
+        _say(f"{out} cannot be written: it is no file. Name one with --out.")
+        raise typer.Exit(1)
+    read = [one.file for one in gathered.taken] + [one.file for one in gathered.left_out]
+    if out is not None and os.path.realpath(out) in map(os.path.realpath, read):
+        _say(f"{out} is a report: the page would take its place. Name another file with --out.")
+        raise typer.Exit(1)
     if not gathered.taken:
         _say("no report can be used: nothing is written")
         raise typer.Exit(1)
@@ -72,9 +80,12 @@ def labs(
         except OSError as error:
             _say(f"{out} cannot be written: {error.strerror or error}. Name a file in a folder that exists.")
             raise typer.Exit(1) from None
-    files = [{"file": str(one.file), "lab": one.lab} for one in gathered.taken]
+    files = [{"file": _written(one.file), "lab": one.lab} for one in gathered.taken]
     if as_json:
-        left = [{"file": str(o.file), "why": o.why, "instead": o.instead and str(o.instead)} for o in gathered.left_out]
+        left = [
+            {"file": _written(one.file), "why": one.why, "instead": one.instead and _written(one.instead)}
+            for one in gathered.left_out
+        ]
         told: dict[str, Any] = asdict(found) | {"files": files, "left_out": left, "notes": list(gathered.notes)}
         print(json.dumps(told, ensure_ascii=False, allow_nan=False))
     else:
@@ -92,6 +103,11 @@ def labs(
         print(printable(f"written to {out}"))
     if any(one.instead is None for one in gathered.left_out):
         raise typer.Exit(1)
+
+
+def _written(file: Path) -> str:
+    """A file's name in JSON, with the code of what is no text."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def _say_left_out(one: LeftOut) -> None:

@@ -6,6 +6,7 @@ batches are gathered from it; 400,000 crops at 224 px are 60 GB of disk and a fe
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from PIL import Image
 from labref.cells.image import CROP_SIZE, PREPARATION, CellImage, prepare
 from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
+from labref.files import replace_file
 from training.data.pool import CACHE, Pool, is_pool
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "read_cells",
     "require_pictures",
     "resize_crop",
+    "writing_rows",
 ]
 
 _Taken = TypeVar("_Taken")
@@ -227,27 +230,61 @@ def cache_crops(
     ).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     path, state_path = folder / f"crops-{size}-{key}.npy", folder / f"crops-{size}-{key}.state.npy"
-    if not (path.exists() and state_path.exists()):
+    state = _state(state_path, len(items)) if path.exists() else None
+    if state is None:
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(items), size, size, 3)).flush()
-        np.save(state_path, np.zeros(len(items), dtype=np.uint8))
-    state = np.load(state_path)  # 0: not done, 1: done, 2: unreadable
+        state = np.zeros(len(items), dtype=np.uint8)
+        _keep_state(state_path, state)
     waiting = np.flatnonzero(state == 0)
     advance(len(items) - len(waiting))
-    if waiting.size:
-        crops = np.lib.format.open_memmap(path, mode="r+")
-        for start in range(0, len(waiting), 512):
-            chunk = waiting[start : start + 512].tolist()
-            made = read_cells(
-                data, [items[index] for index in chunk], lambda cell: resize_crop(cell.crop, size), missing=True
-            )
+    for start in range(0, len(waiting), 512):
+        chunk = waiting[start : start + 512].tolist()
+        made = read_cells(
+            data, [items[index] for index in chunk], lambda cell: resize_crop(cell.crop, size), missing=True
+        )
+        with writing_rows(path) as write:
             for index, crop in zip(chunk, made, strict=True):
                 state[index] = 2 if crop is None else 1
                 if crop is not None:
-                    crops[index] = crop
-            crops.flush()
-            np.save(state_path, state)
-            advance(len(chunk))
+                    write(index, crop[None])
+        _keep_state(state_path, state)
+        advance(len(chunk))
     return np.load(path, mmap_mode="r"), state == 1
+
+
+def _state(path: Path, count: int) -> NDArray[np.uint8] | None:
+    """What is done of a cache: 0 for not done, 1 for done, 2 for unreadable. None where it does not say."""
+    try:
+        state: NDArray[np.uint8] = np.load(path)
+    except (OSError, ValueError, EOFError):  # none, or cut off
+        return None
+    return state if state.shape == (count,) else None
+
+
+def _keep_state(path: Path, state: NDArray[np.uint8]) -> None:
+    text = io.BytesIO()
+    np.save(text, state)
+    replace_file(path, text.getvalue())
+
+
+@contextlib.contextmanager
+def writing_rows(path: Path) -> Iterator[Callable[[int, NDArray[Any]], None]]:
+    """A function that writes rows [n, ...] into an array in a `.npy` file, from a row on; they are on the disk at the
+    end. It raises OSError where the disk is full: to write into a memory map would kill the process there."""
+    there = np.load(path, mmap_mode="r")
+    offset, each, kind = there.offset, there[:1].nbytes, there.dtype
+    with path.open("r+b") as file:
+
+        def write(start: int, rows: NDArray[Any]) -> None:
+            file.seek(offset + start * each)
+            file.write(np.ascontiguousarray(rows, kind).tobytes())
+
+        try:
+            yield write
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
 
 
 def batches(

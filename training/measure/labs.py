@@ -383,8 +383,8 @@ def evaluate_labs(
     JSON: `bundle`, `model_version`, `provider`; `labs` [{`lab`, `trained_on` (whether cells of it were in the bundle's
     training; null where it does not say), `queries`, `references`, `classes`, `own_store` {`micro`, `macro`,
     `by_class`, `by_optics`}, `accuracy` (of the classes that the bundle has; null without any), `novel`}];
-    `mean` {`micro`, `macro`} over labs, each alike; `not_judged` {lab: why}; `left_out`: false. Raises `RunError` where
-    no lab can be judged.
+    `mean` {`micro`, `labs` (how many)} over labs, each alike; `not_judged` {lab: why}; `left_out`: false. Raises
+    `RunError` where no lab can be judged.
     """
     labs = labs_of(folder)
     why = {lab.id: text for lab in labs.values() if (text := _why_not(lab)) is not None}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +20,22 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from labref import __version__
+from labref.files import replace_file
 from training.augmentation.augment import augment
 from training.augmentation.neighbours import NEIGHBOURS, draw_neighbours
 from training.config import ClassifierConfig
 from training.data.images import batches
 from training.networks.architecture import AttributeLoss, build_classifier, draw_weights, start_from, with_heads
-from training.networks.devices import Share, forward, over_devices, precision, share, total
-from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, write_json
+from training.networks.devices import Share, forward, over_devices, precision, require_same, share, total
+from training.run import Run, RunError, domain_codes, held, is_seen, load_attribute_codes, load_part, write_json
 
 __all__ = ["class_weights", "evaluate_classifier", "load_crops", "predict", "train_classifier", "train_here"]
 
 _CHECKPOINT_SECONDS = 300.0
 _MEASURED_STEPS = 5  # after the first, by which the time of training is estimated
+_COMPARED = 64  # crops by which processes see that they have the same ones
 _ASKED_STEPS = 16  # after which several processes ask each other whether a checkpoint is due
-_SEEN_SECONDS = 120.0  # in which a file of one computer is seen by another that shares its folder
 
 
 def _in_words(seconds: float) -> str:
@@ -141,9 +146,8 @@ def _place(folder: Path) -> tuple[int, int] | None:
 
 
 def _load(file: Path) -> Any:
-    deadline = time.monotonic() + _SEEN_SECONDS
-    while share().rank and not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.5)
+    if share().rank:
+        is_seen(file)
     return keras.models.load_model(file)
 
 
@@ -232,16 +236,29 @@ def train_classifier(run: Run, progress: Progress, train: Callable[[Run, Path, P
     return final
 
 
-def load_crops(run: Run, progress: Progress) -> None:
-    """Have the crops in the cache that the classifier is trained on, for the processes that will."""
-    for part in ("train", "validation"):
-        _load_shown(run, part, progress)
+def _programs() -> str:
+    """What trains, as text that differs where another would train otherwise: the versions, and the code of a
+    checkout."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py"), key=lambda file: file.as_posix()):
+        code.update(file.read_bytes().replace(b"\r\n", b"\n"))
+    return f"{__version__} {keras.__version__} {version('jax')} {code.hexdigest()}"
+
+
+def load_crops(run: Run, progress: Progress) -> int:
+    """Have the crops in the cache that the classifier is trained on, for the processes that will; returns how many can
+    be read."""
+    _, rows, _ = _load_shown(run, "train", progress)
+    _load_shown(run, "validation", progress)
+    return len(rows)
 
 
 def train_here(run: Run, final: Path, progress: Progress) -> None:
     """Train the classifier in this process, alone or as one of several, and write it to the file `final`. The caller
     holds the run."""
     config, split = run.config.classifier, run.split
+    if share().count > 1:
+        require_same({"programs (labref, Keras, JAX)": _programs()})
     crops, targets, rows = {}, {}, {}
     for part in ("train", "validation"):
         crops[part], rows[part], targets[part] = _load_shown(run, part, progress)
@@ -254,6 +271,16 @@ def train_here(run: Run, final: Path, progress: Progress) -> None:
     if config.domain_weight and len(run.config.domains) > 1:
         heads.append(domain_codes(run, "train"))
 
+    if share().count > 1:
+        seen = {part: crops[part][:: max(len(crops[part]) // _COMPARED, 1)] for part in crops}
+        require_same(
+            {
+                "settings": json.dumps(run.config.to_json(), sort_keys=True),
+                "splits": split.digest,
+                "images": b"".join(rows[part].tobytes() + seen[part].tobytes() for part in crops),
+                "attributes": b"".join(head.tobytes() for head in heads),
+            }
+        )
     with over_devices(min(config.batch_size, len(rows["train"]))):
         model = _fit(run, crops, targets, rows, weights, attributes.sizes, heads, progress)
         # whatever it was trained in, what is kept computes in float32: features, and the exported graphs
@@ -332,10 +359,16 @@ def _fit(
 def _note_epoch(
     history: Path, epoch: int, values: dict[str, float], validation: tuple[float, float], seconds: float
 ) -> None:
-    """Add a line to `history.csv`. validation : loss and accuracy."""
+    """Write the line of an epoch to `history.csv`, in the place of those that are there of it or of later ones: a
+    process that is killed between a line and its checkpoint does the epoch again. validation : loss and accuracy."""
     numbers = (values["loss"], values["accuracy"], *validation)
-    with history.open("a", newline="") as file:
-        csv.writer(file).writerow([epoch, *(f"{number:.5f}" for number in numbers), f"{seconds:.1f}"])
+    head, *rows = csv.reader(history.read_text(encoding="utf-8").splitlines())
+    before = [row for row in rows if len(row) == len(head) and int(row[0]) < epoch]
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(
+        [head, *before, [epoch, *(f"{number:.5f}" for number in numbers), f"{seconds:.1f}"]]
+    )
+    replace_file(history, text.getvalue())
 
 
 def _validate(

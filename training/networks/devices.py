@@ -9,7 +9,8 @@ loads, fits or saves a network is done by all of them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-__all__ = ["Share", "forward", "over_devices", "precision", "share", "total"]
+from training.run import RunError
+
+__all__ = ["Share", "forward", "over_devices", "precision", "require_same", "share", "total"]
 
 tf.get_logger().setLevel("ERROR")  # that many small models are traced, each once, is meant
 if keras.backend.backend() != "tensorflow":
@@ -63,11 +66,33 @@ def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The sum of what each process gives, float64 of its shape. All call it, in the same order."""
     if share().count == 1:
         return values
+    # as bytes: JAX would compute in float32
+    told = _of_all(values.tobytes())
+    return np.stack([np.frombuffer(row, np.float64) for row in told]).sum(axis=0).reshape(values.shape)
+
+
+def require_same(told: Mapping[str, str | bytes]) -> None:
+    """Raise `RunError`, in all processes, where one has something else than the first. told : by what it is, as many
+    in each process. All call it, in the same order."""
+    if share().count == 1:
+        return
+    digests = [hashlib.sha256(one.encode() if isinstance(one, str) else one).digest() for one in told.values()]
+    first, *others = (
+        [row[start : start + 32] for start in range(0, len(row), 32)] for row in _of_all(b"".join(digests))
+    )
+    for number, own in enumerate(others, 1):
+        if wrong := [name for name, mine, its in zip(told, own, first, strict=True) if mine != its]:
+            raise RunError(
+                f"process {number} has other {' and '.join(wrong)} than process 0: all processes need the same, and one folder "
+                "of the run and its crops"
+            )
+
+
+def _of_all(told: bytes) -> list[bytes]:
+    """What each process tells, in their order; as many bytes from each."""
     from jax.experimental import multihost_utils
 
-    # as bytes: JAX would compute in float32
-    told = multihost_utils.process_allgather(np.frombuffer(values.tobytes(), np.uint8))
-    return np.stack([np.frombuffer(row.tobytes(), np.float64) for row in told]).sum(axis=0).reshape(values.shape)
+    return [row.tobytes() for row in multihost_utils.process_allgather(np.frombuffer(told, np.uint8))]
 
 
 def over_devices(batch: int, kind: str = "GPU") -> contextlib.AbstractContextManager[Any]:

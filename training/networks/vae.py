@@ -20,7 +20,7 @@ from rich.progress import Progress
 from training.augmentation.augment import VIEW, augment, with_optics
 from training.augmentation.neighbours import draw_neighbours
 from training.config import VaeConfig
-from training.data.images import batches
+from training.data.images import batches, writing_rows
 from training.networks.architecture import (
     AttributeLoss,
     build_feature_model,
@@ -32,6 +32,9 @@ from training.networks.devices import forward
 from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, write_json
 
 __all__ = ["Features", "extract_features", "kept_features", "neighbour_loss", "plain_features", "train_vae"]
+
+
+_KEPT = 640  # crops, ten batches, after which it is written down how many are done
 
 
 class Features:
@@ -71,25 +74,27 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
             if done == 0:
                 shape = (len(rows), views, *size)
                 np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
-            out = np.lib.format.open_memmap(path, mode="r+")
-            for start in range(done, len(rows), 64):
-                batch = rows[start : start + 64]
-                raw = tf.constant(crops[batch])
-                out[start : start + len(batch), 0] = step(crops[batch])
-                for view in range(1, views):
-                    number = [run.config.seed * 100_000 + start, view * 100]
-                    beside = []
-                    if changes[view].neighbour:
-                        generator = np.random.default_rng(number)
-                        own = np.arange(start, start + len(batch))
-                        chosen = draw_neighbours(own, np.arange(len(rows)), targets, domains, generator)
-                        beside = [crops[rows[chosen]]]
-                    changed = augment(raw, changes[view], tf.constant(number, tf.int32), *beside)
-                    out[start : start + len(batch), view] = step(changed.numpy())
-                if (start // 64) % 10 == 9 or start + 64 >= len(rows):
-                    out.flush()
-                    write_json(state, {"done": start + len(batch)})
-                progress.update(task, advance=len(batch))
+            for first in range(done, len(rows), _KEPT):
+                end = min(first + _KEPT, len(rows))
+                with writing_rows(path) as write:
+                    for start in range(first, end, 64):
+                        batch = rows[start : min(start + 64, end)]
+                        raw = tf.constant(crops[batch])
+                        made = np.empty((len(batch), views, *size), np.float16)
+                        made[:, 0] = step(crops[batch])
+                        for view in range(1, views):
+                            number = [run.config.seed * 100_000 + start, view * 100]
+                            beside = []
+                            if changes[view].neighbour:
+                                generator = np.random.default_rng(number)
+                                own = np.arange(start, start + len(batch))
+                                chosen = draw_neighbours(own, np.arange(len(rows)), targets, domains, generator)
+                                beside = [crops[rows[chosen]]]
+                            changed = augment(raw, changes[view], tf.constant(number, tf.int32), *beside)
+                            made[:, view] = step(changed.numpy())
+                        write(start, made)
+                        progress.update(task, advance=len(batch))
+                write_json(state, {"done": end})
     return Features(np.load(path, mmap_mode="r"), targets, load_attribute_codes(run, part).codes[rows])
 
 

@@ -3,6 +3,7 @@ alone. `training/report/templates/charts.html` writes them."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
@@ -17,7 +18,7 @@ _LABEL: Final = 310
 _PLOT: Final = 380
 _TEXT: Final = 440
 _WIDTH: Final = _LABEL + _PLOT + _TEXT
-_LETTERS: Final = 42  # of a label; the whole is its title
+_ROOM: Final = 288  # px of a label, before the letter of its bundle; the whole is its title
 _SHAPES: Final = ("circle", "square", "triangle", "diamond", "upside", "cross")
 
 
@@ -227,8 +228,22 @@ def _share(value: float, high: float) -> float:
 
 
 def _label(chart: Chart, text: str, y: float) -> None:
-    short = text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
+    short = text if _width(text) <= _ROOM else f"{_that_fits(text, _ROOM - _width('…'))}…"
     chart.add("text", short, tip=text if short != text else "", x=0, y=y + 4, class_="label")
+
+
+def _width(text: str) -> float:
+    """Of text of 13 px, about, px: rather too much than too little."""
+    return sum(
+        13.5 if unicodedata.east_asian_width(one) in "WF" else 10.0 if one.isupper() or one in "mw…" else 7.8
+        for one in text
+    )
+
+
+def _that_fits(text: str, room: float) -> str:
+    while text and _width(text) > room:
+        text = text[:-1]
+    return text
 
 
 def _few(grey: bool) -> str:

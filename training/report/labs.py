@@ -26,7 +26,7 @@ from labref.operations.report import LabReport, ReportAnalyser, ReportClass, Rep
 from labref.printing import printable
 from labref.words import name_key
 from training.data.classes import common_name
-from training.report.received import Gathered, Taken
+from training.report.received import Gathered, Taken, when
 
 __all__ = [
     "AnalyserFigures",
@@ -249,9 +249,7 @@ def _reach(figure: Figure) -> tuple[float, float]:
 
 def _letters(taken: Sequence[Taken]) -> dict[str, str]:
     """A letter for each bundle, by its digest, in the order in which labs reported them first."""
-    first: dict[str, str] = {}
-    for one in sorted(taken, key=lambda one: one.made.made_at):
-        first.setdefault(one.made.bundle.digest, one.made.made_at)
+    first = dict.fromkeys(one.made.bundle.digest for one in sorted(taken, key=when))
     return {digest: _letter(number) for number, digest in enumerate(first)}
 
 
@@ -261,8 +259,11 @@ def _letter(number: int) -> str:
 
 
 def _told_again(one: Taken, taken: Sequence[Taken]) -> bool:
-    """Whether a lab's only analyser is in each of its reports: it needs no pseudonym to be found again."""
-    return all(len(other.made.analysers) == 1 for other in taken if other.lab == one.lab)
+    """Whether a lab's only analyser is in each of its reports, and no two of them give it different pseudonyms: it
+    needs none to be found again."""
+    of_lab = [other.made.analysers for other in taken if other.lab == one.lab]
+    names = {row.pseudonym for rows in of_lab for row in rows} - {None}
+    return len(names) < 2 and all(len(rows) == 1 for rows in of_lab)
 
 
 def _rows(one: Taken, letters: Mapping[str, str], alone: bool) -> list[AnalyserFigures]:

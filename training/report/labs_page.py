@@ -226,8 +226,9 @@ def _worst(row: AnalyserFigures, one: ClassFigure, pen: _Pen) -> Line:
     if one.instead is not None and (one.precision.value or 0) < 1:
         said += f"; {one.instead} {one.instead_share:.0%}"
     label = f"{one.label} of its own" if one.own else one.label
+    # the class first: a long name of a lab is cut off
     return Line(
-        f"{pen.analyser(row)}: {label}", pen.bundle(row.bundle), one.precision, said, not one.enough and not one.fails
+        f"{label}: {pen.analyser(row)}", pen.bundle(row.bundle), one.precision, said, not one.enough and not one.fails
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from labref.files import read_file
 from labref.operations.report import LabReport, ReportShare
 from labref.printing import printable
 
-__all__ = ["Gathered", "LeftOut", "Taken", "gather"]
+__all__ = ["Gathered", "LeftOut", "Taken", "gather", "when"]
 
 _MOST_BYTES: Final = 4_000_000
 _LONGEST: Final = 200  # characters of a name
 _CLOSE: Final = 1e-9
+_MOST_CELLS: Final = 10**12
+_FARTHEST: Final = 1e6  # robust standard deviations
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _ASK: Final = "ask the lab for `labref report --json --counts-only > numbers.json`"
 
@@ -102,13 +105,13 @@ def gather(paths: Sequence[Path]) -> Gathered:
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
     """Each file once, and the folder of its lab within the folder that was named; None for none."""
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
         found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"{path} holds no file that ends in .json; {_ASK}")
         for file in found:
-            if (place := file.resolve()) not in seen:
+            if (place := os.path.realpath(file)) not in seen:  # `resolve` ends at links that lead to each other
                 seen.add(place)
                 parts = file.relative_to(path).parts if path.is_dir() else ()
                 yield file, str(path / parts[0]) if len(parts) > 1 else None
@@ -185,6 +188,7 @@ def _impossible(made: LabReport) -> str | None:
     names = [made.bundle.name or "", made.bundle.version or "", made.version]
     for number, row in enumerate(made.analysers, 1):
         names += [row.analyser or "", *row.lacking, *(one.label for one in row.classes)]
+        names += [one.instead or "" for one in row.classes]
         figures = {
             "precision": row.precision, "precision_of_classes": row.precision_of_classes, "novel": row.novel,
             "no_class": row.no_class, "no_cell": row.pictures.no_cell,
@@ -197,9 +201,18 @@ def _impossible(made: LabReport) -> str | None:
             row.asked,
             *(one.cells for one in row.classes),
             *(one.asked for one in row.classes),
+            *(one.n for one in figures.values()),
         ]
-        if min(counts) < 0 or not all(0 <= one.instead_share <= 1 for one in row.classes):
-            return f"a count of analyser {number} is below 0, or a share is none"
+        if min(counts) < 0 or max(counts) > _MOST_CELLS:
+            return f"a count of analyser {number} is below 0, or above {_MOST_CELLS:,}"
+        if not all(0 <= one.instead_share <= 1 for one in row.classes):
+            return f"a share of analyser {number} is none"
+        measures = [one for one in (row.optics.from_training, row.optics.drift) if one is not None]
+        if any(abs(by) > _FARTHEST for one in measures for by in one.model_dump().values()):
+            return f"the optics of analyser {number} are off by more than {_FARTHEST:,.0f} standard deviations"
+    pseudonyms = [row.pseudonym for row in made.analysers if row.pseudonym is not None]
+    if len(set(pseudonyms)) < len(pseudonyms):
+        return "one pseudonym of two analysers"
     if max(map(len, names)) > _LONGEST:
         return f"a name of more than {_LONGEST} characters"
     if not _DIGEST.fullmatch(made.bundle.digest):
@@ -207,7 +220,8 @@ def _impossible(made: LabReport) -> str | None:
     try:
         if datetime.fromisoformat(made.made_at).tzinfo is None:
             return "when it was made has no time zone"
-    except ValueError:
+        datetime.fromisoformat(made.made_at).astimezone(UTC)
+    except (ValueError, OverflowError):  # no date, or one before the year 1 or after 9999
         return "when it was made is no date"
     return None
 
@@ -234,7 +248,8 @@ def _by_lab(read: Sequence[_Read]) -> list[Taken]:
     return taken
 
 
-def _when(one: Taken) -> tuple[datetime, str]:
+def when(one: Taken) -> tuple[datetime, str]:
+    """By what reports are ordered: when one was made, and its file."""
     return datetime.fromisoformat(one.made.made_at).astimezone(UTC), str(one.file)
 
 
@@ -244,12 +259,23 @@ def _newest(read: Sequence[Taken], left_out: list[LeftOut]) -> list[Taken]:
         found.setdefault((one.lab, one.made.bundle.digest), []).append(one)
     taken = []
     for reports in found.values():
-        *older, last = sorted(reports, key=_when)
+        *older, last = sorted(reports, key=when)
         taken.append(last)
         for one in older:
-            why = "is older than another" if _when(one)[0] < _when(last)[0] else "is of the same moment as another"
+            why = "is older than another" if when(one)[0] < when(last)[0] else "is of the same moment as another"
             left_out.append(LeftOut(one.file, f"{why} of the same lab and bundle", last.file))
-    return sorted(taken, key=lambda one: (one.lab, *_when(one)))
+    return sorted(taken, key=lambda one: (one.lab, *when(one)))
+
+
+def _places(read: Sequence[_Read]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """The folders in which reports of each lab with a key lie, and the labs with a key in each folder."""
+    folders: dict[str, set[str]] = {}
+    labs: dict[str, set[str]] = {}
+    for one in read:
+        if one.made.lab is not None and one.folder is not None:
+            folders.setdefault(one.made.lab[:8], set()).add(one.folder)
+            labs.setdefault(one.folder, set()).add(one.made.lab[:8])
+    return folders, labs
 
 
 def _notes(taken: Sequence[Taken], read: Sequence[_Read]) -> Iterator[str]:
@@ -261,8 +287,17 @@ def _notes(taken: Sequence[Taken], read: Sequence[_Read]) -> Iterator[str]:
         yield f"Fields of a newer labref were left alone: {', '.join(ignored[:10])}."
     late = datetime.now(UTC) + timedelta(days=1)
     for one in taken:
-        if _when(one)[0] > late:
+        if when(one)[0] > late:
             yield f"A report of {one.lab} says that it is of {one.made.made_at[:10]}: its computer's clock is wrong, and the order of its reports may be."
+    folders, ids = _places(read)
+    for lab, found in sorted(folders.items()):
+        if len(found) > 1:
+            yield (
+                f"Reports of {lab} lie in {len(found)} folders. They carry the id of one lab and count as its own: where the folders are "
+                "of several labs, one was made as a copy of another, or a report lies in the wrong folder."
+            )
+    for own in sorted({tuple(sorted(found)) for found in ids.values() if len(found) > 1}):
+        yield f"One folder holds reports of {' and '.join(own)}: each counts as a lab of its own."
     unkeyed = sorted({one.lab for one in taken if one.made.lab is None and one.lab.startswith("lab ")})
     if unkeyed:
         yield (
