@@ -25,7 +25,7 @@ from labref.web.client import read_agent_record
 from tests.labs import make_lab, once, running_agent
 
 U8 = NDArray[np.uint8]
-FIRST_TILE, TILE, STEP_DOWN, STEP_RIGHT = (116, 34), 288, 406, 310  # of a grid without bands, pixels
+FIRST_TILE, TILE, STEP_DOWN, STEP_RIGHT = (116, 34), 288, 418, 310  # of a grid without bands, pixels
 MIDDLE_TILE = (FIRST_TILE[0] + STEP_DOWN, FIRST_TILE[1] + STEP_RIGHT)
 
 
