@@ -688,6 +688,8 @@ class Proxy:
             pass
         finally:
             for end in (one, other):
+                with suppress(OSError):  # a socket that another thread reads from is not closed before that ends
+                    end.shutdown(socket.SHUT_RDWR)
                 end.close()
 
     def cut(self) -> None:
