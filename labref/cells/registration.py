@@ -362,11 +362,14 @@ def _rest(grey: F32) -> F32:
     return np.asarray(fine - scipy.ndimage.gaussian_filter(fine, _COARSE), np.float32)
 
 
+@lru_cache(16)
 def _inside(box: tuple[int, int, int, int]) -> F32:
-    """1 where a thumbnail shows the image, float32[64, 64]. box : as of a `View`."""
+    """1 where a thumbnail shows the image, float32[64, 64], to be read alone: one for all views of a box, as of a
+    `View`."""
     top, left, bottom, right = box
     mask = np.zeros((SIDE, SIDE), np.float32)
     mask[top:bottom, left:right] = 1.0
+    mask.setflags(write=False)
     return mask
 
 
