@@ -703,6 +703,8 @@ def _course(samples: list[_Sample]) -> dict[str, tuple[float, float]]:
 
 @contextmanager
 def _scratch(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="labref-soak-", dir=keep))
     try:
         yield folder
