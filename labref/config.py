@@ -256,13 +256,15 @@ class AgentConfig(_Section):
     """The agent itself.
 
     port : TCP port on 127.0.0.1; 0 takes any free one (the command finds it either way).
-    batch_size : most cells embedded at once.
+    batch_size : most cells embedded and stored in one turn.
     readers : files read, decoded and prepared at once; 0 chooses by the number of CPUs that the agent may use.
     log_megabytes : size at which logs/labref.log is rotated; five old ones are kept.
     stalled_seconds : once one piece of work (reading a file, a batch in the networks or in the store, a step of a scan)
     takes longer than this, /health and `labref status` say that there is no progress.
     priority : "low" lets other programs of this computer go before it, such as the analyser's own; `labref bench`
     measures what that gives and costs here.
+    cpus : most CPUs for all that the agent does: reading, the networks, the map, pages. It is bound to so many, so that
+    the others are left to other programs; 0 takes every one that it may use.
     """
 
     port: int = Field(default=0, ge=0, le=65535)
@@ -271,6 +273,7 @@ class AgentConfig(_Section):
     log_megabytes: float = Field(default=10.0, ge=0.01, le=1024)
     stalled_seconds: float = Field(default=60.0, ge=1.0, le=3600)
     priority: Literal["normal", "low"] = "normal"
+    cpus: int = Field(default=0, ge=0, le=1024)
 
 
 class DecodingConfig(_Section):
@@ -294,6 +297,7 @@ class InferenceConfig(_Section):
 
     device : "auto" takes CUDA where it works, else the CPU.
     threads : CPU threads for the networks; 0 takes every one that the agent may use.
+    batch_size : crops that go through the networks at once; 0 takes 16 on the CPU and 128 on a GPU.
     precision : "auto" takes the bundle's float16 trunk on a GPU and its int8 trunk on the CPU, where it has one; "full"
     never.
     trial_seconds, trial_memory_megabytes : what the golden cells may take when a bundle is run on this computer for the
@@ -302,6 +306,7 @@ class InferenceConfig(_Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, le=1024)
+    batch_size: int = Field(default=0, ge=0, le=4096)
     precision: Literal["auto", "full"] = "auto"
     trial_seconds: float = Field(default=90.0, ge=1, le=86400)
     trial_memory_megabytes: int = Field(default=4096, ge=64, le=1_000_000)

@@ -1,16 +1,20 @@
-"""How many CPUs this process may use, which can be fewer than the computer has."""
+"""How many CPUs this process may use, which can be fewer than the computer has, and keeping it to fewer."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["usable_cpus"]
+import psutil
+
+__all__ = ["keep_to", "usable_cpus"]
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _OWN: Final = Path("/proc/self/cgroup")
+_kept_to: int | None = None  # by `keep_to`, also where the system binds no process
 
 
 def usable_cpus(*, own: Path = _OWN, cgroups: Path = _CGROUPS) -> int:
@@ -20,14 +24,37 @@ def usable_cpus(*, own: Path = _OWN, cgroups: Path = _CGROUPS) -> int:
     own : the file that names the process' control groups.  cgroups : where these are.  A quota of one and a half CPUs
     counts as two.
     """
-    if hasattr(os, "process_cpu_count"):  # Python 3.13; knows Windows' affinity too
+    if hasattr(os, "process_cpu_count"):  # Python 3.13; an environment variable has a say in it
         allowed = os.process_cpu_count() or 1
-    elif hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
     else:
-        allowed = os.cpu_count() or 1
+        allowed = len(_bound_to()) or os.cpu_count() or 1
     quotas = [math.ceil(quota) for quota in _quotas(own, cgroups)]
-    return max(1, min([allowed, *quotas]))
+    most = [] if _kept_to is None else [_kept_to]
+    return max(1, min([allowed, *quotas, *most]))
+
+
+def keep_to(count: int) -> None:
+    """Keep this process, its threads and the processes that it starts from now on to `count` CPUs: the last of those
+    that it may use, for other programs are often bound to the first. Call it before there are threads.
+
+    macOS binds no process: there `usable_cpus` alone, and so the number of threads, is kept to it.
+    """
+    global _kept_to
+    _kept_to = count
+    allowed = _bound_to()
+    if count < len(allowed):
+        with contextlib.suppress(psutil.Error, OSError, ValueError):  # a sandbox may forbid it
+            psutil.Process().cpu_affinity(allowed[-count:])
+
+
+def _bound_to() -> list[int]:
+    """The CPUs that this process is bound to; empty where the system binds none."""
+    if not hasattr(psutil.Process, "cpu_affinity"):
+        return []
+    try:
+        return sorted(psutil.Process().cpu_affinity())
+    except (psutil.Error, OSError):
+        return []
 
 
 def _quotas(own: Path, cgroups: Path) -> list[float]:

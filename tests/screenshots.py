@@ -37,6 +37,7 @@ __all__ = ["addresses", "fill", "settled", "shown_lab"]
 
 SIZES: Final = ((1366, 768), (1920, 1080), (3840, 2160))
 CELLS: Final = Path(__file__).parents[2] / "shared" / "data" / "pbc"
+ABSENT: Final = "absent"  # stands in an address for what the lab has none of
 
 NOT_SEEN: Final = (  # asked for by pages, not looked at
     r"/classes\.css", r"/live/new", r"/map/tiles/.*", r"/map/picture/.*", r"/map/at/.*", r"/map/node", r".*/picture.*", r".*\.json", r".*\.csv", r"/report/file",
@@ -96,11 +97,13 @@ def fill(lab: Lab) -> None:
 
 
 def addresses(lab: Lab) -> dict[str, str]:
-    """An address of every page that people look at, by a short name. Fails for a page of which it knows no address."""
+    """An address of every page that people look at, by a short name, but for pages of what the lab has none of (slides,
+    readings). Fails for a page of which it knows no address."""
     slides = [row["slide"] for row in run(lab, "slide.list") if "slide" in row]
-    shown = run(lab, "slide.show", slide=slides[0])
-    cell = next(row["cell_id"] for row in shown if "cell_id" in row)
-    ways = {"cell_id": cell, "key": slides[0], "number:int": "1", "side:int": "10"}
+    cell = next(row["cell_id"] for row in run(lab, "live.cells") if "cell_id" in row)
+    readings = len([row for row in run(lab, "reading.list") if "reading" in row])
+    ways = {"cell_id": cell, "side:int": "10", "key": slides[0] if slides else ABSENT}
+    ways["number:int"] = "1" if readings else ABSENT
     ways |= {"row:int": "2", "column:int": "3", "last_row:int": "3", "last_column:int": "5"}
     for module in pkgutil.iter_modules(pages.__path__):
         importlib.import_module(f"{pages.__name__}.{module.name}")
@@ -112,11 +115,13 @@ def addresses(lab: Lab) -> dict[str, str]:
         for part, value in ways.items():
             address = address.replace(f"{{{part}}}", value)
         assert "{" not in address, f"which one of {one.path} is shown?"
+        if ABSENT in address or (one.path == "/slides/beside" and len(slides) < 2):
+            continue
         if one.path == "/slides/beside":
             address += f"?slide={slides[0]}&slide={slides[1]}"
         if one.path == "/map":
             found["map-classes"], address = address, f"{address}?cell={cell}"
-        if one.path == "/reading/{number}":
+        if one.path == "/reading/{number:int}" and readings > 1:
             found["reading-triplets"] = "/reading/2"
         name = "-".join(part for part in one.path.split("/") if part and "{" not in part) or "live"
         found[f"{name}-one" if name in found else name] = address

@@ -45,6 +45,16 @@ def test_the_best_is_the_fastest_that_leaves_others_their_share() -> None:
     assert speed.best([broken]) is None
 
 
+def test_another_batch_has_to_be_faster_by_more_than_figures_vary() -> None:
+    usual = made(10, 0.9)
+    assert speed.of_best_batch(usual, [made(10.4, 0.9), made(None, None, "no memory")]) is usual
+    assert speed.of_best_batch(usual, [made(14, 0.5)]) is usual  # leaves too little
+    more = made(11, 0.9)
+    assert speed.of_best_batch(usual, [made(10.7, 0.9), more]) is more
+    tried = speed.other_batches(usual)
+    assert {way.batch_size for way in tried} == {4, 8, 32} and {way.threads for way in tried} == {usual.threads}
+
+
 @pytest.mark.parametrize("cpus", [1, 2, 6, 64])
 def test_every_sensible_number_of_threads_is_a_way_and_cuda_only_where_it_is(
     cpus: int, monkeypatch: pytest.MonkeyPatch
@@ -70,18 +80,22 @@ def test_this_computer_is_measured_and_the_best_settings_are_written_and_taken(
     lab = make_lab(tmp_path / "lab", tmp_path / "export", starter)
     before = lab.config_file.read_text(encoding="utf-8")
     monkeypatch.setattr(speed, "ways", lambda bundle: [speed.Way("cpu", 1, "full", name) for name in ("normal", "low")])
+    monkeypatch.setattr(speed, "other_batches", lambda best: [speed.Way("cpu", 1, "full", best.priority, 2)])
+    monkeypatch.setattr(speed, "_GAIN", 0.01)  # the other batch is taken
+    monkeypatch.setattr(speed, "best", lambda found, left: found[-1])
     done = CliRunner().invoke(
         app, ["bench", "--seconds", "0.2", "--leave", "0", "--write", "--json", "--lab", str(lab.folder)]
     )
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["priority"] for row in rows] == ["normal", "low"] and sum(row["best"] for row in rows) == 1
+    assert [(row["priority"], row["batch_size"]) for row in rows] == [("normal", 16), ("low", 16), ("low", 2)]
+    assert [row["best"] for row in rows] == [False, False, True]
     for row in rows:
         assert row["problem"] is None and row["trunk"] == "full" and 0 < row["left"] <= 1
         assert row["cells_a_second"] > 0.2 and row["milliseconds_a_cell"] < 5000
     config = load_config(lab.config_file)
-    best = next(row for row in rows if row["best"])
-    assert (config.inference.device, config.inference.threads, config.agent.priority) == ("cpu", 1, best["priority"])
+    inference = config.inference
+    assert (inference.device, inference.threads, inference.batch_size, config.agent.priority) == ("cpu", 1, 2, "low")
     assert config.inference.precision == "auto"  # this bundle has one trunk: nothing to say
     after = lab.config_file.read_text(encoding="utf-8")
     assert [line for line in before.splitlines() if line.startswith("#")] == [
@@ -89,12 +103,15 @@ def test_this_computer_is_measured_and_the_best_settings_are_written_and_taken(
     ]
     if os.name == "posix":
         assert lab.config_file.stat().st_mode & 0o777 == 0o600
-    set_values(lab.config_file, {("agent", "priority"): "low"})
+    set_values(lab.config_file, {("agent", "cpus"): 1})
     with running_agent(Lab.open(lab.folder)) as running:
         pid = json.loads(lab.agent_file.read_text(encoding="utf-8"))["pid"]
         assert running is not None
         if sys.platform != "win32":
             assert psutil.Process(pid).nice() >= 10
+        if hasattr(psutil.Process, "cpu_affinity"):
+            for process in (psutil.Process(pid), *psutil.Process(pid).children()):
+                assert len(process.cpu_affinity()) == 1
 
 
 def test_a_way_that_cannot_be_run_says_why(tmp_path: Path, starter: Bundle) -> None:

@@ -43,6 +43,18 @@ def test_shapes_and_batches(embedder: Embedder, drawn_cells: Path) -> None:
     assert embedder.embed(crops[:0]).latents.shape == (0, 50)
 
 
+def test_features_that_stay_in_the_memory_of_a_device_give_the_same(embedder: Embedder, drawn_cells: Path) -> None:
+    bound = Embedder(embedder.bundle, embedder._trunk, embedder._encoder, labref.bundles.inference._CUDA, "")
+    bound._memory = "cpu"  # as on a GPU, in the memory that there is
+    bound.batch_size = 2
+    crops = some_crops(drawn_cells, 3)
+    embedder_of_two = Embedder.open(embedder.bundle, device="cpu", batch_size=2)
+    expected, found = embedder_of_two.embed(crops), bound.embed(crops)
+    assert np.array_equal(found.latents, expected.latents)
+    assert np.array_equal(found.probabilities, expected.probabilities)
+    embedder_of_two.close()
+
+
 def test_wrong_crops_are_refused(embedder: Embedder) -> None:
     with pytest.raises(ValueError, match=r"uint8\[n, 256, 256, 3\]"):
         embedder.embed(np.zeros((1, 128, 128, 3), np.uint8))

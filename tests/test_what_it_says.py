@@ -444,6 +444,30 @@ def test_cpus_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch
     assert usable_cpus(**groups(tmp_path, "0::/a/b", a__b__cpu_max="nonsense", a__cpu_max="200000 100000")) == 2
 
 
+def test_a_process_is_kept_to_the_last_of_its_cpus_with_all_that_it_starts() -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", _KEPT], capture_output=True, text=True, check=True, encoding="utf-8", timeout=60
+    )
+    before, after, child, number = json.loads(told.stdout)
+    assert number == 1
+    if before:  # macOS binds no process
+        assert after == child == before[-1:]
+
+
+_KEPT = """
+import json, subprocess, sys, psutil
+from labref.cpus import keep_to, usable_cpus
+own = lambda: psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else []
+before = own()
+keep_to(999)
+assert own() == before
+keep_to(1)
+code = "import psutil; print(psutil.Process().cpu_affinity() if hasattr(psutil.Process, 'cpu_affinity') else [])"
+child = json.loads(subprocess.check_output([sys.executable, "-c", code], text=True))
+print(json.dumps([before, own(), child, usable_cpus()]))
+"""
+
+
 def test_the_older_kind_of_control_groups_is_known_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     allowed(monkeypatch, 6)
     quota = {"cpu__x__cpu_cfs_quota_us": "150000", "cpu__x__cpu_cfs_period_us": "100000"}

@@ -33,7 +33,7 @@ from labref.asking.room import wanting
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder
 from labref.bundles.trial import leave_off
-from labref.cpus import usable_cpus
+from labref.cpus import keep_to, usable_cpus
 from labref.errors import AgentError, LabError, StoreError
 from labref.export.layout import Layout
 from labref.export.paths import path_to_text
@@ -118,8 +118,11 @@ def run_agent(lab: Lab, *, once: bool, json: bool, console: Console | None) -> S
     told = console or Console()
     if not lab.config.watch.folders:
         raise AgentError(f"{lab.config_file} names no folder to watch; add one to [watch] folders")
+    # before any thread or child is there: they take both over
     if lab.config.agent.priority == "low":
-        lower_own_priority()  # before any thread or child is there: they take it over
+        lower_own_priority()
+    if lab.config.agent.cpus:
+        keep_to(lab.config.agent.cpus)
     with contextlib.ExitStack() as stack:
         ending = stack.enter_context(_Ending(lab))
         stack.enter_context(new_files(lab.rights))

@@ -94,6 +94,7 @@ class Embedder:
         self.provider_line = provider_line
         self.fallback = fallback
         self.batch_size = _BATCH[provider]
+        self._memory = "cpu" if provider == _CPU else "cuda"  # where the trunk's features are kept
         self._trunk = trunk
         self._encoder = encoder
         self._room = 0  # crops for which ONNX Runtime holds memory: those of its largest batch
@@ -104,9 +105,11 @@ class Embedder:
         *,
         device: Device = "auto",
         threads: int | None = None,
+        batch_size: int | None = None,
         precision: Literal["auto"] | Precision = "auto",
     ) -> Embedder:
-        """Open `bundle` on `device`; `threads` CPU threads (default: every one that this process may use).
+        """Open `bundle` on `device`; `threads` CPU threads (default: every one that this process may use), `batch_size`
+        crops at once (default: 16 on the CPU, 128 on a GPU).
 
         "auto" takes CUDA where a driver, a GPU and the CUDA libraries are found, else the CPU. "cuda" insists on it.
         precision : "auto" takes the bundle's trunk of reduced precision for the device, where it has one and this
@@ -115,34 +118,9 @@ class Embedder:
         Raises `BundleError` where the graphs cannot be run, or CUDA was insisted on and is not to be had.
         """
         onnxruntime.set_default_logger_severity(_QUIET)
-        threads = threads or usable_cpus()
-        reason, fallback = "asked for in the configuration", None
-        if device != "cpu":
-            problem = cuda_problem()
-            if problem is None:
-                try:
-                    sessions = _sessions(bundle, [_CUDA, _CPU], threads)
-                    if sessions[0].get_providers()[0] == _CUDA:
-                        line = f"inference on the GPU (CUDA, onnxruntime {onnxruntime.__version__})"
-                        full = Embedder(bundle, *sessions, _CUDA, line)
-                        return _reduced(full, [_CUDA, _CPU], threads, precision)
-                    missing = missing_library()
-                    named = "" if missing is None else f" ({missing} is missing or does not fit)"
-                    problem = (
-                        f"the CUDA libraries could not be loaded{named}; install them with `pip install labref[cuda]`"
-                    )
-                except BundleError as error:
-                    problem = f"CUDA failed to start ({error})"
-                fallback = problem
-            if device == "cuda":
-                raise BundleError(
-                    f'inference on CUDA was asked for, but {problem}. Set device = "auto" to use the CPU.'
-                )
-            reason = problem
-        plural = "" if threads == 1 else "s"
-        line = f"inference on the CPU, {threads} thread{plural} (onnxruntime {onnxruntime.__version__}): {reason}"
-        full = Embedder(bundle, *_sessions(bundle, [_CPU], threads), _CPU, line, fallback=fallback)
-        return _reduced(full, [_CPU], threads, precision)
+        opened = _open(bundle, device, threads or usable_cpus(), precision)
+        opened.batch_size = batch_size or opened.batch_size
+        return opened
 
     def embed(self, crops: NDArray[np.uint8]) -> Embeddings:
         """Embed crops uint8[n, 256, 256, 3], any n, in batches of `batch_size`."""
@@ -154,8 +132,7 @@ class Embedder:
         for start in range(0, len(crops), self.batch_size):
             part = slice(start, min(start + self.batch_size, len(crops)))
             batch = np.ascontiguousarray(crops[part])
-            said, features = self._trunk.run(["probabilities", "features"], {"crops": batch}, self._options(len(batch)))
-            (latent,) = self._encoder.run(["latent"], {"features": features})
+            said, latent = self._run(batch)
             # assigned as it is, one number would fill a row
             for name, found, room in (("probabilities", said, probabilities), ("latent", latent, latents)):
                 if found.shape != (len(batch), room.shape[1]):
@@ -165,6 +142,24 @@ class Embedder:
                     )
             probabilities[part], latents[part] = said, latent
         return Embeddings(probabilities, latents)
+
+    def _run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Probabilities and latents of one batch. Features stay where the trunk put them: on a GPU, in its memory."""
+        options = self._options(len(batch))
+        if self.provider == _CPU:
+            said, features = self._trunk.run(["probabilities", "features"], {"crops": batch}, options)
+            (latent,) = self._encoder.run(["latent"], {"features": features})
+            return said, latent
+        first, second = self._trunk.io_binding(), self._encoder.io_binding()
+        first.bind_cpu_input("crops", batch)
+        first.bind_output("probabilities", "cpu")
+        first.bind_output("features", self._memory)
+        self._trunk.run_with_iobinding(first, options)
+        said, features = first.get_outputs()
+        second.bind_ortvalue_input("features", features)
+        second.bind_output("latent", "cpu")
+        self._encoder.run_with_iobinding(second)
+        return said.numpy(), second.get_outputs()[0].numpy()
 
     def _options(self, crops: int) -> Any:
         """How a batch of so many crops is run; None for as ever. ONNX Runtime keeps the memory of its largest batch,
@@ -298,6 +293,33 @@ def _require_golden(embedder: Embedder) -> None:
             'again; if it stays so, set device = "cpu" in labref.toml, [inference].'
         ) from None
     embedder.golden_difference()
+
+
+def _open(bundle: Bundle, device: Device, threads: int, precision: Literal["auto"] | Precision) -> Embedder:
+    """See `Embedder.open`."""
+    reason, fallback = "asked for in the configuration", None
+    if device != "cpu":
+        problem = cuda_problem()
+        if problem is None:
+            try:
+                sessions = _sessions(bundle, [_CUDA, _CPU], threads)
+                if sessions[0].get_providers()[0] == _CUDA:
+                    line = f"inference on the GPU (CUDA, onnxruntime {onnxruntime.__version__})"
+                    full = Embedder(bundle, *sessions, _CUDA, line)
+                    return _reduced(full, [_CUDA, _CPU], threads, precision)
+                missing = missing_library()
+                named = "" if missing is None else f" ({missing} is missing or does not fit)"
+                problem = f"the CUDA libraries could not be loaded{named}; install them with `pip install labref[cuda]`"
+            except BundleError as error:
+                problem = f"CUDA failed to start ({error})"
+            fallback = problem
+        if device == "cuda":
+            raise BundleError(f'inference on CUDA was asked for, but {problem}. Set device = "auto" to use the CPU.')
+        reason = problem
+    plural = "" if threads == 1 else "s"
+    line = f"inference on the CPU, {threads} thread{plural} (onnxruntime {onnxruntime.__version__}): {reason}"
+    full = Embedder(bundle, *_sessions(bundle, [_CPU], threads), _CPU, line, fallback=fallback)
+    return _reduced(full, [_CPU], threads, precision)
 
 
 def _reduced(full: Embedder, providers: list[str], threads: int, precision: Literal["auto"] | Precision) -> Embedder:

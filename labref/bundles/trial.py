@@ -37,11 +37,13 @@ _changing: Final = threading.Lock()
 class Inference:
     """How a lab runs networks; see `labref.config.InferenceConfig`.
 
-    threads : None takes every CPU that this process may use.
+    threads : None takes every CPU that this process may use.  batch_size : crops that go through the networks at once;
+    None takes the device's own.
     """
 
     device: Device = "auto"
     threads: int | None = None
+    batch_size: int | None = None
     precision: Literal["auto", "full"] = "auto"
     trial_seconds: float = 90.0
     trial_memory_megabytes: int = 4096

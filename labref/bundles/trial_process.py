@@ -27,7 +27,9 @@ def work(folder: Path, digest: str, how: Inference) -> dict[str, Any]:
     bundle = Bundle.open(folder)
     if bundle.digest != digest:
         raise BundleError(f"the bundle in {folder} changed while it was looked at. Install it again.")
-    with Embedder.open(bundle, device=how.device, threads=how.threads, precision=how.precision) as embedder:
+    with Embedder.open(
+        bundle, device=how.device, threads=how.threads, batch_size=how.batch_size, precision=how.precision
+    ) as embedder:
         difference = check_golden_cells(embedder)
         return {
             "provider": embedder.provider,

@@ -29,8 +29,8 @@ Settings are in the lab's labref.toml; a variable overrides one: LABREF_AGENT__P
 
 \b
   [watch]      folders, polling, poll_seconds, stable_seconds, rescan_seconds, extensions, analyser, layout, labels, ...
-  [agent]      port, batch_size, readers, log_megabytes
-  [inference]  device, threads
+  [agent]      port, batch_size, readers, priority, cpus, log_megabytes
+  [inference]  device, threads, batch_size, precision
 """
 
 

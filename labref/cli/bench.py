@@ -9,6 +9,7 @@ from labref.cli._shared import JsonOption, LabOption, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from labref.doctor.speed import Way
     from labref.operations.condition import Speed
 
 __all__ = ["add_to"]
@@ -16,7 +17,7 @@ __all__ = ["add_to"]
 _HELP = """Measure how fast this computer runs the lab's networks, and which settings are best here.
 
 Each way is measured in turn: the CPU with some numbers of threads, the GPU where there is one, the bundle's trunks, and
-normal and low priority. Beside each, programs on all processors say how much of their work they keep meanwhile, as the
+normal and low priority, and for the best of these smaller and larger batches. Beside each, programs on all processors say how much of their work they keep meanwhile, as the
 analyser's own software would. The best way is the one with most cells a second of those that leave them three quarters
 (--leave). With --write its settings are written into labref.toml, where comments and all else stay; an agent takes them
 when it is started again. Stop the agent before, and do nothing else on the computer: both are measured too.
@@ -59,18 +60,25 @@ def bench(
     if AgentClient.find(found) is not None:
         console.print("The agent runs, and is measured with all else: stop it for figures that hold.", soft_wrap=True)
     bundle = speed.bundle_in_use(found)
-    wanted = speed.ways(bundle)
-    measured: list[Speed] = []
     with console.status("") as line:
-        for way in wanted:
-            line.update(
-                f"{len(measured) + 1} of {len(wanted)}: {way.device}, {way.threads} threads, {way.priority} priority"
-            )
-            measured.append(speed.measure(bundle, way, seconds))
-    chosen = speed.best(measured, leave)
-    if chosen is None:
-        raise LabError(f"the networks cannot be run on this computer: {measured[0].problem}")
-    measured = [one.model_copy(update={"best": one is chosen}) for one in measured]
+
+        def measure(wanted: "list[Way]") -> list[Speed]:
+            found = []
+            for number, way in enumerate(wanted, start=1):
+                batches = "" if way.batch_size is None else f", {way.batch_size} crops at once"
+                line.update(
+                    f"{number} of {len(wanted)}: {way.device}, {way.threads} threads, {way.priority} priority{batches}"
+                )
+                found.append(speed.measure(bundle, way, seconds))
+            return found
+
+        measured = measure(speed.ways(bundle))
+        chosen = speed.best(measured, leave)
+        if chosen is None:
+            raise LabError(f"the networks cannot be run on this computer: {measured[0].problem}")
+        others = measure(speed.other_batches(chosen))
+        usual, chosen = chosen, speed.of_best_batch(chosen, others, leave)
+    measured = [one.model_copy(update={"best": one is chosen}) for one in (*measured, *others)]
     if json:
         for one in measured:
             print_json(one.model_dump(mode="json"))
@@ -82,6 +90,7 @@ def bench(
         settings: dict[tuple[str, str], str | int] = {
             ("inference", "device"): chosen.device,
             ("inference", "threads"): chosen.threads,
+            ("inference", "batch_size"): 0 if chosen is usual else chosen.batch_size or 0,
             ("agent", "priority"): chosen.priority,
         }
         if any(one.device == chosen.device and one.precision != chosen.precision for one in measured):
@@ -95,7 +104,7 @@ def bench(
 def _table(measured: "list[Speed]") -> "Table":
     from rich.table import Table
 
-    table = Table("device", "threads", "trunk", "priority", "cells/s", "one cell", "others keep", "", box=None)
+    table = Table("device", "threads", "batch", "trunk", "priority", "cells/s", "one cell", "others keep", "", box=None)
     for one in measured:
         figures = (
             ("", "", "", one.problem or "")
@@ -107,7 +116,9 @@ def _table(measured: "list[Speed]") -> "Table":
                 "← best" if one.best else "",
             )
         )
-        table.add_row(one.device, str(one.threads), one.trunk or one.precision, one.priority, *figures)
+        table.add_row(
+            one.device, str(one.threads), str(one.batch_size or ""), one.trunk or one.precision, one.priority, *figures
+        )
     return table
 
 

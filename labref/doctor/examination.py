@@ -185,7 +185,13 @@ def _networks(lab: Lab, found: Mapping[str, Any], *, speed: bool) -> Iterator[Fi
     how = lab.config.inference
     try:
         bundle = Bundle.installed(lab.bundles, found["bundle"]["digest"])
-        embedder = Embedder.open(bundle, device=how.device, threads=how.threads or None, precision=how.precision)
+        embedder = Embedder.open(
+            bundle,
+            device=how.device,
+            threads=how.threads or None,
+            batch_size=how.batch_size or None,
+            precision=how.precision,
+        )
         try:
             difference = embedder.golden_difference()
             rate = cells_a_second(embedder, embedder.batch_size, _SPEED_SECONDS) if speed else None

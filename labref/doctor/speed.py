@@ -21,21 +21,24 @@ from labref.operations.condition import Speed
 from labref.processes import start_child
 from labref.web.desk import Desk
 
-__all__ = ["LEFT", "Way", "best", "bundle_in_use", "measure", "ways"]
+__all__ = ["LEFT", "Way", "best", "bundle_in_use", "measure", "of_best_batch", "other_batches", "ways"]
 
 LEFT: Final = 0.75
 """Share of their work that programs on all processors are to keep while cells are embedded."""
 _START_SECONDS: Final = 120.0
+_GAIN: Final = 1.05  # by so much another size of a batch has to be faster
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run the networks, by the words of labref.toml. threads : of the CPU."""
+    """One way to run the networks, by the words of labref.toml. threads : of the CPU.  batch_size : crops at once; None
+    takes the device's own."""
 
     device: str
     threads: int
     precision: str
     priority: str
+    batch_size: int | None = None
 
 
 def ways(bundle: Bundle) -> list[Way]:
@@ -57,6 +60,20 @@ def ways(bundle: Bundle) -> list[Way]:
             if precision == "full" or "float16" in precisions
         ]
     return found
+
+
+def other_batches(chosen: Speed) -> list[Way]:
+    """The same way with smaller and larger batches."""
+    sizes = (4, 8, 32) if chosen.device == "cpu" else (32, 256, 512)
+    return [Way(chosen.device, chosen.threads, chosen.precision, chosen.priority, size) for size in sizes]
+
+
+def of_best_batch(chosen: Speed, others: Sequence[Speed], left: float = LEFT) -> Speed:
+    """The chosen way, or the one of `others`, which differ from it in their batches alone, that is better by more than
+    the figures vary."""
+    found = best([chosen, *others], left)
+    gain = ((found.cells_a_second or 0.0) if found else 0.0) / (chosen.cells_a_second or 1.0)
+    return found if found is not None and gain > _GAIN else chosen
 
 
 def bundle_in_use(lab: Lab) -> Bundle:
@@ -98,4 +115,4 @@ def measure(bundle: Bundle, way: Way, seconds: float) -> Speed:
         answer: dict[str, Any] = json.loads(said)
     except ValueError:
         return Speed(**asdict(way), problem=f"its process ended with {process.returncode}")
-    return Speed(**asdict(way), **answer)
+    return Speed(**(asdict(way) | answer))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ from labref.cpus import usable_cpus
 from labref.errors import LabrefError
 from labref.processes import lower_own_priority
 
-__all__ = ["cells_a_second", "main"]
+__all__ = ["cells_a_second", "main", "other_programs", "work_of"]
 
 # another program, which wants one processor for each that there is: it counts how much it gets done
 _OTHER: Final = """
@@ -37,41 +39,33 @@ def main(given: dict[str, Any]) -> dict[str, Any]:
     """What `labref.operations.condition.Speed` has beside the way: cells a second in batches, milliseconds of a single
     cell, and the share of its work that another program keeps beside; or {"problem": why it cannot be run}."""
     seconds = float(given["seconds"])
-    others = [
-        subprocess.Popen(
-            [sys.executable, "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        for _ in range(usable_cpus())
-    ]  # started first: they have the priority that this process had
-    try:
-        for other in others:
-            assert other.stdout is not None
-            other.stdout.readline()
+    with other_programs(usable_cpus()) as others:  # started first: they have the priority that this process had
         if given["priority"] == "low":
             lower_own_priority()
         try:
             bundle = Bundle.open(Path(given["bundle"]))
             embedder = Embedder.open(
-                bundle, device=given["device"], threads=given["threads"], precision=given["precision"]
+                bundle,
+                device=given["device"],
+                threads=given["threads"],
+                batch_size=given["batch_size"],
+                precision=given["precision"],
             )
             embedder.golden_difference()
         except LabrefError as error:
             return {"problem": str(error)}
-        alone = _others(others, seconds, None)
+        alone = work_of(others, seconds)
         in_batches = cells_a_second(embedder, embedder.batch_size, seconds)
         waited = 1000 / cells_a_second(embedder, 1, seconds)
         crops = _crops(embedder, embedder.batch_size)
-        beside = _others(others, seconds, lambda: embedder.embed(crops))
+        beside = work_of(others, seconds, lambda: embedder.embed(crops))
         return {
             "trunk": embedder.precision,
+            "batch_size": embedder.batch_size,
             "cells_a_second": in_batches,
             "milliseconds_a_cell": waited,
             "left": min(1.0, beside / max(alone, 1e-9)),
         }
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
 
 
 def cells_a_second(embedder: Embedder, cells: int, seconds: float) -> float:
@@ -90,8 +84,28 @@ def _crops(embedder: Embedder, cells: int) -> NDArray[np.uint8]:
     return np.resize(golden, (cells, *golden.shape[1:]))
 
 
-def _others(others: list[subprocess.Popen[str]], seconds: float, beside: Any) -> float:
-    """How much all other programs get done in so many seconds while something is done beside them."""
+@contextlib.contextmanager
+def other_programs(count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """So many programs that want a processor each, once `work_of` lets them."""
+    others = [
+        subprocess.Popen(
+            [sys.executable, "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for _ in range(count)
+    ]
+    try:
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        yield others
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+
+
+def work_of(others: list[subprocess.Popen[str]], seconds: float, beside: Callable[[], object] | None = None) -> float:
+    """How much all other programs get done in so many seconds, while `beside` is done again and again."""
     for other in others:
         assert other.stdin is not None
         other.stdin.write(f"{seconds}\n")

@@ -665,11 +665,12 @@ def _way_back(store: Store, names: Mapping[str, str]) -> str:
 def _inference(config: Config) -> Inference:
     inference = config.inference
     return Inference(
-        inference.device,
-        inference.threads or None,
-        inference.precision,
-        inference.trial_seconds,
-        inference.trial_memory_megabytes,
+        device=inference.device,
+        threads=inference.threads or None,
+        batch_size=inference.batch_size or None,
+        precision=inference.precision,
+        trial_seconds=inference.trial_seconds,
+        trial_memory_megabytes=inference.trial_memory_megabytes,
     )
 
 

@@ -38,6 +38,7 @@ class Speed(Answer):
     threads: int = Field(description="CPU threads.")
     precision: str = Field(description="auto or full, as in labref.toml.")
     priority: str = Field(description="normal, or low: other programs go before.")
+    batch_size: int | None = Field(default=None, description="Crops that went through the networks at once.")
     trunk: str | None = Field(default=None, description="The trunk that ran: full, float16 or int8.")
     cells_a_second: float | None = Field(default=None, description="In batches, as cells are taken in.")
     milliseconds_a_cell: float | None = Field(default=None, description="Of one cell alone, as somebody asks.")

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.benchmarks.exports import REAL_CELLS
 
@@ -109,8 +110,8 @@ def _losses(folder: Path, images: Path, settings: list[str], count: int, floatx:
     from training.run import Run
 
     run = Run.create(folder, images, override(PRESETS["thesis"], settings))
-    workers._PROGRAM = ("-c", _WORKER)
-    with _environment(floatx), Progress(disable=True) as progress:
+    program = patch.object(workers, "_PROGRAM", ("-c", _WORKER))
+    with program, _environment(floatx), Progress(disable=True) as progress:
         train_classifier(run, progress, lambda *words: train_over(Workers(count).check(), *words))
     return [float(line) for line in (folder / "losses.txt").read_text().split()]
 
