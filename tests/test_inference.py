@@ -44,15 +44,15 @@ def test_shapes_and_batches(embedder: Embedder, drawn_cells: Path) -> None:
 
 
 def test_features_that_stay_in_the_memory_of_a_device_give_the_same(embedder: Embedder, drawn_cells: Path) -> None:
-    bound = Embedder(embedder.bundle, embedder._trunk, embedder._encoder, labref.bundles.inference._CUDA, "")
-    bound._memory = "cpu"  # as on a GPU, in the memory that there is
-    bound.batch_size = 2
-    crops = some_crops(drawn_cells, 3)
-    embedder_of_two = Embedder.open(embedder.bundle, device="cpu", batch_size=2)
-    expected, found = embedder_of_two.embed(crops), bound.embed(crops)
+    with Embedder.open(embedder.bundle, device="cpu", batch_size=2) as plain:
+        assert plain.batch_size == 2
+        sessions = [getattr(session, "_session", session) for session in (plain._trunk, plain._encoder)]
+        bound = Embedder(embedder.bundle, *sessions, labref.bundles.inference._CUDA, "")
+        bound.batch_size, bound._memory = 2, "cpu"  # as on a GPU, in the memory that there is
+        crops = some_crops(drawn_cells, 3)
+        expected, found = plain.embed(crops), bound.embed(crops)
     assert np.array_equal(found.latents, expected.latents)
     assert np.array_equal(found.probabilities, expected.probabilities)
-    embedder_of_two.close()
 
 
 def test_wrong_crops_are_refused(embedder: Embedder) -> None:

@@ -62,7 +62,7 @@ def bench(
     bundle = speed.bundle_in_use(found)
     with console.status("") as line:
 
-        def measure(wanted: "list[Way]") -> list[Speed]:
+        def measure(wanted: "list[Way]") -> "list[Speed]":
             found = []
             for number, way in enumerate(wanted, start=1):
                 batches = "" if way.batch_size is None else f", {way.batch_size} crops at once"
