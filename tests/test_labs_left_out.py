@@ -111,6 +111,28 @@ def test_each_lab_is_left_out_and_asked_as_it_would_ask_itself(
     assert "all its cells are called eosinophil" in found["not_judged"][umea]
 
     assert f"without the lab {oslo}" in unseen(run).stderr.replace("\n", " ")
+    # what was written of a row is damaged: it is named, and asked anew where its figures are deleted
+    place = run.folder / "unseen" / "labs" / f"run-{lund[:8]}-{run.config.seed}"
+    told = json.loads((place / "figures.json").read_text())
+    for name, damaged in (
+        ("cells.npz", (place / "cells.npz").read_bytes()[:-100]),
+        ("cells.npz", b"PK\x03\x04"),
+        ("cells.npz", b""),
+        ("figures.json", b"{"),
+        ("figures.json", b"[]"),
+        ("figures.json", json.dumps(told | {"variant": "of tomorrow"}).encode()),
+        ("../state.json", b"\xff"),
+    ):
+        whole = (place / name).read_bytes()
+        (place / name).write_bytes(damaged)
+        assert str((place / name).resolve()) in unseen(run, code=1).stderr.replace("\n", ""), (name, damaged)
+        (place / name).write_bytes(whole)
+    np.savez(
+        place / "cells.npz",
+        **dict.fromkeys(("path", "label", "own", "central", "right"), np.zeros(3)) | {"own": np.zeros(2)},
+    )
+    assert f"Delete {place / 'figures.json'}" in unseen(run, code=1).stderr.replace("\n", "")
+    (place / "figures.json").unlink()
     found = json.loads(unseen(run, "--leave", lund, "--seeds", 2, "--json").stdout)
     assert [(row["left"], row["seed"] - run.config.seed) for row in found["rows"]] == sorted(
         [(lund, 0), (lund, 1), (oslo, 0)]

@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ __all__ = [
     "is_seen",
     "load_attribute_codes",
     "load_part",
+    "read_arrays",
+    "read_json",
     "with_domains",
     "write_json",
 ]
@@ -45,6 +49,37 @@ def write_json(path: Path, values: Mapping[str, Any] | list[Any]) -> None:
     temporary = path.with_suffix(path.suffix + ".part")
     temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def read_json(file: Path, needs: Collection[str], remedy: str) -> dict[str, Any]:
+    """The JSON object in a file that a run wrote, with the keys that it `needs`; empty where there is no file.
+
+    remedy : what to do where the file is damaged, which `RunError` says.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is damaged, or cannot be read: {error}. {remedy}") from None
+    if not isinstance(found, dict) or not found.keys() >= set(needs):
+        raise RunError(f"{file} is damaged: it does not hold what it is for. {remedy}")
+    return found
+
+
+def read_arrays(file: Path, names: Sequence[str], remedy: str) -> dict[str, NDArray[Any]]:
+    """The arrays of these names in an `.npz` that a run wrote, all [n, ...] with the same n.
+
+    remedy : what to do where the file is missing or damaged, which `RunError` says.
+    """
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in names}
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise RunError(f"{file} is damaged, or cannot be read: {error}. {remedy}") from None
+    if len({array.shape[:1] for array in found.values()}) != 1 or () in {array.shape for array in found.values()}:
+        raise RunError(f"{file} is damaged: its arrays are not of the same cells. {remedy}")
+    return found
 
 
 def is_seen(file: Path) -> bool:

@@ -3,7 +3,6 @@ and take no part in it."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -21,7 +20,7 @@ from training.config import RunConfig, override
 from training.data.images import Item, Split, load_attributes, name_fraction
 from training.measure.statistics import bootstrap
 from training.measure.sweep import size_of
-from training.run import Run, RunError, write_json
+from training.run import Run, RunError, read_arrays, read_json, write_json
 
 __all__ = ["FOLDER", "RUN", "cross_validate", "fold_of", "results"]
 
@@ -120,7 +119,7 @@ def _slug(name: str) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    return read_json(file, ("folds", "rows", "settings", "attributes"), f"Delete {file.parent} to begin anew.")
 
 
 def _one(
@@ -196,8 +195,8 @@ def _cells(folder: Path, name: str, folds: int) -> dict[str, Any]:
     files = [file for file in files if file.exists()]
     parts = []
     for file in files:
-        with np.load(file) as arrays:
-            parts.append({key: arrays[key] for key in arrays.files})
+        again = "Delete it, and give the command of these folds again: it measures that row of that fold anew."
+        parts.append(read_arrays(file, ("path", "label", "hits", "found", "random", "right"), again))
     if not parts:
         return {}
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} | {"done": len(parts)}

@@ -33,7 +33,7 @@ from training.measure.evaluate import digest_of_all, nearest
 from training.measure.statistics import bootstrap, bootstrap_of_seeds
 from training.measure.sweep import size_of
 from training.measure.unseen import FOLDER, LEAST, LIMIT, VARIANTS, Asked, ask, configs_of, sample
-from training.run import Run, RunError, write_json
+from training.run import Run, RunError, read_arrays, read_json, write_json
 
 __all__ = ["Lab", "evaluate_labs", "labs_of", "leave_labs_out", "results"]
 
@@ -44,6 +44,8 @@ _CELLS: Final = "cells.npz"
 _AT_ONCE: Final = 4096
 _DOMAIN: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{8}")
 _PER_CELL: Final = ("own", "central", "right")
+_OF_STATE: Final = ("command", "size", "settings", "limit", "not_judged")
+_OF_ROW: Final = ("variant", "what", "left", "seed", "queries", "classes", "not_trained_on")
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _begin(folder: Path, labs: Mapping[str, Lab], settings: Sequence[str], limit
     """Write down what the rows are of. Raises `RunError` where those that are there are of something else."""
     cells = digest_of_all([f"{item.path} {item.label}" for lab in labs.values() for item in lab.items])
     state: dict[str, Any] = {"cells": cells, "settings": list(settings), "limit": limit}
-    before = _read(folder / _STATE)
+    before = read_json(folder / _STATE, (), f"Delete {folder} to judge anew.")
     for key, what in (("cells", "other cells of the pool"), ("settings", "other settings"), ("limit", "another limit")):
         if before.get(key, state[key]) != state[key]:
             raise RunError(
@@ -195,10 +197,6 @@ def _begin(folder: Path, labs: Mapping[str, Lab], settings: Sequence[str], limit
             )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _STATE, {**state, **told})
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
 
 
 def _row(
@@ -273,10 +271,13 @@ def results(run: Run) -> dict[str, Any] | None:
     {lab: why}. Estimates are over cells, and over seeds too where there are several.
     """
     folder = run.folder / FOLDER / _LABS
-    state = _read(folder / _STATE)
+    state = read_json(folder / _STATE, _OF_STATE, f"Delete {folder} to judge anew.")
     if not state:
         return None
-    done = [_read(file) | {"file": file} for file in sorted(folder.glob(f"*/{_FIGURES}"))]
+    files = sorted(folder.glob(f"*/{_FIGURES}"))
+    done = [read_json(file, _OF_ROW, _asked_anew(file)) | {"file": file} for file in files]
+    if strange := next((row for row in done if row["variant"] not in VARIANTS), None):
+        raise RunError(f"{strange['file']} is of a variant that this labref does not know: {strange['variant']!r}.")
     done.sort(key=lambda row: (row["left"], [*VARIANTS].index(row["variant"]), row["seed"]))
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in done:
@@ -284,19 +285,24 @@ def results(run: Run) -> dict[str, Any] | None:
     cells = {key: _cells(rows) for key, rows in groups.items()}
     variants = [variant for variant in VARIANTS if any(key[0] == variant for key in groups)]
     return {
-        **{key: state[key] for key in ("command", "size", "settings", "limit", "not_judged")},
+        **{key: state[key] for key in _OF_STATE},
         "rows": [{key: value for key, value in row.items() if key != "file"} for row in done],
         "labs": [_of_lab(rows, cells[key]) for key, rows in groups.items()],
         "means": [_mean(variant, [found for key, found in cells.items() if key[0] == variant]) for variant in variants],
     }
 
 
+def _asked_anew(figures: Path) -> str:
+    return f"Delete {figures}, and give the command of these rows again: it asks anew what was asked there, and trains nothing."
+
+
 def _cells(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of one lab and variant: `path`, `label` and `optics` str[n]; `own`, `central`, `right` float64[seeds, n]."""
     parts = []
     for row in rows:
-        with np.load(row["file"].with_name(_CELLS), allow_pickle=False) as arrays:
-            parts.append({key: arrays[key] for key in arrays.files})
+        parts.append(
+            read_arrays(row["file"].with_name(_CELLS), ("path", "label", *_PER_CELL), _asked_anew(row["file"]))
+        )
     if any(part["path"].tolist() != parts[0]["path"].tolist() for part in parts):
         raise RunError(f"{rows[0]['file'].parent.parent} holds rows of different cells: delete it, and judge anew")
     stacked = {key: np.stack([part[key] for part in parts]) for key in _PER_CELL}

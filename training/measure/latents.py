@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +59,10 @@ def load_latents(file: Path) -> Latents:
     """Read an `.npz` with `latents` float32[n, L], `paths` str[n] and, where they are not the first folder of each
     path, `labels` str[n]. Raises ValueError where it holds anything else."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             values, paths = arrays["latents"].astype(np.float32), [str(p).replace("\\", "/") for p in arrays["paths"]]
             labels = arrays["labels"].tolist() if "labels" in arrays else [path.split("/", 1)[0] for path in paths]
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} holds no latents: {error}. `python -m training embed` writes such a file.") from None
     if values.ndim != 2 or not len(values) == len(paths) == len(labels) or not np.isfinite(values).all():
         raise ValueError(f"{file}: latents must be finite, one row a path; found {values.shape} and {len(paths)} paths")

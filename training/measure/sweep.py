@@ -4,7 +4,6 @@ be resumed."""
 from __future__ import annotations
 
 import csv
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from rich.progress import Progress
 
 from training.config import Augmentation, RunConfig, override
 from training.measure.statistics import share
-from training.run import Run, write_json
+from training.run import Run, read_json, write_json
 
 __all__ = ["SWEEPS", "Row", "default_attributes", "read_history", "results", "run_sweep", "size_of"]
 
@@ -144,7 +143,8 @@ def run_sweep(
 def results(run: Run, name: str) -> list[dict[str, Any]]:
     """Figures of the sweep's rows that are done, in order."""
     files = [run.folder / "sweeps" / f"{name}-{row.name}" / "figures.json" for row in SWEEPS[name][1]]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    again = f"Delete it, and give `python -m training sweep {name} {run.folder}` again."
+    return [found for file in files if (found := read_json(file, ("row", "settings", "size"), again))]
 
 
 def size_of(config: RunConfig) -> str:

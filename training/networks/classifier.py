@@ -28,7 +28,17 @@ from training.config import ClassifierConfig
 from training.data.images import batches
 from training.networks.architecture import AttributeLoss, build_classifier, draw_weights, start_from, with_heads
 from training.networks.devices import Share, forward, over_devices, precision, require_same, share, total
-from training.run import Run, RunError, domain_codes, held, is_seen, load_attribute_codes, load_part, write_json
+from training.run import (
+    Run,
+    RunError,
+    domain_codes,
+    held,
+    is_seen,
+    load_attribute_codes,
+    load_part,
+    read_json,
+    write_json,
+)
 
 __all__ = ["class_weights", "evaluate_classifier", "load_crops", "predict", "train_classifier", "train_here"]
 
@@ -139,7 +149,8 @@ def _place(folder: Path) -> tuple[int, int] | None:
     """Epoch and step of the run's checkpoint; None where it has none. What the first process sees holds for all."""
     told = np.zeros(3)
     if share().rank == 0 and (folder / "checkpoint.json").exists():
-        place = json.loads((folder / "checkpoint.json").read_text())
+        file = folder / "checkpoint.json"
+        place = read_json(file, ("epoch", "step"), f"Delete it: {folder} is then trained from its beginning.")
         told = np.array([1, place["epoch"], place["step"]], float)
     exists, epoch, step = (int(value) for value in total(told))
     return (epoch, step) if exists else None
@@ -445,8 +456,8 @@ def evaluate_classifier(run: Run, progress: Progress) -> dict[str, Any]:
     """
     out = run.folder / "classifier.json"
     if out.exists():
-        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        return found
+        needs = ("part", "n", "accuracy", "confusion")
+        return read_json(out, needs, "Delete it: `python -m training resume` of the run measures it again.")
     part = "holdout" if run.split.holdout else "validation"
     crops, rows, targets = _load_shown(run, part, progress)
     targets = targets[rows]

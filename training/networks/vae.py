@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from training.networks.architecture import (
     orbit_matrix,
 )
 from training.networks.devices import forward
-from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, write_json
+from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, read_json, write_json
 
 __all__ = ["Features", "extract_features", "kept_features", "neighbour_loss", "plain_features", "train_vae"]
 
@@ -117,7 +116,10 @@ def _place(run: Run, part: str, views: int) -> tuple[Path, Path, int]:
 
 
 def _done(path: Path, state: Path) -> int:
-    return int(json.loads(state.read_text())["done"]) if state.exists() and path.exists() else 0
+    if not path.exists():
+        return 0
+    again = f"Delete {state.parent}: the features are extracted again."
+    return int(read_json(state, ("done",), again).get("done", 0))
 
 
 def kept_features(run: Run, part: str) -> NDArray[np.float16] | None:

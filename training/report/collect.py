@@ -18,7 +18,7 @@ from training.data.pool import is_pool
 from training.measure import folds, labs, unseen
 from training.measure.statistics import share
 from training.measure.sweep import SWEEPS, default_attributes, read_history, results
-from training.run import Run, RunError, write_json
+from training.run import Run, RunError, read_json, write_json
 
 __all__ = ["PER_CLASS", "REPORT", "collect", "load_report"]
 
@@ -79,7 +79,7 @@ def collect(
     parts["unseen"] = unseen.results(run)
     parts["labs"] = labs.results(run)
     shipped = run.folder / "figures.json"
-    parts["shipped"] = json.loads(shipped.read_text(encoding="utf-8")) if shipped.exists() else None
+    parts["shipped"] = read_json(shipped, (), "Write it again: `python -m training evaluate … --json`.") or None
     write_json(run.folder / REPORT, report)
     return report
 
@@ -87,12 +87,12 @@ def collect(
 def load_report(folder: Path) -> dict[str, Any]:
     """The `report.json` of a run's folder. Raises `RunError` where there is none that this version reads."""
     try:
-        report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report: Any = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise RunError(f"{folder} has no report yet; make it with `python -m training report {folder}`") from None
-    if report.get("version") != _VERSION:
+    if not isinstance(report, dict) or report.get("version") != _VERSION:
         return {"identity": None}
-    return report
+    return dict(report)
 
 
 def _identity(run: Run, attributes: Path | None) -> dict[str, Any]:
@@ -108,7 +108,8 @@ def _identity(run: Run, attributes: Path | None) -> dict[str, Any]:
 
 
 def _classifier(run: Run) -> dict[str, Any]:
-    figures = json.loads((run.folder / "classifier.json").read_text(encoding="utf-8"))
+    again = f"Delete it: `python -m training resume {run.folder}` makes it again."
+    figures = read_json(run.folder / "classifier.json", ("part", "labels", "confusion"), again)
     counts = np.array(figures["confusion"])
     recalls = np.diag(counts) / np.maximum(counts.sum(axis=1), 1)
     return {
