@@ -36,7 +36,7 @@ from training.data import comparing
 from training.data import ingest as pools
 from training.data.images import cache_crops, cache_of, list_images, make_split
 from training.data.ingest import MissingPackError, ingest, labs, refresh, trust, withdraw
-from training.data.pool import Pool, is_pool, name_in_pool
+from training.data.pool import INDEX, PACKS, Pool, is_pool, name_in_pool
 from training.run import Run, RunError
 
 LABELS = ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
@@ -540,6 +540,8 @@ def killed() -> Iterator[Killed]:
 def content(pool: Path) -> Any:
     rows = rows_of(f"SELECT * EXCLUDE (taken) FROM '{pool / 'cells.parquet'}' ORDER BY name")
     state = json.loads((pool / "index.json").read_text())
+    # of the moments at which packs were taken in, too
+    assert state.pop("index") == hashlib.sha256((pool / "cells.parquet").read_bytes()).hexdigest()
     return rows, state, [name for name in left(pool) if not name.startswith("labs/")]
 
 
@@ -756,6 +758,49 @@ def test_a_file_of_the_pool_that_is_damaged_or_lost_is_named_and_nothing_is_dele
     training("pool", pool, "--trust", lund.public(tmp_path))
     assert {cell.lab for cell in Pool.open(pool).cells.values()} == {lund.id}
     assert takes(pool, tmp_path / "1.pack").known
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut off", "a byte", "state"])
+def test_what_a_pool_says_of_its_cells_is_made_again_where_it_is_damaged(
+    pool: Path, lund: GivingLab, crops: list[Any], tmp_path: Path, damage: str
+) -> None:
+    lund.pack(tmp_path / "1.pack", of(crops, range(3)))
+    takes(pool, tmp_path / "1.pack")
+    index = pool / INDEX
+    whole = index.read_bytes()
+    if damage == "lost":
+        index.unlink()
+    elif damage == "state":
+        (pool / "index.json").write_text("[]")
+    else:
+        index.write_bytes(
+            whole[: len(whole) // 2] + (b"" if damage == "cut off" else b"\0" + whole[len(whole) // 2 + 1 :])
+        )
+    with pytest.raises(PackError, match="python -m training pool"):
+        Pool.open(pool)
+    assert "3 cells of 1 labs" in training("pool", pool).stdout
+    assert len(Pool.open(pool).cells) == 3
+
+
+def test_a_lab_withdraws_although_what_it_or_another_lab_gave_is_damaged(
+    pool: Path, lund: GivingLab, oslo: GivingLab, crops: list[Any], tmp_path: Path
+) -> None:
+    lund.pack(tmp_path / "1.pack", of(crops, range(2)))
+    oslo.pack(tmp_path / "2.pack", of(crops, range(2, 4), "b"))
+    training("ingest", tmp_path / "1.pack", tmp_path / "2.pack", "--into", pool)
+    cache_crops(pool, list_images(pool), 256, cache_of(pool, tmp_path))
+    (of_lund,), (of_oslo,) = ((pool / PACKS / lab.id).glob("*/manifest.json") for lab in (lund, oslo))
+    whole = of_oslo.read_bytes()
+    of_lund.write_bytes(b"{")
+    of_oslo.write_bytes(whole[:-9])
+    told = " ".join(training("pool", pool, code=1).output.split())
+    assert f"--withdraw {lund.id}" in told or f"--withdraw {oslo.id}" in told
+    told = " ".join(training("pool", pool, "--withdraw", lund.id, code=1).output.split())
+    assert "no usable manifest" in told and oslo.id in told, "the other lab's is said"
+    assert not holds(pool, crops[0]) and not (pool / INDEX).exists()
+    of_oslo.write_bytes(whole)
+    listed = training("pool", pool).stdout
+    assert f"Lund ({lund.id}): withdrawn" in listed and "2 cells of 1 labs" in listed
 
 
 def test_of_the_very_same_picture_of_three_labs_one_counts_when_the_first_withdraws(

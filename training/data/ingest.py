@@ -158,7 +158,7 @@ def withdraw(folder: Path, lab: str) -> int:
             )
         before = known_lab(folder, found[0])
         assert before is not None
-        packs = len(packs_of(folder, found[0]))
+        packs = sum(name.startswith(f"{found[0]}/") for name in pack_names(folder))
         write_lab(folder, key_of(before, found[0]), "withdrawn", int(before["newest"]))
         failpoint("pool.withdrawn", may_fail=False)
         for left in folder.glob(f"{INCOMING}*"):  # one could be of this lab

@@ -16,7 +16,7 @@ from labref.errors import PackError
 from labref.failpoints import failpoint
 from labref.packs import CELLS, MANIFEST, REMOVED, Manifest, read_manifest
 from training.data.classes import common_name
-from training.data.pool import CACHE, INDEX, PACKS, STATE, connect, name_in_pool, table
+from training.data.pool import CACHE, INDEX, PACKS, STATE, connect, index_digest, name_in_pool, table
 from training.data.pooled import (
     GOING,
     INCOMING,
@@ -45,10 +45,13 @@ def is_fresh(folder: Path) -> bool:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    withdrawn = [lab for lab, told in known_labs(folder).items() if told["state"] == "withdrawn"]
+    if not isinstance(state, dict):
+        return False
+    withdrawn = _withdrawn(folder)
     newest = {lab: max((m.number for m in packs_of(folder, lab).values()), default=0) for lab in known_labs(folder)}
     return (
         state.get("packs") == pack_names(folder)
+        and state.get("index") == index_digest(folder)
         and not _of_nobody(folder)
         and state.get("withdrawn") == withdrawn
         and all(int(told["newest"]) >= newest[lab] for lab, told in known_labs(folder).items())
@@ -60,6 +63,8 @@ def bring_up(folder: Path) -> None:
     """Make anew what the pool says of its cells, and delete what it says nothing of. Raises `PackError`."""
     for left in folder.glob(f"{GOING}*"):
         remove(left)
+    withdrawn = _withdrawn(folder)
+    _forget_labs(folder, withdrawn)  # before anything of others is read, which may be damaged
     for lab in _of_nobody(folder):  # one small file that is lost must not take all that a lab gave with it
         raise PackError(
             f"{folder} holds packs of the lab {lab}, and {LABS}/{lab}.json, its key, is missing. Restore it, or trust the lab's key "
@@ -80,14 +85,9 @@ def bring_up(folder: Path) -> None:
         kept = {f"{lab}/{name}" for lab, chain in chains.items() for name, _ in chain}
         for name in set(pack_names(folder)) - kept:
             delete(folder, folder / PACKS / name)
-        withdrawn = [lab for lab, told in known.items() if told["state"] == "withdrawn"]
-        if withdrawn:
-            delete(folder, folder / CACHE)
-            for lab in withdrawn:
-                delete(folder, folder / PACKS / lab)
         for name in sorted(kept):
             _forget_rows(folder, database, *name.split("/"))
-    state = {"packs": pack_names(folder), "withdrawn": withdrawn}
+    state = {"packs": pack_names(folder), "withdrawn": withdrawn, "index": index_digest(folder)}
     write_whole(folder / STATE, (json.dumps(state, indent=1) + "\n").encode())
 
 
@@ -152,6 +152,21 @@ def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[st
         f"CREATE OR REPLACE TABLE indexed AS SELECT *, why IS NULL AS kept FROM (SELECT {listed})", columns
     )
     copy_table(database, "FROM indexed ORDER BY name", folder / INDEX)
+
+
+def _withdrawn(folder: Path) -> list[str]:
+    """Labs that are withdrawn."""
+    return [lab for lab, told in known_labs(folder).items() if told["state"] == "withdrawn"]
+
+
+def _forget_labs(folder: Path, withdrawn: Sequence[str]) -> None:
+    """Delete what labs gave that are withdrawn: crops, rows and packs. What the pool says of all cells is made anew."""
+    if withdrawn:
+        delete(folder, folder / CACHE)
+    for lab in withdrawn:
+        if (folder / PACKS / lab).exists():
+            (folder / INDEX).unlink(missing_ok=True)
+            delete(folder, folder / PACKS / lab)
 
 
 def _of_nobody(folder: Path) -> list[str]:

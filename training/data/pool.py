@@ -38,6 +38,7 @@ __all__ = [
     "PooledCell",
     "connect",
     "in_words",
+    "index_digest",
     "is_pool",
     "name_in_pool",
     "table",
@@ -73,6 +74,15 @@ class PooledCell:
 def is_pool(folder: Path) -> bool:
     """Whether a folder is a pool, and not one of pictures."""
     return (folder / POOL).is_file()
+
+
+def index_digest(folder: Path) -> str | None:
+    """SHA-256 of what a pool says of its cells; None where that is missing or cannot be read."""
+    try:
+        with (folder / INDEX).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def name_in_pool(lab: str, cell: str) -> str:
@@ -131,9 +141,12 @@ class Pool:
         there = sorted(
             f"{lab.name}/{pack.name}" for lab in (folder / PACKS).glob("*") for pack in lab.glob("[0-9a-f]*")
         )
-        if not is_pool(folder) or state.get("packs") != there or not (folder / INDEX).is_file():
+        index = index_digest(folder)
+        known = (state.get("packs"), state.get("index", index)) if isinstance(state, dict) else None
+        if not is_pool(folder) or index is None or known != (there, index):
             raise PackError(
-                f"{folder} is no pool, or was cut off while it was changed. `python -m training pool {folder}` brings it to its end."
+                f"{folder} is no pool, was cut off while it was changed, or is damaged. `python -m training pool {folder}` brings it to its "
+                "end."
             )
         with in_words(folder), closing(connect()) as database:
             rows = database.execute(

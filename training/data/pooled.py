@@ -105,8 +105,15 @@ def key_state(told: Mapping[str, Any]) -> Literal["trusted", "revoked"]:
 
 
 def packs_of(folder: Path, lab: str) -> dict[str, Manifest]:
-    """The packs of a lab that lie in the pool, by the beginning of their digest."""
-    return {place.name: read_manifest(place / MANIFEST) for place in sorted((folder / PACKS / lab).glob("[0-9a-f]*"))}
+    """The packs of a lab that lie in the pool, by the beginning of their digest. Raises `PackError` where what one says
+    of itself is damaged."""
+    places = sorted((folder / PACKS / lab).glob("[0-9a-f]*"))
+    try:
+        return {place.name: read_manifest(place / MANIFEST) for place in places}
+    except PackError as error:
+        raise PackError(
+            f"{error} Restore it, or withdraw the lab: `python -m training pool {folder} --withdraw {lab}`."
+        ) from None
 
 
 def pack_names(folder: Path) -> list[str]:
