@@ -7,6 +7,7 @@ import contextlib
 import csv
 import functools
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -169,6 +170,37 @@ def test_processes_that_cannot_train_are_refused(
     words = ["train", str(drawn_cells), "--run", str(tmp_path / "alone"), "--here", "1"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2 and "are of several processes" in done.output
+
+
+def test_what_is_said_at_a_stop_goes_on_with_the_same_processes_and_images(
+    drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def said(*words: object) -> str:
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        assert done.exit_code == 130, done.output
+        return done.stderr.splitlines()[-1]
+
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    run, moved = tmp_path / "my run", tmp_path / "moved"
+    moved.symlink_to(drawn_cells)
+    begin = ("train", drawn_cells, "--run", run, *(part for one in SETTINGS for part in ("--set", one)))
+    with monkeypatch.context() as early:
+        early.setattr("training.run.make_split", stopped)
+        assert said(*begin) == "stopped; the same command begins anew"
+    monkeypatch.setattr("training.cli.app._train", stopped)
+    assert said(*begin) == f"stopped; go on with `python -m training resume '{run}'`"
+    several = ("--processes", 2, "--here", 1, "--coordinator", "gpu1:7711")
+    again = f"KERAS_BACKEND=jax python -m training resume '{run}'"
+    assert said(*begin, *several[:2]) == f"stopped; go on with `{again} --processes 2`"
+    told = said("resume", run, *several)
+    assert told == f"stopped; go on with `{again} --processes 2 --here 1 --coordinator gpu1:7711`"
+    elsewhere = shutil.copytree(drawn_cells, tmp_path / "elsewhere")
+    assert said("resume", run, "--data", moved) == f"stopped; go on with `python -m training resume '{run}'`"
+    told = said("resume", run, "--data", elsewhere, *several[:2])
+    assert told == f"stopped; go on with `{again} --data {elsewhere} --processes 2`"
 
 
 def test_processes_that_would_train_differently_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,14 +129,33 @@ def _name_of(folder: Path, otherwise: str) -> str:
         return otherwise
 
 
-def _to_its_end(folder: Path, open_run: Callable[[], Run], workers: Workers | None = None) -> None:
+def _again(folder: Path, data: Path | None, workers: Workers | None) -> str:
+    """What brings a run that was stopped to its end. data : its images, where the command named them."""
+    try:
+        known = Run.open(folder).data
+    except RunError:
+        return "the same command begins anew"
+    words = ["python", "-m", "training", "resume", str(folder)]
+    words += [] if data is None or data.resolve() == known.resolve() else ["--data", str(data)]
+    if workers is None:
+        return f"go on with `{shlex.join(words)}`"
+    words += ["--processes", str(workers.count)]
+    words += [] if workers.here is None else ["--here", str(workers.here)]
+    words += [] if workers.coordinator is None else ["--coordinator", workers.coordinator]
+    return f"go on with `KERAS_BACKEND=jax {shlex.join(words)}`"
+
+
+def _to_its_end(
+    folder: Path, open_run: Callable[[], Run], workers: Workers | None = None, *, data: Path | None = None
+) -> None:
+    """Train a run. data : its images, where the command named them."""
     try:
         workers = None if workers is None else workers.check()
         _train(open_run(), workers)
     except (RunError, LabrefError, ValueError, OSError) as error:
         raise _fail(error) from None
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with `python -m training resume {folder}`")
+        console.print(f"stopped; {_again(folder, data, workers)}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
 
@@ -191,7 +210,7 @@ def train(
         raise _fail(error, 2) from None
     except RunError as error:
         raise _fail(error) from None
-    _to_its_end(run, lambda: Run.create(run, data, config), _workers(processes, here, coordinator))
+    _to_its_end(run, lambda: Run.create(run, data, config), _workers(processes, here, coordinator), data=data)
 
 
 @app.command("settings")
@@ -239,7 +258,7 @@ def resume(
     coordinator: Coordinator = None,
 ) -> None:
     """Go on with a run from its last checkpoint, with as many processes as there are now (see `train`)."""
-    _to_its_end(run, lambda: Run.open(run, data), _workers(processes, here, coordinator))
+    _to_its_end(run, lambda: Run.open(run, data), _workers(processes, here, coordinator), data=data)
 
 
 @app.command("join")
@@ -280,7 +299,7 @@ def repeat(
     data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
 ) -> None:
     """Train a run once more from its `run.json` alone, on the same split; stops where the images give another one."""
-    _to_its_end(new, lambda: Run.repeat(run, new, data))
+    _to_its_end(new, lambda: Run.repeat(run, new, data), data=data)
 
 
 @app.command()
