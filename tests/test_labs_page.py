@@ -319,6 +319,22 @@ def test_of_one_bundle_in_a_lab_the_newest_report_counts(sent: dict[str, Any], t
     assert any("computer's clock is wrong" in note for note in found["notes"])
 
 
+def test_labs_without_a_key_stand_in_the_order_of_their_numbers(sent: dict[str, Any], tmp_path: Path) -> None:
+    for number in range(11):
+        report = of_a_lab(sent, even(150 + number, 200), lab=None, at=f"2026-11-01T08:{59 - number}:00Z")
+        for digest in (OLD, NEW) if number in (0, 1, 9) else (NEW,):
+            name = {OLD: "autumn", NEW: "winter"}[digest]
+            bundle = report["bundle"] | {"name": name, "digest": digest}
+            rows = [*report["analysers"], *report["analysers"]]  # of two, nobody knows which is which
+            write(tmp_path / f"{number:02}" / f"{name}.json", report | {"bundle": bundle, "analysers": rows})
+    write(tmp_path / "with a key.json", of_a_lab(sent, even(190, 200)))
+    found = json.loads(labs(tmp_path, "--json").stdout)
+    shown = list(dict.fromkeys(row["lab"] for row in found["rows"]))
+    assert shown == ["01234567", *(f"lab {number}" for number in range(1, 12))]
+    assert list(dict.fromkeys(one["lab"] for one in found["files"])) == shown
+    assert found["not_paired"] == ["lab 1", "lab 2", "lab 10"]
+
+
 def test_folders_that_disagree_with_the_ids_of_labs_are_said(sent: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path / "Lund" / "1.json", of_a_lab(sent, even(150, 200)))
     write(tmp_path / "Umeå" / "1.json", of_a_lab(sent, even(190, 200), at="2026-11-02T08:00:00Z"))

@@ -26,7 +26,7 @@ from labref.operations.report import LabReport, ReportAnalyser, ReportClass, Rep
 from labref.printing import printable
 from labref.words import name_key
 from training.data.classes import common_name
-from training.report.received import Gathered, Taken, when
+from training.report.received import Gathered, Taken, order, when
 
 __all__ = [
     "AnalyserFigures",
@@ -459,4 +459,4 @@ def _not_paired(rows: Sequence[AnalyserFigures]) -> list[str]:
     bundles: dict[str, set[str]] = {}
     for row in rows:
         bundles.setdefault(row.lab, set()).add(row.bundle)
-    return sorted({row.lab for row in rows if row.known_again is None and len(bundles[row.lab]) > 1})
+    return sorted({row.lab for row in rows if row.known_again is None and len(bundles[row.lab]) > 1}, key=order)

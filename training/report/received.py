@@ -26,7 +26,7 @@ from labref.files import read_file
 from labref.operations.report import LabReport, ReportShare
 from labref.printing import printable
 
-__all__ = ["Gathered", "LeftOut", "Taken", "gather", "when"]
+__all__ = ["Gathered", "LeftOut", "Taken", "gather", "order", "when"]
 
 _MOST_BYTES: Final = 4_000_000
 _LONGEST: Final = 200  # characters of a name
@@ -34,6 +34,8 @@ _CLOSE: Final = 1e-9
 _MOST_CELLS: Final = 10**12
 _FARTHEST: Final = 1e6  # robust standard deviations
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_UNKEYED: Final = "lab "
+"""How the page's name of a lab without a key begins; its number follows."""
 _ASK: Final = "ask the lab for `labref report --json --counts-only > numbers.json`"
 
 
@@ -243,9 +245,14 @@ def _by_lab(read: Sequence[_Read]) -> list[Taken]:
         beside = keys.get(one.folder or "", set())
         key = one.made.lab or (next(iter(beside)) if len(beside) == 1 else None)
         place = one.folder or str(one.file)
-        lab = numbers.setdefault(place, f"lab {len(numbers) + 1}") if key is None else key[:8]
+        lab = numbers.setdefault(place, f"{_UNKEYED}{len(numbers) + 1}") if key is None else key[:8]
         taken.append(Taken(one.file, lab, Path(place).name if one.folder else one.file.stem, one.made))
     return taken
+
+
+def order(lab: str) -> tuple[int, str]:
+    """By what labs are ordered: by their id, and then those without a key by their number."""
+    return (int(lab.removeprefix(_UNKEYED)), "") if lab.startswith(_UNKEYED) else (0, lab)
 
 
 def when(one: Taken) -> tuple[datetime, str]:
@@ -264,7 +271,7 @@ def _newest(read: Sequence[Taken], left_out: list[LeftOut]) -> list[Taken]:
         for one in older:
             why = "is older than another" if when(one)[0] < when(last)[0] else "is of the same moment as another"
             left_out.append(LeftOut(one.file, f"{why} of the same lab and bundle", last.file))
-    return sorted(taken, key=lambda one: (one.lab, *when(one)))
+    return sorted(taken, key=lambda one: (order(one.lab), *when(one)))
 
 
 def _places(read: Sequence[_Read]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
@@ -298,7 +305,7 @@ def _notes(taken: Sequence[Taken], read: Sequence[_Read]) -> Iterator[str]:
             )
     for own in sorted({tuple(sorted(found)) for found in ids.values() if len(found) > 1}):
         yield f"One folder holds reports of {' and '.join(own)}: each counts as a lab of its own."
-    unkeyed = sorted({one.lab for one in taken if one.made.lab is None and one.lab.startswith("lab ")})
+    unkeyed = sorted({one.lab for one in taken if one.made.lab is None and one.lab.startswith(_UNKEYED)})
     if unkeyed:
         yield (
             f"{len(unkeyed)} {'lab' if len(unkeyed) == 1 else 'labs'} without a key of their own: they are told apart by "
