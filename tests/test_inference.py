@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -68,6 +70,63 @@ def test_threads_share_one_embedder(embedder: Embedder, drawn_cells: Path) -> No
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: embedder.embed(crops).latents, range(8)):
             assert np.array_equal(found, expected)
+
+
+class _Session:
+    """A trunk that says how it was run. waits : a large batch does so.  refuses : to let go of memory, as a build of
+    ONNX Runtime without such does."""
+
+    def __init__(self, bundle: Bundle, *, refuses: bool = False) -> None:
+        self._sizes = len(bundle.manifest.labels), bundle.manifest.features
+        self._refuses = refuses
+        self.lets_go: list[tuple[int, bool]] = []
+        self.began, self.waits = threading.Event(), threading.Event()
+        self.waits.set()
+
+    def run(self, _: object, inputs: dict[str, np.ndarray], options: object = None) -> list[np.ndarray]:
+        crops = len(inputs["crops"])
+        if crops > 1:
+            self.began.set()
+            assert self.waits.wait(20)
+        if options is not None and self._refuses:
+            raise RuntimeError("not an arena based allocator")
+        self.lets_go.append((crops, options is not None))
+        return [
+            np.zeros((crops, size) if isinstance(size, int) else (crops, *size), np.float32) for size in self._sizes
+        ]
+
+
+def _embedder_of(bundle: Bundle, trunk: _Session) -> Embedder:
+    latents = SimpleNamespace(
+        run=lambda _, given: [np.zeros((len(given["features"]), bundle.manifest.latent_size), np.float32)]
+    )
+    return Embedder(bundle, trunk, latents, "CPUExecutionProvider", "")
+
+
+def test_memory_that_many_cells_took_beside_a_few_is_let_go_by_the_next_few(starter: Bundle) -> None:
+    trunk = _Session(starter)
+    embedder = _embedder_of(starter, trunk)
+    crops = np.zeros((16, 256, 256, 3), np.uint8)
+    embedder.embed(crops[:1])
+    trunk.waits.clear()
+    trunk.began.clear()
+    with ThreadPoolExecutor(1) as beside:
+        many = beside.submit(embedder.embed, crops)
+        assert trunk.began.wait(20)
+        embedder.embed(crops[:1])
+        trunk.waits.set()
+        many.result(20)
+    for _ in range(2):
+        embedder.embed(crops[:1])
+    assert trunk.lets_go == [(1, False), (1, True), (16, False), (1, True), (1, False)]
+
+
+def test_a_runtime_that_cannot_let_go_of_memory_runs_all_the_same(starter: Bundle) -> None:
+    trunk = _Session(starter, refuses=True)
+    embedder = _embedder_of(starter, trunk)
+    for crops in (16, 1, 16, 1):
+        assert len(embedder.embed(np.zeros((crops, 256, 256, 3), np.uint8)).latents) == crops
+    assert trunk.lets_go == [(16, False), (1, False), (16, False), (1, False)]
 
 
 def test_a_quarter_turn_or_a_mirror_leaves_the_latent(starter: Bundle, embedder: Embedder, drawn_cells: Path) -> None:

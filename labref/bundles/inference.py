@@ -98,6 +98,7 @@ class Embedder:
         self._trunk = trunk
         self._encoder = encoder
         self._room = 0  # crops for which ONNX Runtime holds memory: those of its largest batch
+        self._lets_go = True
 
     @staticmethod
     def open(
@@ -145,33 +146,41 @@ class Embedder:
 
     def _run(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probabilities and latents of one batch. Features stay where the trunk put them: on a GPU, in its memory."""
-        options = self._options(len(batch))
         if self.provider == _CPU:
-            said, features = self._trunk.run(["probabilities", "features"], {"crops": batch}, options)
+            said, features = self._seen(batch)
             (latent,) = self._encoder.run(["latent"], {"features": features})
             return said, latent
         first, second = self._trunk.io_binding(), self._encoder.io_binding()
         first.bind_cpu_input("crops", batch)
         first.bind_output("probabilities", "cpu")
         first.bind_output("features", self._memory)
-        self._trunk.run_with_iobinding(first, options)
+        self._trunk.run_with_iobinding(first)
         said, features = first.get_outputs()
         second.bind_ortvalue_input("features", features)
         second.bind_output("latent", "cpu")
         self._encoder.run_with_iobinding(second)
         return said.numpy(), second.get_outputs()[0].numpy()
 
-    def _options(self, crops: int) -> Any:
-        """How a batch of so many crops is run; None for as ever. ONNX Runtime keeps the memory of its largest batch,
-        150 MB: after many cells at once the next few let it go."""
+    def _seen(self, batch: NDArray[np.uint8]) -> Any:
+        """What the trunk makes of a batch on the CPU. ONNX Runtime keeps the memory of its largest batch, 150 MB: after
+        many cells at once the next few let it go."""
+        outputs, crops = ["probabilities", "features"], len(batch)
         held, self._room = self._room, max(self._room, crops)
-        if self.provider != _CPU or crops * _FEW > held:
-            return None
-        self._room = crops
-        options = onnxruntime.RunOptions()
-        options.log_severity_level = _QUIET
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        return options
+        if self._lets_go and crops * _FEW <= held:
+            options = onnxruntime.RunOptions()
+            options.log_severity_level = _QUIET
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            try:
+                found = self._trunk.run(outputs, {"crops": batch}, options)
+                self._room = crops
+                return found
+            except Exception:  # some builds of ONNX Runtime know no such memory; else the next line fails as well
+                found = self._trunk.run(outputs, {"crops": batch})
+                self._lets_go = False
+                return found
+        found = self._trunk.run(outputs, {"crops": batch})
+        self._room = max(self._room, crops)  # once more: a few of another thread may have let go meanwhile
+        return found
 
     @property
     def golden_tolerance(self) -> float:
