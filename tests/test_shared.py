@@ -8,7 +8,9 @@ import shutil
 import socket
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,16 +32,18 @@ from labref.asking.references import Reference, find
 from labref.asking.sharing import Others
 from labref.bundles.bundle import Bundle
 from labref.cli import app
+from labref.cli.query import draw_grid
 from labref.config import SharedConfig
-from labref.errors import ConfigError, SharedError
+from labref.errors import ConfigError, DecodingLimitError, SharedError
 from labref.lab import Lab
 from labref.lab.log import open_log
 from labref.shared import asking as asking_module
-from labref.shared import migrations
+from labref.shared import browsing, migrations
 from labref.shared.address import PASSWORD, Address
 from labref.shared.asking import Asking, Wanted
 from labref.shared.check import check
 from labref.shared.connection import connect
+from labref.shared.labs import remove
 from labref.shared.migrations import latest, make, migrate
 from labref.store import NewCell, Store
 from labref.store.duckdb.removal import Due
@@ -225,6 +229,28 @@ def test_names_are_published_only_where_the_setting_says_so(tmp_path: Path, star
     with lab_of(tmp_path / "lab", starter, access) as (lab, store):
         all_of(lab, store)
         assert shared.rows("SELECT * FROM named") == [] and published(shared, "Lund") == in_store(store)
+
+
+def test_what_labref_toml_says_of_names_and_optics_holds_for_cells_of_before(
+    tmp_path: Path, starter: Bundle, shared: Database
+) -> None:
+    def told() -> tuple[int, list[tuple[object, ...]]]:
+        with lab_of(tmp_path / "lab", starter, shared.lab("Lund"), **settings) as (lab, store):
+            store.record(cells_for(starter, new, slide="slide 7"), bundle=starter.digest)
+            before = store.outbox.waiting().rows
+            all_of(lab, store)
+            assert published(shared, "Lund") == in_store(store)
+        found = shared.rows("SELECT cell.optics, slide FROM cell LEFT JOIN named USING (lab, cell_id) GROUP BY 1, 2")
+        return before, found
+
+    new, settings = range(3), dict[str, Any](send_names=True)
+    assert told()[1] == [("DC-1", "slide 7")]
+    new, settings = range(0), {}
+    assert told() == (0, [("DC-1", None)])
+    settings = {"optics": "all DC"}
+    assert told() == (0, [("all DC", None)])
+    new = range(3, 4)
+    assert told() == (1, [("all DC", None)]), "nothing but that cell is told"
 
 
 def test_a_lab_without_a_shared_store_keeps_no_outbox(tmp_path: Path, starter: Bundle, shared: Database) -> None:
@@ -473,12 +499,17 @@ def test_a_cell_of_another_lab_stands_only_where_it_is_clearly_nearer(
             ("c", None),
             ("g", "Malmö"),
         ]
-        assert names(references(store, starter, latent, Others(ask, "Malmö"), k=3))[0] == ("d", "Malmö")
+        for which in ("Malmö", unicodedata.normalize("NFD", "Malmö")):
+            assert names(references(store, starter, latent, Others(ask, which), k=3))[0] == ("d", "Malmö")
         # the picture that is asked about is nobody's reference
         found = find(store, bundle=starter, latent=latent, digest=digest_of("e"), sharing=wanted)
         assert "e" not in dict(names(found.references))
         with pytest.raises(AssertionError, match="has no lab 'Ystad'"):
             references(store, starter, latent, Others(ask, "Lund, Ystad"))
+        ask.close()
+        reply = find(store, bundle=starter, latent=latent, digest=None, sharing=wanted).reply
+        assert reply is not None and reply.problem == "the shared store is asked no more: labref ends"
+        assert ask.thumbnail("Malmö", cell_id_of(digest_of("e"))) is None
 
 
 def test_a_doubted_or_refused_cell_is_no_reference_for_others(
@@ -645,6 +676,202 @@ def test_a_store_of_before_is_migrated_and_reads_one_optics_from_an_index_alone(
     ]
     read = "SELECT idx_tup_read, idx_tup_fetch FROM pg_stat_user_indexes WHERE indexrelname = 'cell_1_optics'"
     wait_until(lambda: shared.rows(read) == [(int(rare.sum()), 0)], 30)
+
+
+def tables_waited_for(shared: Database) -> int:
+    """How many connections wait for a lock."""
+    ((waiting,),) = shared.rows(
+        "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT granted AND a.datname = current_database()"
+    )
+    return int(str(waiting))
+
+
+def test_while_a_store_is_migrated_questions_are_answered_and_one_that_was_killed_is_finished(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = migrations.steps()
+    latents = np.random.default_rng(4).standard_normal((60, 50)).astype(np.float32)
+    with monkeypatch.context() as before:
+        before.setattr(migrations, "steps", lambda: known[:2])
+        shared = database(postgres)
+        lund = shared.lab("Lund")
+        fill(shared, latents, [1] * 60, ["DC-1"] * 60)
+    with ThreadPoolExecutor(2) as pool, closing(asking(shared.lab("Malmö"), 5.0)) as ask:
+        with shared.as_lab(lund) as publishes, publishes.transaction():
+            publishes.execute("UPDATE cell SET label = 'under way' WHERE lab = 1")
+            killed = pool.submit(migrate, shared.owner, shared.secret)
+            wait_until(lambda: tables_waited_for(shared) == 1, 30)
+            reply = ask.put(BUNDLE, latents[7], Wanted(optics="DC-1"), 8).reply()
+            assert reply.problem is None and reply.cells[0].cell_id == cell_id_of(digest_of(7))
+            shared.rows("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted")
+            with pytest.raises(SharedError, match="terminating connection"):
+                killed.result(30)
+            assert shared.rows("SELECT max(version) FROM migration") == [(2,)]
+            both = [pool.submit(migrate, shared.owner, shared.secret) for _ in range(2)]
+            wait_until(lambda: tables_waited_for(shared) == 2, 30)
+        assert [one.result(60) for one in both] == [latest()] * 2
+    assert shared.rows("SELECT version FROM migration ORDER BY 1") == [(version,) for version in range(1, latest() + 1)]
+    assert check(shared.owner, shared.secret).faults == {}
+
+
+def test_a_store_that_was_begun_is_finished(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Database(postgres, made=False)
+    with monkeypatch.context() as refused:  # the user may make no roles yet
+        refused.setattr(migrations, "steps", lambda: [migrations.Step(1, "cells", "SELECT 1 / 0", 1)])
+        with pytest.raises(SharedError, match="division by zero"):
+            make(shared.owner, shared.secret)
+    with pytest.raises(SharedError, match="is no shared store. Make one"):
+        migrate(shared.owner, shared.secret)
+    assert make(shared.owner, shared.secret) == latest()
+    other = Database(postgres, made=False)
+    with other.server.connect(other.name) as owner:
+        owner.execute("CREATE SCHEMA labref")
+    with pytest.raises(SharedError, match="Take another database"):
+        make(other.owner, other.secret)
+
+
+def test_what_was_dropped_by_hand_is_said_and_made_again(tmp_path: Path, starter: Bundle, shared: Database) -> None:
+    def found() -> dict[str, int]:
+        with password(shared.secret):
+            done = runner.invoke(app, ["shared", "check", "--url", shared.url(), "--json"])
+        assert done.exit_code in (0, 1), done.exception
+        faults: dict[str, int] = json.loads(done.stdout)["faults"]
+        return faults
+
+    address, _ = access = shared.lab("Lund")
+    with lab_of(tmp_path / "lab", starter, access) as (lab, store):
+        store.record(cells_for(starter, range(6)), bundle=starter.digest)
+        all_of(lab, store)
+        with shared.server.connect(shared.name) as owner:
+            owner.execute("DROP INDEX labref.cell_1_optics")
+            assert found() == {"bundles without the index by optics": 1}
+            assert migrate(shared.owner, shared.secret) == latest() and found() == {}
+            assert store.outbox.waiting().rows == 0
+            all_of(lab, store)
+
+            owner.execute("DROP TABLE labref.cell_1")
+        assert found() == {"bundles whose table of cells is gone": 1, "thumbnails without a cell": 6}
+        assert migrate(shared.owner, shared.secret) == latest()
+        all_of(lab, store)
+        assert found() == {} and published(shared, "Lund") == in_store(store) and len(in_store(store)) == 6
+    with shared.server.connect(shared.name) as owner:
+        owner.execute(f"DROP OWNED BY {address.user}; DROP ROLE {address.user}".encode())
+    assert found() == {"labs whose role is gone": 1}
+    with password(shared.secret):
+        done = runner.invoke(app, ["shared", "lab", "remove", "Lund", "--url", shared.url()])
+    assert done.exit_code == 0 and found() == {}
+
+
+def test_one_bundle_that_two_labs_bring_at_once_is_there_once(
+    tmp_path: Path, starter: Bundle, shared: Database
+) -> None:
+    lund, malmo = shared.lab("Lund"), shared.lab("Malmö")
+    with lab_of(tmp_path / "lab", starter, malmo) as (lab, store), ThreadPoolExecutor(1) as beside:
+        store.record(cells_for(starter, range(3)), bundle=starter.digest)
+        with shared.as_lab(lund) as first, first.transaction():
+            first.execute("SELECT add_bundle(%s, 'starter', '1', %s)", [starter.digest, starter.manifest.latent_size])
+            second = beside.submit(all_of, lab, store)
+            wait_until(lambda: tables_waited_for(shared) == 1, 30)
+        second.result(30)
+        assert published(shared, "Malmö") == in_store(store)
+    assert shared.rows("SELECT digest FROM bundle") == [(starter.digest,)]
+
+
+def test_a_lab_is_taken_out_while_it_publishes(shared: Database) -> None:
+    lund = shared.lab("Lund")
+    fill(shared, np.zeros((2, 50), np.float32), [1, 1], ["DC-1"] * 2)
+    with ThreadPoolExecutor(1) as beside:
+        with shared.as_lab(lund) as publishes, publishes.transaction():
+            publishes.execute("SELECT sent FROM lab WHERE id = 1 FOR UPDATE")
+            publishes.execute("INSERT INTO thumbnail VALUES (1, '0123456789abcdef', '')")
+            gone = beside.submit(remove, shared.owner, shared.secret, "Lund")
+            wait_until(lambda: tables_waited_for(shared) == 1, 30)
+        assert gone.result(30) == 2
+    assert shared.rows("SELECT * FROM lab") == shared.rows("SELECT * FROM thumbnail") == []
+
+
+def test_the_server_s_log_holds_no_password(postgres: Server, shared: Database) -> None:
+    with shared.server.connect(shared.name) as owner:
+        owner.execute(f"ALTER DATABASE {shared.name} SET log_statement = 'all'".encode())
+    _, secret = access = shared.lab("Lund")
+    shared.as_lab(access).close()
+    log = (postgres.folder / "log").read_text()
+    assert "CREATE ROLE" in log and secret not in log
+
+
+def test_a_moment_that_no_computer_knows_costs_others_no_answer(
+    tmp_path: Path, starter: Bundle, shared: Database
+) -> None:
+    with shared.server.connect(shared.name) as owner:
+        owner.execute(f"ALTER DATABASE {shared.name} SET timezone = 'Asia/Tokyo'".encode())
+        owner.execute(f"ALTER DATABASE {shared.name} SET datestyle = 'German'".encode())
+    with two_labs(tmp_path, starter, shared) as (lab, store, empty, ask):
+        ends = [datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(1, 1, 1, tzinfo=UTC), None]
+        cells = [
+            cell
+            for at, number in zip(ends, range(3), strict=True)
+            for cell in cells_for(starter, range(number, number + 1), captured_at=at)
+        ]
+        store.record([*cells, *cells_for(starter, range(3, 5))], bundle=starter.digest)
+        all_of(lab, store)
+        with shared.as_lab((Address.of(lab.config.shared.url), (lab.folder / "password").read_text().strip())) as own:
+            for number, at in ((3, "infinity"), (4, "4713-01-01 BC")):
+                named = cell_id_of(digest_of(number))
+                own.execute("UPDATE cell SET captured_at = %s, stored_at = %s WHERE cell_id = %s", [at, at, named])
+            own.execute("UPDATE lab SET published_at = 'infinity'")
+        found = references(empty, starter, cells[0].latent, Others(ask, "Lund"), k=5)
+        told = {one.cell_id: one.captured_at for one in found}
+        assert [told[cell.cell_id] for cell in cells] == ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", None]
+        assert len(told) == 5
+        assert len(ask.read(lambda connection: browsing.cells(connection, limit=9, offset=0))) == 5
+        assert [one.cells for one in check(shared.owner, shared.secret).labs] == [5, 0]
+
+
+def test_a_picture_that_could_not_be_made_for_a_moment_is_made_later(
+    tmp_path: Path, starter: Bundle, shared: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sent() -> list[bytes]:
+        return sorted(bytes(jpeg) for (jpeg,) in shared.rows("SELECT jpeg FROM thumbnail"))  # type: ignore[call-overload]
+
+    def shown(of: dict[str, bytes | Exception | None]) -> None:
+        def of_cell(_: object, cell_id: str, __: str) -> bytes | None:
+            made = of[cell_id]
+            if isinstance(made, Exception):
+                raise made
+            return made
+
+        monkeypatch.setattr("labref.lab.pictures.Pictures.of_cell", of_cell)
+
+    monkeypatch.setattr("labref.tasks.publishing._LACKING_AT_ONCE", 2)
+    monkeypatch.setattr("labref.tasks.publishing._THUMBNAILS_AT_ONCE", 1)
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund")) as (lab, store):
+        cells = cells_for(starter, range(5))
+        store.record(cells, bundle=starter.digest)
+        busy = DecodingLimitError("takes too long to decode: more than 10 s (labref.toml, [decoding] seconds)")
+        ids = [cell.cell_id for cell in cells]
+        shown(dict(zip(ids, (busy, busy, busy, None, b"a picture"), strict=True)))
+        all_of(lab, store)
+        assert sent() == [b"", b"a picture"]
+        shown(dict.fromkeys(ids, b"later"))  # the kept picture that was missing is back, too
+        all_of(lab, store)
+        assert sent() == [b"", b"a picture", *[b"later"] * 3]
+        store.outbox.refill()
+        all_of(lab, store)
+        assert sent() == [b"a picture", *[b"later"] * 4]
+
+
+def test_a_lab_with_nothing_to_tell_sees_that_the_shared_store_was_restored(
+    tmp_path: Path, starter: Bundle, shared: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labref.tasks.publishing._HOLDS_SECONDS", 0.1)
+    with lab_of(tmp_path / "lab", starter, shared.lab("Lund")) as (lab, store), open_log(lab) as log:
+        store.record(cells_for(starter, range(9)), bundle=starter.digest)
+        with closing(Publisher(lab, store, log)) as publisher:
+            wait_until(lambda: publisher.waiting()[0] == 0 and len(published(shared, "Lund")) == 9, 30)
+            with shared.server.connect(shared.name) as owner, owner.transaction():
+                owner.execute("DELETE FROM labref.cell")
+                owner.execute("UPDATE labref.lab SET sent = 3, tag = 'of before'")
+            wait_until(lambda: published(shared, "Lund") == in_store(store) and publisher.problem is None, 30)
 
 
 # breaks
@@ -912,6 +1139,8 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
     theirs = [one for one in every["references"] if one["origin"] == "shared"]
     assert every["shared"]["problem"] is None and every["shared"]["labs"] == ["B"] and theirs
     assert {one["lab"] for one in theirs} == {"B"} and out.stat().st_size > 10_000
+    shared.rows("UPDATE thumbnail SET jpeg = 'no picture' RETURNING lab")  # another lab's fault
+    draw_grid(Lab.open(labs[0]), every, asked.read_bytes(), out)
     assert every["distribution"] == own["distribution"] and every["novelty"] == own["novelty"]
     said = labref("query", asked, "--lab", labs[0], "--shared", "B")
     assert any(line.rstrip().endswith("  B") for line in said.splitlines())

@@ -16,6 +16,7 @@ say what is usual in this lab.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -67,7 +68,8 @@ class Others:
             if group is None:
                 return "the microscope of the image is not known, so nobody else's is known to be the same"
             return Wanted(optics=group, reader=self.reader)
-        return Wanted(tuple(name.strip() for name in self.which.split(",") if name.strip()), reader=self.reader)
+        names = unicodedata.normalize("NFC", self.which).split(",")  # as labs are named
+        return Wanted(tuple(name.strip() for name in names if name.strip()), reader=self.reader)
 
 
 def others_of(asking: Asking | None, which: str, group: str) -> Others | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from labref.cli._shared import JsonOption, LabOption, a_path, map_named, print_json, read_image
-from labref.errors import LabrefError
+from labref.errors import LabrefError, UnreadableImageError
 from labref.printing import printable
 
 if TYPE_CHECKING:
@@ -198,7 +198,12 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
             kept = lab.central_image(answer["bundle"][:12], reference["cell_id"])
         else:
             kept = lab.kept_image(reference["cell_id"])
-        image = None if kept is None else lab.decoder.decode(kept)
+        try:
+            image = None if kept is None else lab.decoder.decode(kept)
+        except UnreadableImageError:
+            if reference["origin"] != "shared":
+                raise
+            image = None  # what another lab sent costs this one no picture of its own
         return image, None if image is None else prepare_pixels(image).centre
 
     with contextlib.nullcontext() if asking is None else contextlib.closing(asking):

@@ -175,8 +175,8 @@ def check(
             say(f"  {number} {what}")
     if found.faults:
         raise SharedError(
-            f"{address} is not whole. Nothing is lost: each lab publishes its cells again with `labref shared publish "
-            "--rebuild`."
+            f"{address} is not whole. Nothing is lost: `labref shared migrate` makes again what was dropped of it, and each lab "
+            "publishes its cells again with `labref shared publish --rebuild`."
         )
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from labref.errors import SharedError
 from labref.shared.address import Address
-from labref.shared.connection import connect, in_words, plain
+from labref.shared.connection import connect, in_words, moment, plain
 from labref.shared.indexing import name_of
 from labref.shared.migrations import require
 from labref.store.memory import distances
@@ -46,6 +46,7 @@ _AGAIN_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 30.0
 _AT_ONCE: Final = 4
 _LEAST: Final = 100
+_ENDS: Final = "the shared store is asked no more: labref ends"
 COMPARED_AT_MOST: Final = 70_000
 """Where there is an index, so many cells are compared one by one all the same: they lie about in a far larger table."""
 _SETTINGS: Final = {
@@ -124,7 +125,7 @@ class Pending:
             except TookTooLong:
                 problem = f"the shared store did not answer within {self._wait:g} s"
             except CancelledError:
-                problem = "the shared store is asked no more: labref ends"
+                problem = _ENDS
             except SharedError as error:
                 problem = str(error)
         return Reply(cells, problem, round(1e3 * (time.perf_counter() - began), 3), exact)
@@ -168,11 +169,12 @@ class Asking:
             problem, due = self._problem, time.monotonic() >= self._again
             if problem is not None and due:
                 self._again = time.monotonic() + _AGAIN_SECONDS
-        if problem is None:
-            return Pending(self._pool.submit(self._ask, bundle, latent, wanted, cells), None, self._wait)
-        if due:
-            self._pool.submit(self._try)
-        return Pending(None, problem, self._wait)
+        with contextlib.suppress(RuntimeError):  # it was closed meanwhile
+            if problem is None:
+                return Pending(self._pool.submit(self._ask, bundle, latent, wanted, cells), None, self._wait)
+            if due:
+                self._pool.submit(self._try)
+        return Pending(None, problem or _ENDS, self._wait)
 
     def thumbnail(self, lab: str, cell_id: str) -> bytes | None:
         """JPEG of a cell; None where there is none, or the server is out of reach."""
@@ -186,7 +188,7 @@ class Asking:
             ).fetchone()
             return None if row is None or not row[0] else bytes(row[0])
 
-        with contextlib.suppress(SharedError, TookTooLong):
+        with contextlib.suppress(SharedError, TookTooLong, CancelledError, RuntimeError):  # the last two: it was closed
             return self._pool.submit(self._with_connection, fetch).result(self._wait)
         return None
 
@@ -322,7 +324,7 @@ def _candidates(
             connection.execute("SET LOCAL enable_sort = off")  # what else there is compares all cells
         return connection.execute(
             # first which are the nearest, then what else is known of them: else all of each row is carried along
-            "SELECT lab, cell_id, label, label_source, analyser, captured_at, place, across, down, latent::text, away "
+            f"SELECT lab, cell_id, label, label_source, analyser, {moment('captured_at')}, place, across, down, latent::text, away "
             f"FROM (SELECT lab AS of_lab, cell_id AS of_cell, latent::vector{size} <-> %s::vector{size} AS away "
             f"FROM cell WHERE {condition} ORDER BY away LIMIT %s) AS nearest "
             "JOIN cell ON bundle = %s AND lab = of_lab AND cell_id = of_cell".encode(),

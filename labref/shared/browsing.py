@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from labref.shared.connection import moment
 from labref.words import LabelSource
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def cells(
 ) -> list[Shown]:
     """Some of the cells of a lab, an optics and a class, the newest first. lab, optics, label : "" for all."""
     rows = connection.execute(
-        "SELECT lab.name, cell_id, label, label_source, analyser, optics, stored_at FROM cell JOIN lab ON lab.id = cell.lab "
+        f"SELECT lab.name, cell_id, label, label_source, analyser, optics, {moment('stored_at')} FROM cell JOIN lab ON lab.id = cell.lab "
         "WHERE (%(lab)s = '' OR cell.lab = (SELECT id FROM lab WHERE name = %(lab)s)) "
         "AND (%(optics)s = '' OR optics = %(optics)s) AND (%(label)s = '' OR label = %(label)s) "
-        "ORDER BY stored_at DESC, cell_id, lab.name LIMIT %(limit)s OFFSET %(offset)s",
+        "ORDER BY stored_at DESC, cell_id, lab.name LIMIT %(limit)s OFFSET %(offset)s".encode(),
         {"lab": lab, "optics": optics, "label": label, "limit": limit, "offset": offset},
         prepare=False,
     ).fetchall()

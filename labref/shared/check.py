@@ -23,6 +23,14 @@ _COUNTS: Final = {
     "thumbnails without a cell": (
         "SELECT count(*) FROM thumbnail t WHERE NOT EXISTS (SELECT FROM cell WHERE cell.lab = t.lab AND cell.cell_id = t.cell_id)"
     ),
+    "bundles whose table of cells is gone": (
+        "SELECT count(*) FROM bundle WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_inherits WHERE inhparent = 'labref.cell'::regclass "
+        "AND inhrelid = to_regclass('labref.cell_' || number))"
+    ),
+    "bundles without the index by optics": (
+        "SELECT count(*) FROM bundle WHERE to_regclass('labref.cell_' || number) IS NOT NULL "
+        "AND to_regclass('labref.cell_' || number || '_optics') IS NULL AND (SELECT max(version) FROM migration) >= 3"
+    ),
     "labs whose role is gone": ("SELECT count(*) FROM lab WHERE role NOT IN (SELECT rolname FROM pg_catalog.pg_roles)"),
     "tables that everybody can write": (
         "SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace = 'labref'::regnamespace AND relkind IN ('r', 'p') "

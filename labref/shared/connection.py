@@ -13,13 +13,16 @@ from labref.shared.address import PASSWORD, Address
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["CONNECT_SECONDS", "connect", "in_words", "plain"]
+__all__ = ["CONNECT_SECONDS", "connect", "in_words", "moment", "plain"]
 
 CONNECT_SECONDS: Final = 2
 """How long a server may take to answer at all."""
 _NONE_GIVEN: Final = re.compile("no password supplied")
 _ANOTHER: Final = re.compile("password authentication failed")
 _UNVERIFIED: Final = re.compile("certificate")
+_SETTINGS: Final = {"search_path": "labref, public", "TimeZone": "UTC", "DateStyle": "ISO, YMD"}
+"""Of each connection, whatever the server or the role has: in another zone the last day of the year 9999 is in a year
+that Python does not know."""
 _KEPT_ALIVE: Final = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
 
@@ -42,9 +45,9 @@ def connect(
             client_encoding="utf8",
         )
         try:
-            connection.execute("SELECT set_config('search_path', 'labref, public', false)")
-            milliseconds = str(round(1000 * statement_seconds))
-            connection.execute("SELECT set_config('statement_timeout', %s, false)", [milliseconds])
+            settings = _SETTINGS | {"statement_timeout": str(round(1000 * statement_seconds))}
+            given = ", ".join("set_config(%s, %s, false)" for _ in settings)
+            connection.execute(f"SELECT {given}".encode(), [part for one in settings.items() for part in one])
         except BaseException:
             connection.close()
             raise
@@ -66,7 +69,7 @@ def in_words(address: Address) -> Iterator[None]:
         raise SharedError(
             f"the shared store {address} refuses that to {address.user}: {_said(error)}. Let its owner do it."
         ) from error
-    except psycopg.errors.UndefinedTable as error:
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction) as error:
         raise SharedError(
             f"{address} is no shared store, or none of this labref: {_said(error)}. Its owner makes it with `labref shared "
             "init`, and brings it up to date with `labref shared migrate`."
@@ -91,6 +94,13 @@ def in_words(address: Address) -> Iterator[None]:
         raise SharedError(f"the shared store {address} cannot be reached: {_said(error)}.") from error
     except psycopg.Error as error:
         raise SharedError(f"the shared store {address} failed: {_said(error)}.") from error
+
+
+def moment(column: str) -> str:
+    """A column of moments in SQL, as Python can read it: PostgreSQL knows moments before the year 1 and after 9999, and
+    infinity, and one row that has such must not cost all others their answer."""
+    first, last = "timestamptz '0001-01-01 00:00:00+00'", "timestamptz '9999-12-31 23:59:59+00'"
+    return f"CASE WHEN {column} < {first} THEN {first} WHEN {column} > {last} THEN {last} ELSE {column} END"
 
 
 def plain(text: str, most: int) -> str:

@@ -62,7 +62,7 @@ def partitions(connection: psycopg.Connection[tuple[Any, ...]]) -> list[Partitio
     """The partitions, oldest bundle first."""
     found = connection.execute(
         "SELECT number, digest, name, latent_size, (SELECT count(*) FROM cell WHERE cell.bundle = number), "
-        "pg_table_size(to_regclass('labref.cell_' || number)), "
+        "coalesce(pg_table_size(to_regclass('labref.cell_' || number)), 0), "
         "(SELECT pg_relation_size(indexrelid) FROM pg_catalog.pg_index JOIN pg_catalog.pg_class c ON c.oid = indexrelid "
         "WHERE indrelid = to_regclass('labref.cell_' || number) AND relname = 'cell_' || number || '_nearest' AND indisvalid) "
         "FROM bundle ORDER BY number"

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from labref.errors import SharedError
 from labref.shared.address import Address
-from labref.shared.connection import connect, in_words
+from labref.shared.connection import connect, in_words, moment
 from labref.shared.migrations import require
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def labs(address: Address, password: str | None) -> list[SharedLab]:
     with connect(address, password) as connection, in_words(address):
         require(connection, address)
         found = connection.execute(
-            "SELECT name, role, (SELECT count(*) FROM cell WHERE cell.lab = lab.id), published_at FROM lab ORDER BY name"
+            f"SELECT name, role, (SELECT count(*) FROM cell WHERE cell.lab = lab.id), {moment('published_at')} FROM lab "
+            "ORDER BY name".encode()
         ).fetchall()
     return [SharedLab(*row) for row in found]
 
@@ -125,7 +126,8 @@ def remove(address: Address, password: str | None, name: str) -> int:
 
     with connect(address, password, statement_seconds=3600) as connection, in_words(address), connection.transaction():
         require(connection, address)
-        row = connection.execute("SELECT id, role FROM lab WHERE name = %s", [name]).fetchone()
+        # a batch of the lab that is under way ends first: its cells go too
+        row = connection.execute("SELECT id, role FROM lab WHERE name = %s FOR UPDATE", [_named(name)]).fetchone()
         if row is None:
             known = [str(one) for (one,) in connection.execute("SELECT name FROM lab ORDER BY name").fetchall()]
             raise SharedError(
@@ -161,6 +163,8 @@ def _drop_role(connection: psycopg.Connection[tuple[Any, ...]], address: Address
     from psycopg import sql
 
     of_role = sql.Identifier(role)
+    if connection.execute("SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", [role]).fetchone() is None:
+        return  # dropped by hand
     connection.execute(
         sql.SQL("REVOKE CONNECT ON DATABASE {} FROM {}").format(sql.Identifier(address.database), of_role)
     )
@@ -202,7 +206,9 @@ def _make_role(
     there = connection.execute("SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", [role]).fetchone()
     verb = sql.SQL("CREATE" if there is None else "ALTER")
     named = sql.Identifier(role)
-    connection.execute(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, named, sql.Literal(secret)))
+    # as the server keeps it: its log may hold every statement
+    kept = connection.pgconn.encrypt_password(secret.encode(), role.encode()).decode()
+    connection.execute(sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(verb, named, sql.Literal(kept)))
     connection.execute(sql.SQL("GRANT labref_reader TO {}").format(named))
     if group != "labref_reader":
         connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), named))

@@ -31,6 +31,8 @@ _SERVES: Final = re.compile(r"-- serves (\d+)\n")
 LEAST: Final = 2
 """The oldest version that this labref works with: what came later makes questions faster."""
 _LEAST_VECTOR: Final = (0, 8)
+_MENDED: Final = 3
+"""From this version on `migrate` makes again what was dropped by hand."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def make(address: Address, password: str | None) -> int:
 
 
 def migrate(address: Address, password: str | None) -> int:
-    """Bring a shared store up to date; returns its version. Raises `SharedError` where it is none, or a newer labref
-    made it."""
+    """Bring a shared store up to date, and mend what was dropped of it by hand; returns its version. Raises
+    `SharedError` where it is none, or a newer labref made it."""
     return _bring(address, password, new=False)
 
 
@@ -139,12 +141,32 @@ def _bring(address: Address, password: str | None, *, new: bool) -> int:
                     connection.execute(
                         "UPDATE labref.migration SET serves = %s WHERE version = %s", [step.serves, step.version]
                     )
+        if len(known) >= _MENDED:
+            _mend(connection)
     return len(known)
 
 
+def _mend(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """Make again what is not there of the newest version: a table or an index may have been dropped by hand, and a lab
+    may have added a bundle as one of before, beside the step to this version."""
+    lost = "FROM bundle WHERE to_regclass('labref.cell_' || number) IS NULL"
+    with connection.transaction():
+        row = connection.execute(f"SELECT count(*) {lost}".encode()).fetchone()
+        if row is not None and row[0]:
+            connection.execute(f"DELETE {lost}".encode())
+            connection.execute("UPDATE lab SET sent = NULL, tag = NULL")  # so each publishes its cells again
+        connection.execute(
+            "SELECT lay_out(number, latent_size) FROM bundle WHERE to_regclass('labref.cell_' || number || '_optics') IS NULL"
+        )
+
+
 def _prepare(connection: psycopg.Connection[tuple[Any, ...]], address: Address) -> None:
+    """Make what the first step needs, unless an attempt that was broken off has."""
     from psycopg import sql
 
+    begun = connection.execute("SELECT to_regclass('labref.migration') IS NOT NULL").fetchone()
+    if begun is not None and begun[0]:
+        return
     there = connection.execute("SELECT to_regnamespace('labref') IS NOT NULL").fetchone()
     if there is not None and there[0]:
         raise SharedError(f"{address} has a schema named labref that is no shared store. Take another database.")

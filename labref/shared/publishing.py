@@ -36,7 +36,7 @@ class SharedBundle:
 
 @dataclass(frozen=True)
 class Mark:
-    """How far a lab has published: number and tag of a row of its outbox."""
+    """How far a lab has published: number of a row of its outbox, and its tag with how rows were written."""
 
     number: int
     tag: str
@@ -111,16 +111,7 @@ class Publication:
         that what is of before goes."""
         number = self._bundle(bundle)
         with in_words(self._address), self._connection.transaction():
-            row = self._connection.execute(
-                "SELECT sent, tag, generation FROM lab WHERE id = %s FOR UPDATE", [self._lab]
-            ).fetchone()
-            expected = (None, None) if self.mark is None else (self.mark.number, self.mark.tag)
-            if row is None or row[:2] != expected:
-                raise SharedError(
-                    f"somebody else publishes as {self.name} to {self._address}. Two labs cannot be one: give each a role of "
-                    "its own, with `labref shared lab add NAME`."
-                )
-            generation = int(row[2]) + begins
+            generation = self._generation_now(" FOR UPDATE") + begins
             self._write(number, generation, cells)
             self._take_out(gone)
             if ends:
@@ -133,6 +124,25 @@ class Publication:
             failpoint("shared.commit", may_fail=False)
         self.mark = mark
         failpoint("shared.committed", may_fail=False)
+
+    def look(self) -> None:
+        """See whether the shared store has what it was told last."""
+        with in_words(self._address):
+            self._generation_now()
+
+    def _generation_now(self, held: str = "") -> int:
+        """The lab's present generation. held : SQL by which nobody changes it before the transaction ends. Raises
+        `SharedError` where the shared store is not as it was left."""
+        row = self._connection.execute(
+            f"SELECT sent, tag, generation FROM lab WHERE id = %s{held}".encode(), [self._lab]
+        ).fetchone()
+        expected = (None, None) if self.mark is None else (self.mark.number, self.mark.tag)
+        if row is None or row[:2] != expected:
+            raise SharedError(
+                f"{self._address} is not as {self.name} left it: it was restored or mended, which is seen to by itself; or somebody "
+                f"else publishes as {self.name}. Two labs cannot be one: give each a role of its own, with `labref shared lab add NAME`."
+            )
+        return int(row[2])
 
     def without_thumbnail(self, most: int, among: Collection[str] | None = None) -> list[str]:
         """Ids of cells of this lab that have no thumbnail yet, at most so many. among : ids of the cells that are
@@ -161,11 +171,15 @@ class Publication:
     def _bundle(self, bundle: SharedBundle) -> int:
         number = self._bundles.get(bundle.digest)
         if number is None:
+            import psycopg
+
+            values = [bundle.digest, plain(bundle.name, 200), plain(bundle.version, 200), bundle.latent_size]
+            add = "SELECT add_bundle(%s, %s, %s, %s)"
             with in_words(self._address):
-                row = self._connection.execute(
-                    "SELECT add_bundle(%s, %s, %s, %s)",
-                    [bundle.digest, plain(bundle.name, 200), plain(bundle.version, 200), bundle.latent_size],
-                ).fetchone()
+                try:
+                    row = self._connection.execute(add, values).fetchone()
+                except psycopg.errors.UniqueViolation:  # another lab was about to add it, and has by now
+                    row = self._connection.execute(add, values).fetchone()
             assert row is not None
             number = self._bundles[bundle.digest] = int(row[0])
         return number
@@ -223,8 +237,11 @@ class Publication:
                 )
 
     def _sweep(self, generation: int) -> None:
-        """Take out what is of before the lab published everything."""
+        """Take out what is of before the lab published everything, and what says that there is no picture: it is tried
+        again."""
+        self._connection.execute("SET LOCAL statement_timeout = 0")  # of a large lab, from a slow disk
         self._connection.execute("DELETE FROM cell WHERE lab = %s AND generation < %s", [self._lab, generation])
+        self._connection.execute("DELETE FROM thumbnail WHERE lab = %s AND length(jpeg) = 0", [self._lab])
         for table in ("thumbnail", "named"):
             self._connection.execute(
                 f"DELETE FROM {table} t WHERE lab = %s AND NOT EXISTS (SELECT FROM cell WHERE cell.lab = t.lab "

@@ -2,14 +2,16 @@
 
 Each batch is one transaction of the shared store, with how far the lab is by then (`labref.shared.publishing`). A
 kill of either side costs a batch that is told again. Where the shared store does not have the mark that the outbox
-has, one of the two was restored from a backup, or the lab is new there: then every cell is published again, and what
-else is there of this lab goes. Ingest never waits for it: a batch is read in milliseconds, and sent when the store is
-free again.
+has, one of the two was restored from a backup, or the lab is new there, or labref.toml now says otherwise which names
+and optics others see: then every cell is published again, and what else is there of this lab goes. Ingest never waits
+for it: a batch is read in milliseconds, and sent when the store is free again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import random
 import threading
 import time
@@ -20,6 +22,8 @@ from typing import Final
 
 import numpy as np
 
+from labref.cells.decoding import is_of_the_moment
+from labref.config import SharedConfig
 from labref.errors import LabError, SharedError, StoreError, UnreadableImageError
 from labref.lab import Lab
 from labref.lab.log import Log
@@ -43,6 +47,11 @@ _LOOK_SECONDS: Final = 1.0
 """How often the agent looks whether something is to be published; within it, labels of one lab reach the others."""
 _WAITS_SECONDS: Final = (1.0, 60.0)
 """After a failure it is tried again so soon, and then more and more seldom."""
+_HOLDS_SECONDS: Final = 60.0
+"""How often a lab that has nothing to tell looks whether the shared store still has what it was told: it may have been
+restored from a backup."""
+_FAILURES_SAID: Final = 5
+"""After so many failures in a row of the pictures alone somebody is told."""
 _BEHIND_SECONDS: Final = 3600.0
 """So long may what the shared store is to be told of wait before /health says so: a server is started anew meanwhile,
 a young lab's first cells are published."""
@@ -129,13 +138,15 @@ class _Sending:
 
     def __init__(self, lab: Lab, store: Store, publication: Publication, news: _News) -> None:
         self._lab, self._store, self._publication, self._news = lab, store, publication, news
+        self._how = _how(lab.config.shared)
         self._acknowledged = time.monotonic()
         self._hold = self._first()
 
     def _first(self) -> int:
         """The number of the row of the outbox that the shared store was told last."""
         mark, outbox = self._publication.mark, self._store.outbox
-        if mark is not None and outbox.tag_of(mark.number) == mark.tag:
+        tag = None if mark is None else outbox.tag_of(mark.number)
+        if mark is not None and tag is not None and mark.tag == tag + self._how:
             return mark.number
         first = outbox.after(0, 1)
         if not first or first[0].kind != BEGIN:
@@ -181,18 +192,22 @@ class _Sending:
             for cell, place in zip(found, places, strict=True)
         ]
         gone = ids - {cell.cell_id for cell in found}
+        ends = any(entry.kind == END for entry in entries)
         known = next(known for known in store.bundles() if known.digest == bundle)
         last = entries[-1]
         self._publication.send(
             SharedBundle(bundle, known.name, known.version, known.latent_size),
             cells,
             gone,
-            Mark(last.number, last.tag),
+            Mark(last.number, last.tag + self._how),
             begins=begins is not None,
-            ends=any(entry.kind == END for entry in entries),
+            ends=ends,
         )
         self._hold = last.number
-        self._news.told([cell.cell_id for cell in cells])
+        if ends:
+            self._news.doubt()
+        else:
+            self._news.told([cell.cell_id for cell in cells])
         if time.monotonic() - self._acknowledged > _ACKNOWLEDGED_SECONDS:
             self.acknowledge()
         return Told(len(cells), len(gone))
@@ -209,6 +224,14 @@ class _Sending:
             self._store.outbox.sent(self._hold)
 
 
+def _how(shared: SharedConfig) -> str:
+    """What labref.toml says of all rows in the shared store, as the end of a mark's tag: where that was another, all
+    cells are published again."""
+    if not shared.optics and not shared.send_names:
+        return ""
+    return "+" + hashlib.sha256(json.dumps([shared.optics, shared.send_names]).encode()).hexdigest()[:16]
+
+
 class _Thumbnails:
     """The thumbnails that a connection sends."""
 
@@ -216,26 +239,30 @@ class _Thumbnails:
         self._publication, self._news, self._stopped = publication, news, stopped
         self._pictures = Pictures(lab, lambda cell_id: store.cell(cell_id) is not None)
         self._lacking: list[str] = []
+        self._put_off: set[str] = set()  # until the next connection
 
     def send(self) -> Told | None:
         """Send some thumbnails that are not there yet; None where all are."""
         if not self._lacking:
-            new = self._news.take()
-            if new is None or new:
-                self._lacking = self._publication.without_thumbnail(_LACKING_AT_ONCE, new)
-            if new is None and len(self._lacking) == _LACKING_AT_ONCE:
+            new, most = self._news.take(), _LACKING_AT_ONCE + len(self._put_off)
+            found = [] if new is not None and not new else self._publication.without_thumbnail(most, new)
+            self._lacking = [cell_id for cell_id in found if cell_id not in self._put_off]
+            if new is None and len(found) == most:
                 self._news.doubt()  # there can be more
         ids, self._lacking = self._lacking[:_THUMBNAILS_AT_ONCE], self._lacking[_THUMBNAILS_AT_ONCE:]
+        if not ids:
+            return None
         made: dict[str, bytes] = {}
         for cell_id in ids:
             if self._stopped():
                 return None
             try:
                 made[cell_id] = self._pictures.of_cell(cell_id, "thumb") or b""
-            except (LabError, UnreadableImageError):
-                made[cell_id] = b""
-        if not made:
-            return None
+            except (LabError, UnreadableImageError) as error:
+                if is_of_the_moment(str(error)):  # the computer was short of memory or time
+                    self._put_off.add(cell_id)
+                else:
+                    made[cell_id] = b""
         self._publication.send_thumbnails(made)
         return Told(thumbnails=sum(map(bool, made.values())))
 
@@ -298,14 +325,18 @@ class Publisher:
                 with open_publication(self._lab) as publication:
                     work(publication, well)
                 return
-            except SharedError as error:
-                if told and self.problem is None:  # once, not every minute; it names no patient
+            except SharedError as error:  # said once, not every minute; it names no patient
+                if told and self.problem is None:
                     self._log.warning("the shared store cannot be told of cells", error=str(error))
+                elif not told and failures == _FAILURES_SAID and self.problem is None:
+                    self._log.warning("small pictures cannot be sent to the shared store", error=str(error))
                 self.problem = str(error) if told else self.problem
             except StoreError as error:  # a full disk: the agent says so
                 self.problem = str(error) if told else self.problem
             except Exception as error:  # its fault must not end the thread; its message may name a file
-                self.problem = f"it met {type(error).__name__}; see the log"
+                if self._stop.is_set():
+                    return  # a picture was given up, as the agent ends
+                self.problem = f"it met {type(error).__name__}; see the log" if told else self.problem
                 self._log.error("publishing failed", error=type(error).__name__)
             first, most = _WAITS_SECONDS
             self._stop.wait(min(most, first * 2**failures) * random.uniform(0.8, 1.2))
@@ -314,10 +345,13 @@ class Publisher:
     def _publish(self, publication: Publication, well: Callable[[], None]) -> None:
         """Tell what happens to cells, until the agent ends or it fails."""
         sending = _Sending(self._lab, self._store, publication, self._news)
-        seen = -1
+        seen, looked = -1, time.monotonic()
         while not self._stop.is_set():
             number = self._store.last_number()
             told = sending.batch() if number != seen else None
+            if told is None and time.monotonic() - looked > _HOLDS_SECONDS:
+                publication.look()
+                looked = time.monotonic()
             self._mark = sending.mark
             well()
             if self.problem is not None:
@@ -339,6 +373,8 @@ class Publisher:
         while not self._stop.is_set():
             self._came.clear()
             self._wait_for_quiet()
+            if self._stop.is_set():
+                return  # what wakes this thread up may have come just before
             if thumbnails.send() is None:
                 well()
                 self._came.wait()

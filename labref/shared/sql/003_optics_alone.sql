@@ -15,10 +15,8 @@ END
 $$;
 REVOKE ALL ON FUNCTION lay_out(smallint, integer) FROM PUBLIC;
 
--- The oldest version whose labref may work with this one; NULL for none but its own. Labs are upgraded one by one.
-ALTER TABLE migration ADD COLUMN serves integer;
-
-DROP INDEX cell_optics;
+-- Labs wait with what they publish, and questions go on: nothing is locked for these before the last statement.
+LOCK TABLE cell IN SHARE ROW EXCLUSIVE MODE;
 DO $$
 BEGIN
     PERFORM lay_out(number, latent_size) FROM bundle;
@@ -46,3 +44,7 @@ BEGIN
     RETURN found;
 END
 $$;
+
+-- The oldest version whose labref may work with this one; NULL for none but its own. Labs are upgraded one by one.
+ALTER TABLE migration ADD COLUMN serves integer;
+DROP INDEX cell_optics;
