@@ -472,11 +472,14 @@ def test_a_lab_that_withdraws_is_gone_with_its_bytes_and_stays_away(
     assert not (tmp_path / "held").exists()
     cache_crops(pool, list_images(pool), 256, cache_of(pool, tmp_path))
     assert len(holds(pool, crops[0])) == 2, "in its pack, and in the cache"
+    run = Run.create(tmp_path / "run", pool, RunConfig())
     (pool / ".incoming-0123456789abcdef").mkdir()  # of a pack that was cut off
     training("pool", pool, "--withdraw", lund.id[:10])
     assert not any(holds(pool, crops[i]) for i in range(3)) and all(holds(pool, crops[i]) for i in range(3, 6))
     assert not list(pool.glob(".incoming-*")) and not list(pool.glob(".going-*"))
     assert {cell.lab for cell in Pool.open(pool).cells.values()} == {oslo.id}
+    with pytest.raises(PackError, match="3 of these cells no more.*a lab withdrew"):
+        cache_crops(pool, [*run.split.train, *run.split.holdout], 256, cache_of(pool, tmp_path))
     listed = training("pool", pool).stdout
     assert f"Lund ({lund.id}): withdrawn" in listed and "3 cells of 1 labs" in listed
     refused(pool, tmp_path / "1.pack", "whose lab was withdrawn here")

@@ -504,6 +504,8 @@ def test_a_cell_of_another_lab_stands_only_where_it_is_clearly_nearer(
         # the picture that is asked about is nobody's reference
         found = find(store, bundle=starter, latent=latent, digest=digest_of("e"), sharing=wanted)
         assert "e" not in dict(names(found.references))
+        with pytest.raises(AssertionError, match="names no lab"):
+            references(store, starter, latent, Others(ask, " , "))
         with pytest.raises(AssertionError, match="has no lab 'Ystad'"):
             references(store, starter, latent, Others(ask, "Lund, Ystad"))
         ask.close()

@@ -69,7 +69,8 @@ class Others:
                 return "the microscope of the image is not known, so nobody else's is known to be the same"
             return Wanted(optics=group, reader=self.reader)
         names = unicodedata.normalize("NFC", self.which).split(",")  # as labs are named
-        return Wanted(tuple(name.strip() for name in names if name.strip()), reader=self.reader)
+        labs = tuple(name.strip() for name in names if name.strip())
+        return Wanted(labs, reader=self.reader) if labs else f"{self.which!r} names no lab"
 
 
 def others_of(asking: Asking | None, which: str, group: str) -> Others | None:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from labref.cells.image import CROP_SIZE, PREPARATION, CellImage, prepare
 from labref.cpus import usable_cpus
 from labref.errors import UnreadableImageError
 from labref.files import replace_file
-from training.data.pool import CACHE, Pool, is_pool
+from training.data.pool import CACHE, STATE, Pool, is_pool
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -172,6 +173,21 @@ def cache_of(data: Path, otherwise: Path) -> Path:
     return data / CACHE if is_pool(data) else otherwise
 
 
+def _pool(folder: Path) -> Pool:
+    """The pool in a folder. It is read again where it was changed alone: cells are asked for in many parts, and to read
+    a million of them takes seconds."""
+    try:
+        state = (folder / STATE).stat()
+    except OSError:
+        return Pool.open(folder)
+    return _pool_of(folder, (state.st_ino, state.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)
+def _pool_of(folder: Path, written: tuple[int, int]) -> Pool:
+    return Pool.open(folder)
+
+
 def require_pictures(data: Path) -> None:
     """Raise ValueError where `data` is a pool: its crops cannot stand for the pictures that they were cut from."""
     if is_pool(data):
@@ -182,7 +198,7 @@ def read_bytes(data: Path, items: Sequence[Item]) -> list[bytes]:
     """The bytes of the file of each image; of a pool's cells, those of their pictures."""
     if not is_pool(data):
         return [(data / item.path).read_bytes() for item in items]
-    found = {path: picture for path, picture, _ in Pool.open(data).pictures([item.path for item in items])}
+    found = {path: picture for path, picture, _ in _pool(data).pictures([item.path for item in items])}
     return [found[item.path] for item in items]
 
 
@@ -195,7 +211,7 @@ def read_cells(
     missing : None also for a file that is gone or cannot be read; else OSError is raised.
     """
     if is_pool(data):
-        made = {path: take(cell) for path, cell in Pool.open(data).prepared([item.path for item in items])}
+        made = {path: take(cell) for path, cell in _pool(data).prepared([item.path for item in items])}
         return [made.get(item.path) for item in items]
 
     def one(item: Item) -> _Taken | None:

@@ -174,7 +174,12 @@ class Pool:
 
     def pictures(self, paths: Sequence[str]) -> Iterator[tuple[str, bytes, tuple[float, float, float]]]:
         """Path, WebP bytes and background (R, G, B, 0 to 255; 0 where it is not known) of cells, each once, in any
-        order. Raises KeyError for one that the pool has not, and `PackError` where a pack's are missing or damaged."""
+        order. Raises `PackError` for one that the pool has not any more, and where a pack's are missing or damaged."""
+        if gone := [path for path in paths if path not in self.cells]:
+            raise PackError(
+                f"{self.folder} has {len(gone)} of these cells no more, {gone[0]} the first: a lab withdrew or took them back, or gave them "
+                "another class. A run that was begun with them cannot go on; begin a new one: `python -m training train`."
+            )
         by_pack: dict[tuple[str, str], dict[str, str]] = {}
         for path in paths:
             cell = self.cells[path]
