@@ -747,7 +747,10 @@ def test_what_was_dropped_by_hand_is_said_and_made_again(tmp_path: Path, starter
         with shared.server.connect(shared.name) as owner:
             owner.execute("DROP INDEX labref.cell_1_optics")
             assert found() == {"bundles without the index by optics": 1}
+            with pytest.raises(SharedError, match="Let its owner do it"):
+                migrate(*access)
             assert migrate(shared.owner, shared.secret) == latest() and found() == {}
+            assert migrate(*access) == latest(), "there is nothing to do"
             assert store.outbox.waiting().rows == 0
             all_of(lab, store)
 

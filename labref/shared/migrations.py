@@ -149,15 +149,18 @@ def _bring(address: Address, password: str | None, *, new: bool) -> int:
 def _mend(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
     """Make again what is not there of the newest version: a table or an index may have been dropped by hand, and a lab
     may have added a bundle as one of before, beside the step to this version."""
-    lost = "FROM bundle WHERE to_regclass('labref.cell_' || number) IS NULL"
     with connection.transaction():
-        row = connection.execute(f"SELECT count(*) {lost}".encode()).fetchone()
-        if row is not None and row[0]:
-            connection.execute(f"DELETE {lost}".encode())
+        found = connection.execute(
+            "SELECT number, latent_size, to_regclass('labref.cell_' || number) IS NOT NULL FROM bundle "
+            "WHERE to_regclass('labref.cell_' || number || '_optics') IS NULL"
+        ).fetchall()
+        for number, size, is_there in found:
+            if is_there:
+                connection.execute("SELECT lay_out(%s::smallint, %s)", [number, size])
+            else:
+                connection.execute("DELETE FROM bundle WHERE number = %s", [number])
+        if not all(is_there for *_, is_there in found):
             connection.execute("UPDATE lab SET sent = NULL, tag = NULL")  # so each publishes its cells again
-        connection.execute(
-            "SELECT lay_out(number, latent_size) FROM bundle WHERE to_regclass('labref.cell_' || number || '_optics') IS NULL"
-        )
 
 
 def _prepare(connection: psycopg.Connection[tuple[Any, ...]], address: Address) -> None:
