@@ -47,7 +47,9 @@ The server needs pgvector 0.8 or later, and the user the right to make roles. A 
   createdb labref
   labref shared init --url postgresql://postgres@db.example.org/labref
 """
-_MIGRATE = """Bring a shared store up to date, as its owner. Labs go on publishing meanwhile, or wait.
+_MIGRATE = """Bring a shared store up to date, as its owner. Questions are answered meanwhile; what labs publish waits.
+
+What was dropped of it by hand is made again; labs then publish what is missing.
 
 \b
   labref shared migrate --url postgresql://postgres@db.example.org/labref
