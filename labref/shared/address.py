@@ -88,12 +88,15 @@ class Address:
         }
 
 
-def read_password(file: Path | None) -> str | None:
-    """The password: of the variable LABREF_SHARED_PASSWORD, else of the first line of `file`; None where there is none,
-    as where PostgreSQL asks for a certificate. Raises `SharedError` where the file cannot be read."""
-    given = os.environ.get(PASSWORD)
-    if given:
-        return given
+def read_password(file: Path | None = None, *, of_lab: Path | None = None) -> str | None:
+    """The password: the first line of `file`, which a command names; else the variable LABREF_SHARED_PASSWORD; else the
+    first line of the file that labref.toml names. None where there is none, as where PostgreSQL asks for a certificate.
+    Raises `SharedError` where the file cannot be read."""
+    if file is None:
+        given = os.environ.get(PASSWORD)
+        if given:
+            return given
+        file = of_lab
     if file is None:
         return None
     try:
