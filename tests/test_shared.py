@@ -944,6 +944,14 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
     assert every["distribution"] == own["distribution"] and every["novelty"] == own["novelty"]
     said = labref("query", asked, "--lab", labs[0], "--shared", "B")
     assert any(line.rstrip().endswith("  B") for line in said.splitlines())
+    with password(shared.secret):
+        labref("shared", "lab", "add", "empty", "--url", shared.url())
+    said = labref("query", asked, "--lab", labs[0], "--shared", "empty")
+    assert "none of other labs: those that are meant have no such cells" in said
+    said = labref("query", asked, "--lab", labs[0], "--shared", "B", "-k", "1")
+    nearer = "none of theirs is clearly nearer" not in said
+    assert nearer == any(line.rstrip().endswith("  B") for line in said.splitlines()), "it is said where none is"
+    assert "nothing to tell" in labref("status", "--lab", labs[0])
     assert "none of other labs: the microscope" in labref("query", asked, "--lab", labs[0], "--shared", "optics")
 
     with password("wrong"):
@@ -968,6 +976,10 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
         said = labref("shared", "lab", "remove", "A", "--reader", "--url", shared.url(), code=1)
         assert "has no reader 'A'; it has room-1" in said
     assert labref("shared", "publish", "--lab", labs[1], code=1)
+    labref("store", "backup", tmp_path / "backup", "--lab", labs[0])
+    said = labref("store", "restore", tmp_path / "backup", tmp_path / "restored")
+    assert "password of the shared store is in no backup" in said and str(tmp_path / "restored" / "password") in said
+    assert "labref shared lab add" in labref("shared", "publish", "--lab", tmp_path / "restored", code=1)
     told = json.loads(labref("shared", "publish", "--rebuild", "--lab", labs[0], "--json"))
     assert told == {"cells": 16, "rebuilt": True}
 

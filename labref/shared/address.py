@@ -103,7 +103,10 @@ def read_password(file: Path | None = None, *, of_lab: Path | None = None) -> st
         text = read_file(file, _MOST_PASSWORD_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SharedError(f"{file}, the file of the shared store's password, cannot be read: {said}.") from None
+        raise SharedError(
+            f"{file}, the file of the shared store's password, cannot be read: {said}. Its first line is the password that `labref shared "
+            "lab add` printed; with the same name it makes a new one."
+        ) from None
     return text.splitlines()[0] if text else None
 
 
