@@ -478,7 +478,7 @@ def test_a_lab_that_withdraws_is_gone_with_its_bytes_and_stays_away(
     assert not list(pool.glob(".incoming-*")) and not list(pool.glob(".going-*"))
     assert {cell.lab for cell in Pool.open(pool).cells.values()} == {oslo.id}
     listed = training("pool", pool).stdout
-    assert f"Lund ({lund.id}): withdrawn" in listed and "3 cells of 1 labs" in listed
+    assert f"Lund ({lund.id}): withdrawn" in listed and "3 cells of 1 lab\n" in listed
     refused(pool, tmp_path / "1.pack", "whose lab was withdrawn here")
     training("pool", pool, "--withdraw", "ffff", code=1)
     with pytest.raises(PackError, match="was withdrawn here"):
