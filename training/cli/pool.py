@@ -124,7 +124,8 @@ def pool(
         if withdraw is not None:
             gone = pools.withdraw(folder, withdraw.strip().lower())
             console.print(
-                f"the lab {withdraw} is withdrawn: {gone} packs are deleted, and nothing of it comes in any more"
+                f"the lab {withdraw} is withdrawn: {'1 pack is' if gone == 1 else f'{gone} packs are'} deleted, and nothing of it comes in any more",
+                soft_wrap=True,
             )
         pools.refresh(folder)
         found = pools.labs(folder)
