@@ -906,6 +906,7 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
         assert f"version {latest()}" in labref("shared", "init", "--url", shared.url())
         labref("shared", "init", "--url", shared.url())  # a second time does nothing
         labref("shared", "migrate", "--url", shared.url())
+        assert "has no lab yet" in labref("shared", "lab", "list", "--url", shared.url())
         accesses = [
             json.loads(labref("shared", "lab", "add", name, "--url", shared.url(), "--json")) for name in ("A", "B")
         ]

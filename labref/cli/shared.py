@@ -269,19 +269,22 @@ def list_(
     from labref.shared.labs import labs, readers
 
     where = _where(url, password_file, lab)
-    for one in labs(*where):
+    found, reading = labs(*where), readers(*where)
+    for one in found:
         row = _lab_row(one)
         if json:
             print_json(row.model_dump())
         else:
             when = "nothing published yet" if row.published_at is None else f"published {local(row.published_at)}"
             say(f"{one.name}: {counted(one.cells, 'cell')}, {when}, role {one.role}")
-    for reader in readers(*where):
+    for reader in reading:
         if json:
             row = SharedLab(name=reader.name, role=reader.role, cells=0, published_at=None, reads_only=True)
             print_json(row.model_dump())
         else:
             say(f"{reader.name}: reads only, role {reader.role}")
+    if not (found or reading or json):
+        say(f"{where[0]} has no lab yet: labref shared lab add NAME")
 
 
 def remove(
