@@ -40,15 +40,15 @@ bench: $(VENV)/.test
 	$(BIN)/python -m tests.benchmarks.query --json
 	$(BIN)/python -m tests.benchmarks.kill --json
 
-# exact versions with hashes, for every system and Python that labref runs on: of the lab's labref,
-# of [train,test,release], and of NVIDIA's libraries
+# exact versions with hashes, for every system and Python that labref runs on: of the lab's labref with what a shared
+# store needs, as sticks have it, of [train,test,release], and of NVIDIA's libraries
 COMPILE = $(BIN)/python -m uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command "make constraints" --no-emit-index-url --no-emit-find-links pyproject.toml
 constraints: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet uv
-	$(COMPILE) --output-file constraints.txt
+	$(COMPILE) --extra shared --output-file constraints.txt
 	$(COMPILE) --extra train --extra test --extra release --constraint constraints.txt --output-file constraints-test.txt
-	$(COMPILE) --extra cuda --constraint constraints.txt --output-file constraints-cuda.txt
+	$(COMPILE) --extra cuda --extra shared --constraint constraints.txt --output-file constraints-cuda.txt
 
 # a folder for a stick, from which a lab installs without internet: PLATFORM=win_amd64 or manylinux, PYTHON=3.12,
 # RUNTIME=cpu or cuda

@@ -84,6 +84,7 @@ SLOW = {
     "test_atlas": 10,
     "test_bad_input": 10,
     "test_browser": 10,
+    "test_browser_shared": 10,
     "test_centring": 10,
     "test_doctor": 10,
     "test_exporters": 10,

@@ -374,6 +374,11 @@ def test_the_command_shows_what_leaves_and_asks(lab: Lab, tmp_path: Path) -> Non
     assert done.exit_code == 0 and "10 cells" in done.stdout, done.output
     with zipfile.ZipFile(tmp_path / "1.pack") as archive:
         assert json.loads(archive.read(MANIFEST))["consent"] == "Samtycke: forskning, Skåne"
+    kept = (tmp_path / "sheet.png").read_bytes()
+    words = ["contribute", "--preview", "--sheet", str(tmp_path / "sheet.png"), "--lab", str(lab.folder)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "No picture would leave" in done.stdout
+    assert (tmp_path / "sheet.png").read_bytes() == kept, "what somebody agreed to is not drawn over with nothing"
     for more in ([], ["--out", "x.pack"]):
         done = CliRunner().invoke(app, ["contribute", *more, "--lab", str(lab.folder)])
         assert done.exit_code == 2

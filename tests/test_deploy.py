@@ -94,9 +94,9 @@ def project() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("constraints.txt", ()),
+        ("constraints.txt", ("shared",)),
         ("constraints-test.txt", ("train", "test", "release")),
-        ("constraints-cuda.txt", ("cuda",)),
+        ("constraints-cuda.txt", ("cuda", "shared")),
     ],
 )
 def test_the_constraints_hold_all_that_is_needed_in_versions_that_are_allowed(

@@ -154,6 +154,14 @@ def test_all_that_is_said_of_the_query_shows(change: dict[str, Any]) -> None:
     assert changes(answer(), answer(**change))
 
 
+def test_what_is_said_of_a_novel_cell_is_so_in_a_small_lab_too() -> None:
+    assert grid.how_far(0.004) == "0.4% of the lab's own lie as far off"
+    assert grid.how_far(1 / 27) == "none of the lab's own lies as far off", "of 26 cells none can be rarer"
+    of_few = answer(novelty={"score": 1.7, "is_novel": True, "p": 1 / 27, "no_class": True})
+    of_many = answer(novelty={"score": 1.7, "is_novel": True, "p": 0.004, "no_class": True})
+    assert changes(of_few, of_many)
+
+
 def test_a_middle_without_a_cell_is_warned_of_and_an_answer_that_does_not_tell_of_it_is_drawn_all_the_same() -> None:
     said = answer()
     nothing = {"found": False, "row": 181.0, "column": 179.5, "moved": 0.0, "others": 0}

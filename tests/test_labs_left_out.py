@@ -204,8 +204,10 @@ def test_a_bundle_is_judged_in_each_lab_of_a_pool(
     assert (row["queries"], row["references"], row["classes"]) == (19, 19, dict(sorted(CELLS.items())))
     assert row["accuracy"] is not None and row["accuracy"]["n"] == 19
     told = command("training", "evaluate", "--bundle", starter_bundle(), "--pool", pool, "--limit", 2)
-    assert f"{oslo.id}: class precision@8" in told.stdout and "8 of 19 cells asked" in told.stdout
-    assert "no lab was left out" in told.stdout and f"{umea.id}: not judged" in told.stdout
+    assert f"({oslo.id}): class precision@8" in told.stdout and "8 of 19 cells asked" in told.stdout
+    assert "no lab was left out" in told.stdout and f"({umea.id}): not judged" in told.stdout, (
+        "by the name that the lab gave itself"
+    )
     assert (
         "name --references and --queries, or --pool"
         in command("training", "evaluate", "--bundle", starter_bundle(), code=2).stderr

@@ -142,6 +142,8 @@ def test_a_lab_sends_what_its_packs_call_it_and_the_page_shows_its_figures(
     assert not row["enough"] and not any(one["enough"] for one in row["classes"]), "four cells of a class are too few"
     page = out.read_text("utf-8")
     assert not re.search("Sahlgrenska|Svensson|<script|<img|https?://(?!www.w3.org)", page)
+    head = page.partition("in the order in which labs reported them first</caption>")[2].partition("</thead>")[0]
+    assert head.count("<th scope") == 9, "as many columns as a screen of 1366 pixels has room for"
 
 
 def test_bundles_are_compared_by_lab_class_and_optics(folder: Path) -> None:

@@ -481,7 +481,7 @@ def test_a_lab_that_withdraws_is_gone_with_its_bytes_and_stays_away(
     with pytest.raises(PackError, match="3 of these cells no more.*a lab withdrew"):
         cache_crops(pool, [*run.split.train, *run.split.holdout], 256, cache_of(pool, tmp_path))
     listed = training("pool", pool).stdout
-    assert f"Lund ({lund.id}): withdrawn" in listed and "3 cells of 1 labs" in listed
+    assert f"Lund ({lund.id}): withdrawn" in listed and "3 cells of 1 lab\n" in listed
     refused(pool, tmp_path / "1.pack", "whose lab was withdrawn here")
     training("pool", pool, "--withdraw", "ffff", code=1)
     with pytest.raises(PackError, match="was withdrawn here"):

@@ -4,6 +4,7 @@ rows."""
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import socket
 import threading
@@ -1083,6 +1084,26 @@ def test_a_server_is_let_in_only_by_a_certificate_of_the_authority_and_for_its_n
             assert found is not None and found[0] and found[1] in ("TLSv1.2", "TLSv1.3")
         said = refused("localhost", another.file)
         assert "certificate verify failed" in said and "sslrootcert" in said
+        with password(shared.secret):  # what is printed for a shell and for another computer
+            owner = f"postgresql://{shared.owner.user}@localhost:{postgres.port}/{shared.name}"
+            words = [
+                "shared",
+                "lab",
+                "add",
+                "room",
+                "--reader",
+                "--url",
+                f"{owner}?sslmode=verify-full&sslrootcert={hospital.file}",
+            ]
+            told = runner.invoke(app, words)
+        assert told.exit_code == 0 and "copy it there" in told.output, told.output
+        (line,) = (line for line in told.output.splitlines() if "labref web" in line)
+        in_a_shell = shlex.shlex(line.strip(), posix=True, punctuation_chars=True)
+        in_a_shell.whitespace_split = True
+        assert Address.of(list(in_a_shell)[3]).parameters == (
+            ("sslmode", "verify-full"),
+            ("sslrootcert", str(hospital.file)),
+        )
         said = refused("127.0.0.1", hospital.file)
         assert 'does not match host name "127.0.0.1"' in said
         assert "does not exist" in refused("localhost", tmp_path / "none.pem")
@@ -1117,10 +1138,19 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
         assert f"version {latest()}" in labref("shared", "init", "--url", shared.url())
         labref("shared", "init", "--url", shared.url())  # a second time does nothing
         labref("shared", "migrate", "--url", shared.url())
+        assert "has no lab yet" in labref("shared", "lab", "list", "--url", shared.url())
         accesses = [
             json.loads(labref("shared", "lab", "add", name, "--url", shared.url(), "--json")) for name in ("A", "B")
         ]
         assert labref("shared", "lab", "add", "all", "--url", shared.url(), code=1)
+        said = labref("shared", "lab", "add", "DC-1, room 2", "--url", shared.url(), code=1)
+        assert "cannot be the name of a lab" in said and "no comma" in said
+        assert "password of before" not in labref("shared", "lab", "add", "C", "--url", shared.url())
+        assert "password of before lets nobody in" in labref("shared", "lab", "add", "C", "--url", shared.url())
+        labref("shared", "lab", "remove", "C", "--url", shared.url())
+    (tmp_path / "owner").write_text(f"{shared.secret}\n")
+    with password("of somebody else"):  # the file that a command names counts more than the variable
+        labref("shared", "lab", "list", "--url", shared.url(), "--password-file", tmp_path / "owner")
     labs = []
     pictures = sorted(drawn_cells.rglob("*.jpg"))
     for number, access in enumerate(accesses):
@@ -1149,6 +1179,14 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
     assert every["distribution"] == own["distribution"] and every["novelty"] == own["novelty"]
     said = labref("query", asked, "--lab", labs[0], "--shared", "B")
     assert any(line.rstrip().endswith("  B") for line in said.splitlines())
+    with password(shared.secret):
+        labref("shared", "lab", "add", "empty", "--url", shared.url())
+    said = labref("query", asked, "--lab", labs[0], "--shared", "empty")
+    assert "none of other labs: those that are meant have no such cells" in said
+    said = labref("query", asked, "--lab", labs[0], "--shared", "B", "-k", "1")
+    nearer = "none of theirs is clearly nearer" not in said
+    assert nearer == any(line.rstrip().endswith("  B") for line in said.splitlines()), "it is said where none is"
+    assert "nothing to tell" in labref("status", "--lab", labs[0])
     assert "none of other labs: the microscope" in labref("query", asked, "--lab", labs[0], "--shared", "optics")
 
     with password("wrong"):
@@ -1173,6 +1211,10 @@ def test_the_command_makes_a_shared_store_and_labs_publish_and_ask(
         said = labref("shared", "lab", "remove", "A", "--reader", "--url", shared.url(), code=1)
         assert "has no reader 'A'; it has room-1" in said
     assert labref("shared", "publish", "--lab", labs[1], code=1)
+    labref("store", "backup", tmp_path / "backup", "--lab", labs[0])
+    said = labref("store", "restore", tmp_path / "backup", tmp_path / "restored")
+    assert "password of the shared store is in no backup" in said and str(tmp_path / "restored" / "password") in said
+    assert "labref shared lab add" in labref("shared", "publish", "--lab", tmp_path / "restored", code=1)
     told = json.loads(labref("shared", "publish", "--rebuild", "--lab", labs[0], "--json"))
     assert told == {"cells": 16, "rebuilt": True}
 

@@ -99,6 +99,9 @@ def test_without_a_network_the_stick_leads_to_the_first_reference_within_five_mi
     answer = json.loads(done(labref, "query", export / LABELS[1] / "1.jpg", "--lab", lab, "--json"))
     assert time.monotonic() - began < 300
     assert len(answer["references"]) == 8
+    nowhere = ["query", export / LABELS[1] / "1.jpg", "--lab", lab, "--json", "--shared", "all"]
+    said = done(labref, *nowhere, LABREF_SHARED__URL="postgresql://lab@127.0.0.1:9/labref")
+    assert "cannot be reached" in json.loads(said)["shared"]["problem"], "psycopg is there"
     site = next((tmp_path / "lab ref" / "current" / "lib").glob("*/site-packages"))
     listed = {folder.name.partition("-")[0] for folder in site.glob("*.dist-info")}
     assert "onnxruntime" in listed
@@ -148,6 +151,8 @@ def test_the_bill_of_materials_is_one_and_names_all_that_ships_with_its_licence(
     if (ROOT / "labref/web/static/vendor/openseadragon.min.js").exists():
         assert "openseadragon" in carried
         assert (stick / "licences" / "labref" / "labref/web/static/vendor/openseadragon.LICENSE.txt").is_file()
+    (needed,) = (each["dependsOn"] for each in bill["dependencies"] if each["ref"] == own["bom-ref"])
+    assert any(file.startswith("psycopg-") for file in needed), "what a shared store needs"
     within = {inner["name"] for part in bill["components"] for inner in part.get("components", [])}
     assert "openssl" in within, "what wheels say that they carry of others"
     page = (stick / "licences.html").read_text(encoding="utf-8")
@@ -215,6 +220,7 @@ def test_each_system_gets_its_own_packages(platform: str, runtime: str, python: 
     assert len(names) == len(set(names)), "one version of each"
     assert all(each.hashes and re.fullmatch(r"[\w.-]+==[\w.]+", each.line) for each in found)
     assert ("colorama" in names) == (platform == "win_amd64")
+    assert {"psycopg", "psycopg-binary"} <= set(names), "a lab without internet can share references too"
     assert ("onnxruntime" in names, "onnxruntime-gpu" in names) == (runtime == "cpu", runtime == "cuda")
     assert ("nvidia-cudnn-cu13" in names) == (runtime == "cuda")
     older = {each.name: each.line for each in make.pinned(constraints, platform, "3.11", runtime)}

@@ -44,6 +44,8 @@ _SPDX: Final = {
     "MIT License": "MIT",
 }
 """Words of makers for one licence that SPDX knows; "BSD License" is none: it may be either of two."""
+_EXTRAS: Final = {"labref": "shared", "psycopg": "binary"}
+"""Extras with which a package is on the stick."""
 _SPACE: Final = uuid.UUID("0f6c2f6e-7a0b-5a58-9b2c-6f3b8b6d8f10")
 
 
@@ -85,7 +87,8 @@ def shipped(wheel: Path, environment: dict[str, str]) -> Shipped:
     needs = {
         canonicalize_name(each.name)
         for each in requirements
-        if each.marker is None or each.marker.evaluate(environment)
+        for extra in ("", _EXTRAS.get(own, ""))
+        if each.marker is None or each.marker.evaluate(environment | {"extra": extra})
     }
     return Shipped(
         own,

@@ -1,6 +1,7 @@
 """Makes the folder from which a lab installs labref without internet: `make wheelhouse PLATFORM=win_amd64 PYTHON=3.12`.
 
-The versions are those of `constraints.txt`, each file compared with its hash. What is downloaded fits the lab's
+The versions are those of `constraints.txt`, each file compared with its hash; what a shared store needs is among
+them, as a lab without internet cannot get it later. What is downloaded fits the lab's
 computer, not this one. A package without a wheel is built here; labref's own wheel is built from a copy of the
 checkout. `bill.py` writes what ships, and under which licences.
 """

@@ -244,7 +244,14 @@ def _replied(reply: Reply | None, shown: Sequence[references.Reference]) -> dict
         return None
     labs = sorted({one.lab for one in shown if one.lab is not None})
     exact = None if reply.problem is not None else reply.exact
-    return {"labs": labs, "problem": reply.problem, "exact": exact, "waited_ms": reply.milliseconds}
+    have_cells = None if reply.problem is not None else bool(reply.cells)
+    return {
+        "labs": labs,
+        "problem": reply.problem,
+        "have_cells": have_cells,
+        "exact": exact,
+        "waited_ms": reply.milliseconds,
+    }
 
 
 def probability_by_label(bundle: Bundle, probabilities: NDArray[np.float32]) -> dict[str, float]:

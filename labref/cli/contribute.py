@@ -109,7 +109,9 @@ def contribute(
             print_json(shown)
         else:
             _show(shown, err=json)
-        if sheet is not None:
+        if sheet is not None and not shown["samples"]:
+            say(f"No picture would leave, so {sheet} is not drawn.", err=json)
+        elif sheet is not None:
             _draw(where, shown, sheet)
             say(f"Pictures of {counted(len(shown['samples']), 'cell')} are in {sheet}.", err=json)
         if out is None:

@@ -236,12 +236,14 @@ def _text(answer: Mapping[str, Any]) -> str:
     if answer["duplicate_of"]:
         lines.append(f"  already in the store: duplicate of {answer['duplicate_of']}")
     if novelty["is_novel"]:
+        from labref.pictures.grid import how_far
+
         how = (
             "no cell is stored yet"
             if novelty["score"] is None
             else f"novelty {novelty['score']:.2f}, 1 is the limit"
             if novelty["p"] is None
-            else f"{novelty['p']:.1%} of the lab's own cells lie as far from the others"
+            else how_far(novelty["p"])
         )
         lines.append(f"  WARNING: nothing in this lab resembles this cell ({how})")
     elif novelty["no_class"]:
@@ -264,8 +266,13 @@ def _text(answer: Mapping[str, Any]) -> str:
     reply = answer.get("shared")
     if reply is not None and reply["problem"] is not None:
         lines.append(f"  none of other labs: {reply['problem']}")
-    elif reply is not None and not reply["exact"]:
-        lines.append("  of other labs an index chose, as they have very many cells: a near one can be missing")
+    elif reply is not None:
+        if not reply["have_cells"]:
+            lines.append("  none of other labs: those that are meant have no such cells in the space of this bundle")
+        elif not reply["labs"]:
+            lines.append("  none of other labs: none of theirs is clearly nearer than this lab's own")
+        if not reply["exact"]:
+            lines.append("  of other labs an index chose, as they have very many cells: a near one can be missing")
     shown = [(f"{rank:3d}", r) for rank, r in enumerate(references, 1)]
     others = [(" or", r) for r in answer["contrast"]]
     width = max((len(_named(r)) for _, r in (*shown, *others)), default=0)

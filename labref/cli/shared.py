@@ -138,9 +138,8 @@ def init(url: UrlOption = None, password_file: FileOption = None, lab: LabOption
 
     address, password = _where(url, password_file, lab)
     version = make(address, password)
-    say(
-        f"{address} is a shared store, version {version}. Now add labs: labref shared lab add NAME --url {url or '...'}"
-    )
+    say(f"{address} is a shared store, version {version}. Now add labs:")
+    say("  labref shared lab add NAME" + (f' --url "{url}"' if url else ""))
 
 
 def migrate(url: UrlOption = None, password_file: FileOption = None, lab: LabOption = None) -> None:
@@ -242,7 +241,7 @@ def add(
     json: JsonOption = False,
 ) -> None:
     from labref.operations.shared import LabAccess
-    from labref.shared.address import PASSWORD
+    from labref.shared.address import PASSWORD, Address
     from labref.shared.labs import add as make
 
     access = make(*_where(url, password_file, lab), name, reads_only=reader)
@@ -251,14 +250,18 @@ def add(
         return
     if reader:
         say(f"{access.name} reads, and writes nothing. Its pages, on the computer of the reading room:")
-        say(f"  labref web --shared {access.url} --password-file password")
+        say(f'  labref web --shared "{access.url}" --password-file password')
     else:
         say(f"In labref.toml of {access.name}, whose agent is then started anew:")
         say("  [shared]")
         say(f"  url = '{access.url}'")
         say("  password_file = 'shared-password'")
+    if dict(Address.of(access.url).parameters).get("sslrootcert", "system") != "system":
+        say("The file after sslrootcert= is read on that computer: copy it there, and write where it lies.")
     say(f"The password, for the first line of that file or the variable {PASSWORD}; it is shown this once:")
     say(f"  {access.password}")
+    if access.renewed:
+        say("It was there already: the password of before lets nobody in any more.")
 
 
 def list_(
@@ -268,19 +271,22 @@ def list_(
     from labref.shared.labs import labs, readers
 
     where = _where(url, password_file, lab)
-    for one in labs(*where):
+    found, reading = labs(*where), readers(*where)
+    for one in found:
         row = _lab_row(one)
         if json:
             print_json(row.model_dump())
         else:
             when = "nothing published yet" if row.published_at is None else f"published {local(row.published_at)}"
             say(f"{one.name}: {counted(one.cells, 'cell')}, {when}, role {one.role}")
-    for reader in readers(*where):
+    for reader in reading:
         if json:
             row = SharedLab(name=reader.name, role=reader.role, cells=0, published_at=None, reads_only=True)
             print_json(row.model_dump())
         else:
             say(f"{reader.name}: reads only, role {reader.role}")
+    if not (found or reading or json):
+        say(f"{where[0]} has no lab yet: labref shared lab add NAME")
 
 
 def remove(
@@ -326,7 +332,7 @@ def _where(url: str | None, password_file: Path | None, lab: Path | None) -> "tu
         ) from None
     if not found.config.shared.url:
         raise SharedError("this lab has no shared store; name one: --url postgresql://USER@HOST/DATABASE.")
-    return Address.of(found.config.shared.url), read_password(password_file or found.shared_password_file)
+    return Address.of(found.config.shared.url), read_password(password_file, of_lab=found.shared_password_file)
 
 
 def _lab_row(one: "shared_labs.SharedLab") -> "SharedLab":

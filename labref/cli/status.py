@@ -100,7 +100,11 @@ def _text(found: Mapping[str, Any]) -> str:
         )
     )
     if (shared := found["shared"]) is not None:
-        behind = f", {shared['waiting']} changes to tell, since {local(shared['since'])}" if shared["waiting"] else ""
+        behind = (
+            f", {counted(shared['waiting'], 'change')} to tell, since {local(shared['since'])}"
+            if shared["waiting"]
+            else ", nothing to tell"
+        )
         lines.append(("shared", f"{shared['server']}{behind}"))
         if shared["problem"]:
             lines.append(("", f"not told now; it is tried again: {shared['problem']}"))

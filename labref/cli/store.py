@@ -269,6 +269,12 @@ def restore(
                 f"The analyser of {before}, {analyser}, has no folder any more; name its new one in [watch.analysers] of "
                 f"{lab.config_file}."
             )
+        secret = lab.shared_password_file
+        if lab.config.shared.url and secret is not None and not secret.exists():
+            say(
+                f"The password of the shared store is in no backup: put it into {secret}. `labref shared lab add`, with the lab's name of "
+                "before, makes a new one."
+            )
 
 
 @store.command(help=_EXPORT, short_help="Write all cells into a Parquet file.")

@@ -168,6 +168,10 @@ class SharedReply(Answer):
     problem: str | None = Field(
         description="Why there are none of other labs: it is out of reach, or too slow. Null where it answered."
     )
+    have_cells: bool | None = Field(
+        description="Whether the labs and optics that are meant have any cell in the space of this bundle. Null where it did "
+        "not answer."
+    )
     exact: bool | None = Field(
         description="Whether all cells that were meant were compared; false where an index chose, which can miss a near one. "
         "Null where it did not answer."

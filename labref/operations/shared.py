@@ -43,6 +43,9 @@ class LabAccess(Answer):
     name: str = Field(description="What the others see it called.")
     url: str = Field(description="The [shared] url of its labref.toml.")
     password: str = Field(description="Shown this once, and kept nowhere.")
+    renewed: bool = Field(
+        description="Whether the name was there already: its password of before lets nobody in any more."
+    )
 
 
 class LabTakenOut(Answer):

@@ -230,7 +230,7 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
         why = f": {shared['problem'].rstrip('.')}" if shared["problem"] else ""
         yield (
             "shared",
-            f"the shared store {shared['server']} was not told of {shared['waiting']} changes, the first since {local(shared['since'])}{why}",
+            f"the shared store {shared['server']} was not told of {shared['waiting']} change{'' if shared['waiting'] == 1 else 's'}, the first since {local(shared['since'])}{why}",
             "start the agent, or say labref shared publish"
             if agent is None
             else "the agent tries again by itself, and nothing is lost",

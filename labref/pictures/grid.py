@@ -21,9 +21,10 @@ from labref.cells.centring import distance_from_middle, doubt, is_off_middle, re
 from labref.cells.image import CROP_SIZE
 from labref.pictures.lettering import INK, LINE, PAPER, SOFT, Page, class_colour, length
 
-__all__ = ["Shown", "draw"]
+__all__ = ["Shown", "draw", "how_far"]
 
 _TILE: Final = 288  # side of one image, pixels
+_UNUSUAL: Final = 0.01  # a p-value at or below it is novel: labref.asking.novelty.UNUSUAL
 _GAP: Final = 22
 _MARGIN: Final = 34
 _CAPTION: Final = 108
@@ -163,11 +164,17 @@ def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     return bands
 
 
+def how_far(p: float) -> str:
+    """How far a novel cell lies, in words. p : of its distance, as `labref.asking.novelty` has it; where that is above
+    1 %, the lab has too few cells for less, and none lies as far."""
+    return "none of the lab's own lies as far off" if p > _UNUSUAL else f"{p:.1%} of the lab's own lie as far off"
+
+
 def _how_novel(novelty: Mapping[str, Any]) -> str:
     if novelty["score"] is None:
         return "no cell is stored yet"
     if novelty.get("p") is not None:
-        return f"{novelty['p']:.1%} of the lab's own cells lie as far from the others".replace("%", " %")
+        return how_far(novelty["p"]).replace("%", " %")
     return f"novelty {novelty['score']:.2f}, where 1 is the limit"
 
 
@@ -376,7 +383,12 @@ class _Page(Page):
         parts = [f"bundle {str(answer['bundle'])[:12]}"]
         novelty = answer["novelty"]
         if novelty.get("p") is not None:
-            parts.append(f"p of its distance {novelty['p']:.2g} (at most 0.01: unlike anything here)")
+            least = (
+                "the least among so few cells"
+                if novelty["is_novel"] and novelty["p"] > _UNUSUAL
+                else f"at most {_UNUSUAL}"
+            )
+            parts.append(f"p of its distance {novelty['p']:.2g} ({least}: unlike anything here)")
         elif novelty["score"] is not None:
             parts.append(f"novelty {novelty['score']:.2f} (above 1: unlike anything here)")
         parts.append("distance: mean squared error of latents")

@@ -88,19 +88,25 @@ class Address:
         }
 
 
-def read_password(file: Path | None) -> str | None:
-    """The password: of the variable LABREF_SHARED_PASSWORD, else of the first line of `file`; None where there is none,
-    as where PostgreSQL asks for a certificate. Raises `SharedError` where the file cannot be read."""
-    given = os.environ.get(PASSWORD)
-    if given:
-        return given
+def read_password(file: Path | None = None, *, of_lab: Path | None = None) -> str | None:
+    """The password: the first line of `file`, which a command names; else the variable LABREF_SHARED_PASSWORD; else the
+    first line of the file that labref.toml names. None where there is none, as where PostgreSQL asks for a certificate.
+    Raises `SharedError` where the file cannot be read."""
+    if file is None:
+        given = os.environ.get(PASSWORD)
+        if given:
+            return given
+        file = of_lab
     if file is None:
         return None
     try:
         text = read_file(file, _MOST_PASSWORD_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SharedError(f"{file}, the file of the shared store's password, cannot be read: {said}.") from None
+        raise SharedError(
+            f"{file}, the file of the shared store's password, cannot be read: {said}. Its first line is the password that `labref shared "
+            "lab add` printed; with the same name it makes a new one."
+        ) from None
     return text.splitlines()[0] if text else None
 
 

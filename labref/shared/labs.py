@@ -24,11 +24,13 @@ __all__ = ["Access", "Reader", "SharedLab", "add", "labs", "readers", "remove", 
 
 @dataclass(frozen=True)
 class Access:
-    """What a lab, or a reader, needs to get in. url : for labref.toml.  password : shown once, kept nowhere."""
+    """What a lab, or a reader, needs to get in. url : for labref.toml.  password : shown once, kept nowhere.
+    renewed : the name was there already, and its password of before lets nobody in any more."""
 
     name: str
     url: str
     password: str
+    renewed: bool
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,16 @@ def add(address: Address, password: str | None, name: str, *, reads_only: bool =
 
     named = _named(name)
     if not named or len(named) > 100 or not named.isprintable() or "," in named:
-        raise SharedError(f"{name!r} names no lab: 1 to 100 characters that can be shown, and no comma.")
+        raise SharedError(
+            f"{name!r} cannot be the name of a lab: it has 1 to 100 characters that can be shown, and no comma."
+        )
     if named.lower() in ("own", "optics", "all"):
         raise SharedError(f"{named!r} is a word of `labref query --shared`. Give the lab another name.")
     secret = secrets.token_urlsafe(24)
     with connect(address, password) as connection, in_words(address), connection.transaction():
         require(connection, address)
         role = _role_of_reader(connection, address, named) if reads_only else _role_of(connection, named)
-        _make_role(connection, address, role, secret, "labref_reader" if reads_only else "labref_lab")
+        renewed = _make_role(connection, address, role, secret, "labref_reader" if reads_only else "labref_lab")
         if reads_only:
             connection.execute(
                 sql.SQL("COMMENT ON ROLE {} IS {}").format(
@@ -85,7 +89,7 @@ def add(address: Address, password: str | None, name: str, *, reads_only: bool =
     query = "&".join(f"{key}={quote(value, safe='/:')}" for key, value in options.items())
     where = f"[{host}]" if ":" in host else host
     url = f"postgresql://{role}@{where}:{address.port}/{quote(address.database)}{'?' + query if query else ''}"
-    return Access(named, url, secret)
+    return Access(named, url, secret, renewed)
 
 
 def labs(address: Address, password: str | None) -> list[SharedLab]:
@@ -200,7 +204,8 @@ def _free_role(connection: psycopg.Connection[tuple[Any, ...]], wanted: str) -> 
 
 def _make_role(
     connection: psycopg.Connection[tuple[Any, ...]], address: Address, role: str, secret: str, group: str
-) -> None:
+) -> bool:
+    """Make a role, or give the one that is there this password. Returns whether it was there."""
     from psycopg import sql
 
     there = connection.execute("SELECT FROM pg_catalog.pg_roles WHERE rolname = %s", [role]).fetchone()
@@ -213,3 +218,4 @@ def _make_role(
     if group != "labref_reader":
         connection.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), named))
     connection.execute(sql.SQL("GRANT CONNECT ON DATABASE {} TO {}").format(sql.Identifier(address.database), named))
+    return there is not None

@@ -103,7 +103,7 @@ def publish(lab: Lab, store: Store, *, stopped: Stopped = lambda: False) -> Iter
 
 def open_publication(lab: Lab) -> Publication:
     """A connection of the lab to its shared store. Raises `SharedError` where it has none, or cannot get there."""
-    return Publication(Address.of(lab.config.shared.url), read_password(lab.shared_password_file))
+    return Publication(Address.of(lab.config.shared.url), read_password(of_lab=lab.shared_password_file))
 
 
 class _News:
@@ -422,4 +422,4 @@ def asking_of(lab: Lab) -> Asking | None:
     shared = lab.config.shared
     if not shared.url:
         return None
-    return Asking(Address.of(shared.url), lambda: read_password(lab.shared_password_file), shared.wait_seconds)
+    return Asking(Address.of(shared.url), lambda: read_password(of_lab=lab.shared_password_file), shared.wait_seconds)

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from training.cli import commands, labs, pool
 from training.cli.svomen import app as svomen_app
 from training.cli.svomen import embed
 from training.config import PRESETS, RunConfig, override
+from training.data import ingest as pools
 from training.data.images import list_images, make_split, require_pictures
 from training.environment import prepare_environment
 from training.measure.unseen import LIMIT
@@ -499,12 +500,13 @@ def evaluate(
     if as_json:
         print(json.dumps(figures, indent=1, ensure_ascii=False))
     elif pool is not None:
-        _show_labs(figures)
+        _show_labs(figures, {one.key.id: one.key.title for one in pools.labs(pool)})
     else:
         _show(figures)
 
 
-def _show_labs(figures: dict[str, Any]) -> None:
+def _show_labs(figures: dict[str, Any], titles: Mapping[str, str]) -> None:
+    """titles : of the pool's labs, by their id."""
     for row in figures["labs"]:
         own = row["own_store"]["micro"]
         knows = {
@@ -513,11 +515,11 @@ def _show_labs(figures: dict[str, Any]) -> None:
             None: "the bundle does not say what it was trained on",
         }
         print(
-            f"{row['lab']}: class precision@8 {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}), {row['queries']} of "
+            f"{titles.get(row['lab'], row['lab'])}: class precision@8 {own['value']:.3f} ({own['low']:.3f} to {own['high']:.3f}), {row['queries']} of "
             f"{row['references']} cells asked; {knows[row['trained_on']]}"
         )
     for lab, why in figures["not_judged"].items():
-        print(f"{lab}: not judged, {why}")
+        print(f"{titles.get(lab, lab)}: not judged, {why}")
     mean = figures["mean"]["micro"]
     print(
         f"mean over {figures['mean']['labs']} labs: {mean['value']:.3f} ({mean['low']:.3f} to {mean['high']:.3f}); no lab was left out"

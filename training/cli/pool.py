@@ -21,6 +21,10 @@ console = Console(stderr=True)
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")]
 
 
+def _cells(number: int) -> str:
+    return f"{number} cell{'' if number == 1 else 's'}"
+
+
 def _say(error: Exception | str) -> None:
     console.print(f"error: {printable(str(error))}", style="red", highlight=False, markup=False, soft_wrap=True)
 
@@ -78,7 +82,7 @@ def ingest(
             what = (
                 "is in the pool already"
                 if row["known"]
-                else f"{row['cells']} cells, {row['recaptures']} of them recaptures, {row['removed']} taken back"
+                else f"{_cells(row['cells'])}, {row['recaptures']} of them recaptures, {row['removed']} taken back"
             )
             print(f"{row['pack']}: number {row['number']} of the lab {row['lab']}: {what}")
     if as_json:
@@ -120,7 +124,8 @@ def pool(
         if withdraw is not None:
             gone = pools.withdraw(folder, withdraw.strip().lower())
             console.print(
-                f"the lab {withdraw} is withdrawn: {gone} packs are deleted, and nothing of it comes in any more"
+                f"the lab {withdraw} is withdrawn: {'1 pack is' if gone == 1 else f'{gone} packs are'} deleted, and nothing of it comes in any more",
+                soft_wrap=True,
             )
         pools.refresh(folder)
         found = pools.labs(folder)
@@ -149,9 +154,10 @@ def pool(
     for lab in found:
         print(f"{lab.key.title}: {lab.state}")
         for pack in lab.packs:
-            print(f"  pack {pack.number}: {pack.cells} cells, {pack.removed} taken back, {pack.consent}")
+            print(f"  pack {pack.number}: {_cells(pack.cells)}, {pack.removed} taken back, {pack.consent}")
         for domain, cells in lab.domains.items():
-            print(f"  domain {domain}: {cells} cells to train on")
+            print(f"  domain {domain}: {_cells(cells)} to train on")
         for reason, cells in lab.left_out.items():
-            print(f"  left out, {reason}: {cells} cells")
-    print(f"{total} cells of {sum(bool(lab.domains) for lab in found)} labs")
+            print(f"  left out, {reason}: {_cells(cells)}")
+    labs = sum(bool(lab.domains) for lab in found)
+    print(f"{_cells(total)} of {labs} lab{'' if labs == 1 else 's'}")

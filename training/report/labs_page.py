@@ -142,8 +142,7 @@ def _bundles(found: Comparison, pen: _Pen) -> list[Block]:
     ]
     rows = [
         (
-            one.letter,
-            f"{one.name} {one.version}".strip(),
+            f"{one.letter}: {one.name} {one.version}".strip(),
             one.digest[:12],
             one.labs,
             f"{one.reviewed} of {one.analysers}",
@@ -156,7 +155,7 @@ def _bundles(found: Comparison, pen: _Pen) -> list[Block]:
         for one in found.bundles
     ]
     head = [
-        "bundle", "name", "digest", "labs", "analysers reviewed", "cells asked", "precision over cells", "… over classes",
+        "bundle", "digest", "labs", "analysers reviewed", "cells asked", "precision over cells", "… over classes",
         "nothing resembles it", "classes that fail",
     ]  # fmt: skip
     text = (
