@@ -414,3 +414,15 @@ def test_people_see_the_page(
     finally:
         context.close()
     assert faults == []
+
+
+@pytest.mark.parametrize(("cells", "novel", "called_out"), [(8, 1, False), (100, 12, True), (100, 1, False)])
+def test_a_share_is_called_out_beyond_chance_only(
+    sent: dict[str, Any], tmp_path: Path, cells: int, novel: int, called_out: bool
+) -> None:
+    made = of_a_lab(sent, even(190, 200), off=0.5)
+    made["analysers"][0]["novel"] = asdict(share(novel, cells))
+    write(tmp_path / "reports" / "1.json", made)
+    labs(tmp_path / "reports", "--out", tmp_path / "labs.html")
+    page = (tmp_path / "labs.html").read_text(encoding="utf-8")
+    assert (f"{novel / cells:.1%} !" in page) == called_out and f"{novel / cells:.1%}" in page

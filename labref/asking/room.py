@@ -18,6 +18,7 @@ LEAST_FREE: Final = 500_000_000
 from the store's file."""
 _SEEN: Final = timedelta(days=30)
 _LEAST_SEEN: Final = timedelta(days=2)
+_OF_A_STORE: Final = 8 * 1000**2  # bytes: a store takes 3 to 9 MB before its cells count
 """A lab that has grown for less time than this was perhaps only given what the analyser had already exported."""
 
 
@@ -46,7 +47,7 @@ def room(lab: Lab, store: Store, every: int, now: datetime | None = None) -> Row
     cells, size, first = store.growth(now - _SEEN)
     if not cells or not every or first is None:
         return found
-    bytes_a_cell = size / cells + stored / every
+    bytes_a_cell = size / cells + max(0, stored - _OF_A_STORE) / every
     found["bytes_a_cell"] = round(bytes_a_cell)
     if now - first < _LEAST_SEEN:
         return found

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
 
+import scipy  # its parts load when they are first used
+
 from labref.asking.agreement import Figure
 
 __all__ = ["Axis", "Chart", "Column", "Line", "Point", "columns", "forest", "scatter"]
@@ -19,6 +21,7 @@ _PLOT: Final = 380
 _TEXT: Final = 440
 _WIDTH: Final = _LABEL + _PLOT + _TEXT
 _ROOM: Final = 288  # px of a label, before the letter of its bundle; the whole is its title
+_CHANCE: Final = 0.025
 _SHAPES: Final = ("circle", "square", "triangle", "diamond", "upside", "cross")
 
 
@@ -211,7 +214,7 @@ def _bar(chart: Chart, head: Column, figure: Figure | None, left: float, step: f
     if figure is None or figure.value is None:
         chart.add("text", "not told", x=left, y=y + 4, class_="said few")
         return
-    beyond = head.limit is not None and abs(figure.low if figure.low is not None else figure.value) >= head.limit
+    beyond = head.limit is not None and _is_beyond(figure, head.limit)
     long = round(_share(abs(figure.value), head.high) * width, 1)
     chart.add("rect", x=left, y=y - 5, width=max(long, 1), height=10, class_="bar beyond" if beyond else "bar")
     if figure.low is not None and figure.high is not None:
@@ -221,6 +224,15 @@ def _bar(chart: Chart, head: Column, figure: Figure | None, left: float, step: f
     chart.add(
         "text", f"{said} !" if beyond else said, x=left + width + 6, y=y + 4, class_="said strong" if beyond else "said"
     )
+
+
+def _is_beyond(figure: Figure, limit: float) -> bool:
+    """Whether a figure lies above a limit; a share, beyond chance: were it the limit, so many would be found once in
+    forty times at most. One of eight is not beyond 2 %, though Wilson's interval begins above it."""
+    assert figure.value is not None
+    if figure.low is None or abs(figure.value) < limit:
+        return abs(figure.value) >= limit
+    return float(scipy.special.bdtrc(round(figure.value * figure.n) - 1, figure.n, limit)) <= _CHANCE
 
 
 def _share(value: float, high: float) -> float:
