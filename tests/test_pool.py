@@ -479,7 +479,8 @@ def test_a_lab_that_withdraws_is_gone_with_its_bytes_and_stays_away(
     assert not list(pool.glob(".incoming-*")) and not list(pool.glob(".going-*"))
     assert {cell.lab for cell in Pool.open(pool).cells.values()} == {oslo.id}
     with pytest.raises(PackError, match="3 of these cells no more.*a lab withdrew"):
-        cache_crops(pool, [*run.split.train, *run.split.holdout], 256, cache_of(pool, tmp_path))
+        every = [*run.split.train, *run.split.validation, *run.split.holdout]  # the labs' keys say which is which
+        cache_crops(pool, every, 256, cache_of(pool, tmp_path))
     listed = training("pool", pool).stdout
     assert f"Lund ({lund.id}): withdrawn" in listed and "3 cells of 1 lab\n" in listed
     refused(pool, tmp_path / "1.pack", "whose lab was withdrawn here")
@@ -781,7 +782,7 @@ def test_what_a_pool_says_of_its_cells_is_made_again_where_it_is_damaged(
         )
     with pytest.raises(PackError, match="python -m training pool"):
         Pool.open(pool)
-    assert "3 cells of 1 labs" in training("pool", pool).stdout
+    assert "3 cells of 1 lab" in training("pool", pool).stdout
     assert len(Pool.open(pool).cells) == 3
 
 
@@ -803,7 +804,7 @@ def test_a_lab_withdraws_although_what_it_or_another_lab_gave_is_damaged(
     assert not holds(pool, crops[0]) and not (pool / INDEX).exists()
     of_oslo.write_bytes(whole)
     listed = training("pool", pool).stdout
-    assert f"Lund ({lund.id}): withdrawn" in listed and "2 cells of 1 labs" in listed
+    assert f"Lund ({lund.id}): withdrawn" in listed and "2 cells of 1 lab" in listed
 
 
 def test_of_the_very_same_picture_of_three_labs_one_counts_when_the_first_withdraws(
