@@ -105,7 +105,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement (default 20)")
-    parser.add_argument("--files", type=int, default=800, help="pictures for each (default 800)")
+    parser.add_argument("--files", type=int, default=600, help="pictures for each (default 600)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
