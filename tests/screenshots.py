@@ -100,7 +100,8 @@ def addresses(lab: Lab) -> dict[str, str]:
     """An address of every page that people look at, by a short name, but for pages of what the lab has none of (slides,
     readings). Fails for a page of which it knows no address."""
     slides = [row["slide"] for row in run(lab, "slide.list") if "slide" in row]
-    cell = next(row["cell_id"] for row in run(lab, "live.cells") if "cell_id" in row)
+    shown = run(lab, "slide.show", slide=slides[0]) if slides else run(lab, "live.cells")
+    cell = next(row["cell_id"] for row in shown if "cell_id" in row)
     readings = len([row for row in run(lab, "reading.list") if "reading" in row])
     ways = {"cell_id": cell, "side:int": "10", "key": slides[0] if slides else ABSENT}
     ways["number:int"] = "1" if readings else ABSENT
