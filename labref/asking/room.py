@@ -16,9 +16,9 @@ __all__ = ["LEAST_FREE", "is_short", "room", "wanting"]
 LEAST_FREE: Final = 500_000_000
 """Bytes. With fewer free a disk counts as full: DuckDB writes its log and a copy of what changes before it takes room
 from the store's file."""
+_OF_A_STORE: Final = 8 * 1000**2  # bytes: a store takes 3 to 9 MB before its cells count
 _SEEN: Final = timedelta(days=30)
 _LEAST_SEEN: Final = timedelta(days=2)
-_OF_A_STORE: Final = 8 * 1000**2  # bytes: a store takes 3 to 9 MB before its cells count
 """A lab that has grown for less time than this was perhaps only given what the analyser had already exported."""
 
 

@@ -17,10 +17,11 @@ __all__ = ["add_to"]
 _HELP = """Measure how fast this computer runs the lab's networks, and which settings are best here.
 
 Each way is measured in turn: the CPU with some numbers of threads, the GPU where there is one, the bundle's trunks, and
-normal and low priority, and for the best of these smaller and larger batches. Beside each, programs on all processors say how much of their work they keep meanwhile, as the
-analyser's own software would. The best way is the one with most cells a second of those that leave them three quarters
-(--leave). With --write its settings are written into labref.toml, where comments and all else stay; an agent takes them
-when it is started again. Stop the agent before, and do nothing else on the computer: both are measured too.
+normal and low priority, and for the best of these smaller and larger batches. Beside each, programs on all processors
+say how much of their work they keep meanwhile, as the analyser's own software would. The best way is the one with most
+cells a second of those that leave them three quarters (--leave). With --write its settings are written into labref.toml,
+where comments and all else stay; an agent takes them when it is started again. Stop the agent before, and do nothing
+else on the computer: both are measured too.
 
 It takes about ten seconds for each way.
 
