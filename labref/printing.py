@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 if TYPE_CHECKING:
     import regex
 
-__all__ = ["printable", "unprintable"]
+__all__ = ["counted", "printable", "unprintable"]
 
 _T = TypeVar("_T")
 
@@ -19,6 +19,11 @@ _VISIBLE: Final = (
 )
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _LOST: Final = "\ufffd"  # stands for a character that could not be read
+
+
+def counted(number: int, what: str) -> str:
+    """`1 slide`, `2 slides`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @lru_cache(maxsize=1)

@@ -67,13 +67,7 @@ def open_proven(bundle: Bundle, lab: Path, how: Inference) -> Embedder:
     """
     for anew in (False, True):
         proven = prove(bundle, lab, how, anew=anew)
-        embedder = Embedder.open(
-            bundle,
-            device=how.device,
-            threads=how.threads,
-            batch_size=how.batch_size,
-            precision=proven["precision"],
-        )
+        embedder = how.open(bundle, precision=proven["precision"])
         if (embedder.provider, embedder.precision) == (proven["provider"], proven["precision"]):
             if how.precision == "auto":
                 embedder.tell_of_refused()

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import IO, Any, Final, Literal
 
 from labref.bundles.bundle import Bundle, Precision
-from labref.bundles.inference import Device
+from labref.bundles.inference import Device, Embedder
 from labref.errors import BundleError
 from labref.processes import start_child
 
@@ -47,6 +47,16 @@ class Inference:
     precision: Literal["auto", "full"] = "auto"
     trial_seconds: float = 90.0
     trial_memory_megabytes: int = 4096
+
+    def open(self, bundle: Bundle, *, precision: Literal["auto"] | Precision | None = None) -> Embedder:
+        """`Embedder.open` so. precision : instead of this one's."""
+        return Embedder.open(
+            bundle,
+            device=self.device,
+            threads=self.threads,
+            batch_size=self.batch_size,
+            precision=precision or self.precision,
+        )
 
 
 @dataclass(frozen=True)

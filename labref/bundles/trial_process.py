@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from labref.bundles.bundle import Bundle
-from labref.bundles.inference import Embedder
 from labref.bundles.sense import check_golden_cells
 from labref.bundles.trial import STARTED, Inference
 from labref.errors import BundleError
@@ -27,9 +26,7 @@ def work(folder: Path, digest: str, how: Inference) -> dict[str, Any]:
     bundle = Bundle.open(folder)
     if bundle.digest != digest:
         raise BundleError(f"the bundle in {folder} changed while it was looked at. Install it again.")
-    with Embedder.open(
-        bundle, device=how.device, threads=how.threads, batch_size=how.batch_size, precision=how.precision
-    ) as embedder:
+    with how.open(bundle) as embedder:
         difference = check_golden_cells(embedder)
         return {
             "provider": embedder.provider,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labref.printing import printable
+from labref.printing import counted, printable
 
 if TYPE_CHECKING:
     from labref.lab import Lab
@@ -34,11 +34,6 @@ __all__ = [
     "say",
     "without_progress",
 ]
-
-
-def counted(number: int, what: str) -> str:
-    """`1 slide`, `2 slides`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def map_named(place: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from labref.asking.room import LEAST_FREE
 from labref.bundles.bundle import Bundle
-from labref.bundles.inference import Embedder
 from labref.doctor import computer
 from labref.doctor import lab as of_lab
 from labref.doctor.findings import fine, note, problem, warning
@@ -182,16 +181,9 @@ def _networks(lab: Lab, found: Mapping[str, Any], *, speed: bool) -> Iterator[Fi
     """Whether the networks give here what they gave at export, and how fast."""
     if found["provider"] == "none":
         return
-    how = lab.config.inference
     try:
         bundle = Bundle.installed(lab.bundles, found["bundle"]["digest"])
-        embedder = Embedder.open(
-            bundle,
-            device=how.device,
-            threads=how.threads or None,
-            batch_size=how.batch_size or None,
-            precision=how.precision,
-        )
+        embedder = lab.inference.open(bundle)
         try:
             difference = embedder.golden_difference()
             rate = cells_a_second(embedder, embedder.batch_size, _SPEED_SECONDS) if speed else None

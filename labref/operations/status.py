@@ -21,6 +21,7 @@ from labref.operations import operation
 from labref.operations.bundle import BundleChange
 from labref.operations.models import Answer, BundleName, BundleSignature, JobEnded, JobRunning
 from labref.operations.optics import OpticsState
+from labref.printing import counted
 from labref.progress import Row
 from labref.roles import Role
 from labref.tasks.context import Context
@@ -230,7 +231,7 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
         why = f": {shared['problem'].rstrip('.')}" if shared["problem"] else ""
         yield (
             "shared",
-            f"the shared store {shared['server']} was not told of {shared['waiting']} change{'' if shared['waiting'] == 1 else 's'}, the first since {local(shared['since'])}{why}",
+            f"the shared store {shared['server']} was not told of {counted(shared['waiting'], 'change')}, the first since {local(shared['since'])}{why}",
             "start the agent, or say labref shared publish"
             if agent is None
             else "the agent tries again by itself, and nothing is lost",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,8 @@ from labref.cpus import usable_cpus
 from labref.doctor.speed_process import other_programs, work_of
 from labref.lab import Lab
 from labref.web.client import AgentClient
-from tests.benchmarks.exports import choose_source, labref_process, tell, write_cells
+from tests.benchmarks.exports import choose_source, tell, write_cells
+from tests.labs import running_agent
 
 __all__ = ["main", "measure"]
 
@@ -45,10 +45,7 @@ def measure(folder: Path, *, seconds: float, files: int, seed: int = 1) -> dict[
                 {("agent", "priority"): priority, ("agent", "cpus"): cpus, ("map", "enabled"): False},
             )
             source, named = choose_source(None, seed)
-            process = labref_process("agent", "--json", "--lab", lab.folder, stable_seconds=0.5)
-            try:
-                assert process.stdout is not None
-                process.stdout.readline()  # it is ready
+            with running_agent(lab, stable_seconds=0.5):
                 idle = work_of(others, seconds)
                 write_cells(source, export / "alone", files)
                 alone = _rate(lab, seconds)
@@ -56,12 +53,6 @@ def measure(folder: Path, *, seconds: float, files: int, seed: int = 1) -> dict[
                 write_cells(source, export / "beside", files, first=files)
                 left: list[float] = []
                 beside = _rate(lab, seconds, lambda others=others, left=left: left.append(work_of(others, seconds)))
-            finally:
-                process.terminate()
-                try:
-                    process.wait(60)
-                except subprocess.TimeoutExpired:
-                    process.kill()
             found.append(
                 {
                     "priority": priority,

@@ -14,13 +14,11 @@ one process in float32 is from that.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -111,23 +109,17 @@ def _losses(folder: Path, images: Path, settings: list[str], count: int, floatx:
 
     run = Run.create(folder, images, override(PRESETS["thesis"], settings))
     program = patch.object(workers, "_PROGRAM", ("-c", _WORKER))
-    with program, _environment(floatx), Progress(disable=True) as progress:
+    with program, patch.dict(os.environ, _environment(floatx)), Progress(disable=True) as progress:
         train_classifier(run, progress, lambda *words: train_over(Workers(count).check(), *words))
     return [float(line) for line in (folder / "losses.txt").read_text().split()]
 
 
-@contextlib.contextmanager
-def _environment(floatx: str) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(KERAS_BACKEND="jax", FIRST_STEPS_IN=floatx, JAX_ENABLE_X64="1" if floatx == "float64" else "0")
+def _environment(floatx: str) -> dict[str, str]:
+    made = {"KERAS_BACKEND": "jax", "FIRST_STEPS_IN": floatx, "JAX_ENABLE_X64": "1" if floatx == "float64" else "0"}
     if version("jaxlib").startswith("0.10."):  # its fused loops on the CPU do not know some of Keras' convolutions
         flags = "--xla_cpu_use_fusion_emitters=false"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+        made["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    return made
 
 
 def main() -> None:

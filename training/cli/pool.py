@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from labref.errors import LabrefError
-from labref.printing import printable
+from labref.printing import counted, printable
 from training.data import ingest as pools
 from training.progress import progress_bars
 
@@ -19,10 +19,6 @@ __all__ = ["ingest", "pool"]
 
 console = Console(stderr=True)
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output and nothing else there.")]
-
-
-def _cells(number: int) -> str:
-    return f"{number} cell{'' if number == 1 else 's'}"
 
 
 def _say(error: Exception | str) -> None:
@@ -82,7 +78,7 @@ def ingest(
             what = (
                 "is in the pool already"
                 if row["known"]
-                else f"{_cells(row['cells'])}, {row['recaptures']} of them recaptures, {row['removed']} taken back"
+                else f"{counted(row['cells'], 'cell')}, {row['recaptures']} of them recaptures, {row['removed']} taken back"
             )
             print(f"{row['pack']}: number {row['number']} of the lab {row['lab']}: {what}")
     if as_json:
@@ -124,7 +120,7 @@ def pool(
         if withdraw is not None:
             gone = pools.withdraw(folder, withdraw.strip().lower())
             console.print(
-                f"the lab {withdraw} is withdrawn: {'1 pack is' if gone == 1 else f'{gone} packs are'} deleted, and nothing of it comes in any more",
+                f"the lab {withdraw} is withdrawn: {counted(gone, 'pack')} {'is' if gone == 1 else 'are'} deleted, and nothing of it comes in any more",
                 soft_wrap=True,
             )
         pools.refresh(folder)
@@ -154,10 +150,10 @@ def pool(
     for lab in found:
         print(f"{lab.key.title}: {lab.state}")
         for pack in lab.packs:
-            print(f"  pack {pack.number}: {_cells(pack.cells)}, {pack.removed} taken back, {pack.consent}")
+            print(f"  pack {pack.number}: {counted(pack.cells, 'cell')}, {pack.removed} taken back, {pack.consent}")
         for domain, cells in lab.domains.items():
-            print(f"  domain {domain}: {_cells(cells)} to train on")
+            print(f"  domain {domain}: {counted(cells, 'cell')} to train on")
         for reason, cells in lab.left_out.items():
-            print(f"  left out, {reason}: {_cells(cells)}")
+            print(f"  left out, {reason}: {counted(cells, 'cell')}")
     labs = sum(bool(lab.domains) for lab in found)
-    print(f"{_cells(total)} of {labs} lab{'' if labs == 1 else 's'}")
+    print(f"{counted(total, 'cell')} of {counted(labs, 'lab')}")
