@@ -161,6 +161,7 @@ NOT_RUN = {
     r"(useradd|install|cp|systemctl) ": "changes the system, as root",
     r"labref bench": "measures for a minute: tests/test_bench.py runs it",
     r"labref shared |labref query .*--shared |labref web ": "needs a server of PostgreSQL: tests/test_shared.py and test_room.py run it",
+    r"labref store remove( |$)": "needs a patient's slide: tests/test_withdrawal.py runs it",
     r"labref service ": "changes the system, as root: tests/test_service.py",
     r"labref demo( --images DIR)?$": "tests/test_demo.py runs it, and it takes half a minute",
     r"labref map train$": "needs 64 cells: tests/test_map.py runs it",

@@ -250,6 +250,7 @@ def test_nobody_in_a_browser_names_a_file_of_the_lab_s_computer(stage: Stage, tm
                 "label": "x",
                 "rows": [],
                 "consent": "x",
+                "why": "x",
                 name: str(tmp_path / "there"),
             }
             fields = {key: value for key, value in asked.items() if key in operation.request.model_fields}

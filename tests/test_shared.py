@@ -207,6 +207,9 @@ def test_what_happens_to_cells_reaches_the_shared_store(tmp_path: Path, starter:
         )[0]
         assert isinstance(columns, list) and not {"slide", "path", "patient", "who"} & set(columns)
         assert shared.rows("SELECT * FROM named") == []
+        store.withdrawal.take([gone.cell_id], [], "removed by A. Lind: consent withdrawn", erase=True)
+        all_of(lab, store)
+        assert published(shared, "Lund") == in_store(store) and len(in_store(store)) == 14
 
 
 def test_latents_are_published_to_the_last_bit(tmp_path: Path, starter: Bundle, shared: Database) -> None:

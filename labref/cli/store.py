@@ -7,12 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from labref.cli._shared import JsonOption, LabOption, a_path, perform, print_json, say, without_progress
+from labref.cli._shared import (
+    JsonOption,
+    LabOption,
+    WhoOption,
+    a_path,
+    counted,
+    here,
+    named,
+    perform,
+    print_json,
+    say,
+    without_progress,
+)
 from labref.errors import LabrefError
 from labref.printing import printable
 from labref.times import local
 
 __all__ = ["add_to"]
+
+_FEW = 5  # files that are named
 
 _HELP = """Look after the lab's store: is it sound, back it up, restore it, take it to other programs.
 
@@ -25,6 +39,7 @@ Examples:
   labref store backup E:/labref-backup
   labref store restore E:/labref-backup D:/lab
   labref store export cells.parquet
+  labref store remove --slide 26-1174 --why "consent withdrawn" --dry-run
 """
 
 _CHECK = """Read every block of the store and every file of its bundles, and say whether all is sound.
@@ -111,7 +126,31 @@ With --json, objects a line: of a dry run one for each cell, and one at the end.
 @store.CellDue @store.CellsDue @store.CellsRemoved
 """
 
-_TRASH = """List the cells that retention removed and that can be brought back, those first that were removed first.
+_REMOVE = """Remove cells or whole slides, as where a patient withdraws consent.
+
+A cell is named by its id, the beginning of it, or the path of a file; a slide by its name or its key. All other captures of a
+cell go with it, on whatever slide they are; a possible duplicate stays, as a cell of its own. If a capture is really another
+cell, say so first: `labref duplicates reject`. The ledger says why each file has no cell any more, and no file brings it back. What other labs
+see of these cells goes as well.
+
+Without --erase they can be brought back for [retention] trash_days: `labref store bring-back`. With it they are gone for good, with
+those of them that were in the trash before: images, latents, labels, and the paths and slides by which the ledger names them. Delete their files in the export
+folder first: a file that is still there keeps its line in the ledger, until the command is given again. What labref cannot reach: backups
+that were made before, Parquet files and reports that were written, pictures that people printed. The store's own file may
+hold unreadable remains until it is written anew, by `labref store backup` and `labref store restore`.
+
+\b
+Examples:
+  labref store remove --slide 26-1174 --why "consent withdrawn" --dry-run      which cells would go
+  labref store remove --slide 26-1174 --why "consent withdrawn" --erase
+  labref store remove 3f0c2a9b --why "taken by mistake"
+
+With --json, of a dry run one object a line for each cell, and one at the end; else one object.
+
+@store.CellGoing @store.CellsGoing @store.CellsWithdrawn
+"""
+
+_TRASH = """List the removed cells that can be brought back, those first that were removed first.
 
 They stay for [retention] trash_days of labref.toml, counted over days that the lab saw pass, and take as much room as
 before. To have that room at once: `labref store empty-trash`.
@@ -121,7 +160,7 @@ With --json, one object a line.
 @store.CellInTrash
 """
 
-_BRING_BACK = """Bring cells that retention removed back as they were: bytes, labels, latents, places on the map, links.
+_BRING_BACK = """Bring removed cells back as they were: bytes, labels, latents, places on the map, links.
 
 Their files get back the outcomes that they had. For retention such a cell counts as if it had come today.
 
@@ -135,7 +174,7 @@ With --json, one object. Exit code 1 where kept bytes of a cell are gone.
 @store.BroughtBack
 """
 
-_EMPTY_TRASH = """Let go for good of the cells that retention removed, with their kept bytes, so that the disk has their room.
+_EMPTY_TRASH = """Let go for good of the removed cells, with their kept bytes, so that the disk has their room.
 
 With --json, one object.
 
@@ -329,6 +368,83 @@ def retain(
             say(f"{row['due']} cells would go, {row['now']} of them today.")
         else:
             say(f"{row['removed']} cells were removed; `labref store trash` lists what can be brought back.")
+
+
+@store.command("remove", help=_REMOVE, short_help="Remove cells or slides, as where consent is withdrawn.")
+def remove(
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="Why, for the ledger; do not name the patient.")],
+    cells: Annotated[
+        list[str] | None, typer.Argument(metavar="CELL...", help="Cells: ids, beginnings of ids, or paths of files.")
+    ] = None,
+    slides: Annotated[
+        list[str] | None,
+        typer.Option("--slide", metavar="SLIDE", help="All cells of this slide; several times for several."),
+    ] = None,
+    lab: LabOption = None,
+    who: WhoOption = None,
+    erase: Annotated[
+        bool, typer.Option("--erase", help="For good, with all that the store says of them; asks first.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which cells would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: JsonOption = False,
+) -> None:
+    from labref.lab import Lab
+
+    found = Lab.find(lab)
+    what = {
+        "cells": cells or [],
+        "slides": slides or [],
+        "why": why,
+        "who": named(who),
+        "erase": erase,
+        "folder": here(),
+    }
+    if erase and not dry_run and not yes:
+        *_, would = perform(found, "store.remove", **what, dry_run=True)
+        typer.confirm(
+            f"{counted(would['going'], 'cell')} of the lab and {would['in_trash']} of its trash, {would['captures']} of them other "
+            "captures, cannot be brought back afterwards. Erase them?",
+            abort=True,
+            err=True,
+        )
+    for row in perform(found, "store.remove", **what, dry_run=dry_run):
+        if json:
+            print_json(row)
+        elif "because" in row:
+            row = printable(row)
+            trashed = ", in the trash" if row["in_trash"] else ""
+            say(
+                f"{row['cell_id']}  {row['label']} ({row['label_source']}), {row['analyser'] or '-'}, slide {row['slide'] or '-'}: "
+                f"{row['because']}{trashed}"
+            )
+        elif "going" in row:
+            erased = f", and {row['in_trash']} of the trash" if row["in_trash"] else ""
+            say(f"{counted(row['going'], 'cell')} would go{erased}; {row['captures']} of them are other captures.")
+        else:
+            _say_removed(row, erase=erase)
+
+
+def _say_removed(row: "dict[str, Any]", *, erase: bool) -> None:
+    if not erase:
+        say(f"{counted(row['removed'], 'cell')} removed; `labref store bring-back` brings them back.")
+    else:
+        say(
+            f"{counted(row['erased'], 'cell')} erased; the ledger no longer names {counted(row['files'], 'file')} of them."
+        )
+    if row["loosened"]:
+        say(f"{counted(row['loosened'], 'possible duplicate')} of them stayed, each as a cell of its own.")
+    there = row["still_there"]
+    for file in there[:_FEW]:
+        of = f", of cell {file['cell_id']}" if file["cell_id"] else ""
+        say(f"  {file['path']}{of}")
+    if there:
+        more = f", the first {_FEW} of which are named above," if len(there) > _FEW else ""
+        say(
+            f"{counted(len(there), 'file')} of them{more} still in the export folder, so the ledger has to name "
+            f"{'it' if len(there) == 1 else 'them'}: delete them there, and name the slides and cells to this command again."
+        )
+    say("Backups, exports and reports that were made before may still hold them.")
 
 
 @store.command(help=_TRASH, short_help="List the removed cells that can be brought back.")

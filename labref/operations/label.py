@@ -17,7 +17,7 @@ from pydantic import Field
 from labref.errors import LabrefError
 from labref.export.layout import name_key
 from labref.operations import operation
-from labref.operations.models import Answer, GivenLabel, Limit, Progress, Request, Seen, Text, Who
+from labref.operations.models import Answer, Folder, GivenLabel, Limit, Progress, Request, Seen, Text, Who
 from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, person
 from labref.printing import printable, unprintable
 from labref.progress import Pace, Row, Steps, progress, rows_of
@@ -182,12 +182,6 @@ _Cell = Annotated[
         max_length=_MOST_TEXT,
     ),
 ]
-_Folder = Annotated[
-    Text | None,
-    Field(
-        description="The asker's folder: a path that is not absolute is looked for below it and the watched folders."
-    ),
-]
 _New = Annotated[bool, Field(description="Accept a class that the lab does not know; it becomes one of its classes.")]
 
 
@@ -200,7 +194,7 @@ def set_label(
     who: Who = None,
     seen: Seen = None,
     new: _New = False,
-    folder: _Folder = None,
+    folder: Folder = None,
 ) -> Iterator[Row]:
     """Give a cell a person's label.
 
@@ -252,7 +246,7 @@ def undo(
         ),
     ] = None,
     who: Who = None,
-    folder: _Folder = None,
+    folder: Folder = None,
 ) -> Iterator[Row]:
     """Take back the label that a person gave a cell last: it carries what it carried before. Once more takes back the
     one before that. All of it stays in the history."""
@@ -271,7 +265,7 @@ def import_labels(
     rows: Annotated[list[ImportRow], Field(description="The list.", max_length=MOST_ROWS)],
     dry_run: Annotated[bool, Field(description="Only say what would change; nothing is written.")] = False,
     new: _New = False,
-    folder: _Folder = None,
+    folder: Folder = None,
 ) -> Iterator[Row]:
     """Give many cells people's labels. All rows are checked before any is written.
 
@@ -333,7 +327,7 @@ def imports(
 
 
 @operation("label.history", LabelHistory, role=Role.VIEW)
-def history(context: Context, *, cell: _Cell, folder: _Folder = None) -> Iterator[Row]:
+def history(context: Context, *, cell: _Cell, folder: Folder = None) -> Iterator[Row]:
     """Say how a cell came to its label.
 
     That is what it was stored as, each change and confirmation since, and what its files and bundles say.

@@ -18,6 +18,7 @@ __all__ = [
     "BundleSignature",
     "Failure",
     "FilePath",
+    "Folder",
     "GivenLabel",
     "JobEnded",
     "JobRunning",
@@ -36,6 +37,13 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """A text without the character NUL, which neither a path nor the store can hold."""
 FilePath = Annotated[str, Field(pattern=r"^[^\x00]*$", min_length=1, max_length=4096)]
 """A path on the computer of the lab, absolute."""
+Folder = Annotated[
+    Text | None,
+    Field(
+        description="The asker's folder: a path that is not absolute is looked for below it and the watched folders."
+    ),
+]
+"""Where a person is who names a file."""
 Who = Annotated[
     Text | None,
     Field(

@@ -1,12 +1,13 @@
-"""`labref store`: check, back up and export the store, and remove old cells."""
+"""`labref store`: check, back up and export the store, and remove cells."""
 
 from __future__ import annotations
 
 import io
 import os
 import shutil
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -18,29 +19,46 @@ from labref import __version__
 from labref.bundles.bundle import Bundle
 from labref.errors import BundleError, LabError, LabrefError, OutdatedBundleError, StoreError, UnreadableImageError
 from labref.export.layout import ClassNames
+from labref.export.paths import path_from_text
 from labref.failpoints import failpoint
 from labref.files import give
 from labref.lab import absolute
 from labref.lab.backups import LastBackup, remember_backup
 from labref.operations import operation
-from labref.operations.models import Answer, FilePath, Progress, Text
+from labref.operations.models import Answer, FilePath, Folder, Progress, Text, Who
+from labref.operations.naming import (
+    LEAST_ID,
+    NoCellError,
+    NoSuchNameError,
+    SeveralSlidesError,
+    find_cells,
+    person,
+    slide_keys,
+)
 from labref.operations.scratch import scratch
+from labref.operations.slide import slide_named
+from labref.printing import unprintable
 from labref.progress import Pace, Row, progress, rows_of
 from labref.store.duckdb.exporting import Export
+from labref.store.duckdb.withdrawal import Because
 from labref.tasks import backup, retention
 from labref.tasks.context import Context
 from labref.times import utc, utc_now
-from labref.words import LabelSource
+from labref.words import LabelSource, SlideId
 
 __all__ = [
     "BackedUp",
     "BroughtBack",
     "BundleChecked",
     "CellDue",
+    "CellGoing",
     "CellInTrash",
     "CellsDue",
+    "CellsGoing",
     "CellsRemoved",
+    "CellsWithdrawn",
     "Exported",
+    "FileStillThere",
     "Jump",
     "StoreChecked",
     "TrashEmptied",
@@ -49,6 +67,7 @@ __all__ = [
 _AT_ONCE: Final = 256
 _QUALITY: Final = 90
 _FEW: Final = 10  # jumps of the clock that are named
+_MOST_REASON: Final = 200
 
 
 class BundleChecked(Answer):
@@ -133,6 +152,52 @@ class CellsRemoved(Answer):
     """How many cells were removed."""
 
     removed: int = Field(description="Cells that were moved to the trash.")
+
+
+class CellGoing(Answer):
+    """A cell that would be removed."""
+
+    cell_id: str = Field(description="The cell.")
+    label: str = Field(description="Its class.")
+    label_source: LabelSource = Field(description="Who gave it.")
+    analyser: str | None = Field(description="Its analyser.")
+    slide: str | None = Field(description="Its slide; it can name a patient.")
+    because: Because = Field(
+        description="`named`; `on the slide`: one of its files is on a slide that was named; `capture`: it is another capture "
+        "of such a cell."
+    )
+    in_trash: bool = Field(description="Whether it was removed before, and is still in the trash.")
+
+
+class CellsGoing(Answer):
+    """How many cells would be removed."""
+
+    going: int = Field(description="Cells that would be removed from the lab.")
+    in_trash: int = Field(description="Cells of the trash that would be erased with them; 0 where nothing is erased.")
+    captures: int = Field(description="How many of all these are other captures of cells that were named.")
+
+
+class FileStillThere(Answer):
+    """A file of a cell that was erased, still in the export folder."""
+
+    path: str = Field(description="The file.")
+    cell_id: str | None = Field(description="The cell that was erased; null where none came from it.")
+
+
+class CellsWithdrawn(Answer):
+    """Cells were removed because somebody said so."""
+
+    removed: int = Field(description="Cells that were in the lab.")
+    loosened: int = Field(
+        description="Cells that stay and were possible duplicates of these; they are linked with none of them now."
+    )
+    erased: int = Field(
+        description="Cells that are gone for good, with all that names them; 0 where nothing is erased."
+    )
+    files: int = Field(description="Files that the ledger names no longer.")
+    still_there: list[FileStillThere] = Field(
+        description="Files of erased cells and slides that are still in the export folder, so that the ledger has to name them."
+    )
 
 
 class CellInTrash(Answer):
@@ -349,10 +414,134 @@ def retain(
     yield {"removed": removed}
 
 
+@operation("store.remove", Progress, CellGoing, CellsGoing, CellsWithdrawn)
+def remove(
+    context: Context,
+    *,
+    cells: Annotated[
+        list[Text],
+        Field(description="Cells: their ids, beginnings of these, or paths of their files; those in the trash by id."),
+    ] = [],  # noqa: B006
+    slides: Annotated[list[Text], Field(description="Slides: their keys, as `slide.list` gives them, or names.")] = [],  # noqa: B006
+    why: Annotated[
+        Text,
+        Field(
+            description="Why, as the ledger is to say it, without what names a patient: at most 200 characters, each of which "
+            "can be seen."
+        ),
+    ],
+    who: Who = None,
+    erase: Annotated[
+        bool, Field(description="For good, and with all that the store says of them; else they can be brought back.")
+    ] = False,
+    dry_run: Annotated[bool, Field(description="Only say which cells would go.")] = False,
+    folder: Folder = None,
+) -> Iterator[Row]:
+    """Remove cells and slides that are named, with all other captures of each cell.
+
+    They can be brought back while they are in the trash, unless they are erased."""
+    lab, store = context.lab, context.store
+    said = f"removed by {person(who) or 'a person'}: {_reason(why)}"
+    if not cells and not slides:
+        raise LabrefError("name cells or slides that are to be removed; `labref slide list` lists the slides.")
+    yield from retention.UPKEEP.take("cells are removed")
+    try:
+        in_trash = {cell.cell_id: cell for cell in store.trash.cells(lab.config.retention.trash_days)}
+        ids = _cells_or_removed(context, cells, in_trash, folder, erase=erase)
+        named = [_slide_remembered(context, slide) for slide in slides]
+        going = [cell for cell in store.withdrawal.named(ids, named) if erase or not cell.in_trash]
+        if dry_run:
+            for cell in going:
+                yield {
+                    "cell_id": cell.cell_id,
+                    "label": cell.label,
+                    "label_source": str(cell.label_source),
+                    "analyser": cell.analyser,
+                    "slide": None if cell.slide is None else cell.slide.name,
+                    "because": cell.because,
+                    "in_trash": cell.in_trash,
+                }
+            trashed = sum(cell.in_trash for cell in going)
+            yield {
+                "going": len(going) - trashed,
+                "in_trash": trashed,
+                "captures": sum(cell.because == "capture" for cell in going),
+            }
+            return
+        if not erase and not going:
+            raise LabrefError("these cells are in the trash already. To let them go for good now, erase them.")
+        yield progress(0, len(going), "cells are removed")
+        done = store.withdrawal.take(ids, named, said, erase=erase, is_there=_is_there)
+        if erase:
+            retention.delete_bytes(lab, store)
+    finally:
+        retention.UPKEEP.release()
+    yield {
+        "removed": done.removed,
+        "loosened": done.loosened,
+        "erased": done.erased,
+        "files": done.files,
+        "still_there": [{"path": file.path, "cell_id": file.cell_id} for file in done.left],
+    }
+
+
+def _is_there(path: str) -> bool:
+    return os.path.lexists(path_from_text(path))
+
+
+def _reason(why: str) -> str:
+    """A reason as the ledger can hold it. Raises `LabrefError`."""
+    reason = unicodedata.normalize("NFC", why.strip())
+    if not reason:
+        raise LabrefError("say why they are removed, as 'consent withdrawn': the ledger says it of each file.")
+    if len(reason) > _MOST_REASON:
+        raise LabrefError(f"the reason has at most {_MOST_REASON} characters, this one has {len(reason)}.")
+    if (character := unprintable(reason)) is not None:
+        raise LabrefError(
+            f"the reason {reason!r} holds the character {character}, which cannot be seen; write it anew."
+        )
+    return reason
+
+
+def _cells_or_removed(
+    context: Context, names: Sequence[str], in_trash: Collection[str], folder: str | None, *, erase: bool
+) -> list[str]:
+    """The ids of cells that are in the lab or in the trash, and with `erase`, of those that are gone already. Raises
+    `LabrefError`."""
+    ids = []
+    for name, found in find_cells(context, names, folder=folder).items():
+        if isinstance(found, NoCellError) and any(cell_id.startswith(name.lower()) for cell_id in in_trash if name):
+            found = _in_trash(name, in_trash)
+        elif isinstance(found, NoCellError) and erase and len(name) >= LEAST_ID:
+            gone = context.store.withdrawal.gone(name.lower())
+            found = gone[0] if len(gone) == 1 else found
+        if isinstance(found, LabrefError):
+            raise found
+        ids.append(found)
+    return ids
+
+
+def _slide_remembered(context: Context, slide: str) -> SlideId:
+    """The slide with this key or name; one without cells, too, where the ledger or the trash names it. Raises
+    `LabrefError`."""
+    try:
+        return slide_named(context, slide)
+    except NoSuchNameError:
+        keys = slide_keys(context, context.store.withdrawal.slides())
+        found = [one for one, key in keys.items() if slide in (key, one.name)]
+        if len(found) > 1:
+            raise SeveralSlidesError(
+                f"{len(found)} slides had this name: {', '.join(keys[one] for one in found)}. Give the key of the one that is "
+                "meant."
+            ) from None
+        if not found:
+            raise
+        return found[0]
+
+
 @operation("store.trash", CellInTrash)
 def trash(context: Context) -> Iterator[Row]:
-    """List the cells that retention removed and that can be brought back: a row for each cell, the first removed
-    first."""
+    """List the removed cells that can be brought back: a row for each cell, the first removed first."""
     for cell in context.store.trash.cells(context.lab.config.retention.trash_days):
         yield {
             "cell_id": cell.cell_id,

@@ -62,6 +62,7 @@ from labref.store.duckdb.tables import Access
 from labref.store.duckdb.trash import Trash
 from labref.store.duckdb.upkeep import Comparison, Faults
 from labref.store.duckdb.vocabulary import word
+from labref.store.duckdb.withdrawal import Withdrawal
 from labref.store.duckdb.writing import write, write_embeddings, write_labels
 from labref.store.memory import distances
 from labref.store.memory.alike import AlikeBook
@@ -165,7 +166,9 @@ class Store:
         self.duplicates = Duplicates(access, self._regrouped)
         """Cells that repeat others, and what people decided of them; see labref.store.duckdb.duplicates."""
         self.trash = Trash(access, self._came_back)
-        """Cells that retention removed and that can be brought back; see labref.store.duckdb.trash."""
+        """Cells that were removed and that can be brought back; see labref.store.duckdb.trash."""
+        self.withdrawal = Withdrawal(access, self.reload)
+        """Cells that people take out by name; see labref.store.duckdb.withdrawal."""
         self.events = Events(access, self.reviews)
         """What the store tells other systems, and what they told it; see labref.store.duckdb.events."""
         self.people = People(access)

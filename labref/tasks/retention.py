@@ -15,7 +15,7 @@ from labref.lab.pictures import forget_thumbnail
 from labref.progress import Row, waiting
 from labref.store import Due, Store
 
-__all__ = ["REMOVAL", "UPKEEP", "Upkeep", "due", "empty_trash", "remove", "retain"]
+__all__ = ["REMOVAL", "UPKEEP", "Upkeep", "delete_bytes", "due", "empty_trash", "remove", "retain"]
 
 _AT_ONCE: Final = 20_000  # cells in one transaction; after each, what the store keeps in memory is read again
 _SAID_SECONDS: Final = 1.0
@@ -94,11 +94,16 @@ def empty_trash(lab: Lab, store: Store, *, days: int | None = None) -> int:
     """Let go for good of what has been in the trash for so many days, or of all, with the kept bytes; returns how many
     cells that were. The caller has taken `UPKEEP`, where others work on the lab."""
     gone = store.trash.empty(days=days)
+    delete_bytes(lab, store)
+    return len(gone)
+
+
+def delete_bytes(lab: Lab, store: Store) -> None:
+    """Delete the kept bytes of all cells that are gone for good, those that a kill left among them."""
     failpoint("retention.bytes", may_fail=False)
     for digest in store.removed_digests():
         if os.path.exists(lab.image_path(digest)):  # noqa: PTH110
             _delete(lab, digest)
-    return len(gone)
 
 
 def _delete(lab: Lab, digest: str) -> None:

@@ -16,14 +16,14 @@ _EVERY: Final = timedelta(days=1)
 
 
 def keep_retention(context: Context) -> Job | None:
-    """The job, where [retention] is set or cells are in the trash, and the last one was a day ago; else None."""
+    """The job, where [retention] is set or cells were ever removed, and the last one was a day ago; else None."""
     keep = context.lab.config.retention
     if context.jobs is None:
         return None
     last = context.jobs.status()["ended"].get(NAME)
     if last is not None and abs(datetime.now(UTC) - datetime.fromisoformat(last["at"])) < _EVERY:
         return None
-    if not keep.days and not keep.cells and not len(context.store.trash):
+    if not keep.days and not keep.cells and not context.store.withdrawal.ever():
         return None
     if context.store.changes.pending() is not None:
         return None  # cells are being embedded again; they are removed afterwards

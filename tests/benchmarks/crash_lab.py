@@ -199,6 +199,18 @@ def _retain(life: Path) -> None:
         retention.empty_trash(context.lab, context.store)
 
 
+def _withdraw(life: Path) -> None:
+    """A person removes two cells with all their captures, and has two others erased."""
+    with _context(life) as context:
+        named = sorted(context.store.digests())[:4]
+        for part, erase in ((named[:2], False), (named[2:], True)):
+            cells = [digest for digest in part if digest in context.store.digests()]  # a capture went with another
+            if cells:
+                asked = {"cells": cells, "why": "withdrawn", "erase": erase}
+                for _ in perform(context, "store.remove", asked):
+                    pass
+
+
 def _put_old_stores(life: Path) -> None:
     for source in SCHEMAS.glob("*.duckdb"):
         shutil.copy(source, life / f"old-{source.name}")
@@ -306,6 +318,7 @@ SCENARIOS: Final = {
     "restore": Scenario(_restore, 3, _back_up),
     "export": Scenario(_export, 3),
     "retention": Scenario(_retain, 8),
+    "withdrawal": Scenario(_withdraw, 4),
     "change_bundle": Scenario(_change_bundle, 7),
     "map": Scenario(_train_map, 8),
     "install": Scenario(_install, 2),

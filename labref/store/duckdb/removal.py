@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,16 @@ from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_column, from_nullable, to_column
 from labref.words import LabelSource, Outcome
 
-__all__ = ["Due", "allowance", "due", "reason", "reason_of", "remove", "removed_digests", "removed_ids"]
+__all__ = [
+    "Due",
+    "allowance",
+    "due",
+    "reason",
+    "remove",
+    "removed_digests",
+    "removed_ids",
+    "take_out",
+]
 
 _DAY: Final = 72_000.0  # seconds; passes a day apart come a little early, too
 
@@ -103,30 +112,36 @@ def allowance(cursor: duckdb.DuckDBPyConnection, percent: float) -> int:
     return max(0, most - int(lately))
 
 
-def reason_of(cell_id: str, why: str) -> str:
-    """What the ledger says of a file whose cell was removed."""
-    return f"removed by the lab's retention: {why}; it was cell {cell_id}"
-
-
 def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> int:
-    """Remove cells, their embeddings and places, and that they were neighbours of others; all of it is in the trash
-    from then on. Their files are from now on rejected, for a reason that says so; what they were before is in the
-    history. Their digests stay, so that no file brings them back.
-
-    A cell that was reviewed since it was found due stays. Returns how many were removed.
-    """
-    at = rows.now()
+    """Remove cells by the lab's retention; see `take_out`. A cell that was reviewed since it was found due stays, and
+    so does one that others were linked with since. Returns how many were removed."""
+    ids = [cell.cell_id for cell in cells]
     found = connection.execute(
-        "SELECT cell_id FROM cell WHERE label_source = 'reviewed' AND cell_id IN (SELECT unnest(?::VARCHAR[]))",
-        [[cell.cell_id for cell in cells if cell.label_source != LabelSource.REVIEWED]],
+        "SELECT cell_id FROM cell WHERE label_source = 'reviewed' AND cell_id IN (SELECT unnest($1::VARCHAR[])) UNION ALL "
+        "SELECT duplicate_of FROM cell WHERE duplicate_of IN (SELECT unnest($2::VARCHAR[])) "
+        "AND cell_id NOT IN (SELECT unnest($2::VARCHAR[]))",
+        [[cell.cell_id for cell in cells if cell.label_source != LabelSource.REVIEWED], ids],
     ).fetchall()
     stay = {cell_id for (cell_id,) in found}
-    cells = [cell for cell in cells if cell.cell_id not in stay]
-    ids = [cell.cell_id for cell in cells]
+    return take_out(
+        connection,
+        {cell.cell_id: f"removed by the lab's retention: {cell.why}" for cell in cells if cell.cell_id not in stay},
+    )
+
+
+def take_out(connection: duckdb.DuckDBPyConnection, cells: Mapping[str, str]) -> int:
+    """Remove cells, their embeddings and places, and that they were neighbours of others; all of it is in the trash
+    from then on. Their files are from now on rejected, for a reason that says so; what they were before is in the
+    history. Their digests stay, so that no file brings them back. Returns how many were removed.
+
+    cells : what the ledger says of each, by id; the id is added. No cell that stays is linked with one of them.
+    """
+    at = rows.now()
+    ids = list(cells)
     listed = "cell_id IN (SELECT cell_id FROM going)"
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE going AS SELECT unnest(?::VARCHAR[]) AS cell_id, unnest(?::VARCHAR[]) AS reason",
-        [ids, [to_column(reason_of(cell.cell_id, cell.why)) for cell in cells]],
+        [ids, [to_column(f"{said}; it was cell {cell_id}") for cell_id, said in cells.items()]],
     )
     failpoint("retention.removed")
     numbers = sequence.begin(connection)

@@ -1,4 +1,4 @@
-"""Cells that retention removed, as they were, until the time in which they can be brought back is over.
+"""Cells that were removed, by retention or by people, as they were, while they can be brought back.
 
 For each table with rows of cells there is one called `trash_…`, with the same columns: `trash_cell`, `trash_file`,
 `trash_embedding_1`, … A removed cell is in the trash as long as it has a row in `trash_cell`. Its kept bytes stay where
@@ -20,10 +20,11 @@ from labref.store.duckdb.noting import note
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.upkeep import TRASH, tables, tables_of_cells
 from labref.store.duckdb.vocabulary import word
+from labref.store.recording import reason_of
 from labref.store.text import from_column, from_nullable
 from labref.words import LabelSource, Outcome
 
-__all__ = ["Trash", "Trashed", "drop_table", "keep"]
+__all__ = ["Trash", "Trashed", "drop_table", "empty", "keep", "loosen"]
 
 _AGED: Final = (
     f"WITH seen AS ({clock.SEEN}) "
@@ -33,6 +34,7 @@ _AGED: Final = (
 )
 """The cells in the trash, and for how many days each has been there, as the lab saw time pass."""
 _ALONE: Final = "the cell that it repeated is no longer there"
+_LOOSE: Final = "the cell that it may repeat was removed; that was cell "
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Trash(Tables):
         with self._transaction() as connection:
             going = [cell for cell in _cells(connection, days or 1) if days is None or cell.days_left <= 0]
             if going:
-                _empty(connection, [cell.cell_id for cell in going])
+                empty(connection, [cell.cell_id for cell in going])
         return [cell.digest for cell in going]
 
 
@@ -181,7 +183,8 @@ def _bring_back(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> li
     for table in there - {"resemblance"}:
         connection.execute(f"DELETE FROM {TRASH}{table} WHERE {among}")
     connection.execute("DROP TABLE temp.coming")
-    _loosen(connection, back)
+    _take_dead_links(connection, back)
+    _fasten(connection, back)
     note(connection, back)
     return back
 
@@ -213,7 +216,7 @@ def _give_back_files(connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _loosen(connection: duckdb.DuckDBPyConnection, back: Sequence[str]) -> None:
+def _take_dead_links(connection: duckdb.DuckDBPyConnection, back: Sequence[str]) -> None:
     """Take links with cells that are gone from those that came back."""
     found = connection.execute(
         "SELECT cell_id, duplicate_of, duplicate_of IS NULL OR duplicate_of IN (SELECT cell_id FROM cell) FROM cell "
@@ -227,7 +230,44 @@ def _loosen(connection: duckdb.DuckDBPyConnection, back: Sequence[str]) -> None:
     duplicates.regroup(connection, [one for cell_id, other, _ in found for one in (cell_id, other) if one is not None])
 
 
-def _empty(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
+def loosen(connection: duckdb.DuckDBPyConnection, going: Sequence[str]) -> int:
+    """Take the links with cells that go from those that stay and may repeat them, until they come back; returns how
+    many these were."""
+    found = connection.execute(
+        "SELECT cell_id, duplicate_of FROM cell WHERE duplicate_of IN (SELECT unnest($1::VARCHAR[])) "
+        "AND cell_id NOT IN (SELECT unnest($1::VARCHAR[]))",
+        [list(going)],
+    ).fetchall()
+    at = rows.now()
+    for cell_id, other in found:
+        duplicates.set_link(connection, cell_id, None, outcome=Outcome.STORED, reason=f"{_LOOSE}{other}", at=at)
+    return len(found)
+
+
+def _fasten(connection: duckdb.DuckDBPyConnection, back: Sequence[str]) -> None:
+    """Link what was loosened from cells that came back, as labref had found it."""
+    found = connection.execute(
+        "SELECT cell.cell_id, file.reason FROM file JOIN cell USING (cell_id) WHERE cell.duplicate_of IS NULL "
+        "AND file.reason IN (SELECT unnest(?::VARCHAR[]))",
+        [[f"{_LOOSE}{cell_id}" for cell_id in back]],
+    ).fetchall()
+    at = rows.now()
+    for cell_id, reason in dict(found).items():
+        other = reason.removeprefix(_LOOSE)
+        resemblance = duplicates.measured(connection, cell_id, other)
+        if resemblance is not None and resemblance.verdict.is_one_cell:
+            duplicates.set_link(
+                connection,
+                cell_id,
+                (other, resemblance.verdict),
+                outcome=Outcome(resemblance.verdict),
+                reason=reason_of(other, resemblance),
+                at=at,
+            )
+
+
+def empty(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
+    """Let these cells of the trash go for good."""
     chosen = "(SELECT unnest(?::VARCHAR[]))"
     for table in _tables(connection):
         failpoint("trash.empty")
