@@ -76,11 +76,13 @@ def test_a_slide_goes_with_every_capture_of_its_cells_and_nothing_else(store: St
     found = {cell.cell_id: (cell.because, cell.in_trash) for cell in store.withdrawal.named([], [A])}
     first, second, again = ids("first", "second", "again")
     assert found == {first: ("on the slide", False), second: ("on the slide", False), again: ("capture", False)}
+    assert store.withdrawal.possible(store.withdrawal.named([], [A])) == ids("perhaps")
     done = store.withdrawal.take([], [A], WHY)
-    assert (done.removed, done.loosened, done.erased) == (3, 1, 0)
+    assert (done.removed, list(done.staying), done.erased) == (3, ids("perhaps"), 0)
     assert store.faults().found == {} and store.index_agrees(BUNDLE)
     assert sorted(store.cells(ids("perhaps", "other"))) == sorted(ids("perhaps", "other"))
     assert store.duplicates.possible() == set()
+    assert store.withdrawal.possible(store.withdrawal.named(ids("perhaps"), [])) == [], "its link is gone"
     (gone,) = [row for row in store.ledger() if row.path.endswith("copy.jpg")]
     assert gone.reason == f"{WHY}; it was cell {second}" == store.removed(new_cell("second").digest)
 
@@ -98,6 +100,7 @@ def test_what_comes_back_has_its_possible_repetitions_again(store: Store) -> Non
 
 
 def test_what_a_person_said_meanwhile_of_a_possible_repetition_stays(store: Store) -> None:
+    assert store.withdrawal.possible(store.withdrawal.named(ids("perhaps"), [])) == ids("first")
     store.duplicates.reject(ids("perhaps")[0], "B. Berg")
     store.withdrawal.take(ids("first"), [], WHY)
     store.trash.bring_back(ids("first"))
@@ -242,7 +245,11 @@ def test_the_command_names_removes_brings_back_and_erases(lab: Lab) -> None:
     before = slides(lab)
     name, cells = next(iter(before.items()))
     *listed, total = rows(call(lab, "--slide", name, "--why", "consent withdrawn", "--dry-run", "--json"))
-    assert total == {"going": cells, "in_trash": 0, "captures": 0} and len(listed) == cells and slides(lab) == before
+    assert (
+        total == {"going": cells, "in_trash": 0, "captures": 0, "staying": []}
+        and len(listed) == cells
+        and slides(lab) == before
+    )
     assert all(row["slide"] == name and row["because"] == "on the slide" for row in listed)
     (done,) = rows(call(lab, "--slide", name, "--why", "consent withdrawn", "--who", "A. Lind", "--json"))
     assert done["removed"] == cells and done["erased"] == 0 and name not in slides(lab)

@@ -26,7 +26,7 @@ from labref.times import local
 
 __all__ = ["add_to"]
 
-_FEW = 5  # files that are named
+_FEW = 5  # files or cells that are named
 
 _HELP = """Look after the lab's store: is it sound, back it up, restore it, take it to other programs.
 
@@ -129,8 +129,8 @@ With --json, objects a line: of a dry run one for each cell, and one at the end.
 _REMOVE = """Remove cells or whole slides, as where a patient withdraws consent.
 
 A cell is named by its id, the beginning of it, or the path of a file; a slide by its name or its key. All other captures of a
-cell go with it, on whatever slide they are; a possible duplicate stays, as a cell of its own. If a capture is really another
-cell, say so first: `labref duplicates reject`. The ledger says why each file has no cell any more, and no file brings it back. What other labs
+cell go with it, on whatever slide they are. What may be a capture, and nobody has decided on, stays as a cell of its own:
+--dry-run names such cells, `labref duplicates confirm` decides. If a capture is really another cell: `labref duplicates reject`. The ledger says why each file has no cell any more, and no file brings it back. What other labs
 see of these cells goes as well.
 
 Without --erase they can be brought back for [retention] trash_days: `labref store bring-back`. With it they are gone for good, with
@@ -404,7 +404,7 @@ def remove(
         *_, would = perform(found, "store.remove", **what, dry_run=True)
         typer.confirm(
             f"{counted(would['going'], 'cell')} of the lab and {would['in_trash']} of its trash, {would['captures']} of them other "
-            "captures, cannot be brought back afterwards. Erase them?",
+            f"captures, cannot be brought back afterwards; {len(would['staying'])} that may be captures stay. Erase them?",
             abort=True,
             err=True,
         )
@@ -421,8 +421,17 @@ def remove(
         elif "going" in row:
             erased = f", and {row['in_trash']} of the trash" if row["in_trash"] else ""
             say(f"{counted(row['going'], 'cell')} would go{erased}; {row['captures']} of them are other captures.")
+            if row["staying"]:
+                say(
+                    f"{counted(len(row['staying']), 'cell')} that may be captures of these would stay: {_some(row['staying'])}. Decide on "
+                    "them first: `labref duplicates`, or the page /review/duplicates."
+                )
         else:
             _say_removed(row, erase=erase)
+
+
+def _some(cells: list[str]) -> str:
+    return ", ".join(cells[:_FEW]) + (", …" if len(cells) > _FEW else "")
 
 
 def _say_removed(row: "dict[str, Any]", *, erase: bool) -> None:
@@ -432,17 +441,21 @@ def _say_removed(row: "dict[str, Any]", *, erase: bool) -> None:
         say(
             f"{counted(row['erased'], 'cell')} erased; the ledger no longer names {counted(row['files'], 'file')} of them."
         )
-    if row["loosened"]:
-        say(f"{counted(row['loosened'], 'possible duplicate')} of them stayed, each as a cell of its own.")
+    if row["staying"]:
+        say(
+            f"{counted(len(row['staying']), 'cell')} that may be captures of these stayed, each as a cell of its own: "
+            f"{_some(row['staying'])}. Look at them, and remove those that are."
+        )
     there = row["still_there"]
     for file in there[:_FEW]:
         of = f", of cell {file['cell_id']}" if file["cell_id"] else ""
         say(f"  {file['path']}{of}")
     if there:
-        more = f", the first {_FEW} of which are named above," if len(there) > _FEW else ""
+        are, it = ("is", "it") if len(there) == 1 else ("are", "them")
+        more = f" (the first {_FEW} are named above)" if len(there) > _FEW else ""
         say(
-            f"{counted(len(there), 'file')} of them{more} still in the export folder, so the ledger has to name "
-            f"{'it' if len(there) == 1 else 'them'}: delete them there, and name the slides and cells to this command again."
+            f"{counted(len(there), 'file')} of them {are} still in the export folder{more}, so the ledger has to name {it}: delete {it} there, "
+            "and name the slides and cells to this command again."
         )
     say("Backups, exports and reports that were made before may still hold them.")
 

@@ -175,6 +175,9 @@ class CellsGoing(Answer):
     going: int = Field(description="Cells that would be removed from the lab.")
     in_trash: int = Field(description="Cells of the trash that would be erased with them; 0 where nothing is erased.")
     captures: int = Field(description="How many of all these are other captures of cells that were named.")
+    staying: list[str] = Field(
+        description="Cells that may be captures of these, which nobody has decided on, and would stay."
+    )
 
 
 class FileStillThere(Answer):
@@ -188,8 +191,8 @@ class CellsWithdrawn(Answer):
     """Cells were removed because somebody said so."""
 
     removed: int = Field(description="Cells that were in the lab.")
-    loosened: int = Field(
-        description="Cells that stay and were possible duplicates of these; they are linked with none of them now."
+    staying: list[str] = Field(
+        description="Cells that may be captures of these, which nobody has decided on: they stay, each as a cell of its own."
     )
     erased: int = Field(
         description="Cells that are gone for good, with all that names them; 0 where nothing is erased."
@@ -466,6 +469,7 @@ def remove(
                 "going": len(going) - trashed,
                 "in_trash": trashed,
                 "captures": sum(cell.because == "capture" for cell in going),
+                "staying": store.withdrawal.possible(going),
             }
             return
         if not erase and not going:
@@ -478,7 +482,7 @@ def remove(
         retention.UPKEEP.release()
     yield {
         "removed": done.removed,
-        "loosened": done.loosened,
+        "staying": list(done.staying),
         "erased": done.erased,
         "files": done.files,
         "still_there": [{"path": file.path, "cell_id": file.cell_id} for file in done.left],

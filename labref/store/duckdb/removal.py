@@ -117,12 +117,10 @@ def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> int:
     so does one that others were linked with since. Returns how many were removed."""
     ids = [cell.cell_id for cell in cells]
     found = connection.execute(
-        "SELECT cell_id FROM cell WHERE label_source = 'reviewed' AND cell_id IN (SELECT unnest($1::VARCHAR[])) UNION ALL "
-        "SELECT duplicate_of FROM cell WHERE duplicate_of IN (SELECT unnest($2::VARCHAR[])) "
-        "AND cell_id NOT IN (SELECT unnest($2::VARCHAR[]))",
-        [[cell.cell_id for cell in cells if cell.label_source != LabelSource.REVIEWED], ids],
+        "SELECT cell_id FROM cell WHERE label_source = 'reviewed' AND cell_id IN (SELECT unnest(?::VARCHAR[]))",
+        [[cell.cell_id for cell in cells if cell.label_source != LabelSource.REVIEWED]],
     ).fetchall()
-    stay = {cell_id for (cell_id,) in found}
+    stay = {cell_id for (cell_id,) in found} | set(trash.linked_with(connection, ids).values())
     return take_out(
         connection,
         {cell.cell_id: f"removed by the lab's retention: {cell.why}" for cell in cells if cell.cell_id not in stay},

@@ -24,7 +24,7 @@ from labref.store.recording import reason_of
 from labref.store.text import from_column, from_nullable
 from labref.words import LabelSource, Outcome
 
-__all__ = ["Trash", "Trashed", "drop_table", "empty", "keep", "loosen"]
+__all__ = ["Trash", "Trashed", "drop_table", "empty", "keep", "linked_with", "loosen"]
 
 _AGED: Final = (
     f"WITH seen AS ({clock.SEEN}) "
@@ -230,18 +230,21 @@ def _take_dead_links(connection: duckdb.DuckDBPyConnection, back: Sequence[str])
     duplicates.regroup(connection, [one for cell_id, other, _ in found for one in (cell_id, other) if one is not None])
 
 
-def loosen(connection: duckdb.DuckDBPyConnection, going: Sequence[str]) -> int:
-    """Take the links with cells that go from those that stay and may repeat them, until they come back; returns how
-    many these were."""
-    found = connection.execute(
+def linked_with(cursor: duckdb.DuckDBPyConnection, going: Sequence[str]) -> dict[str, str]:
+    """The other cells that are linked with one of these as its repetition, and with which."""
+    found = cursor.execute(
         "SELECT cell_id, duplicate_of FROM cell WHERE duplicate_of IN (SELECT unnest($1::VARCHAR[])) "
-        "AND cell_id NOT IN (SELECT unnest($1::VARCHAR[]))",
+        "AND cell_id NOT IN (SELECT unnest($1::VARCHAR[])) ORDER BY number",
         [list(going)],
     ).fetchall()
+    return dict(found)
+
+
+def loosen(connection: duckdb.DuckDBPyConnection, going: Sequence[str]) -> None:
+    """Take the links with cells that go from those that stay and may repeat them, until they come back."""
     at = rows.now()
-    for cell_id, other in found:
+    for cell_id, other in linked_with(connection, going).items():
         duplicates.set_link(connection, cell_id, None, outcome=Outcome.STORED, reason=f"{_LOOSE}{other}", at=at)
-    return len(found)
 
 
 def _fasten(connection: duckdb.DuckDBPyConnection, back: Sequence[str]) -> None:

@@ -57,13 +57,15 @@ class FileLeft:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """What was taken out. removed : cells that were in the lab.  loosened : cells that stay and that were linked with
-    one of these as its possible repetition.  erased : cells that are gone for good, those that were in the trash before
-    among them.  files : how many files the ledger no longer names.  left : those that it still names, as they are
-    there."""
+    """What was taken out.
+
+    removed : cells that were in the lab.  staying : ids of cells that may be captures of these.  erased : cells that
+    are gone for good, those that were in the trash before among them.  files : how many files the ledger no longer
+    names.  left : those that it still names, as they are there.
+    """
 
     removed: int = 0
-    loosened: int = 0
+    staying: Sequence[str] = ()
     erased: int = 0
     files: int = 0
     left: Sequence[FileLeft] = ()
@@ -93,6 +95,11 @@ class Withdrawal(Tables):
         """
         with self._reading() as cursor:
             return _named(cursor, ids, slides)
+
+    def possible(self, cells: Sequence[Named]) -> list[str]:
+        """The cells that stay where these go, and that are linked with one of them as perhaps the same."""
+        with self._reading() as cursor:
+            return _possible(cursor, [cell.cell_id for cell in cells if not cell.in_trash])
 
     def ever(self) -> bool:
         """Whether any cell was ever removed, and did not come back. A millisecond."""
@@ -132,7 +139,8 @@ class Withdrawal(Tables):
             with self._transaction() as connection:
                 found = _named(connection, ids, slides)
                 going = [cell.cell_id for cell in found if not cell.in_trash]
-                loosened = trash.loosen(connection, going)
+                staying = _possible(connection, going)
+                trash.loosen(connection, going)
                 removed = removal.take_out(connection, dict.fromkeys(going, said))
                 failpoint("withdraw.removed")
                 erased, files, left = 0, 0, list[FileLeft]()
@@ -140,7 +148,7 @@ class Withdrawal(Tables):
                     every = {*ids, *(cell.cell_id for cell in found)}
                     erased, files, left = _erase(connection, sorted(every), slides, is_there)
             self._removed()
-        return Withdrawn(removed, loosened, erased, files, left)
+        return Withdrawn(removed, staying, erased, files, left)
 
 
 def _slides(cursor: duckdb.DuckDBPyConnection) -> set[SlideId]:
@@ -191,6 +199,16 @@ def _named(cursor: duckdb.DuckDBPyConnection, ids: Iterable[str], slides: Iterab
         )
         for cell_id, digest, label, source, analyser, slide, folder, why, in_trash in found
     ]
+
+
+def _possible(cursor: duckdb.DuckDBPyConnection, going: Sequence[str]) -> list[str]:
+    """The cells that stay where these go, linked with one of them: as what may repeat it, or what it may repeat."""
+    earlier = cursor.execute(
+        "SELECT duplicate_of FROM cell WHERE duplicate_of IS NOT NULL AND cell_id IN (SELECT unnest($1::VARCHAR[])) "
+        "AND duplicate_of NOT IN (SELECT unnest($1::VARCHAR[]))",
+        [list(going)],
+    ).fetchall()
+    return sorted({cell_id for (cell_id,) in earlier} | set(trash.linked_with(cursor, going)))
 
 
 def _erase(
