@@ -202,9 +202,10 @@ def _retain(life: Path) -> None:
 def _withdraw(life: Path) -> None:
     """A person removes two cells with all their captures, and has two others erased."""
     with _context(life) as context:
-        named = sorted(context.store.digests())[:4]
-        for part, erase in ((named[:2], False), (named[2:], True)):
-            cells = [digest for digest in part if digest in context.store.digests()]  # a capture went with another
+        store = context.store
+        there = [digest[:16] for digest in sorted(store.digests()) if store.cell(digest[:16]) is not None][:4]
+        for part, erase in ((there[:2], False), (there[2:], True)):
+            cells = list(store.cells(part))  # a capture of one went with the other
             if cells:
                 asked = {"cells": cells, "why": "withdrawn", "erase": erase}
                 for _ in perform(context, "store.remove", asked):
