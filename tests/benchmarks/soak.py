@@ -2,15 +2,19 @@
 
     python -m tests.benchmarks.soak --minutes 20 --json
     python -m tests.benchmarks.soak --minutes 20 --hours 6 --json
+    python -m tests.benchmarks.soak --minutes 68 --hours 720 --pace 20 --running-clock --json
 
 An analyser exports cells of ../shared/data (drawn ones where that is absent), copies, recaptures, cells that move from
 unsigned to signed, files that are written in two parts, and mutated pictures (`tests.benchmarks.mutations`), as fast as
 the agent takes them in, after 70 cells that were there before: so the hours that a lab would have needed are
-`simulated_hours`, at an analyser's pace of 200 files an hour; with --hours the files of no more hours come, evenly.
-Meanwhile people ask. At set shares of the time the agent
-is ended and killed and started anew, its clock jumps by days, forwards and back, the share goes (in some cases an empty
-folder stands in its place) and comes, the lab's disk (a small ext4 file system, where this system lets it mount one) is
-really full, maps are trained, another bundle is activated and the first one again, and a backup is made.
+`simulated_hours`, at an analyser's pace of 200 files an hour (--pace); with --hours the files of no more hours come,
+evenly. With --running-clock the agent's clock goes through these hours too, so that what it does once a day is done as
+often.
+
+Meanwhile people ask. At set shares of the time the agent is ended and killed and started anew, its clock jumps by days,
+forwards and back, maps are trained, another bundle is activated and the first one again, and a backup is made. Three
+times, or three times a week, the share goes (in some cases an empty folder stands in its place) and comes, and the
+lab's disk (a small ext4 file system, where this system lets it mount one) is really full.
 
 Three agents live; what grows is looked for in the one that lived longest, after the first tenth of the time. Memory is
 that of the agent and of the processes in which it decodes pictures. Equal states are compared: while the bundle is
@@ -66,6 +70,7 @@ from tests.bundles import another
 __all__ = ["main", "soak"]
 
 _FILES_AN_HOUR: Final = 200
+_WEEK: Final = 168.0  # hours
 _BEFORE: Final = 70  # cells are in the export when the first agent starts: a map needs 64
 _MOST_SECONDS: Final = 5400.0  # what happens may last longer than the time, on a computer with other work
 _OUTSTANDING: Final = 24  # files without an outcome, before the analyser waits
@@ -249,10 +254,15 @@ class _Soak:
         *,
         same_priority: bool,
         hours: float | None = None,
+        pace: float = _FILES_AN_HOUR,
+        running_clock: bool = False,
     ) -> None:
         self.rng, self.day = random.Random(seed), _Day()
         self._folder, self._minutes = folder, minutes
-        self._files = math.inf if hours is None else hours * _FILES_AN_HOUR
+        self._files = math.inf if hours is None else hours * pace
+        self._runs_for = hours * 3600.0 if hours is not None and running_clock else 0.0  # seconds, of its clock
+        self._weeks = max(1, round((hours or 0.0) / _WEEK))
+        self._jumped = 0.0  # seconds by which the clock is wrong
         source, self.source = choose_source(images, seed)
         # no sound copies among what is mutated: a picture of 64 pixels is no cell that a lab has twice
         few = [decode(specimen.data) for specimen in choose_source(images, seed + 1)[0].take(3)]
@@ -322,6 +332,8 @@ class _Soak:
         if now - self._asked > _ASK_SECONDS:
             self._asked = now
             self._ask()
+        if self._runs_for:
+            self._set_clock(self._jumped)
         due = _BEFORE + self._files * self.at
         if export and sum(self.day.written.values()) < due and self._waiting() < _OUTSTANDING:
             for _ in range(4):
@@ -354,9 +366,11 @@ class _Soak:
             (0.80, "map", self._train_map),
             (0.86, "backup", self._back_up),
         ]
-        events += [(at, "share lost and back", self._lose_share) for at in (0.20, 0.42, 0.75)]
+        weeks = [(week + share) / self._weeks for week in range(self._weeks) for share in (0.20, 0.42, 0.75)]
+        events += [(at, "share lost and back", self._lose_share) for at in weeks]
         if self.disk is not None:
-            events += [(at, "full disk", self._fill_disk) for at in (0.12, 0.55, 0.83)]
+            weeks = [(week + share) / self._weeks for week in range(self._weeks) for share in (0.12, 0.55, 0.83)]
+            events += [(at, "full disk", self._fill_disk) for at in weeks]
         return sorted(events, key=lambda event: event[0])
 
     # the agent
@@ -499,9 +513,12 @@ class _Soak:
         jobs = (self._status().get("agent") or {}).get("jobs") or {"running": None, "waiting": []}
         return job in jobs["waiting"] or (jobs["running"] or {}).get("name") == job
 
-    def _set_clock(self, ahead: float) -> None:
+    def _set_clock(self, wrong: float) -> None:
+        """wrong : seconds by which the clock is ahead of what it is to be."""
+        self._jumped = wrong
+        gone = min(1.0, self.at) * max(0.0, self._runs_for - 60.0 * self._minutes)
         with self._clock.open("r+b") as file:
-            file.write(struct.pack("d", ahead))
+            file.write(struct.pack("d", wrong + gone))
 
     def _activate(self, name: str) -> None:
         if name == "other" and not any(row.get("name") == name for row in desk.run(self.lab, "bundle.list")):
@@ -649,14 +666,19 @@ def soak(
     images: Path | None = None,
     same_priority: bool = False,
     hours: float | None = None,
+    pace: float = _FILES_AN_HOUR,
+    running_clock: bool = False,
 ) -> dict[str, Any]:
     """Run it in `folder`, an empty folder. Returns the figures; `faults` is empty where all is well.
 
-    hours : of an analyser's work, whose files come; None for as many files as are taken in.
+    hours : of an analyser's work, whose files come; None for as many files as are taken in.  pace : files an hour.
+    running_clock : whether the agent's clock goes through these hours.
     same_priority : background work has the priority of the agent.
     """
     started = time.monotonic()
-    day = _Soak(folder, seed, minutes, images, same_priority=same_priority, hours=hours)
+    day = _Soak(
+        folder, seed, minutes, images, same_priority=same_priority, hours=hours, pace=pace, running_clock=running_clock
+    )
     try:
         day.run()
     finally:
@@ -666,7 +688,9 @@ def soak(
     return {
         "minutes": minutes,
         "seconds": round(time.monotonic() - started, 1),
-        "simulated_hours": round(written / _FILES_AN_HOUR, 1),
+        "simulated_hours": round(written / pace, 1),
+        "files_an_hour": pace,
+        "running_clock": running_clock,
         "written": dict(day.day.written),
         "events": dict(day.day.events),
         "seconds_of_events": day.day.took,
@@ -718,6 +742,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0, help="how long the analyser works (default 20)")
     parser.add_argument("--hours", type=float, help="of an analyser (default: as many files as are taken in)")
+    parser.add_argument("--pace", type=float, default=_FILES_AN_HOUR, help="files an hour (default 200)")
+    parser.add_argument("--running-clock", action="store_true", help="the agent's clock goes through --hours")
     parser.add_argument("--seed", type=int, default=1, help="of everything (default 1)")
     parser.add_argument("--images", type=Path, help="folder of images (default ../shared/data/pbc, else drawn cells)")
     parser.add_argument("--keep", type=Path, help="folder in which what the agents said is left")
@@ -736,6 +762,8 @@ def main() -> int:
             images=options.images,
             same_priority=options.same_priority,
             hours=options.hours,
+            pace=options.pace,
+            running_clock=options.running_clock,
         )
     tell(figures, as_json=options.json)
     return 0 if figures["ok"] else 1
