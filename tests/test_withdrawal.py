@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import duckdb
 import pytest
@@ -24,9 +25,11 @@ from labref.store import SeenAgain, Store
 from labref.store.duckdb.reviews import Review
 from labref.web import desk
 from labref.words import SlideId
-from tests.labs import ledger, make_lab, once
+from tests.labs import ledger, make_lab, once, running_agent
+from tests.pages import let_in
 from tests.stores import BUNDLE, JUDGED, mark, new_cell, new_store
 
+FORM = {"Content_Type": "application/x-www-form-urlencoded"}
 WHY = "removed by A. Lind: consent withdrawn"
 A, B = SlideId("/export", "26-1174"), SlideId("/export", "26-1175")
 
@@ -306,3 +309,52 @@ def test_a_cell_is_named_by_its_id_or_its_file_and_what_is_wrong_is_said(lab: La
     # from the trash, by its id
     erased = rows(call(lab, row["cell_id"][:10], "--why", "a mistake", "--erase", "--yes", "--json"))
     assert erased[0]["erased"] == 1 and erased[0]["removed"] == 0
+
+
+# the pages
+
+
+def test_an_administrator_removes_a_slide_and_a_cell_on_their_pages(lab: Lab) -> None:
+    with running_agent(lab):
+        admin, reviewer = let_in(lab, "A. Lind", "admin"), let_in(lab, "B. Berg", "review")
+        first = list(desk.run(lab, "slide.list"))[1]
+        key, cells = first["slide"], first["cells"]
+        assert f"/slide/{key}/remove" in admin.get(f"/slide/{key}").text
+        assert f"/slide/{key}/remove" not in reviewer.get(f"/slide/{key}").text
+        assert reviewer.get(f"/slide/{key}/remove").status == 403
+        sent = urlencode({"cells": cells, "why": "consent withdrawn", "how": "erase"}).encode()
+        assert reviewer.ask("POST", f"/slide/{key}/remove", sent, **FORM).status == 403
+        shown = admin.get(f"/slide/{key}/remove").text
+        assert f"{cells} cells go" in shown and shown.count("picture?view=thumb") == cells and first["name"] in shown
+        for said, problem in (
+            ({"cells": cells + 1, "why": "x"}, "Other cells came or went meanwhile"),
+            ({"cells": cells, "why": " "}, "say why they are removed"),
+        ):
+            refused = admin.ask("POST", f"/slide/{key}/remove", urlencode(said).encode(), **FORM)
+            assert refused.status == 400 and problem in refused.text
+        assert slides(lab)[first["name"]] == cells
+        done = admin.ask("POST", f"/slide/{key}/remove", sent, **FORM)
+        assert done.status == 200 and f"{cells} cells are gone for good" in done.text
+        assert done.text.count("/Signed slides/") == cells, "their files are still there"
+        assert first["name"] not in slides(lab) and admin.get(f"/slide/{key}").status == 404
+        assert "Its cells are gone already" in admin.get(f"/slide/{key}/remove").text
+        for path in ledger(lab):
+            if first["name"] in path:
+                (lab.watched[0] / path).unlink()
+        again = admin.ask(
+            "POST", f"/slide/{key}/remove", urlencode({"cells": 0, "why": "x", "how": "erase"}).encode(), **FORM
+        )
+        assert again.status == 200 and "export folder" not in again.text
+        assert admin.get(f"/slide/{key}/remove").status == 404
+        assert not any(first["name"] in path for path in ledger(lab))
+
+        one = next(row["cell_id"] for row in ledger(lab).values() if row["cell_id"])
+        assert f"/cell/{one}/remove" in admin.get(f"/cell/{one}").text
+        assert "1 cell goes" in admin.get(f"/cell/{one}/remove").text
+        sent = urlencode({"cells": 1, "why": "taken by mistake", "how": "remove"}).encode()
+        assert "1 cell was removed" in admin.ask("POST", f"/cell/{one}/remove", sent, **FORM).text
+        assert admin.get(f"/cell/{one}").status == 404
+        (trashed,) = desk.run(lab, "store.trash")
+        assert trashed["cell_id"] == one and trashed["reason"].startswith("removed by A. Lind: taken by mistake")
+        assert "1 was removed before" in admin.get(f"/cell/{one}/remove").text
+        assert admin.get("/cell/0000000000000000/remove").status == 404
