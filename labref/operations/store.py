@@ -447,34 +447,15 @@ def remove(
     said = f"removed by {person(who) or 'a person'}: {_reason(why)}"
     if not cells and not slides:
         raise LabrefError("name cells or slides that are to be removed; `labref slide list` lists the slides.")
+    if dry_run:  # nobody waits for it until a backup is written
+        yield from _would_go(context, *_meant(context, cells, slides, folder, erase=erase), erase=erase)
+        return
     yield from retention.UPKEEP.take("cells are removed")
     try:
-        in_trash = {cell.cell_id: cell for cell in store.trash.cells(lab.config.retention.trash_days)}
-        ids = _cells_or_removed(context, cells, in_trash, folder, erase=erase)
-        named = [_slide_remembered(context, slide) for slide in slides]
-        going = [cell for cell in store.withdrawal.named(ids, named) if erase or not cell.in_trash]
-        if dry_run:
-            for cell in going:
-                yield {
-                    "cell_id": cell.cell_id,
-                    "label": cell.label,
-                    "label_source": str(cell.label_source),
-                    "analyser": cell.analyser,
-                    "slide": None if cell.slide is None else cell.slide.name,
-                    "because": cell.because,
-                    "in_trash": cell.in_trash,
-                }
-            trashed = sum(cell.in_trash for cell in going)
-            yield {
-                "going": len(going) - trashed,
-                "in_trash": trashed,
-                "captures": sum(cell.because == "capture" for cell in going),
-                "staying": store.withdrawal.possible(going),
-            }
-            return
-        if not erase and not going:
+        ids, named = _meant(context, cells, slides, folder, erase=erase)
+        if not erase and all(cell.in_trash for cell in store.withdrawal.named(ids, named)):
             raise LabrefError("these cells are in the trash already. To let them go for good now, erase them.")
-        yield progress(0, len(going), "cells are removed")
+        yield progress(0, 0, "cells are removed")
         done = store.withdrawal.take(ids, named, said, erase=erase, is_there=_is_there)
         if erase:
             retention.delete_bytes(lab, store)
@@ -486,6 +467,29 @@ def remove(
         "erased": done.erased,
         "files": done.files,
         "still_there": [{"path": file.path, "cell_id": file.cell_id} for file in done.left],
+    }
+
+
+def _would_go(context: Context, ids: Sequence[str], slides: Sequence[SlideId], *, erase: bool) -> Iterator[Row]:
+    """A row for each cell that would go, and one for all."""
+    withdrawal = context.store.withdrawal
+    going = [cell for cell in withdrawal.named(ids, slides) if erase or not cell.in_trash]
+    for cell in going:
+        yield {
+            "cell_id": cell.cell_id,
+            "label": cell.label,
+            "label_source": str(cell.label_source),
+            "analyser": cell.analyser,
+            "slide": None if cell.slide is None else cell.slide.name,
+            "because": cell.because,
+            "in_trash": cell.in_trash,
+        }
+    trashed = sum(cell.in_trash for cell in going)
+    yield {
+        "going": len(going) - trashed,
+        "in_trash": trashed,
+        "captures": sum(cell.because == "capture" for cell in going),
+        "staying": withdrawal.possible(going),
     }
 
 
@@ -507,22 +511,23 @@ def _reason(why: str) -> str:
     return reason
 
 
-def _cells_or_removed(
-    context: Context, names: Sequence[str], in_trash: Collection[str], folder: str | None, *, erase: bool
-) -> list[str]:
-    """The ids of cells that are in the lab or in the trash, and with `erase`, of those that are gone already. Raises
+def _meant(
+    context: Context, cells: Sequence[str], slides: Sequence[str], folder: str | None, *, erase: bool
+) -> tuple[list[str], list[SlideId]]:
+    """The cells, in the lab or in the trash, with `erase` those that are gone already too, and the slides. Raises
     `LabrefError`."""
-    ids = []
-    for name, found in find_cells(context, names, folder=folder).items():
+    store, ids = context.store, list[str]()
+    in_trash = {cell.cell_id for cell in store.trash.cells(context.lab.config.retention.trash_days)}
+    for name, found in find_cells(context, cells, folder=folder).items():
         if isinstance(found, NoCellError) and any(cell_id.startswith(name.lower()) for cell_id in in_trash if name):
             found = _in_trash(name, in_trash)
         elif isinstance(found, NoCellError) and erase and len(name) >= LEAST_ID:
-            gone = context.store.withdrawal.gone(name.lower())
+            gone = store.withdrawal.gone(name.lower())
             found = gone[0] if len(gone) == 1 else found
         if isinstance(found, LabrefError):
             raise found
         ids.append(found)
-    return ids
+    return ids, [_slide_remembered(context, slide) for slide in slides]
 
 
 def _slide_remembered(context: Context, slide: str) -> SlideId:
