@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,14 +23,16 @@ from labref.errors import StoreError
 from labref.lab import Lab
 from labref.som.placing import open_placer
 from labref.store import SeenAgain, Store
+from labref.store.duckdb.duplicates import set_link
 from labref.store.duckdb.reviews import Review
 from labref.web import desk
-from labref.words import SlideId
+from labref.words import Outcome, SlideId, Verdict
 from tests.labs import ledger, make_lab, once, running_agent
 from tests.pages import let_in
 from tests.stores import BUNDLE, JUDGED, mark, new_cell, new_store
 
 FORM = {"Content_Type": "application/x-www-form-urlencoded"}
+AT = datetime(2026, 1, 5)
 WHY = "removed by A. Lind: consent withdrawn"
 A, B = SlideId("/export", "26-1174"), SlideId("/export", "26-1175")
 
@@ -315,6 +318,10 @@ def test_a_cell_is_named_by_its_id_or_its_file_and_what_is_wrong_is_said(lab: La
 
 
 def test_an_administrator_removes_a_slide_and_a_cell_on_their_pages(lab: Lab) -> None:
+    stays = list(slides(lab))[-1]
+    early, late = [row["cell_id"] for path, row in ledger(lab).items() if path.startswith(stays)][:2]
+    with lab.open_store() as store, store._transaction() as connection:
+        set_link(connection, late, (early, Verdict.POSSIBLE), outcome=Outcome.POSSIBLE_DUPLICATE, reason="", at=AT)
     with running_agent(lab):
         admin, reviewer = let_in(lab, "A. Lind", "admin"), let_in(lab, "B. Berg", "review")
         first = list(desk.run(lab, "slide.list"))[1]
@@ -348,13 +355,15 @@ def test_an_administrator_removes_a_slide_and_a_cell_on_their_pages(lab: Lab) ->
         assert admin.get(f"/slide/{key}/remove").status == 404
         assert not any(first["name"] in path for path in ledger(lab))
 
-        one = next(row["cell_id"] for row in ledger(lab).values() if row["cell_id"])
+        one = early
         assert f"/cell/{one}/remove" in admin.get(f"/cell/{one}").text
         assert "1 cell goes" in admin.get(f"/cell/{one}/remove").text
-        sent = urlencode({"cells": 1, "why": "taken by mistake", "how": "remove"}).encode()
-        assert "1 cell was removed" in admin.ask("POST", f"/cell/{one}/remove", sent, **FORM).text
-        assert admin.get(f"/cell/{one}").status == 404
-        (trashed,) = desk.run(lab, "store.trash")
-        assert trashed["cell_id"] == one and trashed["reason"].startswith("removed by A. Lind: taken by mistake")
+        assert f'name="also" value="{late}"' in admin.get(f"/cell/{one}/remove").text, "perhaps the same cell"
+        said = {"cells": 1, "why": "taken by mistake", "how": "remove", "also": late}
+        assert "2 cells were removed" in admin.ask("POST", f"/cell/{one}/remove", urlencode(said).encode(), **FORM).text
+        assert admin.get(f"/cell/{one}").status == admin.get(f"/cell/{late}").status == 404
+        trashed = {row["cell_id"]: row["reason"] for row in desk.run(lab, "store.trash")}
+        assert trashed.keys() == {early, late}
+        assert all(reason.startswith("removed by A. Lind: taken by mistake") for reason in trashed.values())
         assert "1 was removed before" in admin.get(f"/cell/{one}/remove").text
         assert admin.get("/cell/0000000000000000/remove").status == 404

@@ -82,7 +82,7 @@ NAVIGATION: Final[Sequence[tuple[str, str, str]]] = (
 
 
 _MOST_DIGITS: Final = 18
-_MOST_FIELDS: Final = 50  # of a form
+_MOST_FIELDS: Final = 500  # of a form
 _IMPORT: Final = re.compile(rb"""(^import [^;]*?["'])\./([\w./-]+\.js)(["'])""", re.MULTILINE)
 """What a script imports from beside it."""
 _UNUSUAL: Final = re.compile(r"[^\n -~\u00a0-\u00ac\u00ae-\u024f]")

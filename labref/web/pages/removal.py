@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -56,7 +57,8 @@ def _looked_at(
 
 
 def _removed(visit: Visit, slide: str = "", cell: str = "") -> Response:
-    form = {name: values[0] for name, values in visit.form().items()}
+    fields = visit.form()
+    form = {name: values[0] for name, values in fields.items()}
     erase = form.get("how") == "erase"
     name = _name(visit, slide)
     *_, total = visit.named("store.remove", **_what(slide, cell), why=_WHY, erase=True, dry_run=True)
@@ -66,7 +68,7 @@ def _removed(visit: Visit, slide: str = "", cell: str = "") -> Response:
     try:
         (done,) = visit.named(
             "store.remove",
-            **_what(slide, cell),
+            **_what(slide, cell, fields.get("also", [])),
             why=form.get("why", ""),
             who=None if visit.visitor is None else visit.visitor.name,
             erase=erase,
@@ -78,8 +80,8 @@ def _removed(visit: Visit, slide: str = "", cell: str = "") -> Response:
     return visit.show("remove.html", slide=slide, cell=cell, name=name, done=done, erased=erase, most=_SHOWN)
 
 
-def _what(slide: str, cell: str) -> dict[str, Any]:
-    return {"slides": [slide]} if slide else {"cells": [cell]}
+def _what(slide: str, cell: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    return {"slides": [slide] if slide else [], "cells": [*([cell] if cell else []), *also]}
 
 
 def _name(visit: Visit, slide: str) -> str:
