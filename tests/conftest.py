@@ -8,6 +8,7 @@ import tests.environment  # noqa: F401
 # isort: split
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,9 +128,14 @@ TENSORFLOW = {
     "test_training_backends",
     "test_training_neighbours",
     "test_training_optics",
+    "test_training_workers",
 }
 """Files whose tests load TensorFlow, which takes 11 s of a core, and 40 where it was not compiled: they go to one
 worker. None loads it when it is collected, as all workers collect all files."""
+
+LOADED_TO_COLLECT: set[str] = set()
+"""Of what takes long to load, and only some tests need, what was loaded when all files were collected: nothing
+(`test_imports.py`)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -157,8 +163,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
 
 
 def pytest_collection_finish() -> None:
-    """What was imported for all files stays to the end, so that garbage collection need not look at it again: a
-    million objects, where TensorFlow and JAX are among it."""
+    """Note what was loaded. What was imported for all files stays to the end, so that garbage collection need not look
+    at it again: some hundred thousand objects."""
+    LOADED_TO_COLLECT.update({"tensorflow", "keras", "jax", "matplotlib", "schemathesis"} & set(sys.modules))
     gc.collect()
     gc.freeze()
 

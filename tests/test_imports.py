@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import conftest
+
 ROOT = Path(__file__).parents[1]
 TRAINING_ONLY = {"tensorflow", "keras", "tf2onnx", "onnx", "matplotlib"}
 FORBIDDEN = {
@@ -107,6 +109,11 @@ def test_the_command_and_the_agent_load_without_tensorflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_file_of_tests_loads_tensorflow_before_a_test_runs() -> None:
+    """All workers of a run import all files of tests, and each would load it."""
+    assert not conftest.LOADED_TO_COLLECT
 
 
 def room_of(module: str) -> str:

@@ -22,14 +22,10 @@ import pytest
 from rich.progress import Progress
 from typer.testing import CliRunner
 
-from training.augmentation.augment import VIEW, augment
-from training.augmentation.neighbours import NEIGHBOURS
 from training.cli import worker
 from training.cli.app import app
 from training.config import PRESETS, override
-from training.networks import devices, workers
-from training.networks.classifier import train_classifier
-from training.networks.devices import Share, total
+from training.networks import workers
 from training.networks.workers import REFUSED, Workers, train_over
 from training.run import Run, RunError
 
@@ -44,6 +40,17 @@ from training.cli import worker
 with shallowly():
     worker.main()
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _networks() -> None:
+    """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
+    global NEIGHBOURS, VIEW, augment, train_classifier, devices, Share, total
+    from training.augmentation.augment import VIEW, augment
+    from training.augmentation.neighbours import NEIGHBOURS
+    from training.networks import devices
+    from training.networks.classifier import train_classifier
+    from training.networks.devices import Share, total
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -97,7 +104,6 @@ def trained(folder: Path, cells: Path, count: int, *, killed: bool = False) -> l
     return list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_and_go_on_where_one_is_killed(
     drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
