@@ -170,6 +170,7 @@ def _changes(row: Mapping[str, Any]) -> str:
 
 def _draw(lab: "Lab", row: dict[str, Any], out: Path) -> None:
     from labref.errors import UnreadableImageError
+    from labref.pictures.saving import save
     from labref.pictures.sheet import Tile, draw_sheet
 
     tiles = []
@@ -184,7 +185,7 @@ def _draw(lab: "Lab", row: dict[str, Any], out: Path) -> None:
     title = f"{counted(row['cells'], 'cell')} would leave; here are {len(tiles)}"
     subtitle = "Each picture as it leaves, 256×256 pixels, with its class and the pseudonym of its analyser"
     try:
-        draw_sheet(title, subtitle, tiles).save(out)
+        save(draw_sheet(title, subtitle, tiles), out)
     except (OSError, ValueError) as error:
         raise LabrefError(
             f"{out} could not be written: {getattr(error, 'strerror', None) or error}. Give --sheet a name that ends in .png, in a folder "

@@ -235,6 +235,7 @@ def _conflict(row: dict[str, Any]) -> str:
 
 
 def _draw(lab: "Lab", pairs: Sequence[dict[str, Any]], out: Path, only: Only | None) -> None:
+    from labref.pictures.saving import save
     from labref.pictures.sheet import Tile, draw_sheet
 
     title, earlier = "Cells captured twice", "the earlier one"
@@ -255,7 +256,7 @@ def _draw(lab: "Lab", pairs: Sequence[dict[str, Any]], out: Path, only: Only | N
     shown = min(len(pairs), _MOST_DRAWN)
     subtitle = f"{shown} of {len(pairs)} pairs; each cell with {earlier} on its right"
     try:
-        draw_sheet(title, subtitle, tiles, columns=4).save(out)
+        save(draw_sheet(title, subtitle, tiles, columns=4), out)
     except (OSError, ValueError) as error:
         raise LabrefError(
             f"the picture could not be written to {out}: {error}. Give --grid a file name that ends in .png, in a folder "

@@ -656,8 +656,10 @@ def _sheet(
 
 
 def _save(picture: "Image", out: Path, option: str) -> None:
+    from labref.pictures.saving import save
+
     try:
-        picture.save(out)
+        save(picture, out)
     except (OSError, ValueError) as error:
         raise LabrefError(
             f"the picture could not be written to {out}: {error}. Give {option} a file name that ends in .png, in a folder "

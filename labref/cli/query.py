@@ -186,6 +186,7 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
     """
     from labref.cells.image import prepare_pixels
     from labref.pictures.grid import draw
+    from labref.pictures.saving import save
     from labref.tasks.publishing import asking_of
 
     of_others = any(reference["origin"] == "shared" for reference in answer["references"])
@@ -216,7 +217,7 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
         [shown(cell) for cell in answer["contrast"]],
     )
     try:
-        picture.save(out)
+        save(picture, out)
     except (OSError, ValueError) as error:
         raise LabrefError(
             f"the grid could not be written to {out}: {error}. Give --grid a file name that ends in .png, in a folder "
