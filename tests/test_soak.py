@@ -19,7 +19,8 @@ def test_a_day_of_an_analyser_leaves_a_balanced_ledger() -> None:
     """
     # started, not forked from another process of the tests: it has mounts of its own, and so have its children
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.soak", "--json", "--minutes", "0.05", "--seed", "3", "--same-priority"],
+        [sys.executable, "-m", "tests.benchmarks.soak", "--json", "--minutes", "0.05", "--seed", "3", "--same-priority",
+         "--remember"],
         capture_output=True, text=True, cwd=REPOSITORY, check=False,
     )  # fmt: skip
     assert done.stdout, done.stderr

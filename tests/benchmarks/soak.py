@@ -117,10 +117,19 @@ import importlib
 
 for name in sys.argv.pop(1).split():
     importlib.import_module(name).datetime = Shifted
+kept = sys.argv.pop(1)
+if kept:
+    from pathlib import Path
+    from labref.bundles.bundle import Bundle
+    from tests.remembered import remembering
+
+    starter, answers = map(Path, kept.split("\\n"))
+    remembering(Bundle.open(starter), answers).__enter__()
 from labref.cli import main
 main()
 """
-"""The `labref` command whose clock is ahead by as many seconds as stand in a file. DuckDB's and the system's go on."""
+"""The `labref` command whose clock is ahead by as many seconds as stand in a file. DuckDB's and the system's go on.
+Where two folders are named, of the starter and of answers, its networks remember (`tests.remembered`)."""
 
 
 _SAME_PRIORITY: Final = """
@@ -256,6 +265,7 @@ class _Soak:
         hours: float | None = None,
         pace: float = _FILES_AN_HOUR,
         running_clock: bool = False,
+        remember: bool = False,
     ) -> None:
         self.rng, self.day = random.Random(seed), _Day()
         self._folder, self._minutes = folder, minutes
@@ -287,6 +297,7 @@ class _Soak:
         if why_not is not None:
             self.day.skipped["full disk"] = why_not
         starter = install(starter_bundle(), folder / "starter")
+        self._remembered = f"{starter.folder}\n{folder / 'answers'}" if remember else ""
         self.other = another(starter, folder)
         self.lab = Lab.create(place / "lab", [export])
         self.agent: subprocess.Popen[str] | None = None
@@ -389,6 +400,7 @@ class _Soak:
                 _AGENT,
                 str(self._clock),
                 " ".join(_READ_THE_CLOCK),
+                self._remembered,
                 "agent",
                 "--json",
                 "--lab",
@@ -668,17 +680,21 @@ def soak(
     hours: float | None = None,
     pace: float = _FILES_AN_HOUR,
     running_clock: bool = False,
+    remember: bool = False,
 ) -> dict[str, Any]:
     """Run it in `folder`, an empty folder. Returns the figures; `faults` is empty where all is well.
 
     hours : of an analyser's work, whose files come; None for as many files as are taken in.  pace : files an hour.
     running_clock : whether the agent's clock goes through these hours.
     same_priority : background work has the priority of the agent.
+    remember : each picture is shown to the starter's trunk by one agent, and by none that comes after, nor for another
+    bundle with that trunk; what grows is then not that of a lab.
     """
     started = time.monotonic()
     day = _Soak(
-        folder, seed, minutes, images, same_priority=same_priority, hours=hours, pace=pace, running_clock=running_clock
-    )
+        folder, seed, minutes, images, same_priority=same_priority, hours=hours, pace=pace, running_clock=running_clock,
+        remember=remember,
+    )  # fmt: skip
     try:
         day.run()
     finally:
@@ -752,6 +768,7 @@ def main() -> int:
         action="store_true",
         help="background work has the agent's priority: beside other programs, which else go before it",
     )
+    parser.add_argument("--remember", action="store_true", help="show no picture to the starter's trunk twice")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     with _scratch(options.keep) as folder:
@@ -764,6 +781,7 @@ def main() -> int:
             hours=options.hours,
             pace=options.pace,
             running_clock=options.running_clock,
+            remember=options.remember,
         )
     tell(figures, as_json=options.json)
     return 0 if figures["ok"] else 1
