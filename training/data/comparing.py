@@ -54,7 +54,7 @@ def compare(
     and landmark, then by laying one picture over the other. Writes `marks.parquet` and `links.parquet` into its folder,
     in parts, and returns how many cells show one that came before."""
     with closing(connect()) as database, ThreadPoolExecutor(max_workers=usable_cpus()) as threads:
-        database.execute("CREATE TABLE place (name VARCHAR, file VARCHAR, cell VARCHAR)")
+        database.execute("CREATE TEMP TABLE place (name VARCHAR, file VARCHAR, cell VARCHAR)")
         books, known = _books(folder, database)
         cells = [
             cell for (cell,) in database.execute(f"SELECT cell FROM {table(waiting / CELLS)} ORDER BY cell").fetchall()
@@ -259,7 +259,7 @@ def _links(
 def _write_marks(database: duckdb.DuckDBPyConnection, found: Sequence[_Found], file: Path) -> None:
     spots = [stored_landmarks(each.landmarks) for each in found]
     database.execute(
-        "CREATE OR REPLACE TABLE marks AS SELECT unnest($1::VARCHAR[]) AS name, unnest($2::VARCHAR[]) AS pixels, "
+        "CREATE OR REPLACE TEMP TABLE marks AS SELECT unnest($1::VARCHAR[]) AS name, unnest($2::VARCHAR[]) AS pixels, "
         "unnest($3::UBIGINT[]) AS across, unnest($4::UBIGINT[]) AS down, unnest($5::UBIGINT[][]) AS spots_across, "
         "unnest($6::UBIGINT[][]) AS spots_down",
         [
@@ -277,7 +277,7 @@ def _write_marks(database: duckdb.DuckDBPyConnection, found: Sequence[_Found], f
 def _write_links(database: duckdb.DuckDBPyConnection, links: Sequence[tuple[str, str, str, float]], file: Path) -> None:
     columns = [[link[at] for link in links] for at in range(4)]
     database.execute(
-        "CREATE OR REPLACE TABLE links AS SELECT unnest($1::VARCHAR[]) AS name, unnest($2::VARCHAR[]) AS other, "
+        "CREATE OR REPLACE TEMP TABLE links AS SELECT unnest($1::VARCHAR[]) AS name, unnest($2::VARCHAR[]) AS other, "
         "unnest($3::VARCHAR[]) AS verdict, unnest($4::DOUBLE[]) AS score",
         columns,
     )

@@ -94,12 +94,12 @@ def bring_up(folder: Path) -> None:
 def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[str, list[tuple[str, Manifest]]]) -> None:
     """Write `cells.parquet`: a row for each cell that a lab gives now."""
     database.execute(
-        "CREATE OR REPLACE TABLE given (lab VARCHAR, pack VARCHAR, cell VARCHAR, label VARCHAR, optics VARCHAR, consent VARCHAR, "
+        "CREATE OR REPLACE TEMP TABLE given (lab VARCHAR, pack VARCHAR, cell VARCHAR, label VARCHAR, optics VARCHAR, consent VARCHAR, "
         "taken VARCHAR, place INTEGER)"
     )
-    database.execute("CREATE OR REPLACE TABLE taken_back (lab VARCHAR, cell VARCHAR, place INTEGER)")
-    database.execute("CREATE OR REPLACE TABLE link (name VARCHAR, other VARCHAR)")
-    database.execute("CREATE OR REPLACE TABLE mark (name VARCHAR, pixels VARCHAR)")
+    database.execute("CREATE OR REPLACE TEMP TABLE taken_back (lab VARCHAR, cell VARCHAR, place INTEGER)")
+    database.execute("CREATE OR REPLACE TEMP TABLE link (name VARCHAR, other VARCHAR)")
+    database.execute("CREATE OR REPLACE TEMP TABLE mark (name VARCHAR, pixels VARCHAR)")
     for lab, chain in chains.items():
         for place, (name, manifest) in enumerate(chain):
             pack = folder / PACKS / lab / name
@@ -112,7 +112,7 @@ def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[st
             database.execute(f"INSERT INTO link SELECT name, other FROM {table(pack / LINKS)}")
             database.execute(f"INSERT INTO mark SELECT name, pixels FROM {table(pack / MARKS)}")
     database.execute(
-        "CREATE OR REPLACE TABLE cell AS SELECT g.* FROM (SELECT * FROM given QUALIFY row_number() OVER (PARTITION BY lab, cell "
+        "CREATE OR REPLACE TEMP TABLE cell AS SELECT g.* FROM (SELECT * FROM given QUALIFY row_number() OVER (PARTITION BY lab, cell "
         "ORDER BY place DESC) = 1) g LEFT JOIN (SELECT lab, cell, max(place) AS gone FROM taken_back GROUP BY ALL) t "
         "ON t.lab = g.lab AND t.cell = g.cell WHERE coalesce(t.gone, -1) < g.place ORDER BY g.taken, g.lab, g.cell"
     )
@@ -149,7 +149,7 @@ def _index(folder: Path, database: duckdb.DuckDBPyConnection, chains: Mapping[st
     called = ("name", "lab", "pack", "cell", "label", "class", "domain", "consent", "taken", "same_as", "why")
     listed = ", ".join(f"unnest(${number}::VARCHAR[]) AS {name}" for number, name in enumerate(called, 1))
     database.execute(
-        f"CREATE OR REPLACE TABLE indexed AS SELECT *, why IS NULL AS kept FROM (SELECT {listed})", columns
+        f"CREATE OR REPLACE TEMP TABLE indexed AS SELECT *, why IS NULL AS kept FROM (SELECT {listed})", columns
     )
     copy_table(database, "FROM indexed ORDER BY name", folder / INDEX)
 

@@ -13,6 +13,7 @@ POOL/cache/                          crops as runs train on them; made again whe
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -91,11 +92,19 @@ def name_in_pool(lab: str, cell: str) -> str:
 
 
 def connect() -> duckdb.DuckDBPyConnection:
-    """DuckDB, to read and write tables of a pool; nothing is fetched from elsewhere."""
+    """DuckDB, to read and write tables of a pool; nothing is fetched from elsewhere. Tables that are made in it are
+    TEMP: they belong to this connection, and end with it."""
+    return _database().cursor()
+
+
+@functools.cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """The DuckDB of this process: to make one takes 25 ms, and a pool is read in many small questions."""
     return duckdb.connect(
         config={
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
+            "enable_external_file_cache": False,  # a file is read anew each time, as packs come and go
             "python_enable_replacements": False,
             "memory_limit": "2GiB",
         }
