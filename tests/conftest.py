@@ -8,6 +8,7 @@ import tests.environment  # noqa: F401
 # isort: split
 import gc
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from labref.bundles.bundle import Bundle, install, starter_bundle
 from labref.bundles.inference import Embedder
 from labref.cpus import usable_cpus
 from labref.demo.cells import LABELS, OPTICS, draw_cell, encode_jpeg, make_slides
-from tests.forking import forking, starting
+from tests.forking import forking, forking_training, starting
 from tests.remembered import copying_stores, keeping_commands, packing_once, remembering
 from training.data.images import list_images
 from training.measure.latents import Latents, embed_latents, load_latents, save_latents
@@ -257,6 +258,13 @@ def processes_started() -> Iterator[None]:
     """Labref's own processes are started, and not forked: for what is about such a process."""
     with starting():
         yield
+
+
+@pytest.fixture(scope="session")
+def start_on_jax() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
+    """Starts a process that trains on JAX: `tests.forking.forking_training`."""
+    with forking_training() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

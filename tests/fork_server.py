@@ -1,9 +1,11 @@
 """One process that has imported labref, of which `tests.forking` has agents and commands forked.
 
     python -m tests.fork_server SOCKET STARTER ANSWERS
+    python -m tests.fork_server SOCKET
 
 What is forked remembers the answers of the bundle in the folder STARTER in the folder ANSWERS (`tests.remembered`).
-SOCKET is the number of a socket that it inherits. Each message there is an order: {"module", "arguments",
+Without these two it has imported what trains instead, on the backend of KERAS_BACKEND.
+SOCKET is the number of a socket that it inherits. Each message there is an order: {"module" or "code", "arguments",
 "environment", "folder", "umask"} and perhaps {"priority"} of the process to be, with four files: its standard input,
 output and error, and a pipe to which this process writes its exit status, as `os.waitstatus_to_exitcode` gives it. The
 answer is its number. It ends with the socket. Processes that it has forked connect to it, each for one order.
@@ -149,19 +151,33 @@ def _main() -> None:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listening.bind(f"\0labref-tests-{os.getpid()}")  # Linux: a name that is no file
     listening.listen(16)
-    import_labref()
-    fork_workers(listening.getsockname().decode())
-    starter = Bundle.open(Path(sys.argv[2]))
-    with remembering(starter, Path(sys.argv[3])):
-        # opened for all that are forked: it takes 0.6 s of a core, and has no thread of its own (`remembering`)
-        _ = inference._session(starter, "trunk.onnx", ["CPUExecutionProvider"], usable_cpus())._session
+    with contextlib.ExitStack() as remembered:
+        if sys.argv[2:]:
+            import_labref()
+            fork_workers(listening.getsockname().decode())
+            starter = Bundle.open(Path(sys.argv[2]))
+            remembered.enter_context(remembering(starter, Path(sys.argv[3])))
+            # opened for all that are forked: it takes 0.6 s of a core, and has no thread of its own (`remembering`)
+            _ = inference._session(starter, "trunk.onnx", ["CPUExecutionProvider"], usable_cpus())._session
+        else:
+            _import_training()
         threads = len(os.listdir("/proc/self/task"))
         assert threads == 1, f"{threads} threads: a forked process would have one of them, and perhaps the locks of all"
         gc.freeze()
         order = _serve(orders, listening)
-        if order is not None:
-            sys.argv[1:] = order["arguments"]
+        if order is None:
+            return
+        sys.argv[1:] = order["arguments"]
+        if "code" in order:
+            exec(order["code"], {"__name__": "__main__"})
+        else:
             runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+
+
+def _import_training() -> None:
+    """What trains networks: 6 s of a core. No device is looked for yet, and no thread started."""
+    for name in ("jax", "tensorflow", "keras", "training.networks.classifier", "training.cli.worker"):
+        importlib.import_module(name)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ A forked process is one of its own, with its own number, signals, streams and ex
 started by not having imported anything itself, and by what `tests.remembered` keeps. The places where it is to fail are
 set as labref sets them when it is imported. `tests.fork_server` is the process that they are forked from. The processes
 in which the tests and forked agents have pictures decoded, bundles tried and maps trained are forked from it too;
-`starting` ends that for a file of tests that is about such a process.
+`starting` ends that for a file of tests that is about such a process. Processes that train on JAX are forked from one
+that has imported what trains (`forking_training`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,21 @@ from labref.cells import decoding
 from labref.som import child_process
 from tests.benchmarks import exports
 
-__all__ = ["fork_workers", "forking", "starting"]
+__all__ = ["fork_workers", "forking", "forking_training", "starting"]
 
 _ROOT = Path(__file__).parents[1]
 
 
 class _Server:
-    """The process that forks, started when it is first needed, with the environment of now."""
+    """The process that forks, started when it is first needed, with the environment of now.
 
-    def __init__(self, starter: Bundle, answers: Path) -> None:
+    words : what `tests.fork_server` is told.  variables : of its environment, over those of now.
+    """
+
+    def __init__(self, *words: str | Path, **variables: str) -> None:
         self.closed = False
-        self._words = [str(starter.folder), str(answers)]
-        self._environment = dict(os.environ)
+        self._words = [str(word) for word in words]
+        self._environment = os.environ | variables
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._orders: socket.socket | None = None
@@ -100,10 +104,12 @@ class _Caller:
 
 class _Forked(subprocess.Popen[Any]):
     """A process that `server` forks; for whoever started it, one like any other. It does `python -m module
-    arguments`."""
+    arguments`, or `python -c code arguments`."""
 
-    def __init__(self, server: _Server | _Caller, module: str, arguments: Sequence[str], **how: Any) -> None:
-        self._server, self._module = server, module
+    def __init__(
+        self, server: _Server | _Caller, module: str, arguments: Sequence[str], *, code: str | None = None, **how: Any
+    ) -> None:
+        self._server, self._does = server, {"module": module} if code is None else {"code": code}
         super().__init__(arguments, **how)
 
     def _execute_child(  # type: ignore[no-untyped-def]
@@ -113,7 +119,7 @@ class _Forked(subprocess.Popen[Any]):
         self._ended, status = os.pipe()
         try:
             streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
-            order = {"module": self._module, "arguments": list(args), "environment": dict(env), "folder": str(cwd)}
+            order = {**self._does, "arguments": list(args), "environment": dict(env), "folder": str(cwd)}
             self.pid = self._server.fork(order, [*streams, status])
             self._child_created = True
         finally:
@@ -160,12 +166,32 @@ def forking(starter: Bundle, answers: Path) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    server = _Server(starter, answers)
+    server = _Server(starter.folder, answers)
     try:
         with patch.object(exports, "_started", _started(server)), contextlib.ExitStack() as patched:
             for module in _STARTING:
                 patched.enter_context(patch.object(module, "start_child", _start_child(server)))
             yield
+    finally:
+        server.close()
+
+
+@contextmanager
+def forking_training() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
+    """What starts `python -c code arguments` until it ends, on JAX, as `subprocess.Popen([sys.executable, "-c", code,
+    *arguments], **how)` does, with the environment `how["env"]`; on Linux forked from one process that has imported
+    JAX, Keras and TensorFlow, which takes 6 s of a core."""
+    server = _Server(KERAS_BACKEND="jax", TF_CPP_MIN_LOG_LEVEL="3")
+
+    def started(words: Sequence[str], **how: Any) -> subprocess.Popen[Any]:
+        python, option, code, *arguments = words
+        assert (python, option) == (sys.executable, "-c")
+        if sys.platform != "linux":
+            return subprocess.Popen(words, cwd=_ROOT, **how)
+        return _Forked(server, "", arguments, code=code, cwd=_ROOT, **how)
+
+    try:
+        yield started
     finally:
         server.close()
 

@@ -69,13 +69,16 @@ import contextlib, json, sys, traceback
 from pathlib import Path
 
 answers, sys.stdout = sys.stdout, sys.stderr
-import keras
+import jax, keras
 from rich.progress import Progress
 from tests.trainings import command, shallowly
 from training.networks import classifier, devices
 from training.run import Run
 
 assert keras.backend.backend() == "jax"
+# what XLA compiled is kept: a second model of the same network is not compiled again
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def train_classifier(run, split=lambda batch: devices.over_devices(batch, "CPU")):
@@ -113,22 +116,22 @@ one of them, `over two` over both. After `<program>, shallow` classifiers have f
 
 
 @pytest.fixture(scope="module")
-def on_jax(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Command]:
+def on_jax(
+    tmp_path_factory: pytest.TempPathFactory, start_on_jax: Callable[..., subprocess.Popen[str]]
+) -> Iterator[Command]:
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     # XLA's newer way to fuse operations takes twice as long to compile, for networks that then do five steps; an XLA
     # that has no such switch (jaxlib 0.12) ends at once where it is given
     if version("jaxlib").startswith("0.10."):
         flags += " --xla_cpu_use_fusion_emitters=false"
     folder = tmp_path_factory.mktemp("jax")
-    # what XLA compiled is kept: a second model of the same network is not compiled again
-    kept = {"JAX_COMPILATION_CACHE_DIR": str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags, **kept}
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "XLA_FLAGS": flags}
     said = folder / "said"
     with (
         said.open("w") as errors,
-        subprocess.Popen(
-            [sys.executable, "-c", JAX], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-            cwd=ROOT, env=environment,
+        start_on_jax(
+            [sys.executable, "-c", JAX, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+            text=True, env=environment,
         ) as process,
     ):  # fmt: skip
         assert process.stdin is not None and process.stdout is not None

@@ -13,8 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -79,40 +82,52 @@ def test_one_process_has_the_whole_batch_and_its_own_sum() -> None:
     assert total(np.array([1.5, 2.0])).tolist() == [1.5, 2.0]
 
 
-def trained(folder: Path, cells: Path, count: int, *, killed: bool = False) -> list[dict[str, str]]:
-    """The history of a classifier that so many processes trained. killed : the last of them is, after an epoch."""
+def trained(
+    folder: Path, cells: Path, count: int, killed: Sequence[subprocess.Popen[bytes]] | None = None
+) -> list[dict[str, str]]:
+    """The history of a classifier that so many processes trained. killed : the processes that are started, the last of
+    which is killed after an epoch."""
     run = Run.create(folder, cells, override(PRESETS["starter"], SETTINGS))
     ended = []
 
     def kill() -> None:
         while not (folder / "checkpoint.json").exists():
             time.sleep(0.05)
-        for child in psutil.Process().children():
-            words = child.cmdline()
-            if str(folder) in words and words[-3] == str(count - 1):
-                child.kill()
-                ended.append(child.pid)
+        assert killed is not None and len(killed) == count
+        if killed[-1].poll() is None:
+            killed[-1].kill()
+            ended.append(killed[-1].pid)
 
     killing = threading.Thread(target=kill)
-    if killed:
+    if killed is not None:
         killing.start()
     with Progress(disable=True) as progress:
         train_classifier(run, progress, functools.partial(train_over, Workers(count).check()))
-    if killed:
+    if killed is not None:
         killing.join()
-        assert len(ended) == 1
+        assert len(ended) == 1 and len(killed) == 2 * count
     return list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
 
 
 def test_two_processes_train_as_one_and_go_on_where_one_is_killed(
-    drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn_cells: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_on_jax: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(words: Sequence[str], *, start_new_session: bool, **how: Any) -> subprocess.Popen[bytes]:
+        processes.append(start_on_jax(words, env=dict(os.environ), **how))
+        return processes[-1]
+
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     if version("jaxlib").startswith("0.10."):  # as in test_training_backends.py
         monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false")
     monkeypatch.setattr(workers, "_PROGRAM", ("-c", SHALLOW))
-    one = trained(tmp_path / "one", drawn_cells, 1)
-    two = trained(tmp_path / "two", drawn_cells, 2, killed=True)
+    one = trained(tmp_path / "one", drawn_cells, 1)  # started as ever
+    monkeypatch.setattr(workers, "subprocess", SimpleNamespace(Popen=start, PIPE=subprocess.PIPE))
+    two = trained(tmp_path / "two", drawn_cells, 2, processes)
     assert [row["epoch"] for row in two] == ["1", "2"], "no epoch is lost, none is done twice"
     for mine, other in zip(one, two, strict=True):
         for name in ("loss", "validation_loss"):
