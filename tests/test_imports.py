@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import conftest
+from tests.benchmarks.exports import process_of_tests
 
 ROOT = Path(__file__).parents[1]
 TRAINING_ONLY = {"tensorflow", "keras", "tf2onnx", "onnx", "matplotlib"}
@@ -114,6 +115,14 @@ def test_the_command_and_the_agent_load_without_tensorflow() -> None:
 def test_no_file_of_tests_loads_tensorflow_before_a_test_runs() -> None:
     """All workers of a run import all files of tests, and each would load it."""
     assert not conftest.LOADED_TO_COLLECT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux")
+def test_a_forked_process_has_imported_what_a_picture_needs(drawn_cells: Path) -> None:
+    """Hundreds are forked in a run, and each would import it anew."""
+    process = process_of_tests("late_imports", str(sorted(drawn_cells.rglob("*.jpg"))[0]))
+    said, errors = process.communicate()
+    assert (process.returncode, said.split()) == (0, []), errors
 
 
 def room_of(module: str) -> str:
