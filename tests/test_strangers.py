@@ -496,7 +496,7 @@ def test_an_agent_whose_lab_is_moved_ends_and_answers_for_no_copy_in_its_place(
     moved = tmp_path / "moved"
     with running_agent(lab) as agent:
         lab.folder.rename(moved)
-        shutil.copytree(moved, lab.folder)
+        shutil.copytree(moved, lab.folder, dirs_exist_ok=True)  # the agent may have made a folder there meanwhile
         assert AgentClient.find(lab) is None
         assert agent.wait(timeout=60) == 1
         assert agent.stderr is not None
