@@ -163,8 +163,9 @@ function press(label) {
 function note(said) {
   const line = document.createElement("li");
   line.textContent = said;
-  document.getElementById("record").append(line);
-  line.scrollIntoView({ block: "nearest" });
+  const record = document.getElementById("record");
+  record.append(line);
+  record.scrollTop = record.scrollHeight; // the record alone: the page stays at the pictures
 }
 
 async function setClass(label) {
