@@ -70,8 +70,20 @@ def test_a_slide_of_a_hundred_cells_is_reviewed_by_keyboard_with_few_keys(lab: L
             else:
                 press("Enter")
         expect(page.locator("#awaiting")).to_have_text("all reviewed", timeout=PATIENCE_MS)
+        for _ in range(3):  # Enter is pressed on: what is said again stands once
+            page.keyboard.press("Enter")
+        expect(page.locator("#said p", has_text="All cells are reviewed.")).to_have_count(1)
         press("A")
         expect(page.locator("#approval")).to_contain_text("approved by Technologist", timeout=PATIENCE_MS)
+        page.keyboard.press("Enter")
+        expect(page.locator("#said p").last).to_have_text("No cell here awaits review.")
+        # the keys, all of them at once on the screen of an analyser
+        page.keyboard.press("?")
+        expect(page.locator("#keys-title")).to_be_in_viewport(ratio=1)
+        expect(page.locator("#keys button")).to_be_in_viewport(ratio=1)
+        caps = page.locator("#keys-list kbd").all_inner_texts()
+        assert {"Space", "Esc"} <= set(caps) and all(cap.strip() for cap in caps)
+        page.keyboard.press("Escape")
         assert pressed.total() <= 1.3 * CELLS, pressed
         about, *rows = run(lab, "slide.show", slide=slide)
         assert about["awaiting"] == 0 and about["approval"]["standing"] == "approved"
@@ -140,4 +152,10 @@ def test_cells_that_come_in_appear_by_themselves(lab: Lab, browser: Chromium) ->
         first = page.locator(".coming").first
         expect(first.locator("h2")).to_contain_text("Smear 2", timeout=PATIENCE_MS)
         expect(first.locator(".fresh")).to_have_count(1)
+        # the mark of a new cell never hides which one the keys are on
+        new = first.locator(".fresh a")
+        expect(new).to_have_css("outline-style", "dotted")
+        page.keyboard.press("ArrowRight")
+        expect(new).to_be_focused()
+        expect(new).to_have_css("outline-style", "solid")
         expect(page.locator("[data-unmarked]")).to_have_count(0, timeout=PATIENCE_MS)

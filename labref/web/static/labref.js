@@ -123,22 +123,26 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+const CAPS = { " ": text("Space"), Escape: "Esc", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
+
 /** Show which keys do what. */
 export function showKeys() {
   const list = document.getElementById("keys-list");
   list.replaceChildren();
   for (const [key, { about }] of known) {
     const term = document.createElement("dt");
-    for (const part of key.split(" ")) {
+    for (const part of key === " " ? [key] : key.split(" ")) {
       const cap = document.createElement("kbd");
-      cap.textContent = { " ": text("Space"), ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" }[part] ?? part;
+      cap.textContent = CAPS[part] ?? part;
       term.append(cap, " ");
     }
     const meaning = document.createElement("dd");
     meaning.textContent = about;
     list.append(term, meaning);
   }
-  document.getElementById("keys").showModal();
+  const dialog = document.getElementById("keys");
+  dialog.showModal();
+  dialog.scrollTop = 0; // the focus is on the button at its end
 }
 
 keys({ "?": [text("Show the keys of this page"), showKeys] });
