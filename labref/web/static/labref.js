@@ -33,10 +33,12 @@ export function moment(value) {
 
 /** Say something for a few seconds, to screen readers too. */
 export function say(message, { failed = false, seconds = 6 } = {}) {
+  const said = document.getElementById("said");
+  for (const old of [...said.children].filter((one) => one.textContent === message)) old.remove(); // said again, it stands once
   const line = document.createElement("p");
   line.textContent = message;
   line.className = failed ? "failed" : "";
-  document.getElementById("said").append(line);
+  said.append(line);
   setTimeout(() => line.remove(), seconds * 1000);
 }
 

@@ -252,7 +252,7 @@ function confirm() {
   clear();
   anchor = null;
   if (to && to !== last) show(to, { scroll: true, focus: true });
-  else if (!waiting) say(text("All cells are reviewed. A approves the slide."));
+  else if (!waiting) say(document.getElementById("approve")?.hidden ? text("No cell here awaits review.") : text("All cells are reviewed. A approves the slide."));
 }
 
 function next() {
