@@ -82,6 +82,7 @@ def test_the_page_and_the_command_show_the_same_row_of_contrast(
     page = reviewer.get(f"/cell/{cells[path]}").text
     for one in shown["contrast"]:
         assert f'href="/cell/{one["cell_id"]}' in page
+    assert "Other classes to compare" in page, "one that the networks think possible can lie far off"
     file, out = str(lab.watched[0] / path), tmp_path / "grid.png"
     done = CliRunner().invoke(app, ["query", file, "--lab", str(lab.folder), "--grid", str(out)])
     assert done.exit_code == 0, done.output
