@@ -47,7 +47,7 @@ def ready(page: Page, cell: str) -> None:
 
 def test_a_class_is_set_by_its_key_and_a_bad_reference_left_out_and_both_undone(lab: Lab, browser: Chromium) -> None:
     cell = of_class(lab, "monocyte")
-    with open_page(browser, lab, "Åsa", height=600) as page:
+    with open_page(browser, lab, "Åsa", height=400) as page:
         ready(page, cell)
         page.keyboard.press("l")
         expect(page.locator("#label")).to_have_text("lymphocyte")
