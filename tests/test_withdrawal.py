@@ -252,7 +252,7 @@ def test_the_command_names_removes_brings_back_and_erases(lab: Lab) -> None:
     name, cells = next(iter(before.items()))
     *listed, total = rows(call(lab, "--slide", name, "--why", "consent withdrawn", "--dry-run", "--json"))
     assert (
-        total == {"going": cells, "in_trash": 0, "captures": 0, "staying": []}
+        total == {"going": cells, "in_trash": 0, "captures": 0, "staying": [], "other_slides": []}
         and len(listed) == cells
         and slides(lab) == before
     )
@@ -367,3 +367,15 @@ def test_an_administrator_removes_a_slide_and_a_cell_on_their_pages(lab: Lab) ->
         assert all(reason.startswith("removed by A. Lind: taken by mistake") for reason in trashed.values())
         assert "1 was removed before" in admin.get(f"/cell/{one}/remove").text
         assert admin.get("/cell/0000000000000000/remove").status == 404
+
+
+def test_other_slides_of_the_patient_are_named_before(lab: Lab) -> None:
+    with lab.open_store() as store, store._transaction() as connection:
+        for table in ("cell", "file"):  # two orders of a patient
+            connection.execute(f"UPDATE {table} SET slide = CASE slide WHEN '26-1174' THEN 'P7' ELSE 'P7/2' END")
+    *_, total = rows(call(lab, "--slide", "P7", "--why", "x", "--dry-run", "--json"))
+    assert [(one["name"], one["cells"]) for one in total["other_slides"]] == [("P7/2", 8)]
+    told = call(lab, "--slide", "P7", "--why", "x", "--dry-run").stdout
+    assert "Another slide of the same patient would stay: P7/2" in told
+    *_, total = rows(call(lab, "--slide", "P7", "--slide", "P7/2", "--why", "x", "--dry-run", "--json"))
+    assert total["other_slides"] == []

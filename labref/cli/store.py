@@ -421,6 +421,10 @@ def remove(
         elif "going" in row:
             erased = f", and {row['in_trash']} of the trash" if row["in_trash"] else ""
             say(f"{counted(row['going'], 'cell')} would go{erased}; {row['captures']} of them are other captures.")
+            for other in row["other_slides"]:
+                say(
+                    f"Another slide of the same patient would stay: {other['name']} ({other['slide']}), {counted(other['cells'], 'cell')}."
+                )
             if row["staying"]:
                 say(
                     f"{counted(len(row['staying']), 'cell')} that may be captures of these would stay: {_some(row['staying'])}. Decide on "

@@ -217,7 +217,7 @@ def show(
     places = {label: place for place, label in enumerate(classes)}
     ids.sort(key=lambda cell_id: (places[labelled[cell_id][0]], -away.get(cell_id, (0.0, False))[0]))
     yield from _cells(context, wanted, ids[offset : offset + limit], away)
-    yield from _kin(context, wanted)
+    yield from kin_of(context, wanted)
 
 
 @operation("slide.approve", SlideListed, role=Role.REVIEW)
@@ -411,7 +411,8 @@ def _captured(cell: Cell) -> str | None:
     return None if cell.captured_at is None else utc(cell.captured_at, timespec="seconds")
 
 
-def _kin(context: Context, slide: SlideId) -> Iterator[Row]:
+def kin_of(context: Context, slide: SlideId) -> Iterator[Row]:
+    """Rows of `SlideKin`: other slides of the same patient, where the folders say so, at most twenty."""
     others = context.store.slides.book.kin(slide)
     for row in _listed(context, others[:20]):
         yield {part: row[part] for part in ("slide", "name", "folder", "cells", "latest_at")}

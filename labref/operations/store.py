@@ -36,7 +36,7 @@ from labref.operations.naming import (
     slide_keys,
 )
 from labref.operations.scratch import scratch
-from labref.operations.slide import slide_named
+from labref.operations.slide import SlideKin, kin_of, slide_named
 from labref.printing import unprintable
 from labref.progress import Pace, Row, progress, rows_of
 from labref.store.duckdb.exporting import Export
@@ -177,6 +177,9 @@ class CellsGoing(Answer):
     captures: int = Field(description="How many of all these are other captures of cells that were named.")
     staying: list[str] = Field(
         description="Cells that may be captures of these, which nobody has decided on, and would stay."
+    )
+    other_slides: list[SlideKin] = Field(
+        description="Other slides of the same patients, where the folders say so, that were not named, and would stay."
     )
 
 
@@ -485,11 +488,14 @@ def _would_go(context: Context, ids: Sequence[str], slides: Sequence[SlideId], *
             "in_trash": cell.in_trash,
         }
     trashed = sum(cell.in_trash for cell in going)
+    named = set(slide_keys(context, slides).values())
+    kin = {row["slide"]: row for slide in slides for row in kin_of(context, slide)}.values()
     yield {
         "going": len(going) - trashed,
         "in_trash": trashed,
         "captures": sum(cell.because == "capture" for cell in going),
         "staying": withdrawal.possible(going),
+        "other_slides": [row for row in kin if row["slide"] not in named],
     }
 
 
