@@ -16,36 +16,18 @@ _WHY: Final = "looked at on its page"  # of what only is looked at the ledger sa
 
 
 @page("/slide/{key}/remove", role=Role.ADMIN)
-def slide(visit: Visit, key: str) -> Response:
-    return _looked_at(visit, slide=key)
-
-
-@page("/slide/{key}/remove", methods=("POST",), role=Role.ADMIN)
-def removed_slide(visit: Visit, key: str) -> Response:
-    return _removed(visit, slide=key)
-
-
 @page("/cell/{cell_id}/remove", role=Role.ADMIN)
-def cell(visit: Visit, cell_id: str) -> Response:
-    return _looked_at(visit, cell=cell_id)
-
-
-@page("/cell/{cell_id}/remove", methods=("POST",), role=Role.ADMIN)
-def removed_cell(visit: Visit, cell_id: str) -> Response:
-    return _removed(visit, cell=cell_id)
-
-
-def _looked_at(
-    visit: Visit, slide: str = "", cell: str = "", *, problem: str | None = None, given: dict[str, str] | None = None
+def look(
+    visit: Visit, key: str = "", cell_id: str = "", *, problem: str | None = None, given: dict[str, str] | None = None
 ) -> Response:
     """What would go, and the form that lets it go. problem : why it did not.  given : what the form said then."""
-    *going, total = visit.named("store.remove", **_what(slide, cell), why=_WHY, erase=True, dry_run=True)
+    *going, total = visit.named("store.remove", **_what(key, cell_id), why=_WHY, erase=True, dry_run=True)
     return visit.show(
         "remove.html",
         status=400 if problem else 200,
-        slide=slide,
-        cell=cell,
-        name=_name(visit, slide),
+        slide=key,
+        cell=cell_id,
+        name=_name(visit, key),
         going=[row for row in going if not row["in_trash"]],
         total=total,
         most=_SHOWN,
@@ -56,19 +38,21 @@ def _looked_at(
     )
 
 
-def _removed(visit: Visit, slide: str = "", cell: str = "") -> Response:
+@page("/slide/{key}/remove", methods=("POST",), role=Role.ADMIN)
+@page("/cell/{cell_id}/remove", methods=("POST",), role=Role.ADMIN)
+def remove(visit: Visit, key: str = "", cell_id: str = "") -> Response:
     fields = visit.form()
     form = {name: values[0] for name, values in fields.items()}
     erase = form.get("how") == "erase"
-    name = _name(visit, slide)
-    *_, total = visit.named("store.remove", **_what(slide, cell), why=_WHY, erase=True, dry_run=True)
+    name = _name(visit, key)
+    *_, total = visit.named("store.remove", **_what(key, cell_id), why=_WHY, erase=True, dry_run=True)
     if form.get("cells") != str(total["going"] + total["in_trash"]):
         problem = visit.texts.gettext("Other cells came or went meanwhile: look at what would go now, then remove it.")
-        return _looked_at(visit, slide, cell, problem=problem, given=form)
+        return look(visit, key, cell_id, problem=problem, given=form)
     try:
         (done,) = visit.named(
             "store.remove",
-            **_what(slide, cell, fields.get("also", [])),
+            **_what(key, cell_id, fields.get("also", [])),
             why=form.get("why", ""),
             who=None if visit.visitor is None else visit.visitor.name,
             erase=erase,
@@ -76,8 +60,8 @@ def _removed(visit: Visit, slide: str = "", cell: str = "") -> Response:
     except NotThereError:
         raise
     except LabrefError as error:
-        return _looked_at(visit, slide, cell, problem=str(error), given=form)
-    return visit.show("remove.html", slide=slide, cell=cell, name=name, done=done, erased=erase, most=_SHOWN)
+        return look(visit, key, cell_id, problem=str(error), given=form)
+    return visit.show("remove.html", slide=key, cell=cell_id, name=name, done=done, erased=erase, most=_SHOWN)
 
 
 def _what(slide: str, cell: str, also: Sequence[str] = ()) -> dict[str, Any]:
