@@ -17,6 +17,7 @@ from labref.store.duckdb import rows
 from labref.store.duckdb.duplicates import (
     Learnt,
     decided,
+    link_as_found,
     measured,
     set_link,
     write_fingerprints,
@@ -24,7 +25,7 @@ from labref.store.duckdb.duplicates import (
     write_resemblances,
 )
 from labref.store.duckdb.noting import note
-from labref.store.recording import Comparing, Found, Search, compare, reason_of, stored_landmarks
+from labref.store.recording import Comparing, Found, Search, compare, stored_landmarks
 from labref.store.values import Resemblance
 from labref.words import Outcome
 
@@ -101,14 +102,7 @@ def _compare_late(
 def _link(connection: duckdb.DuckDBPyConnection, cell_id: str, match: tuple[str, Resemblance], at: datetime) -> None:
     other, found = match
     write_resemblances(connection, [(cell_id, other, found)], at)
-    set_link(
-        connection,
-        cell_id,
-        (other, found.verdict),
-        outcome=Outcome(found.verdict),
-        reason=reason_of(other, found),
-        at=at,
-    )
+    link_as_found(connection, cell_id, other, found, at)
 
 
 def _unlink(

@@ -38,6 +38,7 @@ __all__ = [
     "Pair",
     "PairCounts",
     "decided",
+    "link_as_found",
     "load_alike",
     "load_book",
     "load_groups",
@@ -442,6 +443,20 @@ def set_link(
     connection.execute(
         f"UPDATE file SET outcome = ?, reason = ?, duplicate_of = ?, recorded_at = ? WHERE {stored_from}",
         [str(outcome), None if reason is None else to_column(reason), other, at, cell_id],
+    )
+
+
+def link_as_found(
+    connection: duckdb.DuckDBPyConnection, cell_id: str, other: str, found: Resemblance, at: datetime
+) -> None:
+    """Link a stored cell with an earlier one, as labref found the two alike; see `set_link`."""
+    set_link(
+        connection,
+        cell_id,
+        (other, found.verdict),
+        outcome=Outcome(found.verdict),
+        reason=reason_of(other, found),
+        at=at,
     )
 
 

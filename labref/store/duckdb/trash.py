@@ -20,7 +20,6 @@ from labref.store.duckdb.noting import note
 from labref.store.duckdb.tables import Access, Tables
 from labref.store.duckdb.upkeep import TRASH, tables, tables_of_cells
 from labref.store.duckdb.vocabulary import word
-from labref.store.recording import reason_of
 from labref.store.text import from_column, from_nullable
 from labref.words import LabelSource, Outcome
 
@@ -259,14 +258,7 @@ def _fasten(connection: duckdb.DuckDBPyConnection, back: Sequence[str]) -> None:
         other = reason.removeprefix(_LOOSE)
         resemblance = duplicates.measured(connection, cell_id, other)
         if resemblance is not None and resemblance.verdict.is_one_cell:
-            duplicates.set_link(
-                connection,
-                cell_id,
-                (other, resemblance.verdict),
-                outcome=Outcome(resemblance.verdict),
-                reason=reason_of(other, resemblance),
-                at=at,
-            )
+            duplicates.link_as_found(connection, cell_id, other, resemblance, at)
 
 
 def empty(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
