@@ -39,8 +39,10 @@ from labref.operations.scratch import scratch
 from labref.operations.slide import SlideKin, kin_of, slide_named
 from labref.printing import unprintable
 from labref.progress import Pace, Row, progress, rows_of
+from labref.store import Due
 from labref.store.duckdb.exporting import Export
-from labref.store.duckdb.withdrawal import Because
+from labref.store.duckdb.trash import Trashed
+from labref.store.duckdb.withdrawal import Because, Named
 from labref.tasks import backup, retention
 from labref.tasks.context import Context
 from labref.times import utc, utc_now
@@ -123,13 +125,16 @@ class Exported(Answer):
     without_label: int = Field(description="Cells without a label in it: only the name of a folder speaks for theirs.")
 
 
-class CellDue(Answer):
-    """A cell that would go."""
-
+class _Named(Answer):
     cell_id: str = Field(description="The cell.")
     label: str = Field(description="Its class.")
     label_source: LabelSource = Field(description="Who gave it.")
     analyser: str | None = Field(description="Its analyser.")
+
+
+class CellDue(_Named):
+    """A cell that would go."""
+
     why: str = Field(description="Why it would go.")
 
 
@@ -154,13 +159,9 @@ class CellsRemoved(Answer):
     removed: int = Field(description="Cells that were moved to the trash.")
 
 
-class CellGoing(Answer):
+class CellGoing(_Named):
     """A cell that would be removed."""
 
-    cell_id: str = Field(description="The cell.")
-    label: str = Field(description="Its class.")
-    label_source: LabelSource = Field(description="Who gave it.")
-    analyser: str | None = Field(description="Its analyser.")
     slide: str | None = Field(description="Its slide; it can name a patient.")
     because: Because = Field(
         description="`named`; `on the slide`: one of its files is on a slide that was named; `capture`: it is another capture "
@@ -206,13 +207,9 @@ class CellsWithdrawn(Answer):
     )
 
 
-class CellInTrash(Answer):
+class CellInTrash(_Named):
     """A removed cell that can be brought back."""
 
-    cell_id: str = Field(description="The cell.")
-    label: str = Field(description="Its class.")
-    label_source: LabelSource = Field(description="Who gave it.")
-    analyser: str | None = Field(description="Its analyser.")
     reason: str = Field(description="Why it was removed, as the ledger says it.")
     removed_at: datetime = Field(description="When, UTC.")
     days_left: float = Field(
@@ -397,10 +394,7 @@ def retain(
         cells = retention.due(context.lab, context.store, limit=1_000_000_000)
         for cell in cells:
             yield {
-                "cell_id": cell.cell_id,
-                "label": cell.label,
-                "label_source": str(cell.label_source),
-                "analyser": cell.analyser,
+                **_named(cell),
                 "why": cell.why,
             }
         jumps = [tuple(map(utc, jump)) for jump in context.store.jumps(keep.days)] if keep.days else []
@@ -456,12 +450,12 @@ def remove(
     yield from retention.UPKEEP.take("cells are removed")
     try:
         ids, named = _meant(context, cells, slides, folder, erase=erase)
-        if not erase and all(cell.in_trash for cell in store.withdrawal.named(ids, named)):
-            raise LabrefError("these cells are in the trash already. To let them go for good now, erase them.")
         yield progress(0, 0, "cells are removed")
         done = store.withdrawal.take(ids, named, said, erase=erase, is_there=_is_there)
         if erase:
             retention.delete_bytes(lab, store)
+        elif not done.removed:
+            raise LabrefError("these cells are in the trash already. To let them go for good now, erase them.")
     finally:
         retention.UPKEEP.release()
     yield {
@@ -473,16 +467,23 @@ def remove(
     }
 
 
+def _named(cell: Due | Named | Trashed) -> Row:
+    """A cell as each row of a cell that goes or went begins."""
+    return {
+        "cell_id": cell.cell_id,
+        "label": cell.label,
+        "label_source": str(cell.label_source),
+        "analyser": cell.analyser,
+    }
+
+
 def _would_go(context: Context, ids: Sequence[str], slides: Sequence[SlideId], *, erase: bool) -> Iterator[Row]:
     """A row for each cell that would go, and one for all."""
     withdrawal = context.store.withdrawal
     going = [cell for cell in withdrawal.named(ids, slides) if erase or not cell.in_trash]
     for cell in going:
         yield {
-            "cell_id": cell.cell_id,
-            "label": cell.label,
-            "label_source": str(cell.label_source),
-            "analyser": cell.analyser,
+            **_named(cell),
             "slide": None if cell.slide is None else cell.slide.name,
             "because": cell.because,
             "in_trash": cell.in_trash,
@@ -559,10 +560,7 @@ def trash(context: Context) -> Iterator[Row]:
     """List the removed cells that can be brought back: a row for each cell, the first removed first."""
     for cell in context.store.trash.cells(context.lab.config.retention.trash_days):
         yield {
-            "cell_id": cell.cell_id,
-            "label": cell.label,
-            "label_source": str(cell.label_source),
-            "analyser": cell.analyser,
+            **_named(cell),
             "reason": cell.reason,
             "removed_at": utc(cell.removed_at, timespec="seconds"),
             "days_left": round(cell.days_left, 1),

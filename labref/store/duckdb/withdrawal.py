@@ -37,7 +37,6 @@ class Named:
     """A cell that goes. in_trash : whether it was removed before, and can still be brought back."""
 
     cell_id: str
-    digest: str
     label: str
     label_source: LabelSource
     analyser: str | None
@@ -147,7 +146,8 @@ class Withdrawal(Tables):
                 if erase:
                     every = {*ids, *(cell.cell_id for cell in found)}
                     erased, files, left = _erase(connection, sorted(every), slides, is_there)
-            self._removed()
+            if going or erase:
+                self._removed()
         return Withdrawn(removed, staying, erased, files, left)
 
 
@@ -164,11 +164,11 @@ def _named(cursor: duckdb.DuckDBPyConnection, ids: Iterable[str], slides: Iterab
         found = cursor.execute(
             f"""
             WITH every AS (
-                SELECT cell_id, digest, label, label_source, analyser, slide, folder, duplicate_of, duplicate_verdict,
-                       duplicate_group, false AS in_trash, number FROM cell
-                UNION ALL BY NAME
-                SELECT cell_id, digest, label, label_source, analyser, slide, folder, duplicate_of, duplicate_verdict,
-                       duplicate_group, true AS in_trash, number FROM {TRASH}cell
+                SELECT cell_id, label, label_source, analyser, slide, folder, duplicate_group, number, false AS in_trash
+                FROM cell
+                UNION ALL
+                SELECT cell_id, label, label_source, analyser, slide, folder, duplicate_group, number, true AS in_trash
+                FROM {TRASH}cell
             ), on_slide AS (
                 SELECT cell_id FROM every WHERE {_ON_SLIDE}
                 UNION SELECT cell_id FROM {_files(cursor)} WHERE cell_id IS NOT NULL AND {_ON_SLIDE}
@@ -182,14 +182,13 @@ def _named(cursor: duckdb.DuckDBPyConnection, ids: Iterable[str], slides: Iterab
                 SELECT cell_id, why FROM first
                 UNION ALL SELECT cell_id, 2 FROM captured SEMI JOIN roots USING (root)
             )
-            SELECT cell_id, digest, label, label_source, analyser, slide, folder, min(why), in_trash
+            SELECT cell_id, label, label_source, analyser, slide, folder, min(why), in_trash
             FROM every JOIN going USING (cell_id) GROUP BY ALL ORDER BY in_trash DESC, any_value(number)"""
         ).fetchall()
     reasons: tuple[Because, ...] = ("named", "on the slide", "capture")
     return [
         Named(
             cell_id,
-            digest,
             from_column(label),
             word(LabelSource, source, f"the label source of cell {cell_id}"),
             from_nullable(analyser),
@@ -197,7 +196,7 @@ def _named(cursor: duckdb.DuckDBPyConnection, ids: Iterable[str], slides: Iterab
             reasons[why],
             in_trash,
         )
-        for cell_id, digest, label, source, analyser, slide, folder, why, in_trash in found
+        for cell_id, label, source, analyser, slide, folder, why, in_trash in found
     ]
 
 
