@@ -6,7 +6,9 @@ import os
 import shutil
 import stat
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -14,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 
 from exporters.keys import PASSPHRASE, KeyFileError, SigningKey, new_key, number_of_now
 from labref.bundles.bundle import Bundle, install, pack
-from labref.bundles.signing import KnownKey, Trust, read_public_key, read_rotation, read_signature
+from labref.bundles.signing import MAX_NUMBER, KnownKey, Trust, read_public_key, read_rotation, read_signature
 from tests.keys import tiny
 from tests.trainings import command
 
@@ -91,6 +93,18 @@ def test_what_is_no_key_signs_nothing(key: Path, tmp_path: Path) -> None:
             SigningKey.open(other)
     with pytest.raises(KeyFileError, match="cannot be read"):
         SigningKey.open(tmp_path / "nowhere.key")
+
+
+def test_two_that_are_signed_in_one_second_have_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [datetime(2026, 11, 28, 11, 16, 41, tenths * 100_000 + 999, UTC) for tenths in range(10)]
+    clock = mock.Mock(now=mock.Mock(side_effect=[*moments, datetime(2099, 12, 31, 23, 59, 59, 999_999, UTC)]))
+    monkeypatch.setattr("labref.bundles.keyfile.datetime", clock)
+    given = [number_of_now() for _ in moments]
+    assert given == sorted(set(given)) and given[0] == 261128111641000
+    assert (
+        given[0] > 20991231235959
+    )  # later than what earlier versions gave, which had the year whole and no part of a second
+    assert given[-1] < number_of_now() <= MAX_NUMBER
 
 
 def test_a_bundle_is_signed_in_itself_or_beside(key: Path, bundle: Path, tmp_path: Path) -> None:

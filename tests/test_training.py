@@ -126,37 +126,36 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shipping(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tests of this file put a key, and the bundle that it signed."""
+def shipping(trained: Path, cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the centre made a key, a bundle and its figures by the commands of the help, and signed it."""
     folder = tmp_path_factory.mktemp("shipping")
+    out, held, drawn = folder / "tiny.labref", folder / "held", folder / "confusion.png"
     command("exporters", "key", "new", folder / "old.key", "--name", "Our centre")
+    said = command("exporters", "bundle", str(trained), "--out", str(out)).stdout
+    assert "largest difference from Keras" in said
+    command("training", "split", str(cells), "--out", str(held))
+    words = ["evaluate", "--bundle", out, "--references", held / "references", "--queries", held / "queries"]
+    figures = command("training", *words, "--json", "--confusion", drawn).stdout
+    (folder / "figures.json").write_text(figures)
+    # the same figures go into the bundle's card, by the third command of the help
+    more = ("--figures", folder / "figures.json", "--no-reduced")  # the reduced trunks were shipped above
+    said = command("exporters", "bundle", trained, "--out", out, *more, "--key", folder / "old.key").stdout
+    assert "signed by the key Our centre" in said
     return folder
 
 
-def test_export_and_evaluate_as_the_help_says(trained: Path, cells: Path, tmp_path: Path, shipping: Path) -> None:
-    out = shipping / "tiny.labref"
-    said = command("exporters", "bundle", str(trained), "--out", str(out)).stdout
-    assert "largest difference from Keras" in said
-    command("training", "split", str(cells), "--out", str(tmp_path / "held"))
-    held = tmp_path / "held"
-    split = Run.open(trained).split
+def test_export_and_evaluate_as_the_help_says(trained: Path, tmp_path: Path, shipping: Path) -> None:
+    held, split = shipping / "held", Run.open(trained).split
     assert {p.name for p in (held / "queries").rglob("*.jpg")} == {i.path.split("/")[-1] for i in split.holdout}
-    words = ["evaluate", "--bundle", out, "--references", held / "references", "--queries", held / "queries"]
-    done = command("training", *words, "--json", "--confusion", tmp_path / "confusion.png")
-    figures = json.loads(done.stdout)
+    figures = json.loads((shipping / "figures.json").read_text())
     assert figures["n_queries"] == len(split.holdout)
     assert figures["n_references"] == 36 - len(split.holdout)
     assert [entry["path"] for entry in figures["unreadable"]] == ["neutrophil/NE_broken.jpg"]
     assert 0 <= figures["precision_at_8"]["macro"] <= 1
     assert set(figures["precision_at_8"]["per_class"]) == {item.label for item in split.holdout}
     assert set(figures["rotation_overlap_at_8"]) == {*TURNS, "mean"}
-    assert (tmp_path / "confusion.png").stat().st_size > 0
-    # the same figures go into the bundle's card, by the third command of the help
-    (shipping / "figures.json").write_text(done.stdout)
-    more = ("--figures", shipping / "figures.json", "--no-reduced")  # the reduced trunks were shipped above
-    said = command("exporters", "bundle", trained, "--out", out, *more, "--key", shipping / "old.key").stdout
-    assert "signed by the key Our centre" in said
-    bundle = install(out, tmp_path / "bundles")
+    assert (shipping / "confusion.png").stat().st_size > 0
+    bundle = install(shipping / "tiny.labref", tmp_path / "bundles")
     assert bundle.manifest.figures["precision_at_8"] == figures["precision_at_8"]
     assert f"{figures['precision_at_8']['macro']:.4f}" in (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert bundle.manifest.training["parity"]["latents"] < 1e-3
