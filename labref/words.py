@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 __all__ = [
     "BITS",
     "MEASURES",
+    "REMOVED",
     "SHIFTED",
     "STORED",
     "VERSION",
@@ -48,6 +49,10 @@ BITS: Final = 64
 SHIFTED: Final = 5
 """Of the fingerprints of a picture, the first so many are its own and shifted ones; the others are those of the picture
 turned and mirrored."""
+
+
+REMOVED: Final = "removed by "
+"""How the reason of each file begins whose cell was removed, by people or by retention."""
 
 
 class Verdict(StrEnum):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -366,6 +368,21 @@ def test_an_administrator_removes_a_slide_and_a_cell_on_their_pages(lab: Lab) ->
         assert trashed.keys() == {early, late}
         assert all(reason.startswith("removed by A. Lind: taken by mistake") for reason in trashed.values())
         assert "1 was removed before" in admin.get(f"/cell/{one}/remove").text
+        assert "taken by mistake" in admin.get("/removed").text and 'href="/removed"' in admin.get("/condition").text
+        assert reviewer.get("/removed").status == reviewer.get(f"/removed/{one}/picture").status == 403
+        seen = reviewer.get("/condition").text
+        assert 'href="/removed"' not in seen and "taken by mistake" not in seen, "whose cells went is not for everybody"
+        assert admin.get(f"/removed/{one}/picture").body.startswith(b"\xff\xd8")
+        assert admin.get(f"/cell/{one}/picture").status == 404
+        back = partial(admin.ask, "POST", "/removed", **FORM)
+        assert back(b"").status == 400 and "Tick the cells" in back(b"").text
+        assert back(b"cell=0000000000000000").status == back(b"all=0123456789abcdef").status == 400
+        (key,) = re.findall(r'name="all" value="([0-9a-f]{16})"', admin.get("/removed").text)
+        assert "1 cell is back" in back(f"cell={late}".encode()).text
+        assert admin.get(f"/cell/{late}").status == 200 and admin.get(f"/cell/{early}").status == 404
+        assert "1 cell is back" in back(f"all={key}".encode()).text
+        assert admin.get(f"/cell/{early}").status == 200 and "None." in admin.get("/removed").text
+        assert admin.get(f"/removed/{one}/picture").status == 404
         assert admin.get("/cell/0000000000000000/remove").status == 404
 
 

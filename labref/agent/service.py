@@ -890,6 +890,7 @@ class _Agent:
                 self._lab,
                 lambda cell: bool(self._store.labelled([cell])),
                 None if self._context.asking is None else self._context.asking.thumbnail,
+                self._store.trash.holds,
             ),
         )
         web = self._lab.config.web

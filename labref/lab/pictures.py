@@ -42,10 +42,13 @@ class Pictures:
         lab: Lab,
         is_stored: Callable[[str], bool],
         of_others: Callable[[str, str], bytes | None] | None = None,
+        is_removed: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """is_stored : whether a cell of this id is in the store.  of_others : the thumbnail of a cell of another lab,
-        by names of lab and cell; None where the lab has no shared store."""
+        by names of lab and cell; None where the lab has no shared store.  is_removed : whether a cell of this id was
+        removed, and can be brought back."""
         self._lab, self._is_stored, self._of_others = lab, is_stored, of_others
+        self._is_removed = is_removed
         self._made: Kept[bytes] = Kept(_IN_MEMORY)
 
     def mark(self, cell_id: str, view: View) -> str | None:
@@ -78,6 +81,14 @@ class Pictures:
         else:
             self._made.put(mark, made, len(made))
         return made
+
+    def of_removed(self, cell_id: str) -> bytes | None:
+        """JPEG of a removed cell that can be brought back, small, which is kept nowhere; None where there is no such
+        cell, or its bytes are missing. Raises `UnreadableImageError`, as `of_cell` does."""
+        if not _CELL_ID.fullmatch(cell_id) or not self._is_removed(cell_id):
+            return None
+        data = self._lab.kept_image(cell_id)
+        return None if data is None else self.of_bytes(data, "thumb")
 
     def of_central(self, bundle: str, cell_id: str, view: View) -> bytes | None:
         """JPEG or PNG of a cell of the atlas that an installed bundle carries; None where there is none. bundle : the

@@ -235,9 +235,12 @@ def entries(
         Text | None, Field(description="Only this file: its absolute path, as the ledger writes it.")
     ] = None,
     limit: Annotated[Limit | None, Field(description="How many files at most; the newest are given.")] = None,
+    removed: Annotated[
+        bool | None, Field(description="Only files of cells that were removed; false: only the others.")
+    ] = None,
 ) -> Iterator[Row]:
     """Say what became of every file found in the export folders: a row for each file, the oldest first."""
-    yield from map(ledger_json, context.store.ledger(path=path, outcome=outcome, limit=limit))
+    yield from map(ledger_json, context.store.ledger(path=path, outcome=outcome, limit=limit, removed=removed))
 
 
 @operation("ledger.take_in", TakenIn)

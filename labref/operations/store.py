@@ -46,7 +46,7 @@ from labref.store.duckdb.withdrawal import Because, Named
 from labref.tasks import backup, retention
 from labref.tasks.context import Context
 from labref.times import utc, utc_now
-from labref.words import LabelSource, SlideId
+from labref.words import REMOVED, LabelSource, SlideId
 
 __all__ = [
     "BackedUp",
@@ -441,7 +441,7 @@ def remove(
 
     They can be brought back while they are in the trash, unless they are erased."""
     lab, store = context.lab, context.store
-    said = f"removed by {person(who) or 'a person'}: {_reason(why)}"
+    said = f"{REMOVED}{person(who) or 'a person'}: {_reason(why)}"
     if not cells and not slides:
         raise LabrefError("name cells or slides that are to be removed; `labref slide list` lists the slides.")
     if dry_run:  # nobody waits for it until a backup is written

@@ -704,27 +704,33 @@ class Store:
         return known
 
     def ledger(
-        self, *, path: str | None = None, outcome: str | None = None, limit: int | None = None
+        self,
+        *,
+        path: str | None = None,
+        outcome: str | None = None,
+        limit: int | None = None,
+        removed: bool | None = None,
     ) -> Iterator[LedgerRow]:
         """The outcome of every file, or of one path, or those with one outcome: oldest first.
 
         A path that the ledger does not have stands for those that differ from it in the form of Unicode alone.
 
-        limit : only that many, the newest. Rows are read as they are used, never all at once.
+        limit : only that many, the newest.  removed : only files of removed cells, or only the others. Rows are read as
+        they are used, never all at once.
         """
         where = {}
         if outcome is not None:
             where["outcome"] = str(Outcome(outcome))
         with self._reading() as cursor:
             if path is None:
-                yield from rows.ledger(cursor, "file", where, limit)
+                yield from rows.ledger(cursor, "file", where, limit, removed=removed)
                 return
             there = next(rows.look_up(cursor, "file", ["path"], "path", [to_column(path)]), None)
             alike = (
                 [path] if there or path.isascii() else rows.files_like(cursor, [path], ignore_case=False).get(path, {})
             )
             for one in alike:
-                yield from rows.ledger(cursor, "file", where | {"path": to_column(one)}, limit)
+                yield from rows.ledger(cursor, "file", where | {"path": to_column(one)}, limit, removed=removed)
 
     def history(self, path: str) -> list[LedgerRow]:
         """The outcomes a path had before its present one, oldest first."""

@@ -16,7 +16,7 @@ from labref.store.duckdb.noting import note
 from labref.store.duckdb.upkeep import tables_of_cells
 from labref.store.duckdb.vocabulary import word
 from labref.store.text import from_column, from_nullable, to_column
-from labref.words import LabelSource, Outcome
+from labref.words import REMOVED, LabelSource, Outcome
 
 __all__ = [
     "Due",
@@ -123,7 +123,7 @@ def remove(connection: duckdb.DuckDBPyConnection, cells: Sequence[Due]) -> int:
     stay = {cell_id for (cell_id,) in found} | set(trash.linked_with(connection, ids).values())
     return take_out(
         connection,
-        {cell.cell_id: f"removed by the lab's retention: {cell.why}" for cell in cells if cell.cell_id not in stay},
+        {cell.cell_id: f"{REMOVED}the lab's retention: {cell.why}" for cell in cells if cell.cell_id not in stay},
     )
 
 

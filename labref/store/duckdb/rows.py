@@ -15,7 +15,7 @@ from labref.store.duckdb.vocabulary import word
 from labref.store.recording import CellState, FileRow
 from labref.store.text import from_column, from_nullable, to_column
 from labref.store.values import Cell, FileState, LedgerRow
-from labref.words import LabelSource, Outcome, SlideId
+from labref.words import REMOVED, LabelSource, Outcome, SlideId
 
 __all__ = [
     "CELL",
@@ -261,12 +261,20 @@ def keep_history(connection: duckdb.DuckDBPyConnection, condition: str, values: 
 
 
 def ledger(
-    cursor: duckdb.DuckDBPyConnection, table: str, where: dict[str, str], limit: int | None = None
+    cursor: duckdb.DuckDBPyConnection,
+    table: str,
+    where: dict[str, str],
+    limit: int | None = None,
+    *,
+    removed: bool | None = None,
 ) -> Iterator[LedgerRow]:
-    """Rows of `file` or `file_history` whose columns have these values, oldest first; of more than limit the newest."""
+    """Rows of `file` or `file_history` whose columns have these values, oldest first; of more than limit the newest.
+    removed : only those of cells that were removed, or only the others."""
     # history is read in the order it was written, whatever the clock did
     order = "f.number" if table == "file_history" else "f.recorded_at, f.path"
     condition = " AND ".join(["TRUE", *(f"f.{column} = ?" for column in where)])
+    if removed is not None:
+        condition += f" AND {'' if removed else 'NOT '}starts_with(coalesce(f.reason, ''), '{REMOVED}')"
     query = f"""
         SELECT f.path, f.outcome, f.reason, f.cell_id, coalesce(f.label, c.label),
                CASE WHEN f.label IS NULL THEN c.label_source ELSE f.label_source END,

@@ -83,6 +83,11 @@ class Trash(Tables):
             return 0, 0, 0.0, 0.0
         return int(row[0]), int(row[1]), max(0.0, days - row[2]), max(0.0, days - row[3])
 
+    def holds(self, cell_id: str) -> bool:
+        """Whether this cell is in it."""
+        with self._reading() as cursor:
+            return cursor.execute(f"SELECT 1 FROM {TRASH}cell WHERE cell_id = ?", [cell_id]).fetchone() is not None
+
     def cells(self, days: int) -> list[Trashed]:
         """The cells in it, those first that were removed first. days : for which cells stay."""
         with self._reading() as cursor:

@@ -19,7 +19,8 @@ _REJECTED: Final = 20  # files shown, the newest
 @page("/condition")
 def condition(visit: Visit) -> Response:
     state = visit.one("status")
-    rejected = list(visit.ask("ledger", outcome="rejected", limit=_REJECTED))
+    # of what was removed, as for a patient who withdrew, those are told who can bring it back, on another page
+    rejected = list(visit.ask("ledger", outcome="rejected", removed=False, limit=_REJECTED))
     rejected.reverse()
     return visit.show(
         "condition.html",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, get_args
 
 from starlette.responses import Response
@@ -14,7 +14,7 @@ from labref.operations.classes import style_of
 from labref.pictures.colours import colour_of
 from labref.web.pages import Visit, page
 
-__all__ = ["class_colours"]
+__all__ = ["class_colours", "made_picture"]
 
 _VIEWS: Final = {name: name for name in get_args(View)}
 _KEPT_SECONDS: Final = 3600  # what a cell looks like does not change, but it may be removed
@@ -35,13 +35,7 @@ def picture(visit: Visit, cell_id: str) -> Response:
     headers = {"ETag": f'"{mark}"', "Cache-Control": f"private, max-age={_KEPT_SECONDS}"}
     if _has(visit, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    try:
-        made = visit.pictures.of_cell(cell_id, view)
-    except UnreadableImageError as error:
-        return _none(str(error), 422)
-    if made is None:
-        return _none("no picture is kept of this cell", 404)
-    return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
+    return made_picture(lambda: visit.pictures.of_cell(cell_id, view), headers)
 
 
 @page("/central/{bundle}/{cell_id}/picture")
@@ -50,14 +44,8 @@ def central(visit: Visit, bundle: str, cell_id: str) -> Response:
     view: View | None = _VIEWS.get(visit.query.get("view", "captured"))
     if view is None:
         return _none(f"there is no such view; there is {', '.join(_VIEWS)}", 400)
-    try:
-        made = visit.pictures.of_central(bundle, cell_id, view)
-    except UnreadableImageError as error:
-        return _none(str(error), 422)
-    if made is None:
-        return _none("there is no such cell", 404)
     headers = {"Cache-Control": f"private, max-age={_KEPT_SECONDS}"}
-    return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
+    return made_picture(lambda: visit.pictures.of_central(bundle, cell_id, view), headers)
 
 
 @page("/shared/picture")
@@ -68,6 +56,17 @@ def of_others(visit: Visit) -> Response:
     if made is None:
         return Response(_NO_PICTURE, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
     return Response(made, media_type="image/jpeg", headers={"Cache-Control": f"private, max-age={_KEPT_SECONDS}"})
+
+
+def made_picture(make: Callable[[], bytes | None], headers: Mapping[str, str]) -> Response:
+    """The picture, JPEG or PNG, that `make` gives, or why there is none."""
+    try:
+        made = make()
+    except UnreadableImageError as error:
+        return _none(str(error), 422)
+    if made is None:
+        return _none("no picture is kept of this cell", 404)
+    return Response(made, media_type="image/png" if made.startswith(b"\x89PNG") else "image/jpeg", headers=headers)
 
 
 def class_colours(labels: Iterable[str]) -> str:

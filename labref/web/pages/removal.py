@@ -1,17 +1,23 @@
-"""Taking a slide or a cell out of the lab, as where a patient withdraws consent: what would go is shown first."""
+"""Taking a slide or a cell out of the lab, as where a patient withdraws consent: what would go is shown first, and what
+went can be brought back."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.responses import Response
 
 from labref.errors import LabrefError
+from labref.progress import Row
 from labref.roles import Role
 from labref.web.pages import NotThereError, Visit, page
+from labref.web.pages.pictures import made_picture
 
 _SHOWN: Final = 400  # cells whose pictures are shown
+_EACH: Final = 60  # of those that were removed together
 _WHY: Final = "looked at on its page"  # of what only is looked at the ledger says nothing
 
 
@@ -62,6 +68,63 @@ def remove(visit: Visit, key: str = "", cell_id: str = "") -> Response:
     except LabrefError as error:
         return look(visit, key, cell_id, problem=str(error), given=form)
     return visit.show("remove.html", slide=key, cell=cell_id, name=name, done=done, erased=erase, most=_SHOWN)
+
+
+@page("/removed", role=Role.ADMIN)
+def removed(visit: Visit, *, problem: str | None = None, back: Row | None = None) -> Response:
+    """The cells that can be brought back, by when and why they went. problem : why some did not come back.  back : what
+    came."""
+    groups = _together(visit)
+    shown, most = [], _SHOWN
+    for group in groups:
+        shown.append((group, group.cells[: min(_EACH, most)]))
+        most -= len(shown[-1][1])
+    return visit.show(
+        "removed.html",
+        status=400 if problem else 200,
+        groups=shown,
+        classes={row["label"]: row for row in visit.ask("classes.list")},
+        problem=problem,
+        back=back,
+    )
+
+
+@page("/removed", methods=("POST",), role=Role.ADMIN)
+def bring_back(visit: Visit) -> Response:
+    form = visit.form()
+    cells, key = form.get("cell", []), form.get("all", [""])[0]
+    if key:
+        cells = [row["cell_id"] for group in _together(visit) if group.key == key for row in group.cells]
+    if not cells:
+        return removed(visit, problem=visit.texts.gettext("Tick the cells that are to come back."))
+    try:
+        return removed(visit, back=visit.one("store.bring_back", cells=cells))
+    except LabrefError as error:
+        return removed(visit, problem=str(error))
+
+
+@page("/removed/{cell_id}/picture", role=Role.ADMIN)
+def removed_picture(visit: Visit, cell_id: str) -> Response:
+    return made_picture(lambda: visit.pictures.of_removed(cell_id), {"Cache-Control": "no-store"})
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Cells that were removed at the same moment, for the same reason. key : that stands for both."""
+
+    key: str
+    why: str
+    cells: list[Row]
+
+
+def _together(visit: Visit) -> list[_Together]:
+    """The cells in the trash, those first that went last."""
+    groups: dict[str, _Together] = {}
+    for row in visit.ask("store.trash"):
+        why = row["reason"].removesuffix(f"; it was cell {row['cell_id']}")
+        key = hashlib.sha256(f"{row['removed_at']} {why}".encode()).hexdigest()[:16]
+        groups.setdefault(key, _Together(key, why, [])).cells.append(row)
+    return list(groups.values())[::-1]
 
 
 def _what(slide: str, cell: str, also: Sequence[str] = ()) -> dict[str, Any]:
