@@ -111,6 +111,23 @@ def test_the_map_zooms_pans_and_changes_what_it_draws_without_loading_the_page_a
         expect(page.locator("#map-count")).to_contain_text("3 of 24 cells")
         page.wait_for_timeout(500)
         assert any("~c" in url and "~m" in url for url in asked)
+        # D opens the labels that disagree; they are asked for then, and a key relabels one of them
+        (suspect, *_) = run(lab, "map.suspects")
+        tile = page.locator(f'#map-suspects [data-cell="{suspect["cell_id"]}"]')
+        expect(tile.locator("img")).to_have_js_property("naturalWidth", 160)
+        # a cell that slides under a mouse at rest is not pointed at, or its label would be changed
+        slides = "tile => tile.dispatchEvent(new PointerEvent('pointermove', {bubbles: true, screenX: 7, screenY: 7}))"
+        last = page.locator("#map-suspects .tile").last
+        last.evaluate(slides)
+        expect(last).to_have_class("tile now")
+        tile.locator("a").first.focus()
+        last.evaluate(slides)
+        expect(tile).to_have_class("tile now")
+        with page.expect_response(re.compile("/map/suspects.*part=1")):  # the list is another after that
+            page.keyboard.press("l" if suspect["label"] != "lymphocyte" else "m")
+        with page.expect_response(re.compile("/map/suspects.*part=1")):
+            page.keyboard.press("u")
+        expect(tile).to_have_attribute("data-label", suspect["label"])
         assert page.evaluate("window.kept") is True
 
 

@@ -209,6 +209,12 @@ def test_the_page_shows_the_map_as_a_picture_whose_clicks_lead_to_nodes(lab: Lab
     found = re.search(r'<img src="(/map/picture/[^"]+)" ismap width="(\d+)" height="(\d+)"', text)
     assert found is not None
     assert picture(viewer.get(found[1]).body).size == (int(found[2]), int(found[3]))
+    doubted = viewer.get("/map/suspects").text
+    assert (
+        re.findall('data-cell="([0-9a-f]{16})"', doubted) == [row["cell_id"] for row in run(lab, "map.suspects")][:40]
+    )
+    assert "<html" in doubted and "<html" not in viewer.get("/map/suspects?part=1").text
+    assert viewer.get("/map/suspects?analyser=01234567").status == 404
     side = int(found[2]) // 9
     node = next(row for row in run(lab, "map.suspects"))
     click = viewer.get(f"/map/at/{side}?{node['column'] * side + 1},{node['row'] * side + side - 1}")

@@ -26,7 +26,7 @@ from labref.lab.kept import Kept
 from labref.pictures.colours import colour_of
 from labref.pictures.tiles import NODE, TILE, Kind, Terrain, draw_picture, draw_tile, levels, side_in_picture, size
 from labref.progress import Row
-from labref.web.pages import Visit, page, page_number, whole_number
+from labref.web.pages import NotThereError, Visit, page, page_number, whole_number
 
 _SOURCES: Final = ("reviewed", "analyser", "predicted")
 _CELLS_A_PAGE: Final = 60
@@ -284,7 +284,7 @@ def whole(visit: Visit, version: str, layer: str) -> Response:
 
 @page("/map")
 def map_(visit: Visit) -> Response:
-    """The map, which cells are drawn, and the labels that disagree with those about them."""
+    """The map, and which cells are drawn."""
     status = visit.one("map.status")
     if status["map"] is None:
         return visit.show("map-none.html", state=status)
@@ -313,12 +313,31 @@ def map_(visit: Visit) -> Response:
         own=key_of(drawn.analyser) if drawn.analyser is not None else None,
         own_maps=[{"name": row["analyser"], "key": key_of(row["analyser"])} for row in status["own"]],
         spot=_spot(visit, cell, one) if cell else None,
+        chosen_key=layer.analysers[0] if one is not None else "",
+        known=known,
+        training=status["training"],
+    )
+
+
+@page("/map/suspects")
+def suspects(visit: Visit) -> Response:
+    """The labels that disagree with those about them, of one microscope's cells where the address names it by its key;
+    with `part`, only them. In a large lab these take as long as the rest of the map's page."""
+    chosen, one = visit.query.get("analyser", ""), None
+    if chosen:
+        one = next((name for name in visit.one("map.facets")["analysers"] if key_of(name) == chosen), None)
+        if one is None:
+            raise NotThereError(visit.texts.gettext("No microscope of this lab has this key."))
+    has_own = one in {row["analyser"] for row in visit.one("map.status")["own"]}
+    known = {row["label"]: row for row in visit.ask("classes.list")}
+    return visit.show(
+        "map-suspects.html" if visit.query.get("part") else "map-doubts.html",
         suspects=[
             row | {"class": known.get(row["label"])}
             for row in visit.ask("map.suspects", limit=_SUSPECTS, analysers=None if one is None else [one])
         ],
-        known=known,
-        training=status["training"],
+        own=chosen if has_own else None,
+        chosen_key=chosen,
         thumb=_thumb,
     )
 

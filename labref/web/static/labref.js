@@ -109,6 +109,18 @@ export function withoutKeys(names) {
   for (const name of names) known.delete(name);
 }
 
+let mouse = "";
+
+/** Whether somebody points at something with this event. A cell that slides under a mouse at rest is not pointed at: a
+ * key would reach a cell that nobody looks at. */
+export function pointsAt(event) {
+  if (event.type !== "pointermove") return true;
+  const at = `${event.screenX} ${event.screenY}`;
+  const moved = at !== mouse;
+  mouse = at;
+  return moved;
+}
+
 let before = "";
 
 document.addEventListener("keydown", (event) => {

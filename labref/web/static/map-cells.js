@@ -1,5 +1,5 @@
 // Cells in a list: point at one, or go there with Tab or the arrows, and press the key of a class.
-import { ask, does, keys, say, text } from "./labref.js";
+import { ask, does, keys, pointsAt, say, text } from "./labref.js";
 
 const may = document.body.dataset.role && document.body.dataset.role !== "view";
 const tiles = (within) => [...within.querySelectorAll(".tile[data-cell]")];
@@ -11,10 +11,10 @@ function show(tile) {
   now?.classList.add("now");
 }
 
-for (const kind of ["pointerover", "focusin"]) {
+for (const kind of ["pointermove", "focusin"]) {
   document.addEventListener(kind, (event) => {
     const tile = event.target.closest?.(".gallery .tile[data-cell]");
-    if (tile && tile !== now) show(tile);
+    if (pointsAt(event) && tile && tile !== now) show(tile);
   });
 }
 // a key must not reach a cell that is no longer pointed at
@@ -33,6 +33,9 @@ export function step(event) {
   to?.querySelector("a").focus();
   return true;
 }
+
+/** The cell that is pointed at: a list may have been made anew about the one that has the focus. */
+const pointed = () => (now?.isConnected ? now : document.activeElement?.closest?.(".gallery .tile[data-cell]"));
 
 const styles = new Map();
 
@@ -72,7 +75,7 @@ async function set(tile, label) {
 async function classKeys() {
   for (const { label, style, key } of await ask("classes.list")) {
     styles.set(label, style);
-    if (key) keys({ [key]: [text("The cell is: {label}", { label }), () => now?.isConnected && set(now, label)] });
+    if (key) keys({ [key]: [text("The cell is: {label}", { label }), () => pointed() && set(pointed(), label)] });
   }
 }
 

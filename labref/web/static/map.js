@@ -191,16 +191,38 @@ async function redraw(address) {
   const other = shown.getElementById("map");
   if (other?.dataset.map !== place.dataset.map) return location.assign(address); // another map, of other nodes
   Object.assign(place.dataset, { light: other.dataset.light, dark: other.dataset.dark });
-  for (const id of ["map-count", "map-legend", "map-suspects"]) {
+  for (const id of ["map-count", "map-legend"]) {
     const old = document.getElementById(id);
     const fresh = shown.getElementById(id);
-    if (old.tagName === "DETAILS") fresh.open = old.open || fresh.open;
     const focused = old.contains(document.activeElement) && document.activeElement.value;
     old.replaceWith(fresh);
     if (focused) document.querySelector(`#${id} [value="${focused}"]`)?.focus();
   }
+  const fresh = shown.getElementById("map-suspects");
+  doubts.querySelector("[data-later]").dataset.later = fresh.querySelector("[data-later]").dataset.later;
+  if (fresh.open && !doubts.open) doubts.open = true; // which asks for them
+  else showDoubts();
   history.replaceState(null, "", address);
   if (viewer) reopen();
+}
+
+const doubts = document.getElementById("map-suspects");
+
+/** The labels that disagree: asked for once somebody wants them, as that takes seconds in a large lab. */
+async function showDoubts() {
+  if (!doubts.open) return;
+  const list = doubts.querySelector("[data-later]");
+  const address = list.dataset.later;
+  list.ariaBusy = "true";
+  const response = await fetch(address + (address.includes("?") ? "&" : "?") + "part=1");
+  const shown = new DOMParser().parseFromString(await response.text(), "text/html");
+  if (list.dataset.later !== address) return; // another microscope was chosen meanwhile
+  list.ariaBusy = null;
+  const fresh = shown.querySelector(".suspects");
+  if (!fresh) return say(shown.querySelector(".problem")?.textContent ?? `${response.status}`, { failed: true });
+  const focused = list.contains(document.activeElement) && document.activeElement.closest("[data-cell]")?.dataset.cell;
+  list.replaceChildren(fresh);
+  if (focused) list.querySelector(`[data-cell="${focused}"] a`)?.focus();
 }
 
 function reopen() {
@@ -236,6 +258,9 @@ document.addEventListener("click", (event) => {
     near(...node.closest("[data-node]").dataset.node.split(",").map(Number));
   }
 });
+
+doubts.addEventListener("toggle", showDoubts);
+showDoubts();
 
 let waiting = 0;
 changed.add(() => {

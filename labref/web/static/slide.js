@@ -1,5 +1,5 @@
 // A smear as a gallery: point at a cell, or go there with the arrows, and press the key of a class.
-import { ask, carriedNow, does, keys, moment, number, say, share, text, undo } from "./labref.js";
+import { ask, carriedNow, does, keys, moment, number, pointsAt, say, share, text, undo } from "./labref.js";
 
 const slide = document.querySelector(".slide");
 const gallery = document.getElementById("gallery");
@@ -36,14 +36,9 @@ function show(tile, { scroll = false, focus = false } = {}) {
   for (const one of [picture, says, more]) one.hidden = false;
 }
 
-// a cell that slides under a mouse at rest is not pointed at
-let mouse = "";
 gallery.addEventListener("pointermove", (event) => {
-  const at = `${event.screenX} ${event.screenY}`;
-  const moved = at !== mouse;
-  mouse = at;
   const tile = event.target.closest(".tile");
-  if (moved && tile && tile !== now) show(tile);
+  if (pointsAt(event) && tile && tile !== now) show(tile);
 });
 gallery.addEventListener("focusin", (event) => {
   const tile = event.target.closest(".tile");
