@@ -61,6 +61,18 @@ def test_a_slide_of_a_hundred_cells_is_reviewed_by_keyboard_with_few_keys(lab: L
 
         page.goto(f"/slide/{slide}")
         page.evaluate("window.loaded = 'once'")
+        # a slide that nobody has reviewed is approved by who says so once more, and by nobody else
+        asks, approval = page.locator("#unreviewed"), page.locator("#approval")
+        for answer, approved in (("Escape", False), ("n", False), ("Enter", True), ("y", True)):
+            page.keyboard.press("A")
+            expect(asks).to_contain_text("Nobody has reviewed 100 of the 100 cells.")
+            page.keyboard.press(answer)
+            expect(asks).not_to_be_visible()
+            if approved:
+                expect(approval).to_contain_text("approved by Technologist", timeout=PATIENCE_MS)
+                page.keyboard.press("u")
+            expect(approval).to_have_text("not approved", timeout=PATIENCE_MS)
+        expect(page.locator("#awaiting")).to_have_text(f"{CELLS} await review")
         press("N")
         for number in range(CELLS):
             current = page.locator(".tile.now")
@@ -73,8 +85,8 @@ def test_a_slide_of_a_hundred_cells_is_reviewed_by_keyboard_with_few_keys(lab: L
         for _ in range(3):  # Enter is pressed on: what is said again stands once
             page.keyboard.press("Enter")
         expect(page.locator("#said p", has_text="All cells are reviewed.")).to_have_count(1)
-        press("A")
-        expect(page.locator("#approval")).to_contain_text("approved by Technologist", timeout=PATIENCE_MS)
+        press("A")  # all reviewed: at once
+        expect(approval).to_contain_text("approved by Technologist", timeout=PATIENCE_MS)
         page.keyboard.press("Enter")
         expect(page.locator("#said p").last).to_have_text("No cell here awaits review.")
         # the keys, all of them at once on the screen of an analyser

@@ -313,16 +313,42 @@ const approved = async (operation, more = {}) => {
   const [row] = await ask(operation, { slide: slide.dataset.slide, ...more });
   standing(row);
 };
-function approve() {
-  doing = doing.then(() =>
-    does(
+/** Whether to approve a slide of which nobody reviewed some cells: asked each time, answered by one key. */
+function approveUnreviewed() {
+  const dialog = document.getElementById("unreviewed");
+  const all = number(Number(slide.dataset.cells));
+  document.getElementById("unreviewed-title").textContent =
+    waiting === 1
+      ? text("Nobody has reviewed 1 of the {all} cells.", { all })
+      : text("Nobody has reviewed {number} of the {all} cells.", { number: number(waiting), all });
+  dialog.returnValue = "";
+  return new Promise((done) => {
+    dialog.addEventListener("close", () => done(dialog.returnValue === "approve"), { once: true });
+    dialog.showModal();
+  });
+}
+document.getElementById("unreviewed")?.addEventListener("keydown", (event) => {
+  const answer = { y: "approve", Y: "approve", n: "", N: "" }[event.key];
+  if (answer === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  event.stopPropagation(); // small letters give classes to the cell below
+  event.currentTarget.close(answer);
+});
+
+/** Approve the slide: at once where all is reviewed. */
+async function approve() {
+  const asked = waiting;
+  if (asked && !(await approveUnreviewed())) return;
+  doing = doing.then(() => {
+    if (waiting > asked) return void approve(); // a class that was being given is refused meanwhile: nobody knew
+    return does(
       async () => {
         await approved("slide.approve", looked());
-        return waiting ? text("Approved; {number} cells were not reviewed one by one.", { number: waiting }) : text("Approved.");
+        return text("Approved.");
       },
       () => approved("slide.unapprove"),
-    ),
-  );
+    );
+  });
 }
 function unapprove() {
   doing = doing.then(() =>
