@@ -212,6 +212,11 @@ def test_per_cent_and_moments_are_written_in_one_way_and_no_line_tears_them_apar
     for language, shown in (("en", "35\u00a0%"), ("sv", "35\u00a0%"), ("de", "35\u00a0%")):
         made = _environment(language).from_string("{{ 0.351|share }} {{ 0.351|share(1) }}").render()
         assert made.startswith(shown) and made.count("\u00a0%") == 2
+        # every month is a word or stands where it is expected, the day is shown in 24 hours, and nothing is "-0"
+        when = "{{ '2026-11-02T14:05:00'|moment }} {{ -0.02|round(1)|number }} {{ -0.0001|share(1) }}"
+        said = _environment(language).from_string(when).render()
+        date = {"en": "2 Nov 2026", "sv": "2 nov. 2026", "de": "02.11.2026"}[language]
+        assert re.sub("<[^>]*>", "", said).replace("0,0", "0.0") == f"{date} 14:05 0 0.0\u00a0%"
     scripts = {name: data.decode() for name, data in _static().items() if name.endswith(".js") and "/" not in name}
     assert "\\u00a0%" in scripts["labref.js"]
     for name, code in scripts.items():  # they are written by `share`, `moment` and `number` of labref.js alone

@@ -23,6 +23,7 @@ from labref.errors import LabrefError
 from labref.lab import Lab
 from labref.pictures import tiles
 from labref.web.desk import Desk, run
+from labref.web.failures import without_commands
 from labref.web.pages.map import Layer
 from tests.labs import running_agent
 from tests.maps import FIRST_DAY, lab_with_map
@@ -204,6 +205,7 @@ def test_doubts_are_those_of_the_neighbourhood() -> None:
 
 def test_the_page_shows_the_map_as_a_picture_whose_clicks_lead_to_nodes(lab: Lab, viewer: Browser) -> None:
     text = viewer.get("/map").text
+    assert "Suspect labels in red" in text and ">Suspect labels <" in text
     assert "24 cells" in text and "6×9" in text and "ismap" in text and "Anna Berg 1" in text
     assert "&lt;DI-60&gt;" in text and "<DI-60>" not in text
     found = re.search(r'<img src="(/map/picture/[^"]+)" ismap width="(\d+)" height="(\d+)"', text)
@@ -256,6 +258,36 @@ def test_a_lab_without_a_map_says_so(tmp_path: Path, starter: Bundle) -> None:
             path.unlink()
     with Desk.open(lab) as desk, pytest.raises(LabrefError, match="map 1.npz cannot be read"):
         list(desk.run("map.picture"))
+
+
+def test_who_has_no_command_line_is_told_of_no_command(lab: Lab, viewer: Browser) -> None:
+    admin = let_in(lab, "Admin of the map", "admin")
+    body = json.dumps({"cell": "0" * 16}).encode()
+
+    def refused(browser: Browser) -> str:
+        answered = browser.ask("POST", "/api/v1/duplicates/history", body, Content_Type="application/json")
+        return str(json.loads(answered.body)["error"]["message"])
+
+    with pytest.raises(LabrefError) as command:
+        list(run(lab, "duplicates.history", cell="0" * 16))
+    assert "`labref " in str(command.value) and refused(admin) == str(command.value)
+    assert refused(viewer).startswith(str(command.value).partition(";")[0])
+    assert "`labref" not in refused(viewer) and refused(viewer).endswith("in your lab can help.")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("this lab has no map yet; train one with `labref map train`", "this lab has no map yet."),
+        ("all one colour; `labref ledger --take-in` takes it in all the same", "all one colour."),
+        ("it takes too much memory: more than 9 MB (labref.toml, [decoding] memory)", "it takes too much memory: more than 9 MB."),
+        ("no map yet for it; `labref map train` at once. Until then ask with --by latent", "no map yet for it."),
+        ("`labref status` says more", ""),
+        ("a file is cut off; choose another (of one cell)", "a file is cut off; choose another (of one cell)"),
+    ],
+)  # fmt: skip
+def test_what_names_a_command_is_left_out_and_all_else_stays(said: str, told: str) -> None:
+    assert without_commands(said) == told
 
 
 # scripts of others

@@ -17,13 +17,16 @@ from labref.progress import Row
 from labref.roles import Role
 from labref.tasks.context import Context
 
-__all__ = ["CellClass", "known_names", "style_of"]
+__all__ = ["ABBREVIATIONS", "CellClass", "known_names", "style_of"]
 
 
 class CellClass(Answer):
     """A class of cells that the lab knows."""
 
     label: str = Field(description="Its name, as labels have it.")
+    full_name: str | None = Field(
+        description="What it stands for, where the label is an abbreviation that labref knows, such as `ig`; else null."
+    )
     code: str = Field(description="A short name, two to four letters.")
     key: str | None = Field(description="The key that gives a cell this class on the pages; null where all are taken.")
     style: str = Field(description="Name of its style on the pages: the same for the same label.")
@@ -82,6 +85,11 @@ _KNOWN: Final[Mapping[str, _Known]] = {
 On pages lower-case letters give classes, but for u (undo) and g (go); what else a page can do is on other keys."""
 _SPARE: Final = "123456789z0"
 
+ABBREVIATIONS: Final[Mapping[str, str]] = {
+    known.code.lower(): next(name for name, of in _KNOWN.items() if of.code == known.code) for known in _KNOWN.values()
+}
+"""What a label that is one of the codes above stands for, by `name_key`; `ig` is a class of the data set pbc."""
+
 
 def known_names() -> Set[str]:
     """Names of the classes that labref knows whatever the lab calls its own, as `name_key` gives them."""
@@ -107,7 +115,14 @@ def list_(context: Context) -> Iterator[Row]:
         if key is not None:
             taken.add(key)
         code = known.code if known is not None else "".join(filter(str.isalnum, label))[:4].upper() or "?"
-        row = {"label": label, "code": code, "key": key, "style": style_of(label), "cells": counts.get(label, 0)}
+        row = {
+            "label": label,
+            "full_name": ABBREVIATIONS.get(name_key(label)),
+            "code": code,
+            "key": key,
+            "style": style_of(label),
+            "cells": counts.get(label, 0),
+        }
         names = (None, None) if known is None else (known.icsh, known.loinc)
         rows.append(row | {"icsh": names[0], "loinc": names[1], "kind": str(kind_of(label))})
     yield from sorted(rows, key=lambda row: str(row["label"]))

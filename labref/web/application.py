@@ -46,11 +46,12 @@ from labref.operations import PREFIX, Operation, every_operation, explain
 from labref.progress import Row
 from labref.web.documentation import IMAGE_RESPONSES, LINES, bytes_body, document, responses
 from labref.web.events import Events
-from labref.web.failures import failure, told, unexpected
+from labref.web.failures import failure, for_person, told, unexpected
 from labref.web.guard import Elsewhere, Guard, in_api
 from labref.web.metrics import METRICS_TYPE, Metrics
 from labref.web.pages import add_pages
-from labref.web.visitors import Entrance, Visitors, visitor_of
+from labref.web.texts import language_for, texts_in
+from labref.web.visitors import VISITOR, Entrance, Visitors, visitor_of
 
 __all__ = ["Answers", "make_app"]
 
@@ -256,6 +257,12 @@ def _encoded(rows: Iterator[Row], log: Log, at_once: int) -> Iterator[bytes]:
         yield ("\n".join(block) + "\n").encode()
 
 
+def _for_person(request: Request, error: Exception) -> str:
+    """What an error says to whoever asks: a script of a page shows it to a person."""
+    texts = texts_in(language_for(request.cookies.get("labref-language"), request.headers.get("accept-language", "")))
+    return for_person(str(error), request.scope.get(VISITOR), texts)
+
+
 def _add_failures(
     app: FastAPI, by_path: Mapping[str, Operation], page: Callable[[Request, int, str], Response]
 ) -> None:
@@ -268,7 +275,7 @@ def _add_failures(
         accepted = request.headers.get("accept", "*/*")
         for_programs = in_api(request.url.path) or request.url.path in _FOR_PROGRAMS
         if for_programs or not ("text/html" in accepted or accepted.startswith("*/*")):
-            return failure(code, error, headers)
+            return failure(code, error, headers, message=_for_person(request, error))
         shown = await run_in_threadpool(page, request, code, str(error))
         shown.headers.update(headers or {})
         return shown

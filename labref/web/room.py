@@ -195,7 +195,7 @@ def _answer(visit: Visit, room: _Room) -> Response:
         asked = room.ask(data)
         shown = cell_page.inline(visit.pictures.of_bytes(data, "cell"))
     except LabrefError as error:
-        return visit.show("ask.html", status=422, problem=str(error))
+        return visit.show("ask.html", status=422, problem=visit.problem(error))
     labels = {asked["predicted"]["label"], *(one["label"] for one in asked["references"])}
     styles = {label: style_of(label) for label in labels}
     return visit.show(
@@ -238,7 +238,7 @@ def _application(room: _Room, pictures: Pictures, door: _Door, log: Any) -> ASGI
                 return page(visit, room)
             except LabrefError as error:
                 status = 404 if isinstance(error, NotThereError) else 503 if isinstance(error, SharedError) else 400
-                return visit.fail(status, str(error))
+                return visit.fail(status, visit.problem(error))
 
         async def answer(request: Request) -> Response:
             body = await request.body() if request.method == "POST" else b""

@@ -20,17 +20,21 @@ __all__ = ["LANGUAGES", "Texts", "language_for", "texts_in"]
 
 LANGUAGES: Final = ("en", "sv", "de")
 """Languages of the pages; the first is that of the code."""
+_PLACES: Final[Mapping[str, str]] = {"en": "en_GB"}
+"""Whose way of writing is meant where a language has several: 28 Nov 2026 and 14:05 can be read in one way only."""
 
 
 class Texts:
-    """The texts of one language. locale : how that language writes numbers and dates."""
+    """The texts of one language. locale : how that language writes numbers and dates.  tag : the same for a browser, as
+    BCP 47 has it."""
 
     def __init__(
         self, language: str, texts: Mapping[str, str | tuple[str, ...]], of_scripts: Collection[str] = ()
     ) -> None:
         """texts : by the English text; a text with a plural has its forms.  of_scripts : those that scripts show."""
         self.language = language
-        self.locale = Locale.parse(language)
+        self.locale = Locale.parse(_PLACES.get(language, language))
+        self.tag = str(self.locale).replace("_", "-")
         self._texts = texts
         self._of_scripts = of_scripts
 

@@ -46,12 +46,15 @@ from labref import __version__
 from labref.cpus import usable_cpus
 from labref.errors import LabrefError
 from labref.lab.pictures import Pictures
+from labref.operations.classes import ABBREVIATIONS
 from labref.operations.naming import NoSuchNameError
 from labref.printing import printable
 from labref.progress import Row
 from labref.roles import Role
+from labref.web.failures import for_person, without_commands
 from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
 from labref.web.visitors import Visitor, Visitors
+from labref.words import name_key
 
 __all__ = [
     "NAVIGATION",
@@ -183,6 +186,14 @@ class Visit:
         """Whether whoever asks may do what this role may."""
         return self.visitor is not None and self.visitor.role.covers(Role(role))
 
+    def words(self, said: str) -> str:
+        """What an operation says, for whoever is at the page: only an admin has a command line to use commands at."""
+        return said if self.may("admin") else without_commands(said)
+
+    def problem(self, error: Exception | str) -> str:
+        """What an error says, for whoever is at the page, and whom they can ask."""
+        return for_person(str(error), self.visitor, self.texts)
+
     def show(self, template: str, /, *, status: int = 200, **values: Any) -> Response:
         """A page from a template."""
         content = rendered(
@@ -193,6 +204,7 @@ class Visit:
             languages=LANGUAGES,
             navigation=self.navigation,
             scripts=_script_texts(self.texts),
+            abbreviations=_ABBREVIATIONS,
             **values,
         )
         return Response(content, status, media_type="text/html; charset=utf-8")
@@ -208,7 +220,11 @@ class Visit:
 
 def rendered(template: str, language: str, /, **values: Any) -> str:
     """A template of `labref/web/templates` in one of `labref.web.texts.LANGUAGES`, with these values."""
-    made = _environment(language).get_template(template).render(language=language, version=__version__, **values)
+    made = (
+        _environment(language)
+        .get_template(template)
+        .render(language=language, tag=texts_in(language).tag, version=__version__, **values)
+    )
     return _shown(made)
 
 
@@ -252,7 +268,9 @@ def add_pages(
 
     def failed(request: Request, status: int, problem: str) -> Response:
         visit = Visit(request, b"", perform, image, visitors, pictures)
-        return visit.fail(status, visit.texts.gettext("Nothing is at this address.") if status == 404 else problem)
+        return visit.fail(
+            status, visit.texts.gettext("Nothing is at this address.") if status == 404 else visit.problem(problem)
+        )
 
     return failed
 
@@ -282,7 +300,7 @@ def _answered(of: _Page, visit: Visit) -> Response:
     try:
         return of.function(visit, **visit.request.path_params)
     except LabrefError as error:
-        return visit.fail(404 if isinstance(error, NotThereError) else 400, str(error))
+        return visit.fail(404 if isinstance(error, NotThereError) else 400, visit.problem(error))
 
 
 def _shown(content: str) -> str:
@@ -392,13 +410,14 @@ def _environment(language: str) -> Environment:
     # a line
     @lru_cache(maxsize=20_000)
     def number(value: float) -> str:
+        value = value if round(value, 3) else 0  # what is written as 0 has no sign
         return str(numbers.format_decimal(value, locale=texts.locale))
 
     @lru_cache(maxsize=20_000)
     def rounded_share(value: Decimal, digits: int) -> str:
         # a no-break space, or "35 %" is torn apart at the end of a line
         form = "#,##0" + ("." + "0" * digits if digits else "") + "\u00a0%"
-        return str(numbers.format_percent(value, format=form, locale=texts.locale))
+        return str(numbers.format_percent(value or Decimal(0), format=form, locale=texts.locale))
 
     def share(value: float, digits: int = 0) -> str:
         return rounded_share(Decimal(str(value)).quantize(Decimal(1).scaleb(-2 - digits)), digits)
@@ -411,7 +430,10 @@ def _environment(language: str) -> Environment:
     def day(value: str | None) -> str | Markup:
         return _moment(value, texts, None)
 
-    made.filters.update(number=number, share=share, moment=moment, day=day)
+    def full_name(label: str) -> str:
+        return ABBREVIATIONS.get(name_key(label), "")
+
+    made.filters.update(full_name=full_name, number=number, share=share, moment=moment, day=day)
     return made
 
 
@@ -429,6 +451,10 @@ def _moment(value: str | None, texts: Texts, time: Any) -> str | Markup:
         else f"{dates.format_date(at, 'medium', texts.locale)} {dates.format_time(at, time, locale=texts.locale)}"
     )
     return Markup('<time datetime="{}" title="{}">{}</time>').format(value, at.isoformat(sep=" "), shown)
+
+
+_ABBREVIATIONS: Final = Markup(json.dumps(dict(ABBREVIATIONS)))
+"""What the classes in short stand for, as JSON that stands in a page."""
 
 
 @cache

@@ -56,7 +56,7 @@ def ask(visit: Visit) -> Response:
         )
         sources: dict[str, str] = {view: inline(visit.pictures.of_bytes(data, view)) for view in _VIEWS}
     except LabrefError as error:
-        return visit.show("ask.html", status=422, problem=str(error))
+        return visit.show("ask.html", status=422, problem=visit.problem(error))
     asked |= {"cell_id": None, "label": asked["predicted"]["label"], "label_source": "predicted"}
     return _show(visit, asked, chosen, sources)
 

@@ -49,7 +49,7 @@ def change_users(visit: Visit) -> Response:
         if what == "revoke":
             return _users(visit, revoked=visit.one("user.revoke", name=name))
     except LabrefError as error:
-        return _users(visit, status=400, problem=str(error))
+        return _users(visit, status=400, problem=visit.problem(error))
     return _users(visit, status=400, problem=visit.texts.gettext("This form is of another version of labref."))
 
 

@@ -39,7 +39,7 @@ def start(visit: Visit) -> Response:
     try:
         visit.one("reading.start", **asked)
     except LabrefError as error:
-        return _readings(visit, str(error), 400)
+        return _readings(visit, visit.problem(error), 400)
     return visit.go("/reading")
 
 

@@ -66,7 +66,7 @@ def remove(visit: Visit, key: str = "", cell_id: str = "") -> Response:
     except NotThereError:
         raise
     except LabrefError as error:
-        return look(visit, key, cell_id, problem=str(error), given=form)
+        return look(visit, key, cell_id, problem=visit.problem(error), given=form)
     return visit.show("remove.html", slide=key, cell=cell_id, name=name, done=done, erased=erase, most=_SHOWN)
 
 
@@ -100,7 +100,7 @@ def bring_back(visit: Visit) -> Response:
     try:
         return removed(visit, back=visit.one("store.bring_back", cells=cells))
     except LabrefError as error:
-        return removed(visit, problem=str(error))
+        return removed(visit, problem=visit.problem(error))
 
 
 @page("/removed/{cell_id}/picture", role=Role.ADMIN)

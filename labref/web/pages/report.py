@@ -26,7 +26,7 @@ def make(visit: Visit) -> Response:
     try:
         list(visit.ask("report.make", wait=False, **asked))
     except LabrefError as error:
-        return _report(visit, str(error), 400)
+        return _report(visit, visit.problem(error), 400)
     return visit.go("/report")
 
 

@@ -69,6 +69,33 @@ export async function carriedNow(cell) {
   return { label, source };
 }
 
+const abbreviations = JSON.parse(document.getElementById("abbreviations").textContent);
+
+/** What a label stands for that is an abbreviation which labref knows; nothing for any other. */
+export function fullName(label) {
+  return abbreviations[label.trim().toLowerCase()] ?? "";
+}
+
+// wherever a class stands, whoever points at it reads what it is short for
+document.addEventListener("pointerover", (event) => {
+  const name = event.target.closest?.(".class");
+  if (name) name.title = fullName(name.textContent);
+});
+
+/** The mark of a class that a person gave, as `sure` of cells.html makes it. */
+export function sure(source) {
+  if (source !== "reviewed") return "";
+  const mark = document.createElement("span");
+  mark.className = "good";
+  mark.title = text("reviewed by a person");
+  mark.textContent = "✓";
+  const words = document.createElement("span");
+  words.className = "hidden";
+  words.textContent = ` ${mark.title}`;
+  mark.append(words);
+  return mark;
+}
+
 // undo: what was done last is undone first
 const done = [];
 
