@@ -151,6 +151,9 @@ def test_a_decided_cell_leaves_its_queue_and_comes_back_when_that_is_undone(
     cell = before[0]
     assert len(cell["neighbours"]) == 8 and sum(cell["weights"].values()) == pytest.approx(1)
     assert (cell["neighbourhood"] is not None) == (queue == "suspects")
+    said = reviewer.get(f"/review/{queue}").text
+    assert ("about it whose class a person or the analyser gave" in said) == (queue == "suspects")
+    assert "The nearest hundred, also those that only the network named" in said
     label = next(name for name in LABELS if name != cell["label"]) if change else None
     (decided,) = rows(api(reviewer, "review.decide", cell=cell["cell_id"], queue=queue, label=label))
     assert (decided["label"], decided["label_source"]) == (label or cell["label"], "reviewed")
@@ -170,7 +173,10 @@ def test_the_networks_class_is_withheld_in_a_queue_as_on_the_cells_page(lab: Lab
         assert row["because"] == shown["prediction"]["because"]
     assert {row["because"] for row in every} >= {None, "neighbours"}
     first = ask(lab, "review.cells", queue="doubtful", limit=1)[0]
-    said = re.search(r'id="why"[^>]*>(.*?)</p>', reviewer.get("/review/doubtful").text, re.DOTALL)
+    page = reviewer.get("/review/doubtful").text
+    beside = page.partition('id="neighbours"')[2].partition("</ol>")[0]
+    assert beside.count("✓") == sum(one["label_source"] == "reviewed" for one in first["neighbours"])
+    said = re.search(r'id="why"[^>]*>(.*?)</p>', page, re.DOTALL)
     assert said is not None
     if first["because"]:
         assert "class is withheld: " in said[1] and first["predicted"] not in said[1]
@@ -406,6 +412,8 @@ def test_references_are_eight_and_no_picture_of_the_cell_itself(lab: Lab) -> Non
         assert len(beside) == (8 if row["arm"] == "latent" else 0) and cell not in beside
         assert not {pairs.get(cell)} & set(beside)
         assert not [one for one in beside if one in pairs], "possible duplicates are withheld"
+        reviewed = [label in LABELS[-2:] for label, _ in labelled(lab, beside).values()] if beside else []
+        assert [part["reviewed"] for part in row["parts"]] == reviewed
         seen += bool(beside)
     assert seen >= 3
 
@@ -478,6 +486,10 @@ def test_the_report_has_accuracy_time_agreement_and_what_references_change(lab: 
     assert kappa["kind"] == "cohen" and kappa["agreed"]["value"] == 15 / 16 and 0.8 < kappa["kappa"]["value"] < 1
     page = reviewer.get(f"/reading/{number}/report")
     assert page.status == 200 and "50.0\u00a0%" in page.text and "<b>" not in page.text
+    for task, arm in order:
+        seconds = 2.0 if arm == "none" else 1.98
+        ask(lab, "reading.answer", reading=number, task=task, arm=arm, choice=label[task], seconds=seconds, who="C")
+    assert not re.search(r"[>\s][-−]0(.0+)?[\s<]", reviewer.get(f"/reading/{number}/report").text)
     ask(lab, "reading.undo", reading=number, who="A")
     last = order[-1]
     ask(lab, "reading.answer", reading=number, task=last[0], arm=last[1], choice=label[last[0]], seconds=30, who="A")

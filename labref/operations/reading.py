@@ -31,7 +31,7 @@ from labref.printing import unprintable
 from labref.progress import Row, progress
 from labref.roles import Role
 from labref.store import Store
-from labref.store.duckdb.readings import Drawn, Reading, ReadingAnswer, ReadingTask
+from labref.store.duckdb.readings import Drawn, Reading, ReadingAnswer, ReadingTask, ShownBeside
 from labref.store.memory.books import id_to_int
 from labref.tasks.context import Context
 from labref.times import utc
@@ -82,6 +82,10 @@ class ReadingPart(Answer):
 
     part: int = Field(description="Its place: asked for as the part of the picture.")
     label: str | None = Field(description="Its class; null in triplets.")
+    reviewed: bool = Field(
+        description="Whether a person had given that class when the reading was started; false in triplets, and in "
+        "readings of a labref that did not write it down."
+    )
 
 
 class ReadingNext(Answer):
@@ -283,11 +287,13 @@ def next_(
     for number, arm in left:
         task = context.store.readings.task(reading, number)
         beside = () if task is None else task.shown.get(arm, ())
-        if task is None or not _there(context, [task.cell, *(cell_id for cell_id, _ in beside)]):
+        if task is None or not _there(context, [task.cell, *(one.cell_id for one in beside)]):
             continue
         parts = [
-            {"part": part, "label": None if found.kind == "triplets" else label}
-            for part, (_, label) in enumerate(beside, 1)
+            {"part": part, "label": None, "reviewed": False}
+            if found.kind == "triplets"
+            else {"part": part, "label": one.label, "reviewed": one.reviewed}
+            for part, one in enumerate(beside, 1)
         ]
         yield said | {"done": done + told, "task": number, "arm": arm, "parts": parts}
         told += 1
@@ -312,7 +318,7 @@ def cell(
     beside = () if found is None else found.shown.get(arm, ())
     if found is None or part > len(beside):
         raise NoSuchNameError(f"reading {reading} shows no such picture.")
-    yield {"cell_id": found.cell if part == 0 else beside[part - 1][0]}
+    yield {"cell_id": found.cell if part == 0 else beside[part - 1].cell_id}
 
 
 @operation("reading.answer", ReadingAnswered, role=Role.VIEW)
@@ -398,15 +404,15 @@ def triplets(context: Context, *, reading: _Number) -> Iterator[Row]:
 
     rows = []
     for number, task in enumerate(context.store.readings.tasks(reading)):
-        (first, first_label), (second, second_label) = task.shown[TRIPLET]
+        first, second = task.shown[TRIPLET]
         rows.append(
             {
                 "number": number,
                 "reference": path(task.cell, task.label),
-                "alternative_1": path(first, first_label),
-                "alternative_2": path(second, second_label),
+                "alternative_1": path(first.cell_id, first.label),
+                "alternative_2": path(second.cell_id, second.label),
                 "draw": task.draw,
-                "same_class": task.label == first_label == second_label,
+                "same_class": task.label == first.label == second.label,
                 "right": None,
             }
         )
@@ -455,7 +461,7 @@ def _balanced(store: Store, pool: Sequence[Drawn], n: int) -> list[Drawn]:
     return chosen
 
 
-def _references(context: Context, bundle: Bundle, latent: Any, digest: str, arm: str) -> list[tuple[str, str]]:
+def _references(context: Context, bundle: Bundle, latent: Any, digest: str, arm: str) -> list[ShownBeside]:
     if arm == "none":
         return []
     store = context.store
@@ -464,12 +470,12 @@ def _references(context: Context, bundle: Bundle, latent: Any, digest: str, arm:
     found = references.find(
         store, bundle=bundle, latent=latent, digest=digest, k=_EIGHT, by=arm, withheld=out, show_same=False
     )
-    return [(one.cell_id, one.label) for one in found.references]
+    return [ShownBeside(one.cell_id, one.label, one.label_source == LabelSource.REVIEWED) for one in found.references]
 
 
 def _triplet(
     store: Store, bundle: Bundle, cell: Drawn, latent: Any, pool: Sequence[Drawn], rng: np.random.Generator
-) -> tuple[list[tuple[str, str]], str] | None:
+) -> tuple[list[ShownBeside], str] | None:
     """Two alternatives, as the thesis drew them: one of the eight nearest, against another of them, one of the class,
     or any. None where there are too few cells."""
     same = store.may_be_same(cell.cell_id)
@@ -480,15 +486,15 @@ def _triplet(
     if len(near) < 2:
         return None
     labels = store.labels([one.cell_id for one in near])
-    close = [(one.cell_id, labels[one.cell_id]) for one in near if one.cell_id in labels]
+    close = [ShownBeside(one.cell_id, labels[one.cell_id]) for one in near if one.cell_id in labels]
     first = close[int(rng.integers(len(close)))]
     draw = str(rng.choice(_DRAWS))
     others = {
         "close-close": close,
-        "close-class": [(one.cell_id, one.label) for one in pool if one.label == cell.label],
-        "close-random": [(one.cell_id, one.label) for one in pool],
+        "close-class": [ShownBeside(one.cell_id, one.label) for one in pool if one.label == cell.label],
+        "close-random": [ShownBeside(one.cell_id, one.label) for one in pool],
     }[draw]
-    others = [one for one in others if one[0] not in barred and one[0] != first[0]]
+    others = [one for one in others if one.cell_id not in barred and one.cell_id != first.cell_id]
     if not others:  # the only one of its class
         return None
     pair = [first, others[int(rng.integers(len(others)))]]

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from labref.failpoints import failpoint
 from labref.store.duckdb import bundles, rows, sequence
@@ -20,7 +20,7 @@ from labref.store.duckdb.writing import insert
 from labref.store.text import from_column, from_nullable, to_column, to_nullable
 from labref.words import LabelSource
 
-__all__ = ["Drawn", "Reading", "ReadingAnswer", "ReadingTask", "Readings"]
+__all__ = ["Drawn", "Reading", "ReadingAnswer", "ReadingTask", "Readings", "ShownBeside"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,25 @@ class Reading:
     tasks: int
 
 
+class ShownBeside(NamedTuple):
+    """A cell that is shown beside another. label : its class when the reading was started.  reviewed : whether a person
+    had given it; False in readings of before that was written down."""
+
+    cell_id: str
+    label: str
+    reviewed: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class ReadingTask:
     """One cell that a reading asks about. label, predicted : when the reading was started.  shown : by arm, the cells
-    shown beside it and their classes then."""
+    shown beside it."""
 
     task: int
     cell: str
     label: str
     predicted: str
-    shown: Mapping[str, Sequence[tuple[str, str]]]
+    shown: Mapping[str, Sequence[ShownBeside]]
     draw: str = ""
 
 
@@ -275,6 +284,6 @@ def _task(row: Sequence[Any]) -> ReadingTask:
         cell,
         from_column(label),
         from_column(predicted),
-        {arm: [(one, name) for one, name in cells] for arm, cells in json.loads(shown).items()},
+        {arm: [ShownBeside(*one) for one in cells] for arm, cells in json.loads(shown).items()},
         draw,
     )

@@ -1,5 +1,5 @@
 // A blinded reading: one key an answer, its seconds kept; whoever comes back goes on where they left off.
-import { ask, keys, say, text } from "./labref.js";
+import { ask, keys, say, sure, text } from "./labref.js";
 
 const section = document.getElementById("reading");
 const reading = Number(section?.dataset.reading);
@@ -52,7 +52,7 @@ function show() {
         picture.alt = "";
         label.className = `class ${styles[one.label] ?? ""}`;
         label.textContent = one.label;
-        entry.append(picture, label);
+        entry.append(picture, label, " ", sure(one.reviewed ? "reviewed" : null));
         pictures.push(picture);
         return entry;
       }),

@@ -1,5 +1,5 @@
 // A queue of cells: one large, with what lies near it; the key of a class decides, Enter says that the class is right.
-import { ask, keys, say, share, text, undo } from "./labref.js";
+import { ask, keys, say, share, sure, text, undo } from "./labref.js";
 import { Queue } from "./queue.js";
 
 const section = document.getElementById("queue");
@@ -44,7 +44,7 @@ function show(cell, coming) {
   }[cell.label_source];
   document.getElementById("why").textContent =
     cell.neighbourhood !== null
-      ? text("Of the cells about it, {share} are {name}.", { share: share(cell.share), name: cell.neighbourhood })
+      ? text("Of the cells about it whose class a person or the analyser gave, {share} are {name}.", { share: share(cell.share), name: cell.neighbourhood })
       : name === "pictures"
       ? doubts[cell.doubt] ?? ""
       : cell.because
@@ -58,7 +58,7 @@ function show(cell, coming) {
       link.href = `/cell/${one.cell_id}`;
       thumb.src = `/cell/${one.cell_id}/picture?view=thumb`;
       thumb.alt = "";
-      link.append(thumb, tag(one.label));
+      link.append(thumb, tag(one.label), " ", sure(one.label_source));
       entry.append(link);
       return entry;
     }),

@@ -51,7 +51,7 @@ function show(pair, coming) {
     section.querySelector(`[data-about="${side}"]`).textContent = [about?.slide, about?.slide_folder, moment(about?.captured_at)].filter(Boolean).join(" · ");
   }
   document.getElementById("score").textContent =
-    pair.score === null ? "" : text("alike to {score} of 1", { score: number(pair.score) });
+    pair.score === null ? "" : text("alike to {score} of 1", { score: number(pair.score, 2) });
   document.getElementById("conflict").hidden = !pair.conflict;
   lay(pair);
   for (const next of coming) {
