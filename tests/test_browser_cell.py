@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,9 @@ def test_a_class_is_set_by_its_key_and_a_bad_reference_left_out_and_both_undone(
         ready(page, cell)
         page.keyboard.press("l")
         expect(page.locator("#label")).to_have_text("lymphocyte")
-        expect(page.locator("#record li").last).to_have_text("lymphocyte, now")
+        written = page.locator("#record li").last
+        expect(written).to_contain_text("lymphocyte, Åsa")
+        noted = written.inner_text()
         assert page.evaluate("scrollY") == 0, "the pictures stay where they are"
         expect(page.locator("#source")).to_have_text("reviewed by a person")
         # the first reference, by keyboard alone
@@ -74,6 +77,11 @@ def test_a_class_is_set_by_its_key_and_a_bad_reference_left_out_and_both_undone(
         (shown,) = run(lab, "cell.show", cell=cell)
         assert poor in [one["cell_id"] for one in shown["references"]]
         assert (shown["label"], shown["label_source"]) == ("monocyte", "analyser")
+        # what the script wrote into the record stands there in the same words when the page is loaded anew
+        page.reload()
+        (line,) = [one for one in page.locator("#record li").all() if "lymphocyte" in one.inner_text()]
+        form = r"\d{1,2} (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sept?|Oct|Nov|Dec) \d{4} \d\d:\d\d lymphocyte, Åsa"
+        assert re.fullmatch(form, noted) and re.fullmatch(form, line.inner_text()), (noted, line.inner_text())
 
 
 def test_who_is_refused_since_somebody_else_was_first_sees_what_it_is_now(lab: Lab, browser: Chromium) -> None:

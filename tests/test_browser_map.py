@@ -111,7 +111,7 @@ def test_the_map_zooms_pans_and_changes_what_it_draws_without_loading_the_page_a
         expect(page.locator("#map-count")).to_contain_text("3 of 24 cells")
         page.wait_for_timeout(500)
         assert any("~c" in url and "~m" in url for url in asked)
-        # D opens the labels that disagree; they are asked for then, and a key relabels one of them
+        # D opens the suspect labels; they are asked for then, and a key relabels one of them
         (suspect, *_) = run(lab, "map.suspects")
         tile = page.locator(f'#map-suspects [data-cell="{suspect["cell_id"]}"]')
         expect(tile.locator("img")).to_have_js_property("naturalWidth", 160)
@@ -138,7 +138,11 @@ def test_without_the_viewer_the_map_is_a_picture_and_a_click_leads_to_a_node(lab
         page.goto("/map")
         picture = page.locator("#map-picture img")
         expect(picture).to_be_visible()
+        before = picture.get_attribute("src")
+        page.keyboard.press("D")  # what is drawn changes on the picture too
+        expect(page.get_by_label("Suspect labels in red")).to_be_checked()
+        expect(picture).not_to_have_attribute("src", str(before))
         side = int(picture.get_attribute("width") or 0) // 9
         picture.click(position={"x": 4 * side + 3, "y": 2 * side + 3})
-        page.wait_for_url("**/map/node/2/4")
+        page.wait_for_url(re.compile(r"/map/node/2/4\?doubtful=1$"))
         expect(page.locator("#map-cells")).to_contain_text("Node 2, 4")

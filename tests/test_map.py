@@ -113,6 +113,9 @@ def test_references_by_the_map_are_those_of_the_thesis_rule(mapped: Lab, unseen:
     by_latent = ask(mapped, unseen.read_bytes(), name="x", k=12)
     assert by_map["map"] == by_latent["map"]
     assert by_map["distribution"] == by_latent["distribution"]
+    for by, said in (("map", True), ("latent", False)):  # whoever reads the list is told its order
+        listed = CliRunner().invoke(app, ["query", str(unseen), "--by", by, "--lab", str(mapped.folder)])
+        assert listed.exit_code == 0 and ("by map: first the cells on the same node" in listed.stdout) is said
     with mapped.open_store() as store, Desk(mapped, None, store) as desk:
         embedder = desk._open_embedder()
         from labref.cells.image import prepare

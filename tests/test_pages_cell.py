@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import itertools
 import json
@@ -86,7 +87,7 @@ def test_the_page_and_the_command_show_the_same_row_of_contrast(
     file, out = str(lab.watched[0] / path), tmp_path / "grid.png"
     done = CliRunner().invoke(app, ["query", file, "--lab", str(lab.folder), "--grid", str(out)])
     assert done.exit_code == 0, done.output
-    assert "the nearest cell of each other class that comes near" in done.stdout
+    assert "other classes to compare" in done.stdout
     assert all(one["cell_id"] in done.stdout for one in shown["contrast"])
     with Image.open(out) as drawn:
         assert drawn.width == 976
@@ -324,11 +325,17 @@ def test_the_page_shows_the_cell_amid_eight_references_and_what_is_known_of_each
         assert f'href="/cell/{one}' in got.text and f"/cell/{one}/picture?view=cell" in got.text
     assert f"/map/node/{shown['map']['row']}/{shown['map']['column']}" in got.text if shown["map"] else True
     assert 'data-label="monocyte"' in got.text and "<svg" in got.text
+    assert "of the lab's own lie as far off" in html.unescape(got.text)
+    assert "By map:" not in got.text and ">By map<" in got.text if shown["map"] else True
     assert (
         "view=nucleus" in reviewer.get(f"/cell/{cell}?view=nucleus").text.partition("data-cell=")[2].partition("alt")[0]
     )
     for other in ("?by=map", "?optics=any&view=thumb", "?by=x&view=<script>"):
         assert reviewer.get(f"/cell/{cell}{other}").status in (200, 400)
+    (ig,) = [row for row in run(lab, "classes.list") if row["label"] == "ig"]
+    assert ig["full_name"] == "immature granulocyte"
+    short = next(cell_id for path, cell_id in cells.items() if path.startswith("ig/"))
+    assert re.search(r">ig</span></span> <small[^>]*>immature granulocyte<", reviewer.get(f"/cell/{short}").text)
     viewer = let_in(lab, "Viewer of cells", "view").get(f"/cell/{cell}")
     assert viewer.status == 200 and "Set class" not in viewer.text
 

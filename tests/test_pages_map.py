@@ -205,7 +205,7 @@ def test_doubts_are_those_of_the_neighbourhood() -> None:
 
 def test_the_page_shows_the_map_as_a_picture_whose_clicks_lead_to_nodes(lab: Lab, viewer: Browser) -> None:
     text = viewer.get("/map").text
-    assert "Suspect labels in red" in text and ">Suspect labels <" in text
+    assert "Suspect labels in red" in text and ">Suspect labels<" in text
     assert "24 cells" in text and "6×9" in text and "ismap" in text and "Anna Berg 1" in text
     assert "&lt;DI-60&gt;" in text and "<DI-60>" not in text
     found = re.search(r'<img src="(/map/picture/[^"]+)" ismap width="(\d+)" height="(\d+)"', text)

@@ -33,7 +33,7 @@ Examples:
   labref map status                              is there a map, how good, is one being trained
   labref map show --out map.png                  a picture of it: classes over the U-matrix
   labref map show --class monocyte --out m.png   one class, what the network takes for another in red
-  labref map suspects --grid suspects.png        labels that disagree with their neighbourhood
+  labref map suspects --grid suspects.png        suspect labels: they disagree with the cells about them
   labref map suspects --analyser "DM96 left"     those of one analyser, on the map of its own cells
   labref map unidentified                        a class for each cell whose label is no opinion
   labref query cell.jpg --by map                 references by the map
@@ -132,7 +132,7 @@ With --json, one object a line.
 
 @map.MapCellRow
 """
-_SUSPECTS_HELP = """List cells whose label disagrees with the labels about them, most surprising first: look at these again.
+_SUSPECTS_HELP = """List suspect labels: cells whose label disagrees with the labels about them, most surprising first. Look at these again.
 
 Only labels that a person or the analyser gave are doubted, and only those are believed, each for cells of its own
 analyser. With --analyser they are judged on that one's own map, where it has one, else on the map of all cells. Two witnesses are heard: the cells about it on the map, each counted by its nearness, exp(-d²/2r²) with r two
@@ -342,7 +342,7 @@ def node(
         _sheet(where, f"Node {row} {column}", subtitle, rows, lines, grid)
 
 
-@app.command(help=_SUSPECTS_HELP, short_help="Labels that disagree with the cells about them.")
+@app.command(help=_SUSPECTS_HELP, short_help="Suspect labels: they disagree with the cells about them.")
 def suspects(
     lab: LabOption = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many.")] = 50,
@@ -353,14 +353,14 @@ def suspects(
     _list(
         "map.suspects",
         _suspect,
-        "Labels that disagree with the cells about them",
+        "Suspect labels",
         "most surprising first: the label it carries in bold, and what most cells about it have",
         lambda row: (
             f"about it: {row['neighbourhood']} {row['share']:.0%}",
             f"network: {row['predicted']}",
             row["cell_id"],
         ),
-        "no label disagrees with the cells about it",
+        "no label is suspect: none disagrees with the cells about it",
         lab,
         limit,
         analyser,

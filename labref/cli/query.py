@@ -173,7 +173,7 @@ def _answer(
     if json:
         print_json(answer)
     else:
-        typer.echo(_text(printable(answer)))
+        typer.echo(_text(printable(answer), by))
     sys.stdout.flush()
     if grid is not None:
         draw_grid(desk.lab, answer, data, grid)
@@ -225,8 +225,8 @@ def draw_grid(lab: "Lab", answer: Mapping[str, Any], data: bytes, out: Path) -> 
         ) from None
 
 
-def _text(answer: Mapping[str, Any]) -> str:
-    """An answer for people."""
+def _text(answer: Mapping[str, Any], by: By = By.LATENT) -> str:
+    """An answer for people. by : how the references were asked for."""
     from labref.cells.centring import doubt, remark
 
     prediction, novelty = answer["prediction"], answer["novelty"]
@@ -283,9 +283,13 @@ def _text(answer: Mapping[str, Any]) -> str:
             f"  central: {central} of {len(references)} references, cells of other microscopes that came with the bundle, as this lab "
             "has few of their class"
         )
+    if shown and by is By.MAP:
+        lines.append(
+            "  by map: first the cells on the same node, then those on the nodes about it, whatever their distance:"
+        )
     lines += [_line(mark, r, width) for mark, r in shown]
     if others:
-        lines.append("  the nearest cell of each other class that comes near:")
+        lines.append("  other classes to compare:")
         lines += [_line(mark, r, width) for mark, r in others]
     place = answer["map"]
     if place is not None:

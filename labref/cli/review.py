@@ -16,7 +16,7 @@ __all__ = ["add_to"]
 _HELP = """Cells that wait for a person's decision, in queues.
 
 \b
-suspects      their class disagrees with the cells about them
+suspects      suspect labels: their class disagrees with the cells about them
 unidentified  their label is no opinion, as "Unidentified"; the cells about them suggest a class
 doubtful      nobody reviewed them, and no class is probable
 novel         nobody reviewed them, and nothing in the lab resembles them

@@ -226,7 +226,9 @@ class CellsWanted(Request):
     since: date | None = Field(None, description="Only pictures of this day or later, in the lab's time.")
     until: date | None = Field(None, description="Only pictures of this day or earlier, in the lab's time.")
     sources: list[LabelSource] | None = Field(None, description="Only cells whose class these gave.")
-    doubtful: bool = Field(False, description="Only cells whose label disagrees with the labels about them.")
+    doubtful: bool = Field(
+        False, description="Only suspect labels: cells whose label disagrees with the labels about them."
+    )
 
     def chosen(self, context: Context, found: Survey) -> Chosen:
         """The same as the survey takes it, with names of slides and moments."""
@@ -494,7 +496,7 @@ def suspects(
     sources: _Sources = None,
     analysers: _Analysers = None,
 ) -> Iterator[Row]:
-    """List cells whose label disagrees with the labels about them, most surprising first.
+    """List suspect labels: cells whose label disagrees with the labels about them, most surprising first.
 
     The labels that are judged are also the evidence, each only for cells of its own analyser. Labels that are no
     opinion, such as "Unidentified", are neither; see `map.unidentified`. See `labref.asking.mislabelled`.

@@ -1,5 +1,5 @@
-"""The picture of an answer, after the thesis' figure 34: the query among its reference cells; below them the nearest
-cell of each other class that comes near, and the spread of the nearest hundred cells.
+"""The picture of an answer, after the thesis' figure 34: the query among its reference cells; below them
+other classes to compare, and the spread of the nearest hundred cells.
 
     picture = draw(answer, query_image, reference_images)
     picture.save("grid.png")
@@ -164,10 +164,11 @@ def _bands(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     return bands
 
 
-def how_far(p: float) -> str:
-    """How far a novel cell lies, in words. p : of its distance, as `labref.asking.novelty` has it; where that is above
-    1 %, the lab has too few cells for less, and none lies as far."""
-    return "none of the lab's own lies as far off" if p > _UNUSUAL else f"{p:.1%} of the lab's own lie as far off"
+def how_far(p: float, *, novel: bool = True) -> str:
+    """How far a cell lies, in words. p : of its distance, as `labref.asking.novelty` has it; where that of a novel cell
+    is above 1 %, the lab has too few cells for less, and none lies as far."""
+    few = novel and p > _UNUSUAL
+    return "none of the lab's own lies as far off" if few else f"{p:.1%} of the lab's own lie as far off"
 
 
 def _how_novel(novelty: Mapping[str, Any]) -> str:
@@ -312,7 +313,7 @@ class _Page(Page):
     ) -> None:
         """Draw the row of contrast: a title, and smaller tiles of `size` pixels."""
         x, y = at
-        self.text((x, y), "The nearest cell of each other class that comes near", 20, bold=True)
+        self.text((x, y), "Other classes to compare", 20, bold=True)
         for place, (cell, (image, centre)) in enumerate(zip(cells, images, strict=True)):
             left, upper = x + place * (size + _GAP), y + _TITLE
             label = str(cell["label"])
@@ -383,12 +384,11 @@ class _Page(Page):
         parts = [f"bundle {str(answer['bundle'])[:12]}"]
         novelty = answer["novelty"]
         if novelty.get("p") is not None:
-            least = (
-                "the least among so few cells"
-                if novelty["is_novel"] and novelty["p"] > _UNUSUAL
-                else f"at most {_UNUSUAL}"
-            )
-            parts.append(f"p of its distance {novelty['p']:.2g} ({least}: unlike anything here)")
+            if novelty["is_novel"]:
+                parts.append(_how_novel(novelty))
+            else:
+                limit = f"novel: at most {_UNUSUAL:.0%}"
+                parts.append(f"{how_far(novelty['p'], novel=False)} ({limit})".replace("%", " %"))
         elif novelty["score"] is not None:
             parts.append(f"novelty {novelty['score']:.2f} (above 1: unlike anything here)")
         parts.append("distance: mean squared error of latents")

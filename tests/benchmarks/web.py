@@ -320,7 +320,7 @@ def _first(browser: Browser, client: AgentClient, cells: int, side: int) -> tupl
     asker.ask("cell page", f"/cell/{hashlib.sha256(b'0').hexdigest()[:16]}")
     page = asker.ask("map page", "/map").decode()
     styles = sorted(set(re.findall(r'name="class" value="([0-9a-f]{8})"', page)))
-    asker.ask("labels that disagree", "/map/suspects?part=1")
+    asker.ask("suspect labels", "/map/suspects?part=1")
     asker.ask("map page, a new filter", f"/map?class={styles[0]}")
     address = re.search(r'data-light="([^"]+)"', page)
     assert address is not None, page

@@ -321,7 +321,7 @@ def map_(visit: Visit) -> Response:
 
 @page("/map/suspects")
 def suspects(visit: Visit) -> Response:
-    """The labels that disagree with those about them, of one microscope's cells where the address names it by its key;
+    """The suspect labels, of one microscope's cells where the address names it by its key;
     with `part`, only them. In a large lab these take as long as the rest of the map's page."""
     chosen, one = visit.query.get("analyser", ""), None
     if chosen:

@@ -1,5 +1,5 @@
 // The page of one cell: keys for its class and its references; all nine pictures are zoomed and moved together.
-import { ask, carriedNow, does, keys, say, text, undo } from "./labref.js";
+import { ask, carriedNow, does, fullName, keys, moment, say, text, undo } from "./labref.js";
 
 const page = document.getElementById("cell-page");
 const nine = document.getElementById("nine");
@@ -142,15 +142,20 @@ const SOURCES = { reviewed: "reviewed by a person", analyser: "the analyser's cl
 
 let carried = document.getElementById("label")?.textContent.trim(); // the class that is shown
 
+/** The name of a class, in its colour. */
+function named(label) {
+  const name = document.createElement("span");
+  name.className = `class ${buttons.find((one) => one.dataset.label === label)?.dataset.style ?? ""}`;
+  name.textContent = label;
+  return name;
+}
+
 function called(label, source) {
   carried = label;
-  const button = buttons.find((one) => one.dataset.label === label);
   for (const place of [document.getElementById("label"), document.querySelector("#query .line b")]) {
-    const name = document.createElement("span");
-    name.className = `class ${button?.dataset.style ?? ""}`;
-    name.textContent = label;
-    place.replaceChildren(name);
+    place.replaceChildren(named(label));
   }
+  document.getElementById("short-for").textContent = fullName(label);
   document.getElementById("source").textContent = text(SOURCES[source]);
   press(label);
   document.title = document.title.replace(/^.* · /, `${label} · `);
@@ -160,9 +165,14 @@ function press(label) {
   for (const one of buttons) one.setAttribute("aria-pressed", String(one.dataset.label === label));
 }
 
-function note(said) {
+/** Write down in the record that this person gave the cell a class now, as it stands there when the page is loaded anew. */
+function note(label) {
   const line = document.createElement("li");
-  line.textContent = said;
+  const when = document.createElement("span");
+  when.className = "quiet-text";
+  when.textContent = moment(new Date().toISOString());
+  const who = document.body.dataset.who;
+  line.append(when, " ", named(label), who ? `, ${who}` : "");
   const record = document.getElementById("record");
   record.append(line);
   record.scrollTop = record.scrollHeight; // the record alone: the page stays at the pictures
@@ -174,14 +184,13 @@ async function setClass(label) {
       const [row] = await ask("label.set", { cell, label, seen: carried });
       called(row.label, "reviewed");
       if (row.outcome === "same") return text("It is reviewed as {label} already.", { label });
-      const said = text("{label}, now", { label: row.label });
-      note(said);
+      note(row.label);
       return text("Now {label}, it was {previous}.", { label: row.label, previous: row.previous });
     },
     async () => {
       const [row] = await ask("label.undo", { cell, label });
       called(row.label, row.label_source);
-      note(text("{label} again, now", { label: row.label }));
+      note(row.label);
       return text("It is {label} again.", { label: row.label });
     },
   );

@@ -202,13 +202,18 @@ async function redraw(address) {
   doubts.querySelector("[data-later]").dataset.later = fresh.querySelector("[data-later]").dataset.later;
   if (fresh.open && !doubts.open) doubts.open = true; // which asks for them
   else showDoubts();
+  if (!document.getElementById("map-picture").hidden) {
+    const [picture, fresh] = [document, shown].map((one) => one.querySelector("#map-picture picture"));
+    picture.querySelector("source").srcset = fresh.querySelector("source").srcset;
+    picture.querySelector("img").src = fresh.querySelector("img").getAttribute("src");
+  }
   history.replaceState(null, "", address);
   if (viewer) reopen();
 }
 
 const doubts = document.getElementById("map-suspects");
 
-/** The labels that disagree: asked for once somebody wants them, as that takes seconds in a large lab. */
+/** The suspect labels: asked for once somebody wants them, as that takes seconds in a large lab. */
 async function showDoubts() {
   if (!doubts.open) return;
   const list = doubts.querySelector("[data-later]");
@@ -335,7 +340,6 @@ function begin() {
     Home: [text("The whole map"), () => viewer.viewport.goHome()],
     Enter: [text("The cells of the node, or of the region"), enter],
     R: [text("Begin a region at the node; go on, then Enter"), () => here && beginRegion(corner ? null : here)],
-    D: [text("Misclassified in red"), () => filter.elements.doubtful.click()],
     X: [text("Close the list of cells"), closeCells],
   });
   if (place.dataset.spot) keys({ C: [text("To the cell"), () => near(...place.dataset.spot.split(",").map(Number))] });
@@ -378,6 +382,7 @@ function beginPicture() {
   fit();
 }
 
+keys({ D: [text("Suspect labels in red"), () => filter.elements.doubtful.click()] });
 if (OpenSeadragon) begin();
 else {
   beginPicture();
