@@ -374,7 +374,9 @@ def test_the_page_of_one_microscope_shows_its_own_map(served: Lab, viewer: Brows
     assert lying == CELLS
     assert viewer.get(f"/map/node/5/0?analyser={key}").status == 400, "its own map has four rows"
     suspect = one_suspect(served)
-    assert f'href="/map/node/{suspect["row"]}/{suspect["column"]}?analyser={key}"' in text
+    address = re.search(r'data-later="([^"]+)"', text)
+    assert address is not None and address[1] == f"/map/suspects?analyser={key}"
+    assert f'href="/map/node/{suspect["row"]}/{suspect["column"]}?analyser={key}"' in viewer.get(address[1]).text
 
 
 def one_suspect(lab: Lab) -> dict[str, Any]:
