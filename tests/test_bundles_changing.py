@@ -120,6 +120,24 @@ def test_new_latents_are_those_of_cells_taken_in_by_the_new_bundle(lab: Lab, oth
             np.testing.assert_allclose(ours[cell_id], theirs[cell_id], rtol=1e-3, atol=1e-3)
 
 
+def test_a_cell_that_went_before_a_change_is_a_reference_again_once_it_is_back(lab: Lab) -> None:
+    image = an_image(lab)
+    (gone, _), *_ = references(lab, image)
+    run(lab, "store.remove", cells=[gone], why="by mistake")
+    run(lab, "bundle.activate", bundle="other", yes=True)
+    assert gone not in dict(references(lab, image))
+    run(lab, "store.bring_back", cells=[gone])
+    found = references(lab, image)
+    assert gone in dict(found) and status(lab)["without_latent"] == 0
+    # where labref ended before it was embedded, the next pass of the agent does it
+    with lab.open_store() as store:
+        store.forget_latents([gone], bundle=store.active_bundle() or "")
+    assert run(lab, "ledger.check", latents=0)[-1]["ok"] is False
+    once(lab)
+    assert [cell for cell, _ in references(lab, image)] == [cell for cell, _ in found]
+    assert run(lab, "ledger.check")[-1]["ok"] is True
+
+
 def test_predicted_labels_follow_the_active_bundle_and_given_ones_stay(lab: Lab) -> None:
     old, new = RENAMED
 

@@ -55,6 +55,7 @@ from labref.store import FileState, Person, Store
 from labref.tasks.context import Adoption, Context
 from labref.tasks.jobs import Jobs
 from labref.tasks.publishing import Publisher, asking_of
+from labref.tasks.reembedding import embed_left
 from labref.tasks.turns import Turns
 from labref.times import local, utc_now
 from labref.web.certificate import TLS
@@ -437,6 +438,8 @@ class _Agent:
                 self._log.error("files came to no outcome", files=left)
             if not self._stop.is_set():
                 self._follow_moves()
+        for _ in embed_left(self._context, stopped=self._stop.is_set):  # an agent that stays has a job for it
+            pass
         self._pipeline.check()
         interrupted = self._stop.is_set()
         self._pipeline.close()

@@ -27,7 +27,7 @@ from labref.roles import Role
 from labref.store import Store
 from labref.tasks.context import Context
 from labref.tasks.jobs import Job, Jobs, Running
-from labref.tasks.reembedding import catch_up, compare, installed, switch
+from labref.tasks.reembedding import catch_up, compare, embed_left, installed, switch
 from labref.times import local, utc
 
 __all__ = [
@@ -460,12 +460,9 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
 
     active = store.active_bundle()
     assert active is not None
-    if store.changes.coverage(active).missing:
-        yield progress(0, 0, "opening the networks")
-        with contextlib.suppress(BundleError):  # a bundle that cannot be used must not hinder the change to another one
-            embedder = context.embedder()
-            yield from catch_up(context, embedder, stopped=stopped)
-            store.changes.predict()
+    yield from embed_left(
+        context, stopped=stopped
+    )  # a bundle that cannot be used does not hinder the change to another
     pending = store.changes.pending()
     if pending is None or stopped():
         return

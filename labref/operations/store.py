@@ -45,6 +45,7 @@ from labref.store.duckdb.trash import Trashed
 from labref.store.duckdb.withdrawal import Because, Named
 from labref.tasks import backup, retention
 from labref.tasks.context import Context
+from labref.tasks.reembedding import embed_left
 from labref.times import utc, utc_now
 from labref.words import REMOVED, LabelSource, SlideId
 
@@ -589,6 +590,8 @@ def bring_back(
         ids = list(there) if every else [_in_trash(name, there) for name in cells]
         yield progress(0, len(ids), "cells are brought back")
         back = store.trash.bring_back(ids)
+        if context.jobs is None:  # else a job of the agent gives latents to those that went before the bundle changed
+            yield from embed_left(context, stopped=lambda: False)
     finally:
         retention.UPKEEP.release()
     without = []

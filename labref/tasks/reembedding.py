@@ -8,6 +8,7 @@ is built and the new bundle's networks are opened.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ import numpy as np
 from labref.asking import references
 from labref.bundles.bundle import Bundle
 from labref.bundles.inference import Embedder, describe_each
-from labref.errors import LabError, UnreadableImageError
+from labref.errors import BundleError, LabError, UnreadableImageError
 from labref.failpoints import failpoint
 from labref.lab import Lab
 from labref.lab.suspects import KILLED
@@ -25,7 +26,7 @@ from labref.store import CellEmbedding, Store
 from labref.store.memory.books import id_to_int
 from labref.tasks.context import Context
 
-__all__ = ["SAMPLE_PER_CLASS", "catch_up", "compare", "installed", "switch"]
+__all__ = ["SAMPLE_PER_CLASS", "catch_up", "compare", "embed_left", "installed", "switch"]
 
 SAMPLE_PER_CLASS: Final = 250
 """The most cells of a class that the report before a switch is made of."""
@@ -65,6 +66,19 @@ def catch_up(context: Context, embedder: Embedder, *, stopped: Stopped) -> Gener
             if len(missing) <= _AT_ONCE:
                 break
     return True
+
+
+def embed_left(context: Context, *, stopped: Stopped) -> Generator[Row, None, None]:
+    """Embed every cell that has no latent of the bundle in use: one that came back after the bundle had changed, or
+    that was left at a change. Yields progress; nothing where no cell is left, or the bundle cannot be used."""
+    store = context.store
+    active = store.active_bundle()
+    if active is None or not store.changes.coverage(active).missing:
+        return
+    yield progress(0, 0, "opening the networks")
+    with contextlib.suppress(BundleError):
+        yield from catch_up(context, context.embedder(), stopped=stopped)
+        store.changes.predict()
 
 
 def embed(context: Context, embedder: Embedder, ids: Sequence[str]) -> int:

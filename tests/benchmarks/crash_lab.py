@@ -195,7 +195,9 @@ def _retain(life: Path) -> None:
     with _context(life) as context:
         retention.retain(context.lab, context.store, stopped=lambda: False, report=lambda _: None)
         in_trash = [cell.cell_id for cell in context.store.trash.cells(1)]
-        context.store.trash.bring_back(in_trash[::2])
+        if in_trash:
+            for _ in perform(context, "store.bring_back", {"cells": in_trash[::2]}):
+                pass
         retention.empty_trash(context.lab, context.store)
 
 
