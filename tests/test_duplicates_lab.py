@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -225,6 +226,24 @@ def test_a_new_capture_that_is_asked_about_names_the_stored_cell_and_does_not_ge
     answer = ask(filled, again, name="again")
     assert answer["duplicate_of"] == itself
     assert itself not in {reference["cell_id"] for reference in answer["references"]}
+
+
+def test_what_came_while_a_cell_was_away_is_compared_with_it_once_it_is_back(lab: Lab, tmp_path: Path) -> None:
+    (source,) = lab.watched[0].glob("*/06.jpg")
+    gone = ledger(lab)[source.relative_to(lab.watched[0]).as_posix()]["cell_id"]
+    pairs = [{row["cell_id"], row["duplicate_of"]} for row in listed(lab, "--only", "duplicate")]
+    more = tmp_path / "more"
+    watch = lab.config.watch.model_copy(update={"folders": (*lab.config.watch.folders, more)})
+    wider = replace(lab, config=lab.config.model_copy(update={"watch": watch}))
+    list(desk.run(lab, "store.remove", cells=[gone], why="by mistake"))
+    (more / "monocyte").mkdir(parents=True)
+    picture = recapture(decode(source.read_bytes()), KINDS["mild"], np.random.default_rng(1))
+    (more / "monocyte" / "again.jpg").write_bytes(picture)
+    assert once(wider).stored == 1
+    list(desk.run(lab, "store.bring_back", cells=[gone]))
+    (pair,) = [row for row in listed(lab, "--only", "duplicate") if {row["cell_id"], row["duplicate_of"]} not in pairs]
+    assert pair["duplicate_of"] == gone and pair["cell_id"] == hashlib.sha256(picture).hexdigest()[:16]
+    assert list(desk.run(lab, "ledger.check", latents=0))[-1]["ok"]
 
 
 @pytest.mark.parametrize("by", ["latent", "map"])

@@ -36,6 +36,7 @@ __all__ = [
     "DuplicatePair",
     "FileLabel",
     "Overlay",
+    "compare_left",
     "due",
 ]
 
@@ -266,10 +267,15 @@ def history(context: Context, *, cell: _Cell) -> Iterator[Row]:
 def find(context: Context) -> Iterator[Row]:
     """Compare the cells that have not been compared yet: those of a lab that an earlier labref filled."""
     waiting = context.store.duplicates.count_without_fingerprint()
-    if waiting:
+    yield from compare_left(context)
+    yield {"compared": waiting - context.store.duplicates.count_without_fingerprint()}
+
+
+def compare_left(context: Context) -> Iterator[Row]:
+    """Compare the cells that have not been compared yet, with progress."""
+    if context.store.duplicates.count_without_fingerprint():
         for step in catch_up(context.lab, context.store, _thresholds(context)):
             yield progress(*step)
-    yield {"compared": waiting - context.store.duplicates.count_without_fingerprint()}
 
 
 def due(context: Context) -> Job | None:

@@ -25,6 +25,7 @@ from labref.files import give
 from labref.lab import absolute
 from labref.lab.backups import LastBackup, remember_backup
 from labref.operations import operation
+from labref.operations.duplicates import compare_left
 from labref.operations.models import Answer, FilePath, Folder, Progress, Text, Who
 from labref.operations.naming import (
     LEAST_ID,
@@ -590,8 +591,10 @@ def bring_back(
         ids = list(there) if every else [_in_trash(name, there) for name in cells]
         yield progress(0, len(ids), "cells are brought back")
         back = store.trash.bring_back(ids)
-        if context.jobs is None:  # else a job of the agent gives latents to those that went before the bundle changed
+        if context.jobs is None:  # else jobs of the agent do this
+            # those that went before the bundle changed have no latent of it; those that came since were not compared
             yield from embed_left(context, stopped=lambda: False)
+            yield from compare_left(context)
     finally:
         retention.UPKEEP.release()
     without = []

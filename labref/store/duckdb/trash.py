@@ -98,7 +98,8 @@ class Trash(Tables):
 
         With them come their latents, labels, places and neighbours. Their files get back the outcomes that they had,
         unless they have others since; files with the same bytes that came meanwhile are copies of the cell. A cell
-        counts for retention as if it had come now.
+        counts for retention as if it had come now. Where other cells came meanwhile it has no fingerprint any more, so
+        that it is compared with them (`labref.tasks.comparing`).
         """
         with self._quiet():
             with self._transaction() as connection:
@@ -183,6 +184,7 @@ def _bring_back(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> li
     )
     numbers.take(len(back))
     sequence.keep(connection, numbers)
+    _compare_again(connection)
     connection.execute(f"DELETE FROM removed_cell WHERE {among}")
     for table in there - {"resemblance"}:
         connection.execute(f"DELETE FROM {TRASH}{table} WHERE {among}")
@@ -191,6 +193,17 @@ def _bring_back(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> li
     _fasten(connection, back)
     note(connection, back)
     return back
+
+
+def _compare_again(connection: duckdb.DuckDBPyConnection) -> None:
+    """Let the cells in `coming` be compared with all others, as cells without fingerprints are, where others came while
+    they were away."""
+    since = (
+        "SELECT cell_id FROM coming JOIN removed_cell r USING (cell_id) WHERE r.number < "
+        "(SELECT max(number) FROM cell WHERE cell_id NOT IN (SELECT cell_id FROM coming))"
+    )
+    for table in ("fingerprint", "landmark"):
+        connection.execute(f"DELETE FROM {table} WHERE cell_id IN ({since})")
 
 
 def _give_back_files(connection: duckdb.DuckDBPyConnection) -> None:
