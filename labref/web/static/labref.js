@@ -73,7 +73,8 @@ const abbreviations = JSON.parse(document.getElementById("abbreviations").textCo
 
 /** What a label stands for that is an abbreviation which labref knows; nothing for any other. */
 export function fullName(label) {
-  return abbreviations[label.trim().toLowerCase()] ?? "";
+  const name = label.trim().toLowerCase();
+  return Object.hasOwn(abbreviations, name) ? abbreviations[name] : "";
 }
 
 // wherever a class stands, whoever points at it reads what it is short for
