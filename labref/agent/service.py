@@ -438,8 +438,8 @@ class _Agent:
                 self._log.error("files came to no outcome", files=left)
             if not self._stop.is_set():
                 self._follow_moves()
-        for _ in embed_left(self._context, stopped=self._stop.is_set):  # an agent that stays has a job for it
-            pass
+                for _ in embed_left(self._context, stopped=self._stop.is_set):  # an agent that stays has a job for it
+                    pass
         self._pipeline.check()
         interrupted = self._stop.is_set()
         self._pipeline.close()

@@ -460,9 +460,8 @@ def _steps(context: Context, running: Running | None, *, shared: Jobs | None) ->
 
     active = store.active_bundle()
     assert active is not None
-    yield from embed_left(
-        context, stopped=stopped
-    )  # a bundle that cannot be used does not hinder the change to another
+    # a bundle that cannot be used does not hinder the change to another
+    yield from embed_left(context, stopped=stopped)
     pending = store.changes.pending()
     if pending is None or stopped():
         return

@@ -85,10 +85,9 @@ _KNOWN: Final[Mapping[str, _Known]] = {
 On pages lower-case letters give classes, but for u (undo) and g (go); what else a page can do is on other keys."""
 _SPARE: Final = "123456789z0"
 
-ABBREVIATIONS: Final[Mapping[str, str]] = {
-    known.code.lower(): next(name for name, of in _KNOWN.items() if of.code == known.code) for known in _KNOWN.values()
-}
-"""What a label that is one of the codes above stands for, by `name_key`; `ig` is a class of the data set pbc."""
+ABBREVIATIONS: Final[Mapping[str, str]] = {known.code.lower(): name for name, known in reversed([*_KNOWN.items()])}
+"""What a label that is one of the codes above stands for, the first name that has it, by `name_key`; `ig` is a class of
+the data set pbc."""
 
 
 def known_names() -> Set[str]:

@@ -33,7 +33,7 @@ from labref.progress import Pace, Row, progress
 from labref.roles import Role
 from labref.store import Store
 from labref.tasks.context import Context
-from labref.tasks.reembedding import embed
+from labref.tasks.reembedding import catch_up
 from labref.words import LabelSource, Outcome
 
 __all__ = [
@@ -582,7 +582,8 @@ def _repair(context: Context, found: dict[str, list[str]]) -> Iterator[Row]:
     if active is not None and (misplaced := [cell_id for kind in _PLACES for cell_id in found.get(kind, ())]):
         store.maps.place_again(active, misplaced)
         yield from _put_right("place_of_another_cell", len(found.get("place_of_another_cell", ())))
-    yield from _embed_again(context, store.faults().found.get("cell_without_embedding", ()))
+    if active is not None and store.changes.missing(active):
+        yield from catch_up(context, context.embedder(), stopped=lambda: False)
     for kind, ids in (*wrong.items(), ("cell_without_embedding", lost)):
         if active is not None and ids:
             yield from _put_right(kind, len(store.latents(list(ids), bundle=active, from_disk=True)))
@@ -620,14 +621,3 @@ def _set_aside(lab: Lab, name: str) -> bool:
     except OSError as error:
         raise LabError(f"{path} cannot be moved to {target.parent}: {error.strerror or error}.") from None
     return True
-
-
-def _embed_again(context: Context, ids: Sequence[str]) -> Iterator[Row]:
-    """Give cells their place in the active bundle's space again, from their kept bytes."""
-    if not ids:
-        return
-    embedder, done, pace = context.embedder(), 0, Pace()
-    for start in range(0, len(ids), _EMBED_AT_ONCE):
-        done += embed(context, embedder, ids[start : start + _EMBED_AT_ONCE])
-        if pace.due():
-            yield progress(done, len(ids), "cells embedded again")

@@ -608,8 +608,9 @@ def bring_back(
 
 def _in_trash(name: str, there: Collection[str]) -> str:
     """The one cell in the trash whose id begins so. Raises `LabrefError` where there is none, or several."""
-    whole = name.lower() in there  # of thousands each would be compared with all others
-    found = [name.lower()] if whole else [cell_id for cell_id in there if name and cell_id.startswith(name.lower())]
+    if name.lower() in there:  # as pages name them; of thousands each would be compared with all others
+        return name.lower()
+    found = [cell_id for cell_id in there if name and cell_id.startswith(name.lower())]
     if len(found) == 1:
         return found[0]
     if found:

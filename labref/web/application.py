@@ -50,7 +50,7 @@ from labref.web.failures import failure, for_person, told, unexpected
 from labref.web.guard import Elsewhere, Guard, in_api
 from labref.web.metrics import METRICS_TYPE, Metrics
 from labref.web.pages import add_pages
-from labref.web.texts import language_for, texts_in
+from labref.web.texts import texts_for
 from labref.web.visitors import VISITOR, Entrance, Visitors, visitor_of
 
 __all__ = ["Answers", "make_app"]
@@ -259,8 +259,7 @@ def _encoded(rows: Iterator[Row], log: Log, at_once: int) -> Iterator[bytes]:
 
 def _for_person(request: Request, error: Exception) -> str:
     """What an error says to whoever asks: a script of a page shows it to a person."""
-    texts = texts_in(language_for(request.cookies.get("labref-language"), request.headers.get("accept-language", "")))
-    return for_person(str(error), request.scope.get(VISITOR), texts)
+    return for_person(str(error), request.scope.get(VISITOR), texts_for(request))
 
 
 def _add_failures(

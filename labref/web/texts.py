@@ -15,8 +15,9 @@ from typing import Final
 
 from babel.core import Locale, negotiate_locale
 from babel.messages.pofile import read_po
+from starlette.requests import Request
 
-__all__ = ["LANGUAGES", "Texts", "language_for", "texts_in"]
+__all__ = ["LANGUAGES", "Texts", "language_for", "texts_for", "texts_in"]
 
 LANGUAGES: Final = ("en", "sv", "de")
 """Languages of the pages; the first is that of the code."""
@@ -71,6 +72,11 @@ def texts_in(language: str) -> Texts:
             if any(name.endswith(".js") for name, _ in message.locations):
                 of_scripts.append(message.id)
     return Texts(language, found, of_scripts)
+
+
+def texts_for(request: Request) -> Texts:
+    """The texts in the language of whoever asks."""
+    return texts_in(language_for(request.cookies.get("labref-language"), request.headers.get("accept-language", "")))
 
 
 def language_for(chosen: str | None, accepted: str) -> str:

@@ -17,6 +17,7 @@ from labref.store.duckdb import rows
 from labref.store.duckdb.duplicates import (
     Learnt,
     decided,
+    drop_marks,
     link_as_found,
     measured,
     set_link,
@@ -52,8 +53,7 @@ def learn(
     peoples = decided(connection)
     ids = [cell.cell_id for cell in learnt]
     stored = _looked_up(connection, ids)
-    for table in ("fingerprint", "landmark"):
-        connection.execute(f"DELETE FROM {table} WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))", [ids])
+    drop_marks(connection, ids)
     made = [(cell.cell_id, next(iter(cell.fingerprints), None)) for cell in learnt if cell.cell_id in stored]
     write_fingerprints(connection, made)
     of_pictures = [(cell.cell_id, mark) for cell in learnt for mark in stored_landmarks(cell.landmarks)]

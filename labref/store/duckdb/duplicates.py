@@ -38,6 +38,7 @@ __all__ = [
     "Pair",
     "PairCounts",
     "decided",
+    "drop_marks",
     "link_as_found",
     "load_alike",
     "load_book",
@@ -378,6 +379,12 @@ def write_fingerprints(connection: duckdb.DuckDBPyConnection, made: Sequence[tup
             "INSERT INTO fingerprint SELECT unnest($1::VARCHAR[]), $2, unnest($3::UBIGINT[]), unnest($4::UBIGINT[])",
             [[cell_id for cell_id, _ in made], VERSION, across, down],
         )
+
+
+def drop_marks(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> None:
+    """Take the fingerprints and landmarks of cells out, so that they are made anew."""
+    for table in ("fingerprint", "landmark"):
+        connection.execute(f"DELETE FROM {table} WHERE cell_id IN (SELECT unnest(?::VARCHAR[]))", [list(ids)])
 
 
 def write_landmarks(connection: duckdb.DuckDBPyConnection, made: Sequence[tuple[str, Fingerprint, int]]) -> None:

@@ -198,12 +198,11 @@ def _bring_back(connection: duckdb.DuckDBPyConnection, ids: Sequence[str]) -> li
 def _compare_again(connection: duckdb.DuckDBPyConnection) -> None:
     """Let the cells in `coming` be compared with all others, as cells without fingerprints are, where others came while
     they were away."""
-    since = (
+    found = connection.execute(
         "SELECT cell_id FROM coming JOIN removed_cell r USING (cell_id) WHERE r.number < "
         "(SELECT max(number) FROM cell WHERE cell_id NOT IN (SELECT cell_id FROM coming))"
-    )
-    for table in ("fingerprint", "landmark"):
-        connection.execute(f"DELETE FROM {table} WHERE cell_id IN ({since})")
+    ).fetchall()
+    duplicates.drop_marks(connection, [cell_id for (cell_id,) in found])
 
 
 def _give_back_files(connection: duckdb.DuckDBPyConnection) -> None:

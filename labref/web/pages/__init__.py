@@ -52,7 +52,7 @@ from labref.printing import printable
 from labref.progress import Row
 from labref.roles import Role
 from labref.web.failures import for_person, without_commands
-from labref.web.texts import LANGUAGES, Texts, language_for, texts_in
+from labref.web.texts import LANGUAGES, Texts, texts_for, texts_in
 from labref.web.visitors import Visitor, Visitors
 from labref.words import name_key
 
@@ -147,9 +147,7 @@ class Visit:
         self.visitors = visitors
         self.navigation = navigation
         self.visitor: Visitor | None = request.scope["labref.visitor"]
-        self.texts: Texts = texts_in(
-            language_for(request.cookies.get("labref-language"), request.headers.get("accept-language", ""))
-        )
+        self.texts = texts_for(request)
         self._perform = perform
 
     @property

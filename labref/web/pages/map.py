@@ -135,10 +135,15 @@ class Layer:
         if self.slide:
             asked["slides"] = [self.slide, *([self.against] if self.against else [])]
         if self.analysers:
-            names = {key_of(name): name for name in visit.one("map.facets")["analysers"]}
+            names = _analysers(visit)
             asked["analysers"] = [names[key] for key in self.analysers if key in names]
         asked |= {name: day.isoformat() for name, day in (("since", self.since), ("until", self.until)) if day}
         return asked | ({"sources": list(self.sources)} if self.sources else {})
+
+
+def _analysers(visit: Visit) -> dict[str, str]:
+    """The names of the microscopes whose cells are on the map, by key."""
+    return {key_of(name): name for name in visit.one("map.facets")["analysers"]}
 
 
 def _day(text: str) -> date | None:
@@ -321,11 +326,11 @@ def map_(visit: Visit) -> Response:
 
 @page("/map/suspects")
 def suspects(visit: Visit) -> Response:
-    """The suspect labels, of one microscope's cells where the address names it by its key;
-    with `part`, only them. In a large lab these take as long as the rest of the map's page."""
+    """The suspect labels, of one microscope's cells where the address names it by its key; with `part`, only them. In a
+    large lab these take as long as the rest of the map's page."""
     chosen, one = visit.query.get("analyser", ""), None
     if chosen:
-        one = next((name for name in visit.one("map.facets")["analysers"] if key_of(name) == chosen), None)
+        one = _analysers(visit).get(chosen)
         if one is None:
             raise NotThereError(visit.texts.gettext("No microscope of this lab has this key."))
     has_own = one in {row["analyser"] for row in visit.one("map.status")["own"]}

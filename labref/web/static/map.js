@@ -113,11 +113,17 @@ function zoom(factor) {
 
 const query = () => new URLSearchParams([...new FormData(filter)].filter(([name, value]) => value && name !== "cell" && !(name === "what" && value === "classes")));
 
-async function open(address) {
+/** A part of the page at an address; where it is not there: why, as an error. */
+async function partOf(address, selector) {
   const response = await fetch(address + (address.includes("?") ? "&" : "?") + "part=1");
   const shown = new DOMParser().parseFromString(await response.text(), "text/html");
-  const part = shown.querySelector(".region");
-  if (!part) return say(shown.querySelector(".problem")?.textContent ?? `${response.status}`, { failed: true });
+  const why = () => new Error(shown.querySelector(".problem")?.textContent ?? `${response.status}`);
+  return shown.querySelector(selector) ?? why();
+}
+
+async function open(address) {
+  const part = await partOf(address, ".region");
+  if (part instanceof Error) return say(part.message, { failed: true });
   panel.replaceChildren(part);
   panel.hidden = false;
   panel.dataset.address = address;
@@ -203,9 +209,9 @@ async function redraw(address) {
   if (fresh.open && !doubts.open) doubts.open = true; // which asks for them
   else showDoubts();
   if (!document.getElementById("map-picture").hidden) {
-    const [picture, fresh] = [document, shown].map((one) => one.querySelector("#map-picture picture"));
-    picture.querySelector("source").srcset = fresh.querySelector("source").srcset;
-    picture.querySelector("img").src = fresh.querySelector("img").getAttribute("src");
+    const [picture, drawn] = [document, shown].map((one) => one.querySelector("#map-picture picture"));
+    picture.querySelector("source").srcset = drawn.querySelector("source").srcset;
+    picture.querySelector("img").src = drawn.querySelector("img").getAttribute("src");
   }
   history.replaceState(null, "", address);
   if (viewer) reopen();
@@ -219,12 +225,10 @@ async function showDoubts() {
   const list = doubts.querySelector("[data-later]");
   const address = list.dataset.later;
   list.ariaBusy = "true";
-  const response = await fetch(address + (address.includes("?") ? "&" : "?") + "part=1");
-  const shown = new DOMParser().parseFromString(await response.text(), "text/html");
+  const fresh = await partOf(address, ".suspects");
   if (list.dataset.later !== address) return; // another microscope was chosen meanwhile
   list.ariaBusy = null;
-  const fresh = shown.querySelector(".suspects");
-  if (!fresh) return say(shown.querySelector(".problem")?.textContent ?? `${response.status}`, { failed: true });
+  if (fresh instanceof Error) return say(fresh.message, { failed: true });
   const focused = list.contains(document.activeElement) && document.activeElement.closest("[data-cell]")?.dataset.cell;
   list.replaceChildren(fresh);
   if (focused) list.querySelector(`[data-cell="${focused}"] a`)?.focus();
