@@ -283,6 +283,10 @@ def test_who_has_no_command_line_is_told_of_no_command(lab: Lab, viewer: Browser
         ("it takes too much memory: more than 9 MB (labref.toml, [decoding] memory)", "it takes too much memory: more than 9 MB."),
         ("no map yet for it; `labref map train` at once. Until then ask with --by latent", "no map yet for it."),
         ("`labref status` says more", ""),
+        ("no cell 'ab' is in the trash; `labref store trash` lists them. It may be gone.", "no cell 'ab' is in the trash. It may be gone."),
+        ("it is damaged. `labref ledger --check` names it; restore a backup.", "it is damaged. Restore a backup."),
+        ("see `labref status`, e.g. its first line. It is full.", "It is full."),
+        ("it is full, e.g. of files. See `labref status`.", "it is full, e.g. of files."),
         ("a file is cut off; choose another (of one cell)", "a file is cut off; choose another (of one cell)"),
     ],
 )  # fmt: skip

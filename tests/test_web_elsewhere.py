@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import socket
 import ssl
@@ -10,16 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labref.errors import AgentError
+from labref.errors import AgentError, LabrefError
 from labref.lab.log import Log
 from labref.lab.pictures import Pictures
+from labref.progress import Row
 from labref.roles import Role
 from labref.web import connections
 from labref.web.application import Answers, make_app
@@ -55,7 +57,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return made(tmp_path_factory.mktemp("tls"))
 
 
-def application(elsewhere: Elsewhere, *, image: bytes | None = None, **more: int) -> Any:
+def application(
+    elsewhere: Elsewhere,
+    *,
+    image: bytes | None = None,
+    rows: Callable[[], Iterator[Row]] = lambda: iter([{"label": "x", "style": "c-0"}]),
+    role: Role = Role.ADMIN,
+    **more: int,
+) -> Any:
     log: Log = _NoLog()  # type: ignore[assignment]
     sessions: set[str] = set()
 
@@ -63,16 +72,16 @@ def application(elsewhere: Elsewhere, *, image: bytes | None = None, **more: int
         if code != "AAAA":
             return None
         sessions.add(session)
-        return Visitor("A", Role.ADMIN)
+        return Visitor("A", role)
 
     entrance = Entrance(
         sign_in=sign_in,
-        signed_in=lambda session: Visitor("A", Role.ADMIN) if session in sessions else None,
+        signed_in=lambda session: Visitor("A", role) if session in sessions else None,
         stays=sessions.__contains__,
         sign_out=sessions.discard,
     )
     answers = Answers(
-        perform=lambda *_: iter([{"label": "x", "style": "c-0"}]),
+        perform=lambda *_: rows(),
         image=lambda _: image,
         healthy=lambda: "ok",
         proof=lambda *_: "proof",
@@ -153,10 +162,10 @@ def test_people_sign_in_by_https_with_a_cookie_that_never_goes_in_plain(
 def test_elsewhere_the_token_is_worth_nothing_and_only_the_own_name_is_answered(
     ports: tuple[int, int], files: tuple[Path, Path]
 ) -> None:
-    token, json = f"Bearer {TOKEN}", "application/json"
+    token, accepted = f"Bearer {TOKEN}", "application/json"
     for path in ("/api/v1/status", "/api/v1/user/list", "/health", "/metrics", "/health?nonce=abc"):
         for host in (NAME, f"{NAME.upper()}:{ports[1]}"):
-            outside = ask(_Named(ports[1], files[0]), "GET", path, Host=host, Authorization=token, Accept=json)
+            outside = ask(_Named(ports[1], files[0]), "GET", path, Host=host, Authorization=token, Accept=accepted)
             assert outside.status == 401, path
     for host in ("127.0.0.1", "localhost", "evil.example", f"{NAME}.evil.example", f"{NAME}:1:2", "[::1]", ""):
         assert ask(_Named(ports[1], files[0]), "GET", "/sign-in", Host=host or "x").status == 421, host
@@ -391,3 +400,25 @@ def test_a_handshake_that_does_not_end_is_ended_and_keeps_nobody_out(
             assert threading.active_count() == before, "it holds no thread"
             while half.recv(1000):  # until it is closed; a timeout fails the test
                 pass
+
+
+def test_a_failure_on_the_way_of_an_answer_names_no_command_to_who_has_none() -> None:
+    said = "it is damaged; `labref store restore` brings a backup back."
+
+    def failing() -> Iterator[Row]:
+        yield {"label": "x"}
+        raise LabrefError(said)
+
+    def told(role: Role) -> str:
+        with served(application(Elsewhere(frozenset()), rows=failing, role=role), 0) as server:
+            local = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            form = {"Content_Type": "application/x-www-form-urlencoded", "Origin": f"http://127.0.0.1:{server.port}"}
+            session = ask(local, "POST", "/sign-in", b"code=AAAA", **form).headers["set-cookie"].partition(";")[0]
+            sent = {"Cookie": session, "Origin": form["Origin"], "Content-Type": "application/json"}
+            local.request("POST", "/api/v1/classes/list", b"{}", sent)
+            with closing(local), local.getresponse() as response:
+                *_, last = response.read().splitlines()
+            return str(json.loads(last)["error"]["message"])
+
+    assert told(Role.ADMIN) == said
+    assert told(Role.VIEW) == "it is damaged. Whoever looks after labref in your lab can help."

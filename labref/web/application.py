@@ -27,6 +27,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import Body, FastAPI, Query
@@ -194,7 +195,7 @@ def _endpoint(operation: Operation, answers: Answers, metrics: Metrics, log: Log
                 asked = asked.model_copy(update={"who": asker})
         if not operation.single:
             rows = answers.perform(operation.name, asked, None)
-            return await _lines(rows, log, hurried=operation.hurried)
+            return await _lines(rows, log, partial(_for_person, request), hurried=operation.hurried)
         data = await request.body() if operation.takes_bytes else None
         started, result = time.perf_counter(), "failed"
         try:
@@ -229,17 +230,18 @@ def _only(
     return row
 
 
-async def _lines(rows: Iterator[Row], log: Log, *, hurried: bool) -> Response:
-    """The rows as JSON lines. A failure before the first row is raised here, so that the response gets its status."""
+async def _lines(rows: Iterator[Row], log: Log, words: Callable[[Exception], str], *, hurried: bool) -> Response:
+    """The rows as JSON lines. A failure before the first row is raised here, so that the response gets its status.
+    words : what is said of a later one."""
     first = await run_in_threadpool(next, rows, None)
     if first is None:
         return Response(b"", media_type=LINES)
     return StreamingResponse(
-        _encoded(itertools.chain([first], rows), log, 1 if hurried else _ROWS_AT_ONCE), media_type=LINES
+        _encoded(itertools.chain([first], rows), log, words, 1 if hurried else _ROWS_AT_ONCE), media_type=LINES
     )
 
 
-def _encoded(rows: Iterator[Row], log: Log, at_once: int) -> Iterator[bytes]:
+def _encoded(rows: Iterator[Row], log: Log, words: Callable[[Exception], str], at_once: int) -> Iterator[bytes]:
     """The lines, several in one piece. Where an error ends them, it is the last line."""
     block: list[str] = []
     try:
@@ -249,7 +251,7 @@ def _encoded(rows: Iterator[Row], log: Log, at_once: int) -> Iterator[bytes]:
                 yield ("\n".join(block) + "\n").encode()
                 block.clear()
     except LabrefError as error:
-        block.append(json.dumps({"error": told(error)}))
+        block.append(json.dumps({"error": told(error) | {"message": words(error)}}))
     except Exception as error:
         log.error("an answer failed on its way", error=type(error).__name__)
         block.append(json.dumps({"error": told(unexpected(error))}))

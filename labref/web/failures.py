@@ -18,7 +18,9 @@ __all__ = ["failure", "for_person", "told", "unexpected", "without_commands"]
 _COMMAND: Final = re.compile(r"`labref[ `]|labref\.toml|(?<![\w-])--[a-z]")
 """What only whoever runs labref can use: a command, a setting, an option."""
 _ASIDE: Final = re.compile(r" ?\([^()]*\)")
-_CLAUSE_END: Final = re.compile(r"(?<=[.;])\s+")
+_SENTENCE_END: Final = re.compile(r"(?<=\.)\s+(?![a-z])|(?<=\.)\s+(?=labref\b)")
+"""Not the point of "e.g." and of other words in short, after which no capital stands."""
+_CLAUSE_END: Final = re.compile(r"(?<=;)\s+")
 
 
 def failure(
@@ -41,9 +43,19 @@ def without_commands(message: str) -> str:
     if not _COMMAND.search(message):
         return message
     message = _ASIDE.sub(lambda aside: "" if _COMMAND.search(aside[0]) else aside[0], message)
-    kept = [clause for clause in _CLAUSE_END.split(message) if not _COMMAND.search(clause)]
+    return " ".join(filter(None, map(_without_clauses, _SENTENCE_END.split(message))))
+
+
+def _without_clauses(sentence: str) -> str:
+    """A sentence without its half-sentences that name a command; whole again, or empty."""
+    clauses = _CLAUSE_END.split(sentence)
+    kept = [clause for clause in clauses if not _COMMAND.search(clause)]
     said = " ".join(kept).rstrip(" ;:,")
-    return said if not said or said.endswith((".", "!", "?")) else f"{said}."
+    if not said:
+        return ""
+    if kept[0] != clauses[0]:
+        said = said[0].upper() + said[1:]
+    return said if said.endswith((".", "!", "?", "…", ".)")) else f"{said}."
 
 
 def for_person(message: str, visitor: Visitor | None, texts: Texts) -> str:
