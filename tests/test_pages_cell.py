@@ -334,6 +334,8 @@ def test_the_page_shows_the_cell_amid_eight_references_and_what_is_known_of_each
         assert reviewer.get(f"/cell/{cell}{other}").status in (200, 400)
     (ig,) = [row for row in run(lab, "classes.list") if row["label"] == "ig"]
     assert ig["full_name"] == "immature granulocyte"
+    known = json.loads(got.text.partition('id="abbreviations">')[2].partition("</script>")[0])
+    assert known["ig"] == "immature granulocyte" and not {"pmo", "erc"} & known.keys(), "these mean two things"
     short = next(cell_id for path, cell_id in cells.items() if path.startswith("ig/"))
     assert re.search(r">ig</span></span> <small[^>]*>immature granulocyte<", reviewer.get(f"/cell/{short}").text)
     viewer = let_in(lab, "Viewer of cells", "view").get(f"/cell/{cell}")

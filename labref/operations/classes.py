@@ -85,7 +85,11 @@ _KNOWN: Final[Mapping[str, _Known]] = {
 On pages lower-case letters give classes, but for u (undo) and g (go); what else a page can do is on other keys."""
 _SPARE: Final = "123456789z0"
 
-ABBREVIATIONS: Final[Mapping[str, str]] = {known.code.lower(): name for name, known in reversed([*_KNOWN.items()])}
+_AMBIGUOUS: Final = {"ERC", "PMO"}
+"""Codes that others use for another class: erythrocyte; promyelocyte, in the data set of LMU Munich."""
+ABBREVIATIONS: Final[Mapping[str, str]] = {
+    known.code.lower(): name for name, known in reversed([*_KNOWN.items()]) if known.code not in _AMBIGUOUS
+}
 """What a label that is one of the codes above stands for, the first name that has it, by `name_key`; `ig` is a class of
 the data set pbc."""
 
