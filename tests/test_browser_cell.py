@@ -104,6 +104,7 @@ def test_who_is_refused_since_somebody_else_was_first_sees_what_it_is_now(lab: L
         tile = page.locator(f'[data-cell="{cell}"]')
         expect(tile).to_have_attribute("data-label", "neutrophil")
         list(run(lab, "label.set", cell=cell, label="monocyte", who="First"))
+        page.mouse.move(0, 0)
         tile.hover()
         page.keyboard.press("l")
         expect(page.locator("#said .failed")).to_contain_text("by First by now")

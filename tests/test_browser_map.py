@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from labref.bundles.bundle import Bundle
 from labref.lab import Lab
+from labref.operations.classes import ABBREVIATIONS
 from labref.web.desk import run
 from labref.web.pages import has_static
+from labref.words import name_key
 from tests.browser import open_page
 from tests.labs import running_agent
 from tests.maps import lab_with_map
@@ -128,6 +130,37 @@ def test_the_map_zooms_pans_and_changes_what_it_draws_without_loading_the_page_a
         with page.expect_response(re.compile("/map/suspects.*part=1")):
             page.keyboard.press("u")
         expect(tile).to_have_attribute("data-label", suspect["label"])
+        # of two answers that pass each other the one that was asked for last stands; where none comes it is said
+        waiting: list[Route] = []
+        page.route("**/map/suspects*", lambda route: route.continue_() if waiting else waiting.append(route))
+        for _ in range(2):
+            page.evaluate("document.getElementById('map-suspects').dispatchEvent(new Event('toggle'))")
+        expect(page.locator("#map-suspects > [aria-busy]")).to_have_count(0)
+        with page.expect_response(re.compile("/map/suspects.*part=1")):
+            waiting[0].fulfill(body='<ul class="suspects"><li id="of-before"></li></ul>', content_type="text/html")
+        page.wait_for_timeout(300)
+        expect(page.locator("#of-before")).to_have_count(0)
+        for route, happens in (
+            ("**/map/suspects*", "document.getElementById('map-suspects').dispatchEvent(new Event('toggle'))"),
+            ("**/map?*", "document.getElementById('map-filter').requestSubmit()"),
+            ("**/map/node/*", "document.getElementById('map').focus()"),
+        ):
+            page.route(route, lambda route: route.abort("aborted"))
+            page.evaluate("document.getElementById('said').replaceChildren()")
+            page.evaluate(happens)
+            if "node" in route:
+                page.keyboard.press("Enter")
+            expect(page.locator("#said .failed")).to_have_text("The agent does not answer. Try again in a minute.")
+        expect(page.locator("#map-suspects > [aria-busy]")).to_have_count(0)
+        # scripts write numbers and read classes as the lab's own part does
+        shared = "async () => { const { fullName, number } = await import("
+        shared += "document.querySelector('script[src*=\"/map.js\"]').src.replace('map.js', 'labref.js')); return "
+        names = ("IG", " -IG", "PLTs", "plt s", "constructor", "PMO")
+        assert page.evaluate(f"{shared} {[*names]}.map(fullName) }}") == [
+            ABBREVIATIONS.get(name_key(name), "") for name in names
+        ]
+        written = page.evaluate(f"{shared} [number(-0), number(-0.004, 2), number(-0.4, 0), number(-1.5), number(0)] }}")
+        assert written == ["0", "0.00", "0", "-1.5", "0"]
         assert page.evaluate("window.kept") is True
 
 

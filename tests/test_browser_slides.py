@@ -66,8 +66,11 @@ def test_a_slide_of_a_hundred_cells_is_reviewed_by_keyboard_with_few_keys(lab: L
         for answer, approved in (("Escape", False), ("n", False), ("Enter", True), ("y", True)):
             page.keyboard.press("A")
             expect(asks).to_contain_text("Nobody has reviewed 100 of the 100 cells.")
-            page.keyboard.press(answer)
+            page.keyboard.down(answer)
             expect(asks).not_to_be_visible()
+            for _ in range(2):
+                page.keyboard.down(answer)  # held on: it must not confirm a cell
+            page.keyboard.up(answer)
             if approved:
                 expect(approval).to_contain_text("approved by Technologist", timeout=PATIENCE_MS)
                 page.keyboard.press("u")
@@ -133,6 +136,14 @@ def test_several_cells_are_chosen_with_shift_and_go_together(lab: Lab, browser: 
     with open_page(browser, lab, "Chooser") as page:
         page.set_default_timeout(PATIENCE_MS)
         page.goto(f"/slide/{slide}?order=arrival")
+        # of a mouse at rest a browser tells as well once a page is there, and a finger that scrolls is over cells
+        for kind, over, meant in (("mouse", 3, -1), ("mouse", 3, -1), ("mouse", 4, 4), ("touch", 8, 4), ("mouse", 9, 9)):
+            at = page.evaluate(
+                f"""() => {{ const tiles = [...document.querySelectorAll(".tile")], screenX = {over}, pointerType = "{kind}";
+                tiles[{over}].dispatchEvent(new PointerEvent("pointermove", {{ bubbles: true, screenX, pointerType }}));
+                return tiles.findIndex((tile) => tile.classList.contains("now")); }}"""
+            )
+            assert at == meant, (kind, over)
         page.keyboard.press("Home")
         for _ in range(2):
             page.keyboard.press("Shift+ArrowRight")

@@ -95,6 +95,10 @@ def bring_back(visit: Visit) -> Response:
     cells, key = form.get("cell", []), form.get("all", [""])[0]
     if key:
         cells = [row["cell_id"] for group in _together(visit) if group.key == key for row in group.cells]
+    if key and not cells:
+        return removed(
+            visit, problem=visit.texts.gettext("These cells are not here any more: they are back, or gone for good.")
+        )
     if not cells:
         return removed(visit, problem=visit.texts.gettext("Tick the cells that are to come back."))
     try:

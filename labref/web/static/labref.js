@@ -13,7 +13,9 @@ const language = document.documentElement.lang;
 
 /** A number. digits : after the point; up to three where that is not said. */
 export function number(value, digits) {
-  return new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
+  const format = new Intl.NumberFormat(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const written = format.format(value);
+  return written === format.format(-0) ? format.format(0) : written;
 }
 
 /** A share of one in per cent, which no line tears apart: "35 %". */
@@ -42,10 +44,19 @@ export function say(message, { failed = false, seconds = 6 } = {}) {
   setTimeout(() => line.remove(), seconds * 1000);
 }
 
+/** What `fetch` answers. Raises Error, with words for a person, where nobody answers. */
+export async function reach(address, how = {}) {
+  try {
+    return await fetch(address, how);
+  } catch {
+    throw new Error(text("The agent does not answer. Try again in a minute."));
+  }
+}
+
 /** Rows of an operation of /api/v1. What goes wrong is thrown as an Error with the agent's own words. how : more of what
  * `fetch` takes, such as `keepalive`. */
 export async function ask(operation, parameters = {}, how = {}) {
-  const response = await fetch(`/api/v1/${operation.replaceAll(".", "/")}`, {
+  const response = await reach(`/api/v1/${operation.replaceAll(".", "/")}`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify(parameters),
@@ -71,9 +82,17 @@ export async function carriedNow(cell) {
 
 const abbreviations = JSON.parse(document.getElementById("abbreviations").textContent);
 
+/** A class's name without what the spellings of one class differ in: case, punctuation, the plural; `name_key` of the
+ * lab's own part does the same. */
+function nameKey(name) {
+  const words = name.normalize("NFC").split(/[^\p{L}\p{N}]+/u).map((word) => word.toUpperCase().toLowerCase());
+  const one = (word) => (word.length > 3 && /s$/.test(word) && !/(ss|us|is)$/.test(word) ? word.slice(0, -1) : word);
+  return words.filter(Boolean).map(one).join(" ");
+}
+
 /** What a label stands for that is an abbreviation which labref knows; nothing for any other. */
 export function fullName(label) {
-  const name = label.trim().toLowerCase();
+  const name = nameKey(label);
   return Object.hasOwn(abbreviations, name) ? abbreviations[name] : "";
 }
 
@@ -137,25 +156,35 @@ export function withoutKeys(names) {
   for (const name of names) known.delete(name);
 }
 
-let mouse = "";
+let mouse = null; // where it was last; a browser tells so once a page is there, also of a mouse at rest
+let moved = false;
 
-/** Whether somebody points at something with this event. A cell that slides under a mouse at rest is not pointed at: a
- * key would reach a cell that nobody looks at. */
-export function pointsAt(event) {
-  if (event.type !== "pointermove") return true;
+document.addEventListener("pointermove", (event) => {
   const at = `${event.screenX} ${event.screenY}`;
-  const moved = at !== mouse;
+  moved = mouse !== null && at !== mouse;
   mouse = at;
-  return moved;
+}, { capture: true });
+
+/** Whether somebody points at something with this event. A cell that slides under a mouse at rest is not pointed at, nor
+ * one under a finger that scrolls: a key would reach a cell that nobody looks at. */
+export function pointsAt(event) {
+  return event.type !== "pointermove" || (moved && event.pointerType !== "touch");
 }
 
 let before = "";
+let ofDialog = false; // whether the key that is down was pressed in a dialog: held on, it repeats when the dialog is gone
+const inDialog = () => document.querySelector("dialog[open]") !== null;
 
 document.addEventListener("keydown", (event) => {
+  if (!event.repeat) ofDialog = inDialog();
+}, { capture: true });
+
+document.addEventListener("keydown", (event) => {
+  if (event.repeat && ofDialog && !inDialog()) return event.preventDefault();
   const typing = event.target.closest?.("input:not([type=checkbox], [type=radio]), textarea, select, [contenteditable]");
   // Enter and Space press what has the focus
   const pressing = (event.key === "Enter" || event.key === " ") && event.target.closest?.("a[href], button, summary, input");
-  if (typing || pressing || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (typing || pressing || event.ctrlKey || event.metaKey || event.altKey || inDialog()) return;
   const both = `${before} ${event.key}`;
   const found = known.get(both) ?? known.get(event.key);
   before = event.key === "g" && !found ? "g" : "";

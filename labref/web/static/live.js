@@ -1,5 +1,5 @@
 // The cells that come in, by themselves: the agent says that something is new, and this page asks for it.
-import { ask, keys, say, text } from "./labref.js";
+import { ask, keys, reach, say, text } from "./labref.js";
 
 const MOST = 240; // cells that stay on the page
 const coming = document.getElementById("coming");
@@ -9,7 +9,7 @@ let stream = null;
 let asking = Promise.resolve();
 
 async function update() {
-  const response = await fetch(`/live/new?after=${latest}`);
+  const response = await reach(`/live/new?after=${latest}`);
   if (response.status === 401 || response.redirected) return location.assign("/sign-in?next=%2F");
   if (!response.ok) return;
   const piece = document.createElement("template");

@@ -1,5 +1,5 @@
 // The map: a deep-zoom viewer over tiles that the agent draws; nodes by mouse and keyboard; what is drawn.
-import { ask, keys, say, text } from "./labref.js";
+import { ask, keys, reach, say, text } from "./labref.js";
 import { changed, step } from "./map-cells.js";
 
 document.documentElement.classList.add("script");
@@ -113,17 +113,48 @@ function zoom(factor) {
 
 const query = () => new URLSearchParams([...new FormData(filter)].filter(([name, value]) => value && name !== "cell" && !(name === "what" && value === "classes")));
 
-/** A part of the page at an address; where it is not there: why, as an error. */
-async function partOf(address, selector) {
-  const response = await fetch(address + (address.includes("?") ? "&" : "?") + "part=1");
-  const shown = new DOMParser().parseFromString(await response.text(), "text/html");
-  const why = () => new Error(shown.querySelector(".problem")?.textContent ?? `${response.status}`);
-  return shown.querySelector(selector) ?? why();
+/** The page at an address. Raises Error where the agent does not answer. */
+async function pageAt(address) {
+  const response = await reach(address);
+  if (response.redirected) {
+    location.reload(); // to sign in
+    return new Promise(() => {});
+  }
+  return new DOMParser().parseFromString(await response.text(), "text/html");
 }
 
+/** A part of the page at an address. Raises Error where it is not there. */
+async function partOf(address, selector) {
+  const shown = await pageAt(address + (address.includes("?") ? "&" : "?") + "part=1");
+  const part = shown.querySelector(selector);
+  if (!part) throw new Error(shown.querySelector(".problem")?.textContent ?? shown.title);
+  return part;
+}
+
+/** What waits for the answer asked for last: undefined where another was asked for meanwhile; null where it failed, which
+ * is said. */
+function newest() {
+  let asked = 0;
+  return async (answer) => {
+    const mine = ++asked;
+    try {
+      const given = await answer;
+      return mine === asked ? given : undefined;
+    } catch (error) {
+      if (mine !== asked) return undefined;
+      say(error.message, { failed: true });
+      return null;
+    }
+  };
+}
+
+const newestCells = newest();
+const newestMap = newest();
+const newestDoubts = newest();
+
 async function open(address) {
-  const part = await partOf(address, ".region");
-  if (part instanceof Error) return say(part.message, { failed: true });
+  const part = await newestCells(partOf(address, ".region"));
+  if (!part) return;
   panel.replaceChildren(part);
   panel.hidden = false;
   panel.dataset.address = address;
@@ -192,8 +223,8 @@ function enter(event) {
 // what is drawn
 
 async function redraw(address) {
-  const response = await fetch(address);
-  const shown = new DOMParser().parseFromString(await response.text(), "text/html");
+  const shown = await newestMap(pageAt(address));
+  if (!shown) return;
   const other = shown.getElementById("map");
   if (other?.dataset.map !== place.dataset.map) return location.assign(address); // another map, of other nodes
   Object.assign(place.dataset, { light: other.dataset.light, dark: other.dataset.dark });
@@ -205,7 +236,12 @@ async function redraw(address) {
     if (focused) document.querySelector(`#${id} [value="${focused}"]`)?.focus();
   }
   const fresh = shown.getElementById("map-suspects");
-  doubts.querySelector("[data-later]").dataset.later = fresh.querySelector("[data-later]").dataset.later;
+  const list = doubts.querySelector("[data-later]");
+  const { later } = fresh.querySelector("[data-later]").dataset;
+  if (list.dataset.later !== later) {
+    list.dataset.later = later;
+    list.replaceChildren(); // those of another microscope
+  }
   if (fresh.open && !doubts.open) doubts.open = true; // which asks for them
   else showDoubts();
   if (!document.getElementById("map-picture").hidden) {
@@ -223,12 +259,11 @@ const doubts = document.getElementById("map-suspects");
 async function showDoubts() {
   if (!doubts.open) return;
   const list = doubts.querySelector("[data-later]");
-  const address = list.dataset.later;
   list.ariaBusy = "true";
-  const fresh = await partOf(address, ".suspects");
-  if (list.dataset.later !== address) return; // another microscope was chosen meanwhile
+  const fresh = await newestDoubts(partOf(list.dataset.later, ".suspects"));
+  if (fresh === undefined) return;
   list.ariaBusy = null;
-  if (fresh instanceof Error) return say(fresh.message, { failed: true });
+  if (!fresh) return;
   const focused = list.contains(document.activeElement) && document.activeElement.closest("[data-cell]")?.dataset.cell;
   list.replaceChildren(fresh);
   if (focused) list.querySelector(`[data-cell="${focused}"] a`)?.focus();
