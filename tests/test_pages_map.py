@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import labref
 from labref import som
 from labref.bundles.bundle import Bundle
 from labref.demo.cells import LABELS
@@ -287,11 +289,34 @@ def test_who_has_no_command_line_is_told_of_no_command(lab: Lab, viewer: Browser
         ("it is damaged. `labref ledger --check` names it; restore a backup.", "it is damaged. Restore a backup."),
         ("see `labref status`, e.g. its first line. It is full.", "It is full."),
         ("it is full, e.g. of files. See `labref status`.", "it is full, e.g. of files."),
+        ("'x' is no class; did you mean 'y'? With --new it becomes one.", "'x' is no class; did you mean 'y'?"),
+        ("/labref.toml/a--x/--b.png is empty; see `labref ledger`.", "/labref.toml/a--x/--b.png is empty."),
+        ("correct [watch] in /lab/labref.toml. Nobody reads '--x'.", "Nobody reads '--x'."),
         ("a file is cut off; choose another (of one cell)", "a file is cut off; choose another (of one cell)"),
     ],
 )  # fmt: skip
 def test_what_names_a_command_is_left_out_and_all_else_stays(said: str, told: str) -> None:
     assert without_commands(said) == told
+
+
+def test_of_every_error_is_left_what_is_wrong_to_who_has_no_command() -> None:
+    """What is wrong stands first: were that cut off, a remedy would be left for nobody knows what."""
+    for path in sorted(Path(labref.__file__).parent.rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if not re.search("`labref|labref.toml|--[a-z]", source) or {"cli", "demo", "service"} & {*path.parts}:
+            continue
+        for raised in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Raise)):
+            for value in getattr(raised.exc, "args", []):
+                said = _message(value)
+                wrong = re.split(r"[.;(:?]", said)[0]
+                assert without_commands(said).startswith(wrong), f"{path}:{raised.lineno}: {said}"
+
+
+def _message(value: ast.expr) -> str:
+    """A message as it is written, with `X` for what is filled in."""
+    if isinstance(value, ast.JoinedStr):
+        return "".join(map(_message, value.values))
+    return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else "X"
 
 
 # scripts of others

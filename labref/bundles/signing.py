@@ -271,7 +271,7 @@ def judge(signature: Signature | None, trust: Trust, where: Path) -> Verdict:
         try:
             changed = rotated(rotation, keys)
         except BundleError as error:
-            why = f" {error}"
+            why = f"{error} "
             continue
         if changed:
             keys |= changed
@@ -279,7 +279,7 @@ def judge(signature: Signature | None, trust: Trust, where: Path) -> Verdict:
     known = keys.get(signature.key)
     if known is None:
         raise BundleError(
-            f"{where} is signed by the key {signature.key}, which this lab does not trust.{why} Ask whoever made it for the key's public file, "
+            f"{where} is signed by the key {signature.key}, which this lab does not trust. {why}Ask whoever made it for the key's public file, "
             "compare its id with them by telephone, and say `labref key trust FILE`."
         )
     mended = known.state == "replaced" and signature.bundle in trust.admitted

@@ -706,8 +706,8 @@ def _one_of(context: Context, analysers: list[str] | None) -> str | None:
 def _require_own(context: Context) -> None:
     if not context.lab.config.map.per_analyser:
         raise LabrefError(
-            "this lab has one map, of all cells: its labref.toml says per_analyser = false below [map]. Set it to true, and restart the "
-            "agent, for a map of each analyser"
+            "this lab has one map, of all cells; its labref.toml says per_analyser = false below [map]. For a map of each analyser "
+            "set that to true in labref.toml, and restart the agent"
         )
 
 

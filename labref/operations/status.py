@@ -189,7 +189,7 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
         yield (
             "bundle",
             f"{found['provider_line']} Until then no cell is taken in and no question answered",
-            "or change to another bundle: labref bundle install FILE, then labref bundle activate NAME",
+            "or change to another bundle: `labref bundle install FILE`, then `labref bundle activate NAME`",
         )
     if found["fallback"] is not None:
         yield (
@@ -202,8 +202,8 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
         yield (
             "signature",
             f"the active bundle is signed by the key {signature['key_name']} ({signature['key']}), which was revoked here",
-            "change to one that a trusted key signed (labref bundle install FILE, then labref bundle activate NAME), or go back: "
-            "labref bundle rollback",
+            "change to one that a trusted key signed (`labref bundle install FILE`, then `labref bundle activate NAME`), or go "
+            "back: `labref bundle rollback`",
         )
     for watched in found["watch"]:
         if watched["how"] == "missing":
@@ -219,8 +219,8 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
         yield (
             "change",
             f"the change to another bundle waits, as {change['failed']} cells cannot be embedded",
-            "restore them from a backup, or leave them out: labref bundle activate "
-            f"{change['bundle']['digest'][:12]} --switch --leave-out",
+            "restore them from a backup, or leave them out: `labref bundle activate "
+            f"{change['bundle']['digest'][:12]} --switch --leave-out`",
         )
     if is_short(found["disk"], lab.config.health.disk_days):
         yield "disk", _short_of_room(found["disk"]), _MORE_ROOM
@@ -232,7 +232,7 @@ def problems(found: Row, lab: Lab) -> Iterator[tuple[str, str, str | None]]:
         yield (
             "shared",
             f"the shared store {shared['server']} was not told of {counted(shared['waiting'], 'change')}, the first since {local(shared['since'])}{why}",
-            "start the agent, or say labref shared publish"
+            "start the agent, or say `labref shared publish`"
             if agent is None
             else "the agent tries again by itself, and nothing is lost",
         )

@@ -105,7 +105,7 @@ def read_password(file: Path | None = None, *, of_lab: Path | None = None) -> st
         said = error.strerror if isinstance(error, OSError) else "it is no text"
         raise SharedError(
             f"{file}, the file of the shared store's password, cannot be read: {said}. Its first line is the password that `labref shared "
-            "lab add` printed; with the same name it makes a new one."
+            "lab add` printed; with the same name `labref shared lab add` makes a new one."
         ) from None
     return text.splitlines()[0] if text else None
 

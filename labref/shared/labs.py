@@ -65,7 +65,10 @@ def add(address: Address, password: str | None, name: str, *, reads_only: bool =
             f"{name!r} cannot be the name of a lab: it has 1 to 100 characters that can be shown, and no comma."
         )
     if named.lower() in ("own", "optics", "all"):
-        raise SharedError(f"{named!r} is a word of `labref query --shared`. Give the lab another name.")
+        raise SharedError(
+            f"{named!r} cannot be the name of a lab: questions use it for something else (`labref query --shared`). Give the "
+            "lab another name."
+        )
     secret = secrets.token_urlsafe(24)
     with connect(address, password) as connection, in_words(address), connection.transaction():
         require(connection, address)

@@ -76,15 +76,16 @@ def _loaded(tls: TLS) -> ssl.SSLContext:
         try:
             read_file(file, _MOST_BYTES)  # a pipe would be waited for
         except OSError as error:
-            raise AgentError(f"labref.toml, [web] {what}: {file} cannot be read ({error.strerror}).") from None
+            raise AgentError(f"the {what} {file} cannot be read ({error.strerror}); labref.toml, [web], names it.") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # a password would be asked for on the terminal
         context.load_cert_chain(tls.certificate, tls.key, password=_no_password)
     except (OSError, ValueError) as error:
         raise AgentError(
-            f"labref.toml, [web]: the certificate {tls.certificate} and the key {tls.key} cannot be used "
-            f"({getattr(error, 'reason', None) or error}). They are PEM files that belong together, the key without a password."
+            f"the certificate {tls.certificate} and the key {tls.key} cannot be used "
+            f"({getattr(error, 'reason', None) or error}). They are PEM files that belong together, the key without a password; labref.toml, "
+            "[web], names them."
         ) from None
     return context
 
