@@ -160,7 +160,9 @@ def test_the_map_zooms_pans_and_changes_what_it_draws_without_loading_the_page_a
         assert page.evaluate(f"{shared} {[*names]}.map(fullName) }}") == [
             ABBREVIATIONS.get(name_key(name), "") for name in names
         ]
-        written = page.evaluate(f"{shared} [number(-0), number(-0.004, 2), number(-0.4, 0), number(-1.5), number(0)] }}")
+        written = page.evaluate(
+            f"{shared} [number(-0), number(-0.004, 2), number(-0.4, 0), number(-1.5), number(0)] }}"
+        )
         assert written == ["0", "0.00", "0", "-1.5", "0"]
         assert page.evaluate("window.kept") is True
 

@@ -7,8 +7,10 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -417,3 +419,42 @@ def test_commands_list_show_and_approve_slides_as_the_pages_do(lab: Lab) -> None
     assert "not approved" in command(lab, "slide", "unapprove", NAMES[1], "--who", "C")
     wrong = CliRunner().invoke(app, ["slide", "show", "nosuch", "--lab", str(lab.folder)])
     assert wrong.exit_code == 1 and "no slide of this lab" in wrong.output
+
+
+def test_two_administrators_remove_and_bring_back_the_same_cells_at_once(lab: Lab) -> None:
+    admins = [let_in(lab, name, "admin") for name in ("A. Lind", "B. Berg")]
+    (slide, *_) = [row["slide"] for row in run(lab, "slide.list") if "slide" in row]
+    before = sorted(row["cell_id"] for row in shown(lab, slide)[2])
+    ticked = [("cell", cell) for cell in before]
+    for number in range(2):
+        removal = {"cells": len(before), "why": f"round {number}", "how": "remove"}
+        for path, fields in ((f"/slide/{slide}/remove", removal.items()), ("/removed", ticked)):
+            with ThreadPoolExecutor() as pool:
+                body = urlencode([*fields]).encode()
+                form = {"Content_Type": "application/x-www-form-urlencoded"}
+                answers = [*pool.map(lambda one: one.ask("POST", path, body, **form), admins)]  # noqa: B023
+            assert max(one.status for one in answers) <= 400
+            done = r"\d+ cells were removed|\d+ cells are back\."
+            assert sum(len(re.findall(done, one.text)) for one in answers) == 1, "one of them did it"
+            there, trashed = (
+                sorted(row["cell_id"] for row in rows)
+                for rows in (shown(lab, slide)[2] if path == "/removed" else [], run(lab, "store.trash"))
+            )
+            assert there + trashed == before
+        assert sum("were back already" in one.text for one in answers) == 1
+    *_, last = run(lab, "ledger.check")
+    assert last["ok"]
+
+
+def test_cells_that_were_removed_one_by_one_are_listed_in_pages(lab: Lab) -> None:
+    admin = let_in(lab, "C. Dahl", "admin")
+    cells = [row["cell_id"] for slide in keys(lab).values() for row in shown(lab, slide)[2]][:22]
+    for number, cell in enumerate(cells):
+        list(run(lab, "store.remove", cells=[cell], why=f"reason {number}."))
+    listed = [re.findall(r"reason \d+\.", admin.get(f"/removed{page}").text) for page in ("", "?page=2", "?page=99")]
+    assert listed[0] + listed[1] == [f"reason {number}." for number in reversed(range(22))]
+    assert len(listed[0]) == 20 and listed[2] == listed[1]
+    assert 'href="/removed?page=2"' in admin.get("/removed").text
+    came = admin.post("/removed?page=2", {"cell": cells[0]}).text
+    assert "1 cell is back." in came and "reason 1." in came and "reason 21." not in came
+    list(run(lab, "store.bring_back", every=True))

@@ -24,6 +24,7 @@ from labref.bundles.bundle import Bundle
 from labref.cli import app
 from labref.errors import StoreError
 from labref.lab import Lab
+from labref.operations.naming import NoSuchNameError
 from labref.operations.store import _in_trash
 from labref.som.placing import open_placer
 from labref.store import SeenAgain, Store
@@ -318,6 +319,23 @@ def test_a_cell_is_named_by_its_id_or_its_file_and_what_is_wrong_is_said(lab: La
     assert erased[0]["erased"] == 1 and erased[0]["removed"] == 0
 
 
+def test_who_asks_for_a_cell_that_is_removed_in_this_moment_is_told_so(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = next(iter(ledger(lab).values()))["cell_id"]
+    list(desk.run(lab, "label.set", cell=cell, label="monocyte"))
+    *_, all_ = desk.run(lab, "reading.start", title="T", n=16, arms=["latent"])
+    latents = Store.latents
+    without = lambda self, ids, *, bundle: latents(self, [one for one in ids if one != cell], bundle=bundle)  # noqa: E731
+    monkeypatch.setattr(Store, "latents", without)
+    *_, left = desk.run(lab, "reading.start", title="T", n=16, arms=["latent"])
+    assert left["tasks"] == all_["tasks"] - 1 > 0
+    monkeypatch.setattr(Store, "cell", lambda self, cell_id: None)
+    for name in ("cell.show", "label.history"):
+        with pytest.raises(NoSuchNameError, match="in this lab any more"):
+            list(desk.run(lab, name, cell=cell))
+
+
 # the pages
 
 
@@ -379,6 +397,8 @@ def test_an_administrator_removes_a_slide_and_a_cell_on_their_pages(lab: Lab) ->
         back = partial(admin.ask, "POST", "/removed", **FORM)
         assert back(b"").status == 400 and "Tick the cells" in back(b"").text
         assert back(b"cell=0000000000000000").status == 400
+        gone = back(b"cell=0000000000000000&cell=zz")
+        assert gone.status == 400 and "2 cells are gone for good" in gone.text
         gone = back(b"all=0123456789abcdef")  # somebody else brought them back while this page was open
         assert gone.status == 400 and "These cells are not here any more" in gone.text and "Tick" not in gone.text
         first = re.findall(r"<button[^>]*>", admin.get("/removed").text.partition('class="tiles"')[2])[0]
@@ -386,6 +406,11 @@ def test_an_administrator_removes_a_slide_and_a_cell_on_their_pages(lab: Lab) ->
         (key,) = re.findall(r'name="all" value="([0-9a-f]{16})"', admin.get("/removed").text)
         assert "1 cell is back" in back(f"cell={late}".encode()).text
         assert admin.get(f"/cell/{late}").status == 200 and admin.get(f"/cell/{early}").status == 404
+        some = back(f"cell={late}&cell={early}".encode()).text  # somebody else brought one of them back meanwhile
+        assert "1 cell is back." in some and "1 cell was back already" in some and f'href="/cell/{late}"' in some
+        again = admin.ask("POST", f"/cell/{early}/remove", urlencode(said | {"also": ""}).encode(), **FORM)
+        assert "1 cell was removed" in again.text
+        (key,) = re.findall(r'name="all" value="([0-9a-f]{16})"', admin.get("/removed").text)
         assert "1 cell is back" in back(f"all={key}".encode()).text
         assert admin.get(f"/cell/{early}").status == 200 and "None." in admin.get("/removed").text
         assert admin.get(f"/removed/{one}/picture").status == 404

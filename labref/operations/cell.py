@@ -14,7 +14,7 @@ from labref.operations import operation
 from labref.operations import query as asked
 from labref.operations.label import LabelChange, changes_of
 from labref.operations.models import Answer, GivenLabel, StoredCell, Text
-from labref.operations.naming import NoCellError, cell_named, slide_keys, told_apart
+from labref.operations.naming import slide_keys, stored_cell, told_apart
 from labref.progress import Row
 from labref.roles import Role
 from labref.store import Cell
@@ -113,10 +113,8 @@ def show(
 
     The answer is that of `query` for its bytes, made of what is stored.
     """
-    cell_id = cell_named(context, cell)
-    found = context.store.cell(cell_id)
-    if found is None:  # removed in this moment
-        raise NoCellError(f"no cell {cell_id} in this lab any more")
+    found = stored_cell(context, cell)
+    cell_id = found.cell_id
     embedder = context.embedder()
     others = others_of(context.asking, shared, context.lab.config.shared.optics)
     told = answer_for_stored(

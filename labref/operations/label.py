@@ -18,7 +18,7 @@ from labref.errors import LabrefError
 from labref.export.layout import name_key
 from labref.operations import operation
 from labref.operations.models import Answer, Folder, GivenLabel, Limit, Progress, Request, Seen, Text, Who
-from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, person
+from labref.operations.naming import Classes, SeveralCellsError, cell_named, find_cells, person, stored_cell
 from labref.printing import printable, unprintable
 from labref.progress import Pace, Row, Steps, progress, rows_of
 from labref.roles import Role
@@ -332,19 +332,17 @@ def history(context: Context, *, cell: _Cell, folder: Folder = None) -> Iterator
 
     That is what it was stored as, each change and confirmation since, and what its files and bundles say.
     """
-    cell_id = cell_named(context, cell, folder=folder)
-    found = context.store.cell(cell_id)
-    assert found is not None
+    found = stored_cell(context, cell, folder=folder)
     yield {
-        "cell_id": cell_id,
+        "cell_id": found.cell_id,
         "label": found.label,
         "label_source": str(found.label_source),
         "stored_at": utc(found.added_at, timespec="seconds"),
         **changes_of(context, found),
-        "paths": context.store.path_labels(cell_id),
+        "paths": context.store.path_labels(found.cell_id),
         "predictions": [
             {"bundle": made.bundle, "label": made.label, "probability": round(made.probability, 6)}
-            for made in context.store.reviews.predictions(cell_id)
+            for made in context.store.reviews.predictions(found.cell_id)
         ],
     }
 

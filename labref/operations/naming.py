@@ -18,7 +18,7 @@ from labref.export.paths import path_from_text, path_to_text
 from labref.export.scan import Signature
 from labref.files import digest_of
 from labref.printing import unprintable
-from labref.store import Store
+from labref.store import Cell, Store
 from labref.tasks.context import Context
 from labref.words import SlideId, look_of, mixes_scripts
 
@@ -36,6 +36,7 @@ __all__ = [
     "person",
     "slide_key",
     "slide_keys",
+    "stored_cell",
     "told_apart",
 ]
 
@@ -90,6 +91,15 @@ def cell_named(context: Context, name: str, *, folder: str | None = None) -> str
     found = find_cells(context, [name], folder=folder)[name]
     if isinstance(found, LabrefError):
         raise found
+    return found
+
+
+def stored_cell(context: Context, name: str, *, folder: str | None = None) -> Cell:
+    """The cell that is called `name`; see `find_cells`. Raises `LabrefError` where there is none, or several."""
+    cell_id = cell_named(context, name, folder=folder)
+    found = context.store.cell(cell_id)
+    if found is None:  # removed in this moment
+        raise NoCellError(f"no cell {cell_id} in this lab any more")
     return found
 
 

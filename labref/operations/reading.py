@@ -227,6 +227,8 @@ def start(
     cells = store.cells([cell.cell_id for cell in chosen])
     rng = np.random.default_rng(seed)
     for done, cell in enumerate(chosen):
+        if cell.cell_id not in latents or cell.cell_id not in cells:
+            continue  # removed in this moment
         latent, digest = latents[cell.cell_id], cells[cell.cell_id].digest
         if kind == "triplets":
             drawn = _triplet(store, bundle, cell, latent, pool, rng)

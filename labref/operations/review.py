@@ -188,7 +188,8 @@ def decide(
         before, _ = carried_as_seen(context, cell_id, seen)
         given = before if named is None else named
         store.queues.decide(queue, cell_id, given, who)
-    yield _decided(store, cell_id, before)
+        decided = _decided(store, cell_id, before)
+    yield decided
 
 
 @operation("review.undo", ReviewDecided, role=Role.REVIEW)
@@ -206,7 +207,8 @@ def undo(context: Context, *, cell: _Cell, queue: _Queue, who: Who = None) -> It
             raise LabrefError(f"{settled.who} decided on cell {cell_id} since then: that stays.")
         before, _ = carried_as_seen(context, cell_id, settled.label)
         store.queues.undo(queue, cell_id, settled, who, own=who is not None)
-    yield _decided(store, cell_id, before)
+        decided = _decided(store, cell_id, before)
+    yield decided
 
 
 def _decided(store: Store, cell_id: str, before: str) -> Row:

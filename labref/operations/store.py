@@ -578,8 +578,13 @@ def bring_back(
         list[Text], Field(description="Ids of cells in the trash, or the beginnings of them that no other there has.")
     ] = [],  # noqa: B006
     every: Annotated[bool, Field(description="All that are in the trash.")] = False,
+    there_only: Annotated[
+        bool,
+        Field(description="Pass over named cells that are not in the trash: somebody else may have brought them back."),
+    ] = False,
 ) -> Iterator[Row]:
-    """Bring removed cells back as they were, with labels, latents and places; all that are named, or none."""
+    """Bring removed cells back as they were, with labels, latents and places. Where one that is named is not in the
+    trash none comes back, unless it is to be passed over."""
     lab, store = context.lab, context.store
     yield from retention.UPKEEP.take("cells are brought back")
     try:
@@ -588,7 +593,7 @@ def bring_back(
             raise LabrefError(
                 "name the cells that are to come back, or say that all are; `labref store trash` lists them."
             )
-        ids = list(there) if every else [_in_trash(name, there) for name in cells]
+        ids = list(there) if every else [_in_trash(name, there) for name in cells if not there_only or name in there]
         yield progress(0, len(ids), "cells are brought back")
         back = store.trash.bring_back(ids)
         if context.jobs is None:  # else jobs of the agent do this

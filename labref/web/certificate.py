@@ -76,7 +76,9 @@ def _loaded(tls: TLS) -> ssl.SSLContext:
         try:
             read_file(file, _MOST_BYTES)  # a pipe would be waited for
         except OSError as error:
-            raise AgentError(f"the {what} {file} cannot be read ({error.strerror}); labref.toml, [web], names it.") from None
+            raise AgentError(
+                f"the {what} {file} cannot be read ({error.strerror}); labref.toml, [web], names it."
+            ) from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # a password would be asked for on the terminal

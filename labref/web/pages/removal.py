@@ -13,11 +13,12 @@ from starlette.responses import Response
 from labref.errors import LabrefError
 from labref.progress import Row
 from labref.roles import Role
-from labref.web.pages import NotThereError, Visit, page
+from labref.web.pages import NotThereError, Visit, page, page_number
 from labref.web.pages.pictures import made_picture
 
 _SHOWN: Final = 400  # cells whose pictures are shown
 _EACH: Final = 60  # of those that were removed together
+_A_PAGE: Final = 20  # groups of cells that were removed together
 _WHY: Final = "looked at on its page"  # of what only is looked at the ledger says nothing
 
 
@@ -71,21 +72,24 @@ def remove(visit: Visit, key: str = "", cell_id: str = "") -> Response:
 
 
 @page("/removed", role=Role.ADMIN)
-def removed(visit: Visit, *, problem: str | None = None, back: Row | None = None) -> Response:
-    """The cells that can be brought back, by when and why they went. problem : why some did not come back.  back : what
-    came."""
+def removed(visit: Visit, *, problem: str | None = None, came: _Came | None = None) -> Response:
+    """The cells that can be brought back, by when and why they went. problem : why some did not come back."""
     groups = _together(visit)
+    pages = max(1, -(-len(groups) // _A_PAGE))
+    number = min(page_number(visit.query.get("page")), pages)
     shown, most = [], _SHOWN
-    for group in groups:
+    for group in groups[(number - 1) * _A_PAGE : number * _A_PAGE]:
         shown.append((group, group.cells[: min(_EACH, most)]))
         most -= len(shown[-1][1])
     return visit.show(
         "removed.html",
-        status=400 if problem else 200,
+        status=400 if problem or (came and not came.back and not came.before) else 200,
         groups=shown,
+        number=number,
+        pages=pages,
         classes={row["label"]: row for row in visit.ask("classes.list")},
         problem=problem,
-        back=back,
+        came=came,
     )
 
 
@@ -95,21 +99,43 @@ def bring_back(visit: Visit) -> Response:
     cells, key = form.get("cell", []), form.get("all", [""])[0]
     if key:
         cells = [row["cell_id"] for group in _together(visit) if group.key == key for row in group.cells]
-    if key and not cells:
-        return removed(
-            visit, problem=visit.texts.gettext("These cells are not here any more: they are back, or gone for good.")
-        )
     if not cells:
-        return removed(visit, problem=visit.texts.gettext("Tick the cells that are to come back."))
+        said = (
+            visit.texts.gettext("These cells are not here any more: they are back, or gone for good.")
+            if key
+            else visit.texts.gettext("Tick the cells that are to come back.")
+        )
+        return removed(visit, problem=said)
     try:
-        return removed(visit, back=visit.one("store.bring_back", cells=cells))
+        back = visit.one("store.bring_back", cells=cells, there_only=True)
     except LabrefError as error:
         return removed(visit, problem=visit.problem(error))
+    others = [cell for cell in dict.fromkeys(cells) if cell not in back["cells"]]
+    before = [cell for cell in others if _is_in_lab(visit, cell)]
+    return removed(visit, came=_Came(back["cells"], back["without_bytes"], before, len(others) - len(before)))
 
 
 @page("/removed/{cell_id}/picture", role=Role.ADMIN)
 def removed_picture(visit: Visit, cell_id: str) -> Response:
     return made_picture(lambda: visit.pictures.of_removed(cell_id), {"Cache-Control": "no-store"})
+
+
+@dataclass(frozen=True)
+class _Came:
+    """What became of cells that were to come back: they are back, some without bytes; somebody else brought them back
+    before; so many are gone for good."""
+
+    back: list[str]
+    without_bytes: list[str]
+    before: list[str]
+    gone: int
+
+
+def _is_in_lab(visit: Visit, cell: str) -> bool:
+    try:
+        return bool(visit.named("label.history", cell=cell))
+    except NotThereError:
+        return False
 
 
 @dataclass(frozen=True)
