@@ -554,7 +554,7 @@ def test_the_commands_list_bring_back_and_empty(lab: Lab, made: Lab) -> None:
     run(lab, "bring-back", one, "zz", fails="no cell 'zz' is in the trash")
     assert len(run(lab, "trash")) == removed, "all or none"
     (back,) = run(lab, "bring-back", one[:10].upper())
-    assert back == {"cells": [one], "without_bytes": []}
+    assert back == {"cells": [one], "without_bytes": [], "already": []}
     run(lab, "bring-back", one, fails="is in the trash")
     assert len(run(lab, "bring-back", "--all")[0]["cells"]) == removed - 1
     assert {p: (row["outcome"], row["cell_id"], row["label"]) for p, row in ledger(lab).items()} == before
@@ -636,7 +636,9 @@ def test_who_waits_for_other_work_of_the_lab_can_be_interrupted(lab: Lab, monkey
             assert retention.retain(lab, store, stopped=lambda: next(asked), report=lambda _: None) == 0
     finally:
         retention.UPKEEP.release()
-    assert run(lab, "bring-back", "--all") == [{"cells": [], "without_bytes": []}], "nobody else has it now"
+    assert run(lab, "bring-back", "--all") == [{"cells": [], "without_bytes": [], "already": []}], (
+        "nobody else has it now"
+    )
 
 
 def test_who_waits_for_another_command_says_so(lab: Lab) -> None:

@@ -225,6 +225,7 @@ class BroughtBack(Answer):
 
     cells: list[str] = Field(description="Their ids.")
     without_bytes: list[str] = Field(description="Those of them whose kept bytes are gone or damaged.")
+    already: list[str] = Field(description="Those that were named but are in the lab already; with `there_only`.")
 
 
 class TrashEmptied(Answer):
@@ -608,7 +609,8 @@ def bring_back(
             lab.read_image(there[cell_id].digest)
         except LabError:
             without.append(cell_id)
-    yield {"cells": back, "without_bytes": without}
+    already = sorted(store.cells({*cells}.difference(back))) if there_only else []
+    yield {"cells": back, "without_bytes": without, "already": already}
 
 
 def _in_trash(name: str, there: Collection[str]) -> str:

@@ -16,8 +16,8 @@ from labref.web.visitors import Visitor
 __all__ = ["failure", "for_person", "told", "unexpected", "without_commands"]
 
 _COMMAND: Final = re.compile(r"`labref[ `]|(?<![\w.-])labref\.toml(?![\w/\\-]|\.\w)|(?<![\w/\\'\"-])--[a-z]")
-"""What only whoever runs labref can use: a command, the file of settings, an option. A folder or a label may have such a
-name too."""
+"""What only whoever runs labref can use: a command, the file of settings, an option. A folder or a label may be called
+so too."""
 _ASIDE: Final = re.compile(r" ?\([^()]*\)")
 _SENTENCE_END: Final = re.compile(r"(?<=[.?!])\s+(?![a-z])|(?<=\.)\s+(?=labref\b)")
 """Not the point of "e.g." and of other words in short, after which no capital stands."""

@@ -72,8 +72,9 @@ def remove(visit: Visit, key: str = "", cell_id: str = "") -> Response:
 
 
 @page("/removed", role=Role.ADMIN)
-def removed(visit: Visit, *, problem: str | None = None, came: _Came | None = None) -> Response:
-    """The cells that can be brought back, by when and why they went. problem : why some did not come back."""
+def removed(visit: Visit, *, problem: str | None = None, back: Row | None = None) -> Response:
+    """The cells that can be brought back, by when and why they went. problem : why some did not come back.  back : what
+    became of cells that were to."""
     groups = _together(visit)
     pages = max(1, -(-len(groups) // _A_PAGE))
     number = min(page_number(visit.query.get("page")), pages)
@@ -83,13 +84,13 @@ def removed(visit: Visit, *, problem: str | None = None, came: _Came | None = No
         most -= len(shown[-1][1])
     return visit.show(
         "removed.html",
-        status=400 if problem or (came and not came.back and not came.before) else 200,
+        status=400 if problem or (back and not back["cells"] and not back["already"]) else 200,
         groups=shown,
         number=number,
         pages=pages,
         classes={row["label"]: row for row in visit.ask("classes.list")},
         problem=problem,
-        came=came,
+        back=back,
     )
 
 
@@ -110,32 +111,15 @@ def bring_back(visit: Visit) -> Response:
         back = visit.one("store.bring_back", cells=cells, there_only=True)
     except LabrefError as error:
         return removed(visit, problem=visit.problem(error))
-    others = [cell for cell in dict.fromkeys(cells) if cell not in back["cells"]]
-    before = [cell for cell in others if _is_in_lab(visit, cell)]
-    return removed(visit, came=_Came(back["cells"], back["without_bytes"], before, len(others) - len(before)))
+    rest = {*cells}.difference(back["cells"], back["already"])
+    # somebody may have removed some of them just now
+    gone = rest - {row["cell_id"] for row in visit.ask("store.trash")} if rest else rest
+    return removed(visit, back=back | {"gone": len(gone), "most": _EACH})
 
 
 @page("/removed/{cell_id}/picture", role=Role.ADMIN)
 def removed_picture(visit: Visit, cell_id: str) -> Response:
     return made_picture(lambda: visit.pictures.of_removed(cell_id), {"Cache-Control": "no-store"})
-
-
-@dataclass(frozen=True)
-class _Came:
-    """What became of cells that were to come back: they are back, some without bytes; somebody else brought them back
-    before; so many are gone for good."""
-
-    back: list[str]
-    without_bytes: list[str]
-    before: list[str]
-    gone: int
-
-
-def _is_in_lab(visit: Visit, cell: str) -> bool:
-    try:
-        return bool(visit.named("label.history", cell=cell))
-    except NotThereError:
-        return False
 
 
 @dataclass(frozen=True)
