@@ -137,15 +137,12 @@ def test_several_cells_are_chosen_with_shift_and_go_together(lab: Lab, browser: 
         page.set_default_timeout(PATIENCE_MS)
         page.goto(f"/slide/{slide}?order=arrival")
         # of a mouse at rest a browser tells as well once a page is there, and a finger that scrolls is over cells
-        for kind, over, meant in (
-            ("mouse", 3, -1),
-            ("mouse", 3, -1),
-            ("mouse", 4, 4),
-            ("touch", 8, 4),
-            ("mouse", 9, 9),
-        ):
+        for kind, screen_x, over, meant in (
+            ("mouse", 3, 3, -1), ("mouse", 3, 3, -1), ("mouse", 4, 4, 4), ("touch", 8, 8, 4), ("mouse", 4, 5, 4), ("mouse", 9, 9, 9),
+        ):  # fmt: skip
             at = page.evaluate(
-                f"""() => {{ const tiles = [...document.querySelectorAll(".tile")], screenX = {over}, pointerType = "{kind}";
+                f"""() => {{
+                const tiles = [...document.querySelectorAll(".tile")], screenX = {screen_x}, pointerType = "{kind}";
                 tiles[{over}].dispatchEvent(new PointerEvent("pointermove", {{ bubbles: true, screenX, pointerType }}));
                 return tiles.findIndex((tile) => tile.classList.contains("now")); }}"""
             )

@@ -160,6 +160,8 @@ let mouse = null; // where it was last; a browser tells so once a page is there,
 let moved = false;
 
 document.addEventListener("pointermove", (event) => {
+  moved = false;
+  if (event.pointerType === "touch") return;
   const at = `${event.screenX} ${event.screenY}`;
   moved = mouse !== null && at !== mouse;
   mouse = at;
@@ -168,7 +170,7 @@ document.addEventListener("pointermove", (event) => {
 /** Whether somebody points at something with this event. A cell that slides under a mouse at rest is not pointed at, nor
  * one under a finger that scrolls: a key would reach a cell that nobody looks at. */
 export function pointsAt(event) {
-  return event.type !== "pointermove" || (moved && event.pointerType !== "touch");
+  return event.type !== "pointermove" || moved;
 }
 
 let before = "";
