@@ -584,8 +584,8 @@ def bring_back(
         Field(description="Pass over named cells that are not in the trash: somebody else may have brought them back."),
     ] = False,
 ) -> Iterator[Row]:
-    """Bring removed cells back as they were, with labels, latents and places. Where one that is named is not in the
-    trash none comes back, unless it is to be passed over."""
+    """Bring removed cells back as they were, with labels, latents and places; all that are named, or none. With
+    `there_only` those that are in the trash come."""
     lab, store = context.lab, context.store
     yield from retention.UPKEEP.take("cells are brought back")
     try:
