@@ -3,6 +3,9 @@ as a lab's IT does it, to the first reference. What needs a Windows or a service
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -40,12 +43,14 @@ def module(name: str) -> ModuleType:
 
 
 make, installer = module("make"), module("install")
+_DENSE = {"pydantic-core", "pillow", "minisom"}
 
 
 @pytest.fixture(scope="module")
 def stick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder for this very system and Python, without a GPU."""
-    folder: Path = make.make("manylinux", HERE, "cpu", tmp_path_factory.mktemp("dist"))
+    """The folder for this very system and Python, without a GPU. Some of its wheels are packed densely: all of them
+    take four minutes."""
+    folder: Path = make.make("manylinux", HERE, "cpu", tmp_path_factory.mktemp("dist"), dense=_DENSE)
     return folder
 
 
@@ -131,6 +136,37 @@ def test_every_wheel_on_the_stick_is_listed_with_its_digest_and_fits_the_lab(sti
     large = [file for file in stick.rglob("*") if file.is_file() and file.stat().st_size > 100_000]
     assert len({make._sha256(file) for file in large}) == len(large), "nothing large is there twice"
     assert not list(stick.rglob("starter*")), "it is in labref's wheel, with its signature and key"
+
+
+def test_wheels_are_packed_densely_and_hold_what_the_index_has(stick: Path) -> None:
+    bill = json.loads((stick / "bill-of-materials.cdx.json").read_text(encoding="utf-8"))
+    before = {
+        part["name"]: one["value"]
+        for part in bill["components"]
+        for one in part.get("properties", [])
+        if one["name"] == "labref:sha256-as-published"
+    }
+    pinned = {each.name: each.hashes for each in make.pinned(ROOT / "constraints.txt", "manylinux", HERE, "cpu")}
+    assert set(before) == _DENSE - {"minisom"}, "the index has no wheel of that"
+    assert all(f"sha256:{before[name]}" in pinned[name] for name in ("pydantic-core", "pillow"))
+    for wheel in sorted((stick / "wheels").iterdir()):
+        with zipfile.ZipFile(wheel) as archive:
+            methods = {member.compress_type for member in archive.infolist() if member.file_size}
+            assert (methods == {zipfile.ZIP_LZMA}) == (parse_wheel_filename(wheel.name)[0] in _DENSE), wheel.name
+            (record,) = (name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
+            listed = list(csv.reader(archive.read(record).decode().splitlines()))
+            assert {name for name in archive.namelist() if not name.endswith("/")} == {name for name, _, _ in listed}
+            for name, digest, _ in listed[:: 1 + len(listed) // 40]:
+                kind, _, wanted = digest.partition("=")
+                if kind:
+                    found = hashlib.new(kind, archive.read(name)).digest()
+                    assert base64.urlsafe_b64encode(found).decode().rstrip("=") == wanted, (wheel.name, name)
+
+
+def test_a_python_that_cannot_unpack_them_is_told(stick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installer.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(installer.InstallError, match="was built without lzma"):
+        installer.Stick(stick).check_computer()
 
 
 def test_the_bill_of_materials_is_one_and_names_all_that_ships_with_its_licence(stick: Path) -> None:

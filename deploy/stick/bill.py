@@ -13,8 +13,8 @@ import json
 import re
 import uuid
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.message import Message
 from email.parser import BytesParser
@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from cyclonedx.contrib.license.factories import LicenseFactory
-from cyclonedx.model import HashAlgorithm, HashType
+from cyclonedx.model import HashAlgorithm, HashType, Property
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import Component, ComponentType
 from cyclonedx.model.license import LicenseAcknowledgement
@@ -52,7 +52,7 @@ _SPACE: Final = uuid.UUID("0f6c2f6e-7a0b-5a58-9b2c-6f3b8b6d8f10")
 @dataclass(frozen=True)
 class Shipped:
     """One file of the stick. licence : in SPDX's words where it says so, else its own.  texts : the licences in it, by
-    name.  within : of others, that it carries."""
+    name.  within : of others, that it carries.  published : its SHA-256 on the index, where it was packed again."""
 
     name: str
     version: str
@@ -62,6 +62,7 @@ class Shipped:
     needs: tuple[str, ...]
     texts: dict[str, bytes]
     within: tuple[Component, ...] = field(repr=False)
+    published: str | None = None
 
 
 def shipped(wheel: Path, environment: dict[str, str]) -> Shipped:
@@ -102,9 +103,19 @@ def shipped(wheel: Path, environment: dict[str, str]) -> Shipped:
     )
 
 
-def write(made: Path, wheels: Sequence[Path], environment: dict[str, str], described: dict[str, str]) -> None:
-    """Write the bill, `licences.html` and the folder `licences` into `made`."""
-    parts = sorted((shipped(wheel, environment) for wheel in wheels), key=lambda part: part.name)
+def write(
+    made: Path,
+    wheels: Sequence[Path],
+    environment: dict[str, str],
+    described: dict[str, str],
+    published: Mapping[str, str],
+) -> None:
+    """Write the bill, `licences.html` and the folder `licences` into `made`. published : SHA-256 that a wheel has on
+    the index, by its file's name, where it was packed again."""
+    parts = sorted(
+        (replace(shipped(wheel, environment), published=published.get(wheel.name)) for wheel in wheels),
+        key=lambda part: part.name,
+    )
     (made / BILL).write_text(_bill(parts, described) + "\n", encoding="utf-8", newline="\n")
     for part in parts:
         for name, text in part.texts.items():
@@ -190,6 +201,7 @@ def _bill(parts: Sequence[Shipped], described: dict[str, str]) -> str:
             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=part.sha256)],
             licenses=[_declared(part.licence)] if part.licence else None,
             components=part.within,
+            properties=[Property(name="labref:sha256-as-published", value=part.published)] if part.published else None,
         )
     bom.components.update(found.values())
     for part in parts:

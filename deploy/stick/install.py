@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -92,6 +93,10 @@ class Stick:
         if platform.system() != system or machine not in ("x86_64", "amd64") or sys.maxsize < 2**32:
             raise InstallError(
                 f"this stick is for {system} on x86-64, with a Python of 64 bits; this is {platform.system()} on {machine}."
+            )
+        if importlib.util.find_spec("_lzma") is None:
+            raise InstallError(
+                "this Python was built without lzma, which unpacks what is on this stick. Install Python of the system's own packages, or of python.org."
             )
 
 

@@ -3,7 +3,7 @@
 set -eu
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 for python in "${PYTHON:-python@PYTHON@}" python@PYTHON@ python3 "$here/current/bin/python"; do
-    if "$python" -c 'import sys, venv; sys.exit(sys.version_info[:2] != (3, @MINOR@))' 2>/dev/null; then
+    if "$python" -c 'import lzma, sys, venv; sys.exit(sys.version_info[:2] != (3, @MINOR@))' 2>/dev/null; then
         exec "$python" -I "$here/installer/install.py" "$@"
     fi
 done

@@ -3,7 +3,8 @@
 The versions are those of `constraints.txt`, each file compared with its hash; what a shared store needs is among
 them, as a lab without internet cannot get it later. What is downloaded fits the lab's
 computer, not this one. A package without a wheel is built here; labref's own wheel is built from a copy of the
-checkout. `bill.py` writes what ships, and under which licences.
+checkout. Large wheels are packed again more densely (`squeeze`): the stick is a fifth smaller. `bill.py` writes what
+ships, and under which licences.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import string
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bill
 
 from labref import __version__
+from labref.cpus import usable_cpus
 from labref.store.duckdb.migrations import latest_version
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -45,6 +49,8 @@ _GLIBC: Final = (
 _ZIP_BEGINS: Final = 315532800  # a zip knows no time before 1980
 _SOURCES: Final = frozenset({"minisom"})
 """Packages that the index has no wheel of. They are pure Python, and one wheel serves every system."""
+_LARGE: Final = 300_000
+"""Bytes of a wheel from which on it is packed again: of the others, which are small, little is gained."""
 _CACHES: Final = shutil.ignore_patterns("__pycache__")
 _LAUNCHERS: Final = {"win_amd64": "install.cmd", "manylinux": "install.sh"}
 
@@ -101,10 +107,20 @@ def pinned(constraints: Path, platform: str, python: str, runtime: str) -> Itera
 
 
 def make(
-    platform: str, python: str, runtime: str, into: Path, *, constraints: Path | None = None, epoch: int | None = None
+    platform: str,
+    python: str,
+    runtime: str,
+    into: Path,
+    *,
+    constraints: Path | None = None,
+    epoch: int | None = None,
+    dense: Collection[str] | None = None,
 ) -> Path:
-    """Make the folder within `into`, and return it. epoch : seconds since 1970 that files inside of wheels bear; by
-    default the commit's time. Raises `StickError`."""
+    """Make the folder within `into`, and return it.
+
+    epoch : seconds since 1970 that files inside of wheels bear; by default the commit's time.  dense : packages whose
+    wheels are packed again; by default all with a large one, which takes minutes. Raises `StickError`.
+    """
     constraints = constraints or ROOT / ("constraints.txt" if runtime == "cpu" else "constraints-cuda.txt")
     needed = list(pinned(constraints, platform, python, runtime))
     epoch = _committed_at() if epoch is None else epoch
@@ -118,10 +134,13 @@ def make(
         own = _build_labref(wheels, runtime, epoch, Path(scratch, "source"))
         pip = _download_pip(_made(made / "installer"))
         described = _describe(own, platform, python, runtime, epoch)
+        published = squeeze(wheels, dense)
+        of_index = {digest for package in needed if package.name not in _SOURCES for digest in package.hashes}
+        published = {name: digest for name, digest in published.items() if f"sha256:{digest}" in of_index}
         _requirements(made)
         shutil.copy(ROOT / "LICENSE", made / "LICENSE.txt")
         _pages(_made(made / "pages"))
-        bill.write(made, [*sorted(wheels.glob("*.whl")), pip], target(platform, python), described)
+        bill.write(made, [*sorted(wheels.glob("*.whl")), pip], target(platform, python), described, published)
         if platform == "manylinux":
             shutil.copytree(ROOT / "labref" / "service" / "container", made / "container", ignore=_CACHES)
         (made / "stick.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
@@ -190,6 +209,37 @@ def _build_labref(wheels: Path, runtime: str, epoch: int, copy: Path) -> Path:
     _pip("wheel", *options, str(copy), epoch=epoch)
     (built,) = wheels.glob("labref-*.whl")
     return built
+
+
+def _is_large(wheel: Path) -> bool:
+    return wheel.stat().st_size >= _LARGE and not wheel.name.startswith("nvidia")  # whose licence is their own
+
+
+def squeeze(wheels: Path, names: Collection[str] | None = None) -> dict[str, str]:
+    """Pack the large wheels of a folder, or those of the packages `names`, again by LZMA (zip's method 14) instead of
+    Deflate. Python unpacks it, and so pip does. What is in them stays as it is, with the digests in their RECORD.
+    Returns the SHA-256 that each of these wheels had before, by its file's name: the index has it."""
+    large = [
+        wheel
+        for wheel in sorted(wheels.glob("*.whl"))
+        if (_is_large(wheel) if names is None else parse_wheel_filename(wheel.name)[0] in names)
+    ]
+    published = {wheel.name: _sha256(wheel) for wheel in large}
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        list(pool.map(_squeeze, sorted(large, key=lambda wheel: -wheel.stat().st_size)))
+    return published
+
+
+def _squeeze(wheel: Path) -> None:
+    packed = wheel.with_suffix(".part")
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_LZMA) as made:
+        for member in source.infolist():
+            kept = zipfile.ZipInfo(member.filename, member.date_time)  # a program stays one
+            kept.external_attr, kept.create_system = member.external_attr, member.create_system
+            kept.compress_type, kept.file_size = zipfile.ZIP_LZMA, member.file_size
+            with source.open(member) as old, made.open(kept, "w") as new:
+                shutil.copyfileobj(old, new, 1 << 20)
+    packed.replace(wheel)
 
 
 def _download_pip(folder: Path) -> Path:
