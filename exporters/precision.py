@@ -132,9 +132,9 @@ def _first(graph: onnx.GraphProto) -> list[str]:
     found = []
     for node in graph.node:
         if seen & set(node.input):
-            if node.op_type == "Conv":
+            if node.op_type in ("Conv", "Add"):  # a sum, of the circle's window
                 found.append(node.name)
-            else:
+            if node.op_type != "Conv":
                 seen |= set(node.output)
     return found
 

@@ -3,7 +3,9 @@ from them."""
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import shutil
 import zipfile
 from dataclasses import replace
@@ -25,6 +27,7 @@ from training.augmentation.composites import beside
 from training.config import PRESETS, RunConfig, override
 from training.networks.shipped import read_bundle
 from training.run import Run, RunError
+from training.settings import SettingsError
 
 CONFIG = override(
     PRESETS["starter"],
@@ -41,16 +44,19 @@ def _networks() -> None:
     """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
     global keras, ExportError, export_bundle, with_figures, adopting, training_classifier, adopt
     global build_classifier, build_vae_parts, orbit_matrix, Graph, build_encoder, fill_classifier, settle_normalisation
-    global overlook, solve
+    global overlook, solve, distil, Lesson, distilling, draw_weights, load_part, Circle
     import keras
 
     from exporters.bundles import ExportError, export_bundle, with_figures
     from training.networks import adopt as adopting
     from training.networks import classifier as training_classifier
+    from training.networks import distil as distilling
     from training.networks.adopt import adopt
-    from training.networks.architecture import build_classifier, build_vae_parts, orbit_matrix
+    from training.networks.architecture import Circle, build_classifier, build_vae_parts, draw_weights, orbit_matrix
+    from training.networks.distil import Lesson, distil
     from training.networks.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
     from training.networks.overlook import overlook, solve
+    from training.run import load_part
 
 
 def with_drawn_weights(model: keras.Model, seed: int) -> keras.Model:
@@ -233,6 +239,115 @@ def test_an_encoder_is_taught_to_overlook_neighbours(shipped: Path, drawn_cells:
     old, new = (keras.models.load_model(f / "encoder.keras", compile=False) for f in (run.folder, done.run.folder))
     changed = [a.name for a, b in zip(old.layers, new.layers, strict=True) if not same_weights(a, b)]
     assert changed == ["latent_mean"]
+
+
+@pytest.fixture(scope="module")
+def teacher(drawn_cells: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that looks at a crop in eight orientations, with an encoder that knows how its features vary."""
+    config = override(CONFIG, ["orientations=8", "vae.layers=0"])
+    run = Run.create(tmp_path_factory.mktemp("teacher") / "run", drawn_cells, config)
+    classifier = build_classifier(config.classifier, len(run.split.labels))
+    draw_weights(classifier, 1)
+    crops, rows, _ = load_part(run, "train")
+    circled = np.asarray(Circle()(crops[rows].astype("f4")))
+    for _ in range(40):  # its normalisations get the statistics of these crops
+        classifier(circled, training=True)
+    _, features = distilling._looking(classifier, CONFIG)(crops[rows].astype("f4"), training=False)
+    mean, deviation = np.asarray(features).mean(axis=0), np.asarray(features).std(axis=0) + 1e-2
+    shape = classifier.get_layer("break").output.shape[1:]
+    encoder, _, _ = build_vae_parts(shape, config.vae, len(run.split.labels), mean, deviation)
+    draw_weights(encoder.get_layer("latent_mean"), 2)
+    classifier.save(run.folder / "classifier.keras")
+    encoder.save(run.folder / "encoder.keras")
+    return run
+
+
+def test_a_student_that_looks_once_learns_what_its_teacher_finds(
+    teacher: Run, drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after its first step and gone on with, it ends where one ends that was never stopped."""
+    run = teacher
+    words = ["--epochs", 6, "--batch-size", 16, "--angles", 2, "--learning-rate", 0.0003]
+    command("training", "distil", run.folder, "--run", tmp_path / "whole", *words)
+
+    saving, saved = distilling.save_checkpoint, []
+
+    def stop(model: object, folder: Path, epoch: int, step: int) -> None:
+        saving(model, folder, epoch, step)
+        saved.append((epoch, step))
+        if len(saved) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(distilling, "save_checkpoint", stop)
+    monkeypatch.setattr(distilling, "_CHECKPOINT_SECONDS", -1.0)  # at each step
+    with Progress(disable=True) as progress:
+        lesson = Lesson(epochs=6, batch_size=16, angles=2, learning_rate=0.0003)
+        with pytest.raises(KeyboardInterrupt):
+            distil(run, tmp_path / "parts", progress, lesson)
+        for words in (["resume", tmp_path / "parts"], ["train", drawn_cells, "--run", tmp_path / "parts"]):
+            assert "not taught to its end" in " ".join(command("training", *words, code=1).output.split())
+        with pytest.raises(RunError, match="was begun by another teacher or with other settings"):
+            distil(run, tmp_path / "parts", progress, replace(lesson, epochs=7))
+        done = distil(run, tmp_path / "parts", progress, lesson)
+    assert (saved[0], saved[-1]) == ((0, 1), (6, 0))
+    with pytest.raises(RunError, match="was taught by another run"):
+        Run.repeat(done.run.folder, tmp_path / "repeated")
+    with (tmp_path / "parts" / "distil_history.csv").open(newline="") as file:
+        losses = [float(line["loss"]) for line in csv.DictReader(file) if line["loss"]]
+    assert losses[-1] < 0.8 * max(losses), "it learns, of cells that are too few to tell of others"
+    assert done.run.config.orientations == 1 and done.run.config.classifier.circle
+    whole = Run.open(tmp_path / "whole")
+    assert whole.adopted is not None and whole.adopted["distilled"]["error"] == pytest.approx(done.after, rel=0.02)
+    assert whole.adopted["distilled"]["teacher_orientations"] == 8
+
+    with Progress(disable=True) as progress:
+        export_bundle(done.run, tmp_path / "student.labref", progress, precisions=())
+    bundle = install(tmp_path / "student.labref", tmp_path / "bundles")
+    assert "learned from a trunk" in (bundle.folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    crop = np.stack([prepare(path.read_bytes()).crop for path in sorted(drawn_cells.rglob("*.jpg"))[:4]])
+    corner = crop.copy()
+    corner[:, :30, :30] = 0
+    with Embedder.open(bundle, device="cpu") as embedder:
+        found = embedder.embed(np.concatenate([crop, corner])).latents
+    np.testing.assert_allclose(found[:4], found[4:], atol=1e-5, err_msg="what a corner holds changes nothing")
+    adopted = adopt(tmp_path / "student.labref", drawn_cells, tmp_path / "student", [], Progress(disable=True)).run
+    assert adopted.config.classifier.circle
+
+
+def test_only_what_can_be_averaged_is_taught(teacher: Run, tmp_path: Path) -> None:
+    flat = replace(teacher, config=replace(teacher.config, vae=replace(teacher.config.vae, pooling="flatten")))
+    untrained = replace(teacher, folder=tmp_path / "untrained")
+    smaller = tmp_path / "smaller"
+    shutil.copytree(teacher.folder, smaller)
+    classifier = override(CONFIG, ["classifier.width=0.25"]).classifier
+    build_classifier(classifier, len(teacher.split.labels)).save(smaller / "classifier.keras")
+    with Progress(disable=True) as progress:
+        for run, folder, lesson, message in (
+            (flat, tmp_path / "no", Lesson(), "vae.pooling is flatten"),
+            (teacher, teacher.folder, Lesson(), "holds a run already"),
+            (untrained, tmp_path / "no", Lesson(), "has no classifier.keras"),
+            (teacher, tmp_path / "begun", Lesson(begin=str(smaller)), "the network to start from has other layers"),
+            (teacher, tmp_path / "begun too", Lesson(begin=str(tmp_path)), "holds no run"),
+        ):
+            with pytest.raises(RunError, match=message):
+                distil(run, folder, progress, lesson)
+        with pytest.raises(SettingsError, match="orientations=3: must be 1, 2, 4 or 8"):
+            distil(teacher, tmp_path / "no", progress, Lesson(orientations=3))
+    assert not (tmp_path / "no").exists()
+    assert not list(tmp_path.glob("begun*/told-*")), "the teacher looks once all fits"
+
+
+def test_a_student_without_cells_to_check_it_is_taught_and_ships(
+    teacher: Run, drawn_cells: Path, tmp_path: Path
+) -> None:
+    config = override(teacher.config, ["validation=0.0"])
+    run = Run.create(tmp_path / "run", drawn_cells, config)
+    for name in ("classifier.keras", "encoder.keras"):
+        shutil.copy(teacher.folder / name, run.folder / name)
+    with Progress(disable=True) as progress:
+        done = distil(run, tmp_path / "student", progress, Lesson(epochs=1, batch_size=16, angles=1, changed=0.0))
+    assert math.isnan(done.after)
+    assert json.loads((tmp_path / "student" / "run.json").read_text())["adopted"]["distilled"]["error"] is None
 
 
 def test_cells_that_share_attributes_are_drawn_together(shipped: Path, drawn_cells: Path, tmp_path: Path) -> None:

@@ -149,6 +149,11 @@ class ClassifierConfig:
         multiple_of=32,  # it is halved five times
         description="Side in pixels to which the crop of 256 px is rescaled.",
     )
+    circle: bool = Field(
+        default=False,
+        description="Look at the circle inscribed in the crop alone: what the corners hold changes as a cell is "
+        "turned.",
+    )
     middle_repeats: int = Field(
         default=3, ge=0, le=100, description="Times that the middle flow is repeated; the thesis has three."
     )
@@ -336,7 +341,12 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The run as plain JSON values; `from_json` is its inverse."""
-        return asdict(self) | {"domains": list(self.domains)}
+        values = asdict(self) | {"domains": list(self.domains)}
+        if not self.classifier.circle:
+            del values["classifier"][
+                "circle"
+            ]  # younger than shipped bundles: a model's version is a digest of the rest
+        return values
 
     @staticmethod
     def from_json(values: Any) -> RunConfig:

@@ -22,6 +22,7 @@ from training.data.pool import Pool, is_pool
 from training.settings import SettingsError
 
 __all__ = [
+    "HALF_TAUGHT",
     "Attributes",
     "Run",
     "RunError",
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 
+HALF_TAUGHT = "distil.json"
+"""File of a folder in which a student is being taught; it goes when the student is a run."""
 _SEEN_SECONDS = 120.0
 
 
@@ -114,8 +117,8 @@ class Run:
     """A run: its folder, its configuration, the images it learns from, and its split.
 
     adopted : the origin of networks that were not trained in this run: the bundle that they were adopted from
-    (`training.networks.adopt`), and how their encoder was changed to overlook neighbours
-    (`training.networks.overlook`). None for a run that trains its networks.
+    (`training.networks.adopt`), how their encoder was changed to overlook neighbours (`training.networks.overlook`),
+    and how they were taught by another run (`training.networks.distil`). None for a run that trains its networks.
     Files: `run.json`, `split.csv`, `classifier.keras` with `history.csv`,
     `features/`, `encoder.keras`, `vae_history.csv`, `figures.json` and the pictures beside it.
     """
@@ -149,6 +152,8 @@ class Run:
         """
         folder.mkdir(parents=True, exist_ok=True)
         config = with_domains(config, data)
+        if (folder / HALF_TAUGHT).exists() and not (adopted and "distilled" in adopted):
+            raise _half_taught(folder)
         if (folder / "run.json").exists():
             run = Run.open(folder, data)
             if run.config != config or (split is not None and run.split.digest != split.digest):
@@ -182,6 +187,8 @@ class Run:
         """Begin in `new` the run that `run`'s `run.json` describes. Raises `RunError` where the images give another
         split."""
         config, place, split, adopted = _described(run)
+        if adopted and "distilled" in adopted:
+            raise RunError(f"{run} was taught by another run: repeat that, and then `python -m training distil`.")
         if adopted:
             bundle = adopted.get("bundle")
             raise RunError(
@@ -227,7 +234,15 @@ def _described(folder: Path) -> tuple[RunConfig, Path, str, Mapping[str, Any] | 
         raise _no_run(folder, error) from None
 
 
+def _half_taught(folder: Path) -> RunError:
+    return RunError(
+        f"{folder} holds a student that is not taught to its end: give the same `python -m training distil` again."
+    )
+
+
 def _no_run(folder: Path, error: Exception) -> RunError:
+    if (folder / HALF_TAUGHT).exists():
+        return _half_taught(folder)
     return RunError(f"{folder} holds no run: {error}. Begin one with `python -m training train`.")
 
 

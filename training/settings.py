@@ -174,7 +174,7 @@ def override_settings(config: type[T], values: dict[str, Any], settings: Sequenc
         else:
             group, _, last = key.rpartition(".")
             place = value_at(values, group) if group else values
-            place[last] = _value(text, known[key].type, place[last])
+            place[last] = _value(text, known[key].type, place.get(last))
             given[key] = text
     return _read(config, values, problems, given, "--set")
 

@@ -372,6 +372,54 @@ def overlook(
 
 
 @app.command()
+def distil(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained or adopted run, the teacher; it is only read.")],
+    new: Annotated[Path, typer.Option("--run", help="Folder of the run to make, or to go on with.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over all training cells.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=1, help="Crops in a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=1e-8, max=1.0, help="Of Adam, at its highest.")] = 5e-4,
+    angles: Annotated[int, typer.Option(min=1, help="At which the teacher looks at each crop.")] = 4,
+    changed: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of crops with changed optics.")] = 0.4,
+    orientations: Annotated[int, typer.Option(help="Looks at a crop in what is shipped: 1, 2, 4 or 8.")] = 1,
+    begin: Annotated[
+        Path | None, typer.Option(help="Run of an earlier student, to begin with its weights; else the teacher's.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The images, where they lie elsewhere by now.")] = None,
+) -> None:
+    """Teach a trunk that looks at a crop once what one that looks many times finds in it, at every angle.
+
+    Stop it whenever you like: the same command goes on from its last checkpoint. `python -m exporters bundle NEW --out
+    FILE` then ships it.
+    """
+    try:
+        prepare_environment()
+        from training.networks.distil import Lesson
+        from training.networks.distil import distil as teach
+
+        lesson = Lesson(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            angles=angles,
+            changed=changed,
+            orientations=orientations,
+            begin=str(begin.resolve()) if begin else "",
+        )
+        with progress_bars(console) as progress:
+            done = teach(Run.open(run, data), new, progress, lesson)
+    except (RunError, LabrefError, ValueError, OSError) as error:
+        raise _fail(error) from None
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on")
+        raise typer.Exit(130) from None
+    print(
+        f"{new}: error of the latents of validation cells, turned at random, from the teacher's, as a share of their variance: "
+        f"{done.before:.4f} before, {done.after:.4f} now"
+    )
+    console.print(f"next: python -m exporters bundle {new} --out {_name_of(new, done.run.config.name)}.labref")
+
+
+@app.command()
 def split(
     data: Annotated[Path, typer.Argument(help="Folder of class folders.")],
     out: Annotated[

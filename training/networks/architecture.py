@@ -9,25 +9,30 @@ import numpy as np
 from keras import layers
 from numpy.typing import NDArray
 
-from labref.cells.image import CROP_SIZE
+from labref.cells.image import BACKGROUND, CROP_SIZE
 from training.config import ClassifierConfig, VaeConfig
 
 __all__ = [
     "BREAK",
     "AttributeLoss",
+    "Circle",
+    "OrbitPooling",
     "build_classifier",
     "build_feature_model",
+    "build_oriented",
     "build_trunk",
     "build_vae_parts",
     "draw_weights",
     "orbit_matrix",
     "orientations_of",
     "start_from",
+    "with_features",
     "with_heads",
 ]
 
 BREAK = "break"
 """Name of the batch normalisation that is the sixth layer from the classifier's end: where features are taken."""
+_SOFT = 3 / 128  # width of the edge of the circle, as a share of the side of the crop
 
 
 def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
@@ -53,7 +58,8 @@ def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
         return layers.SeparableConv2D(filters, 3, padding="same", use_bias=False)
 
     inputs = keras.Input((config.input_size, config.input_size, 3), name="crop")
-    x = layers.Rescaling(1.0 / 255.0)(inputs)
+    x = Circle(name="circle")(inputs) if config.circle else inputs
+    x = layers.Rescaling(1.0 / 255.0)(x)
     x = layers.ReLU()(norm()(conv(wide(32), 3, 2)(x)))
     x = layers.ReLU()(norm()(conv(wide(64), 3)(x)))
     for number, filters in enumerate((128, 256, 728)):
@@ -80,6 +86,27 @@ def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
     x = layers.GlobalAveragePooling2D()(x)
     outputs = layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")(x)
     return keras.Model(inputs, outputs, name="modified_xception")
+
+
+@keras.saving.register_keras_serializable("labref")
+class Circle(layers.Layer):
+    """[n, s, s, 3] with background outside of the circle inscribed in the crop, over a soft edge: what the corners hold
+    changes as a cell is turned."""
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Keep the window as a constant."""
+        side = int(input_shape[1])
+        place = np.arange(side) - (side - 1) / 2
+        within = np.clip((side / 2 - np.hypot(place[:, None], place[None])) / (_SOFT * side), 0.0, 1.0)
+        self.window = (within**2 * (3.0 - 2.0 * within)).astype(np.float32)[None, :, :, None]
+
+    def call(self, inputs: Any) -> Any:
+        """One product and one sum."""
+        return inputs * self.window + BACKGROUND * (1.0 - self.window)
+
+    def compute_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Unchanged."""
+        return input_shape
 
 
 @keras.saving.register_keras_serializable("labref")
@@ -216,8 +243,9 @@ class Orient(layers.Layer):
         return {**super().get_config(), "mirror": self.mirror, "turns": self.turns, "inverse": self.inverse}
 
 
-def _with_features(classifier: keras.Model) -> keras.Model:
-    return keras.Model(classifier.input, [classifier.output, classifier.get_layer(BREAK).output])
+def with_features(classifier: keras.Model) -> keras.Model:
+    """The classifier with two outputs: probabilities float32[n, c], and features float32[n, h, w, c] at the break."""
+    return keras.Model(classifier.input, [classifier.output, classifier.get_layer(BREAK).output], name="with_features")
 
 
 def _over_orientations(both: keras.Model, x: Any, orientations: int) -> tuple[Any, Any]:
@@ -232,11 +260,17 @@ def _over_orientations(both: keras.Model, x: Any, orientations: int) -> tuple[An
     return layers.Average()(probabilities), layers.Average()(features)
 
 
-def build_feature_model(classifier: keras.Model, orientations: int = 1) -> keras.Model:
-    """Crops float32[n, s, s, 3] at the input size → features float32[n, h, w, c], as the trunk of `build_trunk` gives
-    them."""
+def build_oriented(classifier: keras.Model, orientations: int = 1) -> keras.Model:
+    """Crops float32[n, s, s, 3] at the input size → probabilities float32[n, c] and features float32[n, h, w, c], as
+    the trunk of `build_trunk` gives them."""
     inputs = keras.Input(classifier.input_shape[1:])
-    return keras.Model(inputs, _over_orientations(_with_features(classifier), inputs, orientations)[1])
+    return keras.Model(inputs, _over_orientations(with_features(classifier), inputs, orientations))
+
+
+def build_feature_model(classifier: keras.Model, orientations: int = 1) -> keras.Model:
+    """The features of `build_oriented` alone."""
+    both = build_oriented(classifier, orientations)
+    return keras.Model(both.input, both.output[1])
 
 
 def build_trunk(classifier: keras.Model, orientations: int = 1) -> keras.Model:
@@ -246,7 +280,7 @@ def build_trunk(classifier: keras.Model, orientations: int = 1) -> keras.Model:
     are averaged, and features turned back and averaged, so that a turned crop gives the turned features, exactly.
     """
     size = classifier.input_shape[1]
-    both = _with_features(classifier)
+    both = with_features(classifier)
     crops = keras.Input((CROP_SIZE, CROP_SIZE, 3), dtype="uint8", name="crops")
     x = keras.ops.cast(crops, "float32")
     x = layers.Resizing(size, size, interpolation="bilinear")(x)
