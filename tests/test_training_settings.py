@@ -273,7 +273,7 @@ def test_the_list_says_what_presets_have_instead() -> None:
             for group in groups:
                 place = place.setdefault(group, {})
             place[last] = one["presets"].get(preset, one["default"])
-        assert made == config.to_json()
+        assert RunConfig.from_json(made) == config
     assert 'classifier.schedule: constant or cosine (default "cosine", thesis "constant")' in command("settings").stdout
     assert "python -m training settings" in " ".join(command("--help").stdout.split())
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -227,8 +228,8 @@ def list_settings(
     JSON: `settings` [{`name`, `type` (of the JSON value), `allowed`, `default`, `presets` {preset: value, where it is
     not the default}, `description`}].
     """
-    default = RunConfig().to_json()
-    presets = {preset: config.to_json() for preset, config in PRESETS.items()}
+    default = asdict(RunConfig())
+    presets = {preset: asdict(config) for preset, config in PRESETS.items()}
     listed = [
         {
             "name": name,
