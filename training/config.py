@@ -342,10 +342,8 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """The run as plain JSON values; `from_json` is its inverse."""
         values = asdict(self) | {"domains": list(self.domains)}
-        if not self.classifier.circle:
-            del values["classifier"][
-                "circle"
-            ]  # younger than shipped bundles: a model's version is a digest of the rest
+        if not self.classifier.circle:  # younger than shipped bundles, and a model's version is a digest of the rest
+            del values["classifier"]["circle"]
         return values
 
     @staticmethod

@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config import RunConfig
-from training.data.images import Split, cache_crops, cache_of, list_images, load_attributes, make_split
+from training.data.images import (
+    Split,
+    cache_crops,
+    cache_of,
+    list_images,
+    load_attributes,
+    make_split,
+    writing_rows,
+)
 from training.data.pool import Pool, is_pool
 from training.settings import SettingsError
 
@@ -27,12 +35,16 @@ __all__ = [
     "Run",
     "RunError",
     "domain_codes",
+    "fill_rows",
     "held",
     "is_seen",
     "load_attribute_codes",
     "load_part",
     "read_arrays",
     "read_json",
+    "require_networks",
+    "require_new",
+    "rows_done",
     "with_domains",
     "write_json",
 ]
@@ -41,6 +53,7 @@ __all__ = [
 HALF_TAUGHT = "distil.json"
 """File of a folder in which a student is being taught; it goes when the student is a run."""
 _SEEN_SECONDS = 120.0
+_BLOCKS_KEPT = 10  # blocks of rows, after which it is written down how many are done
 
 
 class RunError(Exception):
@@ -83,6 +96,42 @@ def read_arrays(file: Path, names: Sequence[str], remedy: str) -> dict[str, NDAr
     if len({array.shape[:1] for array in found.values()}) != 1 or () in {array.shape for array in found.values()}:
         raise RunError(f"{file} is damaged: its arrays are not of the same cells. {remedy}")
     return found
+
+
+def rows_done(path: Path, remedy: str) -> int:
+    """How many rows of an array that `fill_rows` makes are done. remedy : what to do where that cannot be read, which
+    `RunError` says."""
+    if not path.exists():
+        return 0
+    return int(read_json(path.with_suffix(".json"), ("done",), remedy).get("done", 0))
+
+
+def fill_rows(
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: type[np.generic],
+    make: Callable[[int, int], NDArray[Any]],
+    *,
+    at_once: int,
+    remedy: str,
+    advance: Callable[[int], None],
+) -> None:
+    """Make an array of this shape in the `.npy` file `path`, block by block; where that was stopped it goes on.
+
+    make : the rows from one number up to another, at most `at_once` of them.  remedy : see `rows_done`.  advance :
+    called with the number of rows of each block. Raises OSError where the disk is full.
+    """
+    done = rows_done(path, remedy)
+    if not done:
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    for first in range(done, shape[0], _BLOCKS_KEPT * at_once):
+        end = min(first + _BLOCKS_KEPT * at_once, shape[0])
+        with writing_rows(path) as write:
+            for start in range(first, end, at_once):
+                made = make(start, min(start + at_once, end))
+                write(start, made)
+                advance(len(made))
+        write_json(path.with_suffix(".json"), {"done": end})
 
 
 def is_seen(file: Path) -> bool:
@@ -244,6 +293,19 @@ def _no_run(folder: Path, error: Exception) -> RunError:
     if (folder / HALF_TAUGHT).exists():
         return _half_taught(folder)
     return RunError(f"{folder} holds no run: {error}. Begin one with `python -m training train`.")
+
+
+def require_new(folder: Path) -> None:
+    """Raise `RunError` where `folder` holds a run."""
+    if (folder / "run.json").exists():
+        raise RunError(f"{folder} holds a run already; name a new folder")
+
+
+def require_networks(run: Run) -> None:
+    """Raise `RunError` where `run` has no trained classifier, or no encoder."""
+    for name in ("classifier.keras", "encoder.keras"):
+        if not (run.folder / name).exists():
+            raise RunError(f"{run.folder} has no {name}; train it to its end, or adopt a bundle")
 
 
 @dataclass(frozen=True)

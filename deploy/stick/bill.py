@@ -14,7 +14,7 @@ import re
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.message import Message
 from email.parser import BytesParser
@@ -65,8 +65,9 @@ class Shipped:
     published: str | None = None
 
 
-def shipped(wheel: Path, environment: dict[str, str]) -> Shipped:
-    """What a wheel says of itself. environment : the variables of markers on the lab's computer."""
+def shipped(wheel: Path, environment: dict[str, str], published: str | None = None) -> Shipped:
+    """What a wheel says of itself. environment : the variables of markers on the lab's computer.  published : see
+    `Shipped`."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = (each for each in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", each))
@@ -100,6 +101,7 @@ def shipped(wheel: Path, environment: dict[str, str]) -> Shipped:
         tuple(sorted(needs)),
         texts,
         tuple(within),
+        published,
     )
 
 
@@ -113,7 +115,7 @@ def write(
     """Write the bill, `licences.html` and the folder `licences` into `made`. published : SHA-256 that a wheel has on
     the index, by its file's name, where it was packed again."""
     parts = sorted(
-        (replace(shipped(wheel, environment), published=published.get(wheel.name)) for wheel in wheels),
+        (shipped(wheel, environment, published.get(wheel.name)) for wheel in wheels),
         key=lambda part: part.name,
     )
     (made / BILL).write_text(_bill(parts, described) + "\n", encoding="utf-8", newline="\n")

@@ -134,9 +134,9 @@ def make(
         own = _build_labref(wheels, runtime, epoch, Path(scratch, "source"))
         pip = _download_pip(_made(made / "installer"))
         described = _describe(own, platform, python, runtime, epoch)
-        published = squeeze(wheels, dense)
-        of_index = {digest for package in needed if package.name not in _SOURCES for digest in package.hashes}
-        published = {name: digest for name, digest in published.items() if f"sha256:{digest}" in of_index}
+        before = squeeze(wheels, dense)
+        of_index = {digest for package in needed for digest in package.hashes}
+        published = {name: digest for name, digest in before.items() if f"sha256:{digest}" in of_index}
         _requirements(made)
         shutil.copy(ROOT / "LICENSE", made / "LICENSE.txt")
         _pages(_made(made / "pages"))
@@ -218,7 +218,7 @@ def _is_large(wheel: Path) -> bool:
 def squeeze(wheels: Path, names: Collection[str] | None = None) -> dict[str, str]:
     """Pack the large wheels of a folder, or those of the packages `names`, again by LZMA (zip's method 14) instead of
     Deflate. Python unpacks it, and so pip does. What is in them stays as it is, with the digests in their RECORD.
-    Returns the SHA-256 that each of these wheels had before, by its file's name: the index has it."""
+    Returns the SHA-256 that each of these wheels had before, by its file's name."""
     large = [
         wheel
         for wheel in sorted(wheels.glob("*.whl"))

@@ -18,8 +18,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,15 +27,13 @@ from numpy.typing import NDArray
 
 from labref.bundles.bundle import install, starter_bundle
 from labref.bundles.inference import Embedder
-from labref.cells.image import decode, prepare, prepare_pixels
-from labref.cpus import usable_cpus
+from labref.cells.image import prepare
 from tests.benchmarks.duplicates import DATA
 from tests.benchmarks.query import note
 from training.data.images import Item, list_images, make_split
-from training.measure.evaluate import K, nearest, turn
+from training.measure.evaluate import K, embed_tree, nearest
 from training.measure.statistics import bootstrap
 
-_AT_ONCE: Final = 64
 _TIMED: Final = 16  # crops in a batch that is timed
 
 
@@ -45,7 +42,7 @@ def views_of(count: int) -> list[tuple[float, bool]]:
     number is odd."""
     if count < 2 or count % 2:
         raise ValueError(f"views must be an even number, not {count}")
-    angles = np.arange(count // 2) * (720.0 / count)
+    angles = 720.0 * np.arange(count // 2) / count  # so that a quarter turn is one to the last bit
     return [(float(angle), mirrored) for mirrored in (False, True) for angle in angles]
 
 
@@ -72,32 +69,21 @@ def measure(source: Path, data: Path, *, cells: int, views: int, references: int
     asked = draw_queries(split.holdout, cells, seed)
     with (
         tempfile.TemporaryDirectory(prefix="labref-turns-") as folder,
-        ThreadPoolExecutor(usable_cpus()) as pool,
         Embedder.open(install(source, Path(folder)), device="cpu") as embedder,
     ):
-
-        def latents(crops: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-            return embedder.embed(np.stack(crops)).latents
-
         note(f"{len(known):,} references")
-        parts = [
-            latents(
-                list(pool.map(lambda item: prepare((pbc / item.path).read_bytes()).crop, known[at : at + _AT_ONCE]))
-            )
-            for at in range(0, len(known), _AT_ONCE)
-        ]
-        there = np.concatenate(parts)
-        labels = np.array([item.label for item in known])
-        pictures = [decode((pbc / item.path).read_bytes()) for item in asked]
+        there = embed_tree(embedder, pbc, known)
         found = []
         for number, change in enumerate(changes):
             note(f"view {number + 1} of {len(changes)}")
-            crops = list(pool.map(lambda pixels, change=change: prepare_pixels(turn(pixels, *change)).crop, pictures))
-            turned = np.concatenate([latents(crops[at : at + _AT_ONCE]) for at in range(0, len(crops), _AT_ONCE)])
-            found.append(nearest(turned, there, None)[0])
-        first = crops[:_TIMED]
-        took = [_seconds(lambda: latents(first)) for _ in range(7)]
+            turned = embed_tree(embedder, pbc, asked, change)
+            if len(turned.items) != len(asked):
+                raise ValueError(f"{turned.unreadable[0]} cannot be read")
+            found.append(nearest(turned.latents, there.latents, None)[0])
+        crops = np.stack([prepare((pbc / item.path).read_bytes()).crop for item in asked[:_TIMED]])
+        took = [_seconds(lambda: embedder.embed(crops)) for _ in range(7)]
         digest = embedder.bundle.digest
+    labels = np.array([item.label for item in there.items])
     rows = np.stack(found)  # [views, queries, K]
     stay = np.array([[len(np.intersect1d(*both)) for both in zip(rows[0], view, strict=True)] for view in rows])
     exact = np.array([angle % 90 == 0 for angle, _ in changes])
@@ -106,7 +92,7 @@ def measure(source: Path, data: Path, *, cells: int, views: int, references: int
     right = labels[rows] == np.array([item.label for item in asked])[None, :, None]
     return {
         "bundle": digest,
-        "references": len(known),
+        "references": len(there.items),
         "queries": len(asked),
         "views": len(changes),
         "k": K,
@@ -115,7 +101,7 @@ def measure(source: Path, data: Path, *, cells: int, views: int, references: int
         "worst": {"degrees": changes[worst][0], "mirrored": changes[worst][1], "stay": _rounded(stay[worst])},
         "quarters": _rounded(stay[exact]) if exact.any() else None,
         "precision": _rounded(right),
-        "ms_per_cell": round(1e3 * float(np.median(took)) / len(first), 2),
+        "ms_per_cell": round(1e3 * float(np.median(took)) / len(crops), 2),
     }
 
 
@@ -123,7 +109,7 @@ def _rounded(values: NDArray[Any]) -> float:
     return round(float(values.mean()), 4)
 
 
-def _seconds(work: Any) -> float:
+def _seconds(work: Callable[[], Any]) -> float:
     """Seconds of processor, of all threads of this process, so that the number of cores does not count."""
     began = time.process_time()
     work()

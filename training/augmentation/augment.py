@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from labref.cells.image import BACKGROUND
 from training.augmentation.drawing import Drawing
+from training.augmentation.moving import moved
 from training.augmentation.neighbours import lay_beside
 from training.config import Augmentation
 
@@ -52,14 +53,8 @@ def augment(
         if others is None:
             raise ValueError("neighbouring cells are asked for (neighbour above zero), and none are given (others)")
         images = lay_beside(images, others, config, draw)
-    images = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=draw.own(tf.stack([a0, a1, a2, b0, b1, b2, zeros, zeros], axis=1)),
-        output_shape=shape[1:3],
-        fill_value=float(BACKGROUND),
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
+    by = draw.own(tf.stack([a0, a1, a2, b0, b1, b2, zeros, zeros], axis=1))
+    images = moved(images, by, float(BACKGROUND))
     if config.blur > 0:
         kernel = tf.constant([1.0, 2.0, 1.0])[:, None] * tf.constant([1.0, 2.0, 1.0])[None, :] / 16.0
         padded = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")

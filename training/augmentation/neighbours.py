@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from labref.cells.image import BACKGROUND, CROP_SIZE
 from training.augmentation.drawing import Drawing
+from training.augmentation.moving import moved, transforms
 from training.config import Augmentation
 
 __all__ = ["NEIGHBOURS", "draw_neighbours", "lay_beside"]
@@ -71,12 +72,8 @@ def lay_beside(images: Any, others: Any, config: Augmentation, draw: Drawing) ->
             there &= uniform(1, 0.0, 1.0) < config.neighbour_second
         away = uniform(2, config.neighbour_near, config.neighbour_far)
         column, row = away * tf.cos(direction), away * tf.sin(direction)
-        turned = _moved(
-            others[:, number],
-            own(
-                _transforms(side, uniform(3, -math.pi, math.pi), uniform(4, -1.0, 1.0) > 0, column * pixel, row * pixel)
-            ),
-        )
+        by = transforms(side, uniform(3, -math.pi, math.pi), uniform(4, -1.0, 1.0) > 0, column * pixel, row * pixel)
+        turned = moved(tf.cast(others[:, number], tf.float32), own(by), 255.0)
         near = 1.0 - _rise(tf.sqrt((across - own(column)) ** 2 + (down - own(row)) ** 2), *_CELL)
         shown = tf.where(own(there), near * far_enough, 0.0)[..., None]
         images = tf.minimum(images, 255.0 + shown * (turned - 255.0))
@@ -102,28 +99,3 @@ def _rise(distance: Any, low: float, high: float) -> Any:
     """0 up to `low`, 1 from `high` on, smooth between."""
     x = tf.clip_by_value((distance - low) / (high - low), 0.0, 1.0)
     return x * x * (3.0 - 2.0 * x)
-
-
-def _transforms(side: Any, angle: Any, mirrored: Any, column: Any, row: Any) -> Any:
-    """Projective transforms float32[n, 8] that turn a picture of so many pixels by `angle`, mirror it, and move it by
-    (column, row) pixels, each [n, 1, 1]."""
-    middle = (side - 1.0) / 2.0
-    mirror = tf.where(mirrored, -1.0, 1.0)
-    a0, a1 = tf.cos(angle) * mirror, -tf.sin(angle) * mirror
-    b0, b1 = tf.sin(angle), tf.cos(angle)
-    x, y = middle + column, middle + row
-    zeros = tf.zeros_like(a0)
-    found = tf.stack([a0, a1, middle - a0 * x - a1 * y, b0, b1, middle - b0 * x - b1 * y, zeros, zeros], axis=-1)
-    return tf.reshape(found, [-1, 8])
-
-
-def _moved(crops: Any, transforms: Any) -> Any:
-    """Crops uint8[n, s, s, 3] as `_transforms` moves them: float32[n, s, s, 3]; white beyond their edges."""
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(crops, tf.float32),
-        transforms=transforms,
-        output_shape=tf.shape(crops)[1:3],
-        fill_value=255.0,
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )

@@ -23,7 +23,7 @@ from training.networks.architecture import build_classifier, build_trunk
 from training.networks.devices import forward
 from training.networks.graphs import Graph, build_encoder, fill_classifier, settle_normalisation
 from training.networks.shipped import Shipped, read_bundle
-from training.run import Run, RunError
+from training.run import Run, RunError, require_new
 from training.settings import SettingsError
 
 __all__ = ["Adopted", "adopt"]
@@ -62,8 +62,7 @@ def adopt(source: Path, data: Path, folder: Path, settings: list[str], progress:
     checked against the graphs on the bundle's golden crops before anything is written. Raises `RunError` and
     `BundleError`.
     """
-    if (folder / "run.json").exists():
-        raise RunError(f"{folder} holds a run already; name a new folder")
+    require_new(folder)
     shipped = read_bundle(source)
     manifest = shipped.manifest
     try:

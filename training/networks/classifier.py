@@ -40,7 +40,16 @@ from training.run import (
     write_json,
 )
 
-__all__ = ["class_weights", "evaluate_classifier", "load_crops", "predict", "train_classifier", "train_here"]
+__all__ = [
+    "class_weights",
+    "evaluate_classifier",
+    "load_crops",
+    "note_epoch",
+    "predict",
+    "save_checkpoint",
+    "train_classifier",
+    "train_here",
+]
 
 _CHECKPOINT_SECONDS = 300.0
 _MEASURED_STEPS = 5  # after the first, by which the time of training is estimated
@@ -370,15 +379,18 @@ def _fit(
 def _note_epoch(
     history: Path, epoch: int, values: dict[str, float], validation: tuple[float, float], seconds: float
 ) -> None:
-    """Write the line of an epoch to `history.csv`, in the place of those that are there of it or of later ones: a
-    process that is killed between a line and its checkpoint does the epoch again. validation : loss and accuracy."""
+    """Write the line of an epoch to `history.csv`. validation : loss and accuracy."""
     numbers = (values["loss"], values["accuracy"], *validation)
+    note_epoch(history, epoch, [*(f"{number:.5f}" for number in numbers), f"{seconds:.1f}"])
+
+
+def note_epoch(history: Path, epoch: int, values: Sequence[str]) -> None:
+    """Write the line of an epoch to a history that has a head, in the place of those that are there of it or of later
+    ones: a process that is killed between a line and its checkpoint does the epoch again."""
     head, *rows = csv.reader(history.read_text(encoding="utf-8").splitlines())
     before = [row for row in rows if len(row) == len(head) and int(row[0]) < epoch]
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(
-        [head, *before, [epoch, *(f"{number:.5f}" for number in numbers), f"{seconds:.1f}"]]
-    )
+    csv.writer(text, lineterminator="\n").writerows([head, *before, [epoch, *values]])
     replace_file(history, text.getvalue())
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import math
 import time
 from dataclasses import asdict, dataclass, replace
@@ -31,9 +30,10 @@ from rich.progress import Progress
 from labref.cells.image import BACKGROUND
 from labref.files import replace_file
 from training.augmentation.augment import VIEW, augment, with_optics
+from training.augmentation.moving import moved, transforms
 from training.augmentation.neighbours import draw_neighbours
 from training.config import Augmentation, RunConfig, override
-from training.data.images import batches, writing_rows
+from training.data.images import batches
 from training.networks.architecture import (
     Circle,
     OrbitPooling,
@@ -42,20 +42,32 @@ from training.networks.architecture import (
     start_from,
     with_features,
 )
-from training.networks.classifier import save_checkpoint
+from training.networks.classifier import note_epoch, save_checkpoint
 from training.networks.devices import forward
-from training.run import HALF_TAUGHT, Run, RunError, domain_codes, held, load_part, read_json, write_json
+from training.run import (
+    HALF_TAUGHT,
+    Run,
+    RunError,
+    domain_codes,
+    fill_rows,
+    held,
+    load_part,
+    read_json,
+    require_networks,
+    require_new,
+    rows_done,
+    write_json,
+)
 
 __all__ = ["Distilled", "Lesson", "distil"]
 
 F32 = NDArray[np.float32]
 
-_KEPT: Final = 256  # crops, after which it is written down how many the teacher has looked at
 _CHECKPOINT_SECONDS: Final = 300.0
 _TURN: Final = Augmentation(rotation_degrees=180, flip=True, shift=0, zoom=0, gain=0, brightness=0, blur=0)
 _WARMUP: Final = 0.3  # epochs in which the learning rate rises
 _CLIP: Final = 1.0  # largest norm of a step's gradient
-_BESIDE: Final = Augmentation(neighbour=0.5, neighbour_second=0.5)  # where the run lays no cells beside others
+_BESIDE: Final = 0.5  # probability of a neighbour, and of a second one, where the run lays none
 
 
 @dataclass(frozen=True)
@@ -98,9 +110,9 @@ class Distilled:
 class _Part:
     """One part of the split, as the student learns it.
 
-    crops : uint8[n, s, s, 3].  rows : int64[m], those that can be read.  targets, domains : int64[n], class and optics
-    of each crop.  told : of these rows, what the teacher finds:
-    "pooled" float32[m, d], standardised, "probabilities" float32[m, c], "latent" float32[m, L].
+    crops : uint8[n, s, s, 3].  rows : int64[m], those that can be read.  Of these rows: targets, domains : int64[m],
+    class and optics.  told : what the teacher finds: "pooled" float32[m, d], standardised, "probabilities" float32[m,
+    c], "latent" float32[m, L].
     """
 
     crops: NDArray[np.uint8]
@@ -108,6 +120,11 @@ class _Part:
     targets: NDArray[np.int64]
     domains: NDArray[np.int64]
     told: dict[str, F32]
+
+    @property
+    def variance(self) -> float:
+        """Of a number of the latents, the mean over all of them."""
+        return float(self.told["latent"].var(axis=0).mean())
 
 
 @keras.saving.register_keras_serializable("labref")
@@ -131,11 +148,8 @@ def distil(run: Run, folder: Path, progress: Progress, lesson: Lesson | None = N
     config = override(
         run.config, [f"orientations={lesson.orientations}", "classifier.circle=true", "classifier.initial="]
     )
-    if (folder / "run.json").exists():
-        raise RunError(f"{folder} holds a run already; name a new folder")
-    for name in ("classifier.keras", "encoder.keras"):
-        if not (run.folder / name).exists():
-            raise RunError(f"{run.folder} has no {name}; train it to its end, or adopt a bundle")
+    require_new(folder)
+    require_networks(run)
     if run.config.vae.pooling != "orbits":
         raise RunError(
             f"{run.folder}: vae.pooling is {run.config.vae.pooling}, and only features that are pooled over orbits can be "
@@ -153,14 +167,15 @@ def distil(run: Run, folder: Path, progress: Progress, lesson: Lesson | None = N
             write_json(folder / HALF_TAUGHT, told)
         teacher = keras.models.load_model(run.folder / "classifier.keras", compile=False)
         encoder = keras.models.load_model(run.folder / "encoder.keras", compile=False)
-        begun_with = _begun(run, config, encoder, lesson)
+        student = build_classifier(config.classifier, len(run.split.labels))
+        of_latents = _begin(student, run, teacher, encoder, lesson)
         parts = {
             part: _taught(run, part, teacher, encoder, folder, lesson, progress) for part in ("train", "validation")
         }
         if not len(parts["train"].rows):
             raise RunError(f"none of {len(run.split.train)} images of {run.data} can be read")
-        model, before, after = _teach(run, folder, begun_with or (teacher, encoder), encoder, parts, lesson, progress)
-        student = build_classifier(config.classifier, len(run.split.labels))
+        _latent_layers(encoder).set_weights(of_latents)
+        model, before, after = _teach(run, folder, student, encoder, parts, lesson, progress)
         with_features(student).set_weights(model.get_layer("with_features").get_weights())
         _latent_layers(encoder).set_weights(model.get_layer("latents").get_weights())
         student.save(folder / "classifier.keras")
@@ -184,51 +199,44 @@ def _latent_layers(encoder: Any) -> Any:
     return keras.Model(first.output, last.output, name="latents")
 
 
-@tf.function(reduce_retracing=True)
-def _turned(crops: Any, angle: Any) -> Any:
-    """Crops float32[n, s, s, 3] turned by an angle in radians, bilinear; beyond their edges is background."""
-    shape = tf.shape(crops)
-    middle = (tf.cast(shape[1], tf.float32) - 1.0) / 2.0
-    cosine, sine = tf.cos(angle), tf.sin(angle)
-    one = [cosine, -sine, middle * (1.0 - cosine + sine), sine, cosine, middle * (1.0 - cosine - sine), 0.0, 0.0]
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=crops,
-        transforms=tf.tile(tf.stack(one)[None], [shape[0], 1]),
-        output_shape=shape[1:3],
-        fill_value=float(BACKGROUND),
-        interpolation="BILINEAR",
-        fill_mode="CONSTANT",
-    )
+def _turned(crops: NDArray[np.uint8], angle: float) -> Any:
+    """Crops uint8[n, s, s, 3] turned by an angle in radians: float32[n, s, s, 3]; beyond their edges is background."""
+    angles, still = tf.fill([len(crops), 1, 1], np.float32(angle)), tf.zeros([len(crops), 1, 1])
+    by = transforms(float(crops.shape[1]), angles, tf.zeros_like(still, tf.bool), still, still)
+    return moved(tf.constant(crops, tf.float32), by, float(BACKGROUND))
 
 
 def _taught(run: Run, part: str, teacher: Any, encoder: Any, folder: Path, lesson: Lesson, progress: Progress) -> _Part:
     """A part of the split with what the teacher finds. That is kept in `folder`, float32[m, d + c]; resumable."""
     crops, rows, targets = load_part(run, part)
-    path, state = folder / f"told-{part}.npy", folder / f"told-{part}.json"
+    path = folder / f"told-{part}.npy"
+    remedy = f"Delete {path}: the teacher looks again."
     pooled, classes = int(_latent_layers(encoder).input_shape[-1]), len(run.split.labels)
-    done = 0
-    if path.exists():
-        done = int(read_json(state, ("done",), f"Delete {path}: the teacher looks again.").get("done", 0))
+    done = rows_done(path, remedy)
     task = progress.add_task(f"the teacher looks, {part}", total=len(rows), completed=done, info="")
     if done < len(rows) or not path.exists():
         look = forward(_looking(teacher, run.config))
-        if not done:
-            np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(rows), pooled + classes)).flush()
         turns = min(run.config.orientations, 4)  # of the orientations, the others are mirrored
         angles = np.arange(lesson.angles) * (2 * math.pi / turns / lesson.angles)
-        for first in range(done, len(rows), _KEPT):
-            end = min(first + _KEPT, len(rows))
-            with writing_rows(path) as write:
-                for start in range(first, end, 32):
-                    batch = tf.constant(crops[rows[start : min(start + 32, end)]], tf.float32)
-                    found = [look(_turned(batch, tf.constant(angle, tf.float32))) for angle in angles]
-                    mean = [np.mean([one[output] for one in found], axis=0) for output in (0, 1)]
-                    write(start, np.concatenate([mean[1], mean[0]], axis=1))
-                    progress.update(task, advance=len(batch))
-            write_json(state, {"done": end})
+
+        def seen(start: int, end: int) -> F32:
+            batch = crops[rows[start:end]]
+            found = [look(_turned(batch, angle)) for angle in angles.tolist()]
+            probabilities, features = (np.mean(outputs, axis=0) for outputs in zip(*found, strict=True))
+            return np.concatenate([features, probabilities], axis=1)
+
+        fill_rows(
+            path,
+            (len(rows), pooled + classes),
+            np.float32,
+            seen,
+            at_once=32,
+            remedy=remedy,
+            advance=lambda count: progress.update(task, advance=count),
+        )
     kept = np.load(path, mmap_mode="r")
     if kept.shape != (len(rows), pooled + classes):
-        raise RunError(f"{path} is of other cells than there are now. Delete it: the teacher looks again.")
+        raise RunError(f"{path} is of other cells than there are now. {remedy}")
     standardise = encoder.get_layer("standardise")
     middle, scale = (np.asarray(weight) for weight in standardise.get_weights())
     features = (kept[:, :pooled] - middle) * scale
@@ -238,7 +246,7 @@ def _taught(run: Run, part: str, teacher: Any, encoder: Any, folder: Path, lesso
         "probabilities": np.asarray(kept[:, pooled:]),
         "latent": np.concatenate([latents(features[at : at + 4096]) for at in range(0, max(len(rows), 1), 4096)]),
     }
-    return _Part(crops, rows, targets, domain_codes(run, part), told)
+    return _Part(crops, rows, targets[rows], domain_codes(run, part)[rows], told)
 
 
 def _looking(teacher: Any, config: RunConfig) -> Any:
@@ -250,14 +258,8 @@ def _looking(teacher: Any, config: RunConfig) -> Any:
     return keras.Model(crops, [probabilities, OrbitPooling()(features)])
 
 
-def _student(
-    run: Run, first: tuple[Any, Any], encoder: Any, parts: dict[str, _Part], lesson: Lesson, steps: int
-) -> Any:
-    """The compiled student, with the weights of the teacher, or of an earlier student."""
-    config = replace(run.config.classifier, circle=True)
-    student = build_classifier(config, len(run.split.labels))
-    start_from(student, first[0])
-    _latent_layers(encoder).set_weights(_latent_layers(first[1]).get_weights())
+def _compiled(student: Any, encoder: Any, lesson: Lesson, *, variance: float, steps: int) -> Any:
+    """What is trained: the student, with the encoder behind it. variance : see `_Part`.  steps : of an epoch."""
     crops = keras.Input(student.input_shape[1:], name="crop")
     probabilities, features = with_features(student)(crops)
     pooled = encoder.get_layer("standardise")(OrbitPooling()(features))
@@ -270,7 +272,6 @@ def _student(
         warmup_target=lesson.learning_rate,
         warmup_steps=warmup,
     )
-    variance = float(parts["train"].told["latent"].var(axis=0).mean())
     if not variance > 0:
         raise RunError("the teacher's latents of the training cells do not vary: there is nothing to learn from them")
     model.compile(
@@ -281,37 +282,39 @@ def _student(
     return model
 
 
-def _begun(run: Run, config: RunConfig, encoder: Any, lesson: Lesson) -> tuple[Any, Any] | None:
-    """The classifier and the encoder of the earlier student that this one begins with; None where it begins with the
-    teacher's. Raises `RunError` where they do not fit."""
+def _begin(student: Any, run: Run, teacher: Any, encoder: Any, lesson: Lesson) -> list[F32]:
+    """Give `student` the weights of the teacher, or of the earlier student that the lesson names, and return those of
+    its `_latent_layers`. Raises `RunError` where they do not fit."""
+    own: list[F32] = _latent_layers(encoder).get_weights()
     if not lesson.begin:
-        return None
+        start_from(student, teacher)
+        return own
     earlier = Run.open(Path(lesson.begin))
     try:
         classifier, found = (
             keras.models.load_model(earlier.folder / name, compile=False)
             for name in ("classifier.keras", "encoder.keras")
         )
-        start_from(build_classifier(config.classifier, len(run.split.labels)), classifier)
+        start_from(student, classifier)
     except (OSError, ValueError) as error:
         raise RunError(f"--begin {earlier.folder}: {error}") from None
-    shapes = [[w.shape for w in _latent_layers(one).get_weights()] for one in (encoder, found)]
-    if earlier.split.labels != run.split.labels or shapes[0] != shapes[1]:
+    theirs: list[F32] = _latent_layers(found).get_weights()
+    if earlier.split.labels != run.split.labels or [w.shape for w in own] != [w.shape for w in theirs]:
         raise RunError(f"--begin {earlier.folder}: it has other classes, or latents of another size")
-    return classifier, found
+    return theirs
 
 
 def _teach(
     run: Run,
     folder: Path,
-    first: tuple[Any, Any],
+    student: Any,
     encoder: Any,
     parts: dict[str, _Part],
     lesson: Lesson,
     progress: Progress,
 ) -> tuple[Any, float, float]:
-    """The taught student, with its error before and after. first : the classifier and the encoder that it begins with;
-    `encoder` standardises."""
+    """What was trained, with the student's error before and after. student, encoder : with the weights to begin with;
+    a training that goes on has those of its checkpoint."""
     keras.utils.set_random_seed(run.config.seed)
     train = parts["train"]
     size = min(lesson.batch_size, len(train.rows))
@@ -320,12 +323,13 @@ def _teach(
     history = folder / "distil_history.csv"
     if place:
         model = keras.models.load_model(folder / place["file"])
-        lines = _read_history(history, int(place["epoch"]))
+        _errors(history)
     else:
-        model = _student(run, first, encoder, parts, lesson, steps)
-        lines = [["0", "", f"{_error(model, parts, run.config.seed):.5f}", "0"]]
-        _write_history(history, lines)
-        progress.console.print(f"before: validation error {float(lines[0][2]):.4f}")
+        model = _compiled(student, encoder, lesson, variance=train.variance, steps=steps)
+        error = _error(model, parts, run.config.seed)
+        replace_file(history, "epoch,loss,validation_error,seconds\n")
+        note_epoch(history, 0, ["", f"{error:.5f}", "0"])
+        progress.console.print(f"before: validation error {error:.4f}")
     epoch, step = (int(place.get(name, 0)) for name in ("epoch", "step"))
     task = progress.add_task("the student learns", total=lesson.epochs * steps, completed=epoch * steps + step, info="")
     augmentations = _augmentations(run)
@@ -349,46 +353,30 @@ def _teach(
         seconds = time.monotonic() - began
         if losses and not np.isfinite(losses[-1]):
             raise RunError(f"the student's error grew beyond all numbers; delete {folder}, and lower --learning-rate")
-        lines = [line for line in lines if int(line[0]) <= number]
         loss = f"{np.mean(losses):.5f}" if losses else ""
-        lines.append([str(number + 1), loss, f"{error:.5f}", f"{seconds:.1f}"])
-        _write_history(history, lines)
+        note_epoch(history, number + 1, [loss, f"{error:.5f}", f"{seconds:.1f}"])
         progress.console.print(f"epoch {number + 1}/{lesson.epochs}: validation error {error:.4f}, {seconds:.0f} s")
         save_checkpoint(model, folder, number + 1, 0)
         saved = time.monotonic()
-    return model, float(lines[0][2]), float(lines[-1][2])
+    return model, *_errors(history)
 
 
-_HISTORY: Final = ["epoch", "loss", "validation_error", "seconds"]
-
-
-def _write_history(file: Path, lines: list[list[str]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([_HISTORY, *lines])
-    replace_file(file, text.getvalue())
-
-
-def _read_history(file: Path, epoch: int) -> list[list[str]]:
-    """The lines up to an epoch; the first one is of the student before it is taught."""
+def _errors(history: Path) -> tuple[float, float]:
+    """The first and the last error of a history: of the student before it is taught, and now."""
     try:
-        lines = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
-        found = [line for line in lines[1:] if int(line[0]) <= epoch]
-        float(found[0][2])
-    except (OSError, ValueError, IndexError) as error:
+        with history.open(encoding="utf-8", newline="") as file:
+            errors = [float(line["validation_error"]) for line in csv.DictReader(file)]
+        return errors[0], errors[-1]
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise RunError(
-            f"{file} is damaged, or cannot be read: {error}. Delete {file.parent} and begin again."
+            f"{history} is damaged, or cannot be read: {error}. Delete {history.parent} and begin again."
         ) from None
-    return found
 
 
 def _augmentations(run: Run) -> tuple[Augmentation, Augmentation]:
     """The changes of a crop that leaves its optics as they are, and of one that does not."""
     own = run.config.classifier.augmentation
-    beside = (
-        own
-        if own.neighbour
-        else replace(own, **{name: value for name, value in vars(_BESIDE).items() if name.startswith("neighbour")})
-    )
+    beside = own if own.neighbour else replace(own, neighbour=_BESIDE, neighbour_second=_BESIDE)
     return VIEW, with_optics(beside)
 
 
@@ -408,14 +396,8 @@ def _views(
             continue
         beside = []
         if augmentations[kind].neighbour:
-            everyone = np.arange(len(part.rows))
-            others = draw_neighbours(
-                chosen,
-                everyone,
-                part.targets[part.rows],
-                part.domains[part.rows],
-                np.random.default_rng([seed, at]),
-            )
+            generator = np.random.default_rng([seed, at])
+            others = draw_neighbours(chosen, np.arange(len(part.rows)), part.targets, part.domains, generator)
             beside = [tf.constant(part.crops[part.rows[others]])]
         place = tf.constant([seed, at], tf.int32) * [1000, 100] + [kind, 0]
         made.append(_changed(tf.constant(part.crops[part.rows[chosen]]), augmentations[kind], place, *beside).numpy())
@@ -438,4 +420,4 @@ def _error(model: Any, parts: dict[str, _Part], seed: int) -> float:
         square.append((np.asarray(found["latent"]) - part.told["latent"][batch]) ** 2)
     if not square:
         return float("nan")
-    return float(np.concatenate(square).mean() / parts["train"].told["latent"].var(axis=0).mean())
+    return float(np.concatenate(square).mean()) / parts["train"].variance

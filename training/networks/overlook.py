@@ -30,7 +30,7 @@ from training.augmentation.composites import beside
 from training.data.images import Item, require_pictures, resize_crop
 from training.networks.architecture import build_feature_model
 from training.networks.devices import forward
-from training.run import Run, RunError, load_attribute_codes
+from training.run import Run, RunError, load_attribute_codes, require_networks, require_new
 
 __all__ = ["Overlooked", "overlook", "solve"]
 
@@ -68,12 +68,9 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
     cells : number of training cells, evenly chosen, that get neighbours; a tenth of them is left out and only measured.
     ridge : the larger, the less the layer changes. Raises `RunError`, and ValueError where the run is on a pool.
     """
-    if (folder / "run.json").exists():
-        raise RunError(f"{folder} holds a run already; name a new folder")
+    require_new(folder)
     require_pictures(run.data)
-    for name in ("classifier.keras", "encoder.keras"):
-        if not (run.folder / name).exists():
-            raise RunError(f"{run.folder} has no {name}; train it to its end, or adopt a bundle")
+    require_networks(run)
     items = run.split.train
     chosen = np.unique(np.linspace(0, len(items) - 1, min(cells, len(items))).astype(int))
     if len(chosen) < 20:

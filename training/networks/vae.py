@@ -19,7 +19,7 @@ from rich.progress import Progress
 from training.augmentation.augment import VIEW, augment, with_optics
 from training.augmentation.neighbours import draw_neighbours
 from training.config import VaeConfig
-from training.data.images import batches, writing_rows
+from training.data.images import batches
 from training.networks.architecture import (
     AttributeLoss,
     build_feature_model,
@@ -28,12 +28,9 @@ from training.networks.architecture import (
     orbit_matrix,
 )
 from training.networks.devices import forward
-from training.run import Run, RunError, domain_codes, held, load_attribute_codes, load_part, read_json, write_json
+from training.run import Run, RunError, domain_codes, fill_rows, held, load_attribute_codes, load_part, rows_done
 
 __all__ = ["Features", "extract_features", "kept_features", "neighbour_loss", "plain_features", "train_vae"]
-
-
-_KEPT = 640  # crops, ten batches, after which it is written down how many are done
 
 
 class Features:
@@ -55,45 +52,47 @@ def extract_features(run: Run, part: str, views: int, progress: Progress) -> Fea
     View 0 is the plain crop, the others are turned, mirrored and slightly changed (`VIEW`), the last
     `run.config.vae.optics_views` of them also in their optics and with neighbours.
     """
-    path, state, optics = _place(run, part, views)
+    path, optics = _place(run, part, views)
     folder = path.parent
     folder.mkdir(exist_ok=True)
     crops, rows, targets = load_part(run, part)
     targets = targets[rows]
     domains = domain_codes(run, part)[rows]
     changes = [VIEW] * (views - optics) + [with_optics(run.config.classifier.augmentation)] * optics
-    task = progress.add_task(f"features, {part}", total=len(rows), completed=_done(path, state), info="")
-    if not path.exists() or _done(path, state) < len(rows):
+    task = progress.add_task(f"features, {part}", total=len(rows), completed=_done(path), info="")
+    if not path.exists() or _done(path) < len(rows):
         # the rows of one run share its features; complete features are only read, and need no network
         with held(folder, wait=True):
-            done = _done(path, state)
-            progress.update(task, completed=done)
+            progress.update(task, completed=_done(path))
             file = run.folder / "classifier.keras"
             step, size = _feature_step(file, file.stat().st_mtime_ns, run.config.orientations)
-            if done == 0:
-                shape = (len(rows), views, *size)
-                np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape).flush()
-            for first in range(done, len(rows), _KEPT):
-                end = min(first + _KEPT, len(rows))
-                with writing_rows(path) as write:
-                    for start in range(first, end, 64):
-                        batch = rows[start : min(start + 64, end)]
-                        raw = tf.constant(crops[batch])
-                        made = np.empty((len(batch), views, *size), np.float16)
-                        made[:, 0] = step(crops[batch])
-                        for view in range(1, views):
-                            number = [run.config.seed * 100_000 + start, view * 100]
-                            beside = []
-                            if changes[view].neighbour:
-                                generator = np.random.default_rng(number)
-                                own = np.arange(start, start + len(batch))
-                                chosen = draw_neighbours(own, np.arange(len(rows)), targets, domains, generator)
-                                beside = [crops[rows[chosen]]]
-                            changed = augment(raw, changes[view], tf.constant(number, tf.int32), *beside)
-                            made[:, view] = step(changed.numpy())
-                        write(start, made)
-                        progress.update(task, advance=len(batch))
-                write_json(state, {"done": end})
+
+            def features_of(start: int, end: int) -> NDArray[np.float16]:
+                batch = rows[start:end]
+                raw = tf.constant(crops[batch])
+                made = np.empty((len(batch), views, *size), np.float16)
+                made[:, 0] = step(crops[batch])
+                for view in range(1, views):
+                    number = [run.config.seed * 100_000 + start, view * 100]
+                    beside = []
+                    if changes[view].neighbour:
+                        generator = np.random.default_rng(number)
+                        own = np.arange(start, end)
+                        chosen = draw_neighbours(own, np.arange(len(rows)), targets, domains, generator)
+                        beside = [crops[rows[chosen]]]
+                    changed = augment(raw, changes[view], tf.constant(number, tf.int32), *beside)
+                    made[:, view] = step(changed.numpy())
+                return made
+
+            fill_rows(
+                path,
+                (len(rows), views, *size),
+                np.float16,
+                features_of,
+                at_once=64,
+                remedy=_remedy(path),
+                advance=lambda count: progress.update(task, advance=count),
+            )
     return Features(np.load(path, mmap_mode="r"), targets, load_attribute_codes(run, part).codes[rows])
 
 
@@ -107,29 +106,29 @@ def _feature_step(
     return forward(model), tuple(model.output_shape[1:])
 
 
-def _place(run: Run, part: str, views: int) -> tuple[Path, Path, int]:
-    """The file of the features, the file with the number of finished ones, and the number of views with changed
-    optics."""
+def _place(run: Run, part: str, views: int) -> tuple[Path, int]:
+    """The file of the features, and the number of views with changed optics."""
     optics = min(run.config.vae.optics_views, views - 1)
     name = f"{part}-{views}" + (f"-{optics}" if optics else "")
-    return run.folder / "features" / f"{name}.npy", run.folder / "features" / f"{name}.json", optics
+    return run.folder / "features" / f"{name}.npy", optics
 
 
-def _done(path: Path, state: Path) -> int:
-    if not path.exists():
-        return 0
-    again = f"Delete {state.parent}: the features are extracted again."
-    return int(read_json(state, ("done",), again).get("done", 0))
+def _done(path: Path) -> int:
+    return rows_done(path, _remedy(path))
+
+
+def _remedy(path: Path) -> str:
+    return f"Delete {path.parent}: the features are extracted again."
 
 
 def kept_features(run: Run, part: str) -> NDArray[np.float16] | None:
     """Features float16[n, h, w, c] of the plain crops of `part`, where they were extracted before, alone or for the
     VAE; else None."""
     for views in (run.config.vae.views, 1):
-        path, state, _ = _place(run, part, views)
+        path, _ = _place(run, part, views)
         if path.exists():
             found: NDArray[np.float16] = np.load(path, mmap_mode="r")
-            if _done(path, state) == len(found):
+            if _done(path) == len(found):
                 return found[:, 0]
     return None
 
