@@ -151,12 +151,18 @@ def _adopted(training: Mapping[str, Any]) -> list[str]:
         if adopted["overlooks_neighbours"].get("drawn"):
             lines.append("Cells of one class were drawn together the more of the experts' attributes they share.")
     if "distilled" in adopted:
-        taught = adopted["distilled"]
+        taught, upright = adopted["distilled"], training["config"]["classifier"].get("upright")
         lines.append(
             f"The trunk then learned from a trunk of {taught['teacher_orientations']} orientations, which looked at "
             f"{taught['angles']} angles, to find in few looks what that found in all: {taught['epochs']} epochs; "
             f"{taught['changed']:.0%} of its crops were changed in their optics, half of these beside other cells. "
-            "It looks at the circle inscribed in the crop (`python -m training distil`)."
+            "It looks at the circle inscribed in the crop"
+            + (
+                ", which it first turns and mirrors by where its density lies, so that a cell lies alike in each picture"
+                if upright
+                else ""
+            )
+            + " (`python -m training distil`)."
         )
     return lines
 

@@ -62,13 +62,15 @@ def round_weights(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]
 
 
 def round_graph(graph: Path, bits: int) -> None:
-    """Round the float32 weights of an ONNX graph in place, as `round_weights` does; 23 leaves the file as it is."""
+    """Round the float32 weights of an ONNX graph in place, as `round_weights` does; 23 leaves the file as it is, and
+    what turns crops upright is left, too."""
     if bits == 23:
         return
     proto = onnx.load(graph)
+    exact = {name for node in _before_weights(proto.graph) if node.op_type != "Conv" for name in node.input}
     for weights in proto.graph.initializer:
         values = onnx.numpy_helper.to_array(weights)
-        if values.dtype == np.float32 and values.ndim > 1:
+        if values.dtype == np.float32 and values.ndim > 1 and weights.name not in exact:
             weights.CopyFrom(onnx.numpy_helper.from_array(round_weights(values, bits), weights.name))
     graph.write_bytes(proto.SerializeToString(deterministic=True))
 
@@ -76,15 +78,20 @@ def round_graph(graph: Path, bits: int) -> None:
 def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.uint8]) -> None:
     """Write the trunk `full` with reduced precision; its inputs and outputs keep their types.
 
-    float16 : weights and arithmetic are reduced, except for the resize.  int8 : weights (by channel) and activations
-    are quantised statically (QDQ), with the ranges found on the calibration crops uint8[n, 256, 256, 3]; the first
-    convolutions are not quantised. The weights use all eight bits. On a CPU without VNNI, sums may therefore saturate;
-    the golden outputs then differ, and that computer uses the full trunk.
+    float16 : weights and arithmetic are reduced, except for the resize and for what turns crops upright.  int8 :
+    weights (by channel) and activations are quantised statically (QDQ), with the ranges found on the calibration crops
+    uint8[n, 256, 256, 3]; the first convolutions, and what comes before them, are not quantised. The weights use all
+    eight bits. On a CPU without VNNI, sums may therefore saturate; the golden outputs then differ, and that computer
+    uses the full trunk.
     """
     if precision == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
-        proto = convert_float_to_float16(onnx.load(full), keep_io_types=True)
+        proto = onnx.load(full)
+        kept = _before_weights(proto.graph) if any(node.op_type == "ArgMax" for node in proto.graph.node) else []
+        proto = convert_float_to_float16(
+            proto, keep_io_types=True, node_block_list=[node.name for node in kept if node.op_type != "Conv"]
+        )
         out.write_bytes(proto.SerializeToString(deterministic=True))
     else:
         _quantise(full, out, crops)
@@ -119,21 +126,20 @@ def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             op_types_to_quantize=["Conv", "Relu", "Add", "MaxPool", "MatMul"],
-            nodes_to_exclude=_first(onnx.load(full).graph),
+            nodes_to_exclude=[node.name for node in _before_weights(onnx.load(full).graph)],
         )
     finally:
         root.setLevel(level)
 
 
-def _first(graph: onnx.GraphProto) -> list[str]:
-    """The convolutions on the pixels. They are few, and their rounding errors affect all following layers, so they are
-    not quantised."""
+def _before_weights(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """What is done with the pixels up to the first convolutions, and these. Few numbers are computed there, and their
+    rounding errors affect all following layers; places in a crop do not stand them at all."""
     seen = {"crops"}
     found = []
     for node in graph.node:
         if seen & set(node.input):
-            if node.op_type in ("Conv", "Add"):  # a sum, of the circle's window
-                found.append(node.name)
+            found.append(node)
             if node.op_type != "Conv":
                 seen |= set(node.output)
     return found

@@ -69,6 +69,7 @@ SLOW = {
     "test_labs_left_out": 30,
     "test_benchmark_web": 20,
     "test_browser_cell": 20,
+    "test_training_upright": 20,
     "test_browser_map": 20,
     "test_browser_review": 20,
     "test_central": 20,
@@ -131,6 +132,7 @@ TENSORFLOW = {
     "test_training_backends",
     "test_training_neighbours",
     "test_training_optics",
+    "test_training_upright",
     "test_training_workers",
 }
 """Files whose tests load TensorFlow, which takes 11 s of a core, and 40 where it was not compiled: they go to one

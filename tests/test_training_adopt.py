@@ -295,7 +295,8 @@ def test_a_student_that_looks_once_learns_what_its_teacher_finds(
     with (tmp_path / "parts" / "distil_history.csv").open(newline="") as file:
         losses = [float(line["loss"]) for line in csv.DictReader(file) if line["loss"]]
     assert losses[-1] < 0.8 * max(losses), "it learns, of cells that are too few to tell of others"
-    assert done.run.config.orientations == 1 and done.run.config.classifier.circle
+    assert done.run.config.orientations == 1
+    assert done.run.config.classifier.circle and done.run.config.classifier.upright
     whole = Run.open(tmp_path / "whole")
     assert whole.adopted is not None and whole.adopted["distilled"]["error"] == pytest.approx(done.after, rel=0.02)
     assert whole.adopted["distilled"]["teacher_orientations"] == 8
@@ -307,11 +308,15 @@ def test_a_student_that_looks_once_learns_what_its_teacher_finds(
     crop = np.stack([prepare(path.read_bytes()).crop for path in sorted(drawn_cells.rglob("*.jpg"))[:4]])
     corner = crop.copy()
     corner[:, :30, :30] = 0
+    turned = np.rot90(crop, 1, (1, 2))
     with Embedder.open(bundle, device="cpu") as embedder:
-        found = embedder.embed(np.concatenate([crop, corner])).latents
-    np.testing.assert_allclose(found[:4], found[4:], atol=1e-5, err_msg="what a corner holds changes nothing")
+        found = embedder.embed(np.concatenate([crop, corner, turned, turned[:, :, ::-1]])).latents.reshape(
+            4, len(crop), -1
+        )
+    for number, what in enumerate(("what a corner holds", "a quarter turn", "a mirror"), 1):
+        np.testing.assert_allclose(found[number], found[0], atol=1e-3, err_msg=f"{what} changes nothing")
     adopted = adopt(tmp_path / "student.labref", drawn_cells, tmp_path / "student", [], Progress(disable=True)).run
-    assert adopted.config.classifier.circle
+    assert adopted.config.classifier.circle and adopted.config.classifier.upright
 
 
 def test_only_what_can_be_averaged_is_taught(teacher: Run, tmp_path: Path) -> None:

@@ -154,6 +154,11 @@ class ClassifierConfig:
         description="Look at the circle inscribed in the crop alone: what the corners hold changes as a cell is "
         "turned.",
     )
+    upright: bool = Field(
+        default=False,
+        description="Turn and mirror each crop first so that a cell lies alike however its picture was turned, by where "
+        "its density lies; what is turned in from beyond its corners is left out by circle.",
+    )
     middle_repeats: int = Field(
         default=3, ge=0, le=100, description="Times that the middle flow is repeated; the thesis has three."
     )
@@ -342,8 +347,9 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """The run as plain JSON values; `from_json` is its inverse."""
         values = asdict(self) | {"domains": list(self.domains)}
-        if not self.classifier.circle:  # younger than shipped bundles, and a model's version is a digest of the rest
-            del values["classifier"]["circle"]
+        for name in ("circle", "upright"):  # younger than shipped bundles: a model's version is a digest of the rest
+            if not values["classifier"][name]:
+                del values["classifier"][name]
         return values
 
     @staticmethod

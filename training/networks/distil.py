@@ -5,10 +5,11 @@ its orientations, and what it finds is averaged: features pooled over the turns 
 probabilities; the latents are those of the mean features. Such averages hardly depend on how the cell lies, but cost a
 pass through the trunk for each view.
 
-The student begins with the teacher's weights, and learns to give these averages in few passes: however the crop is
-turned and mirrored, and also where its optics are changed and other cells are laid beside it (Hinton, Vinyals & Dean,
-arXiv 1503.02531; for features Romero et al., arXiv 1412.6550). What the corners hold changes as a cell is turned, so
-both look at the inscribed circle alone (`ClassifierConfig.circle`).
+The student begins with the teacher's weights, and learns to give these averages in few passes, also where a crop's
+optics are changed and other cells are laid beside its cell (Hinton, Vinyals & Dean, arXiv 1503.02531; for features
+Romero et al., arXiv 1412.6550). However a picture is turned or mirrored, the student sees its cell lie alike
+(`ClassifierConfig.upright`). What the corners hold changes as a cell is turned, so both look at the inscribed circle
+alone (`ClassifierConfig.circle`).
 """
 
 from __future__ import annotations
@@ -146,7 +147,13 @@ def distil(run: Run, folder: Path, progress: Progress, lesson: Lesson | None = N
     """
     lesson = lesson or Lesson()
     config = override(
-        run.config, [f"orientations={lesson.orientations}", "classifier.circle=true", "classifier.initial="]
+        run.config,
+        [
+            f"orientations={lesson.orientations}",
+            "classifier.circle=true",
+            "classifier.upright=true",
+            "classifier.initial=",
+        ],
     )
     require_new(folder)
     require_networks(run)
@@ -217,7 +224,8 @@ def _taught(run: Run, part: str, teacher: Any, encoder: Any, folder: Path, lesso
     if done < len(rows) or not path.exists():
         look = forward(_looking(teacher, run.config))
         turns = min(run.config.orientations, 4)  # of the orientations, the others are mirrored
-        angles = np.arange(lesson.angles) * (2 * math.pi / turns / lesson.angles)
+        count = 1 if run.config.classifier.upright else lesson.angles  # of a crop that it turns itself, all are one
+        angles = np.arange(count) * (2 * math.pi / turns / count)
 
         def seen(start: int, end: int) -> F32:
             batch = crops[rows[start:end]]

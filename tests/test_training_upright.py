@@ -1,0 +1,81 @@
+"""Crops turned upright: a cell lies alike however its picture was turned and mirrored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from labref.cells.image import decode, prepare_pixels
+from training.measure.evaluate import turn
+
+SIDE = 128
+VIEWS = [(0.0, False), (90.0, False), (180.0, True), (0.0, True), (37.0, False), (200.0, False), (75.0, True)]
+EXACT = 4  # so many of these only exchange pixels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _networks() -> None:
+    """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
+    global Upright, keras
+    import keras
+
+    from training.networks.architecture import Upright
+
+
+def upright(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Crops uint8[n, 256, 256, 3] at the size of a network, upright: float32[n, 128, 128, 3]."""
+    small = crops.reshape(len(crops), SIDE, 2, SIDE, 2, 3).mean((2, 4)).astype(np.float32)
+    return np.asarray(Upright()(small))
+
+
+def within() -> NDArray[np.bool_]:
+    """bool[128, 128]: what is in sight whichever way a crop is turned."""
+    place = np.arange(SIDE) - (SIDE - 1) / 2
+    return np.hypot(place[:, None], place[None]) < 0.47 * SIDE
+
+
+@pytest.mark.parametrize("collection", ["pbc", "chula", "bccd", "bonemarrow", "raabin"])
+def test_a_real_cell_lies_alike_however_its_picture_is_turned(real_cells: Path, collection: str) -> None:
+    """The difference in grey values, mean over the circle, of each view of a cell from its first one: as it lies, and
+    upright."""
+    folders = sorted(path for path in (real_cells / collection).iterdir() if path.is_dir())
+    pictures = [decode(path.read_bytes()) for folder in folders for path in sorted(folder.glob("*.jpg"))[:4]]
+    crops = np.stack([[prepare_pixels(turn(picture, *view)).crop for picture in pictures] for view in VIEWS])
+    stood = np.stack([upright(view) for view in crops])
+    lay = crops[:, :, ::2, ::2].astype(np.float32)
+    apart_before, apart = (np.abs(a[1:] - a[0]).mean(-1)[..., within()].mean(-1) for a in (lay, stood))
+    assert np.median(apart_before) > 10
+    assert np.median(apart[: EXACT - 1]) < 1
+    assert np.median(apart) < 3.5
+    assert np.mean(apart < 0.5 * np.median(apart_before)) > 0.8  # corners that a turned picture lacks also count
+
+
+def test_where_nothing_lies_in_any_direction_nothing_is_lost() -> None:
+    """An empty crop, and one whose cell is round: as many pixels of each grey as before."""
+    empty = np.full((1, 256, 256, 3), 240, np.uint8)
+    np.testing.assert_allclose(upright(empty), 240, atol=1e-3)
+    row, column = np.mgrid[:256, :256] - 127.5
+    round_cell = np.where(np.hypot(row, column) < 60, 90, 240).astype(np.uint8)[None, :, :, None].repeat(3, axis=3)
+    assert np.isfinite(upright(round_cell)).all()
+    assert abs(upright(round_cell).mean() - round_cell.mean()) < 0.5
+
+
+def test_a_batch_is_turned_as_each_of_its_crops_alone(drawn_cells: Path) -> None:
+    crops = np.stack(
+        [prepare_pixels(decode(path.read_bytes())).crop for path in sorted(drawn_cells.rglob("*.jpg"))[:5]]
+    )
+    together = upright(crops)
+    for crop, stood in zip(crops, together, strict=True):
+        np.testing.assert_allclose(upright(crop[None])[0], stood, atol=0.05)
+
+
+def test_the_layer_is_kept_with_its_network(tmp_path: Path, drawn_cells: Path) -> None:
+    seen = keras.Input((SIDE, SIDE, 3))
+    keras.Model(seen, Upright(name="upright")(seen)).save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    crop = prepare_pixels(decode(next(drawn_cells.rglob("*.jpg")).read_bytes())).crop[None]
+    small = crop.reshape(1, SIDE, 2, SIDE, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(np.asarray(again(small)), upright(crop), atol=1e-3)
