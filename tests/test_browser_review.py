@@ -126,8 +126,11 @@ def test_an_uncertain_cell_is_decided_by_the_key_of_its_class_and_enter(lab: Lab
         expect(queue).to_have_attribute("data-cell", waiting[0]["cell_id"])
         expect(page.locator(".neighbours li")).to_have_count(8)
         left = int(page.locator("#left").inner_text())
-        page.keyboard.press("m")
+        page.keyboard.down("m")
         expect(page.locator("#left")).to_have_text(str(left - 1))
+        for _ in range(3):
+            page.keyboard.down("m")  # held on: it must not decide the cells after it
+        page.keyboard.up("m")
         (history,) = run(lab, "label.history", cell=waiting[0]["cell_id"])
         assert (history["label"], history["changes"][-1]["who"]) == ("monocyte", "Queue")
         page.keyboard.press("u")

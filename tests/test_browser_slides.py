@@ -185,3 +185,18 @@ def test_cells_that_come_in_appear_by_themselves(lab: Lab, browser: Chromium) ->
         expect(new).to_be_focused()
         expect(new).to_have_css("outline-style", "solid")
         expect(page.locator("[data-unmarked]")).to_have_count(0, timeout=PATIENCE_MS)
+
+
+def test_a_picture_that_is_missing_says_so(lab: Lab, browser: Chromium) -> None:
+    slide = next(row["slide"] for row in run(lab, "slide.list") if "slide" in row)
+    with open_page(browser, lab, "Missing") as page:
+        page.set_default_timeout(PATIENCE_MS)
+        page.route("**/picture*", lambda route: route.fulfill(content_type="image/jpeg", body="none"))
+        page.goto(f"/slide/{slide}")
+        expect(page.locator(".tile img.missing").first).to_have_attribute("alt", "The picture is missing.")
+        box = page.locator(".tile img.missing").first.bounding_box()
+        assert box is not None and box["width"] > 40 and box["height"] > 40
+        page.unroute("**/picture*")
+        page.evaluate("for (const image of document.querySelectorAll('.tile img')) image.src += '#again'")
+        expect(page.locator(".tile img").first).to_have_attribute("alt", "")
+        expect(page.locator(".tile img.missing")).to_have_count(0, timeout=PATIENCE_MS)

@@ -116,6 +116,17 @@ export function sure(source) {
   return mark;
 }
 
+// a picture that is not there says so, instead of an empty frame
+function shows(image, there) {
+  if (image.classList.contains("missing") === !there) return;
+  image.classList.toggle("missing", !there);
+  [image.alt, image.dataset.alt] = there ? [image.dataset.alt, ""] : [text("The picture is missing."), image.alt];
+}
+for (const [what, there] of [["error", false], ["load", true]]) {
+  document.addEventListener(what, ({ target }) => target instanceof HTMLImageElement && shows(target, there), { capture: true });
+}
+for (const image of document.images) if (image.complete && image.currentSrc && !image.naturalWidth) shows(image, false);
+
 // undo: what was done last is undone first
 const done = [];
 
@@ -175,6 +186,7 @@ export function pointsAt(event) {
 
 let before = "";
 let ofDialog = false; // whether the key that is down was pressed in a dialog: held on, it repeats when the dialog is gone
+const MOVES = /^(Arrow.*|[+-])$/;
 const inDialog = () => document.querySelector("dialog[open]") !== null;
 
 document.addEventListener("keydown", (event) => {
@@ -190,10 +202,10 @@ document.addEventListener("keydown", (event) => {
   const both = `${before} ${event.key}`;
   const found = known.get(both) ?? known.get(event.key);
   before = event.key === "g" && !found ? "g" : "";
-  if (found) {
-    event.preventDefault();
-    found.action(event);
-  }
+  if (!found) return;
+  event.preventDefault();
+  // held on, a key goes on moving; it does not give a class to one cell after another
+  if (!event.repeat || MOVES.test(event.key)) found.action(event);
 });
 
 const CAPS = { " ": text("Space"), Escape: "Esc", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };

@@ -336,8 +336,7 @@ document.getElementById("unreviewed")?.addEventListener("keydown", (event) => {
 });
 
 /** Approve the slide: at once where all is reviewed. */
-async function approve(event) {
-  if (event?.repeat) return; // a key that is held would approve again and again, each to be undone
+async function approve() {
   const asked = waiting;
   if (asked && !(await approveUnreviewed())) return;
   doing = doing.then(() => {
