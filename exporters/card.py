@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from labref.bundles.bundle import Manifest
 
 __all__ = ["model_card"]
+
+_DRAWN: Final = "Cells of one class were drawn together the more of the experts' attributes they share."
 
 _SOURCES = {
     "pbc": """\
@@ -149,7 +151,7 @@ def _adopted(training: Mapping[str, Any]) -> list[str]:
             "others (`python -m training overlook`)."
         )
         if adopted["overlooks_neighbours"].get("drawn"):
-            lines.append("Cells of one class were drawn together the more of the experts' attributes they share.")
+            lines.append(_DRAWN)
     if "distilled" in adopted:
         taught, upright = adopted["distilled"], training["config"]["classifier"].get("upright")
         lines.append(
@@ -164,6 +166,8 @@ def _adopted(training: Mapping[str, Any]) -> list[str]:
             )
             + " (`python -m training distil`)."
         )
+        if taught.get("drawn"):
+            lines.append(_DRAWN)
     return lines
 
 

@@ -44,13 +44,14 @@ def _networks() -> None:
     """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
     global keras, ExportError, export_bundle, with_figures, adopting, training_classifier, adopt
     global build_classifier, build_vae_parts, orbit_matrix, Graph, build_encoder, fill_classifier, settle_normalisation
-    global overlook, solve, distil, Lesson, distilling, draw_weights, load_part, Circle
+    global overlook, overlooking, solve, distil, Lesson, distilling, draw_weights, load_part, Circle
     import keras
 
     from exporters.bundles import ExportError, export_bundle, with_figures
     from training.networks import adopt as adopting
     from training.networks import classifier as training_classifier
     from training.networks import distil as distilling
+    from training.networks import overlook as overlooking
     from training.networks.adopt import adopt
     from training.networks.architecture import Circle, build_classifier, build_vae_parts, draw_weights, orbit_matrix
     from training.networks.distil import Lesson, distil
@@ -372,6 +373,33 @@ def test_cells_that_share_attributes_are_drawn_together(shipped: Path, drawn_cel
     )
     assert "Cells of one class were drawn together" in " ".join(_adopted({"adopted": told[1]}))
     assert "drawn together" not in " ".join(_adopted({"adopted": told[0]}))
+
+
+def test_a_student_is_told_that_cells_with_the_same_attributes_are_alike(
+    teacher: Run, drawn_cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(drawn_cells, tmp_path / "data"))
+    items = teacher.split.train
+    names = sorted({Path(item.path).name for item in items})  # attributes go by the name alone
+    shapes = ["round" if names.index(Path(item.path).name) % 2 else "oval" for item in items]
+    lines = [f"{item.path},{shape}" for item, shape in zip(items, shapes, strict=True)]
+    (data / "attributes.csv").write_text("\n".join(["path,shape", *lines]) + "\n")
+    run = replace(teacher, data=data, config=replace(teacher.config, attributes="attributes.csv"))
+    latents = np.random.default_rng(1).normal(size=(len(items), 3)).astype(np.float32)
+    monkeypatch.setattr(overlooking, "_COMPARED", 3)  # fewer than there are of a class
+    found = overlooking.drawn_together(run, np.arange(len(items)), latents, 0.25)
+    for number in range(len(items)):
+        like = [k for k in range(len(items)) if k != number and items[k].label == items[number].label]
+        weights = [1.0 if shapes[k] == shapes[number] else math.exp(-1 / 0.7) for k in like]
+        mean = np.average(latents[like], axis=0, weights=weights)
+        np.testing.assert_allclose(found[number], latents[number] + 0.25 * (mean - latents[number]), atol=1e-5)
+    lesson = Lesson(epochs=1, batch_size=16, angles=1, changed=0.0, drawn=0.25)
+    with Progress(disable=True) as progress:
+        done = distil(run, tmp_path / "student", progress, lesson)
+        with pytest.raises(RunError, match="has no attributes"):
+            distil(teacher, tmp_path / "no", progress, lesson)
+    told = {"config": done.run.config.to_json(), "adopted": done.run.adopted}
+    assert "Cells of one class were drawn together" in " ".join(_adopted(told))
 
 
 def same_weights(one: keras.Layer, two: keras.Layer) -> bool:

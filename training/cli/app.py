@@ -381,6 +381,15 @@ def distil(
     learning_rate: Annotated[float, typer.Option(min=1e-8, max=1.0, help="Of Adam, at its highest.")] = 5e-4,
     angles: Annotated[int, typer.Option(min=1, help="At which the teacher looks at each crop.")] = 4,
     changed: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of crops with changed optics.")] = 0.4,
+    features: Annotated[float, typer.Option(min=0.0, help="Weight of what the trunk gives beside the latents.")] = 0.2,
+    drawn: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the way that cells are drawn to those with their class and similar attributes.",
+        ),
+    ] = 0.0,
     orientations: Annotated[int, typer.Option(help="Looks at a crop in what is shipped: 1, 2, 4 or 8.")] = 1,
     begin: Annotated[
         Path | None, typer.Option(help="Run of an earlier student, to begin with its weights; else the teacher's.")
@@ -403,6 +412,8 @@ def distil(
             learning_rate=learning_rate,
             angles=angles,
             changed=changed,
+            features=features,
+            drawn=drawn,
             orientations=orientations,
             begin=str(begin.resolve()) if begin else "",
         )

@@ -45,6 +45,7 @@ from training.networks.architecture import (
 )
 from training.networks.classifier import note_epoch, save_checkpoint
 from training.networks.devices import forward
+from training.networks.overlook import drawn_together
 from training.run import (
     HALF_TAUGHT,
     Run,
@@ -79,6 +80,7 @@ class Lesson:
     falls to zero by a cosine.  angles : at which the teacher looks at each crop, evenly over a quarter turn.  changed :
     share of the crops that are also changed in their optics, and half of these beside other cells.  features, classes :
     weights of the errors of the pooled features and of the probabilities; that of the latents has the weight 1.
+    drawn : share of the way that latents are to go to the mean of the cells with their class and similar attributes.
     orientations : in which the student is shipped; it learns from one look at a time. begin : folder of an earlier
     student's run, whose weights it begins with; those of the teacher where it is empty.
     """
@@ -88,8 +90,9 @@ class Lesson:
     learning_rate: float = 5e-4
     angles: int = 4
     changed: float = 0.4
-    features: float = 0.5
+    features: float = 0.2
     classes: float = 0.3
+    drawn: float = 0.0
     orientations: int = 1
     begin: str = ""
 
@@ -162,6 +165,8 @@ def distil(run: Run, folder: Path, progress: Progress, lesson: Lesson | None = N
             f"{run.folder}: vae.pooling is {run.config.vae.pooling}, and only features that are pooled over orbits can be "
             "averaged over angles"
         )
+    if lesson.drawn and not run.config.attributes:
+        raise RunError(f"{run.folder} has no attributes, and cells are drawn together by theirs; leave out --drawn")
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder):
         digest = hashlib.sha256((run.folder / "classifier.keras").read_bytes())
@@ -254,6 +259,8 @@ def _taught(run: Run, part: str, teacher: Any, encoder: Any, folder: Path, lesso
         "probabilities": np.asarray(kept[:, pooled:]),
         "latent": np.concatenate([latents(features[at : at + 4096]) for at in range(0, max(len(rows), 1), 4096)]),
     }
+    if part == "train" and lesson.drawn:
+        told["latent"] = drawn_together(run, rows, told["latent"], lesson.drawn)
     return _Part(crops, rows, targets[rows], domain_codes(run, part)[rows], told)
 
 

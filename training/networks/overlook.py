@@ -40,6 +40,7 @@ _APART: Final = np.pi / 3
 _SECOND: Final = 0.5  # share of the cells that get two neighbours
 _AT_ONCE: Final = 8  # cells, each in all orientations; more only need more memory
 _DRAWN: Final = 0.5  # share of the way from a cell's latent to the mean of cells with its class and attributes
+_COMPARED: Final = 256  # cells that are compared with all others of their class at once
 _ALIKE: Final = 0.7  # the weight of another cell's latent is exp(-number of attributes that differ / this)
 
 U8 = NDArray[np.uint8]
@@ -109,7 +110,7 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
     judging = np.arange(len(by_itself)) % 10 == 0
     kernel, bias = layer.get_weights()
     latents = by_itself @ kernel + bias
-    drawn = _drawn_together(run, np.array(used)[~judging], latents[~judging])
+    drawn = drawn_together(run, np.array(used)[~judging], latents[~judging], _DRAWN)
     solved = solve(kernel, bias, by_itself[~judging], among[~judging], ridge, drawn)
     wanted = latents[judging]
 
@@ -154,9 +155,10 @@ def solve(kernel: F32, bias: F32, alone: F32, crowded: F32, ridge: float, wanted
     return changed[:-1].astype(np.float32), changed[-1].astype(np.float32)
 
 
-def _drawn_together(run: Run, numbers: NDArray[np.intp], latents: F32) -> F32:
-    """The wanted latents float32[n, L] of the training cells `numbers`: each is drawn towards the cells with its class
-    and similar attributes. Without attributes they are the latents themselves."""
+def drawn_together(run: Run, numbers: NDArray[np.intp], latents: F32, share: float) -> F32:
+    """The wanted latents float32[n, L] of the training cells `numbers`: each goes `share` of the way to the mean of the
+    cells with its class, which count the more of its attributes they have. Without attributes they are the latents
+    themselves."""
     if not run.config.attributes:
         return latents
     codes = load_attribute_codes(run, "train").codes[numbers]
@@ -164,13 +166,14 @@ def _drawn_together(run: Run, numbers: NDArray[np.intp], latents: F32) -> F32:
     result = latents.copy()
     for label in sorted(set(labels.tolist())):
         rows = np.flatnonzero((labels == label) & (codes >= 0).all(axis=1))
-        differ = (codes[rows][:, None] != codes[rows][None]).sum(axis=2)
-        weights = np.exp(-differ / _ALIKE)
-        np.fill_diagonal(weights, 0.0)
-        total = weights.sum(axis=1, keepdims=True)
-        like = total[:, 0] > 1e-6
-        mean = (weights[like] @ latents[rows]) / total[like]
-        result[rows[like]] += (_DRAWN * (mean - latents[rows[like]])).astype(np.float32)
+        for start in range(0, len(rows), _COMPARED):
+            some = rows[start : start + _COMPARED]
+            weights = np.exp(-(codes[some][:, None] != codes[rows][None]).sum(axis=2) / _ALIKE)
+            weights[np.arange(len(some)), start + np.arange(len(some))] = 0.0
+            total = weights.sum(axis=1, keepdims=True)
+            like = total[:, 0] > 1e-6
+            mean = (weights[like] @ latents[rows]) / total[like]
+            result[some[like]] += (share * (mean - latents[some[like]])).astype(np.float32)
     return result
 
 
