@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.compose
+import onnx.utils
 import onnxruntime
 from numpy.typing import NDArray
 from rich.progress import Progress
@@ -85,13 +87,7 @@ def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.
     uses the full trunk.
     """
     if precision == "float16":
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        proto = onnx.load(full)
-        kept = _before_weights(proto.graph) if any(node.op_type == "ArgMax" for node in proto.graph.node) else []
-        proto = convert_float_to_float16(
-            proto, keep_io_types=True, node_block_list=[node.name for node in kept if node.op_type != "Conv"]
-        )
+        proto = _halved(onnx.load(full))
         out.write_bytes(proto.SerializeToString(deterministic=True))
     else:
         _quantise(full, out, crops)
@@ -100,6 +96,25 @@ def reduce_trunk(full: Path, precision: Precision, out: Path, crops: NDArray[np.
     del proto.metadata_props[:]
     onnx.checker.check_model(proto)
     out.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _halved(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The trunk with weights and arithmetic of float16, but for what comes before the first convolutions where crops
+    are turned upright."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    if not any(node.op_type == "ArgMax" for node in proto.graph.node):
+        return convert_float_to_float16(proto, keep_io_types=True)
+    begin = sorted({node.input[0] for node in _before_weights(proto.graph) if node.op_type == "Conv"})
+    known = onnx.shape_inference.infer_shapes(proto)
+    before = onnx.utils.Extractor(known).extract_model([known.graph.input[0].name], begin)
+    after = onnx.utils.Extractor(known).extract_model(begin, [value.name for value in known.graph.output])
+    halved = convert_float_to_float16(after, keep_io_types=True)
+    OnnxModel(halved).topological_sort()
+    for part in (before, halved):
+        del part.graph.value_info[:]
+    return onnx.compose.merge_models(before, halved, io_map=[(name, name) for name in begin])
 
 
 def _quantise(full: Path, out: Path, crops: NDArray[np.uint8]) -> None:

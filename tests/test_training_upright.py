@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from labref.bundles.graph import check_graph
 from labref.cells.image import decode, prepare_pixels
+from training.config import PRESETS, override
 from training.measure.evaluate import turn
 
 SIDE = 128
@@ -19,10 +21,15 @@ EXACT = 4  # so many of these only exchange pixels
 @pytest.fixture(scope="module", autouse=True)
 def _networks() -> None:
     """What loads TensorFlow: only the worker that runs this file does, not each that collects it."""
-    global Upright, keras
+    global Upright, _before_weights, build_classifier, build_trunk, convert, draw_weights, keras, onnx, onnxruntime
+    global reduce_trunk
     import keras
+    import onnx
+    import onnxruntime
 
-    from training.networks.architecture import Upright
+    from exporters.bundles import convert
+    from exporters.precision import _before_weights, reduce_trunk
+    from training.networks.architecture import Upright, build_classifier, build_trunk, draw_weights
 
 
 def upright(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -79,3 +86,30 @@ def test_the_layer_is_kept_with_its_network(tmp_path: Path, drawn_cells: Path) -
     crop = prepare_pixels(decode(next(drawn_cells.rglob("*.jpg")).read_bytes())).crop[None]
     small = crop.reshape(1, SIDE, 2, SIDE, 2, 3).mean((2, 4))
     np.testing.assert_allclose(np.asarray(again(small)), upright(crop), atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_reduced_trunk_turns_crops_as_the_full_one_does(precision: str, tmp_path: Path, drawn_cells: Path) -> None:
+    """What says how a cell lies is not reduced: a crop that is turned otherwise has other features."""
+    settings = ["width=0.125", "input_size=64", "middle_repeats=0", "circle=true", "upright=true"]
+    classifier = build_classifier(
+        override(PRESETS["starter"], [f"classifier.{word}" for word in settings]).classifier, 9
+    )
+    draw_weights(classifier, 1)
+    crops = np.stack(
+        [prepare_pixels(decode(path.read_bytes())).crop for path in sorted(drawn_cells.rglob("*.jpg"))[:8]]
+    )
+    convert(build_trunk(classifier, 1), "crops", np.uint8, ["probabilities", "features"], tmp_path / "full.onnx")
+    reduce_trunk(tmp_path / "full.onnx", precision, tmp_path / "reduced.onnx", crops)  # type: ignore[arg-type]
+    check_graph((tmp_path / "reduced.onnx").read_bytes(), "reduced.onnx")
+    if precision == "int8":
+        before = [node.op_type for node in _before_weights(onnx.load(tmp_path / "reduced.onnx").graph)]
+        assert "ArgMax" in before and "QuantizeLinear" not in before
+        return
+    full, reduced = (
+        onnxruntime.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"]).run(
+            ["features"], {"crops": crops}
+        )[0]
+        for name in ("full.onnx", "reduced.onnx")
+    )
+    assert np.abs(reduced - full).mean() < 0.02 * np.abs(full - full.mean(axis=0)).mean()
