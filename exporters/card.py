@@ -145,13 +145,9 @@ def _adopted(training: Mapping[str, Any]) -> list[str]:
             f"All this was done for bundle {adopted['bundle'][:12]}, on cells prepared by version "
             f"{adopted['preparation'].get('version')}; its networks were taken over (`python -m training adopt`)."
         )
-    if "overlooks_neighbours" in adopted:
-        lines.append(
-            f"The encoder's last layer was then solved for again on {adopted['overlooks_neighbours']['cells']:,} cells laid beside "
-            "others (`python -m training overlook`)."
-        )
-        if adopted["overlooks_neighbours"].get("drawn"):
-            lines.append(_DRAWN)
+    solved = adopted.get("overlooks_neighbours") or {}
+    if solved and not solved.get("of_student"):
+        lines += _solved(solved)
     if "distilled" in adopted:
         taught, upright = adopted["distilled"], training["config"]["classifier"].get("upright")
         lines.append(
@@ -168,7 +164,17 @@ def _adopted(training: Mapping[str, Any]) -> list[str]:
         )
         if taught.get("drawn"):
             lines.append(_DRAWN)
+    if solved.get("of_student"):
+        lines += _solved(solved)
     return lines
+
+
+def _solved(taught: Mapping[str, Any]) -> list[str]:
+    told = (
+        f"The encoder's last layer was then solved for again on {taught['cells']:,} cells laid beside others (`python -m training "
+        "overlook`)."
+    )
+    return [told, _DRAWN] if taught.get("drawn") else [told]
 
 
 def _precisions(manifest: Manifest) -> list[str]:

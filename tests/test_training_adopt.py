@@ -476,6 +476,13 @@ def test_what_was_taught_stands_on_the_card_whether_the_run_was_adopted_or_not()
     assert ["40 cells" in line for line in _adopted({"adopted": taught})] == [True]
     assert ["abababababab" in line for line in _adopted({"adopted": came})] == [True]
     assert len(_adopted({"adopted": came | taught})) == 2
+    student = {"teacher_orientations": 8, "angles": 2, "epochs": 3, "changed": 0.4}
+    order = []
+    for solved in ({}, {"of_student": True}):  # in the order in which it was done
+        steps = {"distilled": student, "overlooks_neighbours": taught["overlooks_neighbours"] | solved}
+        lines = _adopted({"config": {"classifier": {}}, "adopted": steps})
+        order.append(["solved for again" in line for line in lines])
+    assert order == [[True, False], [False, True]]
 
 
 def test_a_run_that_was_taught_and_not_adopted_says_how_to_repeat_it(drawn_cells: Path, tmp_path: Path) -> None:

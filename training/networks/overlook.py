@@ -124,6 +124,7 @@ def overlook(run: Run, folder: Path, progress: Progress, *, cells: int = 3000, r
             "ridge": ridge,
             "drawn": _DRAWN * bool(run.config.attributes),
         }
+        | ({"of_student": True} if "distilled" in (run.adopted or {}) else {})
     }
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.folder / "classifier.keras", folder / "classifier.keras")
