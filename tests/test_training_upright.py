@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from labref.bundles.graph import check_graph
-from labref.cells.image import decode, prepare_pixels
+from labref.cells.image import decode, prepare, prepare_pixels
 from training.config import PRESETS, override
 from training.measure.evaluate import turn
 
@@ -32,10 +32,19 @@ def _networks() -> None:
     from training.networks.architecture import Upright, build_classifier, build_trunk, draw_weights
 
 
+def crops_of(folder: Path, count: int) -> NDArray[np.uint8]:
+    """The crops of the first pictures below a folder: uint8[count, 256, 256, 3]."""
+    return np.stack([prepare(path.read_bytes()).crop for path in sorted(folder.rglob("*.jpg"))[:count]])
+
+
+def small(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Crops uint8[n, 256, 256, 3] at the size of a network: float32[n, 128, 128, 3]."""
+    return crops.reshape(len(crops), SIDE, 2, SIDE, 2, 3).mean((2, 4)).astype(np.float32)
+
+
 def upright(crops: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Crops uint8[n, 256, 256, 3] at the size of a network, upright: float32[n, 128, 128, 3]."""
-    small = crops.reshape(len(crops), SIDE, 2, SIDE, 2, 3).mean((2, 4)).astype(np.float32)
-    return np.asarray(Upright()(small))
+    return np.asarray(Upright()(small(crops)))
 
 
 def within() -> NDArray[np.bool_]:
@@ -71,9 +80,7 @@ def test_where_nothing_lies_in_any_direction_nothing_is_lost() -> None:
 
 
 def test_a_batch_is_turned_as_each_of_its_crops_alone(drawn_cells: Path) -> None:
-    crops = np.stack(
-        [prepare_pixels(decode(path.read_bytes())).crop for path in sorted(drawn_cells.rglob("*.jpg"))[:5]]
-    )
+    crops = crops_of(drawn_cells, 5)
     together = upright(crops)
     for crop, stood in zip(crops, together, strict=True):
         np.testing.assert_allclose(upright(crop[None])[0], stood, atol=0.05)
@@ -83,9 +90,8 @@ def test_the_layer_is_kept_with_its_network(tmp_path: Path, drawn_cells: Path) -
     seen = keras.Input((SIDE, SIDE, 3))
     keras.Model(seen, Upright(name="upright")(seen)).save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    crop = prepare_pixels(decode(next(drawn_cells.rglob("*.jpg")).read_bytes())).crop[None]
-    small = crop.reshape(1, SIDE, 2, SIDE, 2, 3).mean((2, 4))
-    np.testing.assert_allclose(np.asarray(again(small)), upright(crop), atol=1e-3)
+    crops = crops_of(drawn_cells, 1)
+    np.testing.assert_allclose(np.asarray(again(small(crops))), upright(crops), atol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
@@ -96,9 +102,7 @@ def test_a_reduced_trunk_turns_crops_as_the_full_one_does(precision: str, tmp_pa
         override(PRESETS["starter"], [f"classifier.{word}" for word in settings]).classifier, 9
     )
     draw_weights(classifier, 1)
-    crops = np.stack(
-        [prepare_pixels(decode(path.read_bytes())).crop for path in sorted(drawn_cells.rglob("*.jpg"))[:8]]
-    )
+    crops = crops_of(drawn_cells, 8)
     convert(build_trunk(classifier, 1), "crops", np.uint8, ["probabilities", "features"], tmp_path / "full.onnx")
     reduce_trunk(tmp_path / "full.onnx", precision, tmp_path / "reduced.onnx", crops)  # type: ignore[arg-type]
     check_graph((tmp_path / "reduced.onnx").read_bytes(), "reduced.onnx")

@@ -35,11 +35,7 @@ BREAK = "break"
 """Name of the batch normalisation that is the sixth layer from the classifier's end: where features are taken."""
 _SOFT = 3 / 128  # width of the edge of the circle, as a share of the side of the crop
 _ANGLES = 360  # that are tried to turn a crop upright, before the best one is refined
-_HARMONICS = {
-    2: 0.0,
-    3: np.pi / 4,
-    4: 3 * np.pi / 4,
-}  # with the phase at which each is highest where a cell lies upright
+_HARMONICS = {2: 0.0, 3: np.pi / 4, 4: 3 * np.pi / 4}  # with the phase that each has where a crop lies upright
 _REACH = 0.9  # of half the side: what lies farther out does not tell how a cell lies
 
 
@@ -97,6 +93,14 @@ def build_classifier(config: ClassifierConfig, classes: int) -> keras.Model:
     return keras.Model(inputs, outputs, name="modified_xception")
 
 
+def _window(side: int, reach: float, edge: float) -> NDArray[np.float64]:
+    """float64[side, side]: 0 from `reach` pixels around the middle on, 1 where that is `edge` pixels away, smooth
+    between."""
+    place = np.arange(side) - (side - 1) / 2
+    within = np.clip((reach - np.hypot(place[:, None], place[None])) / edge, 0.0, 1.0)
+    return within**2 * (3.0 - 2.0 * within)
+
+
 @keras.saving.register_keras_serializable("labref")
 class Circle(layers.Layer):
     """[n, s, s, 3] with background outside of the circle inscribed in the crop, over a soft edge: what the corners hold
@@ -105,9 +109,7 @@ class Circle(layers.Layer):
     def build(self, input_shape: tuple[int, ...]) -> None:
         """Keep the window as a constant."""
         side = int(input_shape[1])
-        place = np.arange(side) - (side - 1) / 2
-        within = np.clip((side / 2 - np.hypot(place[:, None], place[None])) / (_SOFT * side), 0.0, 1.0)
-        self.window = (within**2 * (3.0 - 2.0 * within)).astype(np.float32)[None, :, :, None]
+        self.window = _window(side, side / 2, _SOFT * side).astype(np.float32)[None, :, :, None]
 
     def call(self, inputs: Any) -> Any:
         """One product and one sum."""
@@ -134,8 +136,7 @@ class Upright(layers.Layer):
         self.side = side = int(input_shape[1])
         row, column = (axis.ravel() for axis in np.mgrid[:side, :side] - (side - 1) / 2)
         radius, angle = np.hypot(row, column), np.arctan2(row, column)
-        within = np.clip((_REACH * side / 2 - radius) / (2 * _SOFT * side) + 0.5, 0.0, 1.0)
-        weight = radius * within**2 * (3.0 - 2.0 * within)
+        weight = radius * _window(side, (_REACH / 2 + _SOFT) * side, 2 * _SOFT * side).ravel()
         weight /= weight.sum()
         order, phase = np.repeat([*_HARMONICS], 2), np.repeat([*_HARMONICS.values()], 2)
         odd = np.arange(len(order)) % 2 == 1  # cosines and sines take turns

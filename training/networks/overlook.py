@@ -32,7 +32,7 @@ from training.networks.architecture import build_feature_model
 from training.networks.devices import forward
 from training.run import Run, RunError, load_attribute_codes, require_networks, require_new
 
-__all__ = ["Overlooked", "overlook", "solve"]
+__all__ = ["Overlooked", "drawn_together", "overlook", "solve"]
 
 NEAR_FAR: Final = (88.0, 132.0)
 """Distance of a neighbour's middle from the cell's, pixels."""
